@@ -1,0 +1,260 @@
+"""The queue's directory: its files, how it comes to be, which generation is the live one.
+
+Owns: file names, ``queue.json``, creation, the directory lock, renames and leftovers. Law: after each
+step the directory is either no queue at all or one whole queue. Must not know: LMDB (whoever creates
+passes a function that writes a first environment), transactions, items.
+
+Files::
+
+    queue.json           written once, last: where it stands, a whole queue stands
+    00000001.mdb         a generation: one LMDB environment; the live one has the highest number
+    00000001.mdb-lock    LMDB's lock file for it
+    00000002.mdb.tmp     a copy in the making (compaction), worthless until generation 1 says otherwise
+    session, bell        see _session and _wakeup
+
+The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
+names change: creating, opening, and the last steps of a swap. So nobody opens a generation while it
+is renamed or removed. Whoever wants both it and the write lock of a generation takes the write lock
+first; opening takes no write lock inside it.
+
+Creation, under the directory lock:
+
+====  ================================================  =======================================
+step  what is done                                      a crash after it leaves
+====  ================================================  =======================================
+1     make the directory, fsync its parent              an empty directory: no queue
+2     write 00000001.mdb.tmp, fsync it and the          leftovers, no queue
+      directory
+3     write queue.json.tmp, fsync it                    leftovers, no queue
+4     rename it to queue.json, fsync the directory      the queue: whoever opens it does step 5
+5     rename 00000001.mdb.tmp to 00000001.mdb, fsync    the queue
+      the directory
+====  ================================================  =======================================
+
+A directory with leftovers of steps 2 and 3 only is cleared and step 2 begins anew; they never held an
+item. An environment without a ``queue.json`` is nobody's leftover: it is left alone, with an error.
+The swap of generations is described in ``_compact``.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from lmdbqueue import _flock
+from lmdbqueue._errors import (
+    AccessError,
+    CorruptQueueError,
+    DiskFullError,
+    ExistsError,
+    FormatError,
+    QueueError,
+    StorageError,
+)
+from lmdbqueue._format import Options
+
+_GENERATION: Final = re.compile(r"(\d{8})\.mdb")
+_LEFTOVER_OF_CREATION: Final = re.compile(r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp")
+_OPTIONS_FILE: Final = "queue.json"
+SESSION: Final = "session"
+BELL: Final = "bell"
+_LMDB_MAGIC: Final = 0xBEEFC0DE
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+
+
+def open_directory(path: str, wanted: Options, build: Callable[[str], None], *, fresh: bool = False) -> "Directory":
+    """Open the queue directory at ``path``, or create it with ``wanted`` and a first environment by ``build``.
+
+    With ``fresh`` a queue that is there already is refused (``ExistsError``).
+    """
+    with translated(path, "opening"):
+        _refuse_file(path)
+        _make(path)
+        with _flock.exclusive(path):
+            if not os.path.exists(os.path.join(path, _OPTIONS_FILE)):
+                _create(path, wanted, build)
+            elif fresh:
+                raise ExistsError(path)
+            with open(os.path.join(path, _OPTIONS_FILE), "rb") as file:
+                options = Options.from_json(path, file.read())
+        _refuse_read_only(path)
+        return Directory(path, options)
+
+
+class Directory:
+    """One queue directory that exists. Safe to use from any thread and process."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        self.path = path
+        self.options = options
+        status = os.stat(path)
+        self.identity = (status.st_dev, status.st_ino, options.uuid)
+
+    def file(self, name: str) -> str:
+        """Return the path of one of the queue's small files."""
+        return os.path.join(self.path, name)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory lock for the block."""
+        with translated(self.path, "locking"), _flock.exclusive(self.path):
+            yield
+
+    def generation(self, number: int) -> str:
+        """Return the path of a generation's environment."""
+        return os.path.join(self.path, f"{number:08}.mdb")
+
+    def draft(self, number: int) -> str:
+        """Return the path where generation ``number`` is written before it counts."""
+        return self.generation(number) + ".tmp"
+
+    def newest(self) -> int:
+        """Return the highest generation there is, 0 for none. Call it under the directory lock."""
+        with translated(self.path, "listing"):
+            numbers = [int(match[1]) for name in os.listdir(self.path) if (match := _GENERATION.fullmatch(name))]
+        return max(numbers, default=0)
+
+    def publish(self, number: int) -> None:
+        """Give the finished draft of generation ``number`` its name, unless somebody did. Under the lock."""
+        with translated(self.path, "renaming"):
+            if not os.path.exists(self.generation(number)):
+                if not os.path.exists(self.draft(number)):
+                    raise CorruptQueueError(self.path, f"the file of generation {number} is not there")
+                os.rename(self.draft(number), self.generation(number))
+            sync_directory(self.path)
+
+    def clean(self, live: int, *, alone: bool) -> None:
+        """Remove the generations before ``live`` and, when no other process is there, drafts. Under the lock."""
+        for name in os.listdir(self.path):
+            match = _GENERATION.match(name)
+            if match and (int(match[1]) < live or (alone and ".tmp" in name)):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self.path, name))
+
+    def strangers(self, live: int) -> list[str]:
+        """Return the names that do not belong in the directory while ``live`` is the live generation."""
+        mine = {_OPTIONS_FILE, SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        return sorted(set(os.listdir(self.path)) - mine)
+
+
+@contextmanager
+def translated(path: str, operation: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path, operation) from error
+
+
+def explain(error: OSError, path: str, operation: str) -> QueueError:
+    """Return our error for one of the operating system."""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM:
+        return disk_full(path)
+    if error.errno in _NO_ACCESS:
+        return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
+    return StorageError(path, operation, reason)
+
+
+def disk_full(path: str) -> DiskFullError:
+    """Return the error that says how full the file system of ``path`` is."""
+    space = os.statvfs(path)
+    total = space.f_blocks * space.f_frsize
+    return DiskFullError("bytes", total, total - space.f_bavail * space.f_frsize, 0)
+
+
+def sync_file(fd: int) -> None:
+    """Bring a file to the disk, through the disk's own cache on macOS too."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk; no file's own fsync does that."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(path: str) -> None:
+    """Remove a queue directory and all in it."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _make(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    sync_directory(os.path.dirname(path))
+
+
+def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
+    names = os.listdir(path)
+    if "data.mdb" in names:
+        raise FormatError(path, "an LMDB environment of another program", "choose another directory")
+    if any(_GENERATION.fullmatch(name) for name in names):
+        raise CorruptQueueError(path, "it holds an environment (*.mdb) but no queue.json")
+    if foreign := [name for name in names if not _LEFTOVER_OF_CREATION.fullmatch(name)]:
+        found = f"a directory that holds other files ({sorted(foreign)[0]!r})"
+        raise FormatError(path, found, "choose a directory that is empty or not there yet")
+    for name in names:
+        os.unlink(os.path.join(path, name))
+
+    draft = Directory(path, options).draft(1)
+    build(draft)
+    fd = os.open(draft, os.O_RDWR)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    sync_directory(path)
+
+    final = os.path.join(path, _OPTIONS_FILE)
+    fd = os.open(final + ".tmp", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(fd, options.to_json())
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    os.rename(final + ".tmp", final)
+    sync_directory(path)
+
+
+def _refuse_file(path: str) -> None:
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with open(path, "rb") as file:
+        head = file.read(64)
+        size = os.fstat(file.fileno()).st_size
+    if struct.pack("=I", _LMDB_MAGIC) in head:
+        raise FormatError(path, "an LMDB environment of another program", "choose another name")
+    if len(head) >= 8:  # noqa: PLR2004  (its header: number of items, offset of the first; both 32 bits)
+        count, start = struct.unpack_from("=II", head)
+        if 8 <= start <= size and (count == 0) == (start == size):  # noqa: PLR2004
+            raise FormatError(
+                path,
+                f"a file of python-persistent-queue with {count:,} items",
+                "choose another name, read the old items with python-persistent-queue and push them here",
+            )
+    raise FormatError(path, "a file", "choose another name")
+
+
+def _refuse_read_only(path: str) -> None:
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise AccessError(path, "its directory is not writable")

@@ -1,0 +1,313 @@
+"""One queue directory as this process has it open: shared, followed through swaps, kept safe at forks.
+
+Owns: which generation is the live one here, the queue of calls that wait for a transaction, the
+reference counts. Law: whatever runs, runs in the live generation, and nothing of a user's code runs
+inside a transaction. Must not know: LMDB (that is ``_generation``), what a verb means.
+
+Locks of one environment, in the order in which they may be taken; none is held while user code runs:
+
+``_writer``   the right of one thread to open a write transaction; LMDB's own write lock follows it
+``_moving``   held while the live generation is replaced
+``_state``    guards ``generation``, ``handles`` and every ``generation.users``; held for a few steps
+              only. ``_idle`` is its condition: notified when a ``users`` falls to 0.
+
+Group commit. A caller puts its call into ``_waiting`` and asks for ``_writer``. Whoever gets it leads:
+it takes all that waits and runs it in one transaction, so those that came while the leader before was
+syncing share one commit. Everybody else finds the own call done when it gets the lock. A lone caller
+finds the lock free and its own call alone: nothing waits for company. A leader that is interrupted
+puts back what it did not settle; a waiter that is interrupted takes its call out, or, if it is in a
+leader's hands already, leaves it to be done whole.
+
+Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
+does anything (see ``_compact``). Whoever finds it moves this process on and tries again. The old
+generation closes when its last transaction here has ended.
+
+Fork. ``fork`` waits until no transaction of this process is under way, since one that was open could
+not be ended in the child without damage to the parent's. In the child everything is dropped and
+opened anew at the next call. A fork that cannot wait (a thread forks inside its own transaction, or
+another's lasts too long) leaves a child in which that queue raises ``ForkError``.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from lmdbqueue import _fifo, _format, _generation
+from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
+from lmdbqueue._errors import ClosedError, ForkError, OptionError
+from lmdbqueue._generation import Call, Generation, Superseded, Txn
+from lmdbqueue._session import Session
+from lmdbqueue._wakeup import Bell
+
+_FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
+
+_environments: dict[tuple[int, int, str], "Environment"] = {}
+_opening = threading.RLock()
+
+
+def open_environment(path: str, wanted: _format.Options, name: str) -> "Environment":
+    """Return this process's handle on the directory at ``path``, with a queue ``name`` in it."""
+    with _opening:
+        directory = open_directory(path, wanted, _generation.build)
+        for option in ("checksum", "durability"):
+            stored, given = getattr(directory.options, option), getattr(wanted, option)
+            if stored != given:
+                raise OptionError(path, option, stored, given)
+        environment = _environments.get(directory.identity)
+        if environment is None:
+            environment = Environment(directory)
+            _environments[directory.identity] = environment
+        environment.handles += 1
+    try:
+        environment.prepare(name)
+    except BaseException:
+        environment.release()
+        raise
+    return environment
+
+
+class Environment:
+    """The shared handle of one directory. At most one for a directory in a process."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.handles = 0  # queue objects that use it
+        self._torn = False  # in a child: a transaction of the parent was open at the fork
+        self._start()
+
+    def _start(self) -> None:
+        """Begin with nothing open: at first, and again in a forked child."""
+        self.bell = Bell(self.directory.file(BELL))
+        self._session: Session | None = None
+        self._generation: Generation | None = None
+        self._waiting: deque[Call] = deque()
+        self._writer = threading.Lock()
+        self._moving = threading.Lock()
+        self._state = threading.Lock()
+        self._idle = threading.Condition(self._state)
+
+    def release(self) -> None:
+        """Give back one handle; the last one closes what is open, once its transactions have ended."""
+        with _opening:
+            self.handles -= 1
+            if self.handles:
+                return
+            _environments.pop(self.directory.identity, None)
+            with self._moving:
+                with self._state:
+                    generation = self._generation
+                    if generation is not None:
+                        self._idle.wait_for(lambda: not generation.users)
+                    self._generation = None
+                if generation is not None:
+                    generation.close()
+                if self._session is not None:
+                    self._session.leave()
+            self.bell.close()
+
+    # --- transactions
+
+    def view(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, tables, *args)`` of a snapshot of the queue ``name``."""
+        while True:
+            generation = self._enter()
+            try:
+                return generation.view(name, fn, args)
+            except Superseded:
+                pass
+            finally:
+                self._leave(generation)
+            self.follow(generation)
+
+    def update(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
+
+        ``fn`` may be run more than once before it takes effect once.
+        """
+        call = Call(name, fn, args)
+        self._waiting.append(call)
+        try:
+            with self._writer:
+                if not call.done:
+                    self._lead()
+        except BaseException:
+            if call in self._waiting:
+                self._waiting.remove(call)
+            raise
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    def _lead(self) -> None:
+        calls = []
+        try:
+            while self._waiting:
+                calls.append(self._waiting.popleft())
+            while pending := [call for call in calls if not call.done]:
+                generation = self._enter()
+                try:
+                    generation.update(pending)
+                except Superseded:
+                    pass
+                finally:
+                    self._leave(generation)
+                if not pending[-1].done:
+                    self.follow(generation)
+        finally:
+            self._waiting.extendleft(call for call in reversed(calls) if not call.done)
+            if any(call.result for call in calls if call.done):
+                self.bell.ring()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[tuple[Generation, Txn]]:
+        """Hold the write lock of the live generation; what the block does not commit is undone."""
+        with self._writer:
+            generation, txn = self._begin_exclusive()
+            try:
+                yield generation, txn
+            finally:
+                txn.abort()
+                self._leave(generation)
+
+    def _begin_exclusive(self) -> tuple[Generation, Txn]:
+        while True:
+            generation = self._enter()
+            try:
+                return generation, generation.begin_exclusive()
+            except BaseException as error:
+                self._leave(generation)
+                if not isinstance(error, Superseded):
+                    raise
+            self.follow(generation)
+
+    def prepare(self, name: str) -> None:
+        """Make sure that there is a queue ``name``. Waits for a transaction under way."""
+        with self._writer:
+            while True:
+                generation = self._enter()
+                try:
+                    generation.prepare(name, _fifo.create)
+                    return
+                except Superseded:
+                    pass
+                finally:
+                    self._leave(generation)
+                self.follow(generation)
+
+    # --- the live generation
+
+    def _enter(self) -> Generation:
+        while True:
+            with self._state:
+                generation = self._generation
+                if generation is not None:
+                    generation.users += 1
+                    return generation
+            self.follow(None)
+
+    def _leave(self, generation: Generation) -> None:
+        with self._state:
+            generation.users -= 1
+            if generation.users:
+                return
+            self._idle.notify_all()
+            is_live = generation is self._generation
+        if not is_live:
+            generation.close()
+
+    def follow(self, old: Generation | None) -> None:
+        """Go from ``old`` to the live generation, unless another thread of this process did already."""
+        with self._moving:
+            if self._generation is not old:
+                return
+            if self._torn:
+                raise ForkError(self.directory.path)
+            if not self.handles:
+                raise ClosedError(self.directory.path)
+            generation = self._open_live(old)
+            with self._state:
+                self._generation = generation
+                is_unused = old is not None and not old.users
+            if old is not None and is_unused:
+                old.close()
+
+    def _open_live(self, old: Generation | None) -> Generation:
+        number = 1 if old is None else old.number + 1
+        while True:
+            with self.directory.lock():
+                joined = self._session is None
+                if self._session is None:
+                    self._session = Session(self.directory.file(SESSION))
+                number = max(number, self.directory.newest())
+                self.directory.publish(number)  # ends a creation or a swap that was cut short
+                generation = Generation(self.directory.generation(number), number, self.directory.options)
+                try:
+                    is_live = not generation.is_superseded()
+                    if is_live:
+                        self.directory.clean(number, alone=joined and self._session.first)
+                except BaseException:
+                    generation.close()
+                    raise
+            try:
+                if is_live:
+                    generation.prepare(None, _fifo.create)
+                    return generation
+            except Superseded:
+                pass
+            except BaseException:
+                generation.close()
+                raise
+            generation.close()
+            number += 1
+
+    # --- fork
+
+    def freeze(self, deadline: float) -> None:
+        """Let no transaction be open in this process until ``thaw``, or note that there is one."""
+        locks = (self._writer, self._moving, self._state)
+        self._frozen = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+        generation = self._generation
+        self._torn = len(self._frozen) < len(locks) or not (
+            generation is None
+            or self._idle.wait_for(lambda: not generation.users, max(0.0, deadline - time.monotonic()))
+        )
+
+    def thaw(self) -> None:
+        """Go on in the parent."""
+        self._torn = False
+        for lock in reversed(self._frozen):
+            lock.release()
+
+    def restart(self) -> None:
+        """Go on in the child, with nothing of the parent's but the files."""
+        self.bell.forget()
+        if not self._torn and self._generation is not None:
+            self._generation.close()
+        self._inherited = self._generation if self._torn else None  # closing it would harm the parent
+        self._start()
+
+
+def _freeze_all() -> None:
+    _opening.acquire()
+    deadline = time.monotonic() + _FORK_PATIENCE
+    for environment in _environments.values():
+        environment.freeze(deadline)
+
+
+def _thaw_all() -> None:
+    for environment in _environments.values():
+        environment.thaw()
+    _opening.release()
+
+
+def _restart_all() -> None:
+    for environment in _environments.values():
+        environment.restart()
+    _opening.release()
+
+
+os.register_at_fork(before=_freeze_all, after_in_parent=_thaw_all, after_in_child=_restart_all)

@@ -1,0 +1,143 @@
+"""The verbs as plain functions of a transaction: what a queue *is*.
+
+Owns: the order of items, head and tail. Law: items leave in the order of their sequence numbers; a
+number is given once, to the tail; a function looks before it writes. Must not know: opening,
+committing, waiting, clocks, threads, pickling.
+
+The records of a queue, and what holds of them between any two transactions:
+
+- ``items``: sequence number -> value (the payload, sealed if the queue has checksums)
+- ``tail``: the next number to be given, so also how many items were ever pushed
+- ``head``: the number of the first item, or ``tail`` when there is none
+- every number in ``items`` is at least ``head`` and below ``tail``
+
+Functions that write return what they changed; an empty answer says that nothing was.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from lmdbqueue._errors import CorruptQueueError, Full
+from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
+from lmdbqueue._generation import Tables, Txn
+
+Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
+
+
+def create(txn: Txn, queue: Tables) -> bool:
+    """Make the records of an empty queue."""
+    txn.put(queue.head, pack(0), db=queue.meta)
+    txn.put(queue.tail, pack(0), db=queue.meta)
+    return True
+
+
+def bounds(txn: Txn, queue: Tables) -> tuple[int, int]:
+    """Return head and tail."""
+    return _number(txn, queue, queue.head), _number(txn, queue, queue.tail)
+
+
+def count(txn: Txn, queue: Tables) -> int:
+    """Return how many items there are, from LMDB's own count."""
+    return txn.stat(queue.items)["entries"]
+
+
+def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:
+    """Append the payloads, all or none; return their sequence numbers.
+
+    Raises ``Full`` if more than ``maxsize`` items (0: no limit) would be in the queue, or more than
+    ``max_bytes`` (None: no limit) of pages in use in its environment.
+    """
+    if maxsize > 0 and (waiting := count(txn, queue)) + len(payloads) > maxsize:
+        raise Full("items", maxsize, waiting, len(payloads))
+    if max_bytes is not None:
+        used, added = queue.generation.used(txn), _space_for(payloads, txn.stat(queue.items)["psize"])
+        if used + added > max_bytes:
+            raise Full("bytes", max_bytes, used, added)
+    tail = _number(txn, queue, queue.tail)
+    given = range(tail, tail + len(payloads))
+    keys = map(pack, given)
+    entries: Iterable[Entry]
+    if queue.sealed:
+        entries = ((key, seal(key, payload)) for key, payload in zip(keys, payloads, strict=True))
+    else:
+        entries = zip(keys, payloads, strict=True)
+    with txn.cursor(queue.items) as cursor:
+        _, added = cursor.putmulti(entries, append=True)
+    if added != len(given):  # py-lmdb skips what is out of order without a word
+        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
+    txn.put(queue.tail, pack(given.stop), db=queue.meta)
+    return given
+
+
+def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:
+    """Return the first ``n`` entries, or as many as there are."""
+    with txn.cursor(queue.items) as cursor:
+        return list(islice(cursor.iternext(), n))
+
+
+def since(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Entry]:
+    """Return the entries from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
+    entries = []
+    with txn.cursor(queue.items) as cursor:
+        if cursor.set_range(pack(seq)):
+            for entry in cursor.iternext():
+                entries.append(entry)
+                max_bytes -= len(entry[1])
+                if max_bytes <= 0:
+                    break
+    return entries
+
+
+def remove(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> int:
+    """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
+    with txn.cursor(queue.items) as cursor:
+        if list(islice(cursor.iternext(values=False), len(keys))) != keys:
+            return 0
+    return delete(txn, queue, len(keys))
+
+
+def delete(txn: Txn, queue: Tables, n: int) -> int:
+    """Remove the first ``n`` items, or as many as there are; return how many went."""
+    removed = 0
+    with txn.cursor(queue.items) as cursor:
+        if cursor.first():
+            while removed < n and cursor.delete():
+                removed += 1
+        head = cursor.key()  # that of the item now under the cursor, empty behind the last
+    if removed:
+        txn.put(queue.head, head or pack(_number(txn, queue, queue.tail)), db=queue.meta)
+    return removed
+
+
+def clear(txn: Txn, queue: Tables) -> int:
+    """Remove all items; return how many went. The tail stays: no number is given twice."""
+    removed = count(txn, queue)
+    if removed:
+        txn.drop(queue.items, delete=False)
+        txn.put(queue.head, pack(_number(txn, queue, queue.tail)), db=queue.meta)
+    return removed
+
+
+def _number(txn: Txn, queue: Tables, key: bytes) -> int:
+    value = txn.get(key, db=queue.meta)
+    if value is None:
+        raise CorruptQueueError(queue.generation.path, f"the record {key.decode()!r} is missing")
+    return unpack(value)
+
+
+def _space_for(payloads: Sequence[bytes], page: int) -> int:
+    """Return the bytes of pages that the payloads take at the most, appended to a tree of LMDB."""
+    header, node = 16, 8 + 8 + 2  # of a page; of an item: its node's header, key, index in the page
+    overflow = 0
+    leaves = 0
+    largest = 0
+    for payload in payloads:
+        size = node + SEAL_SIZE + len(payload) + 1  # rounded up to an even size
+        if size > page // 2 - header:  # in pages of its own, with a page number in the leaf
+            overflow += -(-(header + SEAL_SIZE + len(payload)) // page)
+            size = node + 8
+        leaves += size
+        largest = max(largest, size)
+    full = -(-leaves // (page - header - largest)) + 1  # a leaf is closed when the next does not fit
+    branches = full // 50 + 3
+    return (overflow + full + branches) * page

@@ -1,0 +1,66 @@
+"""Locks of the operating system that die with their process.
+
+Owns: ``flock`` on a file or directory, taken through a descriptor of its own. Law: a lock belongs to
+the process that took it and to nobody else; the kernel frees it at death, however that comes. Must
+not know: what a lock is for.
+
+An ``flock`` belongs to the open file description, which a forked child shares: a child that kept the
+descriptor would keep the lock of a dead parent. So every descriptor is listed here and closed in the
+child, which leaves the parent's lock alone (only the last close frees it). A POSIX record lock is not
+inherited, but is lost when *any* descriptor of its file is closed in the process, and cannot be had
+on a directory that is open for reading.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_held: set[int] = set()
+
+
+def acquire(path: str, *, exclusive: bool, wait: bool = True) -> int | None:
+    """Lock what is at ``path``, which must exist; return a handle, or None if that would wait."""
+    fd = os.open(path, os.O_RDONLY)
+    _held.add(fd)
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        release(fd)
+        return None
+    except BaseException:
+        release(fd)
+        raise
+    return fd
+
+
+def share(fd: int) -> None:
+    """Turn an exclusive lock into a shared one. Another waiter may slip in between."""
+    fcntl.flock(fd, fcntl.LOCK_SH)
+
+
+def release(fd: int) -> None:
+    """Free the lock; in a forked child, of a lock that its parent took, do nothing."""
+    if fd in _held:
+        _held.discard(fd)
+        os.close(fd)
+
+
+@contextmanager
+def exclusive(path: str) -> Iterator[None]:
+    """Hold the exclusive lock of ``path`` for the block, waiting for it first."""
+    fd = acquire(path, exclusive=True)
+    assert fd is not None  # noqa: S101  (it waited)
+    try:
+        yield
+    finally:
+        release(fd)
+
+
+def _forget_in_child() -> None:
+    for fd in _held:
+        os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

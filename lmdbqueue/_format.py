@@ -1,0 +1,118 @@
+"""What the bytes on disk mean, and nothing else.
+
+Owns: the format version, ``queue.json``, the names of the sub-databases and records, sequence numbers
+and the seal of a payload. Law: pure functions of bytes; whoever reads ``docs/format.md`` finds each
+line of it here. Must not know: files, transactions, LMDB.
+"""
+
+import json
+import re
+import uuid
+from dataclasses import asdict, dataclass, field
+from struct import Struct
+from typing import Final, Literal, get_args
+from zlib import crc32
+
+from lmdbqueue._errors import CorruptQueueError, VersionError
+
+VERSION: Final = 1
+MAX_PAYLOAD: Final = 0xFFFF_FFFF - 4  # LMDB's largest value, less the seal
+
+Durability = Literal["full", "off"]
+
+# --- numbers: 8 bytes, big-endian, so that LMDB's order of bytes is the order of numbers
+
+_NUMBER: Final = Struct(">Q")
+pack = _NUMBER.pack
+
+
+def unpack(data: bytes) -> int:
+    """Return the number that 8 big-endian bytes stand for."""
+    number: int = _NUMBER.unpack(data)[0]
+    return number
+
+
+# --- names inside the environment
+
+NEXT_GENERATION: Final = b"next"  # in the unnamed database, readable before any other is open
+META: Final = b"meta"
+LAST_TXN: Final = b"txn"  # in META, as are the heads and tails
+
+_NAME: Final = re.compile(r"[^/\0]+")
+_MAX_NAME: Final = 200  # bytes: LMDB takes keys of up to 511
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
+    if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME:
+        message = f"a queue's name is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
+        raise ValueError(message)
+    return name
+
+
+def record(name: str, what: str) -> bytes:
+    """Return the key of something that belongs to the queue ``name``: its items, head or tail."""
+    return f"{name}/{what}".encode()
+
+
+def queue_of(key: bytes) -> str | None:
+    """Return the name of the queue whose items are in the sub-database ``key``, if it is such a one."""
+    name, slash, what = key.partition(b"/")
+    return name.decode() if slash and what == b"items" else None
+
+
+# --- the seal: a CRC-32 over key and payload, little-endian and *behind* the payload, since the CRC
+# over data and its own little-endian CRC is a constant: checking needs no slice
+
+_SEAL: Final = Struct("<I")
+SEAL_SIZE: Final = _SEAL.size
+_RESIDUE: Final = 0x2144DF1C
+
+
+def seal(key: bytes, payload: bytes) -> bytes:
+    """Return the value to store under ``key``: the payload and its checksum."""
+    return payload + _SEAL.pack(crc32(payload, crc32(key)))
+
+
+def is_intact(key: bytes, value: bytes) -> bool:
+    """Tell whether a sealed value is what was stored under ``key``."""
+    return crc32(value, crc32(key)) == _RESIDUE
+
+
+# --- queue.json
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is fixed when a queue directory is created."""
+
+    checksum: bool = True
+    durability: Durability = "full"
+    uuid: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def to_json(self) -> bytes:
+        """Return the content of ``queue.json``."""
+        return json.dumps({"format": VERSION, **asdict(self)}, indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, path: str, text: bytes) -> "Options":
+        """Read the content of ``queue.json``; ``path``, the queue's directory, is for the errors."""
+        try:
+            stored = json.loads(text)
+            version = stored.pop("format")
+            if isinstance(version, int) and version > VERSION:
+                raise VersionError(
+                    path, f"format {version}, this version reads up to {VERSION}", "upgrade lmdbqueue to open it"
+                )
+            options = cls(**stored)
+            sound = (
+                version == VERSION
+                and isinstance(options.checksum, bool)
+                and options.durability in get_args(Durability)
+                and len(bytes.fromhex(options.uuid)) == 16  # noqa: PLR2004  (a UUID has 16 bytes)
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptQueueError(path, f"queue.json cannot be read ({error})") from error
+        if not sound:
+            raise CorruptQueueError(path, "queue.json holds values that no version has written")
+        return options

@@ -1,0 +1,201 @@
+"""``PersistentQueue``: the verbs on an LMDB environment.
+
+Owns: what a user opens, passes around and closes. Law: each step is one call of the environment; what
+it means stands in ``_fifo``, what a verb makes of it in ``_verbs``. Must not know: LMDB, generations.
+"""
+
+import os
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+from lmdbqueue import _check, _compact, _fifo, _format
+from lmdbqueue._env import Environment, open_environment
+from lmdbqueue._errors import ClosedError, CorruptItemError
+from lmdbqueue._standard import StandardQueue
+from lmdbqueue._verbs import Entry
+
+T = TypeVar("T")
+
+_BROWSE_BYTES = 1 << 18  # of items that iteration reads at a time
+
+
+class PersistentQueue(StandardQueue[T]):
+    """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
+
+    ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
+    be. ``name`` picks one of several queues in it. ``dumps`` turns an item into bytes and ``loads``
+    back; with pickle, the default, opening a queue means trusting whoever can write to it.
+    ``maxsize`` (items in this queue) and ``max_bytes`` (pages in use in the directory's environment)
+    limit what this object pushes; 0 and None: no limit. ``flush_limit``: bytes of empty space below
+    which ``flush`` does nothing.
+
+    ``durability`` and ``checksum`` are fixed when the directory is created. With ``"full"`` a call
+    that returned is on disk: neither a killed process nor a power cut takes it back. With ``"off"``
+    it survives a killed process, and after a power cut nothing is promised.
+
+    One object may be used by many threads. A forked child may go on using it; sent to a spawned
+    process, by pickling, it opens the same queue there.
+
+    Raises, on opening: ``FormatError``, ``VersionError``, ``OptionError``, ``AccessError``,
+    ``CorruptQueueError``; nothing at the path is touched then.
+    """
+
+    def __init__(  # noqa: PLR0913  (the interface of python-persistent-queue, and the options beside it)
+        self,
+        filename: str | os.PathLike[str],
+        path: str | os.PathLike[str] = ".",
+        dumps: Callable[[T], bytes] = pickle.dumps,
+        loads: Callable[[bytes], T] = pickle.loads,
+        flush_limit: int = 1048576,
+        *,
+        name: str = "queue",
+        maxsize: int = 0,
+        max_bytes: int | None = None,
+        durability: _format.Durability = "full",
+        checksum: bool = True,
+    ) -> None:
+        if durability not in ("full", "off"):
+            message = f"durability is 'full' or 'off', not {durability!r}"
+            raise ValueError(message)
+        self.filename = filename
+        self.path = path
+        self.dumps = dumps
+        self.loads = loads
+        self.flush_limit = flush_limit
+        self.name = _format.check_name(name)
+        self.maxsize = maxsize
+        self.max_bytes = max_bytes
+        self.durability = durability
+        self.checksum = checksum
+        self._hand_lock = threading.Lock()
+        self._directory = os.path.abspath(os.path.join(path, filename))
+        environment = open_environment(
+            self._directory, _format.Options(checksum=checksum, durability=durability), name
+        )
+        self._environment: Environment | None = environment
+        self._release = weakref.finalize(self, environment.release)
+
+    def __repr__(self) -> str:
+        state = "" if self._environment is not None else ", closed"
+        return f"<{type(self).__name__} {self.name!r} in {self._directory!r}{state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same queue in the process that unpickles it."""
+        return _reopen, (type(self), self._directory, self._options())
+
+    def count(self) -> int:
+        """Return how many items are in the queue, at a cost that does not depend on it."""
+        found: int = self._open.view(self.name, _fifo.count)
+        return found
+
+    def flush(self, force: bool = False) -> int:  # noqa: FBT001, FBT002
+        """Give empty space back to the file system; return by how many bytes the file shrank.
+
+        Does nothing if less than ``flush_limit`` bytes are empty, unless ``force``. Without it the
+        space is used again for new items, so a queue needs it only after it was much longer than it
+        will be. Other processes go on meanwhile: readers at once, writers when the copy is done. It
+        covers all queues of the directory, needs room on disk for a copy of what is in use, and
+        changes nothing if it fails (``DiskFullError``) or its process dies.
+        """
+        return _compact.flush(self._open, self.name, -1 if force else max(0, self.flush_limit))
+
+    def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
+        """Make a compacted copy of the whole directory, a queue of its own, and return it opened.
+
+        It is a snapshot of one moment, durable when this returns. ``path=None``: beside this one.
+        Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
+        """
+        target = self.path if path is None else path
+        _compact.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
+        return type(self)(new_filename, target, **self._options())
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the files: an empty list, or a sentence for each problem.
+
+        Looks at all queues of the directory: the structure of the file, each checksum, head and tail
+        against the items, files that should not be there. Writers wait meanwhile.
+        """
+        return _check.check(self._open, self.name)
+
+    def close(self) -> None:
+        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
+
+        Closing is not needed for durability: there is nothing in memory. Doing it twice is harmless.
+        """
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            environment.bell.ring()
+            self._release()
+
+    # --- the engine
+
+    @property
+    def _open(self) -> Environment:
+        if self._environment is None:
+            raise ClosedError(self._directory)
+        return self._environment
+
+    def _options(self) -> dict[str, Any]:
+        names = ("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "durability", "checksum")
+        return {name: getattr(self, name) for name in names}
+
+    def _append(self, payloads: Sequence[bytes]) -> range:
+        given: range = self._open.update(self.name, _fifo.push, payloads, self.maxsize, self.max_bytes)
+        return given
+
+    def _first(self, n: int) -> list[Entry]:
+        entries: list[Entry] = self._open.view(self.name, _fifo.first, n)
+        return entries
+
+    def _since(self, seq: int) -> list[Entry]:
+        entries: list[Entry] = self._open.view(self.name, _fifo.since, seq, _BROWSE_BYTES)
+        return entries
+
+    def _remove(self, keys: list[bytes]) -> int:
+        removed: int = self._open.update(self.name, _fifo.remove, keys)
+        return removed
+
+    def _delete(self, n: int) -> int:
+        removed: int = self._open.update(self.name, _fifo.delete, n)
+        return removed
+
+    def _clear(self) -> int:
+        removed: int = self._open.update(self.name, _fifo.clear)
+        return removed
+
+    def _payloads(self, entries: list[Entry]) -> list[bytes]:
+        if not self.checksum:
+            return [value for _, value in entries]
+        for key, value in entries:
+            if not _format.is_intact(key, value):
+                raise CorruptItemError(_format.unpack(key), value[: -_format.SEAL_SIZE])
+        if self.loads is pickle.loads:  # it stops at the end of the pickle, so the seal need not be cut off
+            return [value for _, value in entries]
+        return [value[: -_format.SEAL_SIZE] for _, value in entries]
+
+    def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
+        key, value = entry
+        return _format.unpack(key), value[: -_format.SEAL_SIZE] if self.checksum else value
+
+    def _listen(self) -> int:
+        return self._open.bell.listen()
+
+    def _sleep(self, ticket: int, timeout: float) -> None:
+        self._open.bell.wait(ticket, timeout)
+
+    def _wake(self) -> None:
+        self._open.bell.ring()
+
+
+def _reopen(cls: type[PersistentQueue[Any]], directory: str, options: dict[str, Any]) -> PersistentQueue[Any]:
+    path, filename = os.path.split(directory)
+    return cls(filename, path, **options)

@@ -1,0 +1,120 @@
+"""The face of the standard library's ``queue.Queue``, as Python 3.13 has it.
+
+Owns: ``put`` and ``get``, their kin, ``task_done``, ``join``, ``shutdown``. Law: whoever takes a
+``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``QueueListener`` do). Must not
+know: how items are kept. What has to differ, because items outlive the process, is said at each verb.
+"""
+
+from typing import TypeVar
+
+from lmdbqueue._errors import DiskFullError, Empty, Full, ShutDown
+from lmdbqueue._verbs import Verbs
+
+T = TypeVar("T")
+
+
+class StandardQueue(Verbs[T]):
+    """A persistent queue that can stand where a ``queue.Queue`` does."""
+
+    _in_hand = 0  # items that get() gave out and task_done() has not answered
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: FBT001, FBT002
+        """Append exactly one item, a list too; wait for room if the queue is full.
+
+        Raises ``Full`` after ``timeout`` seconds, or at once with ``block=False``; ``DiskFullError``
+        at once in any case; ``ShutDown`` after ``shutdown()``.
+        """
+        payloads = self._encode([item])
+        refusal: Full | None = None
+
+        def attempt() -> range | None:
+            nonlocal refusal
+            self._refuse_after_shutdown()
+            try:
+                return self._append(payloads)
+            except DiskFullError:
+                raise
+            except Full as error:
+                refusal = error
+                return None
+
+        if (self._await(attempt, timeout) if block else attempt()) is None:
+            assert refusal is not None  # noqa: S101  (attempt gives None for no other reason)
+            raise refusal
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: FBT001, FBT002
+        """Remove and return the first item; wait for one if there is none.
+
+        Raises ``Empty`` after ``timeout`` seconds, or at once with ``block=False``; ``ShutDown``
+        after ``shutdown()`` when the queue is empty; what ``pop`` raises for damaged items.
+        """
+
+        def attempt() -> list[T] | None:
+            return self._if_enough(1, self._take)
+
+        found = self._await(attempt, timeout) if block else attempt()
+        if found is None:
+            raise Empty(1, timeout if block else None)
+        with self._hand_lock:
+            self._in_hand += 1
+        return found[0]
+
+    def put_nowait(self, item: T) -> None:
+        """Append exactly one item; raise ``Full`` if there is no room."""
+        self.put(item, block=False)
+
+    def get_nowait(self) -> T:
+        """Remove and return the first item; raise ``Empty`` if there is none."""
+        return self.get(block=False)
+
+    def qsize(self) -> int:
+        """Return how many items are in the queue."""
+        return self.count()
+
+    def empty(self) -> bool:
+        """Tell whether the queue is empty; it may not be so any more when this returns."""
+        return self.count() == 0
+
+    def full(self) -> bool:
+        """Tell whether ``maxsize`` items are in the queue; it may not be so any more when this returns."""
+        return 0 < self.maxsize <= self.count()
+
+    def task_done(self) -> None:
+        """Say that one item from ``get`` of this object is dealt with.
+
+        It counts what this object gave out, not what was put: items may come from other processes
+        and from yesterday. Raises ``ValueError`` when called more often than ``get`` returned.
+        """
+        with self._hand_lock:
+            if self._in_hand <= 0:
+                message = "task_done() called too many times"
+                raise ValueError(message)
+            self._in_hand -= 1
+            is_last = self._in_hand == 0
+        if is_last:
+            self._wake()
+
+    def join(self) -> None:
+        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out.
+
+        What other processes took and have not finished is not seen. After ``shutdown(immediate=True)``
+        the items left in the queue are not waited for.
+        """
+
+        def attempt() -> bool | None:
+            with self._hand_lock:
+                busy = self._in_hand > 0
+            return None if busy or (not self._is_drained and self.count()) else True
+
+        self._await(attempt, None)
+
+    def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.
+
+        With ``immediate`` ``get`` raises at once. Waiting verbs wake up and do the same. Other than
+        in ``queue.Queue`` the items stay, for whoever opens the queue next, and other objects on the
+        same queue go on as before.
+        """
+        self._is_shut_down = True
+        self._is_drained = self._is_drained or immediate
+        self._wake()

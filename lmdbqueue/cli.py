@@ -1,0 +1,30 @@
+"""The command line: ``lmdbqueue``, also ``python -m lmdbqueue``.
+
+Owns: arguments, exit codes, what is printed. Law: it calls public verbs and nothing below them. Must
+not know: how a verb does its work.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from lmdbqueue import _demo
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    parser = argparse.ArgumentParser(prog="lmdbqueue", description="A persistent FIFO queue on LMDB.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="kill a producer and a consumer again and again and show that nothing is lost",
+        description="A producer and a consumer do the workflow peek, write, delete, while both are killed with "
+        "SIGKILL several times. Exits with 1 if anything is lost.",
+        epilog="example: lmdbqueue demo --items 20000",
+    )
+    demo.add_argument("--input", metavar="FILE", help="a text whose lines are the items (default: Python's own manual)")
+    demo.add_argument("--items", metavar="N", type=int, default=20_000, help="how many lines (default: %(default)s)")
+    demo.set_defaults(run=lambda options: _demo.run(options.input, options.items))
+
+    options = parser.parse_args(arguments)
+    raise SystemExit(options.run(options))
