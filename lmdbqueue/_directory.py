@@ -208,7 +208,7 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
     if any(_GENERATION.fullmatch(name) for name in names):
         raise CorruptQueueError(path, "it holds an environment (*.mdb) but no queue.json")
     if foreign := [name for name in names if not _LEFTOVER_OF_CREATION.fullmatch(name)]:
-        found = f"a directory that holds other files ({sorted(foreign)[0]!r})"
+        found = f"a directory that holds other files ({min(foreign)!r})"
         raise FormatError(path, found, "choose a directory that is empty or not there yet")
     for name in names:
         os.unlink(os.path.join(path, name))

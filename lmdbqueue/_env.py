@@ -9,14 +9,14 @@ Locks of one environment, in the order in which they may be taken; none is held 
 ``_writer``   the right of one thread to open a write transaction; LMDB's own write lock follows it
 ``_moving``   held while the live generation is replaced
 ``_state``    guards ``generation``, ``handles`` and every ``generation.users``; held for a few steps
-              only. ``_idle`` is its condition: notified when a ``users`` falls to 0.
+              only. ``_idle`` is its condition: notified when a ``users`` falls and somebody waits for that.
 
 Group commit. A caller puts its call into ``_waiting`` and asks for ``_writer``. Whoever gets it leads:
 it takes all that waits and runs it in one transaction, so those that came while the leader before was
 syncing share one commit. Everybody else finds the own call done when it gets the lock. A lone caller
-finds the lock free and its own call alone: nothing waits for company. A leader that is interrupted
-puts back what it did not settle; a waiter that is interrupted takes its call out, or, if it is in a
-leader's hands already, leaves it to be done whole.
+finds the lock free and its own call alone: nothing waits for company. Calls stay in ``_waiting`` until
+they are done, so what an interrupted leader did not settle is there for the next one. A waiter that
+is interrupted takes its call out; one that a leader runs already is done whole.
 
 Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
 does anything (see ``_compact``). Whoever finds it moves this process on and tries again. The old
@@ -89,6 +89,7 @@ class Environment:
         self._moving = threading.Lock()
         self._state = threading.Lock()
         self._idle = threading.Condition(self._state)
+        self._is_awaited = False
 
     def release(self) -> None:
         """Give back one handle; the last one closes what is open, once its transactions have ended."""
@@ -101,7 +102,7 @@ class Environment:
                 with self._state:
                     generation = self._generation
                     if generation is not None:
-                        self._idle.wait_for(lambda: not generation.users)
+                        self._await_users(generation, 0, None)
                     self._generation = None
                 if generation is not None:
                     generation.close()
@@ -118,10 +119,9 @@ class Environment:
             try:
                 return generation.view(name, fn, args)
             except Superseded:
-                pass
+                self.follow(generation)
             finally:
                 self._leave(generation)
-            self.follow(generation)
 
     def update(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
         """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
@@ -143,23 +143,21 @@ class Environment:
         return call.result
 
     def _lead(self) -> None:
-        calls = []
+        """Run all calls that wait. Only who holds ``_writer`` may."""
+        calls = self._waiting.copy()
         try:
-            while self._waiting:
-                calls.append(self._waiting.popleft())
             while pending := [call for call in calls if not call.done]:
                 generation = self._enter()
                 try:
                     generation.update(pending)
                 except Superseded:
-                    pass
+                    self.follow(generation)
                 finally:
                     self._leave(generation)
-                if not pending[-1].done:
-                    self.follow(generation)
         finally:
-            self._waiting.extendleft(call for call in reversed(calls) if not call.done)
-            if any(call.result for call in calls if call.done):
+            while self._waiting and self._waiting[0].done:
+                self._waiting.popleft()
+            if any(call.result for call in calls):
                 self.bell.ring()
 
     @contextmanager
@@ -178,11 +176,12 @@ class Environment:
             generation = self._enter()
             try:
                 return generation, generation.begin_exclusive()
-            except BaseException as error:
+            except Superseded:
+                self.follow(generation)
                 self._leave(generation)
-                if not isinstance(error, Superseded):
-                    raise
-            self.follow(generation)
+            except BaseException:
+                self._leave(generation)
+                raise
 
     def prepare(self, name: str) -> None:
         """Make sure that there is a queue ``name``. Waits for a transaction under way."""
@@ -191,12 +190,12 @@ class Environment:
                 generation = self._enter()
                 try:
                     generation.prepare(name, _fifo.create)
-                    return
                 except Superseded:
-                    pass
+                    self.follow(generation)
+                else:
+                    return
                 finally:
                     self._leave(generation)
-                self.follow(generation)
 
     # --- the live generation
 
@@ -212,9 +211,10 @@ class Environment:
     def _leave(self, generation: Generation) -> None:
         with self._state:
             generation.users -= 1
+            if self._is_awaited:  # the condition's own look would cost 0.2 us
+                self._idle.notify_all()
             if generation.users:
                 return
-            self._idle.notify_all()
             is_live = generation is self._generation
         if not is_live:
             generation.close()
@@ -234,6 +234,14 @@ class Environment:
                 is_unused = old is not None and not old.users
             if old is not None and is_unused:
                 old.close()
+
+    def _await_users(self, generation: Generation, n: int, timeout: float | None) -> bool:
+        """Wait until at most ``n`` use the generation. To be called with ``_moving`` and ``_state``."""
+        self._is_awaited = True
+        try:
+            return self._idle.wait_for(lambda: generation.users <= n, timeout)
+        finally:
+            self._is_awaited = False
 
     def _open_live(self, old: Generation | None) -> Generation:
         number = 1 if old is None else old.number + 1
@@ -268,13 +276,21 @@ class Environment:
 
     def freeze(self, deadline: float) -> None:
         """Let no transaction be open in this process until ``thaw``, or note that there is one."""
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         locks = (self._writer, self._moving, self._state)
-        self._frozen = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+        self._frozen = [lock for lock in locks if lock.acquire(timeout=left())]
+        self._torn = len(self._frozen) < len(locks)
         generation = self._generation
-        self._torn = len(self._frozen) < len(locks) or not (
-            generation is None
-            or self._idle.wait_for(lambda: not generation.users, max(0.0, deadline - time.monotonic()))
-        )
+        if generation is not None and not self._torn:
+            # hidden, so that who wants to enter now waits for _moving; used, so that nobody closes it
+            self._generation = None
+            generation.users += 1
+            self._torn = not self._await_users(generation, 1, left())
+            generation.users -= 1
+            self._generation = generation
 
     def thaw(self) -> None:
         """Go on in the parent."""
@@ -285,9 +301,9 @@ class Environment:
     def restart(self) -> None:
         """Go on in the child, with nothing of the parent's but the files."""
         self.bell.forget()
-        if not self._torn and self._generation is not None:
-            self._generation.close()
         self._inherited = self._generation if self._torn else None  # closing it would harm the parent
+        if self._generation is not None and not self._torn:
+            self._generation.close()
         self._start()
 
 

@@ -12,7 +12,7 @@ if sys.version_info >= (3, 13):
     from queue import ShutDown as _StandardShutDown
 else:
 
-    class _StandardShutDown(Exception):  # noqa: N818  (the name that queue.ShutDown has from 3.13 on)
+    class _StandardShutDown(Exception):
         """Stands in for ``queue.ShutDown``, which Python has from 3.13 on."""
 
 
@@ -73,7 +73,7 @@ class ClosedError(QueueError):
 
 
 class ForkError(QueueError):
-    """This forked child cannot reopen the queue, because the fork happened inside a transaction."""
+    """A forked child cannot reopen the queue, because the fork happened inside a transaction."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -181,7 +181,10 @@ class AccessError(QueueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path!r} cannot be used as a queue: {self.reason}; a queue's directory must be writable, by consumers too"
+        return (
+            f"{self.path!r} cannot be used as a queue: {self.reason}; whoever uses a queue, consumers too, must be "
+            f"able to create, read and write files in its directory"
+        )
 
 
 class ExistsError(QueueError):
@@ -221,7 +224,9 @@ class StorageError(QueueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.operation} failed on {self.path!r}: {self.reason}; nothing was stored: look at the disk and its log"
+        return (
+            f"{self.operation} failed on {self.path!r}: {self.reason}; nothing was stored: look at the disk and its log"
+        )
 
 
 class CommitUnknownError(StorageError):

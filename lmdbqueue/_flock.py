@@ -50,7 +50,7 @@ def release(fd: int) -> None:
 def exclusive(path: str) -> Iterator[None]:
     """Hold the exclusive lock of ``path`` for the block, waiting for it first."""
     fd = acquire(path, exclusive=True)
-    assert fd is not None  # noqa: S101  (it waited)
+    assert fd is not None  # it waited
     try:
         yield
     finally:

@@ -43,8 +43,8 @@ _META_PAGES: Final = 2
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
 
-class Superseded(Exception):  # noqa: N818  (a signal between two modules, not an error)
-    """This generation is continued in the next one; nothing was done."""
+class Superseded(Exception):
+    """The generation is continued in the next one; nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Generation:
             self._run(calls)
         except Superseded:
             raise
-        except Exception as error:  # noqa: BLE001  (it goes to the callers that it belongs to)
+        except Exception as error:  # it goes to the callers that it belongs to
             if len(calls) > 1 and not isinstance(error, CommitUnknownError):
                 for call in calls:
                     self.update([call])
@@ -295,7 +295,7 @@ def structural_problems(path: str) -> list[str]:
     from lmdb import verify  # noqa: PLC0415  (seldom needed, and imports must be quick)
 
     try:
-        problems: list[str] = verify.verify(path)
+        problems: list[str] = verify.verify(path)  # type: ignore[no-untyped-call]
     except verify.VerifyError as error:
         return [str(error)]
     return problems
@@ -322,7 +322,7 @@ def _open(path: str, *, sync: bool) -> lmdb.Environment:
         else:
             env.reader_check()
             return env
-    assert refusal is not None  # noqa: S101  (there is at least one size)
+    assert refusal is not None  # there is at least one size
     raise refusal
 
 

@@ -6,7 +6,6 @@ it means stands in ``_fifo``, what a verb makes of it in ``_verbs``. Must not kn
 
 import os
 import pickle
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar
@@ -43,7 +42,7 @@ class PersistentQueue(StandardQueue[T]):
     ``CorruptQueueError``; nothing at the path is touched then.
     """
 
-    def __init__(  # noqa: PLR0913  (the interface of python-persistent-queue, and the options beside it)
+    def __init__(
         self,
         filename: str | os.PathLike[str],
         path: str | os.PathLike[str] = ".",
@@ -60,6 +59,7 @@ class PersistentQueue(StandardQueue[T]):
         if durability not in ("full", "off"):
             message = f"durability is 'full' or 'off', not {durability!r}"
             raise ValueError(message)
+        super().__init__()
         self.filename = filename
         self.path = path
         self.dumps = dumps
@@ -70,11 +70,8 @@ class PersistentQueue(StandardQueue[T]):
         self.max_bytes = max_bytes
         self.durability = durability
         self.checksum = checksum
-        self._hand_lock = threading.Lock()
         self._directory = os.path.abspath(os.path.join(path, filename))
-        environment = open_environment(
-            self._directory, _format.Options(checksum=checksum, durability=durability), name
-        )
+        environment = open_environment(self._directory, _format.Options(checksum=checksum, durability=durability), name)
         self._environment: Environment | None = environment
         self._release = weakref.finalize(self, environment.release)
 
@@ -97,7 +94,7 @@ class PersistentQueue(StandardQueue[T]):
         found: int = self._open.view(self.name, _fifo.count)
         return found
 
-    def flush(self, force: bool = False) -> int:  # noqa: FBT001, FBT002
+    def flush(self, force: bool = False) -> int:
         """Give empty space back to the file system; return by how many bytes the file shrank.
 
         Does nothing if less than ``flush_limit`` bytes are empty, unless ``force``. Without it the

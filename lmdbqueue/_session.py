@@ -27,7 +27,7 @@ class Session:
         self.first = fd is not None
         if fd is None:
             fd = _flock.acquire(path, exclusive=False)
-            assert fd is not None  # noqa: S101  (it waited)
+            assert fd is not None  # it waited
         else:
             _flock.share(fd)
         self._fd = fd

@@ -5,9 +5,10 @@ Owns: ``put`` and ``get``, their kin, ``task_done``, ``join``, ``shutdown``. Law
 know: how items are kept. What has to differ, because items outlive the process, is said at each verb.
 """
 
+import threading
 from typing import TypeVar
 
-from lmdbqueue._errors import DiskFullError, Empty, Full, ShutDown
+from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._verbs import Verbs
 
 T = TypeVar("T")
@@ -16,9 +17,11 @@ T = TypeVar("T")
 class StandardQueue(Verbs[T]):
     """A persistent queue that can stand where a ``queue.Queue`` does."""
 
-    _in_hand = 0  # items that get() gave out and task_done() has not answered
+    def __init__(self) -> None:
+        self._hand_lock = threading.Lock()
+        self._in_hand = 0  # items that get() gave out and task_done() has not answered
 
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: FBT001, FBT002
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Append exactly one item, a list too; wait for room if the queue is full.
 
         Raises ``Full`` after ``timeout`` seconds, or at once with ``block=False``; ``DiskFullError``
@@ -39,10 +42,10 @@ class StandardQueue(Verbs[T]):
                 return None
 
         if (self._await(attempt, timeout) if block else attempt()) is None:
-            assert refusal is not None  # noqa: S101  (attempt gives None for no other reason)
+            assert refusal is not None  # attempt gives None for no other reason
             raise refusal
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: FBT001, FBT002
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
         """Remove and return the first item; wait for one if there is none.
 
         Raises ``Empty`` after ``timeout`` seconds, or at once with ``block=False``; ``ShutDown``
@@ -108,7 +111,7 @@ class StandardQueue(Verbs[T]):
 
         self._await(attempt, None)
 
-    def shutdown(self, immediate: bool = False) -> None:  # noqa: FBT001, FBT002
+    def shutdown(self, immediate: bool = False) -> None:
         """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.
 
         With ``immediate`` ``get`` raises at once. Waiting verbs wake up and do the same. Other than

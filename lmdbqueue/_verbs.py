@@ -14,7 +14,7 @@ import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from lmdbqueue._errors import DecodeError, Empty, ShutDown
 from lmdbqueue._format import MAX_PAYLOAD
@@ -106,7 +106,16 @@ class Verbs(ABC, Generic[T]):
             return range(0)
         return self._append(self._encode(items))
 
-    def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+    @overload
+    def peek(self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None) -> T | None: ...
+
+    @overload
+    def peek(self, items: Literal[0], blocking: bool = False, timeout: float | None = None) -> list[T]: ...
+
+    @overload
+    def peek(self, items: int, blocking: bool = False, timeout: float | None = None) -> Any: ...
+
+    def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and leave them in the queue.
 
         With ``items=1`` the item, or None when the queue is empty; with 0 ``[]``; else a list of at
@@ -116,7 +125,16 @@ class Verbs(ABC, Generic[T]):
         """
         return self._shaped(items, self._look, blocking=blocking, timeout=timeout)
 
-    def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+    @overload
+    def pop(self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None) -> T | None: ...
+
+    @overload
+    def pop(self, items: Literal[0], blocking: bool = False, timeout: float | None = None) -> list[T]: ...
+
+    @overload
+    def pop(self, items: int, blocking: bool = False, timeout: float | None = None) -> Any: ...
+
+    def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and remove them, as one atomic step.
 
         Arguments, results and errors are those of ``peek``. What cannot be decoded stays where it

@@ -47,11 +47,17 @@ class Bell:
         self._changed = threading.Condition(threading.Lock())
 
     def ring(self) -> None:
-        """Wake every sleeper of every process. Call it after the commit."""
-        if self._fd is None:
-            with self._changed:
-                self._open()
-        os.pwrite(self._fd, b"\0", 0)  # type: ignore[arg-type]
+        """Wake every sleeper of every process. Call it after the commit.
+
+        It never fails: what it follows is done. On a full disk the sleepers wake at their ceiling.
+        """
+        try:
+            if self._fd is None:
+                with self._changed:
+                    self._open()
+            os.pwrite(self._fd, b"\0", 0)  # type: ignore[arg-type]
+        except OSError:
+            pass
 
     def listen(self) -> int:
         """Begin to notice rings; return what ``wait`` wants to know."""
@@ -96,7 +102,7 @@ class Bell:
     def _sit(self, timeout: float) -> None:
         """Sleep on the watch, with the condition's lock let go meanwhile."""
         watch = self._watch
-        assert watch is not None  # noqa: S101  (listen was called)
+        assert watch is not None  # listen was called
         self._seat_taken = True
         rang = False
         self._changed.release()
