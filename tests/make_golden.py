@@ -1,0 +1,38 @@
+"""Writes the golden directory of the present format: ``python tests/make_golden.py``, once a format version.
+
+What is in them stands in ``test_golden.py``. A golden directory that was released is never written again.
+"""
+
+import os
+import sys
+
+from lmdbqueue import PersistentQueue
+from lmdbqueue._format import VERSION
+
+PLACE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+LONG = "x" * 10_000  # in pages of its own
+
+
+def make(filename: str, *, checksum: bool) -> None:
+    """Write a directory with two queues that have seen pushes, pops and a flush."""
+    if os.path.exists(os.path.join(PLACE, filename)):
+        sys.exit(f"{filename} exists already: a golden directory is written once")
+    with PersistentQueue[object](filename, PLACE, checksum=checksum) as queue:
+        queue.push(["gone", "first", ("second", 2), LONG])
+        queue.pop()
+        queue.flush(force=True)
+        queue.push(None)
+    with PersistentQueue[str](
+        filename, PLACE, str.encode, bytes.decode, name="andere Schlange", checksum=checksum
+    ) as other:
+        other.push(["hello", "world", ""])
+        other.delete(1)
+    for name in os.listdir(os.path.join(PLACE, filename)):
+        if name.endswith("-lock") or name == "bell":
+            os.unlink(os.path.join(PLACE, filename, name))
+
+
+if __name__ == "__main__":
+    os.makedirs(PLACE, exist_ok=True)
+    make(f"format-{VERSION}", checksum=True)
+    make(f"format-{VERSION}-plain", checksum=False)

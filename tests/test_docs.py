@@ -1,0 +1,108 @@
+"""What the documents say is so: their examples run, the commands that they give are those that CI runs."""
+
+import inspect
+import logging
+import os
+import pickle
+import re
+import subprocess
+
+import pytest
+
+import lmdbqueue
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def read(name: str) -> str:
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL)
+
+
+def test_first_example_of_readme_gives_what_its_comments_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks("README.md", "python")[0]
+    uploaded: list[object] = []
+    names = {"upload": lambda batch: uploaded.extend(batch) or True}
+    for statement, comment in re.findall(r"^(queue\.peek\(.*?\)) +# (.*)$", code, re.MULTILINE):
+        code = code.replace(f"{statement} ", f"assert {statement} == {comment} ")
+    assert code.count("assert") == 2
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert uploaded == [1, "a", "b", "c"]
+    assert len(names["queue"]) == 0
+    names["queue"].close()
+
+
+def test_signature_in_readme_is_that_of_the_class():
+    code = next(code for code in blocks("README.md", "python") if code.startswith("PersistentQueue("))
+    names: dict[str, object] = {}
+    exec(f"def f{code.removeprefix('PersistentQueue').rstrip()}: pass", {"pickle": pickle}, names)  # noqa: S102
+    documented = [(p.name, p.default, p.kind) for p in inspect.signature(names["f"]).parameters.values()]
+    real = [(p.name, p.default, p.kind) for p in inspect.signature(lmdbqueue.PersistentQueue).parameters.values()]
+    assert documented == real
+
+
+def test_logging_example_of_readme_passes_records(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = next(code for code in blocks("README.md", "python") if "QueueListener" in code)
+    names = {"PersistentQueue": lmdbqueue.PersistentQueue}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    try:
+        logging.getLogger("app").error("passed on")
+        names["listener"].start()
+        names["listener"].stop()
+    finally:
+        logging.getLogger("app").handlers.clear()
+        names["logs"].close()
+    assert "passed on" in capsys.readouterr().err
+
+
+def test_every_public_verb_stands_in_the_table_of_readme():
+    table = read("README.md").split("## The verbs")[1].split("```")[0]
+    for name in dir(lmdbqueue.PersistentQueue):
+        if not name.startswith("_"):
+            assert re.search(rf"`{name}\b|\b{name}\(", table), f"README's table of verbs lacks {name}"
+
+
+def test_every_public_name_has_a_docstring():
+    for name in lmdbqueue.__all__:
+        thing = getattr(lmdbqueue, name)
+        assert thing.__doc__, name
+        for attribute, value in vars(thing).items():
+            if callable(value) and not attribute.startswith("_"):
+                assert value.__doc__, f"{name}.{attribute}"
+
+
+def test_ci_runs_the_two_commands_of_readme():
+    commands = "".join(blocks("README.md", "sh")).splitlines()
+    script = read(".ci/run")
+    for pattern, command in zip(("lmdbqueue demo$", "m pytest$"), commands, strict=True):
+        assert re.search(pattern, command)
+        assert f"grep -m 1 '{pattern}' README.md" in script
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/format.md", "docs/design.md"])
+def test_links_between_the_documents_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
+        if "://" not in target:
+            assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), target
+
+
+def test_map_of_the_package_names_every_file():
+    files = {name.removesuffix(".py") for name in os.listdir(os.path.join(ROOT, "lmdbqueue")) if name.endswith(".py")}
+    named = set(re.findall(r"^``.*?(?=  )", lmdbqueue.__doc__, re.MULTILINE))
+    assert files - {"__init__"} == {word for entry in named for word in re.findall(r"``(\w+)``", entry)}
+
+
+def test_tracked_files_name_no_path_of_a_machine():
+    files = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.toml", ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    for name in files.stdout.splitlines():
+        assert not re.search(r"/(home|root|work|Users)/\w", read(name)), name

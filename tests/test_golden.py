@@ -1,0 +1,45 @@
+"""The format on disk is a promise: directories that a released version wrote open as they were left."""
+
+import os
+import shutil
+
+import pytest
+
+from lmdbqueue import PersistentQueue, _format
+
+GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+LONG = "x" * 10_000
+
+
+@pytest.mark.parametrize(("filename", "checksum"), [("format-1", True), ("format-1-plain", False)])
+def test_queue_written_by_a_released_version_opens_with_all_its_items(tmp_path, filename, checksum):
+    shutil.copytree(os.path.join(GOLDEN, filename), tmp_path / "queue")
+    with (
+        PersistentQueue("queue", tmp_path, checksum=checksum) as queue,
+        PersistentQueue(
+            "queue", tmp_path, str.encode, bytes.decode, name="andere Schlange", checksum=checksum
+        ) as other,
+    ):
+        assert queue.check() == []
+        assert list(queue) == ["first", ("second", 2), LONG, None]
+        assert list(other) == ["world", ""]
+        assert queue.push("next") == 5
+        assert other.push("next") == 3
+        assert queue.pop(5) == ["first", ("second", 2), LONG, None, "next"]
+        assert queue.flush(force=True) > 0
+        assert queue.check() == []
+
+
+def test_present_format_version_has_a_golden_directory():
+    assert {f"format-{_format.VERSION}", f"format-{_format.VERSION}-plain"} <= set(os.listdir(GOLDEN))
+
+
+def test_worked_example_of_the_format_page_is_what_is_written(tmp_path):
+    with PersistentQueue("ex", tmp_path, str.encode, bytes.decode) as queue:
+        queue.push(["hello", "world"])
+        queue.pop()
+        records = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.meta)))
+        items = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.items)))
+    one, two, four = (number.to_bytes(8, "big") for number in (1, 2, 4))
+    assert records == {b"queue/head": one, b"queue/tail": two, b"txn": four}
+    assert items == {one: bytes.fromhex("77 6f 72 6c 64 79 73 7d 38")}
