@@ -107,11 +107,12 @@ class Options:
             options = cls(**stored)
             sound = (
                 version == VERSION
+                and stored.keys() == asdict(options).keys()
                 and isinstance(options.checksum, bool)
                 and options.durability in get_args(Durability)
                 and len(bytes.fromhex(options.uuid)) == 16  # noqa: PLR2004  (a UUID has 16 bytes)
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CorruptQueueError(path, f"queue.json cannot be read ({error})") from error
         if not sound:
             raise CorruptQueueError(path, "queue.json holds values that no version has written")

@@ -111,7 +111,7 @@ class PersistentQueue(StandardQueue[T]):
         It is a snapshot of one moment, durable when this returns. ``path=None``: beside this one.
         Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
         """
-        target = self.path if path is None else path
+        target = os.path.dirname(self._directory) if path is None else path
         _compact.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
@@ -131,15 +131,17 @@ class PersistentQueue(StandardQueue[T]):
         environment, self._environment = self._environment, None
         if environment is not None:
             environment.bell.ring()
+            super().close()
             self._release()
 
     # --- the engine
 
     @property
     def _open(self) -> Environment:
-        if self._environment is None:
+        environment = self._environment
+        if environment is None:
             raise ClosedError(self._directory)
-        return self._environment
+        return environment
 
     def _options(self) -> dict[str, Any]:
         names = ("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "durability", "checksum")
@@ -182,6 +184,10 @@ class PersistentQueue(StandardQueue[T]):
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         key, value = entry
         return _format.unpack(key), value[: -_format.SEAL_SIZE] if self.checksum else value
+
+    def _refuse_if_closed(self) -> None:
+        if self._environment is None:
+            raise ClosedError(self._directory)
 
     def _listen(self) -> int:
         return self._open.bell.listen()

@@ -18,8 +18,9 @@ class StandardQueue(Verbs[T]):
     """A persistent queue that can stand where a ``queue.Queue`` does."""
 
     def __init__(self) -> None:
-        self._hand_lock = threading.Lock()
+        self._settled = threading.Condition()  # notified when one of the two falls to 0, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._reaching = 0  # calls of get() that may be taking an item right now
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Append exactly one item, a list too; wait for room if the queue is full.
@@ -51,16 +52,25 @@ class StandardQueue(Verbs[T]):
         Raises ``Empty`` after ``timeout`` seconds, or at once with ``block=False``; ``ShutDown``
         after ``shutdown()`` when the queue is empty; what ``pop`` raises for damaged items.
         """
-
-        def attempt() -> list[T] | None:
-            return self._if_enough(1, self._take)
-
-        found = self._await(attempt, timeout) if block else attempt()
+        found = self._await(self._reach, timeout) if block else self._reach()
         if found is None:
             raise Empty(1, timeout if block else None)
-        with self._hand_lock:
-            self._in_hand += 1
         return found[0]
+
+    def _reach(self) -> list[T] | None:
+        """Take an item into the hand, seen by ``join`` at every moment: in the queue, reached for, in hand."""
+        with self._settled:
+            self._reaching += 1
+        found = None
+        try:
+            found = self._if_enough(1, self._take)
+        finally:
+            with self._settled:
+                self._reaching -= 1
+                self._in_hand += found is not None
+                if not self._reaching:
+                    self._settled.notify_all()
+        return found
 
     def put_nowait(self, item: T) -> None:
         """Append exactly one item; raise ``Full`` if there is no room."""
@@ -80,7 +90,8 @@ class StandardQueue(Verbs[T]):
 
     def full(self) -> bool:
         """Tell whether ``maxsize`` items are in the queue; it may not be so any more when this returns."""
-        return 0 < self.maxsize <= self.count()
+        waiting = self.count()
+        return 0 < self.maxsize <= waiting
 
     def task_done(self) -> None:
         """Say that one item from ``get`` of this object is dealt with.
@@ -88,14 +99,14 @@ class StandardQueue(Verbs[T]):
         It counts what this object gave out, not what was put: items may come from other processes
         and from yesterday. Raises ``ValueError`` when called more often than ``get`` returned.
         """
-        with self._hand_lock:
+        self._refuse_if_closed()
+        with self._settled:
             if self._in_hand <= 0:
                 message = "task_done() called too many times"
                 raise ValueError(message)
             self._in_hand -= 1
-            is_last = self._in_hand == 0
-        if is_last:
-            self._wake()
+            if not self._in_hand:
+                self._settled.notify_all()
 
     def join(self) -> None:
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out.
@@ -104,12 +115,24 @@ class StandardQueue(Verbs[T]):
         the items left in the queue are not waited for.
         """
 
-        def attempt() -> bool | None:
-            with self._hand_lock:
-                busy = self._in_hand > 0
-            return None if busy or (not self._is_drained and self.count()) else True
+        def is_settled() -> bool:
+            self._refuse_if_closed()
+            return not self._reaching and not self._in_hand
 
-        self._await(attempt, None)
+        while True:
+            self._await(lambda: self._is_empty() or None, None)
+            with self._settled:
+                self._settled.wait_for(is_settled)
+            if self._is_empty():  # what was reached for may have stayed, or more may have come
+                return
+
+    def _is_empty(self) -> bool:
+        return self._is_drained or not self.count()
+
+    def close(self) -> None:
+        """Close this object: a ``join`` that waits ends."""
+        with self._settled:
+            self._settled.notify_all()
 
     def shutdown(self, immediate: bool = False) -> None:
         """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.
@@ -118,6 +141,7 @@ class StandardQueue(Verbs[T]):
         in ``queue.Queue`` the items stay, for whoever opens the queue next, and other objects on the
         same queue go on as before.
         """
+        self._refuse_if_closed()
         self._is_shut_down = True
         self._is_drained = self._is_drained or immediate
         self._wake()

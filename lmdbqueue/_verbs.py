@@ -78,6 +78,10 @@ class Verbs(ABC, Generic[T]):
         """Return the payloads of the entries, found undamaged (``CorruptItemError``)."""
 
     @abstractmethod
+    def _refuse_if_closed(self) -> None:
+        """Raise ``ClosedError`` after ``close()``."""
+
+    @abstractmethod
     def _listen(self) -> int:
         """Return a ticket for ``_sleep``. Raises ``ClosedError``."""
 
@@ -99,6 +103,7 @@ class Verbs(ABC, Generic[T]):
         once when ``maxsize`` or ``max_bytes`` would be exceeded (nothing is stored; ``put`` waits
         instead), ``TypeError`` when ``dumps`` returns no bytes, ``ShutDown`` after ``shutdown()``.
         """
+        self._refuse_if_closed()
         self._refuse_after_shutdown()
         if not isinstance(items, list):
             return self._append(self._encode([items])).start
@@ -146,6 +151,7 @@ class Verbs(ABC, Generic[T]):
 
     def delete(self, items: int = 1) -> int:
         """Remove the first items without decoding them; return how many there were, at most ``items``."""
+        self._refuse_if_closed()
         n = _checked_count(items)
         return self._delete(n) if n else 0
 
@@ -175,6 +181,7 @@ class Verbs(ABC, Generic[T]):
         self, items: int, get: Callable[[int, int], list[T] | None], *, blocking: bool, timeout: float | None
     ) -> T | list[T] | None:
         """Give the result of ``get``, ``_look`` or ``_take``, the shape that the verbs promise."""
+        self._refuse_if_closed()
         n = _checked_count(items)
         if n == 0:
             return []

@@ -1,0 +1,255 @@
+"""What the processes of the tests do, and how the tests wait for them.
+
+Every wait has a deadline, and whoever passes it is killed by SIGABRT, so that faulthandler shows where
+it stood. The functions that processes run stand here and not in the tests, since a spawned process
+has to import them.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import count, cycle, islice
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import lmdbqueue
+from lmdbqueue import Empty, PersistentQueue
+
+DEADLINE = 60.0  # seconds; far above what any of it takes
+LIBRARY = os.path.dirname(lmdbqueue.__file__) + os.sep
+KILLED = -signal.SIGKILL
+
+Options = dict[str, Any]
+
+
+# --- waiting
+
+
+def eventually(condition: Callable[[], object], within: float = DEADLINE) -> None:
+    """Wait until ``condition()`` holds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"did not come about within {within} s"
+        time.sleep(0.001)
+
+
+def start(method: str, target: Callable[..., None], *args: object) -> BaseProcess:
+    process = get_context(method).Process(target=target, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def finish(processes: Iterable[BaseProcess], within: float = DEADLINE) -> None:
+    """Wait until the processes have ended, and demand that none failed."""
+    processes = list(processes)
+    deadline = time.monotonic() + within
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    for process in processes:
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGABRT)
+            process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+    for process in processes:
+        process.close()
+
+
+def forked(fn: Callable[..., object], *args: object) -> int:
+    """Run ``fn(*args)`` in a forked child, which ends with 0, or with 1 if that raises; return its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        fn(*args)
+        status = 0
+    except BaseException:  # noqa: BLE001  (a forked child must not go on with the tests of its parent)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def status_of(pid: int, within: float = DEADLINE) -> int:
+    """Return how a forked child ended: its exit code, or minus the signal."""
+    found = 0
+
+    def has_ended() -> bool:
+        nonlocal found
+        ended, found = os.waitpid(pid, os.WNOHANG)
+        return ended == pid
+
+    try:
+        eventually(has_ended, within)
+    except AssertionError:
+        os.kill(pid, signal.SIGABRT)
+        os.waitpid(pid, 0)
+        raise
+    return os.waitstatus_to_exitcode(found)
+
+
+def killed_at_line(number: int, fn: Callable[..., object], *args: object) -> None:
+    """Run ``fn(*args)``, and die by SIGKILL before the ``number``-th line of the library that it executes."""
+    left = number
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(LIBRARY):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        fn(*args)
+    finally:
+        sys.settrace(None)
+
+
+class Sleeps:
+    """Tells when a thread of this process goes to sleep in a waiting verb of ``queue``, and how often."""
+
+    def __init__(self, queue: PersistentQueue[Any], tell: Callable[[], object] = lambda: None) -> None:
+        self.count = 0
+        sleep = queue._sleep
+
+        def told(ticket: int, timeout: float) -> None:
+            self.count += 1
+            tell()
+            sleep(ticket, timeout)
+
+        queue._sleep = told  # type: ignore[method-assign]
+
+
+# --- producers and consumers
+
+
+def produce(place: str, options: Options, producer: int, least: int, until: str | None = None) -> None:
+    """Push (producer, 0), (producer, 1), ... in every way there is, at least ``least``, until the file is there.
+
+    Notes in a file how many there were.
+    """
+    numbers = count()
+    with PersistentQueue[Any]("queue", place, **options) as queue:
+        done = 0
+        for size in cycle((1, 7, 0, 40)):
+            if done >= least and (until is None or os.path.exists(until)):
+                break
+            items = [(producer, number) for number in islice(numbers, size or 1)]
+            if until is None:
+                items = items[: least - done]
+            if size == 0:
+                queue.put(items[0])
+            else:
+                queue.push(items[0] if size == 1 else items)
+            done += len(items)
+    with open(os.path.join(place, f"produced-{producer}"), "w", encoding="ascii") as file:
+        file.write(str(done))
+
+
+def consume(place: str, options: Options, consumer: int) -> None:
+    """Take items in every way there is and log them, until a None comes; leave the other Nones to others."""
+    log = os.path.join(place, f"consumed-{consumer}")
+    with PersistentQueue[Any]("queue", place, **options) as queue, open(log, "w", encoding="ascii") as file:
+        for size in cycle((1, 3, 30)):
+            items = [queue.get(timeout=DEADLINE)]
+            if size == 1:
+                items.append(queue.pop(1, blocking=True, timeout=DEADLINE) if items[0] else None)
+            else:
+                items += queue.pop(size)
+            ends = items.count(None) - (size == 1 and items[0] is None)
+            file.writelines(f"{item[0]} {item[1]}\n" for item in items if item)
+            if ends:
+                queue.push([None] * (ends - 1))
+                return
+
+
+def browse(place: str, options: Options, until: str) -> None:
+    """Peek and iterate, and demand that each producer's items come in order, until the file is there."""
+    with PersistentQueue[Any]("queue", place, **options) as queue:
+        while not os.path.exists(until):
+            for items in (queue.peek(20), queue):
+                last: dict[int, int] = {}
+                for item in items:
+                    if item:
+                        assert last.get(item[0], -1) < item[1]
+                        last[item[0]] = item[1]
+
+
+def flush_again_and_again(place: str, options: Options, swaps: int, enough: str, until: str) -> None:
+    """Flush until the file is there; after ``swaps`` times make the file ``enough``."""
+    with PersistentQueue[Any]("queue", place, **options) as queue:
+        done = 0
+        while not os.path.exists(until):
+            queue.flush(force=True)
+            done += 1
+            if done == swaps:
+                touch(enough)
+
+
+def assert_each_item_came_once_and_in_order(place: str, producers: int, consumers: int) -> None:
+    expected: Counter[tuple[int, int]] = Counter()
+    for producer in range(producers):
+        with open(os.path.join(place, f"produced-{producer}"), encoding="ascii") as file:
+            expected.update((producer, number) for number in range(int(file.read())))
+    seen: Counter[tuple[int, int]] = Counter()
+    for consumer in range(consumers):
+        last = dict.fromkeys(range(producers), -1)
+        with open(os.path.join(place, f"consumed-{consumer}"), encoding="ascii") as file:
+            for line in file:
+                producer, number = map(int, line.split())
+                assert last[producer] < number
+                last[producer] = number
+                seen[producer, number] += 1
+    assert seen - expected == Counter(), "came twice, or was never pushed"
+    assert expected - seen == Counter(), "was lost"
+
+
+# --- files
+
+
+def touch(path: str) -> None:
+    with open(path, "x", encoding="ascii"):
+        pass
+
+
+def drained(queue: PersistentQueue[Any]) -> list[Any]:
+    """Take all that is in the queue now."""
+    items = []
+    while True:
+        try:
+            items.append(queue.get_nowait())
+        except Empty:
+            return items
+
+
+def tree(path: str) -> dict[str, tuple[int, str]]:
+    """Return what is under ``path``: for each name its mode and the hash of its content."""
+    found = {}
+    for folder, folders, files in os.walk(path):
+        for name in [*folders, *files]:
+            full = os.path.join(folder, name)
+            content = b""
+            if name in files:
+                with open(full, "rb") as file:
+                    content = file.read()
+            found[os.path.relpath(full, path)] = (os.stat(full).st_mode, hashlib.sha256(content).hexdigest())
+    return found
+
+
+def generations(directory: str) -> list[str]:
+    """Return the names of the environments in a queue's directory."""
+    return sorted(name for name in os.listdir(directory) if name.endswith(".mdb"))
+
+
+def directory_size(directory: str) -> int:
+    return sum(entry.stat().st_blocks * 512 for entry in os.scandir(directory))

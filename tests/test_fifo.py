@@ -1,0 +1,351 @@
+"""What a queue is: the verbs as plain functions of a transaction, without a queue object around them."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lmdbqueue import CorruptQueueError, Full, _fifo
+from lmdbqueue import _format as fmt
+from lmdbqueue._generation import Call, Generation, build
+
+NAME = "jobs"
+
+
+class Fifo:
+    """The functions of ``_fifo`` on one queue of a generation, each in a transaction of its own."""
+
+    def __init__(self, generation, name=NAME):
+        self.generation = generation
+        self.name = name
+        generation.prepare(name, _fifo.create)
+
+    def read(self, fn, *args):
+        return self.generation.view(self.name, fn, args)
+
+    def write(self, fn, *args):
+        call = Call(self.name, fn, args)
+        self.generation.update([call])
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    def push(self, payloads, maxsize=0, max_bytes=None):
+        return self.write(_fifo.push, payloads, maxsize, max_bytes)
+
+    def entries(self):
+        return self.read(_fifo.first, 1 << 40)
+
+    def bounds(self):
+        return self.read(_fifo.bounds)
+
+    def used(self):
+        return self.read(lambda txn, queue: queue.generation.used(txn))
+
+
+@contextmanager
+def opened_generation(directory, *, checksum=True):
+    path = os.path.join(directory, "00000001.mdb")
+    build(path)
+    generation = Generation(path, 1, fmt.Options(checksum=checksum, durability="off"))
+    try:
+        yield generation
+    finally:
+        generation.close()
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    with opened_generation(tmp_path) as generation:
+        yield Fifo(generation)
+
+
+def stored(number, payload, *, checksum=True):
+    key = fmt.pack(number)
+    return key, fmt.seal(key, payload) if checksum else payload
+
+
+# --- every verb against a list
+
+payloads = st.binary(max_size=30) | st.builds(
+    lambda byte, size: byte * size, st.binary(min_size=1, max_size=1), st.integers(0, 20_000)
+)
+few = st.integers(0, 5)
+
+
+class FifoMachine(RuleBasedStateMachine):
+    """One queue beside a list of (number, payload), and a second queue that nobody touches."""
+
+    @initialize(checksum=st.booleans(), max_bytes=st.none() | st.integers(10_000, 300_000))
+    def open_queue(self, checksum, max_bytes):
+        self.checksum = checksum
+        self.max_bytes = max_bytes
+        self.directory = tempfile.mkdtemp()
+        self.opened = opened_generation(self.directory, checksum=checksum)
+        generation = self.opened.__enter__()
+        self.other = Fifo(generation, "other")
+        self.other.push([b"untouched"])
+        self.fifo = Fifo(generation)
+        self.model = []
+        self.tail = 0
+
+    def teardown(self):
+        if hasattr(self, "opened"):
+            self.opened.__exit__(None, None, None)
+            shutil.rmtree(self.directory)
+
+    def expected(self):
+        return [stored(number, payload, checksum=self.checksum) for number, payload in self.model]
+
+    @rule(added=st.lists(payloads, max_size=10), maxsize=st.integers(0, 20))
+    def push(self, added, maxsize):
+        if 0 < maxsize < len(self.model) + len(added):
+            with pytest.raises(Full) as refusal:
+                self.fifo.push(added, maxsize, self.max_bytes)
+            assert refusal.value.args == ("items", maxsize, len(self.model), len(added))
+            return
+        used = self.fifo.used()
+        try:
+            given_numbers = self.fifo.push(added, maxsize, self.max_bytes)
+        except Full as error:
+            full = error
+        else:
+            assert given_numbers == range(self.tail, self.tail + len(added))
+            self.model += zip(given_numbers, added, strict=True)
+            self.tail += len(added)
+            assert self.max_bytes is None or self.fifo.used() <= self.max_bytes
+            return
+        assert full.args == ("bytes", self.max_bytes, used, full.added)
+        assert used + full.added > self.max_bytes
+
+    @rule(n=few)
+    def first(self, n):
+        assert self.fifo.read(_fifo.first, n) == self.expected()[:n]
+
+    @rule(back=st.integers(-2, 12), max_bytes=st.integers(0, 30_000))
+    def since(self, back, max_bytes):
+        seq = max(0, self.tail - back)
+        found = self.fifo.read(_fifo.since, seq, max_bytes)
+        there = [(key, value) for key, value in self.expected() if key >= fmt.pack(seq)]
+        assert found == there[: len(found)]
+        assert bool(found) == bool(there)
+        sizes = [len(value) for _, value in found]
+        assert len(found) == len(there) or sum(sizes) >= max_bytes
+        assert len(found) <= 1 or sum(sizes[:-1]) < max_bytes
+
+    @rule(n=few)
+    def delete(self, n):
+        assert self.fifo.write(_fifo.delete, n) == min(n, len(self.model))
+        del self.model[:n]
+
+    @rule(n=few)
+    def remove(self, n):
+        keys = [key for key, _ in self.expected()[:n]]
+        assert self.fifo.write(_fifo.remove, keys) == len(keys)
+        del self.model[:n]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), n=st.integers(1, 5))
+    def remove_what_is_not_first(self, data, n):
+        keys = [key for key, _ in self.expected()]
+        first = keys[:n]
+        others = {
+            "gone already": [fmt.pack(self.model[0][0] - 1), *first] if self.model[0][0] else [fmt.pack(self.tail)],
+            "not yet there": [*keys, fmt.pack(self.tail)],
+            "from the second on": keys[1 : n + 1] or [fmt.pack(self.tail)],
+            "in another order": first[::-1] if len(first) > 1 else first * 2,
+            "one left out": [keys[0], *keys[2:4]] if len(keys) > 2 else [fmt.pack(self.tail + 1)],
+        }
+        wrong = others[data.draw(st.sampled_from(sorted(others)))]
+        assert self.fifo.write(_fifo.remove, wrong) == 0
+
+    @rule()
+    def clear(self):
+        assert self.fifo.write(_fifo.clear) == len(self.model)
+        self.model = []
+
+    @invariant()
+    def queue_is_what_the_list_is(self):
+        head = self.model[0][0] if self.model else self.tail
+        assert self.fifo.bounds() == (head, self.tail)
+        assert self.fifo.read(_fifo.count) == len(self.model)
+        assert self.fifo.entries() == self.expected()
+        assert self.other.bounds() == (0, 1)
+        assert self.other.entries() == [stored(0, b"untouched", checksum=self.checksum)]
+
+
+def test_functions_do_what_a_list_does():
+    run_state_machine_as_test(FifoMachine, settings=settings(max_examples=150, stateful_step_count=40))
+
+
+# --- max_bytes
+
+# Around what LMDB keeps in a leaf at the most (a node of 2038 bytes, so about 2018 of payload) and around
+# whole numbers of overflow pages (4096 k - 16 of header - 4 of seal) an estimate goes wrong first.
+sizes = st.one_of(
+    st.integers(0, 100),
+    st.integers(0, 20_000),
+    st.integers(1_990, 2_050),
+    st.integers(1, 4).flatmap(lambda pages: st.integers(4_096 * pages - 40, 4_096 * pages + 10)),
+)
+batches = st.lists(st.tuples(sizes, st.integers(1, 40)), min_size=1, max_size=4).map(
+    lambda runs: [bytes(size) for size, times in runs for _ in range(times)]
+)
+steps = st.lists(
+    st.one_of(batches, batches, st.integers(0, 100), st.just("clear")),  # push, push, delete, clear
+    min_size=1,
+    max_size=8,
+)
+
+
+def push_with_the_smallest_limit(fifo, payloads):
+    """Push with the limit that the push just meets, and prove that it is kept; refused with less, it does nothing."""
+    before = fifo.read(_fifo.count), fifo.bounds()
+    with pytest.raises(Full) as refusal:
+        fifo.push(payloads, max_bytes=0)
+    full = refusal.value
+    assert (full.unit, full.limit, full.used) == ("bytes", 0, fifo.used())
+    smallest = full.used + full.added
+    with pytest.raises(Full):
+        fifo.push(payloads, max_bytes=smallest - 1)
+    assert (fifo.read(_fifo.count), fifo.bounds()) == before
+    fifo.push(payloads, max_bytes=smallest)
+    assert fifo.used() <= smallest
+
+
+@settings(max_examples=300)
+@given(st.booleans(), steps)
+@example(checksum=True, steps=[[bytes(2_018)] * 120, 100, [b""] * 300, [bytes(2_019)] * 40])
+@example(checksum=True, steps=[[b""] * 20_000])
+@example(checksum=False, steps=[[b""] * 1_000, 999, [bytes(1_400)] * 250])
+def test_pages_in_use_never_exceed_max_bytes_after_an_accepted_push(checksum, steps):
+    with tempfile.TemporaryDirectory() as directory, opened_generation(directory, checksum=checksum) as generation:
+        fifo = Fifo(generation)
+        for step in steps:
+            if step == "clear":
+                fifo.write(_fifo.clear)
+            elif isinstance(step, int):
+                fifo.write(_fifo.delete, step)
+            else:
+                push_with_the_smallest_limit(fifo, step)
+
+
+@pytest.mark.parametrize("size", [1_500, 2_000, 5_000])
+def test_pages_in_use_never_exceed_max_bytes_while_the_tree_grows_by_one_item_at_a_time(fifo, size):
+    for _ in range(600):  # two to a page: 300 leaves, more than one branch page can hold
+        push_with_the_smallest_limit(fifo, [bytes(size)])
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=500))
+def test_a_limit_of_twice_what_the_payloads_take_and_some_pages_is_enough_for_small_ones(lengths):
+    with tempfile.TemporaryDirectory() as directory, opened_generation(directory) as generation:
+        fifo = Fifo(generation)
+        taken = sum(8 + 8 + 2 + fmt.SEAL_SIZE + length for length in lengths)
+        fifo.push([bytes(length) for length in lengths], max_bytes=fifo.used() + 2 * taken + 10 * 4_096)
+        assert fifo.read(_fifo.count) == len(lengths)
+
+
+def test_used_counts_a_queue_that_was_made_after_this_one_was_opened(tmp_path):
+    with opened_generation(tmp_path) as generation:
+        fifo = Fifo(generation)
+        alone = fifo.used()
+        Fifo(generation, "other").push([bytes(100_000)])
+        assert fifo.used() >= alone + 100_000
+
+
+# --- one by one
+
+
+def test_new_queue_is_empty_and_begins_at_0(fifo):
+    assert fifo.bounds() == (0, 0)
+    assert fifo.entries() == []
+    assert fifo.push([b"a"]) == range(1)
+
+
+def test_refused_push_gives_no_number(fifo):
+    with pytest.raises(Full):
+        fifo.push([b"a", b"b"], maxsize=1)
+    assert fifo.push([b"c"]) == range(1)
+
+
+def test_calls_of_one_transaction_see_what_those_before_them_did_and_a_refused_one_did_nothing(fifo):
+    calls = [
+        Call(NAME, _fifo.push, ([b"a", b"b"], 2, None)),
+        Call(NAME, _fifo.push, ([b"c"], 2, None)),
+        Call(NAME, _fifo.delete, (1,)),
+        Call(NAME, _fifo.push, ([b"d"], 2, None)),
+    ]
+    fifo.generation.update(calls)
+    assert [call.result for call in calls] == [range(2), None, 1, range(2, 3)]
+    assert isinstance(calls[1].error, Full)
+    assert fifo.entries() == [stored(1, b"b"), stored(2, b"d")]
+
+
+def test_number_is_not_given_again_after_the_queue_was_emptied(fifo):
+    fifo.push([b"a", b"b"])
+    fifo.write(_fifo.delete, 2)
+    assert fifo.bounds() == (2, 2)
+    assert fifo.push([b"c", b"d"]) == range(2, 4)
+    fifo.write(_fifo.clear)
+    assert fifo.bounds() == (4, 4)
+    assert fifo.push([b"e"]) == range(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("fn", "args"), [(_fifo.delete, (5,)), (_fifo.delete, (0,)), (_fifo.clear, ()), (_fifo.remove, ([],))]
+)
+def test_removal_of_nothing_answers_with_nothing(fifo, fn, args):
+    assert not fifo.write(fn, *args)
+    assert fifo.bounds() == (0, 0)
+
+
+def test_only_one_of_two_consumers_removes_what_both_read(fifo):
+    fifo.push([b"a", b"b", b"c"])
+    keys = [key for key, _ in fifo.read(_fifo.first, 2)]
+    assert fifo.write(_fifo.remove, keys) == 2
+    assert fifo.write(_fifo.remove, keys) == 0
+    assert fifo.entries() == [stored(2, b"c")]
+
+
+@pytest.mark.parametrize("stray", [0, 2])
+def test_push_onto_an_item_at_or_behind_the_tail_is_refused_and_undone(fifo, stray):
+    def damage(txn, queue):
+        return txn.put(fmt.pack(stray), b"stray", db=queue.items)
+
+    fifo.write(damage)
+    with pytest.raises(CorruptQueueError) as caught:
+        fifo.push([b"a", b"b"])
+    assert caught.value.path == fifo.generation.path
+    assert repr(NAME) in caught.value.reason
+    assert fifo.entries() == [(fmt.pack(stray), b"stray")]
+    assert fifo.bounds() == (0, 0)
+
+
+@pytest.mark.parametrize("what", ["head", "tail"])
+def test_missing_record_is_damage_and_named(fifo, what):
+    fifo.push([b"a"])
+    fifo.write(lambda txn, queue: txn.delete(getattr(queue, what), db=queue.meta))
+    with pytest.raises(CorruptQueueError) as caught:
+        fifo.bounds()
+    assert f"'{NAME}/{what}'" in caught.value.reason
+
+
+@pytest.mark.parametrize(("fn", "args"), [(_fifo.push, ([b"b"], 0, None)), (_fifo.delete, (1,)), (_fifo.clear, ())])
+def test_verb_that_misses_the_tail_changes_nothing(fifo, fn, args):
+    fifo.push([b"a"])
+    fifo.write(lambda txn, queue: txn.delete(queue.tail, db=queue.meta))
+    with pytest.raises(CorruptQueueError):
+        fifo.write(fn, *args)
+    assert fifo.entries() == [stored(0, b"a")]

@@ -1,0 +1,407 @@
+"""The swap of generations, and copies: amid the work of others, and killed at every step."""
+
+import itertools
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+
+import pytest
+from processes import (
+    DEADLINE,
+    KILLED,
+    assert_each_item_came_once_and_in_order,
+    browse,
+    consume,
+    drained,
+    eventually,
+    finish,
+    flush_again_and_again,
+    forked,
+    generations,
+    killed_at_line,
+    produce,
+    start,
+    status_of,
+    touch,
+    tree,
+)
+
+from lmdbqueue import AccessError, ClosedError, ExistsError, FormatError, PersistentQueue
+
+FAST = {"durability": "off"}
+
+
+def _size_on_disk(queue):
+    (name,) = generations(queue._directory)
+    return os.path.getsize(os.path.join(queue._directory, name))
+
+
+def _assert_no_leftovers(directory):
+    (live,) = generations(directory)
+    assert sorted(os.listdir(directory)) == sorted(["bell", "queue.json", "session", live, live + "-lock"])
+    assert re.fullmatch(r"\d{8}\.mdb", live)
+
+
+def _open_files_of_old_generations(pid="self"):
+    """Return the queue files that a process has open or mapped though they have no name any more."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
+        found = [line.split()[-2] for line in maps if line.endswith(".mdb (deleted)\n")]
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            name = os.readlink(f"/proc/{pid}/fd/{fd}")
+        except FileNotFoundError:  # that of the listing itself
+            continue
+        if re.search(r"\.mdb(-lock)? \(deleted\)$", name):
+            found.append(name)
+    return found
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+# --- what it gives back
+
+
+def test_flush_below_its_limit_does_nothing_and_says_so(open_queue):
+    queue = open_queue(flush_limit=10_000_000)
+    queue.push([b"x" * 1_000] * 2_000)
+    queue.delete(1_900)
+    before = tree(queue._directory)
+    assert queue.flush() == 0
+    assert tree(queue._directory) == before
+
+
+def test_flush_above_its_limit_returns_by_how_much_the_file_shrank(open_queue):
+    queue = open_queue(flush_limit=1_000_000)
+    queue.push([b"x" * 1_000] * 2_000)
+    queue.delete(1_900)
+    before = _size_on_disk(queue)
+    given = queue.flush()
+    assert given == before - _size_on_disk(queue)
+    assert given > 1_500_000
+    _assert_no_leftovers(queue._directory)
+    assert queue.peek(200) == [b"x" * 1_000] * 100
+
+
+def test_a_forced_flush_asks_for_no_limit(open_queue):
+    queue = open_queue(flush_limit=1 << 40)
+    queue.push([b"x" * 1_000] * 2_000)
+    queue.clear()
+    before = _size_on_disk(queue)
+    assert queue.flush(force=True) == before - _size_on_disk(queue) > 1_500_000
+
+
+def test_flush_keeps_every_queue_of_the_directory_also_those_it_has_not_seen(open_queue, tmp_path):
+    queues = {name: open_queue(name=name) for name in ("a", "b", "c")}
+    for name, queue in queues.items():
+        queue.push([name] * 10)
+        queue.delete(3)
+
+    def make_another():
+        with PersistentQueue("queue", tmp_path, name="elsewhere") as queue:
+            queue.push(["e"] * 5)
+
+    assert status_of(forked(make_another)) == 0
+    queues["a"].flush(force=True)
+    for name, queue in queues.items():
+        assert queue.peek(20) == [name] * 7
+        assert queue.push(name) == 10  # numbers go on
+    assert open_queue(name="elsewhere").pop(20) == ["e"] * 5
+
+
+# --- amid the work of others
+
+
+def test_flush_again_and_again_amid_the_work_of_others_loses_nothing(tmp_path):
+    place = str(tmp_path)
+    enough, stop = str(tmp_path / "enough"), str(tmp_path / "stop")
+    work = [start("fork", consume, place, FAST, number) for number in range(2)]
+    producers = [start("fork", produce, place, FAST, number, 3_000, enough) for number in range(2)]
+    company = [
+        start("fork", browse, place, FAST, stop),
+        start("fork", flush_again_and_again, place, FAST, 40, enough, stop),
+    ]
+    finish(producers)
+    with PersistentQueue("queue", place, **FAST) as queue:
+        queue.push([None] * 2)
+        finish(work)
+        touch(stop)
+        finish(company)
+        assert int(generations(queue._directory)[0][:8]) > 40
+        assert queue.check() == []
+        assert queue.count() == 0
+        _assert_no_leftovers(queue._directory)
+    assert_each_item_came_once_and_in_order(place, 2, 2)
+
+
+@linux
+def test_a_snapshot_under_way_is_read_to_its_end_and_the_old_file_let_go(open_queue):
+    queue = open_queue()
+    queue.push(list(range(1_000)))
+    begun, flushed = threading.Event(), threading.Event()
+    seen = []
+
+    def read(txn, tables):
+        with txn.cursor(tables.items) as cursor:
+            for number, entry in enumerate(cursor.iternext()):
+                if number == 10:
+                    begun.set()
+                    assert flushed.wait(DEADLINE)
+                seen.append(queue._open_payload(entry)[0])
+
+    reader = threading.Thread(target=queue._open.view, args=("queue", read))
+    reader.start()
+    assert begun.wait(DEADLINE)
+    queue.delete(500)
+    queue.flush(force=True)
+    assert queue.pop() == 500
+    assert _open_files_of_old_generations() != []
+    flushed.set()
+    reader.join(DEADLINE)
+    assert seen == list(range(1_000))
+    assert _open_files_of_old_generations() == []
+
+
+def _get_one(queue):
+    assert queue.get(timeout=DEADLINE) == "the end"
+
+
+@linux
+def test_a_sleeping_process_lets_go_of_the_old_file(open_queue):
+    queue = open_queue()
+    sleeper = forked(_get_one, queue)
+    eventually(lambda: any("inotify" in os.readlink(f"/proc/{sleeper}/fd/{fd}") for fd in _descriptors(sleeper)))
+    queue.flush(force=True)
+    eventually(lambda: not _open_files_of_old_generations(sleeper))
+    with open(f"/proc/{sleeper}/maps", encoding="utf-8") as maps:
+        assert "00000002.mdb" in maps.read()
+    queue.push("the end")
+    assert status_of(sleeper) == 0
+
+
+def _descriptors(pid):
+    return [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.path.islink(f"/proc/{pid}/fd/{fd}")]
+
+
+def _close_while_a_call_moves_on(place):
+    queue = PersistentQueue("queue", place)
+    queue.push("a")
+    assert status_of(forked(queue.flush, True)) == 0  # this process has not noticed
+    environment = queue._open
+    generation = environment._generation
+    look = generation._refuse_superseded
+    reached = threading.Event()
+    errors = []
+
+    def look_late(txn):
+        reached.set()
+        eventually(lambda: environment._is_awaited or environment._moving.locked())
+        look(txn)
+
+    def count():
+        try:
+            queue.count()
+        except ClosedError as error:
+            errors.append(error)
+
+    generation._refuse_superseded = look_late
+    reader = threading.Thread(target=count)
+    reader.start()
+    assert reached.wait(DEADLINE)
+    queue.close()
+    reader.join(DEADLINE)
+    assert not reader.is_alive()
+    with PersistentQueue("queue", place) as again:
+        assert again.pop() == "a"
+
+
+def test_closing_ends_even_if_another_thread_is_just_finding_a_flush_by_others(tmp_path):
+    assert status_of(forked(_close_while_a_call_moves_on, str(tmp_path)), 10) == 0
+
+
+# --- killed
+
+
+def _flush_killed_at(number, place):
+    with PersistentQueue("queue", place, **FAST) as queue:
+        queue.count()
+        killed_at_line(number, queue.flush, True)
+
+
+ITEMS = [f"item {number}" * 20 for number in range(300)]
+
+
+def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_who_opens_it_next(tmp_path):
+    with PersistentQueue("queue", tmp_path / ".", **FAST) as queue:
+        queue.push(ITEMS)
+        queue.delete(100)
+    outcomes = set()
+    for number in itertools.count(1):
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "queue", place / "queue")
+        ended = status_of(forked(_flush_killed_at, number, place))
+        outcomes.add(tuple(sorted(name for name in os.listdir(place / "queue") if name[0] == "0")))
+        with PersistentQueue("queue", place, **FAST) as queue:
+            assert queue.check() == [], f"killed at line {number}"  # alone, so the draft is gone too
+            assert queue.peek(400) == ITEMS[100:]
+            assert queue.push("new") == 300
+            assert queue.pop() == ITEMS[100]
+            assert queue.check() == []
+            _assert_no_leftovers(queue._directory)
+        shutil.rmtree(place)
+        if ended == 0:
+            break
+        assert ended == KILLED
+    assert number > 100
+    assert len(outcomes) >= 4  # before, with a draft, swapped, and clean: the table in _compact was walked through
+
+
+def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_open(open_queue):
+    queue = open_queue(**FAST)
+    queue.push(ITEMS)
+    for number in itertools.count(1):
+        ended = status_of(forked(_flush_killed_at, number, os.path.dirname(queue._directory)))
+        assert queue.peek(400) == ITEMS, f"killed at line {number}"
+        queue.push("new")
+        assert queue.peek(400) == [*ITEMS, "new"]
+        assert queue.pop(301) == [*ITEMS, "new"]
+        strange = [problem for problem in queue.check() if not re.search(r"\.mdb\.tmp' does not belong", problem)]
+        assert strange == []
+        queue.push(ITEMS)
+        queue.flush(force=True)
+        assert queue.check() == []
+        _assert_no_leftovers(queue._directory)
+        if ended == 0:
+            break
+        assert ended == KILLED
+    assert number > 100
+
+
+def _create_killed_at(number, place):
+    killed_at_line(number, PersistentQueue, "queue", place)
+
+
+def test_a_creation_killed_at_any_line_leaves_a_whole_queue_to_who_opens_it_next(tmp_path):
+    outcomes = set()
+    for number in itertools.count(1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        ended = status_of(forked(_create_killed_at, number, place))
+        if (place / "queue").exists():
+            outcomes.add(tuple(sorted(os.listdir(place / "queue"))))
+        with PersistentQueue("queue", place) as queue:
+            assert queue.check() == [], f"killed at line {number}"
+            assert queue.count() == 0
+            assert queue.push("a") == 0
+            assert queue.pop() == "a"
+            _assert_no_leftovers(queue._directory)
+        shutil.rmtree(place)
+        if ended == 0:
+            break
+        assert ended == KILLED
+    assert number > 100
+    assert len(outcomes) >= 6  # the table in _directory was walked through
+
+
+def _copy_killed_at(number, queue):
+    killed_at_line(number, queue.copy, "copy")
+
+
+def test_a_copy_killed_at_any_line_is_whole_or_can_be_made_again(tmp_path):
+    with PersistentQueue("queue", tmp_path, **FAST) as queue:
+        queue.push(ITEMS)
+        for number in itertools.count(1):
+            ended = status_of(forked(_copy_killed_at, number, queue))
+            try:
+                copy = queue.copy("copy")
+            except ExistsError:
+                copy = PersistentQueue("copy", tmp_path, **FAST)
+            with copy:
+                assert copy.check() == [], f"killed at line {number}"
+                assert copy.pop(400) == ITEMS
+            assert queue.check() == []
+            shutil.rmtree(tmp_path / "copy")
+            if ended == 0:
+                break
+            assert ended == KILLED
+        assert number > 100
+        assert queue.pop(400) == ITEMS
+
+
+# --- copies
+
+
+def _push_lists(queue, until):
+    number = 0
+    while not os.path.exists(until):
+        queue.push(list(range(number, number + 5)))
+        number += 5
+
+
+def test_copies_amid_pushes_and_flushes_are_snapshots_of_one_moment(open_queue, tmp_path):
+    queue = open_queue(**FAST)
+    stop = str(tmp_path / "stop")
+    producer = forked(_push_lists, queue, stop)
+    flusher = forked(flush_again_and_again, str(tmp_path), FAST, 10, str(tmp_path / "enough"), stop)
+    lengths = []
+    deadline = time.monotonic() + DEADLINE
+    for turn in itertools.count():
+        with queue.copy(f"copy {turn}") as copy:
+            items = list(copy)
+            assert items == list(range(len(items)))
+            assert len(items) % 5 == 0
+            assert copy.check() == []
+        lengths.append(len(items))
+        shutil.rmtree(tmp_path / f"copy {turn}")
+        if turn >= 15 and len(set(lengths)) >= 5 and os.path.exists(tmp_path / "enough"):
+            break
+        assert time.monotonic() < deadline
+    touch(stop)
+    assert status_of(producer) == 0
+    assert status_of(flusher) == 0
+    assert lengths == sorted(lengths)
+    assert queue.count() >= lengths[-1]
+
+
+def test_a_copy_has_the_options_of_the_queue_and_a_life_of_its_own(open_queue, tmp_path):
+    def dumps(item):
+        return repr(item).encode()
+
+    queue = open_queue(
+        dumps=dumps, loads=int, flush_limit=5, name="n", maxsize=9, max_bytes=10**9, checksum=False, **FAST
+    )
+    queue.push([1, 2, 3])
+    queue.delete()
+    with queue.copy("copy") as copy:
+        assert copy._options() == queue._options()
+        assert (copy.filename, copy.path) == ("copy", queue.path)
+        assert copy.push(4) == 3
+        assert copy.pop(9) == [2, 3, 4]
+        assert copy.check() == []
+        assert copy._open is not queue._open
+    assert queue.peek(9) == [2, 3]
+    with open(tmp_path / "copy" / "queue.json", "rb") as of_copy, open(tmp_path / "queue" / "queue.json", "rb") as own:
+        assert of_copy.read() != own.read()  # each has a UUID of its own
+    _assert_no_leftovers(str(tmp_path / "copy"))
+
+
+def test_a_copy_onto_something_is_refused_and_touches_nothing(open_queue, tmp_path):
+    queue = open_queue()
+    queue.push("a")
+    open_queue("other").push("b")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "letter").write_text("dear")
+    (tmp_path / "file").write_text("dear")
+    before = tree(tmp_path)
+    with pytest.raises(ExistsError):
+        queue.copy("other")
+    with pytest.raises(FormatError):
+        queue.copy("folder")
+    with pytest.raises(FormatError):
+        queue.copy("file")
+    with pytest.raises(AccessError):
+        queue.copy("copy", tmp_path / "nowhere")
+    assert tree(tmp_path) == before

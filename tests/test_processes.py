@@ -1,0 +1,380 @@
+"""Several processes and threads at one queue: exactly once, in order, woken when there is something to do."""
+
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from processes import (
+    DEADLINE,
+    KILLED,
+    LIBRARY,
+    Sleeps,
+    assert_each_item_came_once_and_in_order,
+    consume,
+    drained,
+    eventually,
+    finish,
+    forked,
+    generations,
+    produce,
+    start,
+    status_of,
+    touch,
+)
+
+from lmdbqueue import ClosedError, Empty, PersistentQueue, ShutDown
+
+FAST = {"durability": "off"}
+
+
+# --- exactly once
+
+
+@pytest.mark.parametrize(
+    ("method", "items", "options"),
+    [("spawn", 20_000, FAST), ("fork", 20_000, FAST), ("fork", 4_000, {}), ("spawn", 2_000, {"checksum": False})],
+)
+def test_every_item_reaches_one_of_four_consumers_once_and_in_order(tmp_path, method, items, options):
+    place = str(tmp_path)
+    consumers = [start(method, consume, place, options, number) for number in range(4)]
+    producers = [start(method, produce, place, options, number, items // 4) for number in range(4)]
+    finish(producers)
+    with PersistentQueue("queue", place, **options) as queue:
+        queue.push([None] * 4)
+        finish(consumers)
+        assert queue.check() == []
+        assert drained(queue) == []
+    assert_each_item_came_once_and_in_order(place, 4, 4)
+
+
+# --- nobody is in the way of others
+
+
+def _iterate_and_stop_at(queue, number):
+    seen = []
+    for item in queue:
+        seen.append(item)
+        if item == number:
+            os.kill(os.getpid(), signal.SIGSTOP)
+    assert seen == sorted(set(seen))
+    assert seen[-1] > number
+
+
+def test_a_process_stopped_between_two_items_of_an_iteration_is_in_nobodys_way(open_queue):
+    queue = open_queue(**FAST)
+    queue.push(list(range(1_000)))
+    directory = queue._directory
+    child = forked(_iterate_and_stop_at, queue, 500)
+    try:
+        eventually(lambda: os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT))
+        number = 1_000
+        size = 0
+        for turn in range(100):  # a reader that held its snapshot would let none of this space be used again
+            queue.push(list(range(number, number + 1_000)))
+            assert len(queue.pop(1_000)) == 1_000
+            number += 1_000
+            if turn == 10:
+                size = os.path.getsize(os.path.join(directory, generations(directory)[0]))
+        assert os.path.getsize(os.path.join(directory, generations(directory)[0])) <= 2 * size
+    finally:
+        os.kill(child, signal.SIGCONT)
+    assert status_of(child) == 0
+
+
+# --- waking
+
+
+def _put_all(queue, items):
+    for item in items:
+        queue.put(item)
+
+
+def test_a_put_of_another_process_is_woken_when_a_consumer_makes_room(open_queue):
+    queue = open_queue(maxsize=1, **FAST)
+    begun = time.monotonic()
+    producer = forked(_put_all, queue, range(100))
+    assert [queue.get(timeout=DEADLINE) for _ in range(100)] == list(range(100))
+    assert status_of(producer) == 0
+    assert time.monotonic() - begun < 20  # asleep until the ceiling of a second, it would take 100
+
+
+def _get_and_answer(queue, answers):
+    for item in iter(queue.get, None):
+        answers.push(item)
+
+
+def test_a_get_of_another_process_is_woken_by_a_push(open_queue):
+    queue, answers = open_queue(**FAST), open_queue("answers", **FAST)
+    consumer = forked(_get_and_answer, queue, answers)
+    begun = time.monotonic()
+    for number in range(100):
+        queue.push(number)
+        assert answers.get(timeout=DEADLINE) == number
+    assert time.monotonic() - begun < 20
+    queue.push(None)
+    assert status_of(consumer) == 0
+
+
+def _sleep_in_get(queue, told):
+    Sleeps(queue, lambda: os.write(told, b"z"))
+    queue.get()
+
+
+def test_killed_waiters_take_nothing_with_them(open_queue):
+    queue = open_queue()
+    read, write = os.pipe()
+    waiters = [forked(_sleep_in_get, queue, write) for _ in range(5)]
+    survivor = forked(_get_and_answer, queue, open_queue("answers"))
+    asleep = b""
+    while len(asleep) < len(waiters):
+        asleep += os.read(read, 1)
+    for waiter in waiters:
+        os.kill(waiter, signal.SIGKILL)
+        assert status_of(waiter) == KILLED
+    queue.push(["a", "b", "c"])
+    answers = open_queue("answers")
+    assert [answers.get(timeout=DEADLINE) for _ in range(3)] == ["a", "b", "c"]
+    queue.push(None)
+    assert status_of(survivor) == 0
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 120])
+def test_each_of_many_waiting_threads_gets_exactly_one_item(open_queue, batch):
+    queue = open_queue(**FAST)
+    sleeps = Sleeps(queue)
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(queue.get(timeout=DEADLINE))) for _ in range(120)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: sleeps.count >= len(threads))
+    for first in range(0, 120, batch):
+        queue.push(list(range(first, min(first + batch, 120))))
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert sorted(got) == list(range(120))
+    assert queue.count() == 0
+
+
+@pytest.mark.parametrize("error", [ClosedError, ShutDown])
+@pytest.mark.parametrize("company", [True, False])
+def test_close_and_shutdown_wake_every_waiter_before_its_ceiling(tmp_path, error, company):
+    company_queue = PersistentQueue("queue", tmp_path) if company else None
+    delays = []
+    for _ in range(5):
+        queue = PersistentQueue("queue", tmp_path)
+        sleeps = Sleeps(queue)
+        errors = []
+
+        def wait(queue=queue, errors=errors):
+            try:
+                queue.get(timeout=DEADLINE)
+            except (ClosedError, ShutDown, Empty) as raised:
+                errors.append(type(raised))
+
+        threads = [threading.Thread(target=wait) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda sleeps=sleeps: sleeps.count >= 3)
+        begun = time.monotonic()
+        queue.close() if error is ClosedError else queue.shutdown()
+        for thread in threads:
+            thread.join(DEADLINE)
+        delays.append(time.monotonic() - begun)
+        assert errors == [error] * 3
+        queue.close()
+    assert min(delays) < 0.5  # the ceiling is 1 s, and a bell that nobody rings would let all of them reach it
+    if company_queue is not None:
+        company_queue.close()
+
+
+# --- interrupts
+
+
+def _get_after_interrupts(queue, told, rounds, company):
+    """Tell when asleep (z), interrupted (i) and when an item came (its number)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if company:
+        threading.Thread(target=queue.peek, args=(1_000, True), daemon=True).start()
+    main = threading.get_ident()
+    Sleeps(queue, lambda: os.write(told, b"z") if threading.get_ident() == main else None)
+    expected = 0
+    while expected < rounds:
+        try:
+            assert queue.get(timeout=DEADLINE) == expected
+        except KeyboardInterrupt:
+            os.write(told, b"i")
+        else:
+            expected += 1
+            os.write(told, b"g")
+
+
+@pytest.mark.parametrize("company", [False, True], ids=["alone", "beside another waiting thread"])
+def test_an_interrupt_ends_a_waiting_get_and_the_next_get_works(open_queue, company):
+    queue = open_queue(**FAST)
+    read, write = os.pipe()
+    child = forked(_get_after_interrupts, queue, write, 20, company)
+    os.close(write)
+
+    def await_word(word):
+        while (heard := os.read(read, 1)) != word:
+            assert heard, "the child has died"
+
+    for number in range(20):
+        await_word(b"z")
+        os.kill(child, signal.SIGINT)
+        await_word(b"i")
+        await_word(b"z")
+        queue.push(number)
+        await_word(b"g")
+    assert status_of(child) == 0
+    assert queue.count() == 0
+    os.close(read)
+
+
+class _Interrupts:
+    """SIGINT raises KeyboardInterrupt, but only inside a call made by ``tried``, and once in it."""
+
+    def __init__(self):
+        self.armed = False
+        self.count = 0
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, *_):
+        if self.armed:
+            self.armed = False
+            self.count += 1
+            raise KeyboardInterrupt
+
+    def tried(self, verb, *args):
+        """Return ``[verb(*args)]``, or an empty list if that was interrupted, perhaps just after its end."""
+        try:
+            try:
+                self.armed = True
+                result = [verb(*args)]
+            finally:
+                self.armed = False
+        except KeyboardInterrupt:
+            return []
+        return result
+
+
+def _work_through_interrupts(place, durability, ready):
+    """Push, take, look and flush; demand that all that was acknowledged is there, once and in order."""
+    interrupts = _Interrupts()
+    queue = PersistentQueue("queue", place, durability=durability)
+    os.write(ready, b"r")
+    acknowledged = set()
+    got = []
+    unanswered = 0  # a get that is interrupted after its commit has taken its item
+    number = 0
+    while interrupts.count < 300:
+        for _ in range(5):
+            if interrupts.tried(queue.push, number):
+                acknowledged.add(number)
+            number += 1
+        answer = interrupts.tried(queue.pop)
+        unanswered += not answer
+        got += answer if answer != [None] else []
+        interrupts.tried(queue.peek, 100)
+        if number % 50 == 0:
+            interrupts.tried(queue.flush, True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    queue.flush(force=True)  # an interrupted one may have left its draft
+    assert queue.check() == []
+    got += drained(queue)
+    assert got == sorted(set(got))
+    assert len(acknowledged - set(got)) <= unanswered
+    queue.close()
+
+
+@pytest.mark.parametrize("durability", ["full", "off"])
+def test_interrupts_anywhere_lose_nothing_acknowledged_and_leave_a_queue_that_works_and_closes(tmp_path, durability):
+    read, write = os.pipe()
+    child = forked(_work_through_interrupts, str(tmp_path), durability, write)
+    randomness = random.Random(1)
+    os.read(read, 1)
+
+    def interrupt_or_see_the_end():
+        time.sleep(randomness.uniform(0, 0.003))
+        os.kill(child, signal.SIGINT)
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+    try:
+        eventually(interrupt_or_see_the_end)
+    finally:
+        os.close(read)
+        os.close(write)
+        assert status_of(child, 0.1) == 0
+
+
+def _get_or_not(queue):
+    try:
+        queue.get(timeout=0.01)
+    except Empty:
+        pass
+
+
+def _interrupted_at_call(number, place, verb, ended):
+    """Call the verb and raise KeyboardInterrupt where the ``number``-th function of the library begins.
+
+    That is one of the moments at which Python looks for signals.
+    """
+    queue = PersistentQueue("queue", place, durability="off")
+    left = number
+
+    def trace(frame, event, _):
+        nonlocal left
+        if event == "call" and frame.f_code.co_filename.startswith(LIBRARY):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    if verb == "count after a flush elsewhere":
+        assert status_of(forked(queue.flush, True)) == 0
+    call = {
+        "push": lambda: queue.push("more"),
+        "pop": queue.pop,
+        "get": lambda: _get_or_not(queue),
+        "flush": lambda: queue.flush(force=True),
+        "count after a flush elsewhere": queue.count,
+        "open": lambda: PersistentQueue("queue", place, durability="off"),
+    }[verb]
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    if left > 0:
+        touch(ended)
+    queue.push("last")
+    assert queue.peek() in ("first", "last")
+    queue.close()
+    with PersistentQueue("queue", place, durability="off") as again:
+        again.flush(force=True)
+        assert again.check() == []
+        assert drained(again)[-1] == "last"
+
+
+@pytest.mark.parametrize("verb", ["push", "pop", "get", "flush", "count after a flush elsewhere", "open"])
+def test_an_interrupt_where_any_function_begins_leaves_a_queue_that_works_and_closes(tmp_path, verb):
+    ended = str(tmp_path / "ended")
+    for number in itertools.count(1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        with PersistentQueue("queue", place, durability="off") as queue:
+            if verb != "get":
+                queue.push("first")
+        child = forked(_interrupted_at_call, number, str(place), verb, ended)
+        assert status_of(child, 5) == 0, f"interrupted at call {number}"
+        if os.path.exists(ended):
+            break
+    assert number > 5

@@ -1,0 +1,151 @@
+"""What a type checker must find in the public names. Checked by mypy, never run."""
+
+import json
+import logging.handlers
+import os
+import queue as standard
+from pathlib import Path
+from typing import Any, assert_type
+
+import lmdbqueue
+from lmdbqueue import (
+    ClosedError,
+    DecodeError,
+    DiskFullError,
+    Empty,
+    Full,
+    OptionError,
+    PersistentQueue,
+    QueueError,
+    ShutDown,
+    StorageError,
+)
+
+
+def opening(path: Path) -> None:
+    assert_type(PersistentQueue[int]("queue"), PersistentQueue[int])
+    assert_type(PersistentQueue[int](path, path), PersistentQueue[int])
+    assert_type(PersistentQueue[int]("queue", os.fspath(path), flush_limit=0), PersistentQueue[int])
+    assert_type(PersistentQueue("queue", dumps=_to_bytes, loads=_from_bytes), PersistentQueue[str])
+    annotated: PersistentQueue[dict[str, int]] = PersistentQueue(
+        "queue", path, name="n", maxsize=5, max_bytes=1 << 20, durability="off", checksum=False
+    )
+    assert_type(annotated.pop(), dict[str, int] | None)
+    PersistentQueue[Any]("queue", dumps=lambda item: json.dumps(item).encode(), loads=json.loads)
+
+
+def refused(path: Path) -> None:
+    PersistentQueue[int]("queue", path, durability="half")  # type: ignore[arg-type]
+    PersistentQueue[int]("queue", path, dumps=_to_bytes)  # type: ignore[arg-type]
+    PersistentQueue[int](5)  # type: ignore[arg-type]
+    PersistentQueue[int]("queue", maxsize=None)  # type: ignore[arg-type]
+    PersistentQueue[int]("queue").push("text")  # type: ignore[arg-type]
+    PersistentQueue[int]("queue").push(["text"])  # type: ignore[list-item]
+    PersistentQueue[int]("queue").put("text")  # type: ignore[arg-type]
+    PersistentQueue[int]("queue").pop("1")  # type: ignore[call-overload]
+    PersistentQueue[int]("queue").delete(1.5)  # type: ignore[arg-type]
+
+
+def verbs(queue: PersistentQueue[int], n: int) -> None:
+    assert_type(queue.push(5), int | range)
+    assert_type(queue.push([5, 6]), int | range)
+    assert_type(queue.peek(), int | None)
+    assert_type(queue.peek(1), int | None)
+    assert_type(queue.peek(1, blocking=True, timeout=0.5), int | None)
+    assert_type(queue.peek(0), list[int])
+    assert_type(queue.peek(n), Any)
+    assert_type(queue.peek(2), Any)
+    assert_type(queue.pop(), int | None)
+    assert_type(queue.pop(1), int | None)
+    assert_type(queue.pop(items=1, blocking=True), int | None)
+    assert_type(queue.pop(0), list[int])
+    assert_type(queue.pop(n, True, 1), Any)
+    assert_type(queue.delete(), int)
+    assert_type(queue.delete(n), int)
+    queue.clear()
+    assert_type(queue.count(), int)
+    assert_type(len(queue), int)
+    assert_type([item for item in queue], list[int])  # noqa: C416  (what iteration gives)
+    assert_type(queue.flush(), int)
+    assert_type(queue.flush(force=True), int)
+    assert_type(queue.copy("twin"), PersistentQueue[int])
+    assert_type(queue.copy(Path("twin"), Path("there")), PersistentQueue[int])
+    assert_type(queue.check(), list[str])
+    queue.close()
+    with queue as same:
+        assert_type(same, PersistentQueue[int])
+
+
+def attributes(queue: PersistentQueue[int]) -> None:
+    assert_type(queue.filename, str | os.PathLike[str])
+    assert_type(queue.path, str | os.PathLike[str])
+    assert_type(queue.flush_limit, int)
+    assert_type(queue.name, str)
+    assert_type(queue.maxsize, int)
+    assert_type(queue.max_bytes, int | None)
+    assert_type(queue.checksum, bool)
+    assert_type(queue.loads(queue.dumps(5)), int)
+
+
+def standard_face(queue: PersistentQueue[int]) -> None:
+    queue.put(5)
+    queue.put(5, False)  # noqa: FBT003  (as people write it)
+    queue.put(5, timeout=1)
+    queue.put_nowait(5)
+    assert_type(queue.get(), int)
+    assert_type(queue.get(True, 0.5), int)
+    assert_type(queue.get_nowait(), int)
+    assert_type(queue.qsize(), int)
+    assert_type(queue.empty(), bool)
+    assert_type(queue.full(), bool)
+    queue.task_done()
+    queue.join()
+    queue.shutdown()
+    queue.shutdown(immediate=True)
+
+
+def logging_takes_it(queue: PersistentQueue[Any]) -> None:
+    logging.handlers.QueueHandler(queue)
+    logging.handlers.QueueListener(queue)
+
+
+class Mine(PersistentQueue[str]):
+    """A subclass keeps its type."""
+
+
+def subclass(mine: Mine) -> None:
+    assert_type(mine.copy("twin"), Mine)
+    with mine as same:
+        assert_type(same, Mine)
+
+
+def takes_errors(
+    _empty: type[standard.Empty], _full: type[standard.Full], _value: type[ValueError], *_ours: type[QueueError]
+) -> None: ...
+
+
+def errors() -> None:
+    takes_errors(Empty, Full, OptionError, ClosedError, ShutDown)
+    takes_errors(Empty, DiskFullError, OptionError)
+    takes_errors(Full, Full, OptionError)  # type: ignore[arg-type]
+    try:
+        raise Full("items", 1, 1, 1)
+    except StorageError as error:
+        assert_type(error.operation, str)
+    except QueueError as error:
+        assert_type(error, QueueError)
+
+
+def facts(full: Full, empty: Empty, decode: DecodeError) -> None:
+    assert_type((full.unit, full.limit, full.used, full.added), tuple[str, int, int, int])
+    assert_type((empty.wanted, empty.timeout), tuple[int, float | None])
+    assert_type((decode.seq, decode.payload, decode.reason), tuple[int, bytes, str])
+    assert_type(lmdbqueue.__version__, str)
+
+
+def _to_bytes(item: str) -> bytes:
+    return item.encode()
+
+
+def _from_bytes(payload: bytes) -> str:
+    return payload.decode()
