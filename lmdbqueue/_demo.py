@@ -27,6 +27,7 @@ from lmdbqueue._queue import PersistentQueue
 _BATCH: Final = 100
 _KILLS: Final = 5  # of each process
 _BAR: Final = 40
+_END: Final = b"end\n"  # the sink's line for the item that says that no more will come
 
 Item = tuple[int, str] | None  # the number of the line and the line; None says that no more will come
 
@@ -62,14 +63,16 @@ def _produce(place: str, source: str, items: int) -> None:
 
 def _consume(place: str) -> None:
     with PersistentQueue[Item]("queue", place) as queue, open(os.path.join(place, "sink"), "ab", 0) as sink:
-        sink.truncate(_whole_lines(place))
-        more = True
+        written = _whole_lines(place)
+        sink.truncate(len(written))
+        more = not written.endswith(_END)
         while more:
             queue.peek(1, blocking=True)
             batch = queue.peek(_BATCH)
             more = None not in batch
-            sink.write(b"".join(b"%d\t%s\n" % (item[0], item[1].encode()) for item in batch if item))
+            sink.write(b"".join(b"%d\t%s\n" % (item[0], item[1].encode()) if item else _END for item in batch))
             queue.delete(len(batch))
+        queue.clear()  # the last batch, if it was written and not deleted
 
 
 def _acknowledged(place: str) -> int:
@@ -79,9 +82,10 @@ def _acknowledged(place: str) -> int:
         return 0
 
 
-def _whole_lines(place: str) -> int:
+def _whole_lines(place: str) -> bytes:
     with open(os.path.join(place, "sink"), "rb") as file:
-        return file.read().rfind(b"\n") + 1
+        content = file.read()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _delivered(place: str) -> int:
@@ -133,7 +137,7 @@ def _draw_bar(done: int, items: int, kills: int) -> None:
 
 def _account(place: str, lines: list[str], kills: int, elapsed: float) -> int:
     with open(os.path.join(place, "sink"), encoding="utf-8", newline="\n") as file:
-        delivered = Counter(file.read().split("\n")[:-1])
+        delivered = Counter(line for line in file.read().split("\n")[:-1] if line != _END.decode().strip())
     expected = Counter(f"{number}\t{line}" for number, line in enumerate(lines))
     lost = sum((expected - delivered).values())
     altered = sum(line not in expected for line in delivered)

@@ -44,6 +44,7 @@ class Bell:
         self._watch: _Watch | None = None
         self._rings = 0
         self._seat_taken = False
+        self._is_closed = False
         self._changed = threading.Condition(threading.Lock())
 
     def ring(self) -> None:
@@ -51,18 +52,15 @@ class Bell:
 
         It never fails: what it follows is done. On a full disk the sleepers wake at their ceiling.
         """
-        try:
-            if self._fd is None:
-                with self._changed:
-                    self._open()
-            os.pwrite(self._fd, b"\0", 0)  # type: ignore[arg-type]
-        except OSError:
-            pass
+        with self._changed:  # so that close() cannot free the descriptor for another file meanwhile
+            if not self._is_closed:
+                with suppress(OSError):
+                    os.pwrite(self._open(), b"\0", 0)
 
     def listen(self) -> int:
         """Begin to notice rings; return what ``wait`` wants to know."""
         with self._changed:
-            if self._watch is None:
+            if self._watch is None and not self._is_closed:
                 self._open()
                 self._watch = _watch(self._path)
             return self._rings
@@ -71,7 +69,7 @@ class Bell:
         """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
         deadline = time.monotonic() + min(timeout, CEILING)
         with self._changed:
-            while self._rings == ticket and (left := deadline - time.monotonic()) > 0:
+            while self._rings == ticket and not self._is_closed and (left := deadline - time.monotonic()) > 0:
                 if self._seat_taken:
                     self._changed.wait(left)
                 else:
@@ -81,6 +79,7 @@ class Bell:
         """Wake the sleepers of this process and free the descriptors."""
         self.ring()
         with self._changed:
+            self._is_closed = True
             self._rings += 1
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._seat_taken)
@@ -95,9 +94,10 @@ class Bell:
             os.close(self._fd)
             self._fd = None
 
-    def _open(self) -> None:
+    def _open(self) -> int:
         if self._fd is None:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        return self._fd
 
     def _sit(self, timeout: float) -> None:
         """Sleep on the watch, with the condition's lock let go meanwhile."""
