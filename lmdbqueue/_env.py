@@ -8,8 +8,10 @@ Locks of one environment, in the order in which they may be taken; none is held 
 
 ``_writer``   the right of one thread to open a write transaction; LMDB's own write lock follows it
 ``_moving``   held while the live generation is replaced
-``_state``    guards ``generation``, ``handles`` and every ``generation.users``; held for a few steps
-              only. ``_idle`` is its condition: notified when a ``users`` falls and somebody waits for that.
+
+Reading takes no lock. Closing a generation while others read it is safe: LMDB's binding waits for
+what it is doing right now, and refuses what comes after, which ``_generation`` reports as superseded.
+A writer it would wait for, so a generation is closed by who holds ``_writer`` (``_retired``).
 
 Group commit. A caller puts its call into ``_waiting`` and asks for ``_writer``. Whoever gets it leads:
 it takes all that waits and runs it in one transaction, so those that came while the leader before was
@@ -19,13 +21,16 @@ they are done, so what an interrupted leader did not settle is there for the nex
 is interrupted takes its call out; one that a leader runs already is done whole.
 
 Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
-does anything (see ``_compact``). Whoever finds it moves this process on and tries again. The old
-generation closes when its last transaction here has ended.
+does anything (see ``_compact``). Whoever finds it moves this process on and tries again.
 
 Fork. ``fork`` waits until no transaction of this process is under way, since one that was open could
-not be ended in the child without damage to the parent's. In the child everything is dropped and
-opened anew at the next call. A fork that cannot wait (a thread forks inside its own transaction, or
-another's lasts too long) leaves a child in which that queue raises ``ForkError``.
+not be ended in the child without damage to the parent's: writers by ``_writer``; readers, by hiding
+the generation from those who come and waiting for those in ``_reading``. In the child everything is
+dropped and opened anew at the next call. A fork that cannot wait (somebody's transaction lasts too
+long) leaves a child in which that queue raises ``ForkError``.
+
+An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted
+thread should have lowered: ``_reading`` has an entry a thread, which its next transaction clears.
 """
 
 import os
@@ -44,6 +49,7 @@ from lmdbqueue._session import Session
 from lmdbqueue._wakeup import Bell
 
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
+_FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
 
 _environments: dict[tuple[int, int, str], "Environment"] = {}
 _opening = threading.RLock()
@@ -84,12 +90,11 @@ class Environment:
         self.bell = Bell(self.directory.file(BELL))
         self._session: Session | None = None
         self._generation: Generation | None = None
+        self._retired: list[Generation] = []
         self._waiting: deque[Call] = deque()
         self._writer = threading.Lock()
         self._moving = threading.Lock()
-        self._state = threading.Lock()
-        self._idle = threading.Condition(self._state)
-        self._is_awaited = False
+        self._reading: dict[int, None] = {}  # the threads that have a read transaction open
 
     def release(self) -> None:
         """Give back one handle; the last one closes what is open, once its transactions have ended."""
@@ -98,14 +103,11 @@ class Environment:
             if self.handles:
                 return
             _environments.pop(self.directory.identity, None)
-            with self._moving:
-                with self._state:
-                    generation = self._generation
-                    if generation is not None:
-                        self._await_users(generation, 0, None)
+            with self._writer, self._moving:
+                if self._generation is not None:
+                    self._retired.append(self._generation)
                     self._generation = None
-                if generation is not None:
-                    generation.close()
+                self._close_retired()
                 if self._session is not None:
                     self._session.leave()
             self.bell.close()
@@ -114,14 +116,18 @@ class Environment:
 
     def view(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, tables, *args)`` of a snapshot of the queue ``name``."""
+        thread = threading.get_ident()
         while True:
-            generation = self._enter()
+            self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
+            generation = self._generation
             try:
-                return generation.view(name, fn, args)
+                if generation is not None:
+                    return generation.view(name, fn, args)
             except Superseded:
-                self.follow(generation)
+                pass
             finally:
-                self._leave(generation)
+                self._reading.pop(thread, None)
+            self.follow(generation)
 
     def update(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
         """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
@@ -147,14 +153,11 @@ class Environment:
         calls = self._waiting.copy()
         try:
             while pending := [call for call in calls if not call.done]:
-                generation = self._enter()
-                try:
+                with self._live() as generation:
                     generation.update(pending)
-                except Superseded:
-                    self.follow(generation)
-                finally:
-                    self._leave(generation)
         finally:
+            if self._retired:
+                self._close_retired()
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()
             if any(call.result for call in calls):
@@ -169,55 +172,32 @@ class Environment:
                 yield generation, txn
             finally:
                 txn.abort()
-                self._leave(generation)
 
     def _begin_exclusive(self) -> tuple[Generation, Txn]:
         while True:
-            generation = self._enter()
-            try:
+            with self._live() as generation:
                 return generation, generation.begin_exclusive()
-            except Superseded:
-                self.follow(generation)
-                self._leave(generation)
-            except BaseException:
-                self._leave(generation)
-                raise
 
     def prepare(self, name: str) -> None:
         """Make sure that there is a queue ``name``. Waits for a transaction under way."""
+        is_prepared = False
         with self._writer:
-            while True:
-                generation = self._enter()
-                try:
+            while not is_prepared:
+                with self._live() as generation:
                     generation.prepare(name, _fifo.create)
-                except Superseded:
-                    self.follow(generation)
-                else:
-                    return
-                finally:
-                    self._leave(generation)
+                    is_prepared = True
 
     # --- the live generation
 
-    def _enter(self) -> Generation:
-        while True:
-            with self._state:
-                generation = self._generation
-                if generation is not None:
-                    generation.users += 1
-                    return generation
+    @contextmanager
+    def _live(self) -> Iterator[Generation]:
+        """Give a writer the generation that is live as far as this process knows, and follow it if it is not."""
+        while (generation := self._generation) is None:
             self.follow(None)
-
-    def _leave(self, generation: Generation) -> None:
-        with self._state:
-            generation.users -= 1
-            if self._is_awaited:  # the condition's own look would cost 0.2 us
-                self._idle.notify_all()
-            if generation.users:
-                return
-            is_live = generation is self._generation
-        if not is_live:
-            generation.close()
+        try:
+            yield generation
+        except Superseded:
+            self.follow(generation)
 
     def follow(self, old: Generation | None) -> None:
         """Go from ``old`` to the live generation, unless another thread of this process did already."""
@@ -228,32 +208,31 @@ class Environment:
                 raise ForkError(self.directory.path)
             if not self.handles:
                 raise ClosedError(self.directory.path)
-            generation = self._open_live(old)
-            with self._state:
-                self._generation = generation
-                is_unused = old is not None and not old.users
-            if old is not None and is_unused:
-                old.close()
+            self._generation = self._open_live(old)
+            if old is not None:
+                self._retired.append(old)
+        if self._writer.acquire(blocking=False):  # else its holder does it
+            try:
+                self._close_retired()
+            finally:
+                self._writer.release()
 
-    def _await_users(self, generation: Generation, n: int, timeout: float | None) -> bool:
-        """Wait until at most ``n`` use the generation. To be called with ``_moving`` and ``_state``."""
-        self._is_awaited = True
-        try:
-            return self._idle.wait_for(lambda: generation.users <= n, timeout)
-        finally:
-            self._is_awaited = False
+    def _close_retired(self) -> None:
+        """Close the generations that were left. Only who holds ``_writer`` may: none of them is written to."""
+        while self._retired:
+            self._retired.pop().close()
 
     def _open_live(self, old: Generation | None) -> Generation:
         number = 1 if old is None else old.number + 1
         while True:
             with self.directory.lock():
-                joined = self._session is None
-                if self._session is None:
-                    self._session = Session(self.directory.file(SESSION))
                 number = max(number, self.directory.newest())
                 self.directory.publish(number)  # ends a creation or a swap that was cut short
                 generation = Generation(self.directory.generation(number), number, self.directory.options)
+                joined = self._session is None
                 try:
+                    if self._session is None:
+                        self._session = Session(self.directory.file(SESSION))
                     is_live = not generation.is_superseded()
                     if is_live:
                         self.directory.clean(number, alone=joined and self._session.first)
@@ -276,20 +255,14 @@ class Environment:
 
     def freeze(self, deadline: float) -> None:
         """Let no transaction be open in this process until ``thaw``, or note that there is one."""
-
-        def left() -> float:
-            return max(0.0, deadline - time.monotonic())
-
-        locks = (self._writer, self._moving, self._state)
-        self._frozen = [lock for lock in locks if lock.acquire(timeout=left())]
+        locks = (self._writer, self._moving)
+        self._frozen = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
         self._torn = len(self._frozen) < len(locks)
-        generation = self._generation
-        if generation is not None and not self._torn:
-            # hidden, so that who wants to enter now waits for _moving; used, so that nobody closes it
-            self._generation = None
-            generation.users += 1
-            self._torn = not self._await_users(generation, 1, left())
-            generation.users -= 1
+        if not self._torn:
+            generation, self._generation = self._generation, None  # who comes now waits for _moving
+            while self._reading.keys() - {threading.get_ident()} and not self._torn:
+                time.sleep(_FORK_LOOK)
+                self._torn = time.monotonic() > deadline
             self._generation = generation
 
     def thaw(self) -> None:
@@ -301,9 +274,11 @@ class Environment:
     def restart(self) -> None:
         """Go on in the child, with nothing of the parent's but the files."""
         self.bell.forget()
-        self._inherited = self._generation if self._torn else None  # closing it would harm the parent
-        if self._generation is not None and not self._torn:
-            self._generation.close()
+        self._inherited = [*self._retired, self._generation]
+        if not self._torn:  # else closing them would harm the parent
+            for generation in self._inherited:
+                if generation is not None:
+                    generation.close()
         self._start()
 
 

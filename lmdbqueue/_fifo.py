@@ -88,7 +88,7 @@ def since(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Entry]:
     return entries
 
 
-def remove(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> int:
+def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
     """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
     with txn.cursor(queue.items) as cursor:
         if list(islice(cursor.iternext(values=False), len(keys))) != keys:

@@ -49,9 +49,10 @@ def release(fd: int) -> None:
 @contextmanager
 def exclusive(path: str) -> Iterator[None]:
     """Hold the exclusive lock of ``path`` for the block, waiting for it first."""
-    fd = acquire(path, exclusive=True)
-    assert fd is not None  # it waited
+    fd = os.open(path, os.O_RDONLY)
     try:
+        _held.add(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         release(fd)

@@ -17,18 +17,19 @@ What LMDB demands, and where it is answered:
   open tells whether it took place.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import lmdb
 
 from lmdbqueue import _format
 from lmdbqueue._directory import disk_full
-from lmdbqueue._errors import CommitUnknownError, CorruptQueueError, Full, QueueError, StorageError
+from lmdbqueue._errors import AccessError, CommitUnknownError, CorruptQueueError, Full, QueueError, StorageError
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -40,6 +41,15 @@ _MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down
 _MAX_DBS: Final = 256  # 0.14 us more a read transaction than 8
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 _META_PAGES: Final = 2
+_META_RECORD: Final = Struct("=16x II 16x I 92x QQ")  # page header, magic, version, page size, last page, txn
+_DAMAGE: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.NotFoundError,  # of a database that every queue has
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    SystemError,
+)
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
 
@@ -83,14 +93,19 @@ class Generation:
         """Open the file at ``path``, which exists."""
         self.path = path
         self.number = number
-        self.users = 0  # transactions under way; kept by _env
+        self._is_closed = False
         self._sealed = options.checksum
         self._tables: dict[str, Tables] = {}
         self._meta: Db = None
-        self._env = _open(path, sync=options.durability == "full")
+        try:
+            _refuse_damaged(path)
+            self._env = _open(path, sync=options.durability == "full")
+        except lmdb.Error as error:
+            raise self._translate(error, "opening") from error
 
     def close(self) -> None:
-        """Close the environment. No transaction may be open."""
+        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        self._is_closed = True
         self._env.close()
 
     def is_superseded(self) -> bool:
@@ -254,10 +269,14 @@ class Generation:
 
     def _translate(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; an error of ours passes."""
+        if self._is_closed:
+            return Superseded()
         if isinstance(error, QueueError) or not isinstance(error, (lmdb.Error, SystemError)):
             return error
-        if isinstance(error, (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, SystemError)):
+        if isinstance(error, _DAMAGE):
             return CorruptQueueError(self.path, str(error))
+        if os.strerror(errno.EACCES) in str(error):
+            return AccessError(self.path, str(error))
         if os.statvfs(self.path).f_bavail == 0:  # LMDB reports a full disk as an input/output error
             return disk_full(self.path)
         return StorageError(self.path, operation, str(error))
@@ -329,6 +348,44 @@ def _open(path: str, *, sync: bool) -> lmdb.Environment:
 def _pages(stat: Any) -> int:
     pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
     return pages
+
+
+def _refuse_damaged(path: str) -> None:
+    """Raise ``CorruptQueueError`` for what LMDB would not survive: no meta page, or pages beyond the end.
+
+    LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
+    """
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        first = _Meta.read(file, 0)
+        if not first.is_sound:
+            raise CorruptQueueError(path, "it does not begin with a meta page of LMDB 0.9")
+        second = _Meta.read(file, first.page_size)
+    if not second.is_sound:
+        raise CorruptQueueError(path, "its second meta page is damaged")
+    pages = max(first, second, key=lambda meta: meta.txn).last_page + 1
+    if size < pages * first.page_size:
+        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its {pages:,} pages need more")
+
+
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """The part of a meta page of LMDB 0.9 that tells whether the file can be opened."""
+
+    is_sound: bool
+    page_size: int
+    last_page: int
+    txn: int
+
+    @classmethod
+    def read(cls, file: BinaryIO, offset: int) -> "_Meta":
+        file.seek(offset)
+        data = file.read(_META_RECORD.size)
+        if len(data) < _META_RECORD.size:
+            return cls(is_sound=False, page_size=0, last_page=0, txn=0)
+        magic, version, page_size, last_page, txn = _META_RECORD.unpack(data)
+        is_sound = (magic, version) == (0xBEEFC0DE, 1) and 256 <= page_size <= 1 << 15  # noqa: PLR2004  (LMDB's own)
+        return cls(is_sound, page_size, last_page, txn)
 
 
 def _is_open(txn: Txn) -> bool:

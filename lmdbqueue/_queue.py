@@ -177,8 +177,6 @@ class PersistentQueue(StandardQueue[T]):
         for key, value in entries:
             if not _format.is_intact(key, value):
                 raise CorruptItemError(_format.unpack(key), value[: -_format.SEAL_SIZE])
-        if self.loads is pickle.loads:  # it stops at the end of the pickle, so the seal need not be cut off
-            return [value for _, value in entries]
         return [value[: -_format.SEAL_SIZE] for _, value in entries]
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:

@@ -5,22 +5,31 @@ Owns: ``put`` and ``get``, their kin, ``task_done``, ``join``, ``shutdown``. Law
 know: how items are kept. What has to differ, because items outlive the process, is said at each verb.
 """
 
+import os
 import threading
-from typing import TypeVar
+import weakref
+from typing import Any, TypeVar
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._verbs import Verbs
 
 T = TypeVar("T")
 
+_queues: "weakref.WeakSet[StandardQueue[Any]]" = weakref.WeakSet()
+
 
 class StandardQueue(Verbs[T]):
     """A persistent queue that can stand where a ``queue.Queue`` does."""
 
     def __init__(self) -> None:
-        self._settled = threading.Condition()  # notified when one of the two falls to 0, and by close
+        _queues.add(self)
+        self._begin_with_empty_hands()
+
+    def _begin_with_empty_hands(self) -> None:
+        """Begin anew: at first, and in a forked child, which has nothing of what the parent took."""
+        self._settled = threading.Condition()  # notified when one of the two may have become empty, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
-        self._reaching = 0  # calls of get() that may be taking an item right now
+        self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Append exactly one item, a list too; wait for room if the queue is full.
@@ -59,15 +68,15 @@ class StandardQueue(Verbs[T]):
 
     def _reach(self) -> list[T] | None:
         """Take an item into the hand, seen by ``join`` at every moment: in the queue, reached for, in hand."""
-        with self._settled:
-            self._reaching += 1
+        thread = threading.get_ident()
         found = None
         try:
+            self._reaching[thread] = None
             found = self._if_enough(1, self._take)
         finally:
             with self._settled:
-                self._reaching -= 1
                 self._in_hand += found is not None
+                self._reaching.pop(thread, None)
                 if not self._reaching:
                     self._settled.notify_all()
         return found
@@ -145,3 +154,11 @@ class StandardQueue(Verbs[T]):
         self._is_shut_down = True
         self._is_drained = self._is_drained or immediate
         self._wake()
+
+
+def _begin_anew_in_child() -> None:
+    for queue in list(_queues):
+        queue._begin_with_empty_hands()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)

@@ -11,6 +11,7 @@ two consumers, and one that cannot be decoded never left.
 """
 
 import operator
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -268,7 +269,7 @@ def _checked_count(items: int) -> int:
     if n < 0:
         message = f"the number of items must not be negative, and it is {n}"
         raise ValueError(message)
-    return n
+    return min(n, sys.maxsize)
 
 
 def _as_bytes(payload: object) -> bytes:

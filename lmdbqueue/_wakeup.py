@@ -77,7 +77,8 @@ class Bell:
 
     def close(self) -> None:
         """Wake the sleepers of this process and free the descriptors."""
-        self.ring()
+        if self._watch is not None:
+            self.ring()
         with self._changed:
             self._is_closed = True
             self._rings += 1

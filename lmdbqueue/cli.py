@@ -22,9 +22,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "SIGKILL several times. Exits with 1 if anything is lost.",
         epilog="example: lmdbqueue demo --items 20000",
     )
-    demo.add_argument("--input", metavar="FILE", help="a text whose lines are the items (default: Python's own manual)")
-    demo.add_argument("--items", metavar="N", type=int, default=20_000, help="how many lines (default: %(default)s)")
+    demo.add_argument(
+        "--input",
+        metavar="FILE",
+        type=_readable,
+        help="a text whose lines are the items (default: Python's own manual)",
+    )
+    demo.add_argument(
+        "--items", metavar="N", type=_positive, default=20_000, help="how many lines (default: %(default)s)"
+    )
     demo.set_defaults(run=lambda options: _demo.run(options.input, options.items))
 
     options = parser.parse_args(arguments)
     raise SystemExit(options.run(options))
+
+
+def _readable(path: str) -> str:
+    try:
+        with open(path, "rb"):
+            return path
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        message = f"{number} is not at least 1"
+        raise argparse.ArgumentTypeError(message)
+    return number

@@ -69,7 +69,7 @@ def forked(fn: Callable[..., object], *args: object) -> int:
     try:
         fn(*args)
         status = 0
-    except BaseException:  # noqa: BLE001  (a forked child must not go on with the tests of its parent)
+    except BaseException:  # a child must not go on with the tests of its parent
         traceback.print_exc()
     finally:
         sys.stderr.flush()
@@ -94,13 +94,14 @@ def status_of(pid: int, within: float = DEADLINE) -> int:
     return os.waitstatus_to_exitcode(found)
 
 
-def killed_at_line(number: int, fn: Callable[..., object], *args: object) -> None:
-    """Run ``fn(*args)``, and die by SIGKILL before the ``number``-th line of the library that it executes."""
+def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object], **options: object) -> None:
+    """Run ``fn(**options)``, and die by SIGKILL before the ``number``-th line of these modules that it executes."""
     left = number
+    files = {f"{LIBRARY}{module}.py" for module in modules}
 
     def trace(frame: Any, event: str, _: object) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.startswith(LIBRARY):
+        if frame.f_code.co_filename not in files:
             return None
         if event == "line":
             left -= 1
@@ -110,7 +111,7 @@ def killed_at_line(number: int, fn: Callable[..., object], *args: object) -> Non
 
     sys.settrace(trace)
     try:
-        fn(*args)
+        fn(**options)
     finally:
         sys.settrace(None)
 

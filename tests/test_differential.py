@@ -165,7 +165,7 @@ class DurableDifferential(Differential):
 
 
 def test_results_are_those_of_python_persistent_queue():
-    run_state_machine_as_test(Differential, settings=settings(max_examples=150, stateful_step_count=50))
+    run_state_machine_as_test(Differential, settings=settings(max_examples=100, stateful_step_count=50))
 
 
 def test_results_are_those_of_python_persistent_queue_by_default_durability_too():

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import select
 import shutil
+import signal
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from hypothesis.stateful import (
 from lmdbqueue import DecodeError, Empty, Full, PersistentQueue
 
 NAMES = ("jobs", "results")
+CHILD_PATIENCE = 30.0  # seconds until a child counts as hanging
 END = b"END"  # of each payload, so that a byte too many or too few is seen: pickle.loads does not look
 
 
@@ -360,6 +363,9 @@ def in_a_child(work):
         finally:
             os._exit(status)
     os.close(writing)
+    ready, _, _ = select.select([reading], [], [], CHILD_PATIENCE)  # the child's end closes when it exits
+    if not ready:
+        os.kill(child, signal.SIGKILL)
     with open(reading, "rb") as report:
         said = report.read().decode()
     _, status = os.waitpid(child, 0)

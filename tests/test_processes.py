@@ -1,5 +1,6 @@
 """Several processes and threads at one queue: exactly once, in order, woken when there is something to do."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -238,6 +239,10 @@ def test_an_interrupt_ends_a_waiting_get_and_the_next_get_works(open_queue, comp
     os.close(read)
 
 
+def _flush(queue):
+    queue.flush(force=True)
+
+
 class _Interrupts:
     """SIGINT raises KeyboardInterrupt, but only inside a call made by ``tried``, and once in it."""
 
@@ -284,7 +289,7 @@ def _work_through_interrupts(place, durability, ready):
         got += answer if answer != [None] else []
         interrupts.tried(queue.peek, 100)
         if number % 50 == 0:
-            interrupts.tried(queue.flush, True)
+            interrupts.tried(_flush, queue)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     queue.flush(force=True)  # an interrupted one may have left its draft
     assert queue.check() == []
@@ -298,7 +303,7 @@ def _work_through_interrupts(place, durability, ready):
 def test_interrupts_anywhere_lose_nothing_acknowledged_and_leave_a_queue_that_works_and_closes(tmp_path, durability):
     read, write = os.pipe()
     child = forked(_work_through_interrupts, str(tmp_path), durability, write)
-    randomness = random.Random(1)
+    randomness = random.Random(1)  # noqa: S311  (nothing is to be kept secret)
     os.read(read, 1)
 
     def interrupt_or_see_the_end():
@@ -315,29 +320,35 @@ def test_interrupts_anywhere_lose_nothing_acknowledged_and_leave_a_queue_that_wo
 
 
 def _get_or_not(queue):
-    try:
+    with contextlib.suppress(Empty):
         queue.get(timeout=0.01)
-    except Empty:
-        pass
 
 
-def _interrupted_at_call(number, place, verb, ended):
-    """Call the verb and raise KeyboardInterrupt where the ``number``-th function of the library begins.
+def _interrupted_at(number, place, verb, ended):
+    """Call the verb and raise KeyboardInterrupt at the ``number``-th moment at which Python looks for signals.
 
-    That is one of the moments at which Python looks for signals.
+    These are not all of them: where a function of the library begins, and where a with statement has
+    just taken the lock of a condition.
     """
     queue = PersistentQueue("queue", place, durability="off")
     left = number
 
-    def trace(frame, event, _):
+    def look_for_signals():
         nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+
+    def trace(frame, event, _):
         if event == "call" and frame.f_code.co_filename.startswith(LIBRARY):
-            left -= 1
-            if left == 0:
-                raise KeyboardInterrupt
+            look_for_signals()
+        is_lock = frame.f_code.co_filename == threading.__file__ and frame.f_code.co_name == "__enter__"
+        if is_lock and event == "return":
+            look_for_signals()
+        return trace if is_lock else None
 
     if verb == "count after a flush elsewhere":
-        assert status_of(forked(queue.flush, True)) == 0
+        assert status_of(forked(_flush, queue)) == 0
     call = {
         "push": lambda: queue.push("more"),
         "pop": queue.pop,
@@ -348,15 +359,17 @@ def _interrupted_at_call(number, place, verb, ended):
     }[verb]
     sys.settrace(trace)
     try:
-        call()
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):
+            call()
     finally:
         sys.settrace(None)
     if left > 0:
         touch(ended)
     queue.push("last")
-    assert queue.peek() in ("first", "last")
+    assert queue.peek() is not None
+    other = threading.Thread(target=queue.push, args=("last",))  # to whom no lock of this thread is its own
+    other.start()
+    other.join()
     queue.close()
     with PersistentQueue("queue", place, durability="off") as again:
         again.flush(force=True)
@@ -365,7 +378,7 @@ def _interrupted_at_call(number, place, verb, ended):
 
 
 @pytest.mark.parametrize("verb", ["push", "pop", "get", "flush", "count after a flush elsewhere", "open"])
-def test_an_interrupt_where_any_function_begins_leaves_a_queue_that_works_and_closes(tmp_path, verb):
+def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb):
     ended = str(tmp_path / "ended")
     for number in itertools.count(1):
         place = tmp_path / str(number)
@@ -373,8 +386,8 @@ def test_an_interrupt_where_any_function_begins_leaves_a_queue_that_works_and_cl
         with PersistentQueue("queue", place, durability="off") as queue:
             if verb != "get":
                 queue.push("first")
-        child = forked(_interrupted_at_call, number, str(place), verb, ended)
-        assert status_of(child, 5) == 0, f"interrupted at call {number}"
+        child = forked(_interrupted_at, number, str(place), verb, ended)
+        assert status_of(child, 5) == 0, f"interrupted at moment {number}"
         if os.path.exists(ended):
             break
     assert number > 5

@@ -346,8 +346,8 @@ def test_iteration_holds_no_transaction_and_no_lock_between_items(queue):
     queue.push([1, 2, 3])
     environment = queue._environment
     for _ in queue:
-        assert environment._generation.users == 0
-        assert not any(lock.locked() for lock in (environment._writer, environment._moving, environment._state))
+        assert not environment._reading
+        assert not any(lock.locked() for lock in (environment._writer, environment._moving))
 
 
 def test_every_verb_and_a_forced_flush_work_amid_an_iteration(queue):

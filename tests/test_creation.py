@@ -1,0 +1,322 @@
+"""Creation and opening: one queue whoever comes first, and errors that touch nothing."""
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from multiprocessing import get_context
+
+import lmdb
+import persistent_queue
+import pytest
+from processes import DEADLINE, drained, finish, forked, generations, start, status_of, tree
+
+from lmdbqueue import (
+    AccessError,
+    CorruptQueueError,
+    Empty,
+    FormatError,
+    OptionError,
+    PersistentQueue,
+    VersionError,
+)
+
+NOBODY = 65534
+
+
+# --- several at once
+
+
+def _push_at_once(place, barrier, number):
+    barrier.wait(DEADLINE)
+    with PersistentQueue("queue", place) as queue:
+        queue.push(number)
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_eight_processes_that_create_a_queue_at_once_create_one(tmp_path, turn):
+    del turn
+    barrier = get_context("fork").Barrier(8)
+    finish([start("fork", _push_at_once, tmp_path, barrier, number) for number in range(8)])
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert sorted(drained(queue)) == list(range(8))
+        assert queue.check() == []
+        assert generations(queue._directory) == ["00000001.mdb"]
+    assert sorted(os.listdir(tmp_path)) == ["queue"]
+
+
+def test_threads_that_create_a_queue_at_once_create_one(tmp_path):
+    for turn in range(10):
+        place = tmp_path / str(turn)
+        place.mkdir()
+        barrier = threading.Barrier(4)
+        threads = [threading.Thread(target=_push_at_once, args=(place, barrier, number)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        with PersistentQueue("queue", place) as queue:
+            assert sorted(drained(queue)) == list(range(4))
+            assert queue.check() == []
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_only_the_owner_can_read_a_queue_whatever_the_umask(tmp_path, umask):
+    previous = os.umask(umask)
+    try:
+        with PersistentQueue("queue", tmp_path) as queue:
+            with pytest.raises(Empty):
+                queue.get(timeout=0.001)  # makes the bell
+            queue.push("a")
+            queue.flush(force=True)
+            queue.copy("copy").close()
+    finally:
+        os.umask(previous)
+    for directory in (tmp_path / "queue", tmp_path / "copy"):
+        assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+        assert {stat.S_IMODE(os.stat(directory / name).st_mode) for name in os.listdir(directory)} == {0o600}
+
+
+# --- refused, and nothing touched
+
+
+def _assert_refused(place, error, *words, **options):
+    before = tree(place)
+    with pytest.raises(error) as caught:
+        PersistentQueue("queue", place, **options)
+    assert type(caught.value) is error
+    assert tree(place) == before
+    for word in (str(place), *words):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("items", [0, 1, 3, 1_000])
+def test_a_file_of_python_persistent_queue_is_refused_by_its_name(tmp_path, items):
+    old = persistent_queue.PersistentQueue("queue", str(tmp_path))
+    old.push(list(range(items)))
+    old.delete(items // 3)
+    old.file.close()
+    _assert_refused(tmp_path, FormatError, "python-persistent-queue", f" {items - items // 3:,} items")
+
+
+def test_a_large_file_of_python_persistent_queue_is_refused_by_its_name_too(tmp_path):
+    old = persistent_queue.PersistentQueue("queue", str(tmp_path))
+    old.push([b"x" * 300_000])
+    old.file.close()
+    _assert_refused(tmp_path, FormatError, "python-persistent-queue")
+
+
+@pytest.mark.parametrize("subdir", [True, False], ids=["a directory", "a file"])
+def test_an_environment_of_somebody_else_is_refused(tmp_path, subdir):
+    with lmdb.open(str(tmp_path / "queue"), subdir=subdir) as env, env.begin(write=True) as txn:
+        txn.put(b"their", b"data")
+    _assert_refused(tmp_path, FormatError, "an LMDB environment of another program")
+
+
+@pytest.mark.parametrize("name", ["letter", ".hidden", "queue.json.bak", "session", "00000002.mdb.tmp"])
+def test_a_directory_with_other_files_is_refused(tmp_path, name):
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue" / name).write_text("dear")
+    _assert_refused(tmp_path, FormatError, name)
+
+
+def test_a_directory_with_a_directory_is_refused(tmp_path):
+    (tmp_path / "queue" / "folder").mkdir(parents=True)
+    _assert_refused(tmp_path, FormatError, "folder")
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"some text\n" * 100, bytes(100)])
+def test_any_other_file_is_refused(tmp_path, content):
+    (tmp_path / "queue").write_bytes(content)
+    _assert_refused(tmp_path, FormatError)
+
+
+def test_an_empty_directory_becomes_a_queue(tmp_path):
+    (tmp_path / "queue").mkdir()
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push("a")
+        assert queue.check() == []
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Give a directory with a queue in it that is not open."""
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push(["a", "b"])
+    return tmp_path
+
+
+def test_a_queue_of_a_newer_format_is_refused_by_its_version(place):
+    file = place / "queue" / "queue.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2, "novelty": True}))
+    _assert_refused(place, VersionError, "format 2", "upgrade")
+
+
+@pytest.mark.parametrize(("option", "other"), [("durability", "off"), ("checksum", False)])
+def test_another_value_for_a_fixed_option_is_refused_with_both_values(place, option, other):
+    stored = {"durability": "full", "checksum": True}[option]
+    _assert_refused(place, OptionError, f"{option}={stored!r}", repr(other), **{option: other})
+    with PersistentQueue("queue", place) as queue:  # and while it is open
+        with pytest.raises(OptionError):
+            PersistentQueue("queue", place, **{option: other})
+        assert queue.pop(2) == ["a", "b"]
+
+
+def test_an_environment_without_its_options_is_reported_and_left_alone(place):
+    os.unlink(place / "queue" / "queue.json")
+    _assert_refused(place, CorruptQueueError, "no queue.json")
+
+
+@pytest.mark.parametrize("rest", [["queue.json"], ["queue.json", "session", "bell"]])
+def test_options_without_an_environment_are_reported_and_left_alone(place, rest):
+    assert set(rest) < set(os.listdir(place / "queue"))
+    for name in set(os.listdir(place / "queue")) - set(rest):
+        os.unlink(place / "queue" / name)
+    _assert_refused(place, CorruptQueueError, "generation 1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": 1}',
+        b'{"format": "1"}',
+        b'{"format": 0}',
+        b"\xff",
+        b'{"format": 1, "x": 2}',
+    ],
+)
+def test_options_that_nobody_has_written_are_reported_and_left_alone(place, content):
+    (place / "queue" / "queue.json").write_bytes(content)
+    _assert_refused(place, CorruptQueueError)
+
+
+def _cut(path):
+    os.truncate(path, 8192)
+
+
+def _empty(path):
+    os.truncate(path, 0)
+
+
+def _zero(path):
+    size = os.path.getsize(path)
+    with open(path, "wb") as file:
+        file.write(bytes(size))
+
+
+def _replace_by_text(path):
+    with open(path, "wb") as file:
+        file.write(b"some text\n" * 2_000)
+
+
+def _replace_by_another_environment(path):
+    os.unlink(path)
+    with lmdb.open(path, subdir=False) as env, env.begin(write=True) as txn:
+        txn.put(b"their", b"data")
+    os.unlink(path + "-lock")
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _zero, _replace_by_text, _replace_by_another_environment])
+def test_a_damaged_environment_is_reported_and_left_alone(place, damage):
+    path = str(place / "queue" / "00000001.mdb")
+    damage(path)
+    os.unlink(path + "-lock")
+    # in a process of its own: a file that is cut off may end it with SIGBUS
+    assert status_of(forked(_assert_refused_environment, place)) == 0
+
+
+def _assert_refused_environment(place):
+    with open(place / "queue" / "00000001.mdb", "rb") as file:
+        before = file.read()
+    with pytest.raises(CorruptQueueError):
+        PersistentQueue("queue", place)
+    with open(place / "queue" / "00000001.mdb", "rb") as file:
+        assert file.read() == before
+
+
+# --- without the right to
+
+
+def test_a_missing_parent_is_no_place_for_a_queue(tmp_path):
+    (tmp_path / "file").write_text("dear")
+    before = tree(tmp_path)
+    for parent in ("nowhere", "file"):
+        with pytest.raises(AccessError) as caught:
+            PersistentQueue("queue", tmp_path / parent)
+        assert str(tmp_path / parent / "queue") in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def _as_nobody(fn, *args):
+    """Run ``fn(*args)`` in a child that is not root, to whom no mode would matter."""
+
+    def give_up_rights():
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        fn(*args)
+
+    return status_of(forked(give_up_rights))
+
+
+def _allow(path, mode):
+    os.chmod(path, mode)
+
+
+@pytest.fixture
+def public_place():
+    """Give a directory that anybody can reach, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as path:
+        _allow(path, 0o755)
+        yield path
+        _allow(path, 0o755)
+
+
+def _open(place):
+    with PersistentQueue("queue", place) as queue:
+        queue.push("a")
+
+
+def _fail_to_open(place):
+    with pytest.raises(AccessError):
+        PersistentQueue("queue", place)
+
+
+def test_an_unwritable_parent_is_no_place_for_a_queue(public_place):
+    _allow(public_place, 0o555)
+    assert _as_nobody(_fail_to_open, public_place) == 0
+    assert tree(public_place) == {}
+    _allow(public_place, 0o777)
+    assert _as_nobody(_open, public_place) == 0  # so it was the mode
+
+
+@pytest.mark.parametrize(
+    "closed",
+    ["", "00000001.mdb", "00000001.mdb-lock", "queue.json", "session"],
+    ids=lambda name: name or "the directory",
+)
+@pytest.mark.parametrize("closed_to", ["writing", "all"])
+def test_a_queue_with_something_closed_to_its_user_is_refused_and_left_alone(public_place, closed, closed_to):
+    _open(public_place)
+    directory = os.path.join(public_place, "queue")
+    _allow(directory, 0o777)
+    for name in os.listdir(directory):
+        _allow(os.path.join(directory, name), 0o666)
+    shutil.copytree(directory, os.path.join(public_place, "control", "queue"))
+    _allow(os.path.join(public_place, "control"), 0o755)
+    assert _as_nobody(_open, os.path.join(public_place, "control")) == 0  # with everything open it works
+    shutil.rmtree(os.path.join(public_place, "control"))
+    if (closed, closed_to) == ("queue.json", "writing"):
+        pytest.skip("it is never written again")
+    mode = (0o555 if closed == "" else 0o444) if closed_to == "writing" else 0o000
+    _allow(os.path.join(directory, closed), mode)
+    before = tree(public_place)
+    assert _as_nobody(_fail_to_open, public_place) == 0
+    assert tree(public_place) == before

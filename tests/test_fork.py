@@ -1,0 +1,356 @@
+"""Forks: the child goes on with the same queue object, the parent too, and neither harms the other."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from multiprocessing import get_context
+
+import pytest
+from processes import DEADLINE, KILLED, Sleeps, drained, eventually, finish, forked, start, status_of
+
+from lmdbqueue import Empty, PersistentQueue
+
+FAST = {"durability": "off"}
+
+
+# --- one object on both sides
+
+
+def _use_all_verbs(queue):
+    assert queue.peek() == "a"
+    assert queue.pop() == "a"
+    assert queue.push(["child 1", "child 2"]) == range(2, 4)
+    queue.put("child 3")
+    assert queue.get(timeout=DEADLINE) == "b"
+    assert list(queue) == ["child 1", "child 2", "child 3"]
+    assert queue.delete() == 1
+    queue.flush(force=True)
+    assert len(queue) == 2
+
+
+def test_a_child_uses_every_verb_of_the_object_it_inherited_and_so_does_the_parent_afterwards(open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    assert status_of(forked(_use_all_verbs, queue)) == 0
+    assert queue.pop(5) == ["child 2", "child 3"]
+    queue.push("c")
+    assert queue.pop() == "c"
+
+
+def _push_all(queue, items):
+    for item in items:
+        queue.push(item)
+
+
+def test_parent_and_child_push_through_one_object_at_the_same_time(open_queue):
+    queue = open_queue(**FAST)
+    queue.push("first")
+    child = forked(_push_all, queue, [("child", number) for number in range(500)])
+    _push_all(queue, [("parent", number) for number in range(500)])
+    assert status_of(child) == 0
+    assert queue.pop() == "first"
+    items = drained(queue)
+    for who in ("child", "parent"):
+        assert [item for item in items if item[0] == who] == [(who, number) for number in range(500)]
+
+
+def _answer(queue, answers):
+    for item in iter(queue.get, None):
+        answers.push(item)
+
+
+def test_a_waiting_child_is_woken_by_its_parent_and_the_other_way_round(open_queue):
+    queue, answers = open_queue(**FAST), open_queue("answers", **FAST)
+    with pytest.raises(Empty):
+        answers.get(timeout=0.001)  # so that the child inherits a bell that was listened to
+    with pytest.raises(Empty):
+        queue.get(timeout=0.001)
+    child = forked(_answer, queue, answers)
+    begun = time.monotonic()
+    for number in range(100):
+        queue.push(number)
+        assert answers.get(timeout=DEADLINE) == number
+    assert time.monotonic() - begun < 20  # asleep until the ceiling of a second, it would take 100
+    queue.push(None)
+    assert status_of(child) == 0
+
+
+def _end_waiting(queue):
+    assert queue.get(timeout=DEADLINE) == "for the child"
+
+
+def test_a_fork_beside_a_waiting_thread_lets_both_wait_on(open_queue):
+    queue = open_queue()
+    sleeps = Sleeps(queue)
+    got = []
+    thread = threading.Thread(target=lambda: got.append(queue.get(timeout=DEADLINE)))
+    thread.start()
+    eventually(lambda: sleeps.count)
+    child = forked(_end_waiting, queue)
+    queue.push("for the child")
+    queue.push("for the child")
+    thread.join(DEADLINE)
+    assert got == ["for the child"]
+    assert status_of(child) == 0
+
+
+def _fork_again(queue, generation):
+    queue.push(generation)
+    if generation < 4:
+        assert status_of(forked(_fork_again, queue, generation + 1)) == 0
+    queue.push(generation)
+
+
+def test_a_fork_of_a_fork_of_a_fork_uses_the_object_too(open_queue):
+    queue = open_queue()
+    assert status_of(forked(_fork_again, queue, 1)) == 0
+    assert queue.pop(10) == [1, 2, 3, 4, 4, 3, 2, 1]
+
+
+# --- amid the calls of other threads
+
+
+def _keep_busy(queue, work, stop):
+    done = []
+    while not stop.is_set():
+        work(queue, done)
+    return done
+
+
+def _push_one(queue, done):
+    queue.push(("thread", len(done)))
+    done.append(None)
+
+
+def _pop_one(queue, done):
+    item = queue.pop()
+    if item is not None:
+        done.append(item)
+
+
+def _look(queue, _):
+    queue.peek(200)
+    queue.count()
+
+
+def _browse(queue, _):
+    for _item in zip(range(100), queue, strict=False):
+        pass
+
+
+def _fork_amid_threads(place, options, forks):
+    stop = threading.Event()
+    with PersistentQueue("queue", place, **options) as queue:
+        queue.push([("before", number) for number in range(200)])
+        lists = []
+        threads = [
+            threading.Thread(target=lambda work=work: lists.append((work, _keep_busy(queue, work, stop))))
+            for work in (_push_one, _pop_one, _look, _look, _browse)
+        ]
+        for thread in threads:
+            thread.start()
+        slowest = 0.0
+        for number in range(forks):
+            begun = time.monotonic()
+            child = forked(queue.push, ("child", number))
+            slowest = max(slowest, time.monotonic() - begun)
+            assert status_of(child, 20) == 0
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+            assert not thread.is_alive()
+        done = dict(lists)
+        items = done[_pop_one] + drained(queue)
+        assert [item for item in items if item[0] == "child"] == [("child", number) for number in range(forks)]
+        pushed = len(done[_push_one])
+        assert [item for item in items if item[0] == "thread"] == [("thread", number) for number in range(pushed)]
+        assert len(items) == 200 + forks + pushed
+        assert slowest < 4  # after 5 s it would have given up waiting for the other threads
+        assert queue.check() == []
+
+
+@pytest.mark.parametrize("options", [{}, FAST], ids=["full", "off"])
+def test_forks_amid_the_calls_of_other_threads_neither_lose_an_item_nor_hang(tmp_path, options):
+    assert status_of(forked(_fork_amid_threads, tmp_path, options, 30)) == 0
+
+
+def _flush(queue):
+    queue.flush(force=True)
+
+
+def _fork_while_a_call_moves_on(place):
+    queue = PersistentQueue("queue", place)
+    assert status_of(forked(_flush, queue)) == 0  # this process has not noticed
+    environment = queue._open
+    generation = environment._generation
+    look = generation._refuse_superseded
+    reached = threading.Event()
+
+    def look_late(txn):
+        reached.set()
+        eventually(lambda: environment._moving.locked())
+        look(txn)
+
+    generation._refuse_superseded = look_late
+    reader = threading.Thread(target=queue.count)
+    reader.start()
+    assert reached.wait(DEADLINE)
+    begun = time.monotonic()
+    child = forked(queue.push, "child")
+    assert time.monotonic() - begun < 4
+    reader.join(DEADLINE)
+    assert status_of(child) == 0
+    assert queue.pop() == "child"
+
+
+def test_a_fork_works_even_if_another_thread_is_just_finding_a_flush_by_others(tmp_path):
+    assert status_of(forked(_fork_while_a_call_moves_on, tmp_path), 20) == 0
+
+
+def _get_one(queue):
+    assert queue.get(timeout=DEADLINE) == "a"
+    queue.task_done()
+
+
+def test_a_fork_while_another_thread_counts_what_it_got_leaves_a_child_that_gets(open_queue):
+    queue = open_queue()
+    queue.push("a")
+    held, forked_already = threading.Event(), threading.Event()
+
+    def count():
+        with queue._settled:  # as get() does, for a moment
+            held.set()
+            assert forked_already.wait(DEADLINE)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    assert held.wait(DEADLINE)
+    child = forked(_get_one, queue)
+    forked_already.set()
+    thread.join(DEADLINE)
+    assert status_of(child, 5) == 0
+
+
+def _clear_and_join(queue):
+    queue.clear()
+    queue.join()
+
+
+def test_a_child_does_not_wait_for_what_threads_of_its_parent_were_taking(open_queue):
+    reached, go_on = threading.Event(), threading.Event()
+
+    def loads(payload):
+        if threading.current_thread() is thread:
+            reached.set()
+            assert go_on.wait(DEADLINE)
+        return payload.decode()
+
+    queue = open_queue(dumps=str.encode, loads=loads)
+    queue.push("a")
+    thread = threading.Thread(target=queue.get)
+    thread.start()
+    assert reached.wait(DEADLINE)
+    child = forked(_clear_and_join, queue)
+    try:
+        assert status_of(child, 5) == 0
+    finally:
+        queue.push("b")  # since the child has cleared the queue
+        go_on.set()
+        thread.join(DEADLINE)
+
+
+# --- what a child keeps alive
+
+
+def _open_fork_and_wait(place, told, idle):
+    queue = PersistentQueue("queue", place)
+    queue.push("a")
+    child = forked(os.read, idle, 1)  # inherits the queue and does nothing with it
+    os.write(told, child.to_bytes(4, "big"))
+    os.read(idle, 1)
+
+
+def _is_alone(place):
+    """Tell whether somebody who opens the queue now is alone with it: only then a stray draft is removed."""
+    draft = os.path.join(place, "queue", "00000002.mdb.tmp")
+    with open(draft, "wb"):
+        pass
+    with PersistentQueue("queue", place):
+        alone = not os.path.exists(draft)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(draft)
+    return alone
+
+
+def test_an_idle_child_does_not_keep_up_the_life_sign_of_its_dead_parent(tmp_path):
+    told, tell = os.pipe()
+    idle, wake = os.pipe()
+    parent = forked(_open_fork_and_wait, tmp_path, tell, idle)
+    child = int.from_bytes(os.read(told, 4), "big")
+    try:
+        assert status_of(forked(_assert_not_alone, tmp_path)) == 0
+        os.kill(parent, signal.SIGKILL)
+        assert status_of(parent) == KILLED
+        os.kill(child, 0)  # still there
+        assert _is_alone(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        for fd in (told, tell, idle, wake):
+            os.close(fd)
+
+
+def _assert_not_alone(place):
+    assert not _is_alone(place)
+
+
+def test_a_child_that_works_with_the_queue_has_a_life_sign_of_its_own(tmp_path):
+    told, tell = os.pipe()
+    idle, wake = os.pipe()
+    queue = PersistentQueue("queue", tmp_path)
+
+    def work_and_wait():
+        queue.push("a")
+        os.write(tell, b"r")
+        os.read(idle, 1)
+
+    child = forked(work_and_wait)
+    os.read(told, 1)
+    queue.close()
+    assert not _is_alone(tmp_path)
+    os.write(wake, b"g")
+    assert status_of(child) == 0
+    assert _is_alone(tmp_path)
+    for fd in (told, tell, idle, wake):
+        os.close(fd)
+
+
+def test_a_child_that_closes_the_queue_leaves_it_open_in_the_parent(open_queue):
+    queue = open_queue()
+    queue.push("a")
+    assert status_of(forked(queue.close)) == 0
+    assert queue.pop() == "a"
+    assert status_of(forked(_assert_not_alone, queue.path)) == 0
+
+
+# --- multiprocessing
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_queue_is_an_argument_of_a_process_however_that_is_started(open_queue, method):
+    queue = open_queue(maxsize=100, **FAST)
+    queue.push(["a", None])
+    answers = open_queue("answers", **FAST)
+    finish([start(method, _answer, queue, answers)])
+    assert answers.pop(5) == ["a"]
+    assert queue.count() == 0
+
+
+def test_a_pool_of_forked_workers_shares_one_queue(open_queue):
+    queue = open_queue(**FAST)
+    with get_context("fork").Pool(4) as pool:
+        pool.map(queue.push, range(200), chunksize=1)
+        pool.close()
+        pool.join()
+    assert sorted(drained(queue)) == list(range(200))
