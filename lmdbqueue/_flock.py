@@ -55,7 +55,10 @@ def exclusive(path: str) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        release(fd)
+        try:  # not by release(): an interrupt at its first line would leave the lock taken
+            _held.discard(fd)
+        finally:
+            os.close(fd)
 
 
 def _forget_in_child() -> None:

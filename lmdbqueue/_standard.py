@@ -27,7 +27,10 @@ class StandardQueue(Verbs[T]):
 
     def _begin_with_empty_hands(self) -> None:
         """Begin anew: at first, and in a forked child, which has nothing of what the parent took."""
-        self._settled = threading.Condition()  # notified when one of the two may have become empty, and by close
+        self._hands = threading.Lock()
+        self._settled = threading.Condition(
+            self._hands
+        )  # notified when one of the two may have become empty, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
         self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
 
@@ -74,7 +77,7 @@ class StandardQueue(Verbs[T]):
             self._reaching[thread] = None
             found = self._if_enough(1, self._take)
         finally:
-            with self._settled:
+            with self._hands:
                 self._in_hand += found is not None
                 self._reaching.pop(thread, None)
                 if not self._reaching:
@@ -109,7 +112,7 @@ class StandardQueue(Verbs[T]):
         and from yesterday. Raises ``ValueError`` when called more often than ``get`` returned.
         """
         self._refuse_if_closed()
-        with self._settled:
+        with self._hands:
             if self._in_hand <= 0:
                 message = "task_done() called too many times"
                 raise ValueError(message)
@@ -130,7 +133,7 @@ class StandardQueue(Verbs[T]):
 
         while True:
             self._await(lambda: self._is_empty() or None, None)
-            with self._settled:
+            with self._hands:
                 self._settled.wait_for(is_settled)
             if self._is_empty():  # what was reached for may have stayed, or more may have come
                 return
@@ -140,7 +143,7 @@ class StandardQueue(Verbs[T]):
 
     def close(self) -> None:
         """Close this object: a ``join`` that waits ends."""
-        with self._settled:
+        with self._hands:
             self._settled.notify_all()
 
     def shutdown(self, immediate: bool = False) -> None:

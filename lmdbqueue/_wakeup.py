@@ -45,21 +45,22 @@ class Bell:
         self._rings = 0
         self._seat_taken = False
         self._is_closed = False
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
+        self._changed = threading.Condition(self._lock)
 
     def ring(self) -> None:
         """Wake every sleeper of every process. Call it after the commit.
 
         It never fails: what it follows is done. On a full disk the sleepers wake at their ceiling.
         """
-        with self._changed:  # so that close() cannot free the descriptor for another file meanwhile
+        with self._lock:  # so that close() cannot free the descriptor for another file meanwhile
             if not self._is_closed:
                 with suppress(OSError):
                     os.pwrite(self._open(), b"\0", 0)
 
     def listen(self) -> int:
         """Begin to notice rings; return what ``wait`` wants to know."""
-        with self._changed:
+        with self._lock:
             if self._watch is None and not self._is_closed:
                 self._open()
                 self._watch = _watch(self._path)
@@ -68,7 +69,7 @@ class Bell:
     def wait(self, ticket: int, timeout: float) -> None:
         """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
         deadline = time.monotonic() + min(timeout, CEILING)
-        with self._changed:
+        with self._lock:
             while self._rings == ticket and not self._is_closed and (left := deadline - time.monotonic()) > 0:
                 if self._seat_taken:
                     self._changed.wait(left)
@@ -79,7 +80,7 @@ class Bell:
         """Wake the sleepers of this process and free the descriptors."""
         if self._watch is not None:
             self.ring()
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._rings += 1
             self._changed.notify_all()
@@ -106,11 +107,11 @@ class Bell:
         assert watch is not None  # listen was called
         self._seat_taken = True
         rang = False
-        self._changed.release()
+        self._lock.release()
         try:
             rang = watch.wait(timeout)
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
             self._seat_taken = False
             if rang:
                 self._rings += 1
