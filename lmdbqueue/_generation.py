@@ -356,15 +356,17 @@ def _refuse_damaged(path: str) -> None:
     LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
     """
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
         first = _Meta.read(file, 0)
         if not first.is_sound:
             raise CorruptQueueError(path, "it does not begin with a meta page of LMDB 0.9")
         second = _Meta.read(file, first.page_size)
+        size = os.fstat(file.fileno()).st_size  # after them: a writer lets the file grow before its meta page tells
     if not second.is_sound:
         raise CorruptQueueError(path, "its second meta page is damaged")
     pages = max(first, second, key=lambda meta: meta.txn).last_page + 1
-    if size < pages * first.page_size:
+    # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
+    # allocated and freed in one transaction; the walk through all trees tells
+    if size < pages * first.page_size and structural_problems(path):
         raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its {pages:,} pages need more")
 
 

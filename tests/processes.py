@@ -234,13 +234,16 @@ def drained(queue: PersistentQueue[Any]) -> list[Any]:
 
 
 def tree(path: str) -> dict[str, tuple[int, str]]:
-    """Return what is under ``path``: for each name its mode and the hash of its content."""
+    """Return what is under ``path``: for each name its mode and the hash of its content.
+
+    Except that of a table of readers, which LMDB writes to whenever it opens a file.
+    """
     found = {}
     for folder, folders, files in os.walk(path):
         for name in [*folders, *files]:
             full = os.path.join(folder, name)
             content = b""
-            if name in files:
+            if name in files and not name.endswith(".mdb-lock"):
                 with open(full, "rb") as file:
                     content = file.read()
             found[os.path.relpath(full, path)] = (os.stat(full).st_mode, hashlib.sha256(content).hexdigest())

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 import lmdb
 import persistent_queue
 import pytest
-from processes import DEADLINE, drained, finish, forked, generations, start, status_of, tree
+from processes import DEADLINE, drained, eventually, finish, forked, generations, start, status_of, tree
 
 from lmdbqueue import (
     AccessError,
@@ -219,7 +219,6 @@ def _replace_by_another_environment(path):
     os.unlink(path)
     with lmdb.open(path, subdir=False) as env, env.begin(write=True) as txn:
         txn.put(b"their", b"data")
-    os.unlink(path + "-lock")
 
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _zero, _replace_by_text, _replace_by_another_environment])
@@ -238,6 +237,31 @@ def _assert_refused_environment(place):
         PersistentQueue("queue", place)
     with open(place / "queue" / "00000001.mdb", "rb") as file:
         assert file.read() == before
+
+
+def _push_much_and_remove_it_in_one_commit(queue, much):
+    environment = queue._open
+    verbs = [lambda: queue.push([b"x" * 20_000] * much), lambda: queue.delete(much + 1), lambda: queue.push("last")]
+    threads = [threading.Thread(target=verb) for verb in verbs]
+    with environment._writer:  # so that the three share a commit
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            eventually(lambda number=number: len(environment._waiting) == number)
+    for thread in threads:
+        thread.join(DEADLINE)
+
+
+def test_a_queue_that_grew_and_shrank_in_one_commit_can_be_opened_again(tmp_path):
+    """LMDB does not write pages that one transaction takes and frees: the file may end before its last page."""
+    queue = PersistentQueue("queue", tmp_path)
+    queue.push("first")
+    for much in (5, 50, 500):
+        _push_much_and_remove_it_in_one_commit(queue, much)
+        queue.close()
+        queue = PersistentQueue("queue", tmp_path)
+        assert queue.peek(5) == ["last"]
+        assert queue.check() == []
+    queue.close()
 
 
 # --- without the right to
