@@ -190,7 +190,7 @@ def _fork_while_a_call_moves_on(place):
 
     def look_late(txn):
         reached.set()
-        eventually(lambda: environment._moving.locked())
+        eventually(environment._moving.locked)
         look(txn)
 
     generation._refuse_superseded = look_late
