@@ -211,11 +211,9 @@ class Environment:
             self._generation = self._open_live(old)
             if old is not None:
                 self._retired.append(old)
-        if self._writer.acquire(blocking=False):  # else its holder does it
-            try:
+        if not self._writer.locked():  # else its holder does it; taken by "with", amid which no interrupt comes
+            with self._writer:
                 self._close_retired()
-            finally:
-                self._writer.release()
 
     def _close_retired(self) -> None:
         """Close the generations that were left. Only who holds ``_writer`` may: none of them is written to."""
