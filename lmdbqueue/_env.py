@@ -13,12 +13,14 @@ Reading takes no lock. Closing a generation while others read it is safe: LMDB's
 what it is doing right now, and refuses what comes after, which ``_generation`` reports as superseded.
 A writer it would wait for, so a generation is closed by who holds ``_writer`` (``_retired``).
 
-Group commit. A caller puts its call into ``_waiting`` and asks for ``_writer``. Whoever gets it leads:
-it takes all that waits and runs it in one transaction, so those that came while the leader before was
-syncing share one commit. Everybody else finds the own call done when it gets the lock. A lone caller
-finds the lock free and its own call alone: nothing waits for company. Calls stay in ``_waiting`` until
-they are done, so what an interrupted leader did not settle is there for the next one. A waiter that
-is interrupted takes its call out; one that a leader runs already is done whole.
+Group commit. A caller puts its call into ``_waiting``. If nobody has ``_writer`` it takes that and leads:
+it runs all that waits in one transaction. If somebody has, it waits for its turn: to be told that its
+call is done, or that it shall lead those who came while the group before was under way. So those who
+come while a leader syncs share the next commit, and each of them is woken once. A leader whose group
+before had company waits for it for a moment, since those callers were woken just now; a lone caller
+waits for nobody. Calls stay in ``_waiting`` until they are done, so what an interrupted leader did not
+settle is there for the next one. A waiter that is interrupted takes its call out; one that a leader
+runs already is done whole.
 
 Durable. A leader flushes once after the commit; then each caller makes sure of its own transaction
 (``Call.outcome``), which costs a look at a word in memory, so nobody depends on a leader that is
@@ -45,7 +47,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from lmdbqueue import _fifo, _format, _generation, _group
 from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
@@ -58,6 +60,10 @@ from lmdbqueue._session import Session
 from lmdbqueue._swap import swap
 from lmdbqueue._wakeup import Bell
 
+R = TypeVar("R")
+
+_PATIENCE: Final = 1.0  # seconds that a caller waits to be told; only an interrupted leader does not tell
+_GATHERING: Final = 100e-6  # seconds; see the bench of durable pushes by threads
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
 
@@ -102,6 +108,7 @@ class Environment:
         self._generation: Generation | None = None
         self._retired: list[Generation] = []
         self._waiting: deque[Call] = deque()
+        self._company = 1  # calls in the group before
         self._writer = threading.Lock()
         self._moving = threading.Lock()
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
@@ -167,24 +174,28 @@ class Environment:
         it adds at the most.
         """
         call = Call(name, fn, args, room)
-        self._waiting.append(call)
+        self._waiting.append(call)  # before the look at the lock: a leader does it the other way round
         try:
-            with self._writer:
-                if not call.done:
-                    self._lead()
+            if self._writer.locked():
+                call.turn.acquire(timeout=_PATIENCE)
+            if not call.done:
+                with self._writer:
+                    if not call.done:
+                        self._lead()
         except BaseException:
             if call in self._waiting:
                 self._waiting.remove(call)
             raise
+        finally:
+            self._hand_on()
         return call.outcome()
 
     def _lead(self) -> None:
         """Run all calls that wait. Only who holds ``_writer`` may."""
+        self._gather()
         calls = self._waiting.copy()
         try:
-            while pending := [call for call in calls if not call.done]:
-                with self._live() as generation:
-                    _group.run(generation, pending)
+            self._in_live(_group.run, calls)
             with suppress(QueueError):  # each caller asks for itself
                 calls[-1].secure()
         finally:
@@ -194,22 +205,36 @@ class Environment:
                 self._waiting.popleft()
             if any(call.result for call in calls):
                 self.bell.ring()
+            self._company = len(calls)
+            for call in calls:
+                call.wake()
+
+    def _gather(self) -> None:
+        """Wait a moment for the callers of the group before, who were just woken and may come again."""
+        if self._company > 1 and len(self._waiting) < self._company:
+            deadline = time.perf_counter() + _GATHERING
+            while len(self._waiting) < self._company and time.perf_counter() < deadline:
+                time.sleep(0)  # lets go of the GIL
+
+    def _hand_on(self) -> None:
+        """Wake one who waits, to lead those who came while the group before was under way."""
+        if self._waiting and not self._writer.locked():
+            try:
+                self._waiting[0].wake()
+            except IndexError:  # another thread has taken them all
+                pass
 
     @contextmanager
     def exclusive(self) -> Iterator[tuple[Generation, Txn]]:
         """Hold the write lock of the live generation; what the block does not commit is undone."""
         with self._writer:
-            generation, txn = self._begin_exclusive()
+            generation, txn = self._in_live(_begin)
             try:
                 yield generation, txn
             finally:
                 _generation.end(txn)
-                self._abandon_broken(generation)
-
-    def _begin_exclusive(self) -> tuple[Generation, Txn]:
-        while True:
-            with self._live() as generation:
-                return generation, generation.begin("locking")
+                if generation.is_broken:
+                    self._abandon_broken(generation)
 
     def swap(self) -> int:
         """Put a compacted copy in the place of the live generation; return by how many bytes the file shrank."""
@@ -225,31 +250,30 @@ class Environment:
 
     def prepare(self, name: str, progress: Progress | None = None) -> None:
         """Make sure that there is a queue ``name``. Waits for a transaction under way."""
-        is_prepared = False
         with self._writer:
             if self._generation is None:
                 self.follow(None, progress)
-            while not is_prepared:
-                with self._live() as generation:
-                    generation.secure(generation.prepare(name, _fifo.create))
-                    is_prepared = True
+            self._in_live(_prepare, name)
 
     # --- the live generation
 
-    @contextmanager
-    def _live(self) -> Iterator[Generation]:
-        """Give a writer the generation that is live as far as this process knows, and see to it if it is not."""
-        while (generation := self._generation) is None:
-            self.follow(None)
-        try:
-            yield generation
-        except Superseded:
-            if not generation.is_broken:
-                self.follow(generation)
-        except Doubtful:
-            self._rewrite(generation)
-        finally:
-            self._abandon_broken(generation)
+    def _in_live(self, fn: Callable[..., R], *args: Any) -> R:
+        """Return ``fn(generation, *args)`` of the live generation. Only who holds ``_writer`` may."""
+        while True:
+            generation = self._generation
+            if generation is None:
+                self.follow(None)
+                continue
+            try:
+                return fn(generation, *args)
+            except Superseded:
+                if not generation.is_broken:
+                    self.follow(generation)
+            except Doubtful:
+                self._rewrite(generation)
+            finally:
+                if generation.is_broken:
+                    self._abandon_broken(generation)
 
     def _rewrite(self, generation: Generation) -> None:
         """Put a copy in the place of a generation whose flush failed, unless another process did."""
@@ -263,11 +287,10 @@ class Environment:
 
     def _abandon_broken(self, generation: Generation) -> None:
         """Close a generation that LMDB wants reopened. Only who holds ``_writer`` may."""
-        if generation.is_broken:
-            with self._moving:
-                if self._generation is generation:
-                    self._generation = None
-                    generation.close()
+        with self._moving:
+            if self._generation is generation:
+                self._generation = None
+                generation.close()
 
     def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
         """Go from ``old`` to the live generation, unless another thread of this process did already."""
@@ -369,6 +392,14 @@ class Environment:
         if self._session is not None:
             self._session.leave()
         self._start()
+
+
+def _begin(generation: Generation) -> tuple[Generation, Txn]:
+    return generation, generation.begin("locking")
+
+
+def _prepare(generation: Generation, name: str) -> None:
+    generation.secure(generation.prepare(name, _fifo.create))
 
 
 def _freeze_all() -> None:

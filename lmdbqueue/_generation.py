@@ -222,12 +222,14 @@ class Generation(Snapshot):
     def __init__(self, path: str, number: int, options: _format.Options, session: Session) -> None:
         """Open the file at ``path``, which exists and is whole."""
         self.number = number
+        self._first_stamp = stamp(number, 0)
         self._session = session
         self._is_full = options.durability == "full"
         self._is_flushed_once = is_proven_at_opening(options)
         self._allocated = 0  # bytes, as far as this process has seen to it
         self._added = 0  # bytes that the pushes of the transaction under way take
         super().__init__(path, options)
+        self._page: int = self._env.stat()["psize"]
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         _refuse_cut_off(self.path)
@@ -276,7 +278,7 @@ class Generation(Snapshot):
         try:
             with self._env.begin() as txn:
                 self._refuse_superseded(txn)
-                return fn(txn, self._tables[name], *args), stamp(self.number, txn.id())
+                return fn(txn, self._tables[name], *args), self._first_stamp + txn.id()
         except (lmdb.Error, SystemError) as error:
             raise self.explain(error, "reading") from error
 
@@ -289,39 +291,41 @@ class Generation(Snapshot):
     def begin(self, operation: str) -> Txn:
         """Begin a write transaction. To be ended by the caller, come what may."""
         self._added = 0
-        with self._translated(operation):
+        try:
             txn = self._env.begin(write=True)
             try:
                 self._refuse_superseded(txn)
             except BaseException:
                 txn.abort()
                 raise
+        except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
+            raise self.explain(error, operation) from error
         return txn
 
     def table(self, name: str) -> Tables:
         """Return where the records of a queue are."""
         return self._tables[name]
 
-    def before(self, txn: Txn) -> int:
-        """Return the transaction that a write transaction, still open, came after: what it sees."""
-        return stamp(self.number, txn.id() - 1)
+    def stamp(self, txn: Txn) -> int:
+        """Return the transaction, for ``secure``."""
+        return self._first_stamp + txn.id()
 
     def commit(self, txn: Txn) -> int:
         """Commit; return the transaction for ``secure``. The only way in which a verb changes anything.
 
         Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
         """
-        before = self.before(txn)
+        transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
-        if self._is_full and not self._session.is_synced(before):
-            self._sync(before)
+        if self._is_full and not self._session.is_synced(transaction - 1):
+            self._sync(transaction - 1)
         self._commit(txn)
-        return before + 1
+        return transaction
 
     def supersede(self, txn: Txn) -> None:
         """Announce in ``txn``, and commit, that the queue goes on in the next generation. Not durable by itself."""
-        before = self.before(txn)
+        before = self.stamp(txn) - 1
         if self._is_full and not self._session.is_synced(before) and not self._session.is_in_doubt(self.number):
             self._sync(before)
         with self._translated("compaction"):
@@ -355,7 +359,7 @@ class Generation(Snapshot):
 
     def settle(self) -> None:
         """Bring everything to the disk, as the last process to leave."""
-        newest = stamp(self.number, self._env.info()["last_txnid"])
+        newest = self._first_stamp + self._env.info()["last_txnid"]
         if not self._session.is_synced(newest) and not self._session.is_in_doubt(self.number):
             self._sync(newest)
 
@@ -375,9 +379,8 @@ class Generation(Snapshot):
 
         Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
         """
-        info = self._env.info()
-        page = self._env.stat()["psize"]
-        pages = info["last_pgno"] + 1
+        page = self._page
+        pages = self._env.info()["last_pgno"] + 1
         needed = pages * page + self._added + added + reserve(pages) * page
         if needed > self._allocated:
             if needed > self._map_size:

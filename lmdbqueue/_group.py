@@ -5,11 +5,18 @@ and one that raises does not spoil its neighbours. Must not know: LMDB, who wait
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from lmdbqueue._errors import CommitUnknownError, Full
 from lmdbqueue._generation import Doubtful, Generation, Superseded, is_open
+
+
+def _taken() -> Lock:
+    lock = Lock()
+    lock.acquire()
+    return lock
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +37,14 @@ class Call:
     done: bool = False
     generation: Generation | None = None  # that it was run in
     transaction: int = 0  # that it took part in, or that it saw
+    turn: Lock = field(default_factory=_taken)  # let go when the call is done, or its caller shall lead
+
+    def wake(self) -> None:
+        """Tell the caller, who may wait for its turn."""
+        try:  # noqa: SIM105  (suppress() costs 0.4 us)
+            self.turn.release()
+        except RuntimeError:  # told before
+            pass
 
     def secure(self) -> None:
         """Return when what the call did, or saw, is durable. Raises ``CommitUnknownError``."""
@@ -45,11 +60,12 @@ class Call:
 
 
 def run(generation: Generation, calls: Sequence[Call]) -> None:
-    """Run the calls in one transaction and commit it; mark each ``done``. Not durable yet.
+    """Run the calls that are not done in one transaction and commit it; mark each ``done``. Not durable yet.
 
     A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
     is undone, and each call gets one of its own, so that only the culprit fails.
     """
+    calls = [call for call in calls if not call.done]
     try:
         _run(generation, calls)
     except (Superseded, Doubtful):
@@ -65,9 +81,10 @@ def run(generation: Generation, calls: Sequence[Call]) -> None:
 
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:
+    transaction = 0
     txn = generation.begin("writing")
-    transaction = generation.before(txn)
     try:
+        transaction = generation.stamp(txn) - 1  # what it sees
         changed = False
         for call in calls:
             call.error = None
