@@ -23,9 +23,8 @@ woken just now; a lone caller waits for nobody. Calls stay in ``_waiting`` until
 an interrupted leader did not settle is there for the next one. A waiter that is interrupted takes its
 call out; one that a leader runs already is done whole.
 
-Durable. A leader flushes once after the commit; then each caller makes sure of its own transaction
-(``Call.outcome``), which costs a look at a word in memory, so nobody depends on a leader that is
-interrupted in between.
+Durable. A leader flushes once after the commit; then each caller makes sure of its own transaction, which
+costs a look at a word in memory, so nobody depends on a leader that is interrupted in between.
 
 Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
 does anything (see ``_swap``). Whoever finds it moves this process on and tries again. A generation
@@ -193,6 +192,9 @@ class Environment:
                 del self._leader[""]
             if self._waiting and not self._leader:
                 self._hand_on()
+        if not call.is_durable():
+            with self._writer:  # so that no fork comes amid the flush
+                call.secure()
         return call.outcome()
 
     def _lead(self) -> None:

@@ -265,7 +265,7 @@ class Generation(Snapshot):
     def view(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
         result, transaction = self._glance(name, fn, args)
-        if self._is_full and not self._session.is_synced(transaction) and not self._session.is_in_doubt(self.number):
+        if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
             with suppress(StorageError):  # a disk that fails must not stop those who only read
                 self._sync(transaction)
         return result
@@ -318,7 +318,7 @@ class Generation(Snapshot):
         transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
-        if self._is_full and not self._session.is_synced(transaction - 1):
+        if not self.is_secured(transaction - 1):
             self._sync(transaction - 1)
         self._commit(txn)
         return transaction
@@ -326,7 +326,7 @@ class Generation(Snapshot):
     def supersede(self, txn: Txn) -> None:
         """Announce in ``txn``, and commit, that the queue goes on in the next generation. Not durable by itself."""
         before = self.stamp(txn) - 1
-        if self._is_full and not self._session.is_synced(before) and not self._session.is_in_doubt(self.number):
+        if not self.is_secured(before) and not self._session.is_in_doubt(self.number):
             self._sync(before)
         with self._translated("compaction"):
             txn.put(_format.NEXT_GENERATION, _format.pack(self.number + 1))
@@ -347,9 +347,13 @@ class Generation(Snapshot):
             return True
         return False
 
+    def is_secured(self, transaction: int) -> bool:
+        """Tell whether a transaction is known to be on the disk, as far as it has to be."""
+        return not self._is_full or self._session.is_synced(transaction)
+
     def secure(self, transaction: int) -> None:
         """Return when a transaction is on the disk. Raises ``CommitUnknownError`` if that cannot be had."""
-        if self._is_full and not self._session.is_synced(transaction):
+        if not self.is_secured(transaction):
             try:
                 if self._session.is_in_doubt(self.number):
                     raise StorageError(self.path, "sync", "a flush failed")  # noqa: TRY301  (as one that fails now)

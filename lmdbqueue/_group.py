@@ -46,14 +46,17 @@ class Call:
         except RuntimeError:  # told before
             pass
 
+    def is_durable(self) -> bool:
+        """Tell whether what the call did, or saw, is known to be on the disk."""
+        return self.generation is None or self.generation.is_secured(self.transaction)
+
     def secure(self) -> None:
-        """Return when what the call did, or saw, is durable. Raises ``CommitUnknownError``."""
+        """Return when what the call did, or saw, is on the disk. Raises ``CommitUnknownError``."""
         if self.generation is not None:
             self.generation.secure(self.transaction)
 
     def outcome(self) -> Any:
-        """Return the result of a call that is done, or raise its error, when it is durable."""
-        self.secure()
+        """Return the result of a call that is done, or raise its error."""
         if self.error is not None:
             raise self.error
         return self.result

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lmdbqueue import _fifo, _format, _generation
-from lmdbqueue._errors import QueueError
 from lmdbqueue._generation import Snapshot, Tables, Txn
 
 Progress = Callable[[int, int], None]
@@ -59,8 +58,8 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
             found: Findings = snapshot.read(of_records, None)
         finally:
             snapshot.close()
-    except QueueError as error:
-        return Findings((str(error),))
+    except Exception as error:  # records that nobody wrote like that
+        return Findings((f"{type(error).__name__}: {error}",))
     if progress is not None:
         progress(total, total)
     return found

@@ -13,8 +13,8 @@ when that process is killed the next moment. It is 4096 bytes long, in the machi
     16  8   doubt     the newest generation in which a sync failed, 0 for none
     24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known
     40   8  mount     id of the mount, never used again within a boot, 0 if not known
-    48   8  device    of this file
-    56   8  inode     of this file, so that a copy of the directory is known as such
+    48   8  inode     of this file, so that a copy of the directory is known as such
+    56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
     64  8   length of the note, 0 for none
     72      note      what recovery must know if it is cut short itself
 
@@ -45,8 +45,10 @@ _NOTE_AT: Final = 72
 _TRANSACTION_BITS: Final = 40
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _AT_EMPTY_PATH: Final = 0x1000
+_STATX_BTIME: Final = 0x800
 _STATX_MNT_ID_UNIQUE: Final = 0x4000  # Linux 6.8
-_STATX: Final = struct.Struct("=I 140x Q 104x")  # mask and mount id of struct statx
+_STATX_WANTED: Final = _STATX_BTIME | _STATX_MNT_ID_UNIQUE
+_STATX: Final = struct.Struct("=I 76x q I 52x Q 104x")  # of struct statx: mask, birth (s, ns), mount id
 
 
 def stamp(generation: int, transaction: int) -> int:
@@ -59,8 +61,8 @@ class _Place(NamedTuple):
 
     boot: bytes
     mount: int
-    device: int
     inode: int
+    birth: int
 
 
 class Session:
@@ -113,7 +115,7 @@ class Session:
 
     def is_copied(self) -> bool:
         """Tell whether the words belong to other files: somebody copied the directory."""
-        return self._place.inode != os.fstat(self._file).st_ino
+        return self._place[2:] != _place(self._file)[2:]
 
     def settle(self, synced: int) -> None:
         """Write down, as the first and once the files are known to be whole, where and how they stand."""
@@ -173,8 +175,7 @@ def _make(path: str) -> None:
 
 
 def _place(fd: int) -> _Place:
-    status = os.fstat(fd)
-    return _Place(_boot(), _mount(fd), status.st_dev, status.st_ino)
+    return _Place(_boot(), *_mount_and_birth(fd))
 
 
 def _boot() -> bytes:
@@ -183,14 +184,16 @@ def _boot() -> bytes:
     return b""
 
 
-def _mount(fd: int) -> int:
-    """Return the id of the mount, 0 where the system does not tell it. By ctypes: Python has no statx before 3.15."""
+def _mount_and_birth(fd: int) -> tuple[int, int, int]:
+    """Return ids of the mount and of the file. By ctypes: Python has no statx before 3.15."""
+    inode = os.fstat(fd).st_ino
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415  (2 ms that only the first process pays)
 
         found = ctypes.create_string_buffer(_STATX.size)
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "statx") and libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_MNT_ID_UNIQUE, found) == 0:
-            mask, mount = _STATX.unpack(found)
-            return int(mount) if mask & _STATX_MNT_ID_UNIQUE else 0
-    return 0
+        if hasattr(libc, "statx") and libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_WANTED, found) == 0:
+            mask, seconds, nanoseconds, mount = _STATX.unpack(found)
+            birth = seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
+            return mount if mask & _STATX_MNT_ID_UNIQUE else 0, inode, birth
+    return 0, inode, 0
