@@ -1,0 +1,93 @@
+"""Faults to plant on purpose, to see that the crash tests find them.
+
+A mutant is a function that changes the library in memory, in the process that calls it. ``RECORDING``
+are applied where calls are made and recorded, ``OPENING`` where the queue is opened after the crash.
+To add one, write the function and enter it into its table under a name that says what is wrong.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from account import Worker
+
+from lmdbqueue import _directory, _generation
+
+
+def _replace_everywhere(original: object, replacement: object) -> None:
+    """Put ``replacement`` in place of ``original`` in every module of the library that imported it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lmdbqueue"):
+            for key, value in list(vars(module).items()):
+                if value is original:
+                    setattr(module, key, replacement)
+
+
+class _UnsyncedEnvironment:
+    """An environment of LMDB that never syncs."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment = environment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._environment, name)
+
+    def sync(self, force: bool = False) -> None:  # noqa: ARG002
+        return None
+
+
+def no_sync(_worker: Worker) -> None:
+    open_ = _generation.lmdb.open
+
+    class Lmdb:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sys.modules["lmdb"], name)
+
+        def open(self, *args: Any, **options: Any) -> Any:
+            return _UnsyncedEnvironment(open_(*args, **{**options, "sync": False}))
+
+    _generation.lmdb = Lmdb()  # type: ignore[assignment]
+
+
+def acknowledged_before_commit(worker: Worker) -> None:
+    commit = _generation.Generation._commit
+
+    def early(self: Any, *args: Any, **options: Any) -> Any:
+        worker.acknowledge_early()
+        return commit(self, *args, **options)
+
+    _generation.Generation._commit = early  # type: ignore[method-assign]
+
+
+def no_directory_sync(_worker: Worker) -> None:
+    _replace_everywhere(_directory.sync_directory, lambda _path: None)
+
+
+def no_sync_of_drafts(_worker: Worker) -> None:
+    _replace_everywhere(_directory.sync_file, lambda _fd: None)
+
+
+RECORDING: dict[str, Callable[[Worker], None]] = {
+    "no sync": no_sync,
+    "acknowledged before commit": acknowledged_before_commit,
+    "no directory sync": no_directory_sync,
+    "no sync of drafts": no_sync_of_drafts,
+}
+
+
+def forgets_the_head(_worker: None) -> None:
+    """Recover to a queue that begins one item late: a fault that every state shows."""
+    from lmdbqueue import PersistentQueue  # noqa: PLC0415
+
+    started = PersistentQueue.__init__
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        started(self, *args, **options)
+        self.delete(1)
+
+    PersistentQueue.__init__ = __init__  # type: ignore[method-assign]
+
+
+OPENING: dict[str, Callable[[None], None]] = {
+    "forgets the head": forgets_the_head,
+}
