@@ -75,7 +75,7 @@ RECORDING: dict[str, Callable[[Worker], None]] = {
 }
 
 
-def forgets_the_head(_worker: None) -> None:
+def forgets_the_head() -> None:
     """Recover to a queue that begins one item late: a fault that every state shows."""
     from lmdbqueue import PersistentQueue  # noqa: PLC0415
 
@@ -88,6 +88,6 @@ def forgets_the_head(_worker: None) -> None:
     PersistentQueue.__init__ = __init__  # type: ignore[method-assign]
 
 
-OPENING: dict[str, Callable[[None], None]] = {
+OPENING: dict[str, Callable[[], None]] = {
     "forgets the head": forgets_the_head,
 }

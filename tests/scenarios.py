@@ -34,13 +34,17 @@ class Stage:
         self._notes = notes
         self._mutant = mutant
 
-    def worker(self, process: int) -> Worker:
-        """Return the worker of this process. Once in each process."""
+    def worker(self, process: int, lives: int = 0) -> Worker:
+        """Return the worker of this process. Once in each process.
+
+        With ``lives`` it dies at the moment with that number, before or after a C function that is watched:
+        never amid a system call, of which nobody could say whether it took place.
+        """
         fd = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         worker = Worker(process, notes_to(fd), (self.seed, process))
         if self._mutant:
             mutants.RECORDING[self._mutant](worker)
-        sys.setprofile(_session_watch(os.path.join(self.place, "q", "session"), fd))
+        sys.setprofile(_watch(os.path.join(self.place, "q", "session"), fd, lives))
         return worker
 
     def run(self, *roles: Callable[["Stage", int], None]) -> None:
@@ -56,16 +60,20 @@ class Stage:
                     copy.write(file.read())
 
 
-def _session_watch(path: str, fd: int) -> Callable[..., None]:
+def _watch(path: str, fd: int, lives: int) -> Callable[..., None]:
     """Return a profile function that notes what stands in ``session`` whenever that has changed."""
     note = notes_to(fd)
     session = -1
     last = b""
+    moments = 0
 
     def watch(_frame: object, event: str, arg: Any) -> None:
-        nonlocal session, last
+        nonlocal session, last, moments
         if event not in ("c_call", "c_return") or arg.__name__ not in _WATCHED:
             return
+        moments += 1
+        if moments == lives:
+            os.kill(os.getpid(), signal.SIGKILL)
         if session < 0:
             if not os.path.exists(path):
                 return
@@ -206,28 +214,19 @@ def names(stage: Stage) -> None:
 def killed(stage: Stage) -> None:
     """Processes are killed amid their calls, others go on, and only then the power goes."""
 
-    def role(stage: Stage, process: int, tell: int) -> None:
-        worker = stage.worker(process)
+    def role(stage: Stage, process: int, lives: int) -> None:
+        worker = stage.worker(process, lives)
         with _opened(worker, stage) as queue:
             while True:
-                os.write(tell, b".")
                 _any_verb(worker, queue, alone=False)
 
     chance = random.Random(stage.seed)
-    ear, mouth = os.pipe()
-    alive = [forked(role, stage, process, mouth) for process in (1, 2)]
-    for process in range(3, 11):
-        for _ in range(chance.randrange(4, 12)):
-            os.read(ear, 1)
-        for _ in range(chance.randrange(30_000)):  # a moment, somewhere within a call
-            pass
-        victim = alive.pop(0)
-        os.kill(victim, signal.SIGKILL)
-        assert status_of(victim) == -signal.SIGKILL
-        alive.append(forked(role, stage, process, mouth))
-    for pid in alive:
-        os.kill(pid, signal.SIGKILL)
-        assert status_of(pid) == -signal.SIGKILL
+    alive: list[int] = []
+    for process in range(1, 15):
+        alive.append(forked(role, stage, process, chance.randrange(40, 200)))
+        if len(alive) > 1:
+            assert status_of(alive.pop(0)) == -signal.SIGKILL
+    assert status_of(alive.pop()) == -signal.SIGKILL
 
 
 def again(stage: Stage) -> None:

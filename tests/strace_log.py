@@ -94,11 +94,13 @@ class _Open:
 class Reader:
     """Reads a record: the events on files under ``root``, and the notes that were written to ``notes``."""
 
-    def __init__(self, root: str, notes: str, names: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, root: str, notes: str, names: dict[str, int | None] | None = None, sizes: dict[int, int] | None = None
+    ) -> None:
         self.root = os.path.realpath(root)
         self.notes = os.path.realpath(notes)
         self.names: dict[str, int | None] = dict(names or {})  # path under root: file
-        self.sizes: dict[int, int] = {}
+        self.sizes = dict(sizes or {})
         self._tables: dict[int, dict[int, _Open]] = {}
         self._maps: dict[int, list[tuple[int, int, int]]] = {}
         self._parents: dict[int, tuple[int, bool]] = {}
