@@ -1,17 +1,26 @@
 """Faults to plant on purpose, to see that the crash tests find them.
 
-A mutant is a function that changes the library in memory, in the process that calls it. ``RECORDING``
-are applied where calls are made and recorded, ``OPENING`` where the queue is opened after the crash.
-To add one, write the function and enter it into its table under a name that says what is wrong.
+A mutant is a function that changes the library in memory, in the process that calls it, and the scenario that
+must show it. ``RECORDING`` are applied where calls are made and recorded, ``OPENING`` where the queue is opened
+after the crash. To add one, write the function and enter it into its table under a name that says what is wrong.
 """
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from account import Worker
 
 from lmdbqueue import _directory, _generation
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault, and the scenario that shows it."""
+
+    apply: Callable[..., None]
+    scenario: str
 
 
 def _replace_everywhere(original: object, replacement: object) -> None:
@@ -67,11 +76,14 @@ def no_sync_of_drafts(_worker: Worker) -> None:
     _replace_everywhere(_directory.sync_file, lambda _fd: None)
 
 
-RECORDING: dict[str, Callable[[Worker], None]] = {
-    "no sync": no_sync,
-    "acknowledged before commit": acknowledged_before_commit,
-    "no directory sync": no_directory_sync,
-    "no sync of drafts": no_sync_of_drafts,
+RECORDING = {
+    "no sync": Mutant(no_sync, "solo"),
+    "no sync, by three processes": Mutant(no_sync, "turns"),
+    "acknowledged before commit": Mutant(acknowledged_before_commit, "solo"),
+    "no directory sync at creation": Mutant(no_directory_sync, "creation"),
+    "no directory sync at a flush": Mutant(no_directory_sync, "flush"),
+    "no sync of the draft at creation": Mutant(no_sync_of_drafts, "creation"),
+    "no sync of the draft at a flush": Mutant(no_sync_of_drafts, "flush"),
 }
 
 
@@ -88,6 +100,6 @@ def forgets_the_head() -> None:
     PersistentQueue.__init__ = __init__  # type: ignore[method-assign]
 
 
-OPENING: dict[str, Callable[[], None]] = {
-    "forgets the head": forgets_the_head,
+OPENING = {
+    "forgets the head": Mutant(forgets_the_head, "solo"),
 }

@@ -34,6 +34,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 BATCH = 250  # states a child
+BLOCK = 40  # moments in a row that are one processor's: those of others have other states
 ENOUGH = 5  # failures, after which a share is given up
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
@@ -207,7 +208,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
 
     def work(first: int) -> None:
         if mutant:
-            mutants.OPENING[mutant]()
+            mutants.OPENING[mutant].apply()
         for number in range(first, len(cases)):
             position[0] = number
             here = os.path.join(place, str(number))
@@ -239,7 +240,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
 
 
 def share(recording: Recording, count: int, part: int, parts: int, place: str, keep: str, mutant: str = "") -> Outcome:
-    """Open some ``count`` distinct states, or all there are, at each ``parts``-th moment of a recording."""
+    """Open some ``count`` distinct states, or all there are, of one part of a recording's moments."""
     outcome = Outcome()
     results = recording.results()
     cases: list[Case] = []
@@ -277,7 +278,7 @@ def _cases(
         if event.kind == "note" and event.note["note"] != "session":
             journal.note(event.note)
             accounts = _accounts(recording, journal, results)
-        if not disk.apply(event) or moment % parts != part:
+        if not disk.apply(event) or moment // BLOCK % parts != part:
             continue
         for number, state in enumerate(disk.states(chance, count)):
             image = hash(tuple(item for item in state.items() if not item[0].endswith("/bell")))

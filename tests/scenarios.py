@@ -43,7 +43,7 @@ class Stage:
         fd = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         worker = Worker(process, notes_to(fd), (self.seed, process))
         if self._mutant:
-            mutants.RECORDING[self._mutant](worker)
+            mutants.RECORDING[self._mutant].apply(worker)
         sys.setprofile(_watch(os.path.join(self.place, "q", "session"), fd, lives))
         return worker
 
