@@ -16,24 +16,28 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from struct import Struct
 from typing import Any
 
 from lmdbqueue import PersistentQueue
 
 Tag = tuple[int, int, int]
-PROBE = b"what a queue must still take"
+PROBE: Tag = (255, 0, 99)
+_HEAD = Struct(">BI")
 
 
 @lru_cache(maxsize=20_000)
 def item(tag: Tag) -> bytes:
     """Return the item of a tag: 5 bytes or more."""
     producer, number, size = tag
-    return (producer.to_bytes(1) + number.to_bytes(3) + random.Random(repr(tag)).randbytes(size))[:size]
+    return (_HEAD.pack(producer, number) + random.Random(repr(tag)).randbytes(size))[:size]
 
 
 def tag_of(found: bytes) -> Tag | None:
     """Return the tag of an item, None if it is damaged."""
-    tag = (found[0], int.from_bytes(found[1:4]), len(found)) if len(found) >= 5 else (0, 0, 0)
+    if len(found) < _HEAD.size:
+        return None
+    tag = (*_HEAD.unpack_from(found), len(found))
     return tag if found == item(tag) else None
 
 
@@ -91,6 +95,10 @@ class Found:
     @property
     def head(self) -> int:
         return self.tail - len(self.tags)
+
+    def after(self, probe: Tag) -> "Found":
+        """Return what is there after ``inspect`` has pushed the probe and popped one item."""
+        return Found((*self.tags, probe)[1:], self.tail + 1)
 
 
 class Account:
@@ -284,21 +292,23 @@ def open_queue(place: str, name: str = "queue") -> PersistentQueue[bytes]:
     return PersistentQueue("q", place, dumps=bytes, loads=bytes, name=name)
 
 
-def inspect(place: str, name: str = "queue", *, again: bool = False) -> Found:
+def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, again: bool = False) -> Found:
     """Open the queue in ``place``, demand that it works, and return what was found.
 
-    It must take a push and give a pop, and prove itself whole; with ``again`` hold the same once it was closed.
+    It must take a push, of the probe, and give a pop, and prove itself whole; with ``again`` hold the same once
+    it was closed.
     """
+    last = item(probe)
     with open_queue(place, name) as queue:
         items = list(queue)
-        tail = queue.push(PROBE)
+        tail = queue.push(last)
         assert len(queue) == len(items) + 1, f"it counts {len(queue)} items and shows {len(items) + 1}"
-        assert queue.peek(len(items) + 2) == [*items, PROBE], "a push changed what was there"
+        assert queue.peek(len(items) + 2) == [*items, last], "a push changed what was there"
         first = queue.pop()
-        assert first == [*items, PROBE][0], "a pop gave another item than the first"
+        assert first == [*items, last][0], "a pop gave another item than the first"
         problems = queue.check()
         assert problems == [], problems
     if again:
         with open_queue(place, name) as queue:
-            assert list(queue) == [*items, PROBE][1:], "the second opening found something else than the first"
+            assert list(queue) == [*items, last][1:], "the second opening found something else than the first"
     return Found(tuple(tag_of(each) for each in items), tail)

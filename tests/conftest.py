@@ -46,7 +46,8 @@ def needs() -> Callable[..., None]:
     """Skip a test where something that it needs is missing; with LMDBQUEUE_NO_SKIPS=1 let it fail."""
 
     def needs_(*wanted: str) -> None:
-        missing = [each for each in wanted if not (os.geteuid() == 0 if each == "root" else shutil.which(each))]
+        special = {"root": os.geteuid() == 0, "loop devices": os.path.exists("/dev/loop-control")}
+        missing = [each for each in wanted if not special.get(each, shutil.which(each))]
         if missing:
             reason = f"NOT TESTED, since there is no {', no '.join(missing)} here"
             if os.environ.get("LMDBQUEUE_NO_SKIPS") == "1":
@@ -58,7 +59,8 @@ def needs() -> Callable[..., None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how many crashes were tested."""
-    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "user_properties")]
+    everything = [report for found in terminalreporter.stats.values() for report in found]
+    reports = [report for report in everything if getattr(report, "when", "") == "call"]
     for name in ("states after a power cut", "real power cuts"):
         numbers = [value for report in reports for key, value in report.user_properties if key == name]
         if numbers:

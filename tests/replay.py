@@ -8,11 +8,13 @@ The children look like a machine after a reboot: another boot id, other mounts (
 """
 
 import ctypes
+import faulthandler
 import gc
 import mmap
 import os
 import pickle
 import random
+import resource
 import shutil
 import sys
 import tempfile
@@ -80,6 +82,7 @@ def record(scenario: str, place: str, seed: int = 0, mutant: str = "") -> Record
     _run(scenario, root, notes, log, seed, mutant)
     events = strace_log.Reader(root, notes).events(log)
     os.unlink(log)
+    _prove_complete(events, root)
     shutil.rmtree(root)
     return Recording(scenario, events, _read(notes + ".lock"))
 
@@ -105,6 +108,18 @@ def record_again(recording: Recording, place: str, count: int, seed: int = 0, mu
     os.unlink(log)
     shutil.rmtree(root)
     return found
+
+
+def _prove_complete(events: list[strace_log.Event], root: str) -> None:
+    """Demand that the events lead to the very files that are there."""
+    disk = Disk()
+    for event in events:
+        disk.apply(event)
+    for path, number in disk.names.items():
+        if number is not None and not path.endswith("-lock"):
+            assert disk.files[number].latest() == _read(os.path.join(root, path)), f"{path} is not as the record tells"
+    found = {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
+    assert found == {path for path, number in disk.names.items() if number is not None}
 
 
 def _run(scenario: str, root: str, notes: str, log: str, seed: int, mutant: str) -> None:
@@ -136,18 +151,22 @@ def _some_states(recording: Recording, count: int, chance: random.Random) -> lis
 
 def pretend_reboot() -> None:
     """Give this process another boot id, and mounts that nobody has seen. Takes root."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def demand(answer: int) -> None:
-        if answer:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-    demand(libc.unshare(_CLONE_NEWNS))
-    demand(libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+    own_mounts()
     with tempfile.NamedTemporaryFile("w", encoding="ascii") as file:
         file.write(f"{uuid.uuid4()}\n")
         file.flush()
-        demand(libc.mount(file.name.encode(), _BOOT_ID.encode(), None, _MS_BIND, None))
+        _libc("mount", file.name.encode(), _BOOT_ID.encode(), None, _MS_BIND, None)
+
+
+def own_mounts() -> None:
+    """Give this process mounts of its own, which are gone when it and its children are."""
+    _libc("unshare", _CLONE_NEWNS)
+    _libc("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+
+
+def _libc(function: str, *args: object) -> None:
+    if getattr(ctypes.CDLL(None, use_errno=True), function)(*args):
+        raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
 
 
 # --- opening
@@ -207,6 +226,8 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
     fd, report = tempfile.mkstemp(dir=place)
 
     def work(first: int) -> None:
+        faulthandler.disable()  # a death by signal is reported by the parent
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if mutant:
             mutants.OPENING[mutant].apply()
         for number in range(first, len(cases)):
@@ -222,6 +243,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
         status = status_of(forked(work, first))
         first = position[0] + 1
         if status != 0:
+            shutil.rmtree(os.path.join(place, str(position[0])), ignore_errors=True)
             os.write(fd, pickle.dumps((position[0], f"the process that opened it ended with {status}")))
     position.release()
     with open(report, "rb") as file:

@@ -71,19 +71,16 @@ def _watch(path: str, fd: int, lives: int) -> Callable[..., None]:
         nonlocal session, last, moments
         if event not in ("c_call", "c_return") or arg.__name__ not in _WATCHED:
             return
+        if session < 0 and os.path.exists(path):
+            session = os.open(path, os.O_RDONLY)
+        if session >= 0 and os.pread(session, 4096, 0) != last:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # so that notes of several processes tell what came after what
+            last = os.pread(session, 4096, 0)
+            note({"note": "session", "words": last.rstrip(b"\0").hex(), "size": len(last)})
+            fcntl.flock(fd, fcntl.LOCK_UN)
         moments += 1
         if moments == lives:
             os.kill(os.getpid(), signal.SIGKILL)
-        if session < 0:
-            if not os.path.exists(path):
-                return
-            session = os.open(path, os.O_RDONLY)
-        if os.pread(session, 4096, 0) == last:
-            return
-        fcntl.flock(fd, fcntl.LOCK_EX)  # so that notes of several processes tell what came after what
-        last = os.pread(session, 4096, 0)
-        note({"note": "session", "words": last.rstrip(b"\0").hex(), "size": len(last)})
-        fcntl.flock(fd, fcntl.LOCK_UN)
 
     return watch
 
@@ -94,7 +91,7 @@ def _opened(worker: Worker, stage: Stage, name: str = "queue") -> Queue:
     return opened[0]
 
 
-def _any_verb(worker: Worker, queue: Queue, *, alone: bool) -> None:
+def any_verb(worker: Worker, queue: Queue, *, alone: bool, reads: bool = True) -> None:
     """Call a verb, so that the queue stays at some twenty items."""
     draw = worker.random.random()
     long = len(queue) > 20
@@ -102,7 +99,7 @@ def _any_verb(worker: Worker, queue: Queue, *, alone: bool) -> None:
         worker.clear(queue)
     elif draw < 0.12 and alone:
         worker.delete(queue, worker.random.randrange(1, 5))
-    elif draw < 0.17:
+    elif draw < 0.2 and reads:
         worker.peek(queue, worker.random.choice((1, 3)))
     elif draw < (0.7 if long else 0.4):
         worker.pop(queue, worker.random.choice((1, 1, 2, 6)))
@@ -123,7 +120,7 @@ def solo(stage: Stage) -> None:
         for session in range(5):
             with _opened(worker, stage) as queue:
                 for _ in range(24):
-                    _any_verb(worker, queue, alone=True)
+                    any_verb(worker, queue, alone=True)
                 if session == 2:
                     stage.keep_lock_file()
 
@@ -135,7 +132,7 @@ def _contender(stage: Stage, process: int) -> None:
     for session in range(2):
         with _opened(worker, stage) as queue:
             for _ in range(16):
-                _any_verb(worker, queue, alone=False)
+                any_verb(worker, queue, alone=False)
             if session:
                 stage.keep_lock_file()
 
@@ -155,7 +152,7 @@ def turns(stage: Stage) -> None:
         with _opened(worker, stage) as queue:
             for _ in range(30):
                 os.read(mine, 1)
-                _any_verb(worker, queue, alone=False)
+                any_verb(worker, queue, alone=False)
                 os.write(next_one, b".")
             if process == 1:
                 stage.keep_lock_file()
@@ -182,7 +179,7 @@ def _flusher(stage: Stage, process: int) -> None:
     with _opened(worker, stage) as queue:
         for _ in range(5):
             for _ in range(5):
-                _any_verb(worker, queue, alone=False)
+                any_verb(worker, queue, alone=False)
             worker.flush(queue)
 
 
@@ -206,7 +203,7 @@ def names(stage: Stage) -> None:
             for name in ("queue", "a", "b") if process == 1 else ("b", "queue"):
                 queues.append(stack.enter_context(_opened(worker, stage, name)))
                 for _ in range(6):
-                    _any_verb(worker, worker.random.choice(queues), alone=False)
+                    any_verb(worker, worker.random.choice(queues), alone=False)
 
     stage.run(role, role)
 
@@ -218,7 +215,7 @@ def killed(stage: Stage) -> None:
         worker = stage.worker(process, lives)
         with _opened(worker, stage) as queue:
             while True:
-                _any_verb(worker, queue, alone=False)
+                any_verb(worker, queue, alone=False)
 
     chance = random.Random(stage.seed)
     alive: list[int] = []
@@ -244,7 +241,7 @@ def again(stage: Stage) -> None:
                 worker.call("found", "queue", lambda: [tag_of(each) for each in queue])
                 worker.push(queue)  # which tells where the queue ended
                 for _ in range(5):
-                    _any_verb(worker, queue, alone=True)
+                    any_verb(worker, queue, alone=True)
 
         assert status_of(forked(role, stage, 100 + number)) == 0
 
