@@ -10,6 +10,7 @@ The children look like a machine after a reboot: another boot id, other mounts (
 import ctypes
 import faulthandler
 import gc
+import logging
 import mmap
 import os
 import pickle
@@ -226,6 +227,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
     fd, report = tempfile.mkstemp(dir=place)
 
     def work(first: int) -> None:
+        logging.getLogger("lmdbqueue").addHandler(logging.NullHandler())  # which tells of each recovery
         faulthandler.disable()  # a death by signal is reported by the parent
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if mutant:
