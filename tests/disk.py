@@ -16,11 +16,21 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from strace_log import Event
 
 META_BYTES = 2 * 4096  # the meta pages of an LMDB file
-State = dict[str, bytes | None]  # path: content; None: a directory
+
+
+class Content(NamedTuple):
+    """What is in a file: ``data``, and zeros up to ``size``. A queue's file ends with many."""
+
+    data: bytes
+    size: int
+
+
+State = dict[str, Content | None]  # path: content; None: a directory
 Choice = Callable[[int, int], int]  # of a unit of a file that has this many versions: which
 
 
@@ -35,11 +45,11 @@ class _Write:
 class File:
     """One file: what is durable, and what was done to it since."""
 
-    def __init__(self, content: bytes = b"") -> None:
+    def __init__(self, content: Content = Content(b"", 0)) -> None:  # noqa: B008  (it is a constant)
         self.durable = content
         self.writes: list[_Write] = []
         self.sizes: list[tuple[int, int, bool]] = []  # write or event, size, whether that has ended
-        self.size = len(content)
+        self.size = content.size
         self._units: dict[int, dict[int, list[tuple[int, bytes]]]] = {}
 
     def write(self, id_: int, at: int, data: bytes) -> None:
@@ -63,23 +73,24 @@ class File:
 
     def ended(self) -> set[int]:
         """Return the ids of what has ended and is not known to be durable."""
-        return {write.id for write in self.writes if write.is_done} | {each for each, _, is_done in self.sizes if is_done}
+        return {write.id for write in self.writes if write.is_done} | {
+            each for each, _, is_done in self.sizes if is_done
+        }
 
     def settle(self, ids: set[int]) -> None:
         """Make these durable."""
         sizes = [size for id_, size, _ in self.sizes if id_ in ids]
         writes = [write for write in self.writes if write.id in ids]
         if sizes or writes:
-            content = bytearray(self.durable)
+            data = bytearray(self.durable.data)
             for write in writes:
-                _patch(content, write.at, write.data)
-            size = sizes[-1] if sizes else len(self.durable)
-            self.durable = bytes(content[:size].ljust(size, b"\0"))
+                _patch(data, write.at, write.data)
+            self.durable = _content(data, sizes[-1] if sizes else self.durable.size)
             self.writes = [write for write in self.writes if write.id not in ids]
             self.sizes = [entry for entry in self.sizes if entry[0] not in ids]
             self._units.clear()
 
-    def latest(self) -> bytes:
+    def latest(self) -> Content:
         return self.content(lambda _, versions: versions, 4096, self.size)
 
     def units(self, size: int) -> dict[int, list[tuple[int, bytes]]]:
@@ -96,21 +107,23 @@ class File:
             self._units[size] = found
         return self._units[size]
 
-    def content(self, choose: Choice, unit_size: int, size: int) -> bytes:
+    def content(self, choose: Choice, unit_size: int, size: int) -> Content:
         """Return the file with the versions of its units that ``choose`` takes (0: the durable one)."""
         units = self.units(unit_size)
-        if not units and size == len(self.durable):
+        if not units and size == self.durable.size:
             return self.durable
-        content = bytearray(self.durable)
-        if len(content) < size:
-            content.extend(bytes(size - len(content)))
+        data = bytearray(self.durable.data)
         for unit, pieces in units.items():
             for at, piece in pieces[: choose(unit, len(pieces))]:
-                _patch(content, at, piece)
-        return bytes(content[:size])
+                _patch(data, at, piece)
+        return _content(data, size)
 
     def possible_sizes(self) -> list[int]:
-        return [len(self.durable), *(size for _, size, _ in self.sizes)]
+        return [self.durable.size, *(size for _, size, _ in self.sizes)]
+
+
+def _content(data: bytearray, size: int) -> Content:
+    return Content(bytes(data[:size].rstrip(b"\0")), size)
 
 
 def _patch(content: bytearray, at: int, data: bytes) -> None:
@@ -203,7 +216,7 @@ class Disk:
         assert number is not None
         file = self.files[number]
         words = bytes.fromhex(event.note["words"]).ljust(event.note["size"], b"\0")
-        latest = file.latest()
+        latest = file.latest().data.ljust(len(words), b"\0")
         for at in range(0, len(words), 512):
             if words[at : at + 512] != latest[at : at + 512]:
                 id_ = self._own_id()
@@ -227,7 +240,7 @@ class Disk:
             else:
                 yield self._random_state(chance)
 
-    def _state(self, names: dict[str, int | None], content: Callable[[int, File], bytes]) -> State:
+    def _state(self, names: dict[str, int | None], content: Callable[[int, File], Content]) -> State:
         state: State = {}
         for path in sorted(names):
             parent = os.path.dirname(path)
@@ -248,9 +261,9 @@ class Disk:
                 size = self.files[number].size
                 kind = chance.randrange(3)
                 if kind == 1:
-                    found[path] = bytes(size)
+                    found[path] = Content(b"", size)
                 elif kind == 2 and len(self._lock) == size:
-                    found[path] = self._lock
+                    found[path] = Content(self._lock, size)
         return found
 
     def _names_after(self, applied: Callable[[str, int], int]) -> dict[str, int | None]:
@@ -270,7 +283,7 @@ class Disk:
         found: list[Callable[[], State]] = [
             lambda: self._state(self.durable_names, lambda _, file: file.durable),
             lambda: self._state(names, lambda _, file: file.latest()),
-            self._kept(names, 4096, lambda _n, _u: True, lambda file: len(file.durable)),
+            self._kept(names, 4096, lambda _n, _u: True, lambda file: file.durable.size),
             self._kept(names, 4096, lambda _n, _u: False),
         ]
         for first in range(len(self._changes)):
@@ -298,7 +311,7 @@ class Disk:
     ) -> Callable[[], State]:
         """Return a function that makes the state in which just these units of files are on disk."""
 
-        def content(number: int, file: File) -> bytes:
+        def content(number: int, file: File) -> Content:
             return file.content(lambda unit, versions: versions * keep(number, unit), unit_size, size_of(file))
 
         return partial(self._state, names, content)
@@ -307,7 +320,7 @@ class Disk:
         names = self._names_after(lambda _, count: count if chance.random() < 0.6 else chance.randrange(count + 1))
         unit_size = chance.choice((512, 4096))
 
-        def content(_: int, file: File) -> bytes:
+        def content(_: int, file: File) -> Content:
             sizes = file.possible_sizes()
             size = max(sizes) if chance.random() < 0.7 else chance.choice(sizes)
             keep = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))

@@ -93,11 +93,11 @@ def forgets_the_head() -> None:
 
     started = PersistentQueue.__init__
 
-    def __init__(self: Any, *args: Any, **options: Any) -> None:
+    def start(self: Any, *args: Any, **options: Any) -> None:
         started(self, *args, **options)
         self.delete(1)
 
-    PersistentQueue.__init__ = __init__  # type: ignore[method-assign]
+    PersistentQueue.__init__ = start  # type: ignore[method-assign]
 
 
 OPENING = {

@@ -91,7 +91,7 @@ def _opened(worker: Worker, stage: Stage, name: str = "queue") -> Queue:
     return opened[0]
 
 
-def any_verb(worker: Worker, queue: Queue, *, alone: bool, reads: bool = True) -> None:
+def any_verb(worker: Worker, queue: Queue, *, alone: bool, reads: bool = True, largest: int = 6000) -> None:
     """Call a verb, so that the queue stays at some twenty items."""
     draw = worker.random.random()
     long = len(queue) > 20
@@ -104,9 +104,9 @@ def any_verb(worker: Worker, queue: Queue, *, alone: bool, reads: bool = True) -
     elif draw < (0.7 if long else 0.4):
         worker.pop(queue, worker.random.choice((1, 1, 2, 6)))
     elif draw < 0.8:
-        worker.push(queue)
+        worker.push(queue, 1, largest)
     else:
-        worker.push(queue, worker.random.randrange(2, 9), worker.random.choice((20, 6000)))
+        worker.push(queue, worker.random.randrange(2, 9), worker.random.choice((20, largest)))
 
 
 # --- the scenarios
@@ -208,6 +208,19 @@ def names(stage: Stage) -> None:
     stage.run(role, role)
 
 
+def long_names(stage: Stage) -> None:
+    """One process uses queues of such long names that their heads and tails do not fit into one page."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        with ExitStack() as stack:
+            queues = [stack.enter_context(_opened(worker, stage, "n" * 190 + str(i))) for i in range(10, 22)]
+            for _ in range(160):
+                any_verb(worker, worker.random.choice(queues[:3] + queues[-2:]), alone=True, largest=900)
+
+    stage.run(role)
+
+
 def killed(stage: Stage) -> None:
     """Processes are killed amid their calls, others go on, and only then the power goes."""
 
@@ -217,7 +230,7 @@ def killed(stage: Stage) -> None:
             while True:
                 any_verb(worker, queue, alone=False)
 
-    chance = random.Random(stage.seed)
+    chance = random.Random(stage.seed)  # noqa: S311
     alive: list[int] = []
     for process in range(1, 15):
         alive.append(forked(role, stage, process, chance.randrange(40, 200)))
@@ -248,7 +261,7 @@ def again(stage: Stage) -> None:
 
 SCENARIOS = {
     scenario.__name__.replace("_", " "): scenario
-    for scenario in (solo, trio, turns, creation, flush, flush_trio, names, killed)
+    for scenario in (solo, trio, turns, creation, flush, flush_trio, names, long_names, killed)
 }
 
 

@@ -166,7 +166,9 @@ class Reader:
                     self._entered[id(call)] = self._new_id()
                     yield Event("sync", self._ids, file)
         elif call.name in ("copy_file_range", "sendfile", "link", "linkat", "symlink"):
-            assert self.root.encode().hex() not in call.args.replace(b"\\x", b"").decode(), f"{call.name} is not modelled"
+            assert self.root.encode().hex() not in call.args.replace(b"\\x", b"").decode(), (
+                f"{call.name} is not modelled"
+            )
 
     def _enter_write(self, call: _Call) -> Iterator[Event]:
         opened = self._opened(call)
@@ -194,30 +196,16 @@ class Reader:
     # --- what it has done when it ends
 
     def _leave(self, call: _Call) -> Iterator[Event]:
+        begun = self._entered.pop(id(call), None)
         if call.result is None or call.result < 0:
             return  # failed: what it began may or may not have happened
-        begun = self._entered.pop(id(call), None)
         opened = self._opened(call)
-        if call.name in ("write", "pwrite64", "writev", "pwritev", "pwritev2"):
-            if begun is not None:
-                assert opened is not None
-                yield Event("done", begun, opened.file, data=b"durable" if opened.is_durable else b"")
-        elif begun is not None:
-            if opened is not None and opened.directory is not None:
-                yield Event("dsynced", begun, path=opened.directory)
-            else:
-                yield Event("synced", begun, opened.file if opened is not None else None)
+        if begun is not None:
+            yield _ended(call, begun, opened)
         elif call.name in ("openat", "open", "creat"):
             yield from self._leave_open(call)
-        elif call.name == "close":
-            match = _FD.match(call.args)
-            assert match is not None
-            self._table(call.pid).pop(int(match[1]), None)
-        elif call.name in ("dup", "dup2", "dup3") or (call.name == "fcntl" and b"F_DUPFD" in call.args):
-            if opened is not None:
-                self._table(call.pid)[call.result] = opened
-            else:
-                self._table(call.pid).pop(call.result, None)
+        elif call.name in ("close", "dup", "dup2", "dup3", "fcntl"):
+            self._leave_descriptor(call, opened)
         elif call.name == "lseek" and opened is not None:
             opened.at = call.result
         elif call.name == "mmap":
@@ -226,6 +214,18 @@ class Reader:
             yield from self._leave_resize(call, opened)
         else:
             yield from self._leave_naming(call)
+
+    def _leave_descriptor(self, call: _Call, opened: _Open | None) -> None:
+        assert call.result is not None
+        table = self._table(call.pid)
+        if call.name == "close":
+            match = _FD.match(call.args)
+            assert match is not None
+            table.pop(int(match[1]), None)
+        elif call.name != "fcntl" or b"F_DUPFD" in call.args:
+            table.pop(call.result, None)
+            if opened is not None:
+                table[call.result] = opened
 
     def _leave_open(self, call: _Call) -> Iterator[Event]:
         assert call.result is not None
@@ -315,6 +315,16 @@ class Reader:
             elif text is not None:
                 found.append(os.path.normpath(os.path.join(base, _text(text[1]).decode())))
         return found
+
+
+def _ended(call: _Call, begun: int, opened: _Open | None) -> Event:
+    """Return the event that ends what an earlier one began."""
+    if "write" in call.name:
+        assert opened is not None
+        return Event("done", begun, opened.file, data=b"durable" if opened.is_durable else b"")
+    if opened is not None and opened.directory is not None:
+        return Event("dsynced", begun, path=opened.directory)
+    return Event("synced", begun, opened.file if opened is not None else None)
 
 
 def _calls(log: str) -> Iterator[tuple[_Call, bool]]:

@@ -74,6 +74,5 @@ def test_after_a_cut_at_any_moment_of_many_histories_the_queue_holds(tmp_path, k
             recordings += replay.record_again(first, str(place / f"{scenario} again"), 10, seed)
         outcome = replay.replay(recordings, min(LONG_ROUND, 1 + LONG_STATES // len(SCENARIOS)), keep)
         done += len(outcome.keys)
-        print(f"{done:,} states")
         assert outcome.failures == []
     record_property(TOLD, done)

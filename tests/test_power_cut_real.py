@@ -25,8 +25,9 @@ from typing import Any
 
 import pytest
 from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue
+from opener import own_mounts
 from processes import DEADLINE, forked, status_of
-from replay import MEMORY, own_mounts
+from replay import MEMORY
 from scenarios import any_verb
 
 FILE_SYSTEMS = ["ext4", *(["xfs"] if shutil.which("mkfs.xfs") else [])]
@@ -71,7 +72,7 @@ class _Machine:
         self.image = os.path.join(MEMORY or place, f"lmdbqueue-{os.getpid()}-{file_system}.image")
         self.mount_point = os.path.join(place, "mnt")
         self.keep = os.path.join(place, "failed")
-        self.random = random.Random(file_system)
+        self.random = random.Random(file_system)  # noqa: S311
 
     def live(self, cuts: int) -> None:
         _die_with_parent()
