@@ -30,6 +30,7 @@ class Content(NamedTuple):
     size: int
 
 
+EMPTY = Content(b"", 0)
 State = dict[str, Content | None]  # path: content; None: a directory
 Choice = Callable[[int, int], int]  # of a unit of a file that has this many versions: which
 
@@ -45,7 +46,7 @@ class _Write:
 class File:
     """One file: what is durable, and what was done to it since."""
 
-    def __init__(self, content: Content = Content(b"", 0)) -> None:  # noqa: B008  (it is a constant)
+    def __init__(self, content: Content = EMPTY) -> None:
         self.durable = content
         self.writes: list[_Write] = []
         self.sizes: list[tuple[int, int, bool]] = []  # write or event, size, whether that has ended

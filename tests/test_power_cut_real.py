@@ -23,6 +23,7 @@ import struct
 import subprocess
 from typing import Any
 
+import mutants
 import pytest
 from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue
 from opener import own_mounts
@@ -59,15 +60,23 @@ def test_after_many_real_cuts_the_queue_holds_all_that_was_acknowledged(file_sys
     record_property(TOLD, LONG_CUTS)
 
 
-def cut_again_and_again(file_system: str, place: str, cuts: int) -> None:
+def test_real_cuts_find_that_nothing_is_synced(tmp_path):
+    with pytest.raises(AssertionError, match="the queue did not hold"):
+        cut_again_and_again("ext4", str(tmp_path), CUTS, "no sync")
+    assert (tmp_path / "failed").exists(), "it was something else that failed"
+
+
+def cut_again_and_again(file_system: str, place: str, cuts: int, mutant: str = "") -> None:
     """Make ``cuts`` cuts, in a child, and demand that the queue held after each."""
-    assert status_of(forked(_Machine(file_system, place).live, cuts), DEADLINE + cuts) == 0
+    status = status_of(forked(_Machine(file_system, place, mutant).live, cuts), DEADLINE + cuts)
+    assert status == 0, "the queue did not hold, or the machine did not: see what the child wrote"
 
 
 class _Machine:
     """A machine whose power is cut again and again, and the queue on its disk."""
 
-    def __init__(self, file_system: str, place: str) -> None:
+    def __init__(self, file_system: str, place: str, mutant: str) -> None:
+        self.mutant = mutant
         self.file_system = file_system
         self.image = os.path.join(MEMORY or place, f"lmdbqueue-{os.getpid()}-{file_system}.image")
         self.mount_point = os.path.join(place, "mnt")
@@ -78,9 +87,9 @@ class _Machine:
         _die_with_parent()
         own_mounts()
         os.mkdir(self.mount_point)
+        with open(self.image, "xb") as file:
+            file.truncate(_IMAGE_BYTES)
         try:
-            with open(self.image, "xb") as file:
-                file.truncate(_IMAGE_BYTES)
             _run(f"mkfs.{self.file_system}", "-q", self.image)
             self._mount()
             base, journal = Found((), 0), Journal()
@@ -125,7 +134,7 @@ class _Machine:
         ear, mouth = os.pipe()
         count = self.random.choice((1, 3))
         flushes = self.random.random() < 0.3
-        pids = [forked(_work, self.mount_point, process, number, mouth, flushes) for process in range(1, count + 1)]
+        pids = [forked(self._work, process, number, mouth, flushes) for process in range(1, count + 1)]
         os.close(mouth)
         journal = Journal()
         rest = b""
@@ -138,7 +147,8 @@ class _Machine:
                 rest = _take(journal, rest + data)
             for _ in range(self.random.randrange(20_000)):  # a moment, somewhere within a call
                 pass
-            ended = [pid for pid in pids if os.waitpid(pid, os.WNOHANG)[0]]
+            how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ended = [pid for pid in pids if os.waitid(os.P_PID, pid, how)]
             assert ended == [], "a process failed before the power was cut"
             self._shut_down()
         finally:
@@ -159,20 +169,21 @@ class _Machine:
         finally:
             os.close(fd)
 
-
-def _work(place: str, process: int, cut: int, mouth: int, flushes: bool) -> None:
-    """Call verbs until the disk fails."""
-    _die_with_parent()
-    worker = Worker(process, notes_to(mouth), (cut, process), first_number=cut * 10_000)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a process says whose disk is gone
-    while True:
+    def _work(self, process: int, cut: int, mouth: int, flushes: bool) -> None:
+        """Call verbs until the disk fails."""
+        _die_with_parent()
+        worker = Worker(process, notes_to(mouth), (cut, process), first_number=cut * 10_000)
+        if self.mutant:
+            mutants.RECORDING[self.mutant].apply(worker)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a process says whose disk is gone
         opened: list[Any] = []
-        worker.call("open", "queue", lambda: opened.append(open_queue(place)))  # noqa: B023
-        with opened[0] as queue:
-            for _ in range(20):
-                any_verb(worker, queue, alone=False, reads=False)  # what it reads after the cut counts for nothing
-            if flushes:
-                worker.flush(queue)
+        while True:
+            worker.call("open", "queue", lambda: opened.append(open_queue(self.mount_point)))
+            with opened.pop() as queue:
+                for _ in range(20):
+                    any_verb(worker, queue, alone=False, reads=False)  # what it reads after the cut counts for nothing
+                if flushes:
+                    worker.flush(queue)
 
 
 def _take(journal: Journal, data: bytes) -> bytes:
