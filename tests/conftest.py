@@ -1,5 +1,7 @@
-"""Fixtures that every test file may use."""
+"""Fixtures that every test file may use, and what a run tells at its end."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,3 +39,29 @@ def open_queue(tmp_path) -> Iterator[OpenQueue]:
 def queue(open_queue) -> PersistentQueue[Any]:
     """Give an empty queue."""
     return open_queue()
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[..., None]:
+    """Skip a test where something that it needs is missing; with LMDBQUEUE_NO_SKIPS=1 let it fail."""
+
+    def needs_(*wanted: str) -> None:
+        special = {"root": os.geteuid() == 0, "loop devices": os.path.exists("/dev/loop-control")}
+        missing = [each for each in wanted if not special.get(each, shutil.which(each))]
+        if missing:
+            reason = f"NOT TESTED, since there is no {', no '.join(missing)} here"
+            if os.environ.get("LMDBQUEUE_NO_SKIPS") == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return needs_
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many crashes were tested."""
+    everything = [report for found in terminalreporter.stats.values() for report in found]
+    reports = [report for report in everything if getattr(report, "when", "") == "call"]
+    for name in ("states after a power cut", "real power cuts"):
+        numbers = [value for report in reports for key, value in report.user_properties if key == name]
+        if numbers:
+            terminalreporter.write_line(f"{sum(numbers):,} {name}, in {len(numbers)} tests")

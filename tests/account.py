@@ -1,0 +1,317 @@
+"""What a queue must hold after a crash: the account of the calls that processes made on it.
+
+Owns: the journal that a process keeps of its calls (begun, acknowledged, with what result), and the
+judgement of what was found after the crash. Knows nothing of how the crash came about.
+
+The rule: every acknowledged call is there, whole; every other call that was begun is there whole or not
+at all; nothing else is there; order is that of the sequence numbers. What an acknowledged read has shown
+counts as there, too, since somebody may have acted on it.
+
+An item stands for a *tag*, (producer, number, size), and can be told from every other.
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from struct import Struct
+from typing import Any
+
+from lmdbqueue import PersistentQueue
+
+Tag = tuple[int, int, int]
+PROBE: Tag = (255, 0, 99)
+_HEAD = Struct(">BI")
+
+
+@lru_cache(maxsize=20_000)
+def item(tag: Tag) -> bytes:
+    """Return the item of a tag: 5 bytes or more."""
+    producer, number, size = tag
+    return (_HEAD.pack(producer, number) + random.Random(repr(tag)).randbytes(size))[:size]  # noqa: S311
+
+
+def tag_of(found: bytes) -> Tag | None:
+    """Return the tag of an item, None if it is damaged."""
+    if len(found) < _HEAD.size:
+        return None
+    tag = (*_HEAD.unpack_from(found), len(found))
+    return tag if found == item(tag) else None
+
+
+@dataclass(slots=True)
+class Call:
+    """A verb that a process called on a queue; ``result`` is None as long as it is not acknowledged."""
+
+    process: int
+    queue: str
+    verb: str
+    tags: list[Tag] = field(default_factory=list)  # that it pushes
+    n: int = 0  # that it removes, at most
+    result: Any = None
+    acked: bool = False
+
+
+class Journal:
+    """The calls up to some moment, from the notes of all processes in their order."""
+
+    def __init__(self, results: dict[int, Any] | None = None) -> None:
+        self.calls: dict[int, Call] = {}
+        self.acks = 0
+        self._results = results or {}  # of calls that were acknowledged before they had one (by a mutant)
+
+    def note(self, note: dict[str, Any]) -> bool:
+        """Take a note; tell whether it was an acknowledgement."""
+        if note["note"] == "begin":
+            tags = [tuple(tag) for tag in note["tags"]]
+            self.calls[note["call"]] = Call(note["process"], note["queue"], note["verb"], tags, note["n"])
+        elif note["note"] == "ack":
+            call = self.calls[note["call"]]
+            if call.acked:
+                return False
+            self.acks += 1
+            call.acked = True
+            call.result = note["result"] if note["result"] is not None else self._results.get(note["call"])
+            return True
+        return False
+
+    def queues(self) -> list[str]:
+        """Return the names of the queues that may be there."""
+        return sorted({call.queue for call in self.calls.values()})
+
+    def account(self, queue: str, base: "Found | None" = None) -> "Account":
+        return Account([call for call in self.calls.values() if call.queue == queue], base)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found in a queue: its items, and the sequence number after the last."""
+
+    tags: tuple[Tag | None, ...]
+    tail: int
+
+    @property
+    def head(self) -> int:
+        return self.tail - len(self.tags)
+
+    def after(self, probe: Tag) -> "Found":
+        """Return what is there after ``inspect`` has pushed the probe and popped one item."""
+        return Found((*self.tags, probe)[1:], self.tail + 1)
+
+
+class Account:
+    """What may be found, from what was there (``base``) and what was called since."""
+
+    def __init__(self, calls: Iterable[Call], base: Found | None = None) -> None:
+        base = base or Found((), 0)
+        self.base = base
+        self.known: dict[int, Tag | None] = dict(enumerate(base.tags, base.head))
+        self.pending: list[list[Tag]] = []  # pushes that nobody acknowledged
+        self.popped: set[Tag] = set()
+        self.removed = 0  # by acknowledged calls
+        self.removing: list[int] = []  # by the others, at most
+        self.seen: list[list[Tag]] = []
+        self.fault = ""  # in what was acknowledged already, without any crash
+        processes = set()
+        for call in calls:
+            processes.add(call.process)
+            if call.verb == "push":
+                self._push(call)
+            elif call.verb in ("pop", "delete", "clear"):
+                self._remove(call)
+            elif call.verb == "peek" and call.acked:
+                self.seen.append([tuple(tag) for tag in call.result])
+        self.alone = len(processes) < 2
+        self.place = {tag: (block, i) for block, tags in enumerate(self.pending) for i, tag in enumerate(tags)}
+        self.seq = {tag: seq for seq, tag in self.known.items()}
+
+    def _push(self, call: Call) -> None:
+        if not call.acked:
+            self.pending.append(call.tags)
+            return
+        for seq, tag in enumerate(call.tags, call.result):
+            if seq in self.known:
+                self.fault = f"two items were pushed as {seq}"
+            self.known[seq] = tag
+
+    def _remove(self, call: Call) -> None:
+        if not call.acked:
+            self.removing.append(call.n)
+        elif call.verb == "pop":
+            tags = {tuple(tag) for tag in call.result}
+            if tags & self.popped:
+                self.fault = f"{tags & self.popped} were popped twice"
+            self.popped |= tags
+            self.removed += len(tags)
+        else:
+            self.removed += call.result
+
+    def problem(self, found: Found) -> str:
+        """Return what is wrong with what was found; nothing, if it may be so."""
+        return self.fault or self._problem_of_items(found) or self._problem_of_removals(found)
+
+    def _problem_of_items(self, found: Found) -> str:
+        tags, head, tail = found.tags, found.head, found.tail
+        if tail <= max(self.known, default=self.base.tail - 1):
+            return f"an acknowledged push is lost: the queue ends at {tail}, {max(self.known)} was pushed"
+        for seq, tag in self.known.items():
+            if seq >= head and tags[seq - head] != tag:
+                return f"item {seq} is {tags[seq - head]} and not {tag}"
+        self._found_at: dict[int, int] = {}
+        for seq in range(head, tail):
+            if seq in self.known:
+                continue
+            tag = tags[seq - head]
+            if tag not in self.place:
+                return f"item {seq} is {tag}, which nobody pushed"
+            block, i = self.place[tag]
+            start = self._found_at.setdefault(block, seq - i)
+            if start != seq - i:
+                return f"item {seq}, {tag}, is there twice"
+            if start + len(self.pending[block]) > tail:
+                return f"half a push is there: {self.pending[block]} from {start}, and the queue ends at {tail}"
+        return ""
+
+    def _problem_of_removals(self, found: Found) -> str:
+        present = set(found.tags)
+        if again := self.popped & present:
+            return f"an acknowledged pop is undone: {sorted(again)[:3]}"
+        extra = found.head - self.base.head - self.removed
+        if extra < 0:
+            return f"an acknowledged removal is undone: {self.removed} were removed, and the head is {found.head}"
+        sums = {0}
+        for n in self.removing:
+            sums |= {n + other for other in sums}
+        # a removal of more than there is removes all
+        is_short = extra < max(sums) and not (self.alone and present)
+        if extra not in sums and not is_short:
+            return f"{extra} items are gone that nobody took (calls under way: {self.removing})"
+        for tags in self.seen:
+            for i, tag in enumerate(tags):
+                seq = self.seq.get(tag)
+                if seq is None and tag in self.place and self.place[tag][0] in self._found_at:
+                    seq = self._found_at[self.place[tag][0]] + self.place[tag][1]
+                if seq is None and tag not in self.popped and extra == 0:
+                    return f"{tag}, which somebody read, is gone"
+                if i == 0 and seq is not None and found.head < seq:
+                    return f"what stood before {tag} was gone when somebody read, and is there again"
+        return ""
+
+
+class Worker:
+    """A process that calls verbs on a queue and notes each before and after. One at a time."""
+
+    def __init__(
+        self, process: int, note: Callable[[dict[str, Any]], None], seed: object, first_number: int = 0
+    ) -> None:
+        self.process = process
+        self.note = note
+        self.random = random.Random(repr(seed))  # noqa: S311
+        self._number = first_number
+        self._id = process * 1_000_000
+        self._open_call = 0
+
+    def call(self, verb: str, queue: str, fn: Callable[[], Any], tags: Sequence[Tag] = (), n: int = 0) -> Any:
+        """Note, call, note; return what ``fn`` returned."""
+        self._id += 1
+        self.note(
+            {
+                "note": "begin",
+                "call": self._id,
+                "process": self.process,
+                "queue": queue,
+                "verb": verb,
+                "tags": tags,
+                "n": n,
+            }
+        )
+        self._open_call = self._id
+        result = fn()
+        self._open_call = 0
+        self.note({"note": "ack", "call": self._id, "result": result})
+        return result
+
+    def acknowledge_early(self) -> None:
+        """Note the call under way as acknowledged. What only a mutant does."""
+        if self._open_call:
+            self.note({"note": "ack", "call": self._open_call, "result": None})
+
+    def tags(self, count: int, largest: int = 6000) -> list[Tag]:
+        found = []
+        for _ in range(count):
+            self._number += 1
+            size = int(5 * (largest / 5) ** self.random.random())
+            found.append((self.process, self._number, size))
+        return found
+
+    # --- verbs
+
+    def push(self, queue: PersistentQueue[bytes], count: int = 1, largest: int = 6000) -> None:
+        tags = self.tags(count, largest)
+        if count == 1:
+            self.call("push", queue.name, lambda: queue.push(item(tags[0])), tags)
+        else:
+            self.call("push", queue.name, lambda: queue.push([item(tag) for tag in tags]).start, tags)
+
+    def pop(self, queue: PersistentQueue[bytes], n: int = 1) -> int:
+        taken = self.call("pop", queue.name, lambda: [tag_of(each) for each in _as_list(queue.pop(n), n)], n=n)
+        return len(taken)
+
+    def peek(self, queue: PersistentQueue[bytes], n: int) -> None:
+        self.call("peek", queue.name, lambda: [tag_of(each) for each in _as_list(queue.peek(n), n)])
+
+    def delete(self, queue: PersistentQueue[bytes], n: int) -> None:
+        self.call("delete", queue.name, lambda: queue.delete(n), n=n)
+
+    def clear(self, queue: PersistentQueue[bytes]) -> None:
+        """Clear a queue that nobody else pushes to."""
+        held = len(queue)
+        self.call("clear", queue.name, lambda: (queue.clear(), held)[1], n=1 << 20)
+
+    def flush(self, queue: PersistentQueue[bytes]) -> None:
+        self.call("flush", queue.name, lambda: queue.flush(force=True))
+
+
+def _as_list(answer: Any, n: int) -> list[bytes]:
+    if n == 1:
+        return [] if answer is None else [answer]
+    return answer
+
+
+def notes_to(fd: int) -> Callable[[dict[str, Any]], None]:
+    """Return a function that writes a note, as one line and one system call, to ``fd``."""
+    return lambda note: _write(fd, json.dumps(note, separators=(",", ":")).encode() + b"\n")
+
+
+def _write(fd: int, data: bytes) -> None:
+    assert os.write(fd, data) == len(data)
+
+
+def open_queue(place: str, name: str = "queue") -> PersistentQueue[bytes]:
+    """Open the queue whose items are bytes at ``place``/q."""
+    return PersistentQueue("q", place, dumps=bytes, loads=bytes, name=name)
+
+
+def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool = True, again: bool = False) -> Found:
+    """Open the queue in ``place``, demand that it works, and return what was found.
+
+    It must take a push, of the probe, and give a pop; with ``proves`` prove itself whole; with ``again`` hold the
+    same once it was closed.
+    """
+    last = item(probe)
+    with open_queue(place, name) as queue:
+        items = list(queue)
+        tail = queue.push(last)
+        assert len(queue) == len(items) + 1, f"it counts {len(queue)} items and shows {len(items) + 1}"
+        assert queue.peek(len(items) + 2) == [*items, last], "a push changed what was there"
+        first = queue.pop()
+        assert first == [*items, last][0], "a pop gave another item than the first"
+        if proves:
+            problems = queue.check()
+            assert problems == [], problems
+    if again:
+        with open_queue(place, name) as queue:
+            assert list(queue) == [*items, last][1:], "the second opening found something else than the first"
+    return Found(tuple(tag_of(each) for each in items), tail)

@@ -1,0 +1,105 @@
+"""Faults to plant on purpose, to see that the crash tests find them.
+
+A mutant is a function that changes the library in memory, in the process that calls it, and the scenario that
+must show it. ``RECORDING`` are applied where calls are made and recorded, ``OPENING`` where the queue is opened
+after the crash. To add one, write the function and enter it into its table under a name that says what is wrong.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from account import Worker
+
+from lmdbqueue import _directory, _generation
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fault, and the scenario that shows it."""
+
+    apply: Callable[..., None]
+    scenario: str
+
+
+def _replace_everywhere(original: object, replacement: object) -> None:
+    """Put ``replacement`` in place of ``original`` in every module of the library that imported it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lmdbqueue"):
+            for key, value in list(vars(module).items()):
+                if value is original:
+                    setattr(module, key, replacement)
+
+
+class _UnsyncedEnvironment:
+    """An environment of LMDB that never syncs."""
+
+    def __init__(self, environment: Any) -> None:
+        self._environment = environment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._environment, name)
+
+    def sync(self, force: bool = False) -> None:  # noqa: ARG002
+        return None
+
+
+def no_sync(_worker: Worker) -> None:
+    open_ = _generation.lmdb.open
+
+    class Lmdb:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(sys.modules["lmdb"], name)
+
+        def open(self, *args: Any, **options: Any) -> Any:
+            return _UnsyncedEnvironment(open_(*args, **{**options, "sync": False}))
+
+    _generation.lmdb = Lmdb()  # type: ignore[assignment]
+
+
+def acknowledged_before_commit(worker: Worker) -> None:
+    commit = _generation.Generation._commit
+
+    def early(self: Any, *args: Any, **options: Any) -> Any:
+        worker.acknowledge_early()
+        return commit(self, *args, **options)
+
+    _generation.Generation._commit = early  # type: ignore[method-assign]
+
+
+def no_directory_sync(_worker: Worker) -> None:
+    _replace_everywhere(_directory.sync_directory, lambda _path: None)
+
+
+def no_sync_of_drafts(_worker: Worker) -> None:
+    _replace_everywhere(_directory.sync_file, lambda _fd: None)
+
+
+RECORDING = {
+    "no sync": Mutant(no_sync, "solo"),
+    "no sync, by three processes": Mutant(no_sync, "turns"),
+    "acknowledged before commit": Mutant(acknowledged_before_commit, "solo"),
+    "no directory sync at creation": Mutant(no_directory_sync, "creation"),
+    "no directory sync at a flush": Mutant(no_directory_sync, "flush"),
+    "no sync of the draft at creation": Mutant(no_sync_of_drafts, "creation"),
+    "no sync of the draft at a flush": Mutant(no_sync_of_drafts, "flush"),
+}
+
+
+def forgets_the_head() -> None:
+    """Recover to a queue that begins one item late: a fault that every state shows."""
+    from lmdbqueue import PersistentQueue  # noqa: PLC0415
+
+    started = PersistentQueue.__init__
+
+    def start(self: Any, *args: Any, **options: Any) -> None:
+        started(self, *args, **options)
+        self.delete(1)
+
+    PersistentQueue.__init__ = start  # type: ignore[method-assign]
+
+
+OPENING = {
+    "forgets the head": Mutant(forgets_the_head, "solo"),
+}

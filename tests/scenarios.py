@@ -1,0 +1,273 @@
+"""What is recorded for the replay of power cuts: ``python scenarios.py SCENARIO PLACE NOTES [SEED [MUTANT]]``.
+
+Owns: the scenarios, each a function of a directory, in which it makes the queue ``q``. They run under strace,
+and write their notes (see ``account``) to the file NOTES, so that these stand in the record of strace
+between the system calls of LMDB. What strace does not show, stores to the memory of the file ``session``,
+they note as well: before and after each C function that may write, sync or commit.
+"""
+
+import fcntl
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import mutants
+from account import Worker, notes_to, open_queue, tag_of
+from processes import forked, status_of
+
+from lmdbqueue import PersistentQueue
+
+Queue = PersistentQueue[bytes]
+_WATCHED = frozenset(("abort", "begin", "close", "commit", "flush", "fsync", "fdatasync", "pwrite", "sync", "write"))
+
+
+class Stage:
+    """Where a scenario takes place, and how its processes take notes."""
+
+    def __init__(self, place: str, notes: str, seed: int, mutant: str) -> None:
+        self.place = place
+        self.seed = seed
+        self._notes = notes
+        self._mutant = mutant
+
+    def worker(self, process: int, lives: int = 0) -> Worker:
+        """Return the worker of this process. Once in each process.
+
+        With ``lives`` it dies at the moment with that number, before or after a C function that is watched:
+        never amid a system call, of which nobody could say whether it took place.
+        """
+        fd = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        worker = Worker(process, notes_to(fd), (self.seed, process))
+        if self._mutant:
+            mutants.RECORDING[self._mutant].apply(worker)
+        sys.setprofile(_watch(os.path.join(self.place, "q", "session"), fd, lives))
+        return worker
+
+    def run(self, *roles: Callable[["Stage", int], None]) -> None:
+        """Run each role in a process of its own, numbered from 1, and demand that it ends well."""
+        pids = [forked(role, self, process) for process, role in enumerate(roles, 1)]
+        assert [status_of(pid) for pid in pids] == [0] * len(pids)
+
+    def keep_lock_file(self) -> None:
+        """Keep LMDB's lock file as it is while somebody has the queue open, beside the notes."""
+        for name in os.listdir(os.path.join(self.place, "q")):
+            if name.endswith(".mdb-lock"):
+                with open(os.path.join(self.place, "q", name), "rb") as file, open(self._notes + ".lock", "wb") as copy:
+                    copy.write(file.read())
+
+
+def _watch(path: str, fd: int, lives: int) -> Callable[..., None]:
+    """Return a profile function that notes what stands in ``session`` whenever that has changed."""
+    note = notes_to(fd)
+    session = -1
+    last = b""
+    moments = 0
+
+    def watch(_frame: object, event: str, arg: Any) -> None:
+        nonlocal session, last, moments
+        if event not in ("c_call", "c_return") or arg.__name__ not in _WATCHED:
+            return
+        if session < 0 and os.path.exists(path):
+            session = os.open(path, os.O_RDONLY)
+        if session >= 0 and os.pread(session, 4096, 0) != last:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # so that notes of several processes tell what came after what
+            last = os.pread(session, 4096, 0)
+            note({"note": "session", "words": last.rstrip(b"\0").hex(), "size": len(last)})
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        moments += 1
+        if moments == lives:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return watch
+
+
+def _opened(worker: Worker, stage: Stage, name: str = "queue") -> Queue:
+    opened: list[Queue] = []
+    worker.call("open", name, lambda: opened.append(open_queue(stage.place, name)))
+    return opened[0]
+
+
+def any_verb(worker: Worker, queue: Queue, *, alone: bool, reads: bool = True, largest: int = 6000) -> None:
+    """Call a verb, so that the queue stays at some twenty items."""
+    draw = worker.random.random()
+    long = len(queue) > 20
+    if draw < 0.03 and alone:
+        worker.clear(queue)
+    elif draw < 0.12 and alone:
+        worker.delete(queue, worker.random.randrange(1, 5))
+    elif draw < 0.2 and reads:
+        worker.peek(queue, worker.random.choice((1, 3)))
+    elif draw < (0.7 if long else 0.4):
+        worker.pop(queue, worker.random.choice((1, 1, 2, 6)))
+    elif draw < 0.8:
+        worker.push(queue, 1, largest)
+    else:
+        worker.push(queue, worker.random.randrange(2, 9), worker.random.choice((20, largest)))
+
+
+# --- the scenarios
+
+
+def solo(stage: Stage) -> None:
+    """One process calls every verb, closes now and then and opens again."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        for session in range(5):
+            with _opened(worker, stage) as queue:
+                for _ in range(24):
+                    any_verb(worker, queue, alone=True)
+                if session == 2:
+                    stage.keep_lock_file()
+
+    stage.run(role)
+
+
+def _contender(stage: Stage, process: int) -> None:
+    worker = stage.worker(process)
+    for session in range(2):
+        with _opened(worker, stage) as queue:
+            for _ in range(16):
+                any_verb(worker, queue, alone=False)
+            if session:
+                stage.keep_lock_file()
+
+
+def trio(stage: Stage) -> None:
+    """Three processes contend."""
+    stage.run(_contender, _contender, _contender)
+
+
+def turns(stage: Stage) -> None:
+    """Three processes take turns, so that each commit follows one of another process."""
+    pipes = [os.pipe() for _ in range(3)]
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        mine, next_one = pipes[process - 1][0], pipes[process % 3][1]
+        with _opened(worker, stage) as queue:
+            for _ in range(30):
+                os.read(mine, 1)
+                any_verb(worker, queue, alone=False)
+                os.write(next_one, b".")
+            if process == 1:
+                stage.keep_lock_file()
+
+    os.write(pipes[0][1], b".")
+    stage.run(role, role, role)
+
+
+def creation(stage: Stage) -> None:
+    """A queue is created by two processes at once, and gets its first items."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        with _opened(worker, stage) as queue:
+            worker.push(queue)
+            worker.push(queue, 3)
+            worker.pop(queue)
+
+    stage.run(role, role)
+
+
+def _flusher(stage: Stage, process: int) -> None:
+    worker = stage.worker(process)
+    with _opened(worker, stage) as queue:
+        for _ in range(5):
+            for _ in range(5):
+                any_verb(worker, queue, alone=False)
+            worker.flush(queue)
+
+
+def flush(stage: Stage) -> None:
+    """One process pushes, pops and flushes."""
+    stage.run(_flusher)
+
+
+def flush_trio(stage: Stage) -> None:
+    """Three processes push and pop, and two of them flush."""
+    stage.run(_flusher, _contender, _flusher)
+
+
+def names(stage: Stage) -> None:
+    """Two processes make queues of several names in one directory and use them in turn."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        with ExitStack() as stack:
+            queues = []
+            for name in ("queue", "a", "b") if process == 1 else ("b", "queue"):
+                queues.append(stack.enter_context(_opened(worker, stage, name)))
+                for _ in range(6):
+                    any_verb(worker, worker.random.choice(queues), alone=False)
+
+    stage.run(role, role)
+
+
+def long_names(stage: Stage) -> None:
+    """One process uses queues of such long names that their heads and tails do not fit into one page."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        with ExitStack() as stack:
+            queues = [stack.enter_context(_opened(worker, stage, "n" * 190 + str(i))) for i in range(10, 22)]
+            for _ in range(160):
+                any_verb(worker, worker.random.choice(queues[:3] + queues[-2:]), alone=True, largest=900)
+
+    stage.run(role)
+
+
+def killed(stage: Stage) -> None:
+    """Processes are killed amid their calls, others go on, and only then the power goes."""
+
+    def role(stage: Stage, process: int, lives: int) -> None:
+        worker = stage.worker(process, lives)
+        with _opened(worker, stage) as queue:
+            while True:
+                any_verb(worker, queue, alone=False)
+
+    chance = random.Random(stage.seed)  # noqa: S311
+    alive: list[int] = []
+    for process in range(1, 15):
+        alive.append(forked(role, stage, process, chance.randrange(40, 200)))
+        if len(alive) > 1:
+            assert status_of(alive.pop(0)) == -signal.SIGKILL
+    assert status_of(alive.pop()) == -signal.SIGKILL
+
+
+def again(stage: Stage) -> None:
+    """Open what a power cut has left, note what is there, go on: a second cut may come at any moment of it.
+
+    Takes place in each directory of PLACE.
+    """
+    root = stage.place
+    for number, place in enumerate(sorted(os.listdir(root))):
+        stage.place = os.path.join(root, place)
+
+        def role(stage: Stage, process: int) -> None:
+            worker = stage.worker(process)
+            with _opened(worker, stage) as queue:
+                worker.call("found", "queue", lambda: [tag_of(each) for each in queue])
+                worker.push(queue)  # which tells where the queue ended
+                for _ in range(5):
+                    any_verb(worker, queue, alone=True)
+
+        assert status_of(forked(role, stage, 100 + number)) == 0
+
+
+SCENARIOS = {
+    scenario.__name__.replace("_", " "): scenario
+    for scenario in (solo, trio, turns, creation, flush, flush_trio, names, long_names, killed)
+}
+
+
+def main(scenario: str, place: str, notes: str, seed: str = "0", mutant: str = "") -> None:
+    {**SCENARIOS, "again": again}[scenario](Stage(place, notes, int(seed), mutant))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

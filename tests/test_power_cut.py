@@ -1,0 +1,78 @@
+"""A power cut at any moment takes back nothing that was acknowledged: the replay of what strace recorded.
+
+A failing state is kept in the folder that the failure names, as the directory ``q`` that a cut would leave.
+
+LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
+"""
+
+import os
+from itertools import count
+
+import mutants
+import pytest
+import replay
+from scenarios import SCENARIOS
+
+STATES = 2_600  # a scenario
+LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "2000000"))
+LONG_ROUND = 20_000  # states of one recording
+
+TOLD = "states after a power cut"
+
+
+@pytest.fixture(autouse=True)
+def _machine(needs) -> None:
+    needs("strace", "root")
+
+
+@pytest.fixture
+def keep(tmp_path) -> str:
+    return str(tmp_path / "failed")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_after_a_cut_at_any_moment_the_queue_holds_all_that_was_acknowledged(scenario, tmp_path, keep, record_property):
+    recording = replay.record(scenario, str(tmp_path / "recording"))
+    outcome = replay.replay([recording], STATES, keep)
+    record_property(TOLD, len(outcome.keys))
+    assert outcome.failures == []
+    assert len(outcome.images) > 300, "hardly any states were tested: does the record show what the library writes?"
+
+
+@pytest.mark.parametrize("scenario", ["solo", "turns", "flush"])
+def test_a_second_cut_while_the_first_is_being_recovered_from_loses_nothing(scenario, tmp_path, keep, record_property):
+    first = replay.record(scenario, str(tmp_path / "recording"), seed=1)
+    recordings = replay.record_again(first, str(tmp_path / "again"), 10)
+    outcome = replay.replay(recordings, STATES // 10, keep)
+    record_property(TOLD, len(outcome.keys))
+    assert outcome.failures == []
+
+
+@pytest.mark.parametrize("name", mutants.RECORDING)
+def test_the_replay_finds_a_fault_in_the_calls(name, tmp_path, keep):
+    mutant = mutants.RECORDING[name]
+    recording = replay.record(mutant.scenario, str(tmp_path / "recording"), mutant=name)
+    assert replay.replay([recording], STATES, keep).failures
+
+
+@pytest.mark.parametrize("name", mutants.OPENING)
+def test_the_replay_finds_a_fault_in_the_recovery(name, tmp_path, keep):
+    recording = replay.record(mutants.OPENING[name].scenario, str(tmp_path / "recording"))
+    assert replay.replay([recording], STATES, keep, name).failures
+
+
+@pytest.mark.long
+def test_after_a_cut_at_any_moment_of_many_histories_the_queue_holds(tmp_path, keep, record_property):
+    done = 0
+    for seed in count(1000):
+        if done >= LONG_STATES:
+            break
+        place = tmp_path / str(seed)
+        recordings = [replay.record(scenario, str(place / scenario), seed) for scenario in SCENARIOS]
+        for scenario in ("solo", "turns", "flush"):
+            first = next(each for each in recordings if each.scenario == scenario)
+            recordings += replay.record_again(first, str(place / f"{scenario} again"), 10, seed)
+        outcome = replay.replay(recordings, min(LONG_ROUND, 1 + LONG_STATES // len(SCENARIOS)), keep)
+        done += len(outcome.keys)
+        assert outcome.failures == []
+    record_property(TOLD, done)

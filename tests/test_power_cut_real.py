@@ -1,0 +1,203 @@
+"""A real power cut, as far as the file system knows, takes back nothing that was acknowledged.
+
+Processes work on a queue in a file system of its own, in a file behind a loop device. At a moment of chance that
+file system is shut down (the ioctl FS_IOC_SHUTDOWN: nothing reaches the device any more, also nothing that was
+written and not synced), unmounted and mounted again, and the queue must hold what the account of the calls says.
+Then the same queue goes on.
+
+All of it happens in a child with mounts of its own, which are gone with it, whatever happens.
+
+LMDBQUEUE_CUTS says how many cuts the long form (``-m long``) makes.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import pickle
+import random
+import select
+import shutil
+import signal
+import struct
+import subprocess
+from typing import Any
+
+import mutants
+import pytest
+from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue
+from opener import own_mounts
+from processes import DEADLINE, forked, status_of
+from replay import MEMORY
+from scenarios import any_verb
+
+FILE_SYSTEMS = ["ext4", *(["xfs"] if shutil.which("mkfs.xfs") else [])]
+CUTS = 300 // len(FILE_SYSTEMS)
+LONG_CUTS = int(os.environ.get("LMDBQUEUE_CUTS", "20000")) // len(FILE_SYSTEMS)
+TOLD = "real power cuts"
+
+_IMAGE_BYTES = 320 << 20  # the least that xfs takes is 300 MiB
+_SHUTDOWN = 0x8004587D
+_LOSE_THE_LOG, _FLUSH_THE_LOG = 2, 1
+_PR_SET_PDEATHSIG = 1
+
+
+@pytest.fixture(autouse=True)
+def _machine(needs) -> None:
+    needs("root", "loop devices", "mkfs.ext4", "mount")
+
+
+@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+def test_after_real_cuts_the_queue_holds_all_that_was_acknowledged(file_system, tmp_path, record_property):
+    cut_again_and_again(file_system, str(tmp_path), CUTS)
+    record_property(TOLD, CUTS)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+def test_after_many_real_cuts_the_queue_holds_all_that_was_acknowledged(file_system, tmp_path, record_property):
+    cut_again_and_again(file_system, str(tmp_path), LONG_CUTS)
+    record_property(TOLD, LONG_CUTS)
+
+
+def test_real_cuts_find_that_nothing_is_synced(tmp_path):
+    with pytest.raises(AssertionError, match="the queue did not hold"):
+        cut_again_and_again("ext4", str(tmp_path), CUTS, "no sync")
+    assert (tmp_path / "failed").exists(), "it was something else that failed"
+
+
+def cut_again_and_again(file_system: str, place: str, cuts: int, mutant: str = "") -> None:
+    """Make ``cuts`` cuts, in a child, and demand that the queue held after each."""
+    status = status_of(forked(_Machine(file_system, place, mutant).live, cuts), DEADLINE + cuts)
+    assert status == 0, "the queue did not hold, or the machine did not: see what the child wrote"
+
+
+class _Machine:
+    """A machine whose power is cut again and again, and the queue on its disk."""
+
+    def __init__(self, file_system: str, place: str, mutant: str) -> None:
+        self.mutant = mutant
+        self.file_system = file_system
+        self.image = os.path.join(MEMORY or place, f"lmdbqueue-{os.getpid()}-{file_system}.image")
+        self.mount_point = os.path.join(place, "mnt")
+        self.keep = os.path.join(place, "failed")
+        self.random = random.Random(file_system)  # noqa: S311
+
+    def live(self, cuts: int) -> None:
+        _die_with_parent()
+        own_mounts()
+        os.mkdir(self.mount_point)
+        with open(self.image, "xb") as file:
+            file.truncate(_IMAGE_BYTES)
+        try:
+            _run(f"mkfs.{self.file_system}", "-q", self.image)
+            self._mount()
+            base, journal = Found((), 0), Journal()
+            for number in range(cuts):
+                base = self._inspected(number, base, journal)
+                journal = self._cut(number)
+                _run("umount", self.mount_point)
+                self._mount()
+            self._inspected(cuts, base, journal)
+            _run("umount", self.mount_point)
+        finally:
+            os.unlink(self.image)
+
+    def _mount(self) -> None:
+        _run("mount", "-o", "loop", self.image, self.mount_point)
+
+    def _inspected(self, number: int, base: Found, journal: Journal) -> Found:
+        """Open the queue in a fresh process, demand that it holds, and return what it holds now."""
+        probe: Tag = (255, number, 99)
+        ear, mouth = os.pipe()
+
+        def look() -> None:
+            os.write(mouth, pickle.dumps(inspect(self.mount_point, probe=probe, again=number % 8 == 0)))
+
+        pid = forked(look)
+        os.close(mouth)
+        with open(ear, "rb") as pipe:
+            answer = pipe.read()
+        status = status_of(pid)
+        problem = f"the process that opened it ended with {status}"
+        if status == 0:
+            found: Found = pickle.loads(answer)
+            problem = journal.account("queue", base).problem(found)
+        if problem:
+            shutil.copytree(os.path.join(self.mount_point, "q"), self.keep)
+            message = f"after cut {number}: {problem} (what is there now is kept in {self.keep})"
+            raise AssertionError(message)
+        return found.after(probe)
+
+    def _cut(self, number: int) -> Journal:
+        """Let processes work, cut the power amid it; return what they called."""
+        ear, mouth = os.pipe()
+        count = self.random.choice((1, 3))
+        flushes = self.random.random() < 0.3
+        pids = [forked(self._work, process, number, mouth, flushes) for process in range(1, count + 1)]
+        os.close(mouth)
+        journal = Journal()
+        rest = b""
+        try:
+            wanted = self.random.randrange(60)
+            while journal.acks < wanted:
+                ready, _, _ = select.select([ear], [], [], DEADLINE)
+                data = os.read(ear, 1 << 16) if ready else b""
+                assert data, "the processes ended, or stood still, before the power was cut"
+                rest = _take(journal, rest + data)
+            for _ in range(self.random.randrange(20_000)):  # a moment, somewhere within a call
+                pass
+            how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            ended = [pid for pid in pids if os.waitid(os.P_PID, pid, how)]
+            assert ended == [], "a process failed before the power was cut"
+            self._shut_down()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+        with open(ear, "rb") as pipe:
+            rest = _take(journal, rest + pipe.read())
+        assert rest == b""
+        for pid in pids:
+            os.waitpid(pid, 0)
+        return journal
+
+    def _shut_down(self) -> None:
+        fd = os.open(self.mount_point, os.O_RDONLY)
+        try:
+            how = _FLUSH_THE_LOG if self.random.random() < 0.2 else _LOSE_THE_LOG
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", how))
+        finally:
+            os.close(fd)
+
+    def _work(self, process: int, cut: int, mouth: int, flushes: bool) -> None:
+        """Call verbs until the disk fails."""
+        _die_with_parent()
+        worker = Worker(process, notes_to(mouth), (cut, process), first_number=cut * 10_000)
+        if self.mutant:
+            mutants.RECORDING[self.mutant].apply(worker)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a process says whose disk is gone
+        opened: list[Any] = []
+        while True:
+            worker.call("open", "queue", lambda: opened.append(open_queue(self.mount_point)))
+            with opened.pop() as queue:
+                for _ in range(20):
+                    any_verb(worker, queue, alone=False, reads=False)  # what it reads after the cut counts for nothing
+                if flushes:
+                    worker.flush(queue)
+
+
+def _take(journal: Journal, data: bytes) -> bytes:
+    """Take the notes that have come; return the rest."""
+    *lines, rest = data.split(b"\n")
+    for line in lines:
+        journal.note(json.loads(line))
+    return rest
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
