@@ -46,6 +46,11 @@ class Peer(ABC):
         """Close the queue."""
 
     @classmethod
+    def address(cls) -> str:
+        """Return where another process finds this adapter: its module and class."""
+        return f"{cls.__module__.rpartition('.')[2]}:{cls.__name__}"
+
+    @classmethod
     def has(cls, verb: str) -> bool:
         """Tell whether this queue has that verb."""
         return hasattr(cls, verb)
