@@ -4,13 +4,12 @@ Law: no figure is printed that is not in the file of results too.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from rich.console import Console
@@ -41,9 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.makedirs(chosen.dir, exist_ok=True)
     if file_system(chosen.dir) in MEMORY_FILE_SYSTEMS:
         parser.error("the queues would be in memory, where a sync costs nothing; give a --dir on a disk")
-    with _work_directory(chosen.dir) as directory:
+    with tempfile.TemporaryDirectory(dir=chosen.dir, prefix="run-") as directory:
         environment, results, peers = _measure(scale, names, directory)
-    _report(scale, environment, results, peers, chosen.out, "quick" if chosen.quick else "full")
+    if chosen.quick:
+        results.remark(
+            "quick: small counts and few rounds; what a goal's limit says of 1 GiB or of 10^7 items is not shown"
+        )
+    stem = os.path.join(
+        chosen.out, f"{time.strftime('%Y-%m-%dT%H%M', time.gmtime())}-{'quick' if chosen.quick else 'full'}"
+    )
+    os.makedirs(chosen.out, exist_ok=True)
+    _report(scale, environment, results, peers, stem)
     return 0
 
 
@@ -57,15 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _work_directory(parent: str) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(dir=parent, prefix="run-") as directory:
-        yield directory
-
-
-def _measure(
-    scale: Scale, names: Sequence[str], directory: str
-) -> tuple[dict[str, object], Results, list[type[Peer]]]:
+def _measure(scale: Scale, names: Sequence[str], directory: str) -> tuple[dict[str, object], Results, list[type[Peer]]]:
     """Run the workloads with every adapter that proves to be a queue."""
     results = Results()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -82,7 +81,8 @@ def _measure(
             try:
                 WORKLOADS[name](run)
             except Exception as error:
-                results.remark(f"{name} was not measured: {type(error).__name__}: {error}")
+                what = f"{type(error).__name__}: {error}".replace(directory, "DIR")
+                results.remark(f"{name} was not measured: {what}")
     return environment, results, list(run.peers)
 
 
@@ -97,19 +97,17 @@ def _proven(run: Run) -> list[type[Peer]]:
                     with run.fresh_directory() as directory:
                         prove(peer, mode, directory)
         except Exception as error:
-            run.results.remark(f"{peer.name} is left out: {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}".replace(run.directory, "DIR")
+            run.results.remark(f"{peer.name} is left out: {what}")
         else:
             proven.append(peer)
         run.progress.advance(bar)
     return proven
 
 
-def _report(
-    scale: Scale, environment: dict[str, object], results: Results, peers: list[type[Peer]], out: str, kind: str
-) -> None:
+def _report(scale: Scale, environment: dict[str, object], results: Results, peers: list[type[Peer]], stem: str) -> None:
+    """Write the files whose names begin with ``stem``, and print the tables."""
     verdicts = judge(results, scale, peers)
-    os.makedirs(out, exist_ok=True)
-    stem = os.path.join(out, f"{time.strftime('%Y-%m-%dT%H%M', time.gmtime())}-{kind}")
     text = as_markdown(environment, results, verdicts, peers)
     pictures = draw(results, stem)
     content = {

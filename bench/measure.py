@@ -50,7 +50,7 @@ FULL = Scale(
     single_off=20_000,
     batches=20,
     seconds=2.0,
-    threaded=3_200,
+    threaded=1_600,
     by_processes=1_600,
     wakes=400,
     idle_seconds=10.0,
@@ -68,10 +68,10 @@ QUICK = Scale(
     single_off=2_000,
     batches=4,
     seconds=0.3,
-    threaded=256,
+    threaded=192,
     by_processes=160,
     wakes=40,
-    idle_seconds=2.0,
+    idle_seconds=1.0,
     flush_bytes=64 << 20,
     flush_left=1 << 20,
     lengths=(10**3, 10**4, 10**5),
@@ -173,7 +173,10 @@ class Run:
             with self.fresh_directory() as directory:
                 self.results.add(workload, mode, name, unit, contenders[name](directory))
         except Exception as error:
-            self.results.remark(f"{name} failed at {workload} ({mode or 'once'}): {type(error).__name__}: {error}")
+            what = f"{type(error).__name__}: {error}".replace(self.directory, "DIR")
+            self.results.remark(
+                f"{name} failed at {workload}{mode and f', {mode}'}, and is left out of its later rounds: {what}"
+            )
             return {other: measured for other, measured in contenders.items() if other != name}
         return contenders
 

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")  # before pyplot: there may be no screen
+mpl.use("Agg")  # before pyplot: there may be no screen
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 from bench.measure import Results, Series
 from bench.workloads.length import VERBS, length_measure
@@ -20,11 +21,14 @@ from bench.workloads.threads import THREADS, threads_measure
 from bench.workloads.waiting import WAKE_ALL
 
 _VERB_MEASURES = ("push", "pop", "push 1,000", "peek 1,000", "delete 1,000", "pop 1,000")
+_COLUMNS = 3
+_PALETTE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#999999")
 _OURS, _OTHER, _FLOOR = "#c03a2b", "#7f8c9b", "#34495e"
 
 
 def draw(results: Results, stem: str) -> list[str]:
     """Draw each figure whose data were measured; return the files, which begin with ``stem``."""
+    mpl.rcParams["axes.prop_cycle"] = mpl.cycler(color=_PALETTE)  # no red: that is this queue's
     files = [_verbs(results, mode, f"{stem}-{mode}.png") for mode in ("durable", "off")]
     files.append(_by_count(results, "threads", THREADS, threads_measure, f"{stem}-threads.png"))
     files.append(
@@ -40,8 +44,11 @@ def _verbs(results: Results, mode: str, file: str) -> str:
     panels = [(measure, all_series) for measure, all_series in panels if all_series]
     if not panels:
         return ""
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), squeeze=False)
-    for axis, (measure, all_series) in zip(axes[0], panels, strict=True):
+    rows = -(-len(panels) // _COLUMNS)
+    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(15, 4.2 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (measure, all_series) in zip(axes.flat, panels, strict=False):
         ordered = sorted(all_series, key=lambda series: series.median)
         medians = [series.median for series in ordered]
         spread = [
@@ -50,7 +57,7 @@ def _verbs(results: Results, mode: str, file: str) -> str:
         ]
         names = [series.contender for series in ordered]
         axis.barh(names, medians, xerr=spread, color=list(map(_color, names)), ecolor="#222222")
-        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter())
         axis.set_title(measure)
         axis.set_xlabel("items/s")
     figure.suptitle(f"Throughput by verb, {'durable' if mode == 'durable' else 'not durable'}: median, least, greatest")

@@ -12,7 +12,7 @@ import time
 from typing import Any, Self
 
 from bench.items import make_items
-from bench.peers import load
+from bench.peers import Peer, load_one
 
 _PATIENCE_SECONDS = 300.0
 _START_NS = 20_000_000  # from the word to the start of all: time enough for each to read it
@@ -25,6 +25,7 @@ class Team:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
+        self._hangs = False
         for _ in range(size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there,), daemon=True)
@@ -34,9 +35,11 @@ class Team:
             self._processes.append(process)
 
     def __enter__(self) -> Self:
+        """Return it; they are all started."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """End the processes."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -50,19 +53,21 @@ class Team:
 
     def answers(self, members: int | None = None) -> list[Any]:
         """Return one answer of each. Raises the first error that one of them met, after all answered."""
-        found = [self._answer(pipe) for pipe in self._pipes[:members]]
-        for answer in found:
-            if isinstance(answer, Exception):
-                raise answer
-        return found
+        return self._answers_of(self._pipes[:members])
 
     def ask(self, verb: str, *arguments: Any, members: int | None = None) -> list[Any]:
         """Tell and wait for the answers."""
         self.tell(verb, *arguments, members=members)
         return self.answers(members)
 
+    def open(self, peer: type[Peer], directory: str, mode: str) -> None:
+        """Open that queue in all, one after the other: SQLite refuses two that create a database at once."""
+        for pipe in self._pipes:
+            pipe.send(("open", (peer.address(), directory, mode)))
+            self._answers_of([pipe])
+
     def ask_together(self, verb: str, *arguments: Any, members: int | None = None) -> list[Any]:
-        """The same, where all begin at the same moment."""
+        """Do the same, where all begin at the same moment."""
         return self.ask(verb, *arguments, time.monotonic_ns() + _START_NS, members=members)
 
     def stop(self) -> None:
@@ -70,11 +75,17 @@ class Team:
         for pipe in self._pipes:
             pipe.send(None)
 
-    @staticmethod
-    def _answer(pipe: Any) -> Any:
-        if not pipe.poll(_PATIENCE_SECONDS):
-            return TimeoutError(f"no answer of another process for {_PATIENCE_SECONDS:.0f} s")
-        return pipe.recv()
+    def _answers_of(self, pipes: list[Any]) -> list[Any]:
+        found = []
+        for pipe in pipes:
+            if self._hangs or not pipe.poll(_PATIENCE_SECONDS):
+                self._hangs = True  # a late answer would be taken for that to the next question
+                raise TimeoutError(f"another process gave no answer for {_PATIENCE_SECONDS:.0f} s")
+            found.append(pipe.recv())
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
 
 
 class _Member:
@@ -84,14 +95,13 @@ class _Member:
         self._pipe = pipe
         self._queue: Any = None
 
-    def open(self, name: str, directory: str, durable: bool) -> None:
-        module, adapter = name.split(":")
-        peer = next(peer for peer in load(module) if peer.__name__ == adapter)
-        self._queue = peer(directory, durable=durable)
+    def open(self, address: str, directory: str, mode: str) -> None:
+        self._queue = load_one(address)(directory, durable=mode == "durable")
 
     def close(self) -> None:
-        self._queue.close()
-        self._queue = None
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.close()
 
     def push(self, n: int, start_ns: int) -> tuple[int, int]:
         """Push ``n`` items, one by one; return when it began and ended."""
@@ -132,6 +142,7 @@ class _Member:
 
     def idle(self, seconds: float) -> float:
         """Block for so long on an empty queue; return the seconds of CPU that it took."""
+        self._queue.wait(0.1)  # what only the first wait costs
         before = time.process_time()
         self._queue.wait(seconds)
         return time.process_time() - before

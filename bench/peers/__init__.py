@@ -9,7 +9,7 @@ import importlib
 
 from bench.peers.peer import Peer
 
-__all__ = ["BATCH_VERBS", "MODULES", "Peer", "load", "load_all"]
+__all__ = ["BATCH_VERBS", "MODULES", "Peer", "load_all", "load_one"]
 
 BATCH_VERBS = ("push_many", "peek_many", "delete_many", "pop_many")
 MODULES = (
@@ -28,10 +28,10 @@ MODULES = (
 )
 
 
-def load(module: str) -> list[type[Peer]]:
-    """Return the adapters of one module. Raises ``ImportError`` when its library is not installed."""
-    adapters: list[type[Peer]] = importlib.import_module(f"bench.peers.{module}").ADAPTERS
-    return adapters
+def load_one(address: str) -> type[Peer]:
+    """Return the adapter of that ``Peer.address()``, and import no other library."""
+    module, name = address.split(":")
+    return next(peer for peer in _load(module) if peer.__name__ == name)
 
 
 def load_all() -> tuple[list[type[Peer]], list[str]]:
@@ -40,7 +40,12 @@ def load_all() -> tuple[list[type[Peer]], list[str]]:
     missing: list[str] = []
     for module in MODULES:
         try:
-            found += load(module)
+            found += _load(module)
         except ImportError as error:
-            missing.append(f"{module} is left out: {error}")
+            missing.append(f"{module} is left out: {error.name} cannot be imported")
     return found, missing
+
+
+def _load(module: str) -> list[type[Peer]]:
+    adapters: list[type[Peer]] = importlib.import_module(f"bench.peers.{module}").ADAPTERS
+    return adapters

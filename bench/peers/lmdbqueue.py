@@ -1,4 +1,4 @@
-"""This project's queue, with and without the checksum over each item."""
+"""The queue of this project, with and without the checksum over each item."""
 
 import time
 from typing import Any

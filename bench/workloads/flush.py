@@ -54,7 +54,7 @@ def _flush(team: Team, size: int, left: int, directory: str) -> Measures:
         keep = left // _ITEM_BYTES
         while (surplus := len(queue) - keep) > 0:
             queue.delete(min(surplus, _BATCH))
-    team.ask("open", LmdbQueue.address(), directory, True)
+    team.open(LmdbQueue, directory, "durable")
     team.tell("push_until_stopped")
     time.sleep(_SECONDS_BEFORE)
     begin = time.monotonic_ns()

@@ -20,7 +20,5 @@ def measure_imports(run: Run) -> None:
 def _import(statement: str, times: int, _directory: str) -> Measures:
     """Return the fastest of so many: only what the import itself does is in all of them."""
     command = [sys.executable, "-c", _TIMED.format(statement)]
-    seconds = [
-        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(times)
-    ]
+    seconds = [float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(times)]
     return {MEASURE: min(seconds) * 1e3}

@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 from bench.items import make_items
-from bench.measure import Measures, Run
+from bench.measure import Measures, Run, Scale
 from bench.peers import Peer
 
 VERBS = ("push", "peek", "pop")
 _BATCH = 10_000
+_BLOCK = 100  # pushes, then as many peeks and pops: the length stays what it is said to be
 
 
 def length_measure(verb: str, length: int) -> str:
@@ -39,7 +40,7 @@ def measure_length(run: Run) -> None:
             queues.setdefault(peer, {})[length] = queue
             run.progress.advance(bar)
         for peer, by_length in queues.items():
-            contenders[peer.name] = partial(_at_all_lengths, by_length, run.scale.at_length)
+            contenders[peer.name] = partial(_at_all_lengths, by_length, run.scale)
         run.interleave("length", "off", "µs", contenders)
 
 
@@ -63,19 +64,32 @@ def _filled(peer: type[Peer], directory: str, length: int) -> Any:
     return queue
 
 
-def _at_all_lengths(queues: Mapping[int, Any], n: int, _directory: str) -> Measures:
-    items = make_items(n)
+def _at_all_lengths(queues: Mapping[int, Any], scale: Scale, _directory: str) -> Measures:
     measures: dict[str, float] = {}
     for length, queue in queues.items():
-        calls: dict[str, Callable[[int], object]] = {
-            "push": lambda index, queue=queue: queue.push(items[index]),
-            "peek": lambda _, queue=queue: queue.peek(),
-            "pop": lambda _, queue=queue: queue.pop(),
-        }
-        for verb in VERBS:
-            call = calls[verb]
-            begin = time.perf_counter()
-            for index in range(n):
-                call(index)
-            measures[length_measure(verb, length)] = (time.perf_counter() - begin) / n * 1e6
+        for verb, seconds in _cost(queue, scale).items():
+            measures[length_measure(verb, length)] = seconds * 1e6
     return measures
+
+
+def _cost(queue: Any, scale: Scale) -> dict[str, float]:
+    """Return the seconds that one call of each verb takes."""
+    items = make_items(_BLOCK)
+    spent = dict.fromkeys(VERBS, 0.0)
+    done = 0
+    deadline = time.perf_counter() + scale.seconds
+    while done < scale.at_length and time.perf_counter() < deadline:
+        begin = time.perf_counter()
+        for item in items:
+            queue.push(item)
+        pushed = time.perf_counter()
+        for _ in items:
+            queue.peek()
+        peeked = time.perf_counter()
+        for _ in items:
+            queue.pop()
+        popped = time.perf_counter()
+        for verb, seconds in zip(VERBS, (pushed - begin, peeked - pushed, popped - peeked), strict=True):
+            spent[verb] += seconds
+        done += _BLOCK
+    return {verb: seconds / done for verb, seconds in spent.items()}

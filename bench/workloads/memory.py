@@ -30,7 +30,7 @@ def _memory(peer: type[Peer], n: int, directory: str) -> Measures:
     for name, verb, arguments in (("filled", "push_many", (n, _BATCH)), ("opened", "pop", (1, 0))):
         with Team(1) as team:
             ((own_before, all_before),) = team.ask("memory")
-            team.ask("open", peer.address(), directory, False)
+            team.open(peer, directory, "off")
             team.ask(verb, *arguments)
             ((own, everything),) = team.ask("memory")
             team.ask("close")

@@ -27,14 +27,14 @@ def measure_processes(run: Run) -> None:
 
 def _all_counts(run: Run, team: Team, peer: type[Peer], directory: str) -> Measures:
     measures: dict[str, float] = {}
-    team.ask("open", peer.address(), directory, True)
     try:
+        team.open(peer, directory, "durable")
         for n in PROCESSES:
             each = run.scale.by_processes // n
             pushed = team.ask_together("push", each, members=n)
-            measures[processes_measure("push", n)] = _rate(n * each, [begin_end[:2] for begin_end in pushed])
+            measures[processes_measure("push", n)] = _rate(n * each, pushed)
             popped = team.ask_together("pop", each, members=n)
-            measures[processes_measure("pop", n)] = _rate(n * each, [begin_end[:2] for begin_end in popped])
+            measures[processes_measure("pop", n)] = _rate(n * each, [(begin, end) for begin, end, _ in popped])
             ids = [number for _, _, numbers in popped for number in numbers]
             if len(set(ids)) < len(ids):
                 run.results.remark(f"{peer.name}: several processes popped the same item, so its pops are not one step")

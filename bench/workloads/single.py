@@ -1,7 +1,9 @@
 """One item a call, one thread: pushes, then pops of the same items."""
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from bench.items import make_items
 from bench.measure import Measures, Run
@@ -28,17 +30,20 @@ def _push_and_pop(peer: type[Peer], mode: str, n: int, seconds: float, directory
         queue.push(item)
     for _ in range(_WARM_UP):
         queue.pop()
+    pushed, push_rate = _each(queue.push, [(item,) for item in items], seconds)
+    _, pop_rate = _each(queue.pop, [()] * pushed, seconds)
+    queue.close()
+    return {"push": push_rate, "pop": pop_rate}
+
+
+def _each(call: Callable[..., object], arguments: Sequence[tuple[Any, ...]], seconds: float) -> tuple[int, float]:
+    """Call it with each, but for so long at most; return how often and how often a second."""
     begin = time.perf_counter()
     deadline = begin + seconds
-    pushed = 0
-    for item in items:
-        queue.push(item)
-        pushed += 1
+    done = 0
+    for given in arguments:
+        call(*given)
+        done += 1
         if time.perf_counter() > deadline:
             break
-    middle = time.perf_counter()
-    for _ in range(pushed):
-        queue.pop()
-    end = time.perf_counter()
-    queue.close()
-    return {"push": pushed / (middle - begin), "pop": pushed / (end - middle)}
+    return done, done / (time.perf_counter() - begin)

@@ -47,14 +47,13 @@ def _waiters(run: Run, mode: str) -> list[type[Peer]]:
 
 
 def _wake(run: Run, team: Team, peer: type[Peer], mode: str, directory: str) -> Measures:
-    durable = mode == "durable"
     (item,) = make_items(1)
-    queue = peer(directory, durable=durable)
-    team.ask("open", peer.address(), directory, durable)
+    queue = peer(directory, durable=mode == "durable")
+    team.open(peer, directory, mode)
     latencies = []
     for _ in range(run.scale.wakes):
         team.tell("wait", _TIMEOUT_SECONDS)
-        time.sleep(random.uniform(*_PAUSE_SECONDS))
+        time.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - no secret
         queue.push(item)
         pushed = time.monotonic_ns()
         (woken,) = team.answers()
@@ -70,7 +69,7 @@ def _wake(run: Run, team: Team, peer: type[Peer], mode: str, directory: str) -> 
 
 
 def _idle(run: Run, team: Team, peer: type[Peer], mode: str, directory: str) -> Measures:
-    team.ask("open", peer.address(), directory, mode == "durable")
+    team.open(peer, directory, mode)
     used = team.ask("idle", run.scale.idle_seconds)
     team.ask("close")
     return {IDLE: 100 * sum(used) / run.scale.idle_seconds}
