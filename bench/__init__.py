@@ -13,6 +13,8 @@ measured and what the words mean. The map, imports go down only:
 ``measure``      interleaved rounds, fresh directories, medians
 ``team``         other processes that open queues, started once and told what to do
 ``peers``        one adapter for each queue, all with the same few verbs
+``proof``        whether an adapter is a queue at all
+``syncs``        apart from a run: how often each adapter syncs, by strace
 ``items``        what is pushed
 ``environment``  the facts of the machine that stand beside the figures
 ===============  ===============================================================================
