@@ -196,12 +196,12 @@ class Snapshot:
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
+        if not isinstance(error, (lmdb.Error, SystemError)):
+            return error
         if isinstance(error, lmdb.PanicError):
             self.is_broken = True
         if self._is_closed or self.is_broken:
             return Superseded()
-        if isinstance(error, QueueError) or not isinstance(error, (lmdb.Error, SystemError)):
-            return error
         if isinstance(error, _DAMAGE):
             return CorruptQueueError(self.path, str(error))
         if isinstance(error, lmdb.MapFullError):

@@ -78,8 +78,11 @@ def run(generation: Generation, calls: Sequence[Call]) -> None:
             for call in calls:
                 run(generation, [call])
             return
+        explained = generation.explain(error, "writing")
+        if isinstance(explained, Superseded):
+            raise explained from error
         for call in calls:
-            call.error = generation.explain(error, "writing")
+            call.error = explained
         _finish(calls, None, 0)
 
 
