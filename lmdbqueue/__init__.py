@@ -14,14 +14,20 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
-``_compact``          ``flush`` and ``copy``: the swap of generations, step by step
-``_check``            ``check``: the proof of every invariant
+``_compact``          ``flush`` and ``copy``: when space is given back
+``_check``            ``check``: the proof on a queue in use
 ``_env``              a directory as this process has it: sharing, group commit, swaps, forks
+``_recovery``         after a power cut: which of the two newest snapshots counts
+``_swap``             the swap of generations, step by step
+``_proof``            what "whole" means: every invariant
 ``_fifo``             what a queue is: the verbs as functions of a transaction
-``_generation``       one LMDB environment: transactions, handles, LMDB's errors
+``_group``            several calls in one transaction
+``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
+``_metapage``         LMDB's meta pages as bytes
+``_session``          who is alive, and what is known to be on the disk
 ``_directory``        file names, creation, the directory lock
-``_session``          who is alive
 ``_wakeup``           waking sleepers of other processes
+``_disk``             fsync, allocation, the system's errors
 ``_flock``            locks that die with their process
 ``_format``           what the bytes on disk mean
 ``_errors``           every exception

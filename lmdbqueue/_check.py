@@ -1,12 +1,11 @@
-"""The proof of every invariant, on the files as they are.
+"""The proof of every invariant on a queue that is in use.
 
-Owns: what "whole" means. Law: it changes nothing, and an empty answer means that all of it holds. Must
-not know: how the files came to be as they are.
+Owns: how a living queue is held still for it, and the files around it. Law: it changes nothing, and an
+empty answer means that all of it holds. Must not know: what the invariants are (``_proof``).
 """
 
-from lmdbqueue import _fifo, _format, _generation
+from lmdbqueue import _generation, _proof
 from lmdbqueue._env import Environment
-from lmdbqueue._generation import Tables, Txn
 
 
 def check(environment: Environment, name: str) -> list[str]:
@@ -14,26 +13,7 @@ def check(environment: Environment, name: str) -> list[str]:
     environment.prepare(name)  # so that every queue's handles are open, also those that others made
     with environment.exclusive() as (generation, txn), environment.directory.lock():
         problems = _generation.structural_problems(generation.path)
-        for queue in generation.queues():
-            problems += _queue_problems(txn, queue)
+        problems += _proof.of_records(txn, generation, txn.id() - 1).sentences()
         strangers = environment.directory.strangers(generation.number)
         problems += [f"the file {stranger!r} does not belong there" for stranger in strangers]
-    return problems
-
-
-def _queue_problems(txn: Txn, queue: Tables) -> list[str]:
-    problems = []
-    head, tail = _fifo.bounds(txn, queue)
-    first: int | None = None
-    last = -1
-    with txn.cursor(queue.items) as cursor:
-        for key, value in cursor.iternext():
-            last = _format.unpack(key)
-            first = last if first is None else first
-            if queue.sealed and not _format.is_intact(key, value):
-                problems.append(f"queue {queue.name!r}: item {last} is damaged, its checksum does not fit")
-    if head != (tail if first is None else first):
-        problems.append(f"queue {queue.name!r}: its head is {head}, its first item {first}, its tail {tail}")
-    if last >= tail:
-        problems.append(f"queue {queue.name!r}: its tail is {tail}, its last item {last}")
     return problems

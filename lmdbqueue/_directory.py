@@ -9,7 +9,8 @@ Files::
     queue.json           written once, last: where it stands, a whole queue stands
     00000001.mdb         a generation: one LMDB environment; the live one has the highest number
     00000001.mdb-lock    LMDB's lock file for it
-    00000002.mdb.tmp     a copy in the making (compaction), worthless until generation 1 says otherwise
+    00000002.mdb.tmp     a copy in the making (compaction), with its lock file, worthless until generation 1
+                         says otherwise
     session, bell        see _session and _wakeup
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
@@ -33,31 +34,21 @@ step  what is done                                      a crash after it leaves
 
 A directory with leftovers of steps 2 and 3 only is cleared and step 2 begins anew; they never held an
 item. An environment without a ``queue.json`` is nobody's leftover: it is left alone, with an error.
-The swap of generations is described in ``_compact``.
+The swap of generations is described in ``_swap``.
 """
 
-import errno
-import fcntl
 import os
 import re
 import shutil
 import stat
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
 from lmdbqueue import _flock
-from lmdbqueue._errors import (
-    AccessError,
-    CorruptQueueError,
-    DiskFullError,
-    ExistsError,
-    FormatError,
-    QueueError,
-    StorageError,
-)
+from lmdbqueue._disk import sync_directory, sync_file, translated
+from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError
 from lmdbqueue._format import Options
 
 _GENERATION: Final = re.compile(r"(\d{8})\.mdb")
@@ -66,8 +57,6 @@ _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
 BELL: Final = "bell"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
 def open_directory(path: str, wanted: Options, build: Callable[[str], None], *, fresh: bool = False) -> "Directory":
@@ -128,6 +117,8 @@ class Directory:
             if not os.path.exists(self.generation(number)):
                 if not os.path.exists(self.draft(number)):
                     raise CorruptQueueError(self.path, f"the file of generation {number} is not there")
+                if os.path.exists(self.draft(number) + "-lock"):
+                    os.rename(self.draft(number) + "-lock", self.generation(number) + "-lock")
                 os.rename(self.draft(number), self.generation(number))
             sync_directory(self.path)
 
@@ -143,49 +134,6 @@ class Directory:
         """Return the names that do not belong in the directory while ``live`` is the live generation."""
         mine = {_OPTIONS_FILE, SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
         return sorted(set(os.listdir(self.path)) - mine)
-
-
-@contextmanager
-def translated(path: str, operation: str) -> Iterator[None]:
-    """Turn the operating system's errors into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise explain(error, path, operation) from error
-
-
-def explain(error: OSError, path: str, operation: str) -> QueueError:
-    """Return our error for one of the operating system."""
-    reason = error.strerror or str(error)
-    if error.errno in _NO_ROOM:
-        return disk_full(path)
-    if error.errno in _NO_ACCESS:
-        return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
-    return StorageError(path, operation, reason)
-
-
-def disk_full(path: str) -> DiskFullError:
-    """Return the error that says how full the file system of ``path`` is."""
-    space = os.statvfs(path)
-    total = space.f_blocks * space.f_frsize
-    return DiskFullError("bytes", total, total - space.f_bavail * space.f_frsize, 0)
-
-
-def sync_file(fd: int) -> None:
-    """Bring a file to the disk, through the disk's own cache on macOS too."""
-    if sys.platform == "darwin":
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(fd)
-
-
-def sync_directory(path: str) -> None:
-    """Bring the names in a directory to the disk; no file's own fsync does that."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        sync_file(fd)
-    finally:
-        os.close(fd)
 
 
 def remove(path: str) -> None:

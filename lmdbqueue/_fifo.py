@@ -21,6 +21,9 @@ from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
 from lmdbqueue._generation import Tables, Txn
 
+_OVERHEAD = 32  # bytes of an item's node, key, seal and index
+_PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
+
 Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
 
 
@@ -123,6 +126,15 @@ def _number(txn: Txn, queue: Tables, key: bytes) -> int:
     if value is None:
         raise CorruptQueueError(queue.generation.path, f"the record {key.decode()!r} is missing")
     return unpack(value)
+
+
+def room_for(payloads: Sequence[bytes]) -> int:
+    """Return the bytes of pages that the payloads take at the most, roughly: three times what they are.
+
+    An item of up to half a page stands in a leaf, which may stay half empty; a longer one in pages of its
+    own, of which the last may be nearly empty.
+    """
+    return 3 * (sum(map(len, payloads)) + _OVERHEAD * len(payloads)) + _PATHS
 
 
 def _space_for(payloads: Sequence[bytes], page: int) -> int:

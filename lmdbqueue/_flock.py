@@ -39,6 +39,15 @@ def share(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 
+def alone(fd: int) -> bool:
+    """Tell whether nobody else has the lock; it is then exclusive, and else it is lost."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def release(fd: int) -> None:
     """Free the lock; in a forked child, of a lock that its parent took, do nothing."""
     if fd in _held:

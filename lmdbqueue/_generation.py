@@ -1,11 +1,35 @@
-"""One generation: an open LMDB environment, and one transaction at a time on it.
+"""One generation: a file that is an LMDB environment, and one transaction at a time on it.
 
-Owns: everything LMDB. No other module imports it, so no other can be bitten by it. Law: functions of
-a transaction come in, results or our own errors go out; a commit that returned is on disk (unless the
-queue was created with ``durability="off"``). Must not know: which generation is the live one, who
-else has it open, what an item means.
+Owns: everything LMDB, and when a transaction is durable. No other module imports ``lmdb``, so no other
+can be bitten by it. Law: functions of a transaction come in, results or our own errors go out; a
+transaction that was secured is on the disk, and none is committed before the one before it is. Must
+not know: which generation is the live one, who else has it open, what an item means.
 
-What LMDB demands, and where it is answered:
+One flush a commit. LMDB's own durable commit flushes the data, and then the meta page, so that a meta
+page on the disk proves its data. Here the environment is open with ``sync=False``, and one flush after
+the commit covers both (``secure``); whether a meta page that a power cut left has its data is proven
+at the next opening instead (``_recovery``). That works because LMDB has two meta slots, written in
+turn, and transaction k never writes on pages of the snapshots k-1 and k-2. So a power cut amid the
+flush of k leaves k whole, or torn beside a whole k-1; and a torn k was never acknowledged, given that
+
+- k-1 is on the disk before k is committed (``commit``): LMDB frees the write lock *inside* its commit,
+  so the next writer, of another process, can come before the flush of the one before has ended;
+- no reader hands out what it saw in k before k is on the disk (``view``).
+
+Both look at a word that all processes share, the newest transaction known to be synced (``_session``),
+and flush themselves if it is too old. Where the proof would have nothing to hold on to, with
+``checksum=False``, the two flushes of LMDB stay. With ``durability="off"`` nothing is flushed.
+
+A flush that failed is never repeated: the second one would say that all is well, since the system
+drops what it could not write. The generation is *in doubt* then, for all processes: nothing is
+committed to it any more (``Doubtful``), until its content, as it stands in memory, was written to a
+new file (``_env`` sees to that). Reading goes on.
+
+Room. Removing needs pages too, since LMDB writes no page in place. So blocks are allocated ahead of
+what is used, and a push, which says how much room it takes, is refused before it would use up the
+reserve that removals may need. On a full disk consumers go on.
+
+What else LMDB demands, and where it is answered:
 
 - Opening a file twice in one process breaks its locks: ``_env`` keeps one Generation a file.
 - ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
@@ -13,23 +37,25 @@ What LMDB demands, and where it is answered:
 - Ending a transaction in a forked child damages the parent's: ``_env`` lets none be open at a fork.
 - A value cannot be written over 4 GiB; a map cannot be outgrown: it is reserved large, which costs
   address space only, and less where that is limited (``ulimit -v``).
-- ``commit`` may be interrupted after the fact (KeyboardInterrupt): whether a transaction is still
-  open tells whether it took place.
+- A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
+- When the meta page cannot be written every later call fails (``MDB_PANIC``): the generation ``is_broken``
+  then, and ``_env`` opens it anew.
 """
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 
-from lmdbqueue import _format
-from lmdbqueue._directory import disk_full
+from lmdbqueue import _format, _metapage
+from lmdbqueue._disk import allocate, disk_full, translated
 from lmdbqueue._errors import AccessError, CommitUnknownError, CorruptQueueError, Full, QueueError, StorageError
+from lmdbqueue._session import Session, stamp
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -40,8 +66,10 @@ Db = Any  # lmdb's class for a handle has no public name
 _MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down to 256 MiB
 _MAX_DBS: Final = 256  # 0.14 us more a read transaction than 8
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
+_LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
 _META_PAGES: Final = 2
-_META_RECORD: Final = Struct("=16x II 16x I 92x QQ")  # page header, magic, version, page size, last page, txn
+_RESERVE: Final = 64  # pages that removals may need at the least, and one more for each _RESERVE in use
+_AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most; between them a sixteenth of the file
 _DAMAGE: Final = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -57,11 +85,15 @@ class Superseded(Exception):
     """The generation is continued in the next one; nothing was done."""
 
 
+class Doubtful(Exception):
+    """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tables:
     """Where one named queue's records are in one generation."""
 
-    generation: "Generation"
+    generation: "Snapshot"
     name: str
     items: Db
     meta: Db
@@ -70,181 +102,53 @@ class Tables:
     sealed: bool
 
 
-@dataclass(slots=True, eq=False)
-class Call:
-    """A function of a write transaction that waits to be run, and then how it ended.
+class Snapshot:
+    """A file at rest: nobody writes to it. What can be read of a generation without taking part in it."""
 
-    ``fn(txn, tables, *args)`` returns what it changed; an empty answer says that it changed nothing.
-    It looks before it writes: when it raises ``Full`` it has written nothing.
-    """
+    _env: lmdb.Environment
 
-    name: str
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    result: Any = None
-    error: BaseException | None = None
-    done: bool = False
-
-
-class Generation:
-    """An open LMDB environment. At most one for a file in a process."""
-
-    def __init__(self, path: str, number: int, options: _format.Options) -> None:
-        """Open the file at ``path``, which exists."""
+    def __init__(self, path: str, options: _format.Options) -> None:
+        """Open the file at ``path``, which exists, for reading."""
         self.path = path
-        self.number = number
-        self._is_closed = False
-        self._sealed = options.checksum
+        self.options = options
         self._tables: dict[str, Tables] = {}
         self._meta: Db = None
-        try:
-            _refuse_damaged(path)
-            self._env = _open(path, sync=options.durability == "full")
-        except lmdb.Error as error:
-            raise self._translate(error, "opening") from error
+        self._is_closed = False
+        self.is_broken = False  # LMDB refuses everything until the file was opened anew
+        with self._translated("opening"):
+            self._env, self._map_size = self._open()
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        return _open(self.path, readonly=True, lock=False)
 
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
         self._is_closed = True
         self._env.close()
 
+    def read(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
+        with self._translated("reading"), self._env.begin() as txn:
+            self._open_tables(txn)
+            return fn(txn, self, *args)
+
     def is_superseded(self) -> bool:
         """Tell whether the queue goes on in the next generation."""
-        try:
-            with self._env.begin() as txn:
-                return txn.get(_format.NEXT_GENERATION) is not None
-        except lmdb.Error as error:
-            raise self._translate(error, "reading") from error
-
-    def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> None:
-        """Open the handles of every queue that is there, and make the queue ``name`` if it is not.
-
-        Takes the write lock, since LMDB wants it so; writes nothing where nothing is missing.
-        """
-        try:
-            with self._env.begin(write=True) as txn:
-                self._refuse_superseded(txn)
-                with txn.cursor() as cursor:
-                    names = {_format.queue_of(key) for key in cursor.iternext(values=False)} - {None}
-                meta = self._env.open_db(_format.META, txn=txn, create=False)
-                tables = {each: self._table(txn, each, meta) for each in names if each is not None}
-                if name is not None and name not in tables:
-                    tables[name] = self._table(txn, name, meta)
-                    create(txn, tables[name])
-                    self._stamp(txn, meta)
-        except lmdb.Error as error:
-            raise self._translate(error, "opening") from error
-        self._meta = meta
-        self._tables = tables
-
-    def _table(self, txn: Txn, name: str, meta: Db) -> Tables:
-        return Tables(
-            generation=self,
-            name=name,
-            items=self._env.open_db(_format.record(name, "items"), txn=txn),
-            meta=meta,
-            head=_format.record(name, "head"),
-            tail=_format.record(name, "tail"),
-            sealed=self._sealed,
-        )
-
-    def view(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(txn, tables, *args)`` of a read transaction: a snapshot of one moment."""
-        try:
-            with self._env.begin() as txn:
-                self._refuse_superseded(txn)
-                return fn(txn, self._tables[name], *args)
-        except (lmdb.Error, SystemError) as error:
-            raise self._translate(error, "reading") from error
-
-    def update(self, calls: Sequence[Call]) -> None:
-        """Run the calls in one transaction and commit it; mark each ``done`` with its result or error.
-
-        A call that raises ``Full`` leaves the others alone. When anything else is raised the
-        transaction is undone, and each call gets one of its own, so that only the culprit fails.
-        """
-        try:
-            self._run(calls)
-        except Superseded:
-            raise
-        except Exception as error:  # it goes to the callers that it belongs to
-            if len(calls) > 1 and not isinstance(error, CommitUnknownError):
-                for call in calls:
-                    self.update([call])
-                return
-            for call in calls:
-                call.error = self._translate(error, "writing")
-            _finish(calls)
-
-    def _run(self, calls: Sequence[Call]) -> None:
-        txn = self._env.begin(write=True)
-        try:
-            self._refuse_superseded(txn)
-            changed = False
-            for call in calls:
-                call.error = None
-                try:
-                    call.result = call.fn(txn, self._tables[call.name], *call.args)
-                    changed = bool(call.result) or changed
-                except Full as error:
-                    call.error = error
-            if changed:
-                self._stamp(txn, self._meta)
-                self._commit(txn)
-            else:
-                txn.abort()
-        except BaseException as error:
-            if _is_open(txn):
-                txn.abort()
-            elif not isinstance(error, Exception):  # interrupted after the end: it counts
-                _finish(calls)
-            raise
-        _finish(calls)
-
-    def _commit(self, txn: Txn) -> None:
-        """Commit durably: when this returns the transaction is on disk. The only place that commits a verb."""
-        try:
-            txn.commit()
-        except lmdb.Error as error:
-            if isinstance(error, (lmdb.MapFullError, lmdb.TxnFullError)):
-                raise
-            raise CommitUnknownError(self.path, "commit", str(error)) from error
-
-    def supersede(self, txn: Txn) -> None:
-        """Announce in ``txn``, and commit, that the queue goes on in the next generation."""
-        try:
-            txn.put(_format.NEXT_GENERATION, _format.pack(self.number + 1))
-            self._commit(txn)
-        except lmdb.Error as error:
-            raise self._translate(error, "compaction") from error
-
-    def begin_exclusive(self) -> Txn:
-        """Begin a write transaction, for whoever needs the write lock itself. To be ended by the caller."""
-        try:
-            txn = self._env.begin(write=True)
-            try:
-                self._refuse_superseded(txn)
-            except BaseException:
-                txn.abort()
-                raise
-        except lmdb.Error as error:
-            raise self._translate(error, "locking") from error
-        return txn
-
-    def copy(self, fd: int) -> None:
-        """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
-        try:
-            self._env.copyfd(fd, compact=True)
-        except lmdb.Error as error:
-            raise self._translate(error, "copying") from error
+        with self._translated("reading"), self._env.begin() as txn:
+            return txn.get(_format.NEXT_GENERATION) is not None
 
     def queues(self) -> list[Tables]:
         """Return the queues whose handles are open."""
         return list(self._tables.values())
 
-    def size(self) -> int:
-        """Return the size of the file, in bytes."""
-        return os.stat(self.path).st_size
+    def last_stamp(self, txn: Txn) -> int:
+        """Return the number of the transaction that was the last to change anything, in its own words."""
+        value = txn.get(_format.LAST_TXN, db=self._meta)
+        return -1 if value is None else _format.unpack(value)
+
+    def extent(self) -> int:
+        """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
+        return int(self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
 
     def used(self, txn: Txn) -> int:
         """Return how many bytes the pages in use take, as ``txn`` sees it."""
@@ -260,32 +164,263 @@ class Generation:
                     pages += sum(_DB_RECORD.unpack(value)[3:6])
         return pages * total["psize"]
 
+    def copy(self, fd: int) -> None:
+        """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
+        with self._translated("copying"):
+            self._env.copyfd(fd, compact=True)
+
+    def _open_tables(self, txn: Txn) -> None:
+        """Open the handles of every queue that is there."""
+        with txn.cursor() as cursor:
+            names = {_format.queue_of(key) for key in cursor.iternext(values=False)} - {None}
+        self._meta = self._env.open_db(_format.META, txn=txn, create=False)
+        self._tables = {each: self._table(txn, each) for each in names if each is not None}
+
+    def _table(self, txn: Txn, name: str) -> Tables:
+        return Tables(
+            generation=self,
+            name=name,
+            items=self._env.open_db(_format.record(name, "items"), txn=txn),
+            meta=self._meta,
+            head=_format.record(name, "head"),
+            tail=_format.record(name, "tail"),
+            sealed=self.options.checksum,
+        )
+
+    @contextmanager
+    def _translated(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, operation) from error
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        if not isinstance(error, (lmdb.Error, SystemError)):
+            return error
+        if isinstance(error, lmdb.PanicError):
+            self.is_broken = True
+        if self._is_closed or self.is_broken:
+            return Superseded()
+        if isinstance(error, _DAMAGE):
+            return CorruptQueueError(self.path, str(error))
+        if isinstance(error, lmdb.MapFullError):
+            return Full("bytes", self._map_size, self._map_size, 0)
+        return self._failure(str(error), operation)
+
+    def _failure(self, reason: str, operation: str) -> QueueError:
+        if os.strerror(errno.EACCES) in reason:
+            return AccessError(self.path, reason)
+        if os.statvfs(self.path).f_bavail == 0:  # LMDB reports a full disk as an input/output error
+            return disk_full(self.path)
+        return StorageError(self.path, operation, reason)
+
+
+class Generation(Snapshot):
+    """A file that takes part in the queue. At most one for a file in a process."""
+
+    def __init__(self, path: str, number: int, options: _format.Options, session: Session) -> None:
+        """Open the file at ``path``, which exists and is whole."""
+        self.number = number
+        self._first_stamp = stamp(number, 0)
+        self._session = session
+        self._is_full = options.durability == "full"
+        self._is_flushed_once = is_proven_at_opening(options)
+        self._allocated = 0  # bytes, as far as this process has seen to it
+        self._added = 0  # bytes that the pushes of the transaction under way take
+        super().__init__(path, options)
+        self._page: int = self._env.stat()["psize"]
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        _refuse_cut_off(self.path)
+        with translated(self.path, "opening"):
+            allocate(self.path + "-lock", _LOCK_FILE)
+        env, map_size = _open(self.path, sync=not self._is_flushed_once)
+        env.reader_check()
+        return env, map_size
+
+    def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
+        """Open the handles of every queue that is there, and make the queue ``name`` if it is not.
+
+        Takes the write lock, since LMDB wants it so; writes nothing where nothing is missing. Returns
+        the transaction for ``secure``, 0 for none.
+        """
+        txn = self.begin("opening")
+        try:
+            with self._translated("opening"):
+                self._open_tables(txn)
+                if name is None or name in self._tables:
+                    txn.commit()  # of nothing; undone, it would close the handles
+                    return 0
+                made = self._table(txn, name)
+                create(txn, made)
+                transaction = self.commit(txn)
+        finally:
+            end(txn)
+        self._tables[name] = made
+        return transaction
+
+    # --- reading
+
+    def view(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
+        result, transaction = self._glance(name, fn, args)
+        if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
+            with suppress(StorageError):  # a disk that fails must not stop those who only read
+                self._sync(transaction)
+        return result
+
+    def glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Do as ``view``, of a snapshot that a power cut could take back; for what a commit will depend on."""
+        return self._glance(name, fn, args)[0]
+
+    def _glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+        try:
+            with self._env.begin() as txn:
+                self._refuse_superseded(txn)
+                return fn(txn, self._tables[name], *args), self._first_stamp + txn.id()
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, "reading") from error
+
     def _refuse_superseded(self, txn: Txn) -> None:
         if txn.get(_format.NEXT_GENERATION) is not None:
             raise Superseded
 
-    def _stamp(self, txn: Txn, meta: Db) -> None:
-        txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=meta)
+    # --- writing
 
-    def _translate(self, error: Exception, operation: str) -> Exception:
-        """Return our error for one of LMDB's; an error of ours passes."""
-        if self._is_closed:
-            return Superseded()
-        if isinstance(error, QueueError) or not isinstance(error, (lmdb.Error, SystemError)):
-            return error
-        if isinstance(error, _DAMAGE):
-            return CorruptQueueError(self.path, str(error))
-        if os.strerror(errno.EACCES) in str(error):
-            return AccessError(self.path, str(error))
-        if os.statvfs(self.path).f_bavail == 0:  # LMDB reports a full disk as an input/output error
-            return disk_full(self.path)
-        return StorageError(self.path, operation, str(error))
+    def begin(self, operation: str) -> Txn:
+        """Begin a write transaction. To be ended by the caller, come what may."""
+        self._added = 0
+        try:
+            txn = self._env.begin(write=True)
+            try:
+                self._refuse_superseded(txn)
+            except BaseException:
+                txn.abort()
+                raise
+        except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
+            raise self.explain(error, operation) from error
+        return txn
+
+    def table(self, name: str) -> Tables:
+        """Return where the records of a queue are."""
+        return self._tables[name]
+
+    def stamp(self, txn: Txn) -> int:
+        """Return the transaction, for ``secure``."""
+        return self._first_stamp + txn.id()
+
+    def commit(self, txn: Txn) -> int:
+        """Commit; return the transaction for ``secure``. The only way in which a verb changes anything.
+
+        Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
+        """
+        transaction = self.stamp(txn)
+        if self._session.is_in_doubt(self.number):
+            raise Doubtful
+        if not self.is_secured(transaction - 1):
+            self._sync(transaction - 1)
+        self._commit(txn)
+        return transaction
+
+    def supersede(self, txn: Txn) -> None:
+        """Announce in ``txn``, and commit, that the queue goes on in the next generation. Not durable by itself."""
+        before = self.stamp(txn) - 1
+        if not self.is_secured(before) and not self._session.is_in_doubt(self.number):
+            self._sync(before)
+        with self._translated("compaction"):
+            txn.put(_format.NEXT_GENERATION, _format.pack(self.number + 1))
+            self._commit(txn)
+
+    def _commit(self, txn: Txn) -> None:
+        txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+        try:
+            txn.commit()
+        except lmdb.Error as error:
+            if self._can_be_read():
+                raise  # it was undone
+            self.is_broken = True
+            raise CommitUnknownError(self.path, "commit", str(error)) from error
+
+    def _can_be_read(self) -> bool:
+        with suppress(lmdb.Error), self._env.begin():
+            return True
+        return False
+
+    def is_secured(self, transaction: int) -> bool:
+        """Tell whether a transaction is known to be on the disk, as far as it has to be."""
+        return not self._is_full or self._session.is_synced(transaction)
+
+    def secure(self, transaction: int) -> None:
+        """Return when a transaction is on the disk. Raises ``CommitUnknownError`` if that cannot be had."""
+        if not self.is_secured(transaction):
+            try:
+                if self._session.is_in_doubt(self.number):
+                    raise StorageError(self.path, "sync", "a flush failed")  # noqa: TRY301  (as one that fails now)
+                self._sync(transaction)
+            except StorageError as error:
+                raise CommitUnknownError(self.path, error.operation, error.reason) from error
+
+    def settle(self) -> None:
+        """Bring everything to the disk, as the last process to leave."""
+        newest = self._first_stamp + self._env.info()["last_txnid"]
+        if not self._session.is_synced(newest) and not self._session.is_in_doubt(self.number):
+            self._sync(newest)
+
+    def _sync(self, transaction: int) -> None:
+        if self._is_flushed_once:
+            try:
+                self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
+            except lmdb.Error as error:
+                if self._is_closed and not self.is_broken:
+                    return  # superseded: its content is on the disk, in the next one
+                self._session.set_in_doubt(self.number)
+                raise StorageError(self.path, "sync", str(error)) from error
+        self._session.set_synced(transaction)
+
+    def make_room(self, added: int) -> None:
+        """See to it that pages for ``added`` bytes can be written, and those that removals need after that.
+
+        Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
+        """
+        page = self._page
+        pages = self._env.info()["last_pgno"] + 1
+        needed = pages * page + self._added + added + reserve(pages) * page
+        if needed > self._allocated:
+            if needed > self._map_size:
+                raise Full("bytes", self._map_size, pages * page, added)
+            ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * page
+            with translated(self.path, "allocation"):
+                try:
+                    allocate(self.path, min(needed + ahead, self._map_size))
+                    self._allocated = needed + ahead
+                except OSError:
+                    allocate(self.path, needed)  # less will do
+                    self._allocated = needed
+        self._added += added
+
+
+def is_proven_at_opening(options: _format.Options) -> bool:
+    """Tell whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
+    return options.checksum or options.durability == "off"
+
+
+def reserve(pages: int) -> int:
+    """Return how many pages are kept for removals in a file with so many pages in use."""
+    return _RESERVE + pages // _RESERVE
+
+
+def provide(path: str) -> None:
+    """Give a new file, which nobody has open yet, its reserve and its lock file."""
+    newest, _ = _metapage.read(path)
+    allocate(path, newest.size + reserve(newest.last_page) * newest.page_size)
+    allocate(path + "-lock", _LOCK_FILE)
 
 
 def build(path: str) -> None:
     """Write a new environment without any queue to ``path``, where nothing is."""
     try:
-        env = _open(path, sync=True)
+        env, _ = _open(path, sync=True)
         try:
             with env.begin(write=True) as txn:
                 meta = env.open_db(_format.META, txn=txn)
@@ -295,18 +430,8 @@ def build(path: str) -> None:
     except lmdb.Error as error:
         raise StorageError(path, "creation", str(error)) from error
     os.unlink(path + "-lock")
-
-
-def refuse_superseded(path: str) -> None:
-    """Raise ``Superseded`` if the file at ``path``, which nobody has open, is continued in another."""
-    generation = Generation(path, 0, _format.Options())
-    try:
-        superseded = generation.is_superseded()
-    finally:
-        generation.close()
-        os.unlink(path + "-lock")
-    if superseded:
-        raise Superseded
+    with translated(path, "allocation"):
+        provide(path)
 
 
 def structural_problems(path: str) -> list[str]:
@@ -320,7 +445,22 @@ def structural_problems(path: str) -> list[str]:
     return problems
 
 
-def _open(path: str, *, sync: bool) -> lmdb.Environment:
+def end(txn: Txn) -> None:
+    """Undo a transaction unless it has ended."""
+    if is_open(txn):
+        txn.abort()
+
+
+def is_open(txn: Txn) -> bool:
+    """Tell whether a transaction has not ended yet."""
+    with suppress(lmdb.Error):
+        txn.id()
+        return True
+    return False
+
+
+def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
+    """Open an environment with as large a map as there is address space for; return that size too."""
     refusal: Exception | None = None
     for map_size in _MAP_SIZES:
         try:
@@ -328,19 +468,18 @@ def _open(path: str, *, sync: bool) -> lmdb.Environment:
                 path,
                 map_size=map_size,
                 subdir=False,
-                sync=sync,
                 mode=0o600,
                 max_readers=_MAX_READERS,
                 max_dbs=_MAX_DBS,
                 lib_version=0,
+                **options,
             )
         except (lmdb.MemoryError, lmdb.Error) as error:
             if "Cannot allocate memory" not in str(error):
                 raise
             refusal = error
         else:
-            env.reader_check()
-            return env
+            return env, map_size
     assert refusal is not None  # there is at least one size
     raise refusal
 
@@ -350,53 +489,14 @@ def _pages(stat: Any) -> int:
     return pages
 
 
-def _refuse_damaged(path: str) -> None:
+def _refuse_cut_off(path: str) -> None:
     """Raise ``CorruptQueueError`` for what LMDB would not survive: no meta page, or pages beyond the end.
 
     LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
     """
-    with open(path, "rb") as file:
-        first = _Meta.read(file, 0)
-        if not first.is_sound:
-            raise CorruptQueueError(path, "it does not begin with a meta page of LMDB 0.9")
-        second = _Meta.read(file, first.page_size)
-        size = os.fstat(file.fileno()).st_size  # after them: a writer lets the file grow before its meta page tells
-    if not second.is_sound:
-        raise CorruptQueueError(path, "its second meta page is damaged")
-    pages = max(first, second, key=lambda meta: meta.txn).last_page + 1
+    newest, _ = _metapage.read(path)
+    size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
     # allocated and freed in one transaction; the walk through all trees tells
-    if size < pages * first.page_size and structural_problems(path):
-        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its {pages:,} pages need more")
-
-
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    """The part of a meta page of LMDB 0.9 that tells whether the file can be opened."""
-
-    is_sound: bool
-    page_size: int
-    last_page: int
-    txn: int
-
-    @classmethod
-    def read(cls, file: BinaryIO, offset: int) -> "_Meta":
-        file.seek(offset)
-        data = file.read(_META_RECORD.size)
-        if len(data) < _META_RECORD.size:
-            return cls(is_sound=False, page_size=0, last_page=0, txn=0)
-        magic, version, page_size, last_page, txn = _META_RECORD.unpack(data)
-        is_sound = (magic, version) == (0xBEEFC0DE, 1) and 256 <= page_size <= 1 << 15  # noqa: PLR2004  (LMDB's own)
-        return cls(is_sound, page_size, last_page, txn)
-
-
-def _is_open(txn: Txn) -> bool:
-    with suppress(lmdb.Error):
-        txn.id()
-        return True
-    return False
-
-
-def _finish(calls: Iterable[Call]) -> None:
-    for call in calls:
-        call.done = True
+    if size < newest.size and structural_problems(path):
+        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")

@@ -54,6 +54,10 @@ class Verbs(ABC, Generic[T]):
     def _first(self, n: int) -> list[Entry]:
         """Return the first ``n`` entries, or as many as there are."""
 
+    def _candidates(self, n: int) -> list[Entry]:
+        """Do as ``_first``, for entries that ``_remove`` will be asked for: they need not be durable yet."""
+        return self._first(n)
+
     @abstractmethod
     def _since(self, seq: int) -> list[Entry]:
         """Return some entries from number ``seq`` on; none only if there are none."""
@@ -203,9 +207,13 @@ class Verbs(ABC, Generic[T]):
 
     def _take(self, n: int, least: int) -> list[T] | None:
         """Remove and return the first ``n`` items; None, and nothing removed, if there are fewer than ``least``."""
-        while len(entries := self._first(n)) >= least:
+        while len(entries := self._candidates(n)) >= least:
+            if not entries:
+                if not self._first(1):  # empty, and durably so
+                    return []
+                continue
             items = self._decode(entries)
-            if not entries or self._remove([key for key, _ in entries]):
+            if self._remove([key for key, _ in entries]):
                 return items
         return None
 
@@ -213,7 +221,7 @@ class Verbs(ABC, Generic[T]):
         """Return ``n`` items by ``get``, or None if they are not there (yet)."""
         if self._is_drained:
             raise ShutDown
-        found = get(n, n) if self.count() >= n else None
+        found = get(n, n) if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
         if found is None and self._is_shut_down:
             raise ShutDown
         return found

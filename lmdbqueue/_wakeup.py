@@ -55,8 +55,10 @@ class Bell:
         """
         with self._lock:  # so that close() cannot free the descriptor for another file meanwhile
             if not self._is_closed:
-                with suppress(OSError):
+                try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
                     os.pwrite(self._open(), b"\0", 0)
+                except OSError:
+                    pass
 
     def listen(self) -> int:
         """Begin to notice rings; return what ``wait`` wants to know."""

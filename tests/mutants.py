@@ -12,7 +12,7 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _directory, _generation
+from lmdbqueue import _disk, _env, _generation, _metapage, _recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +69,26 @@ def acknowledged_before_commit(worker: Worker) -> None:
 
 
 def no_directory_sync(_worker: Worker) -> None:
-    _replace_everywhere(_directory.sync_directory, lambda _path: None)
+    _replace_everywhere(_disk.sync_directory, lambda _path: None)
 
 
 def no_sync_of_drafts(_worker: Worker) -> None:
-    _replace_everywhere(_directory.sync_file, lambda _fd: None)
+    _replace_everywhere(_disk.sync_file, lambda _fd: None)
+
+
+def no_sync_before_the_next_commit(_worker: Worker) -> None:
+    def commit(self: Any, txn: Any) -> int:
+        transaction = self.stamp(txn)
+        self._commit(txn)
+        return transaction
+
+    _generation.Generation.commit = commit  # type: ignore[method-assign]
 
 
 RECORDING = {
     "no sync": Mutant(no_sync, "solo"),
     "no sync, by three processes": Mutant(no_sync, "turns"),
+    "no sync of transaction k-1 before k is committed": Mutant(no_sync_before_the_next_commit, "trio"),
     "acknowledged before commit": Mutant(acknowledged_before_commit, "solo"),
     "no directory sync at creation": Mutant(no_directory_sync, "creation"),
     "no directory sync at a flush": Mutant(no_directory_sync, "flush"),
@@ -100,6 +110,23 @@ def forgets_the_head() -> None:
     PersistentQueue.__init__ = start  # type: ignore[method-assign]
 
 
+def skips_the_recovery() -> None:
+    def recover(_path: str, number: int, _options: object, session: Any, _progress: object = None) -> None:
+        session.settle(number << 40)
+
+    _env.recover = recover  # type: ignore[assignment]
+
+
+def rolls_back_without_the_parity() -> None:
+    def roll_back(path: str, newest: Any, before: Any) -> None:
+        body = before.raw[16:-8] + (newest.transaction - 1).to_bytes(8, "little")
+        _metapage._write(path, newest.offset, newest.raw[:16] + body)
+
+    _recovery._metapage.roll_back = roll_back  # type: ignore[attr-defined]
+
+
 OPENING = {
+    "recovery skipped": Mutant(skips_the_recovery, "solo"),
+    "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
 }

@@ -19,7 +19,9 @@ from hypothesis.stateful import (
 
 from lmdbqueue import CorruptQueueError, Full, _fifo
 from lmdbqueue import _format as fmt
-from lmdbqueue._generation import Call, Generation, build
+from lmdbqueue._generation import Generation, build
+from lmdbqueue._group import Call, run
+from lmdbqueue._session import Session
 
 NAME = "jobs"
 
@@ -37,7 +39,7 @@ class Fifo:
 
     def write(self, fn, *args):
         call = Call(self.name, fn, args)
-        self.generation.update([call])
+        run(self.generation, [call])
         if call.error is not None:
             raise call.error
         return call.result
@@ -59,11 +61,13 @@ class Fifo:
 def opened_generation(directory, *, checksum=True):
     path = os.path.join(directory, "00000001.mdb")
     build(path)
-    generation = Generation(path, 1, fmt.Options(checksum=checksum, durability="off"))
+    session = Session(os.path.join(directory, "session"))
+    generation = Generation(path, 1, fmt.Options(checksum=checksum, durability="off"), session)
     try:
         yield generation
     finally:
         generation.close()
+        session.leave()
 
 
 @pytest.fixture
@@ -287,7 +291,7 @@ def test_calls_of_one_transaction_see_what_those_before_them_did_and_a_refused_o
         Call(NAME, _fifo.delete, (1,)),
         Call(NAME, _fifo.push, ([b"d"], 2, None)),
     ]
-    fifo.generation.update(calls)
+    run(fifo.generation, calls)
     assert [call.result for call in calls] == [range(2), None, 1, range(2, 3)]
     assert isinstance(calls[1].error, Full)
     assert fifo.entries() == [stored(1, b"b"), stored(2, b"d")]

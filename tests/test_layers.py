@@ -103,9 +103,9 @@ def test_importing_the_library_leaves_out_what_few_need():
     assert imported & HEAVY == set()
 
 
-def test_using_a_queue_without_waiting_imports_nothing_heavy(tmp_path):
+def test_using_a_queue_without_waiting_imports_nothing_heavy_but_for_statx(tmp_path):
     use = f"q = lmdbqueue.PersistentQueue('q', {os.fspath(tmp_path)!r}); q.push([1]); q.pop(); q.flush(True); q.close()"
-    assert _newly_imported(f"import lmdbqueue; {use}") & HEAVY == set()
+    assert _newly_imported(f"import lmdbqueue; {use}") & HEAVY <= {"ctypes"}
 
 
 def test_every_public_name_is_there():

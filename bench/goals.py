@@ -1,0 +1,151 @@
+"""What the project wants to reach, as ratios within one run.
+
+Owns: each goal's words, its limit, and which figures answer it. Law: a ratio is taken between figures of
+the same round, and its median over the rounds is what was reached; a goal whose figures were not
+measured says so, and is neither met nor missed.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench.measure import Results, Scale
+from bench.peers import Peer
+from bench.workloads import async_pushes, flush, imports, waiting
+from bench.workloads.length import VERBS, length_measure
+from bench.workloads.processes import processes_measure
+from bench.workloads.threads import threads_measure
+
+OURS, UNCHECKED, RAW = "lmdbqueue", "lmdbqueue, no checksum", "raw"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal and what was reached."""
+
+    goal: str
+    wanted: str
+    values: list[float]
+    is_met: bool | None  # None: not measured
+
+    @property
+    def reached(self) -> float:
+        """The median over the rounds."""
+        return statistics.median(self.values)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for the file of results."""
+        return asdict(self) | {"reached": self.reached if self.values else None}
+
+
+def judge(results: Results, scale: Scale, peers: Sequence[type[Peer]]) -> list[Verdict]:
+    """Return a verdict on each goal, in the order in which the goals were set."""
+    judges = (_single, _processes, _threads, _async, _batches, _off, _waiting, _flush, _length, _imports)
+    judged = _Judged(results, scale, peers)
+    return [verdict for each in judges for verdict in each(judged)]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    results: Results
+    scale: Scale
+    peers: Sequence[type[Peer]]
+
+    def values(self, mode: str, contender: str, measure: str) -> list[float]:
+        found = self.results.find(mode, contender, measure)
+        return found.values if found else []
+
+    def ratios(self, mode: str, above: tuple[str, str], below: tuple[str, str]) -> list[float]:
+        pairs = zip(self.values(mode, *above), self.values(mode, *below), strict=False)
+        return [over / under for over, under in pairs]
+
+    def best_peer(self, mode: str, measure: str, among: Callable[[type[Peer]], bool] = bool) -> str:
+        names = {peer.name for peer in self.peers if among(peer)} - {OURS, UNCHECKED, RAW}
+        reached = [series for series in self.results.all_of(mode, measure) if series.contender in names]
+        return max(reached, key=lambda series: series.median).contender if reached else ""
+
+
+def _at_least(goal: str, limit: float, values: list[float], unit: str = "x") -> Verdict:
+    is_met = statistics.median(values) >= limit if values else None
+    return Verdict(goal, f">= {limit:g} {unit}", values, is_met)
+
+
+def _at_most(goal: str, limit: float, values: list[float], unit: str = "x") -> Verdict:
+    is_met = statistics.median(values) <= limit if values else None
+    return Verdict(goal, f"<= {limit:g} {unit}", values, is_met)
+
+
+def _ahead_of(judged: _Judged, mode: str, measure: str, limit: float, which: str) -> Verdict:
+    is_sqlite = which == "SQLite peer"
+    best = judged.best_peer(mode, measure, lambda peer: peer.is_sqlite or not is_sqlite)
+    goal = f"{measure}, {mode}: against the best {which}" + (f", {best}" if best else "")
+    return _at_least(goal, limit, judged.ratios(mode, (OURS, measure), (best, measure)))
+
+
+def _single(judged: _Judged) -> Iterable[Verdict]:
+    for verb in ("push", "pop"):
+        ratios = judged.ratios("durable", (OURS, verb), (RAW, verb))
+        yield _at_least(f"single {verb}, durable, one thread: against raw", 1.5, ratios)
+        yield _ahead_of(judged, "durable", verb, 1.0, "durable peer")
+
+
+def _processes(judged: _Judged) -> Iterable[Verdict]:
+    for n in (2, 4, 8):
+        measure = processes_measure("push", n)
+        ratios = judged.ratios("durable", (OURS, measure), (RAW, measure))
+        yield _at_least(f"{measure}, durable: against raw by as many", 1.2, ratios)
+
+
+def _threads(judged: _Judged) -> Iterable[Verdict]:
+    many, one = threads_measure(16), threads_measure(1)
+    yield _at_least(f"{many}, durable: against raw's one", 8, judged.ratios("durable", (OURS, many), (RAW, one)))
+    yield _ahead_of(judged, "durable", many, 5, "durable peer")
+
+
+def _async(judged: _Judged) -> Iterable[Verdict]:
+    ratios = judged.ratios("durable", (OURS, async_pushes.MEASURE), (RAW, async_pushes.RAW_MEASURE))
+    yield _at_least(f"{async_pushes.MEASURE}, durable: against raw's single push", 30, ratios)
+
+
+def _batches(judged: _Judged) -> Iterable[Verdict]:
+    for contender, limit in ((UNCHECKED, 0.9), (OURS, 0.75)):
+        for verb in ("push", "peek", "delete"):
+            measure = f"{verb} 1,000"
+            ratios = judged.ratios("durable", (contender, measure), (RAW, measure))
+            yield _at_least(f"{measure}, durable, {contender}: against raw", limit, ratios)
+
+
+def _off(judged: _Judged) -> Iterable[Verdict]:
+    for verb in ("push", "pop"):
+        yield _at_least(f"single {verb}, off: against raw", 0.6, judged.ratios("off", (OURS, verb), (RAW, verb)))
+        yield _ahead_of(judged, "off", verb, 1.5, "SQLite peer")
+
+
+def _waiting(judged: _Judged) -> Iterable[Verdict]:
+    for measure, limit, unit in (
+        (waiting.WAKE_P50, 300, "µs"),
+        (waiting.WAKE_P99, 3_000, "µs"),
+        (waiting.IDLE, 0.5, "% of a core"),
+    ):
+        yield _at_most(measure, limit, judged.values("durable", OURS, measure), unit)
+
+
+def _flush(judged: _Judged) -> Iterable[Verdict]:
+    size, left = judged.scale.flush_bytes >> 20, judged.scale.flush_left >> 20
+    for case, limit, words in ((flush.LEFT, 150, f"{left} MiB left"), (flush.LIVE, 200, "all of it live")):
+        values = judged.values("durable", OURS, flush.flush_measure(flush.STALL, case))
+        yield _at_most(f"flush of {size} MiB, {words}: stall of a writer", limit, values, "ms")
+
+
+def _length(judged: _Judged) -> Iterable[Verdict]:
+    shortest, longest = judged.scale.lengths[0], judged.scale.lengths[-1]
+    for verb in VERBS:
+        long, short = length_measure(verb, longest), length_measure(verb, shortest)
+        ratios = judged.ratios("off", (OURS, long), (OURS, short))
+        yield _at_most(f"cost of one {verb} at {longest:,} items: against {shortest:,}", 1.3, ratios)
+
+
+def _imports(judged: _Judged) -> Iterable[Verdict]:
+    ratios = judged.ratios("", (imports.OURS, imports.MEASURE), (imports.FLOOR, imports.MEASURE))
+    yield _at_most(f"{imports.OURS}: against {imports.FLOOR}", 1.5, ratios)

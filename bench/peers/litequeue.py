@@ -1,0 +1,47 @@
+"""litequeue: one SQLite table whose rows change their status."""
+
+import os
+import pickle
+from typing import Any
+
+from litequeue import LiteQueue
+
+from bench.items import Item
+from bench.peers.peer import Peer
+
+
+class Litequeue(Peer):
+    """Its ``pop`` marks the row as taken, and no one else gets it; ``done`` would be a second commit."""
+
+    name = "litequeue"
+    package = "litequeue"
+    durable_by = "PRAGMA synchronous=FULL on its connection"
+    relaxed_by = "PRAGMA synchronous=OFF on its connection"
+    pop_is = "pop(), which marks the row; done() would be one more commit"
+    is_sqlite = True
+
+    def __init__(self, directory: str, *, durable: bool) -> None:
+        self.queue: Any = LiteQueue(os.path.join(directory, "queue.db"), timeout=60.0)
+        self.queue.conn.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+
+    def push(self, item: Item) -> None:
+        self.queue.put(pickle.dumps(item))
+
+    def pop(self) -> Item:
+        item: Item = pickle.loads(self.queue.pop().data)
+        return item
+
+    def peek(self) -> Item:
+        item: Item = pickle.loads(self.queue.peek().data)
+        return item
+
+    def push_many(self, items: list[Item]) -> None:
+        with self.queue.transaction():
+            for item in items:
+                self.queue.put(pickle.dumps(item))
+
+    def close(self) -> None:
+        self.queue.conn.close()
+
+
+ADAPTERS = [Litequeue]

@@ -1,0 +1,112 @@
+"""Bare py-lmdb and pickle in the layout of this project's queue: the floor that it is measured against.
+
+One LMDB file, ``items`` under 8-byte big-endian numbers, ``meta`` with ``head`` and ``tail``. No
+checksum, no limits, no waking, no flush; one transaction a call, as short as it can be written.
+"""
+
+import os
+import pickle
+import struct
+import time
+from itertools import islice
+
+import lmdb
+
+from bench.items import Item
+from bench.peers.peer import Peer
+
+_NUMBER = struct.Struct(">Q")
+_POLL_SECONDS = 0.005
+
+
+class Raw(Peer):
+    """LMDB by hand."""
+
+    name = "raw"
+    package = "lmdb"
+    durable_by = "sync=True, LMDB's default"
+    relaxed_by = "sync=False"
+
+    def __init__(self, directory: str, *, durable: bool) -> None:
+        path = os.path.join(directory, "raw.mdb")
+        self.env = lmdb.open(path, subdir=False, map_size=1 << 40, max_dbs=2, sync=durable)
+        self.items = self.env.open_db(b"items")
+        self.meta = self.env.open_db(b"meta")
+
+    def push(self, item: Item) -> None:
+        payload = pickle.dumps(item)
+        with self.env.begin(write=True) as txn:
+            tail = self._number(txn, b"tail")
+            txn.put(_NUMBER.pack(tail), payload, db=self.items, append=True)
+            txn.put(b"tail", _NUMBER.pack(tail + 1), db=self.meta)
+
+    def pop(self) -> Item:
+        with self.env.begin(write=True) as txn:
+            cursor = txn.cursor(self.items)
+            cursor.first()
+            key, payload = cursor.item()
+            cursor.delete()
+            txn.put(b"head", _NUMBER.pack(_NUMBER.unpack(key)[0] + 1), db=self.meta)
+        item: Item = pickle.loads(payload)
+        return item
+
+    def peek(self) -> Item | None:
+        with self.env.begin() as txn, txn.cursor(self.items) as cursor:
+            payload = cursor.value() if cursor.first() else None
+        item: Item | None = None if payload is None else pickle.loads(payload)
+        return item
+
+    def push_many(self, items: list[Item]) -> None:
+        payloads = list(map(pickle.dumps, items))
+        with self.env.begin(write=True) as txn:
+            tail = self._number(txn, b"tail")
+            keys = map(_NUMBER.pack, range(tail, tail + len(payloads)))
+            txn.cursor(self.items).putmulti(zip(keys, payloads, strict=True), append=True)
+            txn.put(b"tail", _NUMBER.pack(tail + len(payloads)), db=self.meta)
+
+    def peek_many(self, n: int) -> list[Item]:
+        with self.env.begin() as txn, txn.cursor(self.items) as cursor:
+            payloads = list(islice(cursor.iternext(keys=False), n))
+        return list(map(pickle.loads, payloads))
+
+    def delete_many(self, n: int) -> None:
+        with self.env.begin(write=True) as txn:
+            cursor = txn.cursor(self.items)
+            cursor.first()
+            head = _NUMBER.unpack(cursor.key())[0]
+            for _ in range(n):
+                cursor.delete()
+            txn.put(b"head", _NUMBER.pack(head + n), db=self.meta)
+
+    def pop_many(self, n: int) -> list[Item]:
+        with self.env.begin(write=True) as txn:
+            cursor = txn.cursor(self.items)
+            cursor.first()
+            head = _NUMBER.unpack(cursor.key())[0]
+            payloads = list(islice(cursor.iternext(keys=False), n))
+            cursor.first()
+            for _ in range(n):
+                cursor.delete()
+            txn.put(b"head", _NUMBER.pack(head + n), db=self.meta)
+        return list(map(pickle.loads, payloads))
+
+    def wait(self, timeout: float) -> int | None:
+        """Look each 5 ms, since LMDB wakes no one."""
+        deadline = time.monotonic() + timeout
+        while self.peek() is None:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_POLL_SECONDS)
+        now = time.monotonic_ns()
+        self.delete_many(1)
+        return now
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _number(self, txn: lmdb.Transaction, name: bytes) -> int:
+        found = txn.get(name, db=self.meta)
+        return 0 if found is None else _NUMBER.unpack(found)[0]
+
+
+ADAPTERS = [Raw]

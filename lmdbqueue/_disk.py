@@ -1,0 +1,75 @@
+"""What is asked of the operating system beyond reading and writing: durability, room, and its errors in our words.
+
+Owns: fsync, allocation, the translation of ``OSError``. Law: when ``sync_file`` returned the bytes are
+on the disk, and when ``allocate`` returned writing them cannot fail for want of room (as far as the
+file system keeps what it says). Must not know: what the files hold.
+"""
+
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+
+
+@contextmanager
+def translated(path: str, operation: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path, operation) from error
+
+
+def explain(error: OSError, path: str, operation: str) -> QueueError:
+    """Return our error for one of the operating system."""
+    reason = error.strerror or str(error)
+    if error.errno in _NO_ROOM:
+        return disk_full(path)
+    if error.errno in _NO_ACCESS:
+        return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
+    return StorageError(path, operation, reason)
+
+
+def disk_full(path: str) -> DiskFullError:
+    """Return the error that says how full the file system of ``path`` is."""
+    space = os.statvfs(path)
+    total = space.f_blocks * space.f_frsize
+    return DiskFullError("bytes", total, total - space.f_bavail * space.f_frsize, 0)
+
+
+def sync_file(fd: int) -> None:
+    """Bring a file to the disk, through the disk's own cache on macOS too."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk; no file's own fsync does that."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def allocate(path: str, size: int) -> None:
+    """Give the file at ``path`` blocks for its first ``size`` bytes, and at least that length; keep what it holds.
+
+    Does nothing where the system has no ``posix_fallocate`` (macOS).
+    """
+    if hasattr(os, "posix_fallocate"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)

@@ -1,0 +1,57 @@
+"""The disk fails at the n-th write or flush: the call says so, and the queue goes on with all that was acknowledged."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmdbqueue import PersistentQueue
+
+WORK = """
+import json, sys
+from lmdbqueue import CommitUnknownError, PersistentQueue, QueueError
+
+queue = PersistentQueue("queue", sys.argv[1])
+queue.push("first")
+open("/dev/null").close()  # where the count of calls to fail begins
+told, unknown, failed = [], [], []
+for number in range(12):
+    try:
+        queue.push(number)
+    except CommitUnknownError:
+        unknown.append(number)
+    except QueueError:
+        failed.append(number)
+    else:
+        told.append(number)
+print(json.dumps([told, unknown, failed, queue.peek(100), queue.check()]))
+"""
+
+
+@pytest.mark.parametrize("when", range(1, 12))
+@pytest.mark.parametrize(
+    "fault", ["fdatasync:error=EIO", "pwrite64:error=EIO", "writev:error=ENOSPC", "fsync:error=EIO"]
+)
+def test_a_call_that_the_disk_fails_is_told_and_everything_acknowledged_is_there(tmp_path, needs, fault, when):
+    needs("strace")
+    call = fault.partition(":")[0]
+    inject = f"inject={fault}:when={when + 15}"
+    work = subprocess.run(
+        ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-e", f"trace={call}", "-e", inject,
+         sys.executable, "-c", WORK, str(tmp_path)],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if work.returncode:  # the queue could not even be opened, and that was told in our words
+        assert "lmdbqueue._errors." in work.stderr.splitlines()[-1], work.stderr
+        return
+    told, unknown, failed, found, problems = json.loads(work.stdout)
+    assert problems == []
+    assert found[0] == "first"
+    assert set(told) <= set(found[1:]) <= {*told, *unknown}
+    assert sorted(told + unknown + failed) == list(range(12))
+    assert len(unknown) + len(failed) <= 1, "one fault made more than one call fail"
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert queue.peek(100) == found
+        assert queue.check() == []
