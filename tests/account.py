@@ -114,13 +114,16 @@ class Account:
         self.removing: list[int] = []  # by the others, at most
         self.seen: list[list[Tag]] = []
         self.fault = ""  # in what was acknowledged already, without any crash
+        processes = set()
         for call in calls:
+            processes.add(call.process)
             if call.verb == "push":
                 self._push(call)
             elif call.verb in ("pop", "delete", "clear"):
                 self._remove(call)
             elif call.verb == "peek" and call.acked:
                 self.seen.append([tuple(tag) for tag in call.result])
+        self.one_at_a_time = len(processes) < 2 and len(self.removing) + len(self.pending) < 2
         self.place = {tag: (block, i) for block, tags in enumerate(self.pending) for i, tag in enumerate(tags)}
         self.seq = {tag: seq for seq, tag in self.known.items()}
 
@@ -181,8 +184,8 @@ class Account:
         sums = {0}
         for n in self.removing:
             sums |= {n + other for other in sums}
-        # a removal of more than there is removes all; what is there was then pushed later, by another call under way
-        is_short = extra < max(sums) and not (present and len(self.removing) == 1 and not self.pending)
+        # a removal of more than there is removes all; what is there was then pushed later, by another call
+        is_short = extra < max(sums) and not (present and self.one_at_a_time)
         if extra not in sums and not is_short:
             return f"{extra} items are gone that nobody took (calls under way: {self.removing})"
         for tags in self.seen:
