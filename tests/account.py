@@ -123,7 +123,7 @@ class Account:
                 self._remove(call)
             elif call.verb == "peek" and call.acked:
                 self.seen.append([tuple(tag) for tag in call.result])
-        self.alone = len(processes) < 2
+        self.one_at_a_time = len(processes) < 2 and len(self.removing) + len(self.pending) < 2
         self.place = {tag: (block, i) for block, tags in enumerate(self.pending) for i, tag in enumerate(tags)}
         self.seq = {tag: seq for seq, tag in self.known.items()}
 
@@ -184,8 +184,8 @@ class Account:
         sums = {0}
         for n in self.removing:
             sums |= {n + other for other in sums}
-        # a removal of more than there is removes all
-        is_short = extra < max(sums) and not (self.alone and present)
+        # a removal of more than there is removes all; what is there was then pushed later, by another call
+        is_short = extra < max(sums) and not (present and self.one_at_a_time)
         if extra not in sums and not is_short:
             return f"{extra} items are gone that nobody took (calls under way: {self.removing})"
         for tags in self.seen:
@@ -230,13 +230,13 @@ class Worker:
         self._open_call = self._id
         result = fn()
         self._open_call = 0
-        self.note({"note": "ack", "call": self._id, "result": result})
+        self.note({"note": "ack", "process": self.process, "call": self._id, "result": result})
         return result
 
     def acknowledge_early(self) -> None:
         """Note the call under way as acknowledged. What only a mutant does."""
         if self._open_call:
-            self.note({"note": "ack", "call": self._open_call, "result": None})
+            self.note({"note": "ack", "process": self.process, "call": self._open_call, "result": None})
 
     def tags(self, count: int, largest: int = 6000) -> list[Tag]:
         found = []

@@ -89,11 +89,7 @@ def record_again(recording: Recording, place: str, count: int, seed: int = 0, mu
         names = {path: None if content is None else -each for each, (path, content) in enumerate(state.items(), 1)}
         sizes = {-each: content.size for each, content in enumerate(state.values(), 1) if content is not None}
         events = strace_log.Reader(here, notes, names, sizes).events(log)
-        events = [
-            event for event in events if event.kind != "note" or event.note.get("process", 100 + number) == 100 + number
-        ]
-        mine = {event.note["call"] for event in events if event.kind == "note" and event.note["note"] == "begin"}
-        events = [e for e in events if e.kind != "note" or e.note["note"] != "ack" or e.note["call"] in mine]
+        events = [event for event in events if event.kind != "note" or event.note["process"] == 100 + number]
         found.append(Recording(f"{recording.scenario}, again", events, recording.lock, state, journal))
     os.unlink(log)
     shutil.rmtree(root)

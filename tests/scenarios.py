@@ -44,7 +44,7 @@ class Stage:
         worker = Worker(process, notes_to(fd), (self.seed, process))
         if self._mutant:
             mutants.RECORDING[self._mutant].apply(worker)
-        sys.setprofile(_watch(os.path.join(self.place, "q", "session"), fd, lives))
+        sys.setprofile(_watch(process, os.path.join(self.place, "q", "session"), fd, lives))
         return worker
 
     def run(self, *roles: Callable[["Stage", int], None]) -> None:
@@ -60,7 +60,7 @@ class Stage:
                     copy.write(file.read())
 
 
-def _watch(path: str, fd: int, lives: int) -> Callable[..., None]:
+def _watch(process: int, path: str, fd: int, lives: int) -> Callable[..., None]:
     """Return a profile function that notes what stands in ``session`` whenever that has changed."""
     note = notes_to(fd)
     session = -1
@@ -76,7 +76,8 @@ def _watch(path: str, fd: int, lives: int) -> Callable[..., None]:
         if session >= 0 and os.pread(session, 4096, 0) != last:
             fcntl.flock(fd, fcntl.LOCK_EX)  # so that notes of several processes tell what came after what
             last = os.pread(session, 4096, 0)
-            note({"note": "session", "words": last.rstrip(b"\0").hex(), "size": len(last)})
+            words = last.rstrip(b"\0").hex()
+            note({"note": "session", "process": process, "words": words, "size": len(last)})
             fcntl.flock(fd, fcntl.LOCK_UN)
         moments += 1
         if moments == lives:

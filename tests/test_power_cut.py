@@ -39,7 +39,7 @@ def test_after_a_cut_at_any_moment_the_queue_holds_all_that_was_acknowledged(sce
     assert len(outcome.images) > 300, "hardly any states were tested: does the record show what the library writes?"
 
 
-@pytest.mark.parametrize("scenario", ["solo", "turns"])
+@pytest.mark.parametrize("scenario", ["solo", "turns", "flush"])
 def test_a_second_cut_while_the_first_is_being_recovered_from_loses_nothing(scenario, tmp_path, keep, record_property):
     first = replay.record(scenario, str(tmp_path / "recording"), seed=1)
     recordings = replay.record_again(first, str(tmp_path / "again"), 10)
@@ -69,7 +69,7 @@ def test_after_a_cut_at_any_moment_of_many_histories_the_queue_holds(tmp_path, k
             break
         place = tmp_path / str(seed)
         recordings = [replay.record(scenario, str(place / scenario), seed) for scenario in SCENARIOS]
-        for scenario in ("solo", "turns"):
+        for scenario in ("solo", "turns", "flush"):
             first = next(each for each in recordings if each.scenario == scenario)
             recordings += replay.record_again(first, str(place / f"{scenario} again"), 10, seed)
         outcome = replay.replay(recordings, min(LONG_ROUND, 1 + LONG_STATES // len(SCENARIOS)), keep)

@@ -5,6 +5,10 @@ file system is shut down (the ioctl FS_IOC_SHUTDOWN: nothing reaches the device 
 written and not synced), unmounted and mounted again, and the queue must hold what the account of the calls says.
 Then the same queue goes on.
 
+An acknowledgement counts when it was read before the shutdown began. In a real cut nobody could hear a later
+one; here they can be wrong, since ext4 (Linux 6.18) lets an fdatasync that the shutdown overtakes end well even
+though the file's new blocks are lost: 0.2 such lies a cut, measured with nothing but pwrite and fdatasync.
+
 All of it happens in a child with mounts of its own, which are gone with it, whatever happens.
 
 LMDBQUEUE_CUTS says how many cuts the long form (``-m long``) makes.
@@ -150,14 +154,14 @@ class _Machine:
             how = os.WEXITED | os.WNOHANG | os.WNOWAIT
             ended = [pid for pid in pids if os.waitid(os.P_PID, pid, how)]
             assert ended == [], "a process failed before the power was cut"
-            for pid in pids:  # nobody acknowledges anything when the power has gone: ext4 may say then that it synced
-                os.kill(pid, signal.SIGSTOP)
+            while select.select([ear], [], [], 0)[0]:
+                rest = _take(journal, rest + os.read(ear, 1 << 16))
             self._shut_down()
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
         with open(ear, "rb") as pipe:
-            rest = _take(journal, rest + pipe.read())
+            rest = _take(journal, rest + pipe.read(), is_late=True)
         assert rest == b""
         for pid in pids:
             os.waitpid(pid, 0)
@@ -188,11 +192,13 @@ class _Machine:
                     worker.flush(queue)
 
 
-def _take(journal: Journal, data: bytes) -> bytes:
-    """Take the notes that have come; return the rest."""
+def _take(journal: Journal, data: bytes, *, is_late: bool = False) -> bytes:
+    """Take the notes that have come; return the rest. What is acknowledged too late may have taken place or not."""
     *lines, rest = data.split(b"\n")
     for line in lines:
-        journal.note(json.loads(line))
+        note = json.loads(line)
+        if not (is_late and note["note"] == "ack"):
+            journal.note(note)
     return rest
 
 
