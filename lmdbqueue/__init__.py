@@ -23,6 +23,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_group``            several calls in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
+``_remnants``         what a power cut leaves on free pages
 ``_metapage``         LMDB's meta pages as bytes
 ``_session``          who is alive, and what is known to be on the disk
 ``_directory``        file names, creation, the directory lock

@@ -15,7 +15,7 @@ from typing import Final
 
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
 
-_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
@@ -31,7 +31,7 @@ def translated(path: str, operation: str) -> Iterator[None]:
 def explain(error: OSError, path: str, operation: str) -> QueueError:
     """Return our error for one of the operating system."""
     reason = error.strerror or str(error)
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return disk_full(path)
     if error.errno in _NO_ACCESS:
         return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")

@@ -137,9 +137,8 @@ class Environment:
     def _settle(self, generation: Generation) -> None:
         """Leave nothing to prove for the next to open, if nobody else is there."""
         with self.directory.lock():
-            if self._session is not None and self._session.is_alone():
-                generation.settle()
-                self._session.save()
+            if self._session is not None and self._session.is_alone() and generation.settle():
+                self._session.close()
 
     # --- transactions
 

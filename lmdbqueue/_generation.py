@@ -361,11 +361,14 @@ class Generation(Snapshot):
             except StorageError as error:
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
 
-    def settle(self) -> None:
-        """Bring everything to the disk, as the last process to leave."""
+    def settle(self) -> bool:
+        """Bring everything to the disk, as the last process to leave. Tell whether that could be done."""
+        if self._session.is_in_doubt(self.number):
+            return False
         newest = self._first_stamp + self._env.info()["last_txnid"]
-        if not self._session.is_synced(newest) and not self._session.is_in_doubt(self.number):
+        if not self._session.is_synced(newest):
             self._sync(newest)
+        return True
 
     def _sync(self, transaction: int) -> None:
         if self._is_flushed_once:

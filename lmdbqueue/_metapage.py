@@ -9,7 +9,8 @@ snapshot that counts. A slot, from the beginning of its page, in the machine's b
       0  16  page header
      16   8  magic 0xBEEFC0DE and version 1, 4 bytes each
      24  16  address and size of the map
-     40  96  records of two databases: the free pages (it begins with the page size), the main one
+     40  48  record of the database of the free pages: begins with the page size, ends with its root
+     88  48  record of the main database
     136   8  last page in use
     144   8  number of the transaction
 """
@@ -22,7 +23,7 @@ from typing import Final
 from lmdbqueue._disk import sync_file
 from lmdbqueue._errors import CorruptQueueError
 
-_SLOT: Final = Struct("=16x II 16x I 92x QQ")
+_SLOT: Final = Struct("=16x II 16x I 36x Q 48x QQ")
 _HEADER: Final = 16
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
@@ -36,6 +37,7 @@ class MetaPage:
     offset: int
     raw: bytes
     page_size: int
+    free_root: int
     last_page: int
     transaction: int
 
@@ -74,10 +76,10 @@ def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
     where = "the second" if offset else "the first"
     if len(raw) < _SLOT.size:
         raise CorruptQueueError(path, f"it ends within {where} meta page of LMDB")
-    *magic, page_size, last_page, transaction = _SLOT.unpack(raw)
+    *magic, page_size, free_root, last_page, transaction = _SLOT.unpack(raw)
     if tuple(magic) != _MAGIC or page_size not in _PAGE_SIZES:
         raise CorruptQueueError(path, f"{where} meta page of LMDB 0.9 is damaged")
-    return MetaPage(offset, raw, page_size, last_page, transaction)
+    return MetaPage(offset, raw, page_size, free_root, last_page, transaction)
 
 
 def _write(path: str, offset: int, raw: bytes) -> None:

@@ -80,14 +80,18 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
     head, tail = _fifo.bounds(txn, queue)
     first: int | None = None
-    last = -1
+    last = tail - 1
+    count = 0
     with txn.cursor(queue.items) as cursor:
         for key, value in cursor.iternext():
+            count += 1
             last = _format.unpack(key)
             first = last if first is None else first
             if queue.sealed and not _format.is_intact(key, value):
                 damaged.add(Damage(queue.name, last))
     if head != (tail if first is None else first):
         problems.append(f"queue {queue.name!r}: its head is {head}, its first item {first}, its tail {tail}")
-    if last >= tail:
+    if last != tail - 1:
         problems.append(f"queue {queue.name!r}: its tail is {tail}, its last item {last}")
+    if count != tail - head:
+        problems.append(f"queue {queue.name!r}: from head {head} to tail {tail} there are {count} items only")

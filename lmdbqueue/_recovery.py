@@ -24,8 +24,8 @@ that it is alone (``_session``). Then, in this order:
 1. The page cache in which everything was written still stands (same boot, same mount): every commit is
    there, flushed or not. This is so after ``kill -9``.
 2. The newest transaction is the first of its file: files get their name when they are on the disk.
-3. The newest transaction is one that is known to be flushed, and the files are not a copy that somebody
-   made of the directory. This is so after the last process closed the queue.
+   (There may be remnants, see below.)
+3. The last process closed the queue, and the files are not a copy that somebody made of the directory.
 
 How a torn transaction is undone. The body of meta page k-1 is written over slot k, with the number
 k-2: it has the parity that LMDB wants in that slot, and leaves k-1 as the newest. That is one write
@@ -40,7 +40,12 @@ step  what is done                                      a crash after it: the ne
 4     prove k-1                                         writes it back, proves k
 5     whole: clear the note, fsync                      finds k-1 newest, proves it
 5'    not whole: write k back, fsync, clear the note    proves k
+6     fsync; write zeros over all free pages, fsync     proves the newest, which uses none of them
+7     note that the files stand in this page cache      begins after the next power cut only
 ====  ================================================  ===========================================
+
+Step 6 takes away what transactions that never came to count have left (``_remnants``). It is done
+after every power cut, since the meta page of such a transaction may not have arrived.
 
 Damage of another origin. When only items of k are damaged, and the same ones are in k-1, it was no
 power cut: k counts, and those items raise ``CorruptItemError`` as at any other time. When neither
@@ -51,8 +56,8 @@ taken for its work.
 
 import time
 
-from lmdbqueue import _format, _metapage, _proof
-from lmdbqueue._disk import translated
+from lmdbqueue import _format, _metapage, _proof, _remnants
+from lmdbqueue._disk import NO_ROOM, translated
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._generation import is_proven_at_opening
 from lmdbqueue._proof import Progress
@@ -73,10 +78,11 @@ def recover(
         if session.is_standing():
             return
         newest, _ = _metapage.read(path)
-        is_flushed = session.is_synced(stamp(number, newest.transaction)) and not session.is_copied()
-        if newest.transaction > _FIRST and not is_flushed and is_proven_at_opening(options):
-            _prove(path, number, options, session, progress)
-            newest, _ = _metapage.read(path)
+        if is_proven_at_opening(options) and not session.is_closed():
+            if newest.transaction > _FIRST:
+                _prove(path, number, options, session, progress)
+                newest, _ = _metapage.read(path)
+            _wipe(path, newest)
         session.settle(stamp(number, newest.transaction))
 
 
@@ -86,6 +92,15 @@ def _take_back(path: str, number: int, session: Session) -> None:
         if _format.unpack(note[:8]) == number:
             _metapage.restore(path, note[8:])
         session.note = b""
+
+
+def _wipe(path: str, newest: _metapage.MetaPage) -> None:
+    try:
+        _remnants.wipe(path, newest)
+    except OSError as error:  # of a file system that writes elsewhere (btrfs): consumers must go on
+        if error.errno not in NO_ROOM:
+            raise
+        _report("WARNING", "%s: no room to write zeros over its free pages", path)
 
 
 def _prove(path: str, number: int, options: _format.Options, session: Session, progress: Progress | None) -> None:

@@ -11,7 +11,8 @@ when that process is killed the next moment. It is 4096 bytes long, in the machi
      0  8   MAGIC
      8  8   synced    the newest transaction known to be durable: generation << 40 | transaction
     16  8   doubt     the newest generation in which a sync failed, 0 for none
-    24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known
+    24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known,
+                      CLOSED when the last process had closed the queue
     40   8  mount     id of the mount, never used again within a boot, 0 if not known
     48   8  inode     of this file, so that a copy of the directory is known as such
     56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
@@ -34,6 +35,7 @@ from lmdbqueue import _flock
 from lmdbqueue._disk import sync_file
 
 MAGIC: Final = b"lmdbqses"
+CLOSED: Final = b"closed".ljust(16)
 SIZE: Final = 4096
 _SYNCED: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
@@ -113,15 +115,21 @@ class Session:
         here = _place(self._file)
         return bool(here.boot and here.mount) and self._place == here
 
-    def is_copied(self) -> bool:
-        """Tell whether the words belong to other files: somebody copied the directory."""
-        return self._place[2:] != _place(self._file)[2:]
+    def is_closed(self) -> bool:
+        """Tell whether all was on the disk when the last process left, and this is no copy of the directory."""
+        return self._place.boot == CLOSED and self._place[2:] == _place(self._file)[2:]
 
     def settle(self, synced: int) -> None:
-        """Write down, as the first and once the files are known to be whole, where and how they stand."""
+        """Write down durably, as the first and once the files are known to be whole, where and how they stand."""
         self._words[_SYNCED] = synced
         self._words[_DOUBT] = 0
         _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file))
+        self.save()
+
+    def close(self) -> None:
+        """Write down durably, as the last and once everything is on the disk, that it is."""
+        _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file)._replace(boot=CLOSED))
+        self.save()
 
     @property
     def _place(self) -> "_Place":

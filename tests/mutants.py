@@ -2,7 +2,8 @@
 
 A mutant is a function that changes the library in memory, in the process that calls it, and the scenario that
 must show it. ``RECORDING`` are applied where calls are made and recorded, ``OPENING`` where the queue is opened
-after the crash. To add one, write the function and enter it into its table under a name that says what is wrong.
+after the crash, ``AGAIN`` where a first crash was recovered from and a second one comes. To add one, write the
+function and enter it into its table under a name that says what is wrong.
 """
 
 import sys
@@ -125,8 +126,16 @@ def rolls_back_without_the_parity() -> None:
     _recovery._metapage.roll_back = roll_back  # type: ignore[attr-defined]
 
 
+def leaves_the_remnants(_worker: Worker | None = None) -> None:
+    _recovery._remnants.wipe = lambda _path, _newest: None  # type: ignore[attr-defined]
+
+
 OPENING = {
     "recovery skipped": Mutant(skips_the_recovery, "solo"),
     "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
 }
+
+AGAIN = {"remnants left": Mutant(leaves_the_remnants, "solo")}
+
+IN_WORKERS = RECORDING | AGAIN

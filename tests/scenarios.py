@@ -43,7 +43,7 @@ class Stage:
         fd = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         worker = Worker(process, notes_to(fd), (self.seed, process))
         if self._mutant:
-            mutants.RECORDING[self._mutant].apply(worker)
+            mutants.IN_WORKERS[self._mutant].apply(worker)
         sys.setprofile(_watch(process, os.path.join(self.place, "q", "session"), fd, lives))
         return worker
 
@@ -124,6 +124,18 @@ def solo(stage: Stage) -> None:
                     any_verb(worker, queue, alone=True)
                 if session == 2:
                     stage.keep_lock_file()
+
+    stage.run(role)
+
+
+def pushes(stage: Stage) -> None:
+    """One process pushes items one by one: what follows a cut is much like what it took back."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        with _opened(worker, stage) as queue:
+            for _ in range(8):
+                worker.push(queue, 1, 20)
 
     stage.run(role)
 
@@ -262,7 +274,7 @@ def again(stage: Stage) -> None:
 
 SCENARIOS = {
     scenario.__name__.replace("_", " "): scenario
-    for scenario in (solo, trio, turns, creation, flush, flush_trio, names, long_names, killed)
+    for scenario in (solo, pushes, trio, turns, creation, flush, flush_trio, names, long_names, killed)
 }
 
 

@@ -61,6 +61,13 @@ def test_the_replay_finds_a_fault_in_the_recovery(name, tmp_path, keep):
     assert replay.replay([recording], STATES, keep, name).failures
 
 
+@pytest.mark.parametrize("name", mutants.AGAIN)
+def test_the_replay_of_a_second_cut_finds_a_fault_in_the_recovery(name, tmp_path, keep):
+    first = replay.record(mutants.AGAIN[name].scenario, str(tmp_path / "recording"), seed=1)
+    recordings = replay.record_again(first, str(tmp_path / "again"), 10, mutant=name)
+    assert replay.replay(recordings, STATES // 10, keep).failures
+
+
 @pytest.mark.long
 def test_after_a_cut_at_any_moment_of_many_histories_the_queue_holds(tmp_path, keep, record_property):
     done = 0
