@@ -136,6 +136,6 @@ OPENING = {
     "forgets the head": Mutant(forgets_the_head, "solo"),
 }
 
-AGAIN = {"remnants left": Mutant(leaves_the_remnants, "solo")}
+AGAIN = {"remnants left": Mutant(leaves_the_remnants, "pushes")}
 
 IN_WORKERS = RECORDING | AGAIN

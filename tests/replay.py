@@ -140,7 +140,7 @@ def _some_states(recording: Recording, count: int, chance: random.Random) -> lis
             disk.apply(event)
             if event.kind == "note":
                 journal.note(event.note)
-        state = list(disk.states(chance, 40))[chance.choice((0, 1, 3, -1, -1, -1, -1))]
+        state = list(disk.states(chance, 40))[chance.choice((0, 1, 1, 1, 3, -1, -1))]
         found.append((state, journal))
     return found
 
