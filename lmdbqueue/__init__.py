@@ -15,15 +15,17 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
 ``_compact``          ``flush`` and ``copy``: when space is given back
-``_check``            ``check``: the proof on a queue in use
+``_check``            ``check``: the proof on a queue in use, and its repair
 ``_env``              a directory as this process has it: sharing, group commit, swaps, forks
 ``_recovery``         after a power cut: which of the two newest snapshots counts
 ``_swap``             the swap of generations, step by step
+``_salvage``          what can be saved of a damaged file
 ``_proof``            what "whole" means: every invariant
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_group``            several calls in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
 ``_remnants``         what a power cut leaves on free pages
+``_pages``            LMDB's trees as bytes
 ``_metapage``         LMDB's meta pages as bytes
 ``_session``          who is alive, and what is known to be on the disk
 ``_directory``        file names, creation, the directory lock
@@ -41,6 +43,7 @@ if sys.platform == "win32":
     message = "lmdbqueue does not run on Windows: nobody has tested there that it loses nothing; Linux and macOS do"
     raise ImportError(message)
 
+from lmdbqueue._check import check
 from lmdbqueue._errors import (
     AccessError,
     ClosedError,
@@ -81,5 +84,6 @@ __all__ = [
     "ShutDown",
     "StorageError",
     "VersionError",
+    "check",
 ]
 __version__ = "0.1.0"

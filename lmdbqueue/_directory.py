@@ -72,10 +72,23 @@ def open_directory(path: str, wanted: Options, build: Callable[[str], None], *, 
                 _create(path, wanted, build)
             elif fresh:
                 raise ExistsError(path)
-            with open(os.path.join(path, _OPTIONS_FILE), "rb") as file:
-                options = Options.from_json(path, file.read())
-        _refuse_read_only(path)
-        return Directory(path, options)
+        return _existing(path)
+
+
+def find_directory(path: str) -> "Directory":
+    """Return the queue directory at ``path``; raise ``FormatError`` if there is none."""
+    with translated(path, "opening"):
+        _refuse_file(path)
+        if not os.path.exists(os.path.join(path, _OPTIONS_FILE)):
+            raise FormatError(path, "no queue", "give the path of a queue's directory")
+        return _existing(path)
+
+
+def _existing(path: str) -> "Directory":
+    with open(os.path.join(path, _OPTIONS_FILE), "rb") as file:
+        options = Options.from_json(path, file.read())
+    _refuse_read_only(path)
+    return Directory(path, options)
 
 
 class Directory:

@@ -57,7 +57,7 @@ from lmdbqueue._group import Call
 from lmdbqueue._proof import Progress
 from lmdbqueue._recovery import recover
 from lmdbqueue._session import Session
-from lmdbqueue._swap import swap
+from lmdbqueue._swap import Write, swap, write_copy
 from lmdbqueue._wakeup import Bell
 
 R = TypeVar("R")
@@ -71,8 +71,10 @@ _environments: dict[tuple[int, int, str], "Environment"] = {}
 _opening = threading.RLock()
 
 
-def open_environment(path: str, wanted: _format.Options, name: str, progress: Progress | None = None) -> "Environment":
-    """Return this process's handle on the directory at ``path``, with a queue ``name`` in it."""
+def open_environment(
+    path: str, wanted: _format.Options, name: str | None, progress: Progress | None = None
+) -> "Environment":
+    """Return this process's handle on the directory at ``path``, with a queue ``name`` in it (None: as it is)."""
     with _opening:
         directory = open_directory(path, wanted, _generation.build)
         for option in ("checksum", "durability"):
@@ -239,20 +241,20 @@ class Environment:
                 if generation.is_broken:
                     self._abandon_broken(generation)
 
-    def swap(self) -> int:
-        """Put a compacted copy in the place of the live generation; return by how many bytes the file shrank."""
+    def swap(self, write: Write = write_copy) -> int:
+        """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
         with self.exclusive() as (generation, txn):
-            shrunk = self._swap(generation, txn)
+            shrunk = self._swap(generation, txn, write)
         self.follow(generation)
         self.bell.ring()  # sleepers move on too, and let go of the old file
         return shrunk
 
-    def _swap(self, generation: Generation, txn: Txn) -> int:
+    def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
         assert self._session is not None  # it came before the generation
-        return swap(self.directory, self._session, generation, txn)
+        return swap(self.directory, self._session, generation, txn, write)
 
-    def prepare(self, name: str, progress: Progress | None = None) -> None:
-        """Make sure that there is a queue ``name``. Waits for a transaction under way."""
+    def prepare(self, name: str | None, progress: Progress | None = None) -> None:
+        """Make sure that there is a queue ``name``, and open the handles of all. Waits for a transaction under way."""
         with self._writer:
             if self._generation is None:
                 self.follow(None, progress)
@@ -401,7 +403,7 @@ def _begin(generation: Generation) -> tuple[Generation, Txn]:
     return generation, generation.begin("locking")
 
 
-def _prepare(generation: Generation, name: str) -> None:
+def _prepare(generation: Generation, name: str | None) -> None:
     generation.secure(generation.prepare(name, _fifo.create))
 
 

@@ -9,7 +9,8 @@ The records of a queue, and what holds of them between any two transactions:
 - ``items``: sequence number -> value (the payload, sealed if the queue has checksums)
 - ``tail``: the next number to be given, so also how many items were ever pushed
 - ``head``: the number of the first item, or ``tail`` when there is none
-- every number in ``items`` is at least ``head`` and below ``tail``
+- every number from ``head`` to below ``tail`` is in ``items``, but for those in ``missing``
+- ``missing``: ranges of numbers that a repair has found to be lost; seldom there
 
 Functions that write return what they changed; an empty answer says that nothing was.
 """
@@ -17,6 +18,7 @@ Functions that write return what they changed; an empty answer says that nothing
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
 from lmdbqueue._generation import Tables, Txn
@@ -37,6 +39,13 @@ def create(txn: Txn, queue: Tables) -> bool:
 def bounds(txn: Txn, queue: Tables) -> tuple[int, int]:
     """Return head and tail."""
     return _number(txn, queue, queue.head), _number(txn, queue, queue.tail)
+
+
+def missing(txn: Txn, queue: Tables) -> list[range]:
+    """Return the numbers between head and tail whose items a repair has found to be lost."""
+    lost = _format.unpack_ranges(txn.get(_format.record(queue.name, "missing"), b"", db=queue.meta))
+    head = _number(txn, queue, queue.head)
+    return [each for each in lost if each.start >= head]
 
 
 def count(txn: Txn, queue: Tables) -> int:

@@ -8,6 +8,7 @@ line of it here. Must not know: files, transactions, LMDB.
 import json
 import re
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from struct import Struct
 from typing import Final, Literal, get_args
@@ -59,6 +60,20 @@ def queue_of(key: bytes) -> str | None:
     """Return the name of the queue whose items are in the sub-database ``key``, if it is such a one."""
     name, slash, what = key.partition(b"/")
     return name.decode() if slash and what == b"items" else None
+
+
+# --- ranges of numbers: first and number after the last of each
+
+
+def pack_ranges(ranges: Iterable[range]) -> bytes:
+    """Return the bytes that stand for ranges."""
+    return b"".join(pack(each.start) + pack(each.stop) for each in ranges)
+
+
+def unpack_ranges(data: bytes) -> list[range]:
+    """Return the ranges that ``pack_ranges`` has packed."""
+    numbers = [unpack(data[at : at + 8]) for at in range(0, len(data), 8)]
+    return [range(start, stop) for start, stop in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
 # --- the seal: a CRC-32 over key and payload, little-endian and *behind* the payload, since the CRC

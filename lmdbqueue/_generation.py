@@ -44,9 +44,10 @@ What else LMDB demands, and where it is answered:
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,6 +79,7 @@ _DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
 
@@ -420,11 +422,16 @@ def provide(path: str) -> None:
     allocate(path + "-lock", _LOCK_FILE)
 
 
-def build(path: str) -> None:
-    """Write a new environment without any queue to ``path``, where nothing is."""
+def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = ()) -> None:
+    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys."""
     try:
-        env, _ = _open(path, sync=True)
+        env, _ = _open(path, sync=False)
         try:
+            for database, records in contents:
+                left = iter(records)
+                while some := list(islice(left, _AT_A_TIME)):
+                    with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
+                        cursor.putmulti(some, append=True)
             with env.begin(write=True) as txn:
                 meta = env.open_db(_format.META, txn=txn)
                 txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=meta)

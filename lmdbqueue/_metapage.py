@@ -10,12 +10,13 @@ snapshot that counts. A slot, from the beginning of its page, in the machine's b
      16   8  magic 0xBEEFC0DE and version 1, 4 bytes each
      24  16  address and size of the map
      40  48  record of the database of the free pages: begins with the page size, ends with its root
-     88  48  record of the main database
+     88  48  record of the main database: ends with its root
     136   8  last page in use
     144   8  number of the transaction
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final
@@ -23,11 +24,11 @@ from typing import Final
 from lmdbqueue._disk import sync_file
 from lmdbqueue._errors import CorruptQueueError
 
-_SLOT: Final = Struct("=16x II 16x I 36x Q 48x QQ")
+_SLOT: Final = Struct("=16x II 16x I 36x Q 40x QQQ")
 _HEADER: Final = 16
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
-_PAGE_SIZES: Final = range(256, (1 << 15) + 1)
+_PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class MetaPage:
     raw: bytes
     page_size: int
     free_root: int
+    main_root: int
     last_page: int
     transaction: int
 
@@ -54,6 +56,21 @@ def read(path: str) -> tuple[MetaPage, MetaPage]:
         file.seek(first.page_size)
         second = _slot(path, first.page_size, file.read(_SLOT.size))
     return (second, first) if second.transaction > first.transaction else (first, second)
+
+
+def best(path: str) -> MetaPage:
+    """Return the slot that counts, or the one that is left when the other is damaged."""
+    found = []
+    with open(path, "rb") as file:
+        for offset in (0, *_PAGE_SIZES):
+            file.seek(offset)
+            with suppress(CorruptQueueError):
+                slot = _slot(path, offset, file.read(_SLOT.size))
+                if offset in (0, slot.page_size):
+                    found.append(slot)
+    if not found:
+        raise CorruptQueueError(path, "both meta pages of LMDB 0.9 are damaged")
+    return max(found, key=lambda slot: slot.transaction)
 
 
 def roll_back(path: str, newest: MetaPage, before: MetaPage) -> None:
@@ -76,10 +93,10 @@ def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
     where = "the second" if offset else "the first"
     if len(raw) < _SLOT.size:
         raise CorruptQueueError(path, f"it ends within {where} meta page of LMDB")
-    *magic, page_size, free_root, last_page, transaction = _SLOT.unpack(raw)
+    *magic, page_size, free_root, main_root, last_page, transaction = _SLOT.unpack(raw)
     if tuple(magic) != _MAGIC or page_size not in _PAGE_SIZES:
         raise CorruptQueueError(path, f"{where} meta page of LMDB 0.9 is damaged")
-    return MetaPage(offset, raw, page_size, free_root, last_page, transaction)
+    return MetaPage(offset, raw, page_size, free_root, main_root, last_page, transaction)
 
 
 def _write(path: str, offset: int, raw: bytes) -> None:

@@ -79,19 +79,20 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
 
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
     head, tail = _fifo.bounds(txn, queue)
-    first: int | None = None
-    last = tail - 1
-    count = 0
+    next_ = head
+    gaps = []
     with txn.cursor(queue.items) as cursor:
         for key, value in cursor.iternext():
-            count += 1
-            last = _format.unpack(key)
-            first = last if first is None else first
+            seq = _format.unpack(key)
+            if seq != next_:
+                gaps.append(range(next_, seq))
+            next_ = seq + 1
             if queue.sealed and not _format.is_intact(key, value):
-                damaged.add(Damage(queue.name, last))
-    if head != (tail if first is None else first):
-        problems.append(f"queue {queue.name!r}: its head is {head}, its first item {first}, its tail {tail}")
-    if last != tail - 1:
-        problems.append(f"queue {queue.name!r}: its tail is {tail}, its last item {last}")
-    if count != tail - head:
-        problems.append(f"queue {queue.name!r}: from head {head} to tail {tail} there are {count} items only")
+                damaged.add(Damage(queue.name, seq))
+    if next_ != tail:
+        gaps.append(range(next_, tail))
+    if gaps != _fifo.missing(txn, queue):
+        numbers = ", ".join(f"{gap.start} to {gap.stop - 1}" for gap in gaps) or "none"
+        problems.append(
+            f"queue {queue.name!r}: its head is {head}, its tail {tail}, and these items are missing: {numbers}"
+        )

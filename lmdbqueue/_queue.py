@@ -122,13 +122,17 @@ class PersistentQueue(StandardQueue[T]):
         _compact.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
-    def check(self) -> list[str]:
+    def check(self, repair: bool = False) -> list[str]:
         """Return what is wrong with the files: an empty list, or a sentence for each problem.
 
         Looks at all queues of the directory: the structure of the file, each checksum, head and tail
-        against the items, files that should not be there. Writers wait meanwhile.
+        against the items, files that should not be there. Writers wait meanwhile. With ``repair`` every
+        item that is whole is written to a new file, which takes the place of the damaged one, durably,
+        while others go on; a damaged item is kept as it was found in the file ``<queue>.quarantine``
+        beside the directory (JSON lines: queue, seq, value in base64), and the answer tells what was lost.
+        For a queue that cannot be opened: ``lmdbqueue.check``.
         """
-        return _check.check(self._open, self.name)
+        return _check.check_open(self._open, repair=repair)
 
     def close(self) -> None:
         """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.

@@ -74,7 +74,7 @@ def recover(
     ``progress(done, total)`` is called with bytes of the proof. Raises ``CorruptQueueError``.
     """
     with translated(path, "recovery"):
-        _take_back(path, number, session)
+        take_back(path, number, session)
         if session.is_standing():
             return
         newest, _ = _metapage.read(path)
@@ -86,7 +86,7 @@ def recover(
         session.settle(stamp(number, newest.transaction))
 
 
-def _take_back(path: str, number: int, session: Session) -> None:
+def take_back(path: str, number: int, session: Session) -> None:
     """Undo a recovery that was cut short."""
     if note := session.note:
         if _format.unpack(note[:8]) == number:

@@ -7,7 +7,7 @@ ever be committed to that one. Must not know: why it is done (``_compact``, ``_e
 step  what is done; N is the live generation              killed after it: who puts it right
 ====  ==================================================  ======================================
 1     take the write lock of N: nobody else writes        the kernel frees the lock
-2     remove an old draft of N+1; copy N to the draft;    N is live; the draft is worthless: the
+2     remove an old draft of N+1; write N to the draft;    N is live; the draft is worthless: the
       allocate its reserve and its lock file              next swap, or the next process to open
                                                           the queue alone, removes it
 3     fsync the draft and the directory                   as 2
@@ -39,25 +39,26 @@ has a lock file of its own: LMDB loses data when a new file comes under an old l
 """
 
 import os
+from collections.abc import Callable
 
-from lmdbqueue import _generation, _proof
+from lmdbqueue import _generation, _metapage, _proof
 from lmdbqueue._directory import Directory
 from lmdbqueue._disk import sync_directory, sync_file, translated
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._generation import Generation, Snapshot, Txn
 from lmdbqueue._session import Session, stamp
 
-_FIRST = 1  # the transaction of a copy
+Write = Callable[[Snapshot, str], None]
 
 
-def swap(directory: Directory, session: Session, generation: Generation, txn: Txn) -> int:
-    """Put a compacted copy in the place of the live generation, whose write lock ``txn`` holds, and end ``txn``.
+def swap(directory: Directory, session: Session, generation: Generation, txn: Txn, write: Write) -> int:
+    """Put what ``write(generation, path)`` makes of it in the place of the live generation.
 
-    Return by how many bytes the file shrank.
+    ``txn`` holds its write lock, and is ended. Return by how many bytes the file shrank.
     """
     number = generation.number + 1
     with translated(directory.path, "compaction"):
-        write_copy(generation, directory.draft(number))
+        write(generation, directory.draft(number))
         sync_directory(directory.path)
         shrunk = os.stat(generation.path).st_size - os.stat(directory.draft(number)).st_size
         if session.is_in_doubt(generation.number):
@@ -65,7 +66,7 @@ def swap(directory: Directory, session: Session, generation: Generation, txn: Tx
         with directory.lock():
             generation.supersede(txn)
             directory.publish(number)
-            session.set_synced(stamp(number, _FIRST))
+            session.set_synced(stamp(number, _metapage.read(directory.generation(number))[0].transaction))
             directory.clean(number, alone=False)
     return max(0, shrunk)
 

@@ -7,6 +7,7 @@ not know: how a verb does its work.
 import argparse
 from collections.abc import Sequence
 
+import lmdbqueue
 from lmdbqueue import _demo
 
 
@@ -33,8 +34,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     demo.set_defaults(run=lambda options: _demo.run(options.input, options.items))
 
+    check = commands.add_parser(
+        "check",
+        help="prove that a queue is whole, or repair it",
+        description="Says what is wrong with a queue: the structure of its file, checksums, head and tail, files that "
+        "do not belong there. Exits with 0 if it is whole, with 1 if it is, or was, not.",
+        epilog="example: lmdbqueue check /var/spool/uploads --repair",
+    )
+    check.add_argument("path", metavar="PATH", help="the directory of the queue")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="write what is whole to a new file; damaged items go to the file PATH.quarantine",
+    )
+    check.set_defaults(run=lambda options: _check(options.path, repair=options.repair))
+
     options = parser.parse_args(arguments)
     raise SystemExit(options.run(options))
+
+
+def _check(path: str, *, repair: bool) -> int:
+    try:
+        problems = lmdbqueue.check(path, repair=repair)
+    except lmdbqueue.QueueError as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(problem)
+    print(f"{path}: {'not whole' if problems and not repair else 'repaired' if problems else 'whole'}")
+    return 1 if problems else 0
 
 
 def _readable(path: str) -> str:
