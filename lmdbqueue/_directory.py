@@ -42,6 +42,7 @@ import re
 import shutil
 import stat
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -57,6 +58,7 @@ _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
 BELL: Final = "bell"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
+_CALLER: Final = 6  # frames up to who opens the queue
 
 
 def open_directory(path: str, wanted: Options, build: Callable[[str], None], *, fresh: bool = False) -> "Directory":
@@ -88,6 +90,7 @@ def _existing(path: str) -> "Directory":
     with open(os.path.join(path, _OPTIONS_FILE), "rb") as file:
         options = Options.from_json(path, file.read())
     _refuse_read_only(path)
+    _warn_of_strangers(path)
     return Directory(path, options)
 
 
@@ -214,6 +217,19 @@ def _refuse_file(path: str) -> None:
                 "choose another name, read the old items with python-persistent-queue and push them here",
             )
     raise FormatError(path, "a file", "choose another name")
+
+
+def _warn_of_strangers(path: str) -> None:
+    """Warn, once for each directory as Python's filters are set, if other users may write what is read here."""
+    status = os.stat(path)
+    if status.st_uid not in (os.geteuid(), 0):
+        found = f"is owned by user {status.st_uid}"
+    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        found = f"may be written by other users (mode {stat.S_IMODE(status.st_mode):o})"
+    else:
+        return
+    message = f"{path!r} {found}, who can run code here by what pickle reads: chmod 700 it, or use loads=json.loads"
+    warnings.warn(message, RuntimeWarning, stacklevel=_CALLER)
 
 
 def _refuse_read_only(path: str) -> None:
