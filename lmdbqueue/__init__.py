@@ -16,6 +16,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
 ``_compact``          ``flush`` and ``copy``: when space is given back
 ``_check``            ``check``: the proof on a queue in use, and its repair
+``_ahead``            a copy made before a swap, while writers go on
 ``_env``              a directory as this process has it: sharing, group commit, swaps, forks
 ``_recovery``         after a power cut: which of the two newest snapshots counts
 ``_swap``             the swap of generations, step by step

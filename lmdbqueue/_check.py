@@ -23,7 +23,7 @@ from lmdbqueue._directory import SESSION, Directory, find_directory
 from lmdbqueue._disk import sync_directory, translated
 from lmdbqueue._env import Environment, open_environment
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._generation import Snapshot
+from lmdbqueue._generation import Generation, Txn
 from lmdbqueue._salvage import Quarantine, rebuild
 from lmdbqueue._session import Session, stamp
 
@@ -47,8 +47,13 @@ def check(path: str, *, repair: bool = False) -> list[str]:
 def check_open(environment: Environment, *, repair: bool) -> list[str]:
     """Return a sentence for each thing that is wrong, and with ``repair`` one for each that was lost or put aside.
 
-    Holds the write lock and the directory lock meanwhile.
+    Holds the lock of flushes, the write lock and the directory lock meanwhile.
     """
+    with environment.directory.compaction():
+        return _check(environment, repair=repair)
+
+
+def _check(environment: Environment, *, repair: bool) -> list[str]:
     environment.prepare(None)  # so that the handles of queues that others made are open
     directory = environment.directory
     with environment.exclusive() as (generation, txn), directory.lock():
@@ -56,11 +61,11 @@ def check_open(environment: Environment, *, repair: bool) -> list[str]:
         if not problems:  # else LMDB could come to harm by reading
             problems = _proof.of_records(txn, generation, txn.id() - 1).sentences()
         strangers = directory.strangers(generation.number)
-        if repair:  # who has the write lock knows that nobody else writes a draft
+        if repair:  # nobody writes a draft: that takes the locks that are held here
             directory.clean(generation.number, alone=True)
     if problems and repair:
 
-        def write(damaged: Snapshot, draft: str) -> None:
+        def write(damaged: Generation, _txn: Txn, draft: str) -> None:
             problems.extend(rebuild(damaged.path, draft, damaged.options, _quarantine(directory)))
 
         environment.swap(write)

@@ -4,18 +4,26 @@ Owns: when it is worth it, and where it goes. Law: a copy is a whole queue or no
 LMDB's calls, verbs, items; how a compacted file takes the place of the live one (``_swap``).
 """
 
+from lmdbqueue._ahead import Ahead
 from lmdbqueue._directory import open_directory
 from lmdbqueue._env import Environment
 from lmdbqueue._format import Options
 from lmdbqueue._generation import Snapshot, Superseded, Tables, Txn
 from lmdbqueue._swap import write_copy
 
+_ROUNDS = 5  # in which the copy may come closer, before writers must wait
+
 
 def flush(environment: Environment, name: str, limit: int) -> int:
     """Compact if at least ``limit`` bytes of the file are empty; return by how many bytes it shrank."""
-    if environment.view(name, _empty) < limit:
-        return 0
-    return environment.swap()
+    with environment.directory.compaction() as path, Ahead(path) as ahead:
+        if environment.view(name, _empty) < limit:
+            return 0
+        environment.view(name, ahead.copy)
+        for _ in range(_ROUNDS):
+            if not environment.view(name, ahead.approach):
+                break
+        return environment.swap(ahead.finish)
 
 
 def copy(environment: Environment, name: str, path: str) -> None:
@@ -32,8 +40,8 @@ def _empty(txn: Txn, queue: Tables) -> int:
     return queue.generation.extent() - queue.generation.used(txn)
 
 
-def _copy_snapshot(_txn: Txn, queue: Tables, path: str) -> None:
-    write_copy(queue.generation, path)
+def _copy_snapshot(txn: Txn, queue: Tables, path: str) -> None:
+    write_copy(queue.generation, txn, path)
     copied = Snapshot(path, queue.generation.options)
     try:
         if copied.is_superseded():  # a flush came before the copy's own snapshot

@@ -39,7 +39,6 @@ The swap of generations is described in ``_swap``.
 
 import os
 import re
-import shutil
 import stat
 import struct
 import warnings
@@ -55,6 +54,7 @@ from lmdbqueue._format import Options
 _GENERATION: Final = re.compile(r"(\d{8})\.mdb")
 _LEFTOVER_OF_CREATION: Final = re.compile(r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp")
 _OPTIONS_FILE: Final = "queue.json"
+_AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
 BELL: Final = "bell"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
@@ -113,6 +113,15 @@ class Directory:
         with translated(self.path, "locking"), _flock.exclusive(self.path):
             yield
 
+    @contextmanager
+    def compaction(self) -> Iterator[str]:
+        """Hold the right to compact, for the block; give a path for the copy that is made ahead.
+
+        It comes before any other lock. The lock is on a file that is always there and never written.
+        """
+        with translated(self.path, "locking"), _flock.exclusive(self.file(_OPTIONS_FILE)):
+            yield self.file(_AHEAD)
+
     def generation(self, number: int) -> str:
         """Return the path of a generation's environment."""
         return os.path.join(self.path, f"{number:08}.mdb")
@@ -154,6 +163,8 @@ class Directory:
 
 def remove(path: str) -> None:
     """Remove a queue directory and all in it."""
+    import shutil  # noqa: PLC0415  (2 ms that few pay)
+
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -130,6 +130,23 @@ def clear(txn: Txn, queue: Tables) -> int:
     return removed
 
 
+def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
+    """Make an older copy of the queue hold what it holds now; return how many items left and came."""
+    head, tail = bounds(txn, queue)
+    known = _number(copy_txn, copy, copy.tail)
+    changed = 0
+    with copy_txn.cursor(copy.items) as cursor:
+        while cursor.first() and cursor.key() < pack(head):
+            cursor.delete()
+            changed += 1
+    with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
+        if cursor.set_range(pack(known)):
+            changed += target.putmulti(cursor.iternext(), append=True)[1]
+    copy_txn.put(copy.head, pack(head), db=copy.meta)
+    copy_txn.put(copy.tail, pack(tail), db=copy.meta)
+    return changed
+
+
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:
     value = txn.get(key, db=queue.meta)
     if value is None:

@@ -5,13 +5,11 @@ and the seal of a payload. Law: pure functions of bytes; whoever reads ``docs/fo
 line of it here. Must not know: files, transactions, LMDB.
 """
 
-import json
+import os
 import re
-import uuid
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from struct import Struct
-from typing import Final, Literal, get_args
+from typing import Final, Literal, NamedTuple, get_args
 from zlib import crc32
 
 from lmdbqueue._errors import CorruptQueueError, VersionError
@@ -97,21 +95,25 @@ def is_intact(key: bytes, value: bytes) -> bool:
 # --- queue.json
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """What is fixed when a queue directory is created."""
 
     checksum: bool = True
     durability: Durability = "full"
-    uuid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    uuid: str = ""  # of a directory; none of options that are only wanted
 
     def to_json(self) -> bytes:
-        """Return the content of ``queue.json``."""
-        return json.dumps({"format": VERSION, **asdict(self)}, indent=2).encode() + b"\n"
+        """Return the content of ``queue.json``, with a new UUID if there is none."""
+        import json  # noqa: PLC0415  (as below: for who opens a queue, not for who imports)
+
+        options = self._replace(uuid=self.uuid or os.urandom(16).hex())
+        return json.dumps({"format": VERSION, **options._asdict()}, indent=2).encode() + b"\n"
 
     @classmethod
     def from_json(cls, path: str, text: bytes) -> "Options":
         """Read the content of ``queue.json``; ``path``, the queue's directory, is for the errors."""
+        import json  # noqa: PLC0415
+
         try:
             stored = json.loads(text)
             version = stored.pop("format")
@@ -122,7 +124,8 @@ class Options:
             options = cls(**stored)
             sound = (
                 version == VERSION
-                and stored.keys() == asdict(options).keys()
+                and type(version) is int
+                and stored.keys() == options._asdict().keys()
                 and isinstance(options.checksum, bool)
                 and options.durability in get_args(Durability)
                 and len(bytes.fromhex(options.uuid)) == 16  # noqa: PLR2004  (a UUID has 16 bytes)

@@ -46,10 +46,9 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import lmdb
 
@@ -91,8 +90,7 @@ class Doubtful(Exception):
     """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(NamedTuple):
     """Where one named queue's records are in one generation."""
 
     generation: "Snapshot"
@@ -166,6 +164,12 @@ class Snapshot:
                     pages += sum(_DB_RECORD.unpack(value)[3:6])
         return pages * total["psize"]
 
+    def knows_all(self, txn: Txn) -> bool:
+        """Tell whether the handles of all databases that ``txn`` sees are open."""
+        known = {_format.META, *(_format.record(name, "items") for name in self._tables)}
+        with txn.cursor() as cursor:
+            return known.issuperset(cursor.iternext(values=False))
+
     def copy(self, fd: int) -> None:
         """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
         with self._translated("copying"):
@@ -216,6 +220,37 @@ class Snapshot:
         if os.statvfs(self.path).f_bavail == 0:  # LMDB reports a full disk as an input/output error
             return disk_full(self.path)
         return StorageError(self.path, operation, reason)
+
+
+class Draft(Snapshot):
+    """A copy that is being made: nobody else has it open."""
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        return _open(self.path, sync=False, lock=False)
+
+    def change(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, self, *args)`` of a transaction, which is committed. Not durable."""
+        with self._translated("compaction"), self._env.begin(write=True) as txn:
+            self._open_tables(txn)
+            result = fn(txn, self, *args)
+            txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+            return result
+
+    def make(self, txn: Txn, name: str, create: Callable[[Txn, Tables], object]) -> Tables:
+        """Return where the records of a queue are, which is made if it is not there."""
+        if name not in self._tables:
+            self._tables[name] = self._table(txn, name)
+            create(txn, self._tables[name])
+        return self._tables[name]
+
+    def sync(self) -> None:
+        """Bring it to the disk."""
+        with self._translated("compaction"):
+            self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        return self._failure(str(error), operation) if isinstance(error, lmdb.Error) else error
 
 
 class Generation(Snapshot):

@@ -5,7 +5,6 @@ and one that raises does not spoil its neighbours. Must not know: LMDB, who wait
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -13,13 +12,6 @@ from lmdbqueue._errors import CommitUnknownError, Full
 from lmdbqueue._generation import Doubtful, Generation, Superseded, is_open
 
 
-def _taken() -> Lock:
-    lock = Lock()
-    lock.acquire()
-    return lock
-
-
-@dataclass(slots=True, eq=False)
 class Call:
     """A function of a write transaction that waits to be run, and then how it ended.
 
@@ -28,16 +20,20 @@ class Call:
     pages that it adds at the most.
     """
 
-    name: str
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    room: int = 0
-    result: Any = None
-    error: BaseException | None = None
-    done: bool = False
-    generation: Generation | None = None  # that it was run in
-    transaction: int = 0  # that it took part in, or that it saw
-    turn: Lock = field(default_factory=_taken)  # let go when the call is done, or its caller shall lead
+    __slots__ = ("args", "done", "error", "fn", "generation", "name", "result", "room", "transaction", "turn")
+
+    def __init__(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], room: int = 0) -> None:
+        self.name = name
+        self.fn = fn
+        self.args = args
+        self.room = room
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.generation: Generation | None = None  # that it was run in
+        self.transaction = 0  # that it took part in, or that it saw
+        self.turn = Lock()  # let go when the call is done, or its caller shall lead
+        self.turn.acquire()
 
     def wake(self) -> None:
         """Tell the caller, who may wait for its turn."""

@@ -17,9 +17,8 @@ snapshot that counts. A slot, from the beginning of its page, in the machine's b
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from lmdbqueue._disk import sync_file
 from lmdbqueue._errors import CorruptQueueError
@@ -31,8 +30,7 @@ _MAGIC: Final = (0xBEEFC0DE, 1)
 _PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
 
 
-@dataclass(frozen=True, slots=True)
-class MetaPage:
+class MetaPage(NamedTuple):
     """One slot."""
 
     offset: int

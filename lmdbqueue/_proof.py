@@ -6,7 +6,6 @@ know: how the file came to be as it is, what is done about it.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from lmdbqueue import _fifo, _format, _generation
@@ -27,8 +26,7 @@ class Damage(NamedTuple):
         return f"queue {self.queue!r}: item {self.seq} is damaged, its checksum does not fit"
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+class Findings(NamedTuple):
     """What is wrong with a file: with its structure and its records, and with single items."""
 
     problems: tuple[str, ...] = ()

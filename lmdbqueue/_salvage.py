@@ -10,11 +10,8 @@ LMDB does not see the damaged file, since it trusts what it maps: the trees are 
 a sound page around it is taken for whole.
 """
 
-import base64
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
@@ -36,6 +33,9 @@ class Quarantine:
 
     def add(self, queue: str, seq: int, value: bytes) -> None:
         """Put an item there, durably."""
+        import base64  # noqa: PLC0415  (for who repairs, not for who imports)
+        import json  # noqa: PLC0415
+
         line = json.dumps({"queue": queue, "seq": seq, "value": base64.b64encode(value).decode()}) + "\n"
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -46,20 +46,20 @@ class Quarantine:
         sync_directory(os.path.dirname(self.path))
 
 
-@dataclass(slots=True)
 class _Queue:
     """One queue while it is being saved."""
 
-    name: str
-    root: int
-    head: int | None
-    tail: int | None
-    missing: list[range]  # before
-    damaged: list[int] = field(default_factory=list)
-    gaps: list[range] = field(default_factory=list)
-    kept: int = 0
-    first: int | None = None
-    next: int = 0
+    def __init__(self, name: str, root: int, head: int | None, tail: int | None, missing: list[range]) -> None:
+        self.name = name
+        self.root = root
+        self.head = head
+        self.tail = tail
+        self.missing = missing  # before
+        self.damaged: list[int] = []
+        self.gaps: list[range] = []
+        self.kept = 0
+        self.first: int | None = None
+        self.next = 0
 
     def keep(self, seq: int) -> None:
         """Note that the item ``seq`` is kept; they come in order."""

@@ -7,9 +7,9 @@ ever be committed to that one. Must not know: why it is done (``_compact``, ``_e
 step  what is done; N is the live generation              killed after it: who puts it right
 ====  ==================================================  ======================================
 1     take the write lock of N: nobody else writes        the kernel frees the lock
-2     remove an old draft of N+1; write N to the draft;    N is live; the draft is worthless: the
-      allocate its reserve and its lock file              next swap, or the next process to open
-                                                          the queue alone, removes it
+2     remove an old draft of N+1; write N to the draft,   N is live; the draft is worthless: the
+      or let a copy catch up that was made before         next swap, or the next process to open
+      (``_ahead``); allocate its reserve and lock file    the queue alone, removes it
 3     fsync the draft and the directory                   as 2
 4     take the directory lock: nobody opens meanwhile     as 2
 5     commit the mark "next = N+1" to N. *The switch.*    N is closed for ever, the draft whole:
@@ -48,17 +48,17 @@ from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._generation import Generation, Snapshot, Txn
 from lmdbqueue._session import Session, stamp
 
-Write = Callable[[Snapshot, str], None]
+Write = Callable[[Generation, Txn, str], None]
 
 
 def swap(directory: Directory, session: Session, generation: Generation, txn: Txn, write: Write) -> int:
-    """Put what ``write(generation, path)`` makes of it in the place of the live generation.
+    """Put what ``write(generation, txn, path)`` makes of it in the place of the live generation.
 
     ``txn`` holds its write lock, and is ended. Return by how many bytes the file shrank.
     """
     number = generation.number + 1
     with translated(directory.path, "compaction"):
-        write(generation, directory.draft(number))
+        write(generation, txn, directory.draft(number))
         sync_directory(directory.path)
         shrunk = os.stat(generation.path).st_size - os.stat(directory.draft(number)).st_size
         if session.is_in_doubt(generation.number):
@@ -77,7 +77,7 @@ def _refuse_damaged(draft: str, generation: Generation) -> None:
         raise CorruptQueueError(generation.path, f"a flush failed, and then {found.sentences()[0]}")
 
 
-def write_copy(generation: Snapshot, path: str) -> None:
+def write_copy(generation: Snapshot, _txn: Txn, path: str) -> None:
     """Write a compacted copy of the newest snapshot to ``path``, durably but for its name."""
     for name in (path, path + "-lock"):
         if os.path.exists(name):
@@ -85,7 +85,16 @@ def write_copy(generation: Snapshot, path: str) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         generation.copy(fd)
-        _generation.provide(path)
+    finally:
+        os.close(fd)
+    complete(path)
+
+
+def complete(path: str) -> None:
+    """Give a new file its reserve and its lock file, and bring it to the disk."""
+    _generation.provide(path)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
         sync_file(fd)
     finally:
         os.close(fd)

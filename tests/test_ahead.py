@@ -1,0 +1,134 @@
+"""A flush copies while others write, and catches up: what they did meanwhile is there after the swap."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+from processes import forked, status_of
+
+from lmdbqueue import PersistentQueue, _ahead, _env
+
+
+@pytest.fixture
+def amid(monkeypatch) -> Callable[..., list[str]]:
+    """Return a function that lets something happen after the copy, and once more after each catching up but the last.
+
+    It returns a list that says how each flush ended: "followed" or "copied".
+    """
+
+    def amid_(*happenings: Callable[[], object]) -> list[str]:
+        left = list(happenings)
+        ended: list[str] = []
+        view, follow = _env.Environment.view, _ahead._follow
+
+        def viewed(self, name, fn, *args):
+            found = view(self, name, fn, *args)
+            if isinstance(getattr(fn, "__self__", None), _ahead.Ahead) and left:
+                left.pop(0)()
+            return found
+
+        def followed(*args):
+            found = follow(*args)
+            ended.append("copied" if found == _ahead._OTHER else "followed")
+            return found
+
+        monkeypatch.setattr(_env.Environment, "view", viewed)
+        monkeypatch.setattr(_ahead, "_follow", followed)
+        return ended
+
+    return amid_
+
+
+def _in_another_process(fn):
+    def run():
+        assert status_of(forked(fn)) == 0
+
+    return run
+
+
+def test_what_is_pushed_and_popped_amid_a_flush_is_there_after_it(open_queue, tmp_path, amid):
+    queue = open_queue()
+    queue.push(list(range(10_000)))
+
+    def work():
+        with PersistentQueue("queue", str(tmp_path)) as other:
+            assert other.pop(3_000)[0] == 0
+            other.push(list(range(10_000, 12_000)))
+
+    def work_again():
+        with PersistentQueue("queue", str(tmp_path)) as other:
+            other.push("large" * 100_000)
+            other.pop()
+
+    ended = amid(_in_another_process(work), _in_another_process(work_again), queue.pop)
+    queue.flush(force=True)
+    assert set(ended) == {"followed"}
+    assert len(ended) == 3
+    assert queue.check() == []
+    assert list(queue) == [*range(3_002, 12_000), "large" * 100_000]
+    assert queue.push("next") == 12_001
+
+
+def test_all_may_go_and_others_come_amid_a_flush(open_queue, amid):
+    queue = open_queue()
+    queue.push(list(range(5_000)))
+
+    def work():
+        queue.clear()
+        queue.push(list(range(5_000, 5_010)))
+
+    amid(work, queue.clear)
+    queue.flush(force=True)
+    assert queue.check() == []
+    assert queue.peek(1) is None
+    assert queue.push("next") == 5_010
+
+
+def test_queues_that_are_made_amid_a_flush_are_there_after_it(open_queue, tmp_path, amid):
+    queue = open_queue()
+    queue.push(list(range(10)))
+
+    def make_another():
+        with PersistentQueue("queue", str(tmp_path), name="theirs") as other:
+            other.push("in another process")
+
+    amid(_in_another_process(make_another), lambda: open_queue(name="mine").push("in this one"))
+    queue.flush(force=True)
+    assert queue.check() == []
+    assert list(open_queue(name="theirs")) == ["in another process"]
+    assert list(open_queue(name="mine")) == ["in this one"]
+
+
+def test_a_generation_that_is_replaced_amid_a_flush_is_followed(open_queue, amid):
+    queue = open_queue()
+    queue.push(list(range(10)))
+    amid(queue._open.swap, lambda: queue.push("after"))
+    queue.flush(force=True)
+    assert list(queue) == [*range(10), "after"]
+    assert queue.check() == []
+
+
+def test_what_cannot_be_followed_is_copied(open_queue, amid, monkeypatch):
+    queue = open_queue()
+    queue.push(list(range(10)))
+    ended = amid(lambda: queue.push("after"))
+    monkeypatch.setattr(_ahead._fifo, "follow", lambda *_: 0)
+    queue.flush(force=True)
+    assert "copied" in ended
+    assert list(queue) == [*range(10), "after"]
+
+
+def test_a_flush_waits_for_the_flush_of_another_and_has_nothing_left_to_do(open_queue, tmp_path, amid):
+    queue = open_queue(flush_limit=1)
+    queue.push(list(range(100_000)))
+    queue.delete(100_000)
+    pids = []
+
+    def flush_too():
+        with PersistentQueue("queue", str(tmp_path), flush_limit=1) as other:
+            assert other.flush() == 0
+
+    amid(lambda: pids.append(forked(flush_too)))
+    assert queue.flush() > 0
+    assert status_of(pids[0]) == 0
+    assert len([name for name in os.listdir(tmp_path / "queue") if name.endswith(".mdb")]) == 1
