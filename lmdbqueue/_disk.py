@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
+_STEADILY: Final = 0.01  # seconds between two syncs
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
@@ -51,6 +53,33 @@ def sync_file(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
         os.fsync(fd)
+
+
+@contextmanager
+def synced_steadily(fd: int) -> Iterator[None]:
+    """Bring a long file to the disk while the block writes it: one sync of all at the end would hold up others'.
+
+    An error of a sync is raised at the end, since the next sync would not tell it again.
+    """
+    done = threading.Event()
+    failed: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            while not done.wait(_STEADILY):
+                sync_file(fd)
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=sync, daemon=True, name="lmdbqueue-sync")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def sync_directory(path: str) -> None:

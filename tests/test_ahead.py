@@ -1,12 +1,15 @@
 """A flush copies while others write, and catches up: what they did meanwhile is there after the swap."""
 
+import errno
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
 from processes import forked, status_of
 
-from lmdbqueue import PersistentQueue, _ahead, _env
+from lmdbqueue import PersistentQueue, StorageError, _ahead, _disk, _env
+from lmdbqueue._generation import Snapshot
 
 
 @pytest.fixture
@@ -132,3 +135,25 @@ def test_a_flush_waits_for_the_flush_of_another_and_has_nothing_left_to_do(open_
     assert queue.flush() > 0
     assert status_of(pids[0]) == 0
     assert len([name for name in os.listdir(tmp_path / "queue") if name.endswith(".mdb")]) == 1
+
+
+def test_a_sync_that_fails_while_the_copy_is_written_fails_the_flush(open_queue, monkeypatch):
+    queue = open_queue()
+    queue.push(["x" * 1000] * 1000)
+    failed = threading.Event()
+    copy = Snapshot.copy
+
+    def copied(self, fd):
+        copy(self, fd)
+        assert failed.wait(10)
+
+    def sync(_fd):
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Snapshot, "copy", copied)
+    monkeypatch.setattr(_disk, "sync_file", sync)
+    with pytest.raises(StorageError, match="Input/output error"):
+        queue.flush(force=True)
+    assert queue.check() == []
+    assert len(queue) == 1000
