@@ -11,6 +11,8 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ====================  ============================================================================
 ``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
 ``_demo``             its ``demo``: producer and consumer, killed again and again
+``aio``               ``AsyncPersistentQueue``: the verbs, awaited
+``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting

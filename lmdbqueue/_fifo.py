@@ -10,7 +10,7 @@ The records of a queue, and what holds of them between any two transactions:
 - ``tail``: the next number to be given, so also how many items were ever pushed
 - ``head``: the number of the first item, or ``tail`` when there is none
 - every number from ``head`` to below ``tail`` is in ``items``, but for those in ``missing``
-- ``missing``: ranges of numbers that a repair has found to be lost; seldom there
+- ``missing``: ranges of numbers whose items left before those before them, or were lost to damage
 
 Functions that write return what they changed; an empty answer says that nothing was.
 """
@@ -42,7 +42,7 @@ def bounds(txn: Txn, queue: Tables) -> tuple[int, int]:
 
 
 def missing(txn: Txn, queue: Tables) -> list[range]:
-    """Return the numbers between head and tail whose items a repair has found to be lost."""
+    """Return the numbers between head and tail that have no item."""
     lost = _format.unpack_ranges(txn.get(_format.record(queue.name, "missing"), b"", db=queue.meta))
     head = _number(txn, queue, queue.head)
     return [each for each in lost if each.start >= head]
@@ -108,6 +108,36 @@ def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
     return delete(txn, queue, len(keys))
 
 
+def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
+    """Insert items that were removed, under the numbers that they had: they are the first again.
+
+    What left after them and stays away leaves gaps, which are written down.
+    """
+    head, _ = bounds(txn, queue)
+    with txn.cursor(queue.items) as cursor:
+        for key, value in entries:
+            if not cursor.put(key, value, overwrite=False):
+                raise CorruptQueueError(queue.generation.path, f"item {unpack(key)}, which had left, is there")
+        first = min(head, unpack(entries[0][0]))
+        end = max([head, *(gap.stop for gap in missing(txn, queue))])
+        gaps = []
+        next_ = first
+        cursor.set_key(pack(first))
+        for key in cursor.iternext(values=False):
+            seq = min(unpack(key), end)
+            if seq > next_:
+                gaps.append(range(next_, seq))
+            next_ = seq + 1
+            if next_ > end:
+                break
+        else:
+            if next_ < end:
+                gaps.append(range(next_, end))
+    txn.put(queue.head, pack(first), db=queue.meta)
+    txn.put(_format.record(queue.name, "missing"), _format.pack_ranges(gaps), db=queue.meta)
+    return True
+
+
 def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
     removed = 0
@@ -144,6 +174,8 @@ def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
             changed += target.putmulti(cursor.iternext(), append=True)[1]
     copy_txn.put(copy.head, pack(head), db=copy.meta)
     copy_txn.put(copy.tail, pack(tail), db=copy.meta)
+    if gaps := missing(txn, queue):
+        copy_txn.put(_format.record(copy.name, "missing"), _format.pack_ranges(gaps), db=copy.meta)
     return changed
 
 

@@ -180,6 +180,10 @@ class PersistentQueue(StandardQueue[T]):
         removed: int = self._open.update(self.name, _fifo.remove, keys)
         return removed
 
+    def _put_back(self, entries: list[Entry]) -> None:
+        room = _fifo.room_for([value for _, value in entries])
+        self._open.update(self.name, _fifo.put_back, entries, room=room)
+
     def _delete(self, n: int) -> int:
         removed: int = self._open.update(self.name, _fifo.delete, n)
         return removed

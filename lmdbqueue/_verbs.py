@@ -67,6 +67,10 @@ class Verbs(ABC, Generic[T]):
         """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
 
     @abstractmethod
+    def _put_back(self, entries: list[Entry]) -> None:
+        """Undo ``_remove``: the items have their old numbers again, whatever has left after them."""
+
+    @abstractmethod
     def _delete(self, n: int) -> int:
         """Remove the first ``n`` items, or as many as there are; return how many went."""
 
@@ -157,7 +161,7 @@ class Verbs(ABC, Generic[T]):
     def delete(self, items: int = 1) -> int:
         """Remove the first items without decoding them; return how many there were, at most ``items``."""
         self._refuse_if_closed()
-        n = _checked_count(items)
+        n = checked_count(items)
         return self._delete(n) if n else 0
 
     def clear(self) -> None:
@@ -187,7 +191,7 @@ class Verbs(ABC, Generic[T]):
     ) -> T | list[T] | None:
         """Give the result of ``get``, ``_look`` or ``_take``, the shape that the verbs promise."""
         self._refuse_if_closed()
-        n = _checked_count(items)
+        n = checked_count(items)
         if n == 0:
             return []
         if blocking:
@@ -196,9 +200,7 @@ class Verbs(ABC, Generic[T]):
                 raise Empty(n, timeout)
         else:
             found = get(n, 0) or []
-        if n > 1:
-            return found
-        return found[0] if found else None
+        return shaped(n, found)
 
     def _look(self, n: int, least: int) -> list[T] | None:
         """Return the first ``n`` items; None if there are fewer than ``least``."""
@@ -207,18 +209,23 @@ class Verbs(ABC, Generic[T]):
 
     def _take(self, n: int, least: int) -> list[T] | None:
         """Remove and return the first ``n`` items; None, and nothing removed, if there are fewer than ``least``."""
+        taken = self._take_entries(n, least)
+        return None if taken is None else taken[1]
+
+    def _take_entries(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
+        """Do as ``_take``; return the entries, for ``_put_back``, and the items."""
         while len(entries := self._candidates(n)) >= least:
             if not entries:
                 if not self._first(1):  # empty, and durably so
-                    return []
+                    return [], []
                 continue
             items = self._decode(entries)
             if self._remove([key for key, _ in entries]):
-                return items
+                return entries, items
         return None
 
-    def _if_enough(self, n: int, get: Callable[[int, int], list[T] | None]) -> list[T] | None:
-        """Return ``n`` items by ``get``, or None if they are not there (yet)."""
+    def _if_enough(self, n: int, get: Callable[[int, int], R | None]) -> R | None:
+        """Return what ``get`` gives for ``n`` items, or None if they are not there (yet)."""
         if self._is_drained:
             raise ShutDown
         found = get(n, n) if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
@@ -272,7 +279,15 @@ def _decode_error(seq: int, payload: bytes, error: Exception) -> DecodeError:
     return DecodeError(seq, payload, f"{type(error).__name__}: {error}")
 
 
-def _checked_count(items: int) -> int:
+def shaped(n: int, found: list[T]) -> T | list[T] | None:
+    """Give items that ``n`` were asked of the shape that the verbs promise."""
+    if n == 1:
+        return found[0] if found else None
+    return found
+
+
+def checked_count(items: int) -> int:
+    """Return the number of items that was asked for; raise ``TypeError`` or ``ValueError`` if it is none."""
     n = operator.index(items)
     if n < 0:
         message = f"the number of items must not be negative, and it is {n}"

@@ -1,0 +1,261 @@
+"""The threads that carry the calls of an event loop to a queue, and the results back.
+
+Owns: what shares a commit, who of those that wait gets an item, what becomes of an item whose caller was
+cancelled. Law: an item that was taken is delivered once, or put back under its old number; the loop is
+woken once for a group of calls, and never blocked. Must not know: what the verbs mean to their callers.
+
+The worker does together what is there when it looks: pushes that follow each other are one push of all
+their items (when that has no room each tries for itself), and single takes one take. While the disk
+syncs the loop goes on, and the next group comes together; so 1,000 pushes at once share a few commits.
+
+A call that waits, for an item or for room, is a sleeper: it is tried before every group. The listener
+makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
+asks for a look, so no ring is missed (see ``_wakeup``). That is two threads, however many sleep.
+
+A caller that is cancelled: what was not begun is not done. A push under way is stored or not, as a whole.
+What a take under way has removed is put back; if the process dies just then it is lost, like anything that
+was popped by a process that died.
+"""
+
+# ruff: noqa: SLF001  (the parts of the verbs of PersistentQueue are put together here in another way)
+
+import threading
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from queue import Empty as NothingLeft
+from queue import SimpleQueue
+from typing import Any, Final
+
+from lmdbqueue._errors import ClosedError, DiskFullError, Full
+from lmdbqueue._fifo import Entry
+from lmdbqueue._queue import PersistentQueue
+
+_SHARED: Final = 1 << 24  # bytes of payloads that share a push
+_LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
+
+AnyQueue = PersistentQueue[Any]
+Taken = tuple[list[Entry], list[Any]]
+
+
+class Job:
+    """A call, and the future that gets its result."""
+
+    def __init__(self, future: "Future[Any]", *, waits: bool = False) -> None:
+        self.future = future
+        self.waits = waits  # until ``run`` returns something else than None
+        self.is_late = False  # its time is over: to be tried once more
+
+    def run(self, queue: AnyQueue) -> Any:
+        """Do it, in the worker."""
+        raise NotImplementedError
+
+
+class Call(Job):
+    """A function of no arguments."""
+
+    def __init__(self, future: "Future[Any]", fn: Callable[[], Any], *, waits: bool = False) -> None:
+        super().__init__(future, waits=waits)
+        self.fn = fn
+
+    def run(self, queue: AnyQueue) -> Any:  # noqa: ARG002
+        """Call it."""
+        return self.fn()
+
+
+class Push(Job):
+    """A push of payloads, all or none; it gives their numbers."""
+
+    refusal: Full
+
+    def __init__(self, future: "Future[Any]", payloads: list[bytes], *, waits: bool = False) -> None:
+        super().__init__(future, waits=waits)
+        self.payloads = payloads
+
+    def run(self, queue: AnyQueue) -> range | None:
+        """Append them."""
+        queue._refuse_after_shutdown()
+        try:
+            return queue._append(self.payloads)
+        except Full as error:
+            if not self.waits or isinstance(error, DiskFullError):
+                raise
+            self.refusal = error
+            return None
+
+
+class Take(Job):
+    """A take of ``n`` items, or with ``waits`` not before there are so many; it gives entries and items."""
+
+    def __init__(self, future: "Future[Any]", n: int, *, waits: bool = False) -> None:
+        super().__init__(future, waits=waits)
+        self.n = n
+
+    def run(self, queue: AnyQueue) -> Taken | None:
+        """Remove them."""
+        return queue._if_enough(self.n, queue._take_entries) if self.waits else queue._take_entries(self.n, 0)
+
+
+Result = tuple[Job, Any, BaseException | None]
+
+
+class Courier:
+    """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
+
+    def __init__(self, queue: AnyQueue, loop: AbstractEventLoop) -> None:
+        self._queue = queue
+        self._loop = loop
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
+        self._sleepers: list[Job] = []
+        self._is_wanted = threading.Event()  # the listener
+        self._threads: list[threading.Thread] = []
+        self._is_closed = False  # to new calls
+        self._has_ended = False
+
+    # --- in the loop
+
+    def carry(self, job: Job) -> None:
+        """Have a job done. Raises ``ClosedError``."""
+        if self._is_closed:
+            raise ClosedError(self._queue._directory)
+        self._send(job)
+
+    def look(self) -> None:
+        """Let the sleepers be tried again."""
+        if not self._is_closed:
+            self._send(None)
+
+    def close(self, future: "Future[Any]") -> None:
+        """Do what was called before, refuse what sleeps, close the queue, end the threads."""
+        self.carry(Call(future, self._end))
+        self._is_closed = True
+
+    def give_back(self, entries: list[Entry]) -> None:
+        """Put back what nobody got."""
+        if self._is_closed:
+            reopen, arguments = self._queue.__reduce__()
+            with reopen(*arguments) as queue:
+                queue._put_back(entries)
+        else:
+            self._send(Call(self._loop.create_future(), lambda: self._queue._put_back(entries)))
+
+    def _send(self, job: Job | None) -> None:
+        if not self._threads:
+            self._threads = [
+                threading.Thread(target=target, name=f"lmdbqueue-aio-{target.__name__}", daemon=True)
+                for target in (self._work, self._listen)
+            ]
+            for thread in self._threads:
+                thread.start()
+        self._jobs.put(job)
+
+    def _deliver(self, results: Sequence[Result]) -> None:
+        for job, result, error in results:
+            if job.future.done():  # cancelled, or its time is over
+                if isinstance(job, Take) and result and result[0]:
+                    self.give_back(result[0])
+            elif error is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(error)
+
+    # --- the worker
+
+    def _work(self) -> None:
+        while not self._has_ended:
+            jobs = [*self._sleepers, *self._wait_for_jobs()]
+            self._sleepers = []
+            live = [job for job in jobs if job is not None and not job.future.done()]
+            for _, group in groupby(live, lambda job: (type(job), getattr(job, "n", 1))):
+                self._report(list(self._done(list(group))))
+            if self._sleepers:
+                self._is_wanted.set()
+            else:
+                self._is_wanted.clear()
+        self._report([(job, None, ClosedError(self._queue._directory)) for job in self._sleepers])
+        self._is_wanted.set()
+
+    def _wait_for_jobs(self) -> list[Job | None]:
+        jobs = [self._jobs.get()]
+        with suppress(NothingLeft):
+            while True:
+                jobs.append(self._jobs.get_nowait())
+        return jobs
+
+    def _done(self, jobs: list[Any]) -> Iterator[Result]:
+        """Do jobs of one kind, together where that can be."""
+        while len(jobs) > 1 and isinstance(jobs[0], Push):
+            size = 0
+            together: list[Push] = []
+            for job in jobs:
+                size += sum(map(len, job.payloads))
+                if together and size > _SHARED:
+                    break
+                together.append(job)
+            jobs = jobs[len(together) :]
+            yield from self._pushed(together)
+        if len(jobs) > 1 and isinstance(jobs[0], Take) and jobs[0].n == 1 and not self._queue._is_drained:
+            found = self._available(len(jobs))
+            for entry, item in zip(*found or ((), ()), strict=True):
+                yield jobs.pop(0), ([entry], [item]), None
+            if found and not self._queue._is_shut_down:
+                self._sleepers += [job for job in jobs if job.waits and not job.is_late]
+                jobs = [job for job in jobs if not job.waits or job.is_late]
+        yield from self._each(jobs)
+
+    def _pushed(self, jobs: list[Push]) -> Iterator[Result]:
+        try:
+            self._queue._refuse_after_shutdown()
+            given = self._queue._append([payload for job in jobs for payload in job.payloads])
+        except Full:
+            yield from self._each(jobs)
+        except Exception as error:  # it goes to who called
+            yield from ((job, None, error) for job in jobs)
+        else:
+            start = given.start
+            for job in jobs:
+                stop = start + len(job.payloads)
+                yield job, range(start, stop), None
+                start = stop
+
+    def _available(self, n: int) -> Taken | None:
+        """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""
+        with suppress(Exception):
+            return self._queue._take_entries(n, 0)
+        return None
+
+    def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        for job in jobs:
+            try:
+                result = job.run(self._queue)
+            except Exception as error:  # it goes to who called
+                yield job, None, error
+            else:
+                if result is None and job.waits and not job.is_late:
+                    self._sleepers.append(job)
+                else:
+                    yield job, result, None
+
+    def _report(self, results: list[Result]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, results)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            for job, result, _ in results:
+                if isinstance(job, Take) and result and result[0]:
+                    self._queue._put_back(result[0])
+            self._end()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._queue.close()
+
+    # --- the listener
+
+    def _listen(self) -> None:
+        with suppress(ClosedError):
+            while not self._has_ended:
+                self._is_wanted.wait()
+                ticket = self._queue._listen()
+                self._jobs.put(None)
+                self._queue._sleep(ticket, _LONG)

@@ -1,0 +1,258 @@
+"""``AsyncPersistentQueue``: the verbs of ``PersistentQueue``, awaited.
+
+Owns: arguments and results of the asynchronous verbs, time limits, what cancelling means to the caller.
+Law: a verb means what its namesake in ``PersistentQueue`` means. Must not know: threads, commits.
+"""
+
+# ruff: noqa: SLF001  (the parts of the verbs of PersistentQueue are used here)
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Any, Generic, Self, TypeVar
+
+from lmdbqueue._courier import Call, Courier, Job, Push, Take
+from lmdbqueue._errors import Empty
+from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._verbs import checked_count, shaped
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Opening(Generic[T]):
+    """What ``open`` returns: to be awaited, or entered with ``async with``."""
+
+    def __init__(self, cls: "type[AsyncPersistentQueue[T]]", args: Any, options: Any) -> None:
+        self._cls = cls
+        self._args = args
+        self._options = options
+
+    def __await__(self) -> "Generator[Any, None, AsyncPersistentQueue[T]]":
+        return self._open().__await__()
+
+    async def _open(self) -> "AsyncPersistentQueue[T]":
+        queue: PersistentQueue[T] = await asyncio.to_thread(PersistentQueue, *self._args, **self._options)
+        return self._cls(queue)
+
+    async def __aenter__(self) -> "AsyncPersistentQueue[T]":
+        self._opened = await self
+        return self._opened
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._opened.close()
+
+
+class AsyncPersistentQueue(Generic[T]):
+    """A ``PersistentQueue`` for one event loop: each verb is a coroutine, and none blocks the loop.
+
+    ``async with AsyncPersistentQueue.open("queue") as queue: await queue.push(1)``. Calls that are made at
+    the same time share commits. Any number of coroutines may wait; other processes and threads, with or
+    without a loop, may use the same directory. An object belongs to the loop in which it was made: each
+    loop, and a forked child, opens its own.
+
+    Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
+    ``get`` or ``pop`` that is cancelled takes nothing, and what it had removed already is put back, the
+    first again, under its old number.
+    """
+
+    def __init__(self, queue: PersistentQueue[T]) -> None:
+        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
+        self.queue = queue
+        self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._settled = asyncio.Event()
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._courier = Courier(queue, self._loop)
+
+    @classmethod
+    def open(cls, filename: Any, path: Any = ".", **options: Any) -> _Opening[T]:
+        """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
+        return _Opening(cls, (filename, path), options)
+
+    async def __aenter__(self) -> Self:
+        """Return this object."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await self.close()
+
+    def __repr__(self) -> str:
+        """Name the queue."""
+        return f"<{type(self).__name__} on {self.queue!r}>"
+
+    # --- the verbs
+
+    async def push(self, items: T | list[T]) -> int | range:
+        """Append an item, or each item of a list, as one step; encoded before this gives way to others."""
+        self.queue._refuse_after_shutdown()
+        is_list = isinstance(items, list)
+        payloads = self.queue._encode(items if isinstance(items, list) else [items])
+        if not payloads:
+            return range(0)
+        push = Push(self._loop.create_future(), payloads)
+        self._courier.carry(push)
+        given: range = await push.future
+        return given if is_list else given.start
+
+    async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Return the first items and leave them."""
+        queue, n = self.queue, checked_count(items)
+        if blocking and n:
+            look = Call(self._future(), lambda: queue._if_enough(n, queue._look), waits=True)
+            found = await self._waited_for(look, timeout)
+            if found is None:
+                raise Empty(n, timeout)
+        else:
+            found = await self._call(queue._look, n, 0)
+        return shaped(n, found)
+
+    async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Remove and return the first items."""
+        n = checked_count(items)
+        return shaped(n, await self._taken(n, blocking=blocking, timeout=timeout) if n else [])
+
+    async def delete(self, items: int = 1) -> int:
+        """Remove the first items without decoding them; return how many there were."""
+        return await self._call(self.queue.delete, items)
+
+    async def clear(self) -> None:
+        """Remove all items."""
+        await self._call(self.queue.clear)
+
+    async def count(self) -> int:
+        """Return how many items are in the queue."""
+        return await self._call(self.queue.count)
+
+    async def flush(self, force: bool = False) -> int:
+        """Give empty space back to the file system; other calls of this object wait meanwhile."""
+        return await self._call(self.queue.flush, force)
+
+    async def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
+        """Make a compacted copy of the whole directory, a queue of its own, and return it opened."""
+        return type(self)(await self._call(self.queue.copy, new_filename, path))
+
+    async def check(self, repair: bool = False) -> list[str]:
+        """Return what is wrong with the files."""
+        return await self._call(self.queue.check, repair)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Browse from the head to the tail and remove nothing."""
+        seq = 0
+        while entries := await self._call(self.queue._since, seq):
+            for entry in entries:
+                seq = self.queue._open_payload(entry)[0] + 1
+                yield self.queue._decode([entry])[0]
+
+    # --- the verbs of asyncio.Queue
+
+    async def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Append exactly one item, a list too; wait for room if the queue is full."""
+        push = Push(self._future(), self.queue._encode([item]), waits=block)
+        if await self._waited_for(push, timeout) is None:
+            raise push.refusal
+
+    async def get(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: ASYNC109
+        """Remove and return the first item; wait for one if there is none."""
+        found: list[T] = await self._taken(1, blocking=block, timeout=timeout)
+        if not found:
+            raise Empty(1, None)
+        self._in_hand += 1
+        self._settled.clear()
+        return found[0]
+
+    async def put_nowait(self, item: T) -> None:
+        """Append exactly one item; raise ``Full`` if there is no room."""
+        await self.put(item, block=False)
+
+    async def get_nowait(self) -> T:
+        """Remove and return the first item; raise ``Empty`` if there is none."""
+        return await self.get(block=False)
+
+    async def qsize(self) -> int:
+        """Return how many items are in the queue."""
+        return await self.count()
+
+    async def empty(self) -> bool:
+        """Tell whether the queue is empty."""
+        return await self._call(self.queue.empty)
+
+    async def full(self) -> bool:
+        """Tell whether ``maxsize`` items are in the queue."""
+        return await self._call(self.queue.full)
+
+    def task_done(self) -> None:
+        """Say that one item from ``get`` is dealt with. Raises ``ValueError`` when called too often."""
+        if not self._in_hand:
+            message = "task_done() called too many times"
+            raise ValueError(message)
+        self._in_hand -= 1
+        if not self._in_hand:
+            self._settled.set()
+
+    async def join(self) -> None:
+        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
+        while True:
+            await self._carried(Call(self._future(), lambda: self.queue._is_empty() or None, waits=True))
+            if not self._in_hand:  # what left the queue before was delivered before
+                return
+            await self._settled.wait()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Make ``put`` and ``push`` raise ``ShutDown``, and ``get`` once the queue is empty or with ``immediate``."""
+        self.queue.shutdown(immediate)
+        self._courier.look()
+
+    async def close(self) -> None:
+        """Do what was called before and close; what waits, and every later call, raises ``ClosedError``."""
+        if not self._is_closed:
+            self._is_closed = True
+            future = self._future()
+            self._courier.close(future)
+            await asyncio.shield(future)
+
+    # --- what the verbs are made of
+
+    def _future(self) -> "asyncio.Future[Any]":
+        return self._loop.create_future()
+
+    async def _carried(self, job: Job) -> Any:
+        self._courier.carry(job)
+        return await job.future
+
+    async def _call(self, fn: Callable[..., R], *args: Any) -> R:
+        result: R = await self._carried(Call(self._future(), lambda: fn(*args)))
+        return result
+
+    async def _waited_for(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
+        """Return the result of a job, None if it waits and is not done after ``timeout`` seconds."""
+        if timeout is None or not job.waits:
+            return await self._carried(job)
+        if timeout < 0:
+            message = "'timeout' must be a non-negative number"
+            raise ValueError(message)
+
+        def end() -> None:
+            job.is_late = True
+            self._courier.look()
+
+        handle = self._loop.call_later(timeout, end)
+        try:
+            return await self._carried(job)
+        finally:
+            handle.cancel()
+
+    async def _taken(self, n: int, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
+        """Return items that are removed, durably; put them back if the caller was cancelled meanwhile."""
+        take = Take(self._future(), n, waits=blocking)
+        try:
+            found = await self._waited_for(take, timeout)
+        except asyncio.CancelledError:
+            if take.future.done() and not take.future.cancelled() and take.future.exception() is None:
+                self._courier.give_back(take.future.result()[0])
+            raise
+        if found is None:
+            raise Empty(n, timeout)
+        items: list[T] = found[1]
+        return items

@@ -1,0 +1,439 @@
+"""``AsyncPersistentQueue``: the verbs awaited, shared commits, waiting without threads, cancelling without loss."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+from processes import forked, status_of
+
+from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
+from lmdbqueue.aio import AsyncPersistentQueue
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs ``test(queue)`` in a new loop, on the queue at ``tmp_path``/queue."""
+
+    def run_(test, **options):
+        async def main():
+            async with AsyncPersistentQueue.open("queue", tmp_path, **options) as queue:
+                await asyncio.wait_for(test(queue), 60)
+
+        asyncio.run(main(), debug=False)
+
+    return run_
+
+
+def _transactions(queue):
+    return queue.queue._open._generation._env.info()["last_txnid"]
+
+
+def _is_whole(tmp_path):
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        return queue.check() == []
+
+
+def test_the_verbs_mean_what_they_mean_without_await(run, tmp_path):
+    async def test(queue):
+        assert await queue.push("a") == 0
+        assert await queue.push(["b", "c", "d"]) == range(1, 4)
+        assert await queue.push([]) == range(0)
+        assert (await queue.count(), await queue.qsize(), await queue.empty(), await queue.full()) == (
+            4,
+            4,
+            False,
+            False,
+        )
+        assert (await queue.peek(), await queue.peek(2), await queue.peek(0)) == ("a", ["a", "b"], [])
+        assert [item async for item in queue] == ["a", "b", "c", "d"]
+        assert (await queue.pop(), await queue.pop(0), await queue.pop(2)) == ("a", [], ["b", "c"])
+        assert await queue.delete(5) == 1
+        assert (await queue.pop(), await queue.pop(3), await queue.peek(), await queue.peek(3)) == (None, [], None, [])
+        await queue.put(["one", "item"])
+        await queue.put_nowait("two")
+        assert (await queue.get(), await queue.get_nowait()) == (["one", "item"], "two")
+        await queue.push(list(range(1000)))
+        await queue.clear()
+        assert await queue.flush(force=True) >= 0
+        await queue.push("last")
+        async with await queue.copy("copy") as copy:
+            assert await copy.pop() == "last"
+        assert await queue.check() == []
+        assert "queue" in repr(queue)
+
+    run(test)
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        assert list(queue) == ["last"]
+
+
+def test_errors_are_those_of_the_verbs(run):
+    async def test(queue):
+        for verb in (queue.pop, queue.peek, queue.delete):
+            with pytest.raises(ValueError, match="negative"):
+                await verb(-1)
+            with pytest.raises(TypeError):
+                await verb("many")
+        with pytest.raises(Empty):
+            await queue.get(block=False)
+        with pytest.raises(Empty):
+            await queue.get(timeout=0)
+        with pytest.raises(Empty):
+            await queue.pop(2, blocking=True, timeout=0.01)
+        with pytest.raises(Empty):
+            await queue.peek(blocking=True, timeout=0.01)
+        with pytest.raises(ValueError, match="non-negative"):
+            await queue.get(timeout=-1)
+        with pytest.raises(TypeError, match="dumps must return bytes"):
+            await queue.push(object())
+        await queue.push([b"1", b"2"])
+        await queue.push(b"3")
+        with pytest.raises(Full):
+            await queue.push(b"4")
+        with pytest.raises(Full):
+            await queue.put(b"4", timeout=0.01)
+        assert await queue.pop(3) == [b"1", b"2", b"3"]
+
+    run(test, maxsize=3, dumps=lambda item: item, loads=bytes)
+
+
+def test_what_cannot_be_decoded_stays_and_every_caller_is_told(run):
+    def loads(data):
+        if data == b"bad":
+            raise KeyError(data)
+        return bytes(data)
+
+    async def test(queue):
+        await queue.push([b"good", b"bad", b"more"])
+        results = await asyncio.gather(*(queue.get() for _ in range(3)), return_exceptions=True)
+        assert results[0] == b"good"
+        assert [type(each) for each in results[1:]] == [DecodeError, DecodeError]
+        assert await queue.count() == 2
+        assert await queue.delete() == 1
+        assert await queue.pop() == b"more"
+
+    run(test, dumps=bytes, loads=loads)
+
+
+def test_an_item_is_encoded_before_push_gives_way(run):
+    async def test(queue):
+        item = ["before"]
+        push = asyncio.create_task(queue.put(item))
+        await asyncio.sleep(0)
+        item[0] = "after"
+        await push
+        assert await queue.get() == ["before"]
+
+    run(test)
+
+
+def test_pushes_at_once_share_commits_and_keep_their_order(run):
+    async def test(queue):
+        await queue.push("first")
+        before = _transactions(queue)
+        numbers = await asyncio.gather(*(queue.push(number) for number in range(1000)))
+        assert _transactions(queue) - before < 100
+        assert numbers == list(range(1, 1001))
+        assert await queue.pop(1001) == ["first", *range(1000)]
+
+    run(test)
+
+
+def test_pushes_that_share_a_commit_fail_alone(run):
+    async def test(queue):
+        pushes = [queue.push(list(range(n))) for n in (3, 4, 9, 2, 1, 1)]
+        results = await asyncio.gather(*pushes, return_exceptions=True)
+        assert [type(each) for each in results] == [range, range, Full, range, range, Full]
+        assert await queue.count() == 10
+
+    run(test, maxsize=10)
+
+
+def test_payloads_of_many_megabytes_do_not_come_into_one_transaction(run):
+    async def test(queue):
+        before = _transactions(queue)
+        await asyncio.gather(*(queue.push(b"x" * 6_000_000) for _ in range(6)))
+        assert _transactions(queue) - before >= 3
+        assert await queue.count() == 6
+
+    run(test, dumps=bytes, loads=bytes)
+
+
+@pytest.mark.parametrize("from_outside", [False, True])
+def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, tmp_path, from_outside):
+    async def test(queue):
+        waiters = [asyncio.create_task(queue.get()) for _ in range(500)]
+        await queue.count()  # they have all been tried and sleep
+        assert threading.active_count() <= threads + 3
+        if from_outside:
+            pid = forked(_push, tmp_path, list(range(500)))
+        else:
+            await asyncio.gather(*(queue.push(number) for number in range(500)))
+        assert await asyncio.gather(*waiters) == list(range(500))
+        if from_outside:
+            assert status_of(pid) == 0
+
+    threads = threading.active_count()
+    run(test)
+
+
+def _push(place, items):
+    with PersistentQueue("queue", str(place)) as queue:
+        for item in items:
+            queue.push(item)
+
+
+def test_every_verb_that_waits_wakes_up(run):
+    async def test(queue):
+        waiting = [
+            asyncio.create_task(queue.peek(2, blocking=True)),
+            asyncio.create_task(queue.pop(2, blocking=True)),
+        ]
+        await queue.push("a")
+        await queue.count()
+        assert not any(task.done() for task in waiting)
+        await queue.push("b")
+        assert await asyncio.gather(*waiting) == [["a", "b"], ["a", "b"]]
+        await queue.push(["1", "2"])
+        put = asyncio.create_task(queue.put("3"))
+        await queue.count()
+        assert not put.done()
+        assert await queue.get() == "1"
+        await put
+        assert await queue.pop(2) == ["2", "3"]
+
+    run(test, maxsize=2)
+
+
+def test_cancelling_a_waiting_get_takes_no_item(run):
+    async def test(queue):
+        for verb in (queue.get, lambda: queue.pop(blocking=True), lambda: queue.pop(2, blocking=True)):
+            waiter = asyncio.create_task(verb())
+            await queue.count()
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(verb(), 0.01)
+            await queue.push(["x", "y"])
+            assert await queue.pop(3) == ["x", "y"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, tmp_path, seed):
+    chance = random.Random(seed)  # noqa: S311
+    pushed, tried, got = set(), set(), Counter()
+
+    async def push(queue, numbers):
+        tried.update(numbers)
+        await queue.push(numbers)
+        pushed.update(numbers)
+
+    async def take(queue, n):
+        found = [await queue.get()] if n == 1 else await queue.pop(n)
+        got.update(found)
+
+    async def test(queue):
+        number = 0
+        tasks = []
+        for _ in range(1500):
+            if chance.random() < 0.5:
+                numbers = list(range(number, number + chance.choice((1, 1, 1, 5))))
+                number += len(numbers)
+                tasks.append(asyncio.create_task(push(queue, numbers)))
+            else:
+                tasks.append(asyncio.create_task(take(queue, chance.choice((1, 1, 1, 3)))))
+            if chance.random() < 0.1:
+                await asyncio.sleep(chance.choice((0, 0, 0.001)))
+            if chance.random() < 0.5:
+                chance.choice(tasks[-50:]).cancel()
+        for task in tasks:
+            if not task.done() and chance.random() < 0.5:
+                task.cancel()
+        pushes = [task for task in tasks if task.get_coro().__name__ == "push"]
+        await asyncio.wait(pushes)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    run(test)
+    assert _is_whole(tmp_path)
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        left = Counter(queue)
+        assert list(left) == sorted(left)
+    assert set(left.values()) | set(got.values()) <= {1}
+    assert not left.keys() & got.keys()
+    assert pushed <= left.keys() | got.keys() <= tried
+    assert got
+
+
+def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run, tmp_path):
+    async def test(queue):
+        await queue.push(["a", "b", "c"])
+        task = asyncio.create_task(queue.pop(2))
+        while await count(queue) == 3:
+            pass
+        task.cancel()  # amid the take, or after it
+        await asyncio.wait([task])
+        left = ["a", "b", "c"] if task.cancelled() else ["c"]
+        assert await queue.peek(len(left), blocking=True) == left
+
+    async def count(queue):
+        await asyncio.sleep(0)
+        return queue.queue.count()
+
+    run(test)
+    assert _is_whole(tmp_path)
+
+
+def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, tmp_path):
+    async def test(queue):
+        waiter = asyncio.create_task(queue.get())
+        put = asyncio.create_task(queue.peek(9, blocking=True))
+        await queue.count()
+        pushes = [asyncio.create_task(queue.push(number)) for number in range(100)]
+        await asyncio.sleep(0)
+        await queue.close()
+        await asyncio.gather(*pushes)
+        with pytest.raises(ClosedError):
+            await put
+        (first,) = await asyncio.gather(waiter, return_exceptions=True)
+        assert first == 0 or isinstance(first, ClosedError)
+        taken.extend([first] if first == 0 else [])
+        for verb in (queue.get, queue.count, lambda: queue.push(1), lambda: queue.put(1)):
+            with pytest.raises(ClosedError):
+                await verb()
+        await queue.close()
+
+    taken = []
+    run(test)
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        assert [*taken, *queue] == list(range(100))
+
+
+def test_shutdown_ends_those_who_wait_when_nothing_is_left(run):
+    async def test(queue):
+        await queue.push(["a", "b"])
+        queue.shutdown()
+        with pytest.raises(ShutDown):
+            await queue.push("c")
+        with pytest.raises(ShutDown):
+            await queue.put("c")
+        results = await asyncio.gather(*(queue.get() for _ in range(4)), return_exceptions=True)
+        assert results[:2] == ["a", "b"]
+        assert [type(each) for each in results[2:]] == [ShutDown, ShutDown]
+
+    async def immediately(queue):
+        waiters = [asyncio.create_task(queue.get()) for _ in range(3)]
+        await queue.count()
+        queue.shutdown(immediate=True)
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+        assert [type(each) for each in results] == [ShutDown] * 3
+
+    run(test)
+    run(immediately)
+
+
+def test_join_waits_for_what_was_taken(run):
+    async def test(queue):
+        await queue.push([1, 2])
+        join = asyncio.create_task(queue.join())
+        await queue.get()
+        await queue.get()
+        await queue.count()
+        assert not join.done()
+        queue.task_done()
+        queue.task_done()
+        await join
+        with pytest.raises(ValueError, match="too many"):
+            queue.task_done()
+
+    run(test)
+
+
+def test_loops_in_two_threads_share_a_directory(tmp_path):
+    taken = []
+
+    async def work(name):
+        async with AsyncPersistentQueue.open("queue", tmp_path) as queue:
+            await asyncio.gather(*(queue.push((name, number)) for number in range(300)))
+            taken.extend([await queue.get() for _ in range(300)])
+
+    threads = [threading.Thread(target=lambda name=name: asyncio.run(work(name))) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [(name, number) for name in "ab" for number in range(300)]
+    assert _is_whole(tmp_path)
+
+
+def test_a_loop_that_ends_with_calls_under_way_loses_nothing(tmp_path):
+    with PersistentQueue("queue", str(tmp_path)) as sync:
+        sync.push(list(range(100)))
+
+        async def main():
+            queue = await AsyncPersistentQueue.open("queue", tmp_path)
+            for _ in range(100):
+                asyncio.ensure_future(queue.get())  # noqa: RUF006
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        for thread in threading.enumerate():
+            if thread.name.startswith("lmdbqueue-aio-_work"):
+                thread.join(1)
+        sync.push("probe")
+        assert sync.pop(101) == [*range(100), "probe"]
+        assert sync.check() == []
+
+
+def test_a_waiting_process_that_is_killed_takes_nothing(tmp_path):
+    told, tell = os.pipe()
+
+    def wait():
+        async def main():
+            async with AsyncPersistentQueue.open("queue", tmp_path) as queue:
+                waiters = [asyncio.create_task(queue.get()) for _ in range(50)]
+                await queue.count()
+                os.write(tell, b"1")
+                await asyncio.gather(*waiters)
+
+        asyncio.run(main())
+
+    pid = forked(wait)
+    os.read(told, 1)
+    os.kill(pid, signal.SIGKILL)
+    assert status_of(pid) == -signal.SIGKILL
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        queue.push(list(range(10)))
+        assert queue.pop(10) == list(range(10))
+
+
+def test_a_damaged_item_is_told_and_stays(run, tmp_path):
+    with PersistentQueue("queue", str(tmp_path), dumps=bytes, loads=bytes) as queue:
+        queue.push(b"precious payload")
+        path = queue._open._generation.path
+    with open(path, "r+b") as file:
+        content = file.read()
+        for at in [at for at in range(len(content)) if content.startswith(b"precious", at)]:
+            file.seek(at)
+            file.write(b"P")
+
+    async def test(queue):
+        with pytest.raises(CorruptItemError):
+            await queue.get()
+        assert await queue.delete() == 1
+
+    run(test, dumps=bytes, loads=bytes)
+
+
+def test_the_synchronous_package_does_not_import_asyncio():
+    code = "import sys, lmdbqueue; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
