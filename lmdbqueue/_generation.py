@@ -27,7 +27,8 @@ new file (``_env`` sees to that). Reading goes on.
 
 Room. Removing needs pages too, since LMDB writes no page in place. So blocks are allocated ahead of
 what is used, and a push, which says how much room it takes, is refused before it would use up the
-reserve that removals may need. On a full disk consumers go on.
+reserve that removals may need. On a full disk consumers go on; and when they have made free pages enough
+within the file, pushes do, too.
 
 What else LMDB demands, and where it is answered:
 
@@ -212,14 +213,7 @@ class Snapshot:
             return CorruptQueueError(self.path, str(error))
         if isinstance(error, lmdb.MapFullError):
             return Full("bytes", self._map_size, self._map_size, 0)
-        return self._failure(str(error), operation)
-
-    def _failure(self, reason: str, operation: str) -> QueueError:
-        if os.strerror(errno.EACCES) in reason:
-            return AccessError(self.path, reason)
-        if os.statvfs(self.path).f_bavail == 0:  # LMDB reports a full disk as an input/output error
-            return disk_full(self.path)
-        return StorageError(self.path, operation, reason)
+        return _failure(self.path, error, operation)
 
 
 class Draft(Snapshot):
@@ -250,7 +244,7 @@ class Draft(Snapshot):
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
-        return self._failure(str(error), operation) if isinstance(error, lmdb.Error) else error
+        return _failure(self.path, error, operation) if isinstance(error, lmdb.Error) else error
 
 
 class Generation(Snapshot):
@@ -265,6 +259,7 @@ class Generation(Snapshot):
         self._is_flushed_once = is_proven_at_opening(options)
         self._allocated = 0  # bytes, as far as this process has seen to it
         self._added = 0  # bytes that the pushes of the transaction under way take
+        self._is_tight = False  # it lives on free pages, since the file cannot grow
         super().__init__(path, options)
         self._page: int = self._env.stat()["psize"]
 
@@ -418,26 +413,55 @@ class Generation(Snapshot):
                 raise StorageError(self.path, "sync", str(error)) from error
         self._session.set_synced(transaction)
 
-    def make_room(self, added: int) -> None:
+    def make_room(self, txn: Txn, added: int) -> None:
         """See to it that pages for ``added`` bytes can be written, and those that removals need after that.
 
         Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
         """
         page = self._page
         pages = self._env.info()["last_pgno"] + 1
-        needed = pages * page + self._added + added + reserve(pages) * page
+        kept = reserve(pages) * page
+        needed = pages * page + self._added + added + kept
         if needed > self._allocated:
-            if needed > self._map_size:
-                raise Full("bytes", self._map_size, pages * page, added)
-            ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * page
-            with translated(self.path, "allocation"):
-                try:
-                    allocate(self.path, min(needed + ahead, self._map_size))
-                    self._allocated = needed + ahead
-                except OSError:
-                    allocate(self.path, needed)  # less will do
-                    self._allocated = needed
+            try:
+                self._allocate(needed, pages, added)
+            except Full:
+                if not self._has_free(txn, self._added + added + kept):
+                    raise
         self._added += added
+
+    def _allocate(self, needed: int, pages: int, added: int) -> None:
+        if needed > self._map_size:
+            raise Full("bytes", self._map_size, pages * self._page, added)
+        ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self._page
+        with translated(self.path, "allocation"):
+            try:
+                allocate(self.path, min(needed + ahead, self._map_size))
+                self._allocated = needed + ahead
+            except OSError:
+                allocate(self.path, needed)  # less will do
+                self._allocated = needed
+
+    def _has_free(self, txn: Txn, size: int) -> bool:
+        """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
+        ages = (line.split()[-1] for line in self._env.readers().splitlines()[1:])
+        self._is_tight = all(age in ("-", str(txn.id() - 1)) for age in ages)
+        return self._is_tight and self.extent() - self.used(txn) >= size
+
+    def renew(self) -> bool:
+        """Let what the last transaction has freed be used by the next, if that may have been wanted; tell if so.
+
+        LMDB uses no page in the transaction after the one that freed it.
+        """
+        if not self._is_tight:
+            return False
+        self._is_tight = False
+        txn = self.begin("writing")
+        try:
+            self.commit(txn)
+        finally:
+            end(txn)
+        return True
 
 
 def is_proven_at_opening(options: _format.Options) -> bool:
@@ -460,7 +484,7 @@ def provide(path: str) -> None:
 def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = ()) -> None:
     """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys."""
     try:
-        env, _ = _open(path, sync=False)
+        env, _ = _open(path, sync=False, lock=False)  # a lock file without room would kill the process
         try:
             for database, records in contents:
                 left = iter(records)
@@ -473,8 +497,7 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
         finally:
             env.close()
     except lmdb.Error as error:
-        raise StorageError(path, "creation", str(error)) from error
-    os.unlink(path + "-lock")
+        raise _failure(path, error, "creation") from error
     with translated(path, "allocation"):
         provide(path)
 
@@ -527,6 +550,16 @@ def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
             return env, map_size
     assert refusal is not None  # there is at least one size
     raise refusal
+
+
+def _failure(path: str, error: Exception, operation: str) -> QueueError:
+    """Return our error for one of LMDB's that is about the system."""
+    reason = str(error)
+    if os.strerror(errno.EACCES) in reason:
+        return AccessError(path, reason)
+    if isinstance(error, lmdb.DiskError) or os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
+        return disk_full(path)
+    return StorageError(path, operation, reason)
 
 
 def _pages(stat: Any) -> int:

@@ -75,6 +75,9 @@ def run(generation: Generation, calls: Sequence[Call]) -> None:
                 run(generation, [call])
             return
         explained = generation.explain(error, "writing")
+        if isinstance(explained, Full) and generation.renew():
+            run(generation, calls)
+            return
         if isinstance(explained, Superseded):
             raise explained from error
         for call in calls:
@@ -92,7 +95,7 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
             call.error = None
             try:
                 if call.room:
-                    generation.make_room(call.room)
+                    generation.make_room(txn, call.room)
                 call.result = call.fn(txn, generation.table(call.name), *call.args)
                 changed = bool(call.result) or changed
             except Full as error:

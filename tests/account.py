@@ -85,6 +85,16 @@ class Journal:
         return Account([call for call in self.calls.values() if call.queue == queue], base)
 
 
+def take_notes(journal: Journal, data: bytes, *, is_late: bool = False) -> bytes:
+    """Take the notes that have come; return the rest. What is acknowledged too late may have taken place or not."""
+    *lines, rest = data.split(b"\n")
+    for line in lines:
+        note = json.loads(line)
+        if not (is_late and note["note"] == "ack"):
+            journal.note(note)
+    return rest
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What was found in a queue: its items, and the sequence number after the last."""

@@ -57,11 +57,22 @@ def needs() -> Callable[..., None]:
     return needs_
 
 
+TOLD = (
+    "states after a power cut",
+    "real power cuts",
+    "kills",
+    "swaps of the file",
+    "injected faults",
+    "full disks",
+    "damaged files",
+)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how many crashes were tested."""
     everything = [report for found in terminalreporter.stats.values() for report in found]
     reports = [report for report in everything if getattr(report, "when", "") == "call"]
-    for name in ("states after a power cut", "real power cuts"):
+    for name in TOLD:
         numbers = [value for report in reports for key, value in report.user_properties if key == name]
         if numbers:
             terminalreporter.write_line(f"{sum(numbers):,} {name}, in {len(numbers)} tests")

@@ -16,7 +16,6 @@ LMDBQUEUE_CUTS says how many cuts the long form (``-m long``) makes.
 
 import ctypes
 import fcntl
-import json
 import os
 import pickle
 import random
@@ -29,7 +28,7 @@ from typing import Any
 
 import mutants
 import pytest
-from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue
+from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue, take_notes
 from opener import own_mounts
 from processes import DEADLINE, forked, status_of
 from replay import MEMORY
@@ -148,20 +147,20 @@ class _Machine:
                 ready, _, _ = select.select([ear], [], [], DEADLINE)
                 data = os.read(ear, 1 << 16) if ready else b""
                 assert data, "the processes ended, or stood still, before the power was cut"
-                rest = _take(journal, rest + data)
+                rest = take_notes(journal, rest + data)
             for _ in range(self.random.randrange(20_000)):  # a moment, somewhere within a call
                 pass
             how = os.WEXITED | os.WNOHANG | os.WNOWAIT
             ended = [pid for pid in pids if os.waitid(os.P_PID, pid, how)]
             assert ended == [], "a process failed before the power was cut"
             while select.select([ear], [], [], 0)[0]:
-                rest = _take(journal, rest + os.read(ear, 1 << 16))
+                rest = take_notes(journal, rest + os.read(ear, 1 << 16))
             self._shut_down()
         finally:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
         with open(ear, "rb") as pipe:
-            rest = _take(journal, rest + pipe.read(), is_late=True)
+            rest = take_notes(journal, rest + pipe.read(), is_late=True)
         assert rest == b""
         for pid in pids:
             os.waitpid(pid, 0)
@@ -190,16 +189,6 @@ class _Machine:
                     any_verb(worker, queue, alone=False, reads=False)  # what it reads after the cut counts for nothing
                 if flushes:
                     worker.flush(queue)
-
-
-def _take(journal: Journal, data: bytes, *, is_late: bool = False) -> bytes:
-    """Take the notes that have come; return the rest. What is acknowledged too late may have taken place or not."""
-    *lines, rest = data.split(b"\n")
-    for line in lines:
-        note = json.loads(line)
-        if not (is_late and note["note"] == "ack"):
-            journal.note(note)
-    return rest
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,233 @@
+"""On a full disk pushes are refused, and whoever takes out goes on: every item can be read and removed.
+
+LMDBQUEUE_TREE says how many bytes the long form fills a disk with.
+"""
+
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from opener import own_mounts
+from processes import forked, status_of
+
+from lmdbqueue import DiskFullError, Full, PersistentQueue
+
+TREE = int(os.environ.get("LMDBQUEUE_TREE", str(1 << 30)))
+DISK = 10 << 20  # bytes
+TOLD = "full disks"
+_SINGLY = 300  # pops in a row
+SIZES = [10, 300, 3_000, 40_000, 1_000_000]
+DRAINS: dict[str, Callable[[PersistentQueue[bytes], int], int]] = {
+    "pop": lambda queue, _: queue.pop() is not None,
+    "pop of many": lambda queue, left: len(queue.pop(2 + left // 3)),
+    "delete": lambda queue, left: queue.delete(1 + left // 2),
+    "delete of all": lambda queue, left: queue.delete(left),
+    "clear": lambda queue, left: (queue.clear(), left)[1],
+}
+
+
+@contextmanager
+def disk(kind: str, place: str, size: int) -> Iterator[str]:
+    """Give a place with room for ``size`` bytes. In a child of its own."""
+    if kind == "file size limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    elif kind != "max_bytes":
+        own_mounts()
+        mount_point = os.path.join(place, "mnt")
+        os.mkdir(mount_point)
+        if kind == "tmpfs":
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mount_point], check=True)
+        else:
+            image = os.path.join(place, "image")
+            with open(image, "xb") as file:
+                file.truncate(size + (4 << 20))  # for its own
+            subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
+            subprocess.run(["mount", "-o", "loop", image, mount_point], check=True)
+        place = mount_point
+    yield place
+
+
+def _item(number: int, size: int) -> bytes:
+    return number.to_bytes(4).ljust(size, b"x")
+
+
+def fill(queue: PersistentQueue[bytes], size: int, batch: int, kind: str) -> int:
+    """Push until that is refused; return how many items are there."""
+    number = 0
+    try:
+        while True:
+            if batch == 1:
+                queue.push(_item(number, size))
+            else:
+                queue.push([_item(each, size) for each in range(number, number + batch)])
+            number += batch
+    except DiskFullError:
+        assert kind != "max_bytes"
+    except Full:
+        assert kind == "max_bytes"
+    return number
+
+
+def read(queue: PersistentQueue[bytes], first: int, count: int, size: int) -> None:
+    """Demand that just those items are there."""
+    assert len(queue) == count
+    for number, item in enumerate(queue, first):
+        assert item == _item(number, size)
+
+
+def _open(place: str, kind: str, size: int, **options: object) -> PersistentQueue[bytes]:
+    limit = {"max_bytes": size} if kind == "max_bytes" else {}
+    return PersistentQueue("queue", place, dumps=bytes, loads=bytes, **limit, **options)
+
+
+def _fill_and_drain(kind: str, place: str, room: int, size: int, drains: list[str]) -> None:
+    with disk(kind, place, room) as where, _open(where, kind, room) as queue:
+        for drain in drains:
+            count = fill(queue, size, max(1, room // 50 // size) if size < room // 100 else 1, kind)
+            assert count * (size + 30) > room // 4, "hardly anything went in"
+            read(queue, 0, count, size)
+            left = count
+            while left:
+                gone = DRAINS[drain](queue, left)
+                assert gone > 0
+                left -= gone
+                if count - left > _SINGLY and drain == "pop":
+                    left -= queue.delete(left)
+            assert queue.check() == []
+            assert queue.check() == []
+        assert queue.push(b"room again") > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "file size limit", "max_bytes"])
+def test_everything_can_be_taken_out_of_a_full_disk(kind, size, tmp_path, needs, record_property):
+    needs("root", "mount", "mkfs.ext4", "loop devices")
+    fn = lambda: _fill_and_drain(kind, str(tmp_path), DISK, size, list(DRAINS))  # noqa: E731
+    assert status_of(forked(fn)) == 0
+    record_property(TOLD, len(DRAINS))
+
+
+@pytest.mark.parametrize("size", [10, 3_000, 200_000])
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_disk_that_others_have_filled_stops_pushes_only(kind, size, tmp_path, needs, record_property):
+    needs("root", "mount", "mkfs.ext4", "loop devices")
+
+    def use() -> None:
+        with disk(kind, str(tmp_path), DISK) as place:
+            with _open(place, kind, 0) as queue:
+                count = max(10, 2_000_000 // (size + 30))
+                for start in range(0, count, 100):
+                    queue.push([_item(number, size) for number in range(start, min(count, start + 100))])
+                _fill_with_a_file(place)
+                more = fill(_Shifted(queue, count), size, 1, kind)  # what was allocated ahead
+                count += more
+                read(queue, 0, count, size)
+            with _open(place, kind, 0) as queue:  # opening needs no room
+                assert queue.pop() == _item(0, size)
+                pid = forked(lambda: _pop_in_another_process(place, size))
+                assert status_of(pid) == 0
+                with pytest.raises(DiskFullError):
+                    queue.flush(force=True)
+                read(queue, 2, count - 2, size)
+                assert queue.delete(count) == count - 2
+                assert queue.check() == []
+                os.unlink(os.path.join(place, "file of others"))
+                queue.push(b"room again")
+                queue.flush(force=True)
+                assert queue.pop() == b"room again"
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+class _Shifted:
+    """A queue that is pushed items with higher numbers."""
+
+    def __init__(self, queue: PersistentQueue[bytes], first: int) -> None:
+        self._queue = queue
+        self._first = first
+
+    def push(self, item: bytes) -> None:
+        self._queue.push(_item(int.from_bytes(item[:4]) + self._first, len(item)))
+
+
+def _fill_with_a_file(place: str) -> None:
+    with open(os.path.join(place, "file of others"), "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 512):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                pass
+
+
+def _pop_in_another_process(place: str, size: int) -> None:
+    with _open(place, "", 0) as queue:
+        assert queue.pop() == _item(1, size)
+        with pytest.raises(DiskFullError):
+            queue.push(b"y" * DISK)
+
+
+def test_a_queue_of_many_names_can_be_emptied_on_a_full_disk(tmp_path, needs, record_property):
+    needs("root", "mount")
+
+    def use() -> None:
+        with disk("tmpfs", str(tmp_path), DISK) as place:
+            queues = [_open(place, "tmpfs", 0, name=f"name {number}") for number in range(60)]
+            counts = [0] * len(queues)
+            full = False
+            while not full:
+                for each, queue in enumerate(queues):
+                    try:
+                        queue.push([_item(counts[each] + number, 700) for number in range(5)])
+                        counts[each] += 5
+                    except DiskFullError:
+                        full = True
+            for queue, count in zip(queues, counts, strict=True):
+                assert queue.pop() == _item(0, 700)
+                assert queue.delete(count) == count - 1
+            assert queues[0].check() == []
+            for queue in queues:
+                queue.close()
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+def test_a_queue_that_cannot_be_created_leaves_nothing(tmp_path, needs, record_property):
+    needs("root", "mount")
+
+    def use() -> None:
+        with disk("tmpfs", str(tmp_path), 1 << 20) as place:
+            _fill_with_a_file(place)
+            with pytest.raises(DiskFullError):
+                _open(place, "tmpfs", 0)
+            os.unlink(os.path.join(place, "file of others"))
+            with _open(place, "tmpfs", 0) as queue:
+                pass
+            with pytest.raises(DiskFullError), _open(place, "tmpfs", 0) as queue:
+                queue.push(b"x" * (1 << 20))
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+@pytest.mark.parametrize("drain", ["delete of all", "clear", "pop of many"])
+@pytest.mark.parametrize("size", [30, 5_000])
+def test_a_large_tree_can_be_removed_at_once_on_a_full_disk(size, drain, tmp_path, needs, record_property):
+    needs("root", "mount")
+    fn = lambda: _fill_and_drain("tmpfs", str(tmp_path), 40 << 20, size, [drain])  # noqa: E731
+    assert status_of(forked(fn), 120) == 0
+    record_property(TOLD, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("drain", ["delete of all", "clear", "delete", "pop of many"])
+@pytest.mark.parametrize("size", [30, 1_000, 5_000, 1_000_000])
+def test_a_very_large_tree_can_be_removed_at_once_on_a_full_disk(size, drain, tmp_path, needs, record_property):
+    needs("root", "mount")
+    assert status_of(forked(lambda: _fill_and_drain("ext4", str(tmp_path), TREE, size, [drain])), 3600) == 0
+    record_property(TOLD, 1)

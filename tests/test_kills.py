@@ -1,0 +1,223 @@
+"""SIGKILL at every line of the library: what was acknowledged is there, and a call is there wholly or not at all.
+
+LMDBQUEUE_SEEDS says how many queues the long form tries, and LMDBQUEUE_KILLS how many kills it deals out.
+"""
+
+import functools
+import os
+import pkgutil
+import random
+import select
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
+from processes import forked, killed_at_line, status_of
+from scenarios import any_verb
+
+import lmdbqueue
+from lmdbqueue import PersistentQueue
+
+MODULES = [module.name for module in pkgutil.iter_modules(lmdbqueue.__path__)]
+SEEDS = int(os.environ.get("LMDBQUEUE_SEEDS", "20"))
+KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000"))
+PROCESSES = 4
+DEADLINE = 60.0  # seconds
+TOLD = "kills"
+
+Items = list[bytes]
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A call, and what is in the queue after it."""
+
+    call: Callable[[PersistentQueue[bytes]], object]
+    after: Callable[[Items], Items] = lambda items: items
+    between: Callable[[Items], Items] | None = None  # of its two transactions
+
+    def amid(self, items: Items) -> Items:
+        return (self.between or self.after)(items)
+
+
+VERBS = {
+    "push": Verb(lambda queue: queue.push(b"new"), lambda items: [*items, b"new"]),
+    "push of many": Verb(
+        lambda queue: queue.push([b"a", b"b" * 9000, b"c"]), lambda items: [*items, b"a", b"b" * 9000, b"c"]
+    ),
+    "pop": Verb(lambda queue: queue.pop(), lambda items: items[1:]),
+    "pop of many": Verb(lambda queue: queue.pop(5), lambda items: items[5:]),
+    "delete": Verb(lambda queue: queue.delete(5), lambda items: items[5:]),
+    "clear": Verb(lambda queue: queue.clear(), lambda _: []),
+    "put": Verb(lambda queue: queue.put(b"new"), lambda items: [*items, b"new"]),
+    "get": Verb(lambda queue: queue.get(), lambda items: items[1:]),
+    "put back": Verb(lambda queue: queue._put_back(queue._take_entries(2, 2)[0]), between=lambda items: items[2:]),
+    "peek": Verb(lambda queue: queue.peek(3)),
+    "iteration": Verb(list),
+    "flush": Verb(lambda queue: queue.flush(force=True)),
+    "check": Verb(lambda queue: queue.check(repair=True)),
+    "copy": Verb(lambda queue: queue.copy("copy").close()),
+    "close": Verb(lambda queue: queue.close()),
+}
+
+
+def _work(queue: PersistentQueue[bytes], seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311
+    for _ in range(8):
+        queue.push([chance.randbytes(chance.choice((1, 50, 3000))) for _ in range(5)])
+        queue.delete(chance.randrange(4))
+
+
+def _kill_at_every_line(root: str, run: Callable[[str], Callable[[], object]], judge: Callable[..., None]) -> int:
+    """Run ``run(place)()`` on copies of ``root``, killed at its first line, its second, ...
+
+    ``judge(place, is_done)`` is called after each. Return how many lines there are.
+    """
+    number = 0
+    status = -signal.SIGKILL
+    while status:
+        number += 1
+        place = f"{root} {number}"
+        shutil.copytree(root, place)
+        status = status_of(forked(lambda place=place, number=number: killed_at_line(number, MODULES, run(place))))
+        assert status in (0, -signal.SIGKILL)
+        judge(place, is_done=status == 0)
+        shutil.rmtree(place)
+    return number - 1
+
+
+def _kill_verb(tmp_path: object, name: str, seed: int) -> int:
+    verb = VERBS[name]
+    root = os.path.join(str(tmp_path), str(seed))
+    os.mkdir(root)
+    with open_queue(root) as queue:
+        _work(queue, seed)
+        before = list(queue)
+
+    def judge(place: str, *, is_done: bool) -> None:
+        with open_queue(place) as queue:
+            found = list(queue)
+            assert found in ([verb.after(before)] if is_done else [before, verb.amid(before)])
+            assert queue.check() == []
+            queue.push(b"probe")
+            assert queue.pop(len(found) + 2) == [*found, b"probe"]
+
+    return _kill_at_every_line(root, lambda place: functools.partial(verb.call, open_queue(place)), judge)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_kill_at_any_line_of_a_verb_leaves_it_done_or_not_done(tmp_path, name, record_property):
+    record_property(TOLD, _kill_verb(tmp_path, name, seed=0))
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["existing", "new"])
+@pytest.mark.parametrize("was_closed", [True, False], ids=["closed", "killed"])
+def test_a_kill_at_any_line_of_opening_harms_nothing(tmp_path, is_there, was_closed, record_property):
+    root = str(tmp_path / "root")
+    os.mkdir(root)
+    before: Items = []
+    if is_there:
+        with open_queue(root) as queue:
+            _work(queue, 0)
+            before = list(queue)
+            if not was_closed:
+                shutil.copytree(root, root + " amid")
+        if not was_closed:
+            root += " amid"
+
+    def judge(place: str, *, is_done: bool) -> None:  # noqa: ARG001
+        with open_queue(place) as queue:
+            assert list(queue) == before
+            assert queue.check() == []
+
+    record_property(TOLD, _kill_at_every_line(root, lambda place: functools.partial(open_queue, place), judge))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", VERBS)
+def test_a_kill_at_any_line_of_a_verb_of_many_queues(tmp_path, name, record_property):
+    record_property(TOLD, sum(_kill_verb(tmp_path, name, seed) for seed in range(1, 1 + SEEDS)))
+
+
+# --- kills at random, of processes that share a queue
+
+
+def _life(place: str, process: int, life: int, mouth: int, *, flushes: bool) -> None:
+    """Call verbs until somebody kills this process."""
+    worker = Worker(process, notes_to(mouth), (life, process), first_number=life * 10_000)
+    queue = open_queue(place)
+    while True:
+        if flushes and worker.random.random() < 0.1:
+            worker.flush(queue)
+        any_verb(worker, queue, alone=False)
+
+
+def _kill_at_random(place: str, kills: int, *, flushes: bool, judged_each: int = 25) -> tuple[int, int]:
+    """Let four processes work on one queue and kill one after the other; judge the whole now and then.
+
+    Return how many were killed, and how many generations there were.
+    """
+    chance = random.Random(kills)  # noqa: S311
+    base = Found((), 0)
+    killed = 0
+    while killed < kills:
+        ear, mouth = os.pipe()
+        journal, rest = Journal(), b""
+        first = killed * PROCESSES
+
+        def start(process: int, life: int, mouth: int = mouth) -> int:
+            return forked(lambda: _life(place, process, life, mouth, flushes=flushes))
+
+        alive = {process: start(process, first + process) for process in range(1, 1 + PROCESSES)}
+        for kill in range(min(judged_each, kills - killed)):
+            wanted = journal.acks + chance.randrange(12)
+            deadline = time.monotonic() + DEADLINE
+            while journal.acks < wanted:
+                assert select.select([ear], [], [], deadline - time.monotonic())[0], "the processes stand still"
+                rest = take_notes(journal, rest + os.read(ear, 1 << 16))
+            for _ in range(chance.randrange(20_000)):  # a moment, somewhere within a call
+                pass
+            process = chance.choice(list(alive))
+            os.kill(alive[process], signal.SIGKILL)
+            assert status_of(alive[process]) == -signal.SIGKILL
+            killed += 1
+            successor = PROCESSES + 1 + kill
+            del alive[process]
+            alive[successor] = start(successor, first + successor)
+        for pid in alive.values():
+            os.kill(pid, signal.SIGKILL)
+            assert status_of(pid) == -signal.SIGKILL
+        killed += len(alive)
+        os.close(mouth)
+        with open(ear, "rb") as pipe:
+            take_notes(journal, rest + pipe.read())
+        probe = (255, killed, 99)
+        found = inspect(place, probe=probe)
+        problem = journal.account("queue", base).problem(found)
+        assert not problem, f"after {killed} kills: {problem}"
+        base = found.after(probe)
+    (name,) = (name for name in os.listdir(os.path.join(place, "q")) if name.endswith(".mdb"))
+    return killed, int(name[:8])
+
+
+def test_kills_at_random_of_four_processes_lose_nothing(tmp_path, record_property):
+    killed, _ = _kill_at_random(str(tmp_path), 500, flushes=False)
+    record_property(TOLD, killed)
+
+
+def test_kills_at_random_amid_flushes_lose_nothing(tmp_path, record_property):
+    killed, generations = _kill_at_random(str(tmp_path), 120, flushes=True)
+    assert generations > 30
+    record_property(TOLD, killed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("flushes", [False, True])
+def test_very_many_kills_at_random_lose_nothing(tmp_path, flushes, record_property):
+    killed, generations = _kill_at_random(str(tmp_path), KILLS // 2, flushes=flushes)
+    record_property(TOLD, killed)
+    record_property("swaps of the file", generations - 1)
