@@ -58,11 +58,12 @@ class Call:
         return self.result
 
 
-def run(generation: Generation, calls: Sequence[Call]) -> None:
+def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) -> None:
     """Run the calls that are not done in one transaction and commit it; mark each ``done``. Not durable yet.
 
     A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
-    is undone, and each call gets one of its own, so that only the culprit fails.
+    is undone, and each call gets one of its own, so that only the culprit fails. With ``again`` a call
+    that finds the disk full is run once more if free pages may be had for it then.
     """
     calls = [call for call in calls if not call.done]
     try:
@@ -75,8 +76,8 @@ def run(generation: Generation, calls: Sequence[Call]) -> None:
                 run(generation, [call])
             return
         explained = generation.explain(error, "writing")
-        if isinstance(explained, Full) and generation.renew():
-            run(generation, calls)
+        if again and isinstance(explained, Full) and generation.renew():
+            run(generation, calls, again=False)
             return
         if isinstance(explained, Superseded):
             raise explained from error
