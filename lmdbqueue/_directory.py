@@ -48,7 +48,7 @@ from typing import Final
 
 from lmdbqueue import _flock
 from lmdbqueue._disk import sync_directory, sync_file, translated
-from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError
+from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError
 from lmdbqueue._format import Options
 
 _GENERATION: Final = re.compile(r"(\d{8})\.mdb")
@@ -109,9 +109,15 @@ class Directory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory lock for the block."""
+        """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place."""
         with translated(self.path, "locking"), _flock.exclusive(self.path):
+            self._refuse_another()
             yield
+
+    def _refuse_another(self) -> None:
+        status = os.stat(self.path)
+        if (status.st_dev, status.st_ino) != self.identity[:2]:
+            raise GoneError(self.path)
 
     @contextmanager
     def compaction(self) -> Iterator[str]:
@@ -120,6 +126,7 @@ class Directory:
         It comes before any other lock. The lock is on a file that is always there and never written.
         """
         with translated(self.path, "locking"), _flock.exclusive(self.file(_OPTIONS_FILE)):
+            self._refuse_another()
             yield self.file(_AHEAD)
 
     def generation(self, number: int) -> str:

@@ -229,6 +229,17 @@ class StorageError(QueueError):
         )
 
 
+class GoneError(QueueError):
+    """Somebody has removed the queue's files while it was open; nothing of the call was stored."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path!r} was removed while the queue was open; nothing was stored: open the queue again"
+
+
 class CommitUnknownError(StorageError):
     """The disk failed during a commit: whether the call took place is known only after reopening."""
 

@@ -55,7 +55,15 @@ import lmdb
 
 from lmdbqueue import _format, _metapage
 from lmdbqueue._disk import allocate, disk_full, translated
-from lmdbqueue._errors import AccessError, CommitUnknownError, CorruptQueueError, Full, QueueError, StorageError
+from lmdbqueue._errors import (
+    AccessError,
+    CommitUnknownError,
+    CorruptQueueError,
+    Full,
+    GoneError,
+    QueueError,
+    StorageError,
+)
 from lmdbqueue._session import Session, stamp
 
 if TYPE_CHECKING:
@@ -261,6 +269,7 @@ class Generation(Snapshot):
         self._added = 0  # bytes that the pushes of the transaction under way take
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         super().__init__(path, options)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
 
     def _open(self) -> tuple[lmdb.Environment, int]:
@@ -270,6 +279,13 @@ class Generation(Snapshot):
         env, map_size = _open(self.path, sync=not self._is_flushed_once)
         env.reader_check()
         return env, map_size
+
+    def close(self) -> None:
+        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        super().close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
         """Open the handles of every queue that is there, and make the queue ``name`` if it is not.
@@ -321,12 +337,17 @@ class Generation(Snapshot):
     # --- writing
 
     def begin(self, operation: str) -> Txn:
-        """Begin a write transaction. To be ended by the caller, come what may."""
+        """Begin a write transaction. To be ended by the caller, come what may.
+
+        Raises ``Superseded``; ``GoneError`` when somebody has removed the file.
+        """
         self._added = 0
         try:
             txn = self._env.begin(write=True)
             try:
                 self._refuse_superseded(txn)
+                if not os.fstat(self._fd).st_nlink:  # a swap removes it too, but says so before
+                    raise GoneError(self.path)  # noqa: TRY301  (to be undone as the other)
             except BaseException:
                 txn.abort()
                 raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _disk, _env, _generation, _metapage, _recovery
+from lmdbqueue import _disk, _env, _format, _generation, _metapage, _recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,22 @@ OPENING = {
     "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
 }
+
+
+def checks_no_checksum() -> None:
+    _replace_everywhere(_format.is_intact, lambda _key, _value: True)
+    _format.is_intact = lambda _key, _value: True  # type: ignore[assignment]
+
+
+READING = {"no CRC": checks_no_checksum}
+
+
+def keeps_no_pages_back() -> None:
+    _generation.Generation.make_room = lambda *_: None  # type: ignore[assignment,method-assign]
+    _generation.reserve = lambda _pages: 0  # type: ignore[assignment]
+
+
+FILLING = {"no page reserve": keeps_no_pages_back}
 
 AGAIN = {"remnants left": Mutant(leaves_the_remnants, "pushes")}
 

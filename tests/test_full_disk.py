@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import mutants
 import pytest
 from opener import own_mounts
 from processes import forked, status_of
@@ -108,6 +109,17 @@ def test_everything_can_be_taken_out_of_a_full_disk(kind, size, tmp_path, needs,
     fn = lambda: _fill_and_drain(kind, str(tmp_path), DISK, size, list(DRAINS))  # noqa: E731
     assert status_of(forked(fn)) == 0
     record_property(TOLD, len(DRAINS))
+
+
+@pytest.mark.parametrize("name", mutants.FILLING)
+def test_a_full_disk_finds_that_no_room_is_kept(name, tmp_path, needs):
+    needs("root", "mount")
+
+    def use() -> None:
+        mutants.FILLING[name]()
+        _fill_and_drain("tmpfs", str(tmp_path), DISK, 300, ["delete"])
+
+    assert status_of(forked(use)) == 1
 
 
 @pytest.mark.parametrize("size", [10, 3_000, 200_000])
