@@ -6,6 +6,7 @@ after the crash, ``AGAIN`` where a first crash was recovered from and a second o
 function and enter it into its table under a name that says what is wrong.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _disk, _env, _format, _generation, _metapage, _recovery
+from lmdbqueue import _directory, _disk, _env, _format, _generation, _metapage, _recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,38 @@ def keeps_no_pages_back() -> None:
 
 
 FILLING = {"no page reserve": keeps_no_pages_back}
+
+
+def swaps_over_a_living_lock_file() -> None:
+    """Put the new file under the name, and so under the lock file, of the old one."""
+
+    def publish(self: Any, _number: int) -> None:
+        for name in sorted(os.listdir(self.path)):
+            if name.endswith(".mdb.tmp"):
+                os.rename(os.path.join(self.path, name), self.generation(1))
+
+    _directory.Directory.publish = publish  # type: ignore[method-assign]
+    _directory.Directory.generation = lambda self, _number: self.file("00000001.mdb")  # type: ignore[method-assign]
+    _directory.Directory.draft = lambda self, _number: self.file("00000001.mdb.tmp")  # type: ignore[method-assign]
+    _directory.Directory.clean = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+    _generation.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
+
+
+def looks_for_no_mark() -> None:
+    _generation.Generation._refuse_superseded = lambda *_: None  # type: ignore[method-assign]
+
+
+SWAPPING = {
+    "naive swap over a living lock file": swaps_over_a_living_lock_file,
+    "no marker check": looks_for_no_mark,
+}
+
+
+def goes_on_in_a_child() -> None:
+    _env.Environment.restart = _env.Environment.thaw  # type: ignore[method-assign]
+
+
+FORKING = {"no pid check": goes_on_in_a_child}
 
 AGAIN = {"remnants left": Mutant(leaves_the_remnants, "pushes")}
 

@@ -285,31 +285,6 @@ def _flush_killed_at(number, place):
 ITEMS = [f"item {number}" * 20 for number in range(300)]
 
 
-def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_who_opens_it_next(tmp_path):
-    with PersistentQueue("queue", tmp_path / ".", **FAST) as queue:
-        queue.push(ITEMS)
-        queue.delete(100)
-    outcomes = set()
-    for number in itertools.count(1):
-        place = tmp_path / str(number)
-        shutil.copytree(tmp_path / "queue", place / "queue")
-        ended = status_of(forked(_flush_killed_at, number, place))
-        outcomes.add(tuple(sorted(name for name in os.listdir(place / "queue") if name[0] == "0")))
-        with PersistentQueue("queue", place, **FAST) as queue:
-            assert queue.check() == [], f"killed at line {number}"  # alone, so the draft is gone too
-            assert queue.peek(400) == ITEMS[100:]
-            assert queue.push("new") == 300
-            assert queue.pop() == ITEMS[100]
-            assert queue.check() == []
-            _assert_no_leftovers(queue._directory)
-        shutil.rmtree(place)
-        if ended == 0:
-            break
-        assert ended == KILLED
-    assert number > 100
-    assert len(outcomes) >= 4  # before, with a draft, swapped, and clean: the table in _swap was walked through
-
-
 def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_open(open_queue):
     queue = open_queue(**FAST)
     queue.push(ITEMS)
@@ -331,33 +306,6 @@ def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_op
             break
         assert ended == KILLED
     assert number > 100
-
-
-def _create_killed_at(number, place):
-    modules = ("_directory", "_generation", "_session", "_flock", "_recovery", "_metapage")
-    killed_at_line(number, modules, PersistentQueue, filename="queue", path=place)
-
-
-def test_a_creation_killed_at_any_line_leaves_a_whole_queue_to_who_opens_it_next(tmp_path):
-    outcomes = set()
-    for number in itertools.count(1):
-        place = tmp_path / str(number)
-        place.mkdir()
-        ended = status_of(forked(_create_killed_at, number, place))
-        if (place / "queue").exists():
-            outcomes.add(tuple(sorted(os.listdir(place / "queue"))))
-        with PersistentQueue("queue", place) as queue:
-            assert queue.check() == [], f"killed at line {number}"
-            assert queue.count() == 0
-            assert queue.push("a") == 0
-            assert queue.pop() == "a"
-            _assert_no_leftovers(queue._directory)
-        shutil.rmtree(place)
-        if ended == 0:
-            break
-        assert ended == KILLED
-    assert number > 100
-    assert len(outcomes) >= 6  # the table in _directory was walked through
 
 
 def _copy_killed_at(number, queue):

@@ -1,0 +1,169 @@
+"""A queue that processes share through swaps and forks, and with readers that die or stop: each thing with its mutant.
+
+LMDBQUEUE_READERS says how many readers the long form kills.
+"""
+
+import os
+import signal
+import threading
+
+import mutants
+import pytest
+from processes import forked, status_of
+
+from lmdbqueue import PersistentQueue
+
+READERS = int(os.environ.get("LMDBQUEUE_READERS", "3000"))
+SLOTS = 1022  # of LMDB's table of readers
+
+
+def _nothing() -> None:
+    """Plant no fault."""
+
+
+def _work_through_swaps(place: str) -> None:
+    """Push and pop while another process flushes again and again; demand that all is there."""
+    with PersistentQueue("queue", place) as queue:
+        for round_ in range(5):
+            queue.push([(round_, number) for number in range(100)])
+            assert status_of(forked(_flush, place)) == 0
+            queue.push((round_, "after"))
+            with PersistentQueue("queue", place) as other:
+                assert len(other) == 101
+            assert status_of(forked(_flush, place)) == 0
+            assert queue.pop(200) == [*((round_, number) for number in range(100)), (round_, "after")]
+            assert queue.check() == []
+
+
+def _flush(place: str) -> None:
+    with PersistentQueue("queue", place) as queue:
+        count = len(queue)
+        queue.flush(force=True)
+        assert len(queue) == count
+
+
+def _fork_amid_the_pushes_of_threads(place: str) -> None:
+    """Let threads push, and children forked meanwhile, with one object; demand that each item is there once."""
+    with PersistentQueue("queue", place) as queue:
+
+        def push(who: int, count: int) -> None:
+            for number in range(count):
+                queue.push((who, number))
+
+        threads = [threading.Thread(target=push, args=(who, 60), daemon=True) for who in range(8)]
+        for thread in threads:
+            thread.start()
+        pids = [forked(push, who, 2) for who in range(8, 28)]
+        for thread in threads:
+            thread.join()
+        assert [status_of(pid, 6) for pid in pids] == [0] * len(pids)
+        pushed = [(who, number) for who in range(28) for number in range(60 if who < 8 else 2)]
+        assert sorted(queue.pop(1000)) == pushed
+        assert queue.check() == []
+
+
+@pytest.mark.parametrize("fault", ["", *mutants.SWAPPING])
+def test_what_is_pushed_through_swaps_by_others_is_there_or_the_fault_is_found(tmp_path, fault):
+    def work() -> None:
+        mutants.SWAPPING.get(fault, _nothing)()
+        _work_through_swaps(str(tmp_path))
+
+    assert (status_of(forked(work)) == 0) == (fault == "")
+
+
+@pytest.mark.parametrize("fault", ["", *mutants.FORKING])
+def test_what_is_pushed_amid_forks_is_there_once_or_the_fault_is_found(tmp_path, fault):
+    def work() -> None:
+        mutants.FORKING.get(fault, _nothing)()
+        _fork_amid_the_pushes_of_threads(str(tmp_path))
+
+    assert (status_of(forked(work), 40) == 0) == (fault == "")
+
+
+# --- readers
+
+
+def _read_and_stay(place: str, mouth: int) -> None:
+    """Open a read transaction, say so, and stay in it."""
+    with PersistentQueue("queue", place, durability="off") as queue:
+        queue._open.view(queue.name, lambda *_: (os.write(mouth, b"1"), signal.pause()))
+
+
+def _reader(place: str) -> int:
+    ear, mouth = os.pipe()
+    pid = forked(_read_and_stay, place, mouth)
+    os.close(mouth)
+    assert os.read(ear, 1) == b"1"
+    os.close(ear)
+    return pid
+
+
+def _size(queue: PersistentQueue[object]) -> int:
+    return queue._open._generation.extent()
+
+
+def _turn_over(queue: PersistentQueue[object], times: int) -> None:
+    for number in range(times):
+        queue.push([number] * 20)
+        queue.delete(20)
+
+
+def test_readers_that_are_killed_again_and_again_let_the_file_not_grow(tmp_path):
+    with PersistentQueue("queue", str(tmp_path), durability="off") as queue:
+        _turn_over(queue, 50)
+        sizes = []
+        for _ in range(20):
+            pid = _reader(str(tmp_path))
+            _turn_over(queue, 20)
+            os.kill(pid, signal.SIGKILL)
+            status_of(pid)
+            _turn_over(queue, 20)
+            sizes.append(_size(queue))
+        assert sizes[-1] < 1.2 * sizes[5], sizes
+        assert queue.check() == []
+
+
+def test_a_stopped_reader_holds_up_nobody(tmp_path):
+    with PersistentQueue("queue", str(tmp_path), durability="off") as queue:
+        queue.push(list(range(100)))
+        pid = _reader(str(tmp_path))
+        os.kill(pid, signal.SIGSTOP)
+        assert queue.pop(50) == list(range(50))
+        queue.push("new")
+        assert queue.flush(force=True) >= 0
+        assert queue.pop(100) == [*range(50, 100), "new"]
+        assert queue.check() == []
+        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGCONT)
+        status_of(pid)
+
+
+def _die_in_many_reads(place: str, readers: int) -> None:
+    """Leave slots of many threads behind, amid their reads, and die."""
+    queue = PersistentQueue("queue", place, durability="off")
+    inside = threading.Barrier(readers + 1)
+    for _ in range(readers):
+        view = lambda *_: (inside.wait(), signal.pause())  # noqa: E731
+        threading.Thread(target=queue._open.view, args=(queue.name, view), daemon=True).start()
+    inside.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _leave_slots(tmp_path, readers: int) -> None:
+    with PersistentQueue("queue", str(tmp_path), durability="off") as queue:
+        for _ in range(0, readers, 100):
+            assert status_of(forked(_die_in_many_reads, str(tmp_path), 100)) == -signal.SIGKILL
+            queue.push("x")
+            assert queue.pop() == "x"
+            with PersistentQueue("queue", str(tmp_path), durability="off") as other:
+                assert len(other) == 0
+        assert queue.check() == []
+
+
+def test_more_dead_readers_than_lmdb_has_slots_leave_room_for_the_living(tmp_path):
+    _leave_slots(tmp_path, SLOTS + 300)
+
+
+@pytest.mark.long
+def test_very_many_dead_readers_leave_room_for_the_living(tmp_path):
+    _leave_slots(tmp_path, READERS * 10)
