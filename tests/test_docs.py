@@ -61,6 +61,14 @@ def test_logging_example_of_readme_passes_records(tmp_path, monkeypatch, capsys)
     assert "passed on" in capsys.readouterr().err
 
 
+def test_asyncio_example_of_readme_gives_the_first_item(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(code for code in blocks("README.md", "python") if "AsyncPersistentQueue" in code)
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert names["asyncio"].run(names["main"]()) == 0
+
+
 def test_every_public_verb_stands_in_the_table_of_readme():
     table = read("README.md").split("## The verbs")[1].split("```")[0]
     for name in dir(lmdbqueue.PersistentQueue):
