@@ -93,7 +93,9 @@ def test_ci_runs_the_two_commands_of_readme():
         assert f"grep -m 1 '{pattern}' README.md" in script
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/format.md", "docs/design.md", "docs/operations.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("format", "design", "operations"))]
+)
 def test_links_between_the_documents_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
         if "://" not in target:
