@@ -211,8 +211,10 @@ class Environment:
                 self._close_retired()
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()
-            if any(call.result for call in calls):
-                self.bell.ring()
+            for call in calls:
+                if call.result:
+                    self.bell.ring()
+                    break
             self._company = max(len(calls), self._company - 1)
             for call in calls:
                 call.wake()

@@ -67,18 +67,25 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_b
             raise Full("bytes", max_bytes, used, added)
     tail = _number(txn, queue, queue.tail)
     given = range(tail, tail + len(payloads))
-    keys = map(pack, given)
+    if _append(txn, queue, given, payloads) != len(given):  # py-lmdb skips what is out of order without a word
+        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
+    txn.put(queue.tail, pack(given.stop), db=queue.meta)
+    return given
+
+
+def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) -> int:
+    """Put items behind all others; return how many it took."""
+    if len(numbers) == 1:  # 2 us less than by a cursor
+        key, payload = pack(numbers.start), payloads[0]
+        return txn.put(key, seal(key, payload) if queue.sealed else payload, append=True, db=queue.items)
+    keys = map(pack, numbers)
     entries: Iterable[Entry]
     if queue.sealed:
         entries = ((key, seal(key, payload)) for key, payload in zip(keys, payloads, strict=True))
     else:
         entries = zip(keys, payloads, strict=True)
     with txn.cursor(queue.items) as cursor:
-        _, added = cursor.putmulti(entries, append=True)
-    if added != len(given):  # py-lmdb skips what is out of order without a word
-        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
-    txn.put(queue.tail, pack(given.stop), db=queue.meta)
-    return given
+        return cursor.putmulti(entries, append=True)[1]
 
 
 def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:
