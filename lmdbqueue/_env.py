@@ -179,18 +179,22 @@ class Environment:
         self._waiting.append(call)  # before the look for a leader: a leader does it the other way round
         try:
             while not call.done:
-                if self._leader.setdefault("", call) is call:
+                leader = self._leader.setdefault("", call)
+                if leader.done:  # it is through, or was interrupted and may never say so; two leaders do no harm
+                    self._leader[""] = leader = call
+                if leader is call:
                     with self._writer:
                         self._lead()
                 else:
                     call.turn.acquire(timeout=_PATIENCE)
         except BaseException:
+            call.done = True  # nobody waits for it any more; before anything that another interrupt could stop
             if call in self._waiting:
                 self._waiting.remove(call)
             raise
         finally:
             if self._leader.get("") is call:
-                del self._leader[""]
+                self._leader.pop("", None)
             if self._waiting and not self._leader:
                 self._hand_on()
         if not call.is_durable():

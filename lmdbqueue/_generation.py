@@ -44,6 +44,7 @@ What else LMDB demands, and where it is answered:
 """
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -228,7 +229,11 @@ class Draft(Snapshot):
     """A copy that is being made: nobody else has it open."""
 
     def _open(self) -> tuple[lmdb.Environment, int]:
-        return _open(self.path, sync=False, lock=False)
+        try:
+            return _open(self.path, sync=False, lock=False)
+        except lmdb.Error:
+            gc.collect()  # an interrupt may have left one behind that is open still
+            return _open(self.path, sync=False, lock=False)
 
     def change(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, self, *args)`` of a transaction, which is committed. Not durable."""
