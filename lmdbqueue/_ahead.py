@@ -79,8 +79,10 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
     """Make a draft hold what ``txn`` sees of the live generation; return how many items differed, or ``_OTHER``."""
     if not live.knows_all(txn):
         return _OTHER
+    known = {queue.name for queue in draft.queues()}
     changed = 0
     for queue in live.queues():
+        changed += queue.name not in known
         copied = draft.make(draft_txn, queue.name, _fifo.create)
         changed += _fifo.follow(txn, queue, draft_txn, copied)
         if _fifo.count(txn, queue) != _fifo.count(draft_txn, copied):

@@ -236,11 +236,20 @@ class Draft(Snapshot):
             return _open(self.path, sync=False, lock=False)
 
     def change(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Return ``fn(txn, self, *args)`` of a transaction, which is committed. Not durable."""
-        with self._translated("compaction"), self._env.begin(write=True) as txn:
-            self._open_tables(txn)
-            result = fn(txn, self, *args)
-            txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+        """Return what ``fn(txn, self, *args)`` changed in a transaction; nothing is written if that is nothing.
+
+        Not durable.
+        """
+        with self._translated("compaction"):
+            txn = self._env.begin(write=True)
+            try:
+                self._open_tables(txn)
+                result = fn(txn, self, *args)
+                if result:
+                    txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+                    txn.commit()
+            finally:
+                end(txn)
             return result
 
     def make(self, txn: Txn, name: str, create: Callable[[Txn, Tables], object]) -> Tables:
