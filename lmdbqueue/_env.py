@@ -125,22 +125,31 @@ class Environment:
             _environments.pop(self.directory.identity, None)
             with self._writer, self._moving:
                 generation, self._generation = self._generation, None
-                if generation is not None:
-                    with suppress(
-                        QueueError
-                    ):  # closing never fails; what was left undone is proven at the next opening
-                        self._settle(generation)
-                    generation.close()
-                self._close_retired()
-                if self._session is not None:
-                    self._session.leave()
+                session, self._session = self._session, None
+                try:
+                    if generation is not None and session is not None:
+                        self._leave(generation, session)
+                finally:
+                    if generation is not None:
+                        generation.close()
+                    self._close_retired()
+                    if session is not None:
+                        session.leave()
             self.bell.close()
 
-    def _settle(self, generation: Generation) -> None:
-        """Leave nothing to prove for the next to open, if nobody else is there."""
-        with self.directory.lock():
-            if self._session is not None and self._session.is_alone() and generation.settle():
-                self._session.close()
+    def _leave(self, generation: Generation, session: Session) -> None:
+        """Leave nothing to prove for the next to open, if nobody else is there.
+
+        All in one hold of the directory lock, so that who comes next finds either us or nobody: it would
+        take itself for one of many, and not write down that the queue is open again. Closing never fails:
+        what was left undone is proven at the next opening.
+        """
+        with suppress(QueueError), self.directory.lock():
+            is_whole = session.is_alone() and generation.settle()
+            generation.close()
+            if is_whole:
+                session.close()
+            session.leave()
 
     # --- transactions
 

@@ -147,11 +147,12 @@ class Session:
         sync_file(self._file)
 
     def leave(self) -> None:
-        """Take the life-sign down."""
-        self._words.release()
-        self._memory.close()
-        os.close(self._file)
-        _flock.release(self._fd)
+        """Take the life-sign down, unless that was done."""
+        if not self._memory.closed:
+            self._words.release()
+            self._memory.close()
+            os.close(self._file)
+            _flock.release(self._fd)
 
     def is_alone(self) -> bool:
         """Tell whether no other process is there. Under the directory lock, before ``leave``: others count no more."""

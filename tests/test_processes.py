@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import random
+import select
 import signal
 import sys
 import threading
@@ -29,6 +30,7 @@ from processes import (
 )
 
 from lmdbqueue import ClosedError, Empty, PersistentQueue, ShutDown
+from lmdbqueue._session import CLOSED, Session
 
 FAST = {"durability": "off"}
 
@@ -391,3 +393,43 @@ def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_pat
         if os.path.exists(ended):
             break
     assert number > 5
+
+
+def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_open(tmp_path, monkeypatch):
+    """Else a power cut would find it closed, and nothing would be proven."""
+    queue = PersistentQueue("queue", tmp_path)
+    ready, tell = os.pipe()
+    end, stop = os.pipe()
+    children = []
+
+    def come() -> None:
+        monkeypatch.undo()
+        with PersistentQueue("queue", tmp_path) as late:
+            late.push("late")
+            os.write(tell, b"1")
+            os.read(end, 1)
+
+    def leave(self):
+        if not children:
+            children.append(forked(come))
+            eventually(lambda: _waits_for_a_lock(children[0]) or select.select([ready], [], [], 0)[0])
+        session_leave(self)
+
+    session_leave = Session.leave
+    monkeypatch.setattr(Session, "leave", leave)
+    queue.close()
+    assert os.read(ready, 1) == b"1"
+    state = _state(tmp_path)
+    os.write(stop, b"1")
+    assert status_of(children[0]) == 0
+    assert state != CLOSED
+    assert _state(tmp_path) == CLOSED
+
+
+def _state(place) -> bytes:
+    return (place / "queue" / "session").read_bytes()[24:40]
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    with open("/proc/locks", encoding="ascii") as file:
+        return any("->" in line and f" {pid} " in line for line in file)
