@@ -401,6 +401,7 @@ def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_o
     ready, tell = os.pipe()
     end, stop = os.pipe()
     children = []
+    closing = queue._open._session
 
     def come() -> None:
         monkeypatch.undo()
@@ -410,7 +411,7 @@ def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_o
             os.read(end, 1)
 
     def leave(self):
-        if not children:
+        if self is closing and not children:
             children.append(forked(come))
             eventually(lambda: _waits_for_a_lock(children[0]) or select.select([ready], [], [], 0)[0])
         session_leave(self)
