@@ -4,6 +4,9 @@ Owns: ``flock`` on a file or directory, taken through a descriptor of its own. L
 the process that took it and to nobody else; the kernel frees it at death, however that comes. Must
 not know: what a lock is for.
 
+The kernel frees the locks of a dead process one after the other: who gets the first may find that the dead
+one has the next still, and has to wait for it rather than to take its holder for alive.
+
 An ``flock`` belongs to the open file description, which a forked child shares: a child that kept the
 descriptor would keep the lock of a dead parent. So every descriptor is listed here and closed in the
 child, which leaves the parent's lock alone (only the last close frees it). A POSIX record lock is not
@@ -19,15 +22,12 @@ from contextlib import contextmanager
 _held: set[int] = set()
 
 
-def acquire(path: str, *, exclusive: bool, wait: bool = True) -> int | None:
-    """Lock what is at ``path``, which must exist; return a handle, or None if that would wait."""
+def acquire(path: str) -> int:
+    """Take a shared lock of what is at ``path``, which must exist, once nobody has it alone; return a handle."""
     fd = os.open(path, os.O_RDONLY)
     _held.add(fd)
     try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        release(fd)
-        return None
+        share(fd)
     except BaseException:
         release(fd)
         raise
@@ -35,7 +35,7 @@ def acquire(path: str, *, exclusive: bool, wait: bool = True) -> int | None:
 
 
 def share(fd: int) -> None:
-    """Turn an exclusive lock into a shared one. Another waiter may slip in between."""
+    """Make the lock a shared one, whatever it was. Another waiter may slip in between."""
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 

@@ -38,12 +38,16 @@ What else LMDB demands, and where it is answered:
 - Ending a transaction in a forked child damages the parent's: ``_env`` lets none be open at a fork.
 - A value cannot be written over 4 GiB; a map cannot be outgrown: it is reserved large, which costs
   address space only, and less where that is limited (``ulimit -v``).
+- Who opens a file as the only one sets its lock file up; one that is killed amid that may keep LMDB's lock
+  a moment longer than the directory lock, and who waits inside LMDB for it then takes a lock file that is
+  half made for whole: it loses every commit. So it is waited for before (``_await_set_up``).
 - A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
 - When the meta page cannot be written every later call fails (``MDB_PANIC``): the generation ``is_broken``
   then, and ``_env`` opens it anew.
 """
 
 import errno
+import fcntl
 import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -290,6 +294,7 @@ class Generation(Snapshot):
         _refuse_cut_off(self.path)
         with translated(self.path, "opening"):
             allocate(self.path + "-lock", _LOCK_FILE)
+            _await_set_up(self.path + "-lock")
         env, map_size = _open(self.path, sync=not self._is_flushed_once)
         env.reader_check()
         return env, map_size
@@ -535,6 +540,15 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
         raise _failure(path, error, "creation") from error
     with translated(path, "allocation"):
         provide(path)
+
+
+def _await_set_up(lock_file: str) -> None:
+    """Return when nobody is at setting LMDB's lock file up. Under the directory lock: then nobody begins to."""
+    fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH, 1)
+    finally:
+        os.close(fd)
 
 
 def structural_problems(path: str) -> list[str]:

@@ -74,11 +74,10 @@ class Session:
         """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
         self.path = path
         _make(path)
-        fd = _flock.acquire(path, exclusive=True, wait=False)
-        self.first = fd is not None
-        if fd is None:
-            fd = _flock.acquire(path, exclusive=False)
-            assert fd is not None  # it waited
+        fd = _flock.acquire(path)  # waits for one that has just died amid recovery
+        self.first = _flock.alone(fd)
+        if not self.first:
+            _flock.share(fd)
         self._fd = fd
         self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -3,6 +3,7 @@
 LMDBQUEUE_SEEDS says how many queues the long form tries, and LMDBQUEUE_KILLS how many kills it deals out.
 """
 
+import fcntl
 import functools
 import os
 import pkgutil
@@ -10,6 +11,7 @@ import random
 import select
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
-from processes import forked, killed_at_line, status_of
+from processes import eventually, forked, killed_at_line, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
@@ -154,6 +156,81 @@ def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_prope
             assert queue.check() == []
 
     record_property(TOLD, _kill_at_every_line(root, lambda place: functools.partial(open_queue, place), judge))
+
+
+# the kernel frees the locks of a dead process one by one: who comes next may find some of them taken still
+
+
+_LOCK_TXN = 48  # where LMDB's lock file has the newest transaction
+
+
+def _dies_holding(path: str, take: Callable[[int], object], successor: Callable[[], object]) -> int:
+    """Kill a process that has done ``take(fd)`` with ``path`` once ``successor()``, of another, waits for it."""
+    ear, mouth = os.pipe()
+
+    def holder() -> None:
+        take(os.open(path, os.O_RDWR))
+        os.write(mouth, b".")
+        signal.pause()
+
+    held = forked(holder)
+    os.close(mouth)
+    assert os.read(ear, 1)
+    os.close(ear)
+    pid = forked(successor)
+    inode = f":{os.stat(path).st_ino} "
+
+    def waits() -> bool:
+        with open("/proc/locks", encoding="ascii") as locks:
+            return any("->" in line and inode in line for line in locks)
+
+    try:
+        eventually(waits)
+    finally:
+        os.kill(held, signal.SIGKILL)
+    assert status_of(held) == -signal.SIGKILL
+    return status_of(pid)
+
+
+def test_who_dies_amid_setting_up_the_lock_file_of_lmdb_costs_nothing(memory):
+    with open_queue(memory) as queue:
+        queue.push([b"0", b"1"])
+        queue.flush(force=True)
+        queue.push([b"2", b"3"])
+    place = os.path.join(memory, "q")
+    (lock_file,) = (os.path.join(place, name) for name in os.listdir(place) if name.endswith("-lock"))
+
+    def set_up_halfway(fd: int) -> None:
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1)
+        assert 1 < int.from_bytes(os.pread(fd, 8, _LOCK_TXN), sys.byteorder) < 100
+        os.pwrite(fd, bytes(8), _LOCK_TXN)
+
+    def successor() -> None:
+        with open_queue(memory) as queue:
+            assert queue.push(b"4") == 4
+
+    assert _dies_holding(lock_file, set_up_halfway, successor) == 0
+    with open_queue(memory) as queue:
+        assert list(queue) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_who_dies_amid_recovery_leaves_it_to_the_next(memory):
+    with open_queue(memory) as queue:
+        queue.push([b"0", b"1"])
+    session = os.path.join(memory, "q", "session")
+    unknown = b"\xee" * 16
+
+    def successor() -> None:
+        with open_queue(memory) as queue:
+            assert list(queue) == [b"0", b"1"]
+            with open(session, "rb") as file:
+                assert file.read(40)[24:] != unknown, "it did not take itself for the first"
+
+    def recover(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.pwrite(fd, unknown, 24)  # as after a power cut, where the boot stands
+
+    assert _dies_holding(session, recover, successor) == 0
 
 
 @pytest.mark.long
