@@ -16,8 +16,9 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
-``_compact``          ``flush`` and ``copy``: when space is given back
+``_compact``          ``flush``, ``copy``, ``drop_queue``: when space is given back
 ``_check``            ``check``: the proof on a queue in use, and its repair
+``_state``            ``state``: a mapping beside the items
 ``_ahead``            a copy made before a swap, while writers go on
 ``_env``              a directory as this process has it: sharing, group commit, swaps, forks
 ``_recovery``         after a power cut: which of the two newest snapshots counts
@@ -26,6 +27,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_proof``            what "whole" means: every invariant
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_group``            several calls in one transaction
+``_transaction``      the calls of a user's block in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
 ``_remnants``         what a power cut leaves on free pages
 ``_pages``            LMDB's trees as bytes
@@ -65,6 +67,7 @@ from lmdbqueue._errors import (
     QueueError,
     ShutDown,
     StorageError,
+    TransactionError,
     VersionError,
 )
 from lmdbqueue._queue import PersistentQueue
@@ -88,6 +91,7 @@ __all__ = [
     "QueueError",
     "ShutDown",
     "StorageError",
+    "TransactionError",
     "VersionError",
     "check",
 ]

@@ -87,4 +87,4 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
         changed += _fifo.follow(txn, queue, draft_txn, copied)
         if _fifo.count(txn, queue) != _fifo.count(draft_txn, copied):
             return _OTHER
-    return changed
+    return changed + _fifo.follow_records(txn, live.meta, draft_txn, draft.meta)

@@ -49,6 +49,7 @@ def check_open(environment: Environment, *, repair: bool) -> list[str]:
 
     Holds the lock of flushes, the write lock and the directory lock meanwhile.
     """
+    environment.refuse_inside("check")
     with environment.directory.compaction():
         return _check(environment, repair=repair)
 

@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from lmdbqueue import _fifo, _format, _generation, _group
+from lmdbqueue import _fifo, _format, _generation, _group, _transaction
 from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
 from lmdbqueue._generation import Doubtful, Generation, Superseded, Txn
@@ -58,6 +58,7 @@ from lmdbqueue._proof import Progress
 from lmdbqueue._recovery import recover
 from lmdbqueue._session import Session
 from lmdbqueue._swap import Write, swap, write_copy
+from lmdbqueue._transaction import Transaction
 from lmdbqueue._wakeup import Bell
 
 R = TypeVar("R")
@@ -92,6 +93,21 @@ def open_environment(
         environment.release()
         raise
     return environment
+
+
+def _begin(generation: Generation) -> tuple[Generation, Txn]:
+    return generation, generation.begin("locking")
+
+
+def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
+    """Begin a transaction that sees nothing which a power cut could take back."""
+    txn = generation.begin("locking")
+    try:
+        generation.secure_before(txn)
+    except BaseException:
+        _generation.end(txn)
+        raise
+    return generation, txn
 
 
 class Environment:
@@ -162,6 +178,9 @@ class Environment:
         return self._read(Generation.glance, name, fn, args)
 
     def _read(self, read: Callable[..., Any], name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if (block := _transaction.current()) is not None:
+            block.refuse_other(self)
+            return block.read(name, fn, args)
         thread = threading.get_ident()
         while True:
             self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
@@ -184,6 +203,9 @@ class Environment:
         ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
         it adds at the most.
         """
+        if (block := _transaction.current()) is not None:
+            block.refuse_other(self)
+            return block.write(name, fn, args, room)
         call = Call(name, fn, args, room)
         self._waiting.append(call)  # before the look for a leader: a leader does it the other way round
         try:
@@ -245,16 +267,56 @@ class Environment:
             self._waiting[0].wake()
 
     @contextmanager
-    def exclusive(self) -> Iterator[tuple[Generation, Txn]]:
+    def transaction(self) -> Iterator[None]:
+        """Let all calls of this thread in the block be one transaction, durable when it is left (``_transaction``)."""
+        block = _transaction.current()
+        if block is not None:
+            block.refuse_other(self)
+            with block.joined():
+                yield
+            return
+        with self._held():
+            with self.exclusive(_begin_on_the_disk) as (generation, txn):
+                block = Transaction(self, self.directory.path, generation, txn)
+                with block.entered():
+                    yield
+                transaction = block.commit()
+                if transaction:
+                    generation.secure(transaction)
+            if transaction:
+                self.bell.ring()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Be open for the block, whichever queue objects are closed in it."""
+        with _opening:
+            if not self.handles:
+                raise ClosedError(self.directory.path)
+            self.handles += 1
+        try:
+            yield
+        finally:
+            self.release()
+
+    def refuse_inside(self, what: str, *advice: str) -> None:
+        """Raise ``TransactionError`` if this thread is in a transaction."""
+        _transaction.refuse_inside(self.directory.path, what, *advice)
+
+    @contextmanager
+    def exclusive(
+        self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
+    ) -> Iterator[tuple[Generation, Txn]]:
         """Hold the write lock of the live generation; what the block does not commit is undone."""
+        process = os.getpid()
         with self._writer:
-            generation, txn = self._in_live(_begin)
+            generation, txn = self._in_live(begin)
             try:
                 yield generation, txn
             finally:
-                _generation.end(txn)
-                if generation.is_broken:
-                    self._abandon_broken(generation)
+                if os.getpid() == process:  # else it is not ours to end
+                    _generation.end(txn)
+                    if generation.is_broken:
+                        self._abandon_broken(generation)
 
     def swap(self, write: Write = write_copy) -> int:
         """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
@@ -270,6 +332,11 @@ class Environment:
 
     def prepare(self, name: str | None, progress: Progress | None = None) -> None:
         """Make sure that there is a queue ``name``, and open the handles of all. Waits for a transaction under way."""
+        if (block := _transaction.current()) is not None:
+            block.refuse_other(self)
+            if name is not None and not block.generation.knows(name):
+                self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
+            return
         with self._writer:
             if self._generation is None:
                 self.follow(None, progress)
@@ -385,8 +452,12 @@ class Environment:
 
     def freeze(self, deadline: float) -> None:
         """Let no transaction be open in this process until ``thaw``, or note that there is one."""
+        block = _transaction.current()
         locks = (self._writer, self._moving)
-        self._frozen = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+        self._torn = block is not None and block.owner is self  # by this very thread: waiting is of no use
+        self._frozen = [
+            lock for lock in locks if not self._torn and lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        ]
         self._torn = len(self._frozen) < len(locks)
         if not self._torn:
             generation, self._generation = self._generation, None  # who comes now waits for _moving
@@ -412,10 +483,6 @@ class Environment:
         if self._session is not None:
             self._session.leave()
         self._start()
-
-
-def _begin(generation: Generation) -> tuple[Generation, Txn]:
-    return generation, generation.begin("locking")
 
 
 def _prepare(generation: Generation, name: str | None) -> None:

@@ -230,14 +230,32 @@ class StorageError(QueueError):
 
 
 class GoneError(QueueError):
-    """Somebody has removed the queue's files while it was open; nothing of the call was stored."""
+    """Somebody has removed the queue, or its files, while it was open; nothing of the call was stored.
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    ``name``: of a queue that was dropped, "" when it is the files that are gone.
+    """
+
+    def __init__(self, path: str, name: str = "") -> None:
+        super().__init__(path, name)
         self.path = path
+        self.name = name
 
     def __str__(self) -> str:
-        return f"{self.path!r} was removed while the queue was open; nothing was stored: open the queue again"
+        what = f"the queue {self.name!r} in {self.path!r}" if self.name else repr(self.path)
+        return f"{what} was removed while it was open; nothing was stored: open the queue again"
+
+
+class TransactionError(QueueError):
+    """Something cannot be done inside of ``transaction()``, or what was done there cannot be committed."""
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"transaction on {self.path!r}: {self.reason}: {self.advice}"
 
 
 class CommitUnknownError(StorageError):

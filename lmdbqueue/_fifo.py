@@ -16,12 +16,12 @@ Functions that write return what they changed; an empty answer says that nothing
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
-from lmdbqueue._generation import Tables, Txn
+from lmdbqueue._generation import Db, Tables, Txn
 
 _OVERHEAD = 32  # bytes of an item's node, key, seal and index
 _PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
@@ -109,9 +109,29 @@ def since(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Entry]:
 
 def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
     """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
+    return delete(txn, queue, len(keys)) if _are_first(txn, queue, keys) else 0
+
+
+def _are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
     with txn.cursor(queue.items) as cursor:
-        if list(islice(cursor.iternext(values=False), len(keys))) != keys:
-            return 0
+        return list(islice(cursor.iternext(values=False), len(keys))) == keys
+
+
+def move(
+    txn: Txn,
+    queue: Tables,
+    keys: list[bytes],
+    payloads: Sequence[bytes],
+    target: tuple[str, int, int | None],
+) -> int:
+    """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
+
+    ``payloads`` are theirs; ``target``: its name, ``maxsize`` and ``max_bytes``. Raises ``Full`` as ``push``.
+    """
+    name, maxsize, max_bytes = target
+    if not _are_first(txn, queue, keys):
+        return 0
+    push(txn, queue.generation.table(name), payloads, maxsize, max_bytes)
     return delete(txn, queue, len(keys))
 
 
@@ -167,9 +187,29 @@ def clear(txn: Txn, queue: Tables) -> int:
     return removed
 
 
+def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
+    """Return the records of the queue's state, sealed if it has checksums."""
+    prefix = _format.state_record(queue.name, "")
+    with txn.cursor(queue.meta) as cursor:
+        cursor.set_range(prefix)
+        return list(takewhile(lambda record: record[0].startswith(prefix), cursor.iternext()))
+
+
+def destroy(txn: Txn, queue: Tables) -> bool:
+    """Remove the queue with all that belongs to it. Its handles are void then, so of a draft only."""
+    txn.drop(queue.items)
+    keys = [queue.head, queue.tail, _format.record(queue.name, "missing"), *(key for key, _ in state(txn, queue))]
+    for key in keys:
+        txn.delete(key, db=queue.meta)
+    return True
+
+
 def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
-    """Make an older copy of the queue hold what it holds now; return how many items left and came."""
-    head, tail = bounds(txn, queue)
+    """Make an older copy of the queue hold the items that it holds now; return how many left and came.
+
+    The records, such as the tail of the copy, are as they were: ``follow_records`` comes after it.
+    """
+    head, _ = bounds(txn, queue)
     known = _number(copy_txn, copy, copy.tail)
     changed = 0
     with copy_txn.cursor(copy.items) as cursor:
@@ -179,11 +219,22 @@ def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
     with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
         if cursor.set_range(pack(known)):
             changed += target.putmulti(cursor.iternext(), append=True)[1]
-    copy_txn.put(copy.head, pack(head), db=copy.meta)
-    copy_txn.put(copy.tail, pack(tail), db=copy.meta)
-    if gaps := missing(txn, queue):
-        copy_txn.put(_format.record(copy.name, "missing"), _format.pack_ranges(gaps), db=copy.meta)
     return changed
+
+
+def follow_records(txn: Txn, meta: Db, copy_txn: Txn, copy: Db) -> int:
+    """Make the records of an older copy those that are there now; return how many differed."""
+    now, known = (
+        {key: value for key, value in each.cursor(db) if key != _format.LAST_TXN}
+        for each, db in ((txn, meta), (copy_txn, copy))
+    )
+    gone = known.keys() - now.keys()
+    for key in gone:
+        copy_txn.delete(key, db=copy)
+    new = [record for record in now.items() if known.get(record[0]) != record[1]]
+    for key, value in new:
+        copy_txn.put(key, value, db=copy)
+    return len(gone) + len(new)
 
 
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:

@@ -38,7 +38,8 @@ META: Final = b"meta"
 LAST_TXN: Final = b"txn"  # in META, as are the heads and tails
 
 _NAME: Final = re.compile(r"[^/\0]+")
-_MAX_NAME: Final = 200  # bytes: LMDB takes keys of up to 511
+_MAX_KEY: Final = 511  # bytes, of LMDB
+_MAX_NAME: Final = 200  # bytes
 
 
 def check_name(name: str) -> str:
@@ -54,10 +55,34 @@ def record(name: str, what: str) -> bytes:
     return f"{name}/{what}".encode()
 
 
+def state_record(name: str, key: str) -> bytes:
+    """Return the key of what the state of the queue ``name`` has under ``key``."""
+    found = record(name, f"state/{key}")
+    if len(found) > _MAX_KEY:
+        room = _MAX_KEY - len(record(name, "state/"))
+        message = f"a key of {len(key.encode())} bytes; this queue's state takes keys of at most {room}"
+        raise ValueError(message)
+    return found
+
+
+def state_key(record: bytes) -> str:
+    """Return what ``state_record`` was called with."""
+    return record.split(b"/", 2)[2].decode()
+
+
+def split_record(key: bytes) -> tuple[str, str]:
+    """Return the name of the queue that a key belongs to, "" for none, and what it is."""
+    try:
+        name, slash, what = key.decode().partition("/")
+    except UnicodeDecodeError:
+        return "", ""
+    return (name, what) if slash else ("", name)
+
+
 def queue_of(key: bytes) -> str | None:
     """Return the name of the queue whose items are in the sub-database ``key``, if it is such a one."""
-    name, slash, what = key.partition(b"/")
-    return name.decode() if slash and what == b"items" else None
+    name, what = split_record(key)
+    return name if name and what == "items" else None
 
 
 # --- ranges of numbers: first and number after the last of each

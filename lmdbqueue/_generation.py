@@ -126,7 +126,7 @@ class Snapshot:
         self.path = path
         self.options = options
         self._tables: dict[str, Tables] = {}
-        self._meta: Db = None
+        self.meta: Db = None
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -151,13 +151,30 @@ class Snapshot:
         with self._translated("reading"), self._env.begin() as txn:
             return txn.get(_format.NEXT_GENERATION) is not None
 
+    def table(self, name: str) -> Tables:
+        """Return where the records of a queue are. Raises ``GoneError`` if it was dropped."""
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise GoneError(os.path.dirname(self.path), name) from None
+
+    def knows(self, name: str) -> bool:
+        """Tell whether the handles of a queue are open."""
+        return name in self._tables
+
+    def names(self, txn: Txn) -> list[str]:
+        """Return the names of all queues that ``txn`` sees."""
+        with txn.cursor() as cursor:
+            found = map(_format.queue_of, cursor.iternext(values=False))
+            return [name for name in found if name is not None]
+
     def queues(self) -> list[Tables]:
         """Return the queues whose handles are open."""
         return list(self._tables.values())
 
     def last_stamp(self, txn: Txn) -> int:
         """Return the number of the transaction that was the last to change anything, in its own words."""
-        value = txn.get(_format.LAST_TXN, db=self._meta)
+        value = txn.get(_format.LAST_TXN, db=self.meta)
         return -1 if value is None else _format.unpack(value)
 
     def extent(self) -> int:
@@ -167,7 +184,7 @@ class Snapshot:
     def used(self, txn: Txn) -> int:
         """Return how many bytes the pages in use take, as ``txn`` sees it."""
         handles = {_format.record(name, "items"): tables.items for name, tables in self._tables.items()}
-        handles[_format.META] = self._meta
+        handles[_format.META] = self.meta
         total = txn.stat()
         pages = _META_PAGES + _pages(total)
         with txn.cursor() as cursor:
@@ -191,17 +208,15 @@ class Snapshot:
 
     def _open_tables(self, txn: Txn) -> None:
         """Open the handles of every queue that is there."""
-        with txn.cursor() as cursor:
-            names = {_format.queue_of(key) for key in cursor.iternext(values=False)} - {None}
-        self._meta = self._env.open_db(_format.META, txn=txn, create=False)
-        self._tables = {each: self._table(txn, each) for each in names if each is not None}
+        self.meta = self._env.open_db(_format.META, txn=txn, create=False)
+        self._tables = {each: self._table(txn, each) for each in self.names(txn)}
 
     def _table(self, txn: Txn, name: str) -> Tables:
         return Tables(
             generation=self,
             name=name,
             items=self._env.open_db(_format.record(name, "items"), txn=txn),
-            meta=self._meta,
+            meta=self.meta,
             head=_format.record(name, "head"),
             tail=_format.record(name, "tail"),
             sealed=self.options.checksum,
@@ -250,7 +265,7 @@ class Draft(Snapshot):
                 self._open_tables(txn)
                 result = fn(txn, self, *args)
                 if result:
-                    txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+                    txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self.meta)
                     txn.commit()
             finally:
                 end(txn)
@@ -345,7 +360,7 @@ class Generation(Snapshot):
         try:
             with self._env.begin() as txn:
                 self._refuse_superseded(txn)
-                return fn(txn, self._tables[name], *args), self._first_stamp + txn.id()
+                return fn(txn, self.table(name), *args), self._first_stamp + txn.id()
         except (lmdb.Error, SystemError) as error:
             raise self.explain(error, "reading") from error
 
@@ -374,10 +389,6 @@ class Generation(Snapshot):
             raise self.explain(error, operation) from error
         return txn
 
-    def table(self, name: str) -> Tables:
-        """Return where the records of a queue are."""
-        return self._tables[name]
-
     def stamp(self, txn: Txn) -> int:
         """Return the transaction, for ``secure``."""
         return self._first_stamp + txn.id()
@@ -387,12 +398,17 @@ class Generation(Snapshot):
 
         Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
         """
+        transaction = self.secure_before(txn)
+        self._commit(txn)
+        return transaction
+
+    def secure_before(self, txn: Txn) -> int:
+        """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
         transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
         if not self.is_secured(transaction - 1):
             self._sync(transaction - 1)
-        self._commit(txn)
         return transaction
 
     def supersede(self, txn: Txn) -> None:
@@ -405,7 +421,7 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self._meta)
+        txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self.meta)
         try:
             txn.commit()
         except lmdb.Error as error:

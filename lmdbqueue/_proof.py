@@ -11,19 +11,22 @@ from typing import NamedTuple
 from lmdbqueue import _fifo, _format, _generation
 from lmdbqueue._generation import Snapshot, Tables, Txn
 
+_STATE = -1
 Progress = Callable[[int, int], None]
 
 _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its origin
 
 
 class Damage(NamedTuple):
-    """An item whose checksum does not fit."""
+    """An item, or a part of the state, whose checksum does not fit."""
 
     queue: str
-    seq: int
+    seq: int  # _STATE for a part of the state
+    key: str = ""
 
     def __str__(self) -> str:
-        return f"queue {self.queue!r}: item {self.seq} is damaged, its checksum does not fit"
+        what = f"the state {self.key!r}" if self.seq == _STATE else f"item {self.seq}"
+        return f"queue {self.queue!r}: {what} is damaged, its checksum does not fit"
 
 
 class Findings(NamedTuple):
@@ -87,6 +90,9 @@ def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
             next_ = seq + 1
             if queue.sealed and not _format.is_intact(key, value):
                 damaged.add(Damage(queue.name, seq))
+    for record, value in _fifo.state(txn, queue) if queue.sealed else ():
+        if not _format.is_intact(record, value):
+            damaged.add(Damage(queue.name, _STATE, _format.state_key(record)))
     if next_ != tail:
         gaps.append(range(next_, tail))
     if gaps != _fifo.missing(txn, queue):

@@ -7,14 +7,17 @@ it means stands in ``_fifo``, what a verb makes of it in ``_verbs``. Must not kn
 import os
 import pickle
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from lmdbqueue import _check, _compact, _fifo, _format
 from lmdbqueue._env import Environment, open_environment
-from lmdbqueue._errors import ClosedError, CorruptItemError
+from lmdbqueue._errors import ClosedError, CorruptItemError, TransactionError
+from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._standard import StandardQueue
-from lmdbqueue._verbs import Entry
+from lmdbqueue._state import State
+from lmdbqueue._verbs import Entry, checked_count
 
 T = TypeVar("T")
 
@@ -122,6 +125,76 @@ class PersistentQueue(StandardQueue[T]):
         _compact.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what this thread does in the block, with all queues of this directory, one atomic step.
+
+        It is durable when the block is left; an exception that leaves it undoes all, and so does a
+        kill or a power cut before. Every verb in it sees what those before it did, and nobody else
+        sees any of it before the end. Blocks may be nested: the inner one is a part of the outer.
+
+        It holds the one right to write to the directory, of all processes, so keep it short: nothing
+        that waits belongs here (leases are for that), least of all ``await``. Readers go on meanwhile.
+
+        Raises ``TransactionError`` for what cannot be a part of it: a queue of another directory, a queue
+        that is not there yet, waiting, ``flush``, ``copy``, ``check``, ``drop_queue``; and at the end if a
+        call in it failed halfway, even if that error was caught. ``Full`` can be caught. ``StorageError``
+        at the end: nothing was stored; ``CommitUnknownError``: look.
+        """
+        with self._open.transaction():
+            yield
+
+    @property
+    def state(self) -> State:
+        """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
+        return State(self._open, self.name, self.dumps, self.loads)
+
+    def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
+        """Move the first items to the tail of another queue of this directory, as one atomic step.
+
+        They are not decoded; ``to`` should have the same ``dumps`` and ``loads``. Returns how many there
+        were, at most ``items``. Raises ``Full`` by the limits of ``to`` (nothing is moved then),
+        ``CorruptItemError``, ``TransactionError`` if ``to`` is in another directory, ``ValueError`` if
+        it is this queue.
+        """
+        n = checked_count(items)
+        target = to._as_target(self._open, self.name)  # noqa: SLF001  (of its own class)
+        while entries := self._first(n):
+            payloads = self._payloads(entries)
+            keys = [key for key, _ in entries]
+            moved: int = self._open.update(self.name, _fifo.move, keys, payloads, target, room=_fifo.room_for(payloads))
+            if moved:
+                return moved
+        return 0
+
+    def _as_target(self, environment: Environment, name: str) -> tuple[str, int, int | None]:
+        """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
+        self._refuse_after_shutdown()
+        if self._open is not environment:
+            raise TransactionError(
+                environment.directory.path, f"{self!r} is in another directory", "open both in one, with two names"
+            )
+        if self.name == name:
+            message = f"{self!r}: a queue cannot move items to itself"
+            raise ValueError(message)
+        return self.name, self.maxsize, self.max_bytes
+
+    def queues(self) -> list[str]:
+        """Return the names of all queues of this directory."""
+        names: list[str] = self._open.view(self.name, _names)
+        return names
+
+    def drop_queue(self, name: str) -> None:
+        """Remove the queue ``name`` of this directory, with its items and state, and give its space back.
+
+        Durable when this returns. Writers wait while the directory is copied twice, so it is not for
+        every day. Objects that are open on that queue, of any process, raise ``GoneError`` from then on.
+        Raises ``KeyError`` if there is no such queue.
+        """
+        if name not in self.queues():
+            raise KeyError(name)
+        _compact.drop(self._open, name)
+
     def check(self, repair: bool = False) -> list[str]:
         """Return what is wrong with the files: an empty list, or a sentence for each problem.
 
@@ -209,13 +282,19 @@ class PersistentQueue(StandardQueue[T]):
             raise ClosedError(self._directory)
 
     def _listen(self) -> int:
-        return self._open.bell.listen()
+        environment = self._open
+        environment.refuse_inside("a call would wait", "nobody else can change anything meanwhile: use timeout=0")
+        return environment.bell.listen()
 
     def _sleep(self, ticket: int, timeout: float) -> None:
         self._open.bell.wait(ticket, timeout)
 
     def _wake(self) -> None:
         self._open.bell.ring()
+
+
+def _names(txn: Txn, queue: Tables) -> list[str]:
+    return sorted(queue.generation.names(txn))
 
 
 def _reopen(cls: type[PersistentQueue[Any]], directory: str, options: dict[str, Any]) -> PersistentQueue[Any]:

@@ -26,17 +26,17 @@ _NAMED: Final = 10  # numbers that a sentence names
 
 
 class Quarantine:
-    """A file of JSON lines, one for each item that is damaged: its queue, number, and what stood there, in base64."""
+    """A file of JSON lines, one for each damaged item or part of the state, with what stood there in base64."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def add(self, queue: str, seq: int, value: bytes) -> None:
-        """Put an item there, durably."""
+    def add(self, queue: str, value: bytes, **place: object) -> None:
+        """Put there, durably, what stood at ``seq`` among the items or ``state`` in the state."""
         import base64  # noqa: PLC0415  (for who repairs, not for who imports)
         import json  # noqa: PLC0415
 
-        line = json.dumps({"queue": queue, "seq": seq, "value": base64.b64encode(value).decode()}) + "\n"
+        line = json.dumps({"queue": queue, **place, "value": base64.b64encode(value).decode()}) + "\n"
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line.encode())
@@ -49,13 +49,20 @@ class Quarantine:
 class _Queue:
     """One queue while it is being saved."""
 
-    def __init__(self, name: str, root: int, head: int | None, tail: int | None, missing: list[range]) -> None:
+    def __init__(self, name: str, root: int, records: dict[bytes, bytes]) -> None:
+        def number(what: str) -> int | None:
+            data = records.get(_format.record(name, what), b"")
+            return _format.unpack(data) if len(data) == _NUMBER else None
+
+        state = _format.state_record(name, "")
         self.name = name
         self.root = root
-        self.head = head
-        self.tail = tail
-        self.missing = missing  # before
+        self.head = number("head")
+        self.tail = number("tail")
+        self.missing = _format.unpack_ranges(records.get(_format.record(name, "missing"), b""))  # before
+        self.state = sorted(record for record in records.items() if record[0].startswith(state))
         self.damaged: list[int] = []
+        self.damaged_state: list[str] = []
         self.gaps: list[range] = []
         self.kept = 0
         self.first: int | None = None
@@ -70,7 +77,7 @@ class _Queue:
         self.next = seq + 1
         self.kept += 1
 
-    def records(self) -> Iterator[Node]:
+    def records(self, state: Iterator[Node]) -> Iterator[Node]:
         """Yield the records of the queue in the new file, in the order of their keys."""
         tail = self.next if self.tail is None else max(self.tail, self.next)
         if self.first is not None and tail > self.next:
@@ -79,6 +86,7 @@ class _Queue:
         yield _format.record(self.name, "head"), _format.pack(head)
         if self.gaps:
             yield _format.record(self.name, "missing"), _format.pack_ranges(self.gaps)
+        yield from state
         yield _format.record(self.name, "tail"), _format.pack(tail)
 
     def sentences(self, quarantine: str) -> Iterator[str]:
@@ -86,6 +94,9 @@ class _Queue:
         if self.damaged:
             numbers = ", ".join(map(str, self.damaged[:_NAMED])) + ", ..." * (len(self.damaged) > _NAMED)
             yield f"queue {self.name!r}: {len(self.damaged)} damaged items are now in {quarantine!r}: {numbers}"
+        if self.damaged_state:
+            keys = ", ".join(map(repr, self.damaged_state[:_NAMED])) + ", ..." * (len(self.damaged_state) > _NAMED)
+            yield f"queue {self.name!r}: damaged parts of its state are now in {quarantine!r}: {keys}"
         tail = self.next if self.tail is None else self.tail
         head = tail if self.first is None else self.first
         expected = tail - (head if self.head is None else self.head)
@@ -112,7 +123,8 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
         def contents() -> Iterator[tuple[bytes, Iterator[Node]]]:
             for queue in queues:
                 yield _format.record(queue.name, "items"), _whole(pages, queue, options, quarantine)
-            yield _format.META, chain.from_iterable(queue.records() for queue in queues)
+            records = (queue.records(_whole_state(queue, options, quarantine)) for queue in queues)
+            yield _format.META, chain.from_iterable(records)
 
         _generation.build(draft, contents())
     finally:
@@ -129,27 +141,12 @@ def _queues(path: str, pages: Pages, root: int) -> list[_Queue]:
     """Return the queues that are known of, in the order of their records."""
     roots = {key: root_of(data) for key, data in pages.nodes(root) if len(data) == _DATABASE}
     records = dict(pages.nodes(roots.get(_format.META, NO_ROOT)))
-    names = {name for key in (*roots, *records) if (name := _name(key))}
+    names = {name for key in (*roots, *records) if (name := _format.split_record(key)[0])}
     if not names:
         raise CorruptQueueError(path, "no queue can be found in it")
 
-    def number(name: str, what: str) -> int | None:
-        data = records.get(_format.record(name, what), b"")
-        return _format.unpack(data) if len(data) == _NUMBER else None
-
-    found = []
-    for name in sorted(names):
-        lost = records.get(_format.record(name, "missing"), b"")
-        items = roots.get(_format.record(name, "items"), NO_ROOT)
-        found.append(_Queue(name, items, number(name, "head"), number(name, "tail"), _format.unpack_ranges(lost)))
-    return found
-
-
-def _name(key: bytes) -> str:
-    try:
-        return key.decode().rpartition("/")[0]
-    except UnicodeDecodeError:
-        return ""
+    by_record = sorted(names, key=lambda name: _format.record(name, ""))
+    return [_Queue(name, roots.get(_format.record(name, "items"), NO_ROOT), records) for name in by_record]
 
 
 def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
@@ -163,5 +160,16 @@ def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Qu
             queue.keep(seq)
             yield key, value
         else:
-            quarantine.add(queue.name, seq, value)
+            quarantine.add(queue.name, value, seq=seq)
             queue.damaged.append(seq)
+
+
+def _whole_state(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
+    """Yield the records of the state that are whole; put the others away."""
+    for record, value in queue.state:
+        if options.checksum and not _format.is_intact(record, value):
+            key = _format.state_key(record)
+            quarantine.add(queue.name, value, state=key)
+            queue.damaged_state.append(key)
+        else:
+            yield record, value

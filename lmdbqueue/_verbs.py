@@ -238,8 +238,10 @@ class Verbs(ABC, Generic[T]):
         if timeout is not None and timeout < 0:
             message = "'timeout' must be a non-negative number"
             raise ValueError(message)
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         result = attempt()
+        if timeout == 0:
+            return result
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while result is None:
             ticket = self._listen()
             result = attempt()

@@ -4,7 +4,6 @@ What is in them stands in ``test_golden.py``. A golden directory that was releas
 """
 
 import os
-import sys
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
@@ -15,8 +14,6 @@ LONG = "x" * 10_000  # in pages of its own
 
 def make(filename: str, *, checksum: bool) -> None:
     """Write a directory with two queues that have seen pushes, pops and a flush."""
-    if os.path.exists(os.path.join(PLACE, filename)):
-        sys.exit(f"{filename} exists already: a golden directory is written once")
     with PersistentQueue[object](filename, PLACE, checksum=checksum) as queue:
         queue.push(["gone", "first", ("second", 2), LONG])
         queue.pop()
@@ -27,6 +24,26 @@ def make(filename: str, *, checksum: bool) -> None:
     ) as other:
         other.push(["hello", "world", ""])
         other.delete(1)
+    _leave(filename)
+
+
+def make_state(filename: str) -> None:
+    """Write a directory with two queues that have a state."""
+    with (
+        PersistentQueue[object](filename, PLACE) as queue,
+        PersistentQueue[object](filename, PLACE, name="other") as other,
+    ):
+        with queue.transaction():
+            queue.push(["first", "second"])
+            queue.state.update(total=1, long=LONG)
+        other.state["with/slash"] = None
+        queue.flush(force=True)
+        queue.state["total"] = 2
+    _leave(filename)
+
+
+def _leave(filename: str) -> None:
+    """Remove what is made anew at each opening."""
     for name in os.listdir(os.path.join(PLACE, filename)):
         if name.endswith("-lock") or name == "bell":
             os.unlink(os.path.join(PLACE, filename, name))
@@ -34,5 +51,11 @@ def make(filename: str, *, checksum: bool) -> None:
 
 if __name__ == "__main__":
     os.makedirs(PLACE, exist_ok=True)
-    make(f"format-{VERSION}", checksum=True)
-    make(f"format-{VERSION}-plain", checksum=False)
+    directories = {
+        f"format-{VERSION}": lambda name: make(name, checksum=True),
+        f"format-{VERSION}-plain": lambda name: make(name, checksum=False),
+        f"format-{VERSION}-state": make_state,
+    }
+    for name, write in directories.items():
+        if not os.path.exists(os.path.join(PLACE, name)):
+            write(name)

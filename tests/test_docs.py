@@ -69,6 +69,15 @@ def test_asyncio_example_of_readme_gives_the_first_item(tmp_path, monkeypatch):
     assert names["asyncio"].run(names["main"]()) == 0
 
 
+def test_transaction_example_of_readme_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = next(code for code in blocks("README.md", "python") if "transaction()" in code)
+    names = {"PersistentQueue": lmdbqueue.PersistentQueue}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    with names["inbox"] as inbox, names["outbox"] as outbox:
+        assert (list(inbox), list(outbox), dict(inbox.state)) == ([2, 3], [10], {"handled": 1})
+
+
 def test_every_public_verb_stands_in_the_table_of_readme():
     table = read("README.md").split("## The verbs")[1].split("```")[0]
     for name in dir(lmdbqueue.PersistentQueue):

@@ -25,6 +25,7 @@ from lmdbqueue import (
     QueueError,
     ShutDown,
     StorageError,
+    TransactionError,
     VersionError,
 )
 
@@ -40,13 +41,14 @@ SAMPLES = {
     Empty: ((3, 0.25), ["3 items", "0.25 s"]),
     ExistsError: (("/q",), ["'/q'"]),
     ForkError: (("/q",), ["'/q'"]),
-    GoneError: (("/q",), ["'/q'", "open the queue again"]),
+    GoneError: (("/q", "jobs"), ["'/q'", "'jobs'", "open the queue again"]),
     FormatError: (("/q", "a file", "choose another name"), ["'/q'", "a file", "choose another name"]),
     Full: (("items", 1000, 999, 2), ["999", "1,000", "items", "2 more"]),
     OptionError: (("/q", "checksum", True, False), ["'/q'", "checksum=True", "False"]),
     QueueError: ((), []),
     ShutDown: ((), ["shut down"]),
     StorageError: (("/q", "reading", "I/O error"), ["'/q'", "reading", "I/O error"]),
+    TransactionError: (("/q", "it would wait", "do not"), ["'/q'", "it would wait", "do not"]),
     VersionError: (("/q", "format 2", "upgrade"), ["'/q'", "format 2", "upgrade"]),
 }
 PUBLIC = [

@@ -30,6 +30,15 @@ def test_queue_written_by_a_released_version_opens_with_all_its_items(tmp_path, 
         assert queue.check() == []
 
 
+def test_state_written_by_a_released_version_is_there(tmp_path):
+    shutil.copytree(os.path.join(GOLDEN, "format-1-state"), tmp_path / "queue")
+    with PersistentQueue("queue", tmp_path) as queue, PersistentQueue("queue", tmp_path, name="other") as other:
+        assert queue.check() == []
+        assert dict(queue.state) == {"total": 2, "long": LONG}
+        assert dict(other.state) == {"with/slash": None}
+        assert list(queue) == ["first", "second"]
+
+
 def test_present_format_version_has_a_golden_directory():
     assert {f"format-{_format.VERSION}", f"format-{_format.VERSION}-plain"} <= set(os.listdir(GOLDEN))
 

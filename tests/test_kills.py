@@ -48,6 +48,12 @@ class Verb:
         return (self.between or self.after)(items)
 
 
+def _rotate(queue: PersistentQueue[bytes]) -> None:
+    with queue.transaction():
+        queue.push(queue.pop())
+        queue.push(b"new")
+
+
 VERBS = {
     "push": Verb(lambda queue: queue.push(b"new"), lambda items: [*items, b"new"]),
     "push of many": Verb(
@@ -65,6 +71,9 @@ VERBS = {
     "flush": Verb(lambda queue: queue.flush(force=True)),
     "check": Verb(lambda queue: queue.check(repair=True)),
     "copy": Verb(lambda queue: queue.copy("copy").close()),
+    "transaction": Verb(_rotate, lambda items: [*items[1:], items[0], b"new"]),
+    "state": Verb(lambda queue: queue.state.update(a=b"1", b=b"2")),
+    "drop queue": Verb(lambda queue: queue.drop_queue(queue.name), lambda _: []),
     "close": Verb(lambda queue: queue.close()),
 }
 

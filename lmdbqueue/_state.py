@@ -1,0 +1,125 @@
+"""``queue.state``: a mapping that is stored beside a queue's items.
+
+Owns: what is kept under a key. Law: each method is one atomic step, and joins the transaction that it is called
+in. Must not know: LMDB, what is done with it.
+"""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from lmdbqueue import _fifo, _format
+from lmdbqueue._env import Environment
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._format import SEAL_SIZE
+from lmdbqueue._generation import Tables, Txn
+
+
+class State(MutableMapping[str, Any]):
+    """A persistent mapping of one queue: from str to what its ``dumps`` and ``loads`` take.
+
+    For a few totals and offsets of consumers, in the same transaction as what they are of. Keys are
+    iterated in the order of their UTF-8 bytes. Changes are durable when the method returns, or when
+    the transaction is left that it was called in. Raises ``TypeError`` for a key that is no str,
+    ``ValueError`` for one that is longer than LMDB can hold (300 bytes always fit), ``CorruptQueueError``
+    for a value that is damaged, which can still be set anew or deleted; what ``loads`` raises goes through.
+    """
+
+    def __init__(
+        self, environment: Environment, name: str, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
+    ) -> None:
+        self._environment = environment
+        self._name = name
+        self._dumps = dumps
+        self._loads = loads
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._name!r} in {self._environment.directory.path!r}>"
+
+    def __getitem__(self, key: str) -> Any:
+        value: bytes | None = self._environment.view(self._name, _get, self._record(key))
+        if value is None:
+            raise KeyError(key)
+        return self._loads(value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        payload = bytes(memoryview(self._dumps(value)))
+        self._environment.update(self._name, _put, self._record(key), payload, room=_fifo.room_for([payload]))
+
+    def __delitem__(self, key: str) -> None:
+        if not self._environment.update(self._name, _delete, self._record(key)):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        found: bool = self._environment.view(self._name, _has, self._record(key))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        keys: list[str] = self._environment.view(self._name, _keys)
+        return iter(keys)
+
+    def __len__(self) -> int:
+        return len(self._environment.view(self._name, _keys))
+
+    def clear(self) -> None:
+        """Remove all keys."""
+        self._environment.update(self._name, _clear)
+
+    # what a MutableMapping makes of several steps
+
+    def pop(self, *args: Any) -> Any:
+        """Remove a key and return its value, or the default if one is given."""
+        with self._environment.transaction():
+            return super().pop(*args)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Remove the first key and return it with its value."""
+        with self._environment.transaction():
+            return super().popitem()
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value of the key, which gets the default if it is not there."""
+        with self._environment.transaction():
+            return super().setdefault(key, default)
+
+    def update(self, *args: Any, **values: Any) -> None:
+        """Set all keys of a mapping or of pairs, and those given by name."""
+        with self._environment.transaction():
+            super().update(*args, **values)
+
+    def _record(self, key: str) -> bytes:
+        if not isinstance(key, str):
+            message = f"a key of the state is a str, not {type(key).__name__}"
+            raise TypeError(message)
+        return _format.state_record(self._name, key)
+
+
+def _get(txn: Txn, queue: Tables, record: bytes) -> bytes | None:
+    value: bytes | None = txn.get(record, db=queue.meta)
+    if value is None or not queue.sealed:
+        return value
+    if not _format.is_intact(record, value):
+        raise CorruptQueueError(queue.generation.path, f"the state {record.decode()!r}: its checksum does not fit")
+    return value[:-SEAL_SIZE]
+
+
+def _has(txn: Txn, queue: Tables, record: bytes) -> bool:
+    return txn.get(record, db=queue.meta) is not None
+
+
+def _put(txn: Txn, queue: Tables, record: bytes, payload: bytes) -> bool:
+    return txn.put(record, _format.seal(record, payload) if queue.sealed else payload, db=queue.meta)
+
+
+def _delete(txn: Txn, queue: Tables, record: bytes) -> bool:
+    return txn.delete(record, db=queue.meta)
+
+
+def _keys(txn: Txn, queue: Tables) -> list[str]:
+    return [_format.state_key(record) for record, _ in _fifo.state(txn, queue)]
+
+
+def _clear(txn: Txn, queue: Tables) -> int:
+    records = [record for record, _ in _fifo.state(txn, queue)]
+    return sum(txn.delete(record, db=queue.meta) for record in records)

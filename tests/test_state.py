@@ -1,0 +1,198 @@
+"""``queue.state``: a mapping beside the items, whole through transactions, flushes, copies and repairs."""
+
+import json
+import os
+import shutil
+from collections.abc import MutableMapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmdbqueue import CorruptQueueError, PersistentQueue
+
+FAST = {"durability": "off"}
+
+
+def test_state_is_a_mapping(queue):
+    state = queue.state
+    assert isinstance(state, MutableMapping)
+    state["b"] = [1, 2]
+    state["a"] = None
+    state[""] = "empty"
+    state["with/slash"] = b"x" * 10_000
+    assert list(state) == ["", "a", "b", "with/slash"]
+    assert len(state) == 4
+    assert "a" in state
+    assert "c" not in state
+    assert 7 not in state
+    assert state["with/slash"] == b"x" * 10_000
+    assert state.pop("b") == [1, 2]
+    assert state.pop("b", 3) == 3
+    assert state.setdefault("b", 4) == 4
+    assert state.setdefault("b", 5) == 4
+    state.update({"a": 1}, c=2)
+    assert state == {"": "empty", "a": 1, "b": 4, "c": 2, "with/slash": b"x" * 10_000}
+    assert state.popitem() == ("", "empty")
+    del state["c"]
+    with pytest.raises(KeyError, match="c"):
+        del state["c"]
+    with pytest.raises(KeyError, match="c"):
+        state["c"]
+    with pytest.raises(KeyError):
+        state.pop("c")
+    state.clear()
+    assert dict(state) == {}
+    state.clear()
+
+
+def test_keys_that_do_not_fit_are_refused(open_queue):
+    queue = open_queue(name="n" * 200)
+    queue.state["k" * 300] = 1
+    with pytest.raises(ValueError, match="at most"):
+        queue.state["k" * 311] = 1
+    with pytest.raises(TypeError, match="str"):
+        queue.state[b"bytes"] = 1
+    with pytest.raises(TypeError, match="str"):
+        queue.state[3]
+    assert list(queue.state) == ["k" * 300]
+
+
+def test_each_queue_has_a_state_of_its_own(open_queue):
+    a, b, c = (open_queue(name=name) for name in ("a", "a!", "ab"))
+    for number, queue in enumerate((a, b, c)):
+        queue.state["k"] = number
+    a.state.clear()
+    assert (dict(a.state), dict(b.state), dict(c.state)) == ({}, {"k": 1}, {"k": 2})
+
+
+def test_values_go_through_dumps_and_loads(open_queue):
+    queue = open_queue(dumps=lambda value: bytearray(json.dumps(value).encode()), loads=json.loads)
+    queue.state["k"] = (1, 2)
+    assert queue.state["k"] == [1, 2]
+    with pytest.raises(TypeError):
+        queue.state["k"] = {1}
+    assert queue.state["k"] == [1, 2]
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_state_survives_all_that_the_items_survive(open_queue, tmp_path, checksum):
+    queue = open_queue(checksum=checksum)
+    queue.push([1, 2])
+    queue.state["n"] = 1
+    queue.state["gone"] = 2
+    queue.flush(force=True)
+    del queue.state["gone"]
+    queue.state["m"] = "x" * 9000
+    queue.flush(force=True)
+    with queue.copy("copy") as copy:
+        assert dict(copy.state) == {"n": 1, "m": "x" * 9000}
+    queue.check(repair=True)
+    queue.close()
+    with PersistentQueue("queue", tmp_path, checksum=checksum) as queue:
+        assert dict(queue.state) == {"n": 1, "m": "x" * 9000}
+        assert queue.check() == []
+
+
+def test_state_that_is_written_while_a_flush_copies_is_not_lost(open_queue, monkeypatch):
+    queue = open_queue()
+    queue.push([b"x" * 1000] * 100)
+    queue.state.update(before=1, gone=1)
+    copy = PersistentQueue.flush.__globals__["_compact"].Ahead.copy
+
+    def copied(*args):
+        result = copy(*args)
+        queue.state["before"] = 2
+        queue.state["new"] = 3
+        del queue.state["gone"]
+        return result
+
+    monkeypatch.setattr(PersistentQueue.flush.__globals__["_compact"].Ahead, "copy", copied)
+    queue.flush(force=True)
+    assert dict(queue.state) == {"before": 2, "new": 3}
+    assert len(queue) == 100
+
+
+def _damage(path, what):
+    """Flip a bit of ``what`` in the only generation at ``path``."""
+    (name,) = (name for name in os.listdir(path) if name.endswith(".mdb"))
+    with open(os.path.join(path, name), "r+b") as file:
+        data = file.read()
+        assert data.count(what) >= 1
+        at = -1
+        while (at := data.find(what, at + 1)) >= 0:
+            file.seek(at)
+            file.write(bytes([what[0] ^ 1]))
+
+
+def test_damaged_state_is_never_returned_and_harms_nothing_else(tmp_path):
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push(["first"])
+        queue.state.update(bad="here it stands", good=1)
+        queue.flush(force=True)
+    _damage(tmp_path / "queue", b"here it stands")
+    os.unlink(tmp_path / "queue" / "session")  # so that it is proven
+    shutil.copytree(tmp_path / "queue", tmp_path / "again")
+    with PersistentQueue("queue", tmp_path) as queue:
+        (problem,) = queue.check()
+        assert "'bad'" in problem
+        with pytest.raises(CorruptQueueError, match="bad"):
+            queue.state["bad"]
+        assert "bad" in queue.state
+        assert queue.state["good"] == 1
+        queue.state["bad"] = "anew"
+        assert queue.check() == []
+        assert queue.pop() == "first"
+    with PersistentQueue("again", tmp_path) as queue:
+        sentences = queue.check(repair=True)
+        assert any("quarantine" in sentence for sentence in sentences)
+        assert dict(queue.state) == {"good": 1}
+        assert queue.check() == []
+        assert queue.pop() == "first"
+    with open(tmp_path / "again.quarantine", encoding="ascii") as file:
+        assert json.loads(file.readline())["state"] == "bad"
+
+
+def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_queue):
+    queues = {name: open_queue(name=name) for name in ("a", "a!", "a-b", "ab")}
+    for name, queue in queues.items():
+        queue.push(name)
+        queue.state["k"] = name
+    number = queues["a"]._environment._generation.number
+    path = queues["a"]._environment._generation.path
+    from lmdbqueue import _generation, _salvage  # noqa: PLC0415
+
+    draft = path + ".rebuilt"
+    options = queues["a"]._environment.directory.options
+    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path + ".quarantine")) == []
+    snapshot = _generation.Snapshot(draft, options)
+    try:
+        found = snapshot.read(lambda txn, snapshot: dict(txn.cursor(snapshot.meta)))
+    finally:
+        snapshot.close()
+        os.unlink(draft)
+        os.unlink(draft + "-lock")
+    for name in queues:
+        assert {f"{name}/{what}".encode() for what in ("head", "tail", "state/k")} <= found.keys()
+    assert number == queues["a"]._environment._generation.number
+
+
+KEYS = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@given(st.lists(st.tuples(st.sampled_from(("set", "del", "flush")), KEYS, st.integers())))
+def test_state_is_what_a_dict_would_be(steps):
+    import tempfile  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as place, PersistentQueue("queue", place, **FAST) as queue:
+        model = {}
+        for what, key, value in steps:
+            if what == "set":
+                queue.state[key] = model[key] = value
+            elif what == "del":
+                assert queue.state.pop(key, None) == model.pop(key, None)
+            else:
+                queue.flush(force=True)
+        assert dict(queue.state) == model
+        assert list(queue.state) == sorted(model, key=str.encode)
+        assert queue.check() == []
