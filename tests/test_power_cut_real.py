@@ -15,6 +15,7 @@ LMDBQUEUE_CUTS says how many cuts the long form (``-m long``) makes.
 """
 
 import ctypes
+import faulthandler
 import fcntl
 import os
 import pickle
@@ -180,6 +181,7 @@ class _Machine:
         worker = Worker(process, notes_to(mouth), (cut, process), first_number=cut * 10_000)
         if self.mutant:
             mutants.RECORDING[self.mutant].apply(worker)
+        faulthandler.disable()  # a store to a mapped file of XFS that was shut down is a SIGBUS
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a process says whose disk is gone
         opened: list[Any] = []
         while True:
