@@ -241,8 +241,8 @@ class GoneError(QueueError):
         self.name = name
 
     def __str__(self) -> str:
-        what = f"the queue {self.name!r} in {self.path!r}" if self.name else repr(self.path)
-        return f"{what} was removed while it was open; nothing was stored: open the queue again"
+        what = f"{self.name!r} in {self.path!r}" if self.name else repr(self.path)
+        return f"{what} was removed while the queue was open; nothing was stored: open the queue again"
 
 
 class TransactionError(QueueError):

@@ -153,7 +153,8 @@ def test_closing_inside_of_a_block_ends_the_object_and_not_the_block(tmp_path):
     with queue.transaction():
         queue.push(1)
         queue.close()
-    assert not lmdbqueue._env._environments
+    directory = str(tmp_path / "queue")
+    assert directory not in [each.directory.path for each in lmdbqueue._env._environments.values()]
     with PersistentQueue("queue", tmp_path) as queue:
         assert list(queue) == [1]
 
