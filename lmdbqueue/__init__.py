@@ -14,24 +14,31 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
+``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
+``_work``             the loop of a worker
+``_lease``            what a consumer holds
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
 ``_compact``          ``flush``, ``copy``, ``drop_queue``: when space is given back
 ``_check``            ``check``: the proof on a queue in use, and its repair
 ``_state``            ``state``: a mapping beside the items
+``_stats``            ``stats``: how much of everything there is
 ``_ahead``            a copy made before a swap, while writers go on
 ``_env``              a directory as this process has it: sharing, group commit, swaps, forks
 ``_recovery``         after a power cut: which of the two newest snapshots counts
 ``_swap``             the swap of generations, step by step
 ``_salvage``          what can be saved of a damaged file
 ``_proof``            what "whole" means: every invariant
+``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
 ``_fifo``             what a queue is: the verbs as functions of a transaction
+``_notes``            what is known of items: attempts, unique keys, counts
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
 ``_remnants``         what a power cut leaves on free pages
 ``_pages``            LMDB's trees as bytes
 ``_metapage``         LMDB's meta pages as bytes
+``_owner``            who holds leases, and whether it lives
 ``_session``          who is alive, and what is known to be on the disk
 ``_directory``        file names, creation, the directory lock
 ``_wakeup``           waking sleepers of other processes
@@ -63,6 +70,7 @@ from lmdbqueue._errors import (
     FormatError,
     Full,
     GoneError,
+    LeaseExpiredError,
     OptionError,
     QueueError,
     ShutDown,
@@ -70,7 +78,9 @@ from lmdbqueue._errors import (
     TransactionError,
     VersionError,
 )
+from lmdbqueue._lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._work import Retry, Worked
 
 __all__ = [
     "AccessError",
@@ -78,6 +88,8 @@ __all__ = [
     "CommitUnknownError",
     "CorruptItemError",
     "CorruptQueueError",
+    "DeadLetter",
+    "DeadLetters",
     "DecodeError",
     "DiskFullError",
     "Empty",
@@ -86,13 +98,17 @@ __all__ = [
     "FormatError",
     "Full",
     "GoneError",
+    "Lease",
+    "LeaseExpiredError",
     "OptionError",
     "PersistentQueue",
     "QueueError",
+    "Retry",
     "ShutDown",
     "StorageError",
     "TransactionError",
     "VersionError",
+    "Worked",
     "check",
 ]
 __version__ = "0.1.0"

@@ -15,9 +15,10 @@ step  what is done, by who has the lock of flushes          killed after it
 5     rename it to the draft of N+1; the swap goes on       as of the swap
 ====  ====================================================  ==================================
 
-Catching up: what has left is deleted from the copy, what has come is appended, the records are those
-of the live generation. That is all there can be, since an item never changes and a number is given
-once. What this process does not know of (another has made a queue meanwhile) cannot be caught up with.
+Catching up: what has left is deleted from the copy, what has come is appended, what stands before the
+head, since it came back, is written anew, and so are the records that differ. That is all there can be,
+since an item never changes and a number is given once. What this process does not know of (another has
+made a queue meanwhile) cannot be caught up with.
 """
 
 import os
@@ -87,4 +88,9 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
         changed += _fifo.follow(txn, queue, draft_txn, copied)
         if _fifo.count(txn, queue) != _fifo.count(draft_txn, copied):
             return _OTHER
-    return changed + _fifo.follow_records(txn, live.meta, draft_txn, draft.meta)
+    for db, copy in ((live.meta, draft.meta), (live.away, draft.away)):
+        if (db is None) != (copy is None):
+            return _OTHER
+        if db is not None:
+            changed += _fifo.follow_records(txn, db, draft_txn, copy)
+    return changed

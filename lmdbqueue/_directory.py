@@ -12,6 +12,7 @@ Files::
     00000002.mdb.tmp     a copy in the making (compaction), with its lock file, worthless until generation 1
                          says otherwise
     session, bell        see _session and _wakeup
+    owners               a directory with a file for each open queue that holds leases: see _owner
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
 names change: creating, opening, and the last steps of a swap. So nobody opens a generation while it
@@ -57,6 +58,7 @@ _OPTIONS_FILE: Final = "queue.json"
 _AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
 BELL: Final = "bell"
+OWNERS: Final = "owners"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 _CALLER: Final = 6  # frames up to who opens the queue
 
@@ -164,7 +166,7 @@ class Directory:
 
     def strangers(self, live: int) -> list[str]:
         """Return the names that do not belong in the directory while ``live`` is the live generation."""
-        mine = {_OPTIONS_FILE, SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        mine = {_OPTIONS_FILE, SESSION, BELL, OWNERS, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
         return sorted(set(os.listdir(self.path)) - mine)
 
 

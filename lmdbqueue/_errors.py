@@ -258,6 +258,25 @@ class TransactionError(QueueError):
         return f"transaction on {self.path!r}: {self.reason}: {self.advice}"
 
 
+class LeaseExpiredError(QueueError):
+    """A lease is over: its time, ``clear(all=True)``, or its queue object. Nothing was changed.
+
+    ``name`` is that of the queue; ``seqs`` are the items that were asked for.
+    """
+
+    def __init__(self, name: str, seqs: list[int]) -> None:
+        super().__init__(name, seqs)
+        self.name = name
+        self.seqs = seqs
+
+    def __str__(self) -> str:
+        numbers = ", ".join(map(str, self.seqs[:10])) + ", ..." * (len(self.seqs) > 10)  # noqa: PLR2004
+        return (
+            f"the lease of items {numbers} of queue {self.name!r} is over, and others may have them; nothing was "
+            f"changed: undo what was done with them if it can be, and use a longer ttl, or extend() in time"
+        )
+
+
 class CommitUnknownError(StorageError):
     """The disk failed during a commit: whether the call took place is known only after reopening."""
 

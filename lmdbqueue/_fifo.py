@@ -6,19 +6,20 @@ committing, waiting, clocks, threads, pickling.
 
 The records of a queue, and what holds of them between any two transactions:
 
-- ``items``: sequence number -> value (the payload, sealed if the queue has checksums)
+- ``items``: place -> value (the payload, sealed if the queue has checksums). A place is the sequence
+  number, or, of an item that had a delay, longer, and before all numbers (``_format.place``)
 - ``tail``: the next number to be given, so also how many items were ever pushed
-- ``head``: the number of the first item, or ``tail`` when there is none
-- every number from ``head`` to below ``tail`` is in ``items``, but for those in ``missing``
-- ``missing``: ranges of numbers whose items left before those before them, or were lost to damage
+- ``head``: every item from this number on has never left; those before it came back
+- ``skipped``: how many numbers from ``head`` to below ``tail`` have no item: they were given to items with
+  a delay, or are of items that were lost to damage. All others have one
 
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
-from lmdbqueue import _format
+from lmdbqueue import _format, _notes
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
 from lmdbqueue._generation import Db, Tables, Txn
@@ -30,22 +31,26 @@ Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
 
 
 def create(txn: Txn, queue: Tables) -> bool:
-    """Make the records of an empty queue."""
-    txn.put(queue.head, pack(0), db=queue.meta)
-    txn.put(queue.tail, pack(0), db=queue.meta)
-    return True
+    """Make the records of an empty queue, or those of one that was made before there were leases what they are now."""
+    if txn.get(queue.tail, db=queue.meta) is None:
+        txn.put(queue.head, pack(0), db=queue.meta)
+        txn.put(queue.tail, pack(0), db=queue.meta)
+        return True
+    if txn.get(_format.record(queue.name, "missing"), db=queue.meta) is None:
+        return False
+    head, _, skipped = bounds(txn, queue)
+    txn.put(queue.head, pack(head), db=queue.meta)
+    _set_skipped(txn, queue, skipped)
+    return txn.delete(_format.record(queue.name, "missing"), db=queue.meta)
 
 
-def bounds(txn: Txn, queue: Tables) -> tuple[int, int]:
-    """Return head and tail."""
-    return _number(txn, queue, queue.head), _number(txn, queue, queue.tail)
-
-
-def missing(txn: Txn, queue: Tables) -> list[range]:
-    """Return the numbers between head and tail that have no item."""
-    lost = _format.unpack_ranges(txn.get(_format.record(queue.name, "missing"), b"", db=queue.meta))
-    head = _number(txn, queue, queue.head)
-    return [each for each in lost if each.start >= head]
+def bounds(txn: Txn, queue: Tables) -> tuple[int, int, int]:
+    """Return head, tail, and how many numbers between them have no item."""
+    head, tail = _number(txn, queue, queue.head), _number(txn, queue, queue.tail)
+    missing = txn.get(_format.record(queue.name, "missing"), db=queue.meta)  # until there were leases
+    if missing is not None:
+        head = max([head, *(lost.stop for lost in _format.unpack_ranges(missing))])
+    return head, tail, _skipped(txn, queue)
 
 
 def count(txn: Txn, queue: Tables) -> int:
@@ -59,18 +64,31 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_b
     Raises ``Full`` if more than ``maxsize`` items (0: no limit) would be in the queue, or more than
     ``max_bytes`` (None: no limit) of pages in use in its environment.
     """
-    if maxsize > 0 and (waiting := count(txn, queue)) + len(payloads) > maxsize:
-        raise Full("items", maxsize, waiting, len(payloads))
-    if max_bytes is not None:
-        used, added = queue.generation.used(txn), _space_for(payloads, txn.stat(queue.items)["psize"])
-        if used + added > max_bytes:
-            raise Full("bytes", max_bytes, used, added)
+    refuse_full(txn, queue, payloads, maxsize, max_bytes)
     tail = _number(txn, queue, queue.tail)
     given = range(tail, tail + len(payloads))
     if _append(txn, queue, given, payloads) != len(given):  # py-lmdb skips what is out of order without a word
         raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
     txn.put(queue.tail, pack(given.stop), db=queue.meta)
     return given
+
+
+def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> None:
+    """Raise ``Full`` if ``push`` has to."""
+    if maxsize > 0 and (waiting := count(txn, queue)) + len(payloads) > maxsize:
+        raise Full("items", maxsize, waiting, len(payloads))
+    if max_bytes is not None:
+        used, added = queue.generation.used(txn), _space_for(payloads, txn.stat(queue.items)["psize"])
+        if used + added > max_bytes:
+            raise Full("bytes", max_bytes, used, added)
+
+
+def skip(txn: Txn, queue: Tables, n: int) -> range:
+    """Give ``n`` numbers to items that do not wait here; return them."""
+    tail = _number(txn, queue, queue.tail)
+    txn.put(queue.tail, pack(tail + n), db=queue.meta)
+    _set_skipped(txn, queue, _skipped(txn, queue) + n)
+    return range(tail, tail + n)
 
 
 def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) -> int:
@@ -94,11 +112,11 @@ def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:
         return list(islice(cursor.iternext(), n))
 
 
-def since(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Entry]:
-    """Return the entries from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
+def since(txn: Txn, queue: Tables, place: bytes, max_bytes: int) -> list[Entry]:
+    """Return the entries behind ``place``, at least one if there is one, up to about ``max_bytes`` of them."""
     entries = []
     with txn.cursor(queue.items) as cursor:
-        if cursor.set_range(pack(seq)):
+        if cursor.set_range(place + b"\0"):
             for entry in cursor.iternext():
                 entries.append(entry)
                 max_bytes -= len(entry[1])
@@ -109,7 +127,18 @@ def since(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Entry]:
 
 def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
     """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
-    return delete(txn, queue, len(keys)) if _are_first(txn, queue, keys) else 0
+    if not take(txn, queue, keys):
+        return 0
+    _notes.forget(txn, queue, keys)
+    return len(keys)
+
+
+def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
+    """Take the first items out if they are just those of ``keys``, and leave what is known of them; tell if so."""
+    if not keys or not _are_first(txn, queue, keys):
+        return False
+    _take_first(txn, queue, keys)
+    return True
 
 
 def _are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
@@ -129,53 +158,48 @@ def move(
     ``payloads`` are theirs; ``target``: its name, ``maxsize`` and ``max_bytes``. Raises ``Full`` as ``push``.
     """
     name, maxsize, max_bytes = target
-    if not _are_first(txn, queue, keys):
+    if not keys or not _are_first(txn, queue, keys):
         return 0
     push(txn, queue.generation.table(name), payloads, maxsize, max_bytes)
-    return delete(txn, queue, len(keys))
+    return remove(txn, queue, keys)
 
 
 def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
-    """Insert items that were removed, under the numbers that they had: they are the first again.
-
-    What left after them and stays away leaves gaps, which are written down.
-    """
-    head, _ = bounds(txn, queue)
+    """Insert items that were taken out at the places that they had: they come before all that never left."""
     with txn.cursor(queue.items) as cursor:
-        for key, value in entries:
-            if not cursor.put(key, value, overwrite=False):
-                raise CorruptQueueError(queue.generation.path, f"item {unpack(key)}, which had left, is there")
-        first = min(head, unpack(entries[0][0]))
-        end = max([head, *(gap.stop for gap in missing(txn, queue))])
-        gaps = []
-        next_ = first
-        cursor.set_key(pack(first))
-        for key in cursor.iternext(values=False):
-            seq = min(unpack(key), end)
-            if seq > next_:
-                gaps.append(range(next_, seq))
-            next_ = seq + 1
-            if next_ > end:
-                break
-        else:
-            if next_ < end:
-                gaps.append(range(next_, end))
-    txn.put(queue.head, pack(first), db=queue.meta)
-    txn.put(_format.record(queue.name, "missing"), _format.pack_ranges(gaps), db=queue.meta)
+        for place, value in entries:
+            if not cursor.put(place, value, overwrite=False):
+                seq = _format.number(place)
+                raise CorruptQueueError(queue.generation.path, f"item {seq}, which had left, is there")
     return True
 
 
 def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
-    removed = 0
     with txn.cursor(queue.items) as cursor:
-        if cursor.first():
-            while removed < n and cursor.delete():
-                removed += 1
-        head = cursor.key()  # that of the item now under the cursor, empty behind the last
-    if removed:
-        txn.put(queue.head, head or pack(_number(txn, queue, queue.tail)), db=queue.meta)
-    return removed
+        keys = list(islice(cursor.iternext(values=False), n))
+    if keys:
+        _take_first(txn, queue, keys)
+        _notes.forget(txn, queue, keys)
+    return len(keys)
+
+
+def _take_first(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
+    """Take out the first items, which are those of ``keys``, and move the head past them."""
+    with txn.cursor(queue.items) as cursor:
+        cursor.first()
+        for _ in keys:
+            cursor.delete()
+    last = keys[-1]
+    head = _number(txn, queue, queue.head)
+    if len(last) > len(queue_head := pack(head)) or last < queue_head:
+        return  # they had all come back
+    stop = unpack(last) + 1
+    if stop - head != len(keys) or keys[0] != queue_head:  # else none was skipped
+        stop = min(stop, _number(txn, queue, queue.tail))  # since a damaged place may be anywhere
+        taken = sum(len(key) == len(queue_head) and key >= queue_head for key in keys)
+        _set_skipped(txn, queue, max(0, _skipped(txn, queue) - (stop - head - taken)))
+    txn.put(queue.head, pack(stop), db=queue.meta)
 
 
 def clear(txn: Txn, queue: Tables) -> int:
@@ -184,7 +208,22 @@ def clear(txn: Txn, queue: Tables) -> int:
     if removed:
         txn.drop(queue.items, delete=False)
         txn.put(queue.head, pack(_number(txn, queue, queue.tail)), db=queue.meta)
+        _set_skipped(txn, queue, 0)
+        _notes.forget_all(txn, queue)
     return removed
+
+
+def _skipped(txn: Txn, queue: Tables) -> int:
+    value = txn.get(_format.record(queue.name, "skipped"), db=queue.meta)
+    return 0 if value is None else unpack(value)
+
+
+def _set_skipped(txn: Txn, queue: Tables, skipped: int) -> None:
+    record = _format.record(queue.name, "skipped")
+    if skipped:
+        txn.put(record, pack(skipped), db=queue.meta)
+    else:
+        txn.delete(record, db=queue.meta)
 
 
 def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
@@ -198,43 +237,68 @@ def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
 def destroy(txn: Txn, queue: Tables) -> bool:
     """Remove the queue with all that belongs to it. Its handles are void then, so of a draft only."""
     txn.drop(queue.items)
-    keys = [queue.head, queue.tail, _format.record(queue.name, "missing"), *(key for key, _ in state(txn, queue))]
-    for key in keys:
-        txn.delete(key, db=queue.meta)
+    for db in (queue.meta, queue.away):
+        if db is not None:
+            with txn.cursor(db) as cursor:
+                prefix = _format.record(queue.name, "")
+                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                    cursor.delete()
     return True
 
 
 def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
     """Make an older copy of the queue hold the items that it holds now; return how many left and came.
 
-    The records, such as the tail of the copy, are as they were: ``follow_records`` comes after it.
+    What has never left is the same in both as far as the copy goes. The records, such as the tail of the
+    copy, are as they were: ``follow_records`` comes after it.
     """
-    head, _ = bounds(txn, queue)
-    known = _number(copy_txn, copy, copy.tail)
+    head, _, _ = bounds(txn, queue)
+    never_left = pack(max(head, 1))  # since places that are no numbers are behind that of item 0
+    known = max(never_left, pack(_number(copy_txn, copy, copy.tail)))
     changed = 0
     with copy_txn.cursor(copy.items) as cursor:
-        while cursor.first() and cursor.key() < pack(head):
+        while cursor.first() and cursor.key() < never_left:
             cursor.delete()
             changed += 1
     with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
-        if cursor.set_range(pack(known)):
+        for place, value in cursor.iternext():
+            if place >= never_left:
+                break
+            target.put(place, value)
+            changed += 1
+        if cursor.set_range(known):
             changed += target.putmulti(cursor.iternext(), append=True)[1]
     return changed
 
 
-def follow_records(txn: Txn, meta: Db, copy_txn: Txn, copy: Db) -> int:
+def follow_records(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> int:
     """Make the records of an older copy those that are there now; return how many differed."""
-    now, known = (
-        {key: value for key, value in each.cursor(db) if key != _format.LAST_TXN}
-        for each, db in ((txn, meta), (copy_txn, copy))
-    )
-    gone = known.keys() - now.keys()
-    for key in gone:
-        copy_txn.delete(key, db=copy)
-    new = [record for record in now.items() if known.get(record[0]) != record[1]]
-    for key, value in new:
-        copy_txn.put(key, value, db=copy)
-    return len(gone) + len(new)
+    changed = 0
+    for key, value in list(_differences(txn, db, copy_txn, copy)):
+        if value is None:
+            copy_txn.delete(key, db=copy)
+        else:
+            copy_txn.put(key, value, db=copy)
+        changed += 1
+    return changed
+
+
+def _differences(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
+    with txn.cursor(db) as cursor, copy_txn.cursor(copy) as known:
+        now, was = cursor.iternext(), known.iternext()
+        new, old = next(now, None), next(was, None)
+        while new or old:
+            if new and (old is None or new[0] < old[0]):
+                yield new
+                new = next(now, None)
+            elif old and (new is None or old[0] < new[0]):
+                yield old[0], None
+                old = next(was, None)
+            elif new and old:
+                if new[1] != old[1] and new[0] != _format.LAST_TXN:
+                    yield new
+                new, old = next(now, None), next(was, None)
 
 
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:

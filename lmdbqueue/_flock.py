@@ -39,6 +39,25 @@ def share(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 
+def make_exclusive(fd: int) -> None:
+    """Make the lock an exclusive one, once nobody else has it. Another waiter may slip in between."""
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def is_free(fd: int) -> bool:
+    """Tell whether nobody has the lock alone. For a descriptor that the caller closes at once."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_held(fd: int) -> bool:
+    """Tell whether this process took the lock, and has not released it: not in a forked child of the one that did."""
+    return fd in _held
+
+
 def alone(fd: int) -> bool:
     """Tell whether nobody else has the lock; it is then exclusive, and else it is lost."""
     try:

@@ -35,6 +35,7 @@ def unpack(data: bytes) -> int:
 
 NEXT_GENERATION: Final = b"next"  # in the unnamed database, readable before any other is open
 META: Final = b"meta"
+AWAY: Final = b"away"  # what is not waiting: leased, delayed, dead; and notes on what is
 LAST_TXN: Final = b"txn"  # in META, as are the heads and tails
 
 _NAME: Final = re.compile(r"[^/\0]+")
@@ -85,12 +86,103 @@ def queue_of(key: bytes) -> str | None:
     return name if name and what == "items" else None
 
 
+# --- places: where an item waits, which is its key among the items. Its number, or, once a delay is over,
+# the time that it was due at, and its number: so what was due comes before what was not, in that order (and
+# before all numbers but 0: nothing of 8 bytes or more sorts before that)
+
+_FRONT: Final = pack(0)
+
+
+def place(seq: int, due: int = 0) -> bytes:
+    """Return the key of the item ``seq`` among the items; ``due``: ns since 1970, 0 for one without a delay."""
+    return _FRONT + pack(due) + pack(seq) if due else pack(seq)
+
+
+def number(place: bytes) -> int:
+    """Return the number of the item at a place."""
+    return unpack(place[-8:])
+
+
+def due(place: bytes) -> int:
+    """Return when the item at a place was due, 0 for one without a delay."""
+    return unpack(place[8:16]) if len(place) > len(_FRONT) else 0
+
+
+# --- away
+
+
+class Counts(NamedTuple):
+    """How much of a queue is in AWAY; a record in META, which a queue has once anything was."""
+
+    tokens: int = 0  # leases that were ever given
+    leased: int = 0  # items
+    delayed: int = 0  # items
+    dead: int = 0  # items
+    noted: int = 0  # notes on items that wait
+    unique: int = 0  # keys
+
+    def pack(self) -> bytes:
+        """Return the record."""
+        return _COUNTS.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Counts":
+        """Read the record."""
+        return cls(*_COUNTS.unpack(data))
+
+
+_COUNTS: Final = Struct(">6Q")
+
+
+def away(name: str, kind: str, *parts: int | bytes) -> bytes:
+    """Return the key in AWAY of what the queue ``name`` has there under numbers and bytes."""
+    return record(name, kind + "/") + b"".join(pack(part) if isinstance(part, int) else part for part in parts)
+
+
+class Note(NamedTuple):
+    """What is known of an item beside its payload."""
+
+    attempts: int = 0  # leases of it
+    due: int = 0  # ns since 1970, of its place, or of the time that it waits for
+    time: int = 0  # ns since 1970, when it last came back, or died
+    unique: bytes = b""  # the digest of its key, 16 bytes or none
+    reason: str = ""  # why it last came back, or died
+
+    def pack(self) -> bytes:
+        """Return what stands before the item, or alone."""
+        reason = self.reason.encode(errors="replace")[:_MAX_REASON]
+        return _NOTE.pack(self.attempts, self.due, self.time, self.unique, len(reason)) + reason
+
+    @classmethod
+    def unpack(cls, data: bytes) -> tuple["Note", bytes]:
+        """Return a note and what stands behind it."""
+        attempts, due, time, unique, length = _NOTE.unpack_from(data)
+        end = _NOTE.size + length
+        reason = data[_NOTE.size : end].decode(errors="replace")
+        return cls(attempts, due, time, unique if unique.strip(b"\0") else b"", reason), data[end:]
+
+
+_NOTE: Final = Struct(">IQQ16sH")
+_MAX_REASON: Final = 1_000  # bytes
+
+
 # --- ranges of numbers: first and number after the last of each
 
 
 def pack_ranges(ranges: Iterable[range]) -> bytes:
     """Return the bytes that stand for ranges."""
     return b"".join(pack(each.start) + pack(each.stop) for each in ranges)
+
+
+def ranges(numbers: Iterable[int]) -> list[range]:
+    """Return ranges that are made of numbers in their order."""
+    found: list[range] = []
+    for number in numbers:
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
 
 
 def unpack_ranges(data: bytes) -> list[range]:

@@ -111,8 +111,10 @@ class Tables(NamedTuple):
     name: str
     items: Db
     meta: Db
+    away: Db
     head: bytes
     tail: bytes
+    counts: bytes
     sealed: bool
 
 
@@ -127,6 +129,7 @@ class Snapshot:
         self.options = options
         self._tables: dict[str, Tables] = {}
         self.meta: Db = None
+        self.away: Db = None
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -184,7 +187,7 @@ class Snapshot:
     def used(self, txn: Txn) -> int:
         """Return how many bytes the pages in use take, as ``txn`` sees it."""
         handles = {_format.record(name, "items"): tables.items for name, tables in self._tables.items()}
-        handles[_format.META] = self.meta
+        handles |= {_format.META: self.meta, _format.AWAY: self.away}
         total = txn.stat()
         pages = _META_PAGES + _pages(total)
         with txn.cursor() as cursor:
@@ -197,7 +200,7 @@ class Snapshot:
 
     def knows_all(self, txn: Txn) -> bool:
         """Tell whether the handles of all databases that ``txn`` sees are open."""
-        known = {_format.META, *(_format.record(name, "items") for name in self._tables)}
+        known = {_format.META, _format.AWAY, *(_format.record(name, "items") for name in self._tables)}
         with txn.cursor() as cursor:
             return known.issuperset(cursor.iternext(values=False))
 
@@ -206,10 +209,13 @@ class Snapshot:
         with self._translated("copying"):
             self._env.copyfd(fd, compact=True)
 
-    def _open_tables(self, txn: Txn) -> None:
-        """Open the handles of every queue that is there."""
+    def _open_tables(self, txn: Txn, *, create: bool = False) -> bool:
+        """Open the handles of every queue that is there; tell whether something was made (of a file before leases)."""
         self.meta = self._env.open_db(_format.META, txn=txn, create=False)
+        is_there = txn.get(_format.AWAY) is not None
+        self.away = self._env.open_db(_format.AWAY, txn=txn) if is_there or create else None
         self._tables = {each: self._table(txn, each) for each in self.names(txn)}
+        return create and not is_there
 
     def _table(self, txn: Txn, name: str) -> Tables:
         return Tables(
@@ -217,8 +223,10 @@ class Snapshot:
             name=name,
             items=self._env.open_db(_format.record(name, "items"), txn=txn),
             meta=self.meta,
+            away=self.away,
             head=_format.record(name, "head"),
             tail=_format.record(name, "tail"),
+            counts=_format.record(name, "away"),
             sealed=self.options.checksum,
         )
 
@@ -322,7 +330,7 @@ class Generation(Snapshot):
             os.close(fd)
 
     def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
-        """Open the handles of every queue that is there, and make the queue ``name`` if it is not.
+        """Open the handles of every queue that is there, and make the queue ``name`` sound by ``create``.
 
         Takes the write lock, since LMDB wants it so; writes nothing where nothing is missing. Returns
         the transaction for ``secure``, 0 for none.
@@ -330,16 +338,18 @@ class Generation(Snapshot):
         txn = self.begin("opening")
         try:
             with self._translated("opening"):
-                self._open_tables(txn)
-                if name is None or name in self._tables:
+                changed = self._open_tables(txn, create=name is not None)
+                made = {}
+                if name is not None:
+                    made[name] = self._tables.get(name) or self._table(txn, name)
+                    changed = bool(create(txn, made[name])) or changed or name not in self._tables
+                if not changed:
                     txn.commit()  # of nothing; undone, it would close the handles
                     return 0
-                made = self._table(txn, name)
-                create(txn, made)
                 transaction = self.commit(txn)
         finally:
             end(txn)
-        self._tables[name] = made
+        self._tables |= made
         return transaction
 
     # --- reading
@@ -544,11 +554,15 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
         try:
             for database, records in contents:
                 left = iter(records)
-                while some := list(islice(left, _AT_A_TIME)):
+                some = list(islice(left, _AT_A_TIME))
+                while True:  # once at the least, so that the database is there
                     with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
                         cursor.putmulti(some, append=True)
+                    if not (some := list(islice(left, _AT_A_TIME))):
+                        break
             with env.begin(write=True) as txn:
                 meta = env.open_db(_format.META, txn=txn)
+                env.open_db(_format.AWAY, txn=txn)
                 txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=meta)
         finally:
             env.close()

@@ -5,27 +5,28 @@ know: how the file came to be as it is, what is done about it.
 """
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
-from lmdbqueue import _fifo, _format, _generation
+from lmdbqueue import _away, _fifo, _format, _generation, _notes
 from lmdbqueue._generation import Snapshot, Tables, Txn
 
-_STATE = -1
+_NO_ITEM: Final = -1
+_NUMBER: Final = 8  # bytes
 Progress = Callable[[int, int], None]
 
 _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its origin
 
 
 class Damage(NamedTuple):
-    """An item, or a part of the state, whose checksum does not fit."""
+    """An item, or another record, whose checksum does not fit."""
 
     queue: str
-    seq: int  # _STATE for a part of the state
-    key: str = ""
+    seq: int  # _NO_ITEM for another record
+    what: str = ""
 
     def __str__(self) -> str:
-        what = f"the state {self.key!r}" if self.seq == _STATE else f"item {self.seq}"
+        what = self.what or f"item {self.seq}"
         return f"queue {self.queue!r}: {what} is damaged, its checksum does not fit"
 
 
@@ -79,24 +80,52 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
 
 
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
-    head, tail = _fifo.bounds(txn, queue)
-    next_ = head
-    gaps = []
+    head, tail, skipped = _fifo.bounds(txn, queue)
+    came_back = behind = 0
     with txn.cursor(queue.items) as cursor:
-        for key, value in cursor.iternext():
-            seq = _format.unpack(key)
-            if seq != next_:
-                gaps.append(range(next_, seq))
-            next_ = seq + 1
-            if queue.sealed and not _format.is_intact(key, value):
+        for place, value in cursor.iternext():
+            seq = _format.number(place)
+            came_back += len(place) > _NUMBER or seq < head
+            behind += len(place) == _NUMBER and seq >= tail
+            if queue.sealed and not _format.is_intact(place[-_NUMBER:], value):
                 damaged.add(Damage(queue.name, seq))
+    there = _fifo.count(txn, queue) - came_back - behind
+    if behind:
+        problems.append(f"queue {queue.name!r}: its tail is {tail}, and there are {behind} items from that number on")
+    if there != tail - head - skipped:
+        problems.append(
+            f"queue {queue.name!r}: its head is {head}, its tail {tail}, {skipped} numbers between them have no item, "
+            f"and {there} have one"
+        )
+    if queue.away is not None:
+        contents = _away.contents(txn, queue)
+        damaged |= {Damage(queue.name, _NO_ITEM, f"the record {key!r}") for key in contents.damaged}
+        if not contents.damaged:
+            problems += _away_problems(txn, queue, contents)
     for record, value in _fifo.state(txn, queue) if queue.sealed else ():
         if not _format.is_intact(record, value):
-            damaged.add(Damage(queue.name, _STATE, _format.state_key(record)))
-    if next_ != tail:
-        gaps.append(range(next_, tail))
-    if gaps != _fifo.missing(txn, queue):
-        numbers = ", ".join(f"{gap.start} to {gap.stop - 1}" for gap in gaps) or "none"
-        problems.append(
-            f"queue {queue.name!r}: its head is {head}, its tail {tail}, and these items are missing: {numbers}"
-        )
+            damaged.add(Damage(queue.name, _NO_ITEM, f"the state {_format.state_key(record)!r}"))
+
+
+def _away_problems(txn: Txn, queue: Tables, contents: _away.Contents) -> Iterator[str]:
+    """Yield what is wrong with the records of what does not wait, and with the notes on what does."""
+    counts = _notes.counts(txn, queue)
+    found = contents.counts(counts.tokens)
+    if found != counts:
+        yield f"queue {queue.name!r}: there are {found}, and its record says {counts}"
+    held = sorted(seq for lease in contents.leases.values() for seq in lease.seqs)
+    if held != sorted(contents.leased):
+        yield f"queue {queue.name!r}: its leases are of items {held}, and leased are {sorted(contents.leased)}"
+    owners = {(lease.owner, token) for token, lease in contents.leases.items()}
+    expiries = {(lease.deadline, token) for token, lease in contents.leases.items() if lease.deadline != _away.NEVER}
+    if (owners, expiries) != (contents.owners, contents.expiries):
+        yield f"queue {queue.name!r}: the lists of its leases by owner and by time are not those of its leases"
+    keys = {}
+    for seq, note in contents.notes.items():
+        if txn.get(_format.place(seq, note.due), db=queue.items) is None:
+            yield f"queue {queue.name!r}: there is a note on item {seq}, which is not there"
+        keys[note.unique] = seq
+    keys |= {record.note.unique: record.seq for record in (*contents.leased.values(), *contents.delayed.values())}
+    keys.pop(b"", None)
+    if keys != contents.keys:
+        yield f"queue {queue.name!r}: its keys are of items {contents.keys}, and its items have {keys}"

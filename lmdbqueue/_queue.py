@@ -6,25 +6,40 @@ it means stands in ``_fifo``, what a verb makes of it in ``_verbs``. Must not kn
 
 import os
 import pickle
+import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lmdbqueue import _check, _compact, _fifo, _format
+from lmdbqueue import _away, _check, _compact, _fifo, _format, _notes
+from lmdbqueue._away import Overdue, Return
+from lmdbqueue._consumer import ConsumerQueue
+from lmdbqueue._directory import OWNERS
 from lmdbqueue._env import Environment, open_environment
-from lmdbqueue._errors import ClosedError, CorruptItemError, TransactionError
+from lmdbqueue._errors import ClosedError, CorruptItemError, Full, QueueError, TransactionError
 from lmdbqueue._generation import Tables, Txn
-from lmdbqueue._standard import StandardQueue
+from lmdbqueue._lease import DeadLetter, Leased
+from lmdbqueue._owner import Owners
 from lmdbqueue._state import State
 from lmdbqueue._verbs import Entry, checked_count
+
+if TYPE_CHECKING:
+    from lmdbqueue._stats import Stats
 
 T = TypeVar("T")
 
 _BROWSE_BYTES = 1 << 18  # of items that iteration reads at a time
+_SECOND = 10**9  # ns
+_DEATH_LOOK = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
+_FAILED_LOOK = 0.05  # seconds until a sleeper tries again what could not come back
+
+# a record of AWAY: its key, its note
+_AWAY_OVERHEAD = 100  # bytes
 
 
-class PersistentQueue(StandardQueue[T]):
+class PersistentQueue(ConsumerQueue[T]):
     """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
 
     ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
@@ -32,7 +47,8 @@ class PersistentQueue(StandardQueue[T]):
     back; with pickle, the default, opening a queue means trusting whoever can write to it.
     ``maxsize`` (items in this queue) and ``max_bytes`` (pages in use in the directory's environment)
     limit what this object pushes; 0 and None: no limit. ``flush_limit``: bytes of empty space below
-    which ``flush`` does nothing.
+    which ``flush`` does nothing. ``max_attempts``: how often an item is leased before it goes to ``dead``
+    instead of coming back, when this object gives it back; None: for ever.
 
     ``durability`` and ``checksum`` are fixed when the directory is created. With ``"full"`` a call
     that returned is on disk: neither a killed process nor a power cut takes it back. With ``"off"``
@@ -60,6 +76,7 @@ class PersistentQueue(StandardQueue[T]):
         name: str = "queue",
         maxsize: int = 0,
         max_bytes: int | None = None,
+        max_attempts: int | None = None,
         durability: _format.Durability = "full",
         checksum: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -76,6 +93,7 @@ class PersistentQueue(StandardQueue[T]):
         self.name = _format.check_name(name)
         self.maxsize = maxsize
         self.max_bytes = max_bytes
+        self.max_attempts = max_attempts
         self.durability = durability
         self.checksum = checksum
         self._directory = os.path.abspath(os.path.join(path, filename))
@@ -83,7 +101,8 @@ class PersistentQueue(StandardQueue[T]):
             self._directory, _format.Options(checksum=checksum, durability=durability), name, progress
         )
         self._environment: Environment | None = environment
-        self._release = weakref.finalize(self, environment.release)
+        self._owners = Owners(environment.directory.file(OWNERS))
+        self._release = weakref.finalize(self, _let_go, environment, self._owners)
 
     def __repr__(self) -> str:
         state = "" if self._environment is not None else ", closed"
@@ -100,8 +119,15 @@ class PersistentQueue(StandardQueue[T]):
         return _reopen, (type(self), self._directory, self._options())
 
     def count(self) -> int:
-        """Return how many items are in the queue, at a cost that does not depend on it."""
-        found: int = self._open.view(self.name, _fifo.count)
+        """Return how many items wait in the queue, at a cost that does not depend on it."""
+        found: int = self._read(self._open.view, _fifo.count)
+        return found
+
+    def stats(self) -> "Stats":
+        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
+        from lmdbqueue._stats import of_queue  # noqa: PLC0415  (dataclasses take long to import)
+
+        found: Stats = self._read(self._open.view, of_queue)
         return found
 
     def flush(self, force: bool = False) -> int:
@@ -210,12 +236,17 @@ class PersistentQueue(StandardQueue[T]):
     def close(self) -> None:
         """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
 
-        Closing is not needed for durability: there is nothing in memory. Doing it twice is harmless.
+        What it holds in leases is given back at once. Closing is not needed for durability: there is nothing in
+        memory. Doing it twice is harmless.
         """
         environment, self._environment = self._environment, None
         if environment is not None:
             environment.bell.ring()
             super().close()
+            if self._owners.mine:
+                with suppress(QueueError):  # else who looks next finds a dead owner
+                    how = Return(time.time_ns(), "its queue was closed", max_attempts=self.max_attempts)
+                    environment.update(self.name, _away.give_up, self._owners.mine, how)
             self._release()
 
     # --- the engine
@@ -228,7 +259,10 @@ class PersistentQueue(StandardQueue[T]):
         return environment
 
     def _options(self) -> dict[str, Any]:
-        names = ("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "durability", "checksum")
+        names = (
+            *("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "max_attempts"),
+            *("durability", "checksum"),
+        )
         return {name: getattr(self, name) for name in names}
 
     def _append(self, payloads: Sequence[bytes]) -> range:
@@ -237,17 +271,99 @@ class PersistentQueue(StandardQueue[T]):
         )
         return given
 
+    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
+        due = time.time_ns() + int(delay * _SECOND) if delay else 0
+        apart = _away.Apart(due, keys, self.maxsize, self.max_bytes)
+        numbers: list[int] = self._open.update(self.name, _away.push, payloads, apart, room=_room_away(payloads))
+        return numbers
+
     def _first(self, n: int) -> list[Entry]:
-        entries: list[Entry] = self._open.view(self.name, _fifo.first, n)
+        entries: list[Entry] = self._read(self._open.view, _fifo.first, n)
         return entries
 
     def _candidates(self, n: int) -> list[Entry]:
-        entries: list[Entry] = self._open.glance(self.name, _fifo.first, n)
+        entries: list[Entry] = self._read(self._open.glance, _fifo.first, n)
         return entries
 
-    def _since(self, seq: int) -> list[Entry]:
-        entries: list[Entry] = self._open.view(self.name, _fifo.since, seq, _BROWSE_BYTES)
+    def _since(self, place: bytes) -> list[Entry]:
+        entries: list[Entry] = self._read(self._open.view, _fifo.since, place, _BROWSE_BYTES)
         return entries
+
+    def _read(self, read: Callable[..., Any], fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, tables, *args)`` by ``read``, once everything that has to come back has."""
+        while True:
+            times = time.monotonic_ns(), time.time_ns()
+            found = read(self.name, _away.look, self._owners.is_dead, times, fn, *args)
+            if not isinstance(found, Overdue):
+                return found
+            if not self._restore(found.owners, times):
+                return read(self.name, fn, *args)
+
+    def _restore(self, owners: Sequence[int], times: tuple[int, int]) -> int:
+        """Let come back what these owners, who are dead, hold, and what is due; return how much, 0 if it cannot."""
+        try:
+            changed: int = self._open.update(self.name, _away.restore, owners, times, self.max_attempts)
+        except Full:  # of the disk: when consumers have made room it comes back
+            return 0
+        self._owners.bury(owners)
+        return changed
+
+    # --- leases
+
+    def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
+        deadline = _deadline(ttl)
+        terms = _away.Terms(self._owners.join(), deadline, time.time_ns(), unreadable)
+        room = _room_away([value for _, value in entries])
+        leased: tuple[int, list[int], list[int]] | None = self._open.update(
+            self.name, _away.lease, entries, terms, room=room
+        )
+        return leased and Leased(*leased, None if ttl is None else deadline / _SECOND)
+
+    def _ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
+        settled: list[int] | None = self._open.update(self.name, _away.ack, token, seqs)
+        return settled
+
+    def _nack(
+        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+    ) -> list[int] | None:
+        now = time.time_ns()
+        due = now + int(delay * _SECOND) if delay else 0
+        how = Return(now, reason, due, self.max_attempts if max_attempts is None else max_attempts)
+        settled: list[int] | None = self._open.update(self.name, _away.nack, token, seqs, how)
+        return settled
+
+    def _extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
+        deadline = _deadline(ttl)
+        if not self._open.update(self.name, _away.extend, token, deadline):
+            return None
+        return (None if ttl is None else deadline / _SECOND,)
+
+    def _count_dead(self) -> int:
+        counts: _format.Counts = self._read(self._open.view, _notes.counts)
+        return counts.dead
+
+    def _dead_since(self, seq: int) -> list[DeadLetter[Any]]:
+        records: list[_away.Record] = self._read(self._open.view, _away.dead, seq, _BROWSE_BYTES)
+        return [self._letter(record) for record in records]
+
+    def _letter(self, record: _away.Record) -> DeadLetter[T]:
+        entry = _format.pack(record.seq), record.value
+        return DeadLetter(*self._open_payload(entry), record.note, partial(_only, self._decode, entry))
+
+    def _requeue(self, seqs: Collection[int] | None) -> int:
+        count: int = self._open.update(self.name, _away.requeue, seqs)
+        return count
+
+    def _delete_dead(self, seqs: Collection[int] | None) -> int:
+        count: int = self._open.update(self.name, _away.bury_for_good, seqs)
+        return count
+
+    def _begin_with_empty_hands(self) -> None:
+        super()._begin_with_empty_hands()
+        if hasattr(self, "_owners"):  # not so in the constructor of the base class
+            self._owners.begin_anew()
+
+    # --- removing
 
     def _remove(self, keys: list[bytes]) -> int:
         removed: int = self._open.update(self.name, _fifo.remove, keys)
@@ -261,21 +377,21 @@ class PersistentQueue(StandardQueue[T]):
         removed: int = self._open.update(self.name, _fifo.delete, n)
         return removed
 
-    def _clear(self) -> int:
-        removed: int = self._open.update(self.name, _fifo.clear)
+    def _clear(self, *, all: bool) -> int:  # noqa: A002
+        removed: int = self._open.update(self.name, _away.clear if all else _fifo.clear)
         return removed
 
     def _payloads(self, entries: list[Entry]) -> list[bytes]:
         if not self.checksum:
             return [value for _, value in entries]
         for key, value in entries:
-            if not _format.is_intact(key, value):
-                raise CorruptItemError(_format.unpack(key), value[: -_format.SEAL_SIZE])
+            if not _format.is_intact(key[-8:], value):
+                raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
         return [value[: -_format.SEAL_SIZE] for _, value in entries]
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         key, value = entry
-        return _format.unpack(key), value[: -_format.SEAL_SIZE] if self.checksum else value
+        return _format.number(key), value[: -_format.SEAL_SIZE] if self.checksum else value
 
     def _refuse_if_closed(self) -> None:
         if self._environment is None:
@@ -287,7 +403,15 @@ class PersistentQueue(StandardQueue[T]):
         return environment.bell.listen()
 
     def _sleep(self, ticket: int, timeout: float) -> None:
-        self._open.bell.wait(ticket, timeout)
+        environment = self._open
+        expiry, due, owners = environment.glance(self.name, _away.next_time)
+        if expiry != _away.NEVER:
+            timeout = min(timeout, max(_FAILED_LOOK, (expiry - time.monotonic_ns()) / _SECOND))
+        if due != _away.NEVER:
+            timeout = min(timeout, max(_FAILED_LOOK, (due - time.time_ns()) / _SECOND))
+        if any(owner != self._owners.mine for owner in owners):
+            timeout = min(timeout, _DEATH_LOOK)
+        environment.bell.wait(ticket, timeout)
 
     def _wake(self) -> None:
         self._open.bell.ring()
@@ -295,6 +419,25 @@ class PersistentQueue(StandardQueue[T]):
 
 def _names(txn: Txn, queue: Tables) -> list[str]:
     return sorted(queue.generation.names(txn))
+
+
+def _let_go(environment: Environment, owners: Owners) -> None:
+    try:
+        owners.leave()
+    finally:
+        environment.release()
+
+
+def _deadline(ttl: float | None) -> int:
+    return _away.NEVER if ttl is None else time.monotonic_ns() + int(ttl * _SECOND)
+
+
+def _room_away(payloads: Sequence[bytes]) -> int:
+    return _fifo.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
+
+
+def _only(decode: Callable[[list[Entry]], list[T]], entry: Entry) -> T:
+    return decode([entry])[0]
 
 
 def _reopen(cls: type[PersistentQueue[Any]], directory: str, options: dict[str, Any]) -> PersistentQueue[Any]:

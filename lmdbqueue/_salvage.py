@@ -1,23 +1,28 @@
 """What can be saved of a damaged file: a new one with every item that is whole.
 
 Owns: what is kept, what goes to quarantine, what is lost. Law: nothing is thrown away that could be
-read: an item whose checksum does not fit, or that stands outside of head and tail, is kept
-as it was found, beside the queue; the old file is not
-changed. Must not know: how the new file takes the place of the old one.
+read: an item whose checksum does not fit, or that stands behind the tail, is kept as it was found, beside the
+queue; the old file is not changed. Must not know: how the new file takes the place of the old one.
 
 LMDB does not see the damaged file, since it trusts what it maps: the trees are walked as bytes
 (``_pages``), and what hangs on a page that does not fit is lost. Without a checksum every item that has
 a sound page around it is taken for whole.
+
+What was leased waits again in its place, with its attempts: the lists of leases may be damaged, and an item that
+is delivered twice is better than one that never comes back. Who holds such a lease finds it expired.
 """
 
 import os
 from collections.abc import Iterator
-from itertools import chain
+from heapq import merge
+from itertools import chain, groupby
 from typing import Final
 
 from lmdbqueue import _format, _generation, _metapage
+from lmdbqueue._away import Contents, read
 from lmdbqueue._disk import sync_directory, sync_file
 from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._format import Counts, Note
 from lmdbqueue._pages import NO_ROOT, Node, Pages, root_of
 
 _NUMBER: Final = 8  # bytes
@@ -32,7 +37,7 @@ class Quarantine:
         self.path = path
 
     def add(self, queue: str, value: bytes, **place: object) -> None:
-        """Put there, durably, what stood at ``seq`` among the items or ``state`` in the state."""
+        """Put there, durably, what stood at ``seq`` among the items, as ``state``, or in another ``record``."""
         import base64  # noqa: PLC0415  (for who repairs, not for who imports)
         import json  # noqa: PLC0415
 
@@ -49,7 +54,7 @@ class Quarantine:
 class _Queue:
     """One queue while it is being saved."""
 
-    def __init__(self, name: str, root: int, records: dict[bytes, bytes]) -> None:
+    def __init__(self, name: str, root: int, records: dict[bytes, bytes], away: Contents) -> None:
         def number(what: str) -> int | None:
             data = records.get(_format.record(name, what), b"")
             return _format.unpack(data) if len(data) == _NUMBER else None
@@ -59,48 +64,93 @@ class _Queue:
         self.root = root
         self.head = number("head")
         self.tail = number("tail")
-        self.missing = _format.unpack_ranges(records.get(_format.record(name, "missing"), b""))  # before
+        self.skipped = number("skipped") or 0
+        for lost in _format.unpack_ranges(records.get(_format.record(name, "missing"), b"")):  # before leases
+            self.head = max(self.head or 0, lost.stop)
+        counts = records.get(_format.record(name, "away"))
+        self.counts = Counts() if counts is None else Counts.unpack(counts)
+        self.away = away
+        self.notes = away.notes | {seq: record.note for seq, record in away.leased.items()}
         self.state = sorted(record for record in records.items() if record[0].startswith(state))
         self.damaged: list[int] = []
-        self.damaged_state: list[str] = []
-        self.gaps: list[range] = []
-        self.kept = 0
-        self.first: int | None = None
+        self.damaged_records: list[str] = []
+        self.noted: dict[int, Note] = {}  # of items that are kept
+        self.first: int | None = None  # number that is kept in its own place
+        self.in_order = 0  # items that are kept from the head on
         self.next = 0
 
-    def keep(self, seq: int) -> None:
-        """Note that the item ``seq`` is kept; they come in order."""
-        if self.first is None:
-            self.first = seq
-        elif seq > self.next:
-            self.gaps.append(range(self.next, seq))
-        self.next = seq + 1
-        self.kept += 1
+    def keep(self, place: bytes) -> None:
+        """Note that the item at a place is kept; they come in order."""
+        seq = _format.number(place)
+        if len(place) == _NUMBER:
+            self.first = seq if self.first is None else self.first
+            self.in_order += self.head is None or seq >= self.head
+            self.next = seq + 1
+        note = self.notes.get(seq)
+        if note is not None and _format.place(seq, note.due) == place:
+            self.noted[seq] = note
+
+    def items(self, pages: Pages) -> Iterator[Node]:
+        """Yield what stands among the items, and what was leased, in the order of their places."""
+        leased = sorted((_format.place(seq, each.note.due), each.value) for seq, each in self.away.leased.items())
+        before = None
+        for place, value in merge(pages.nodes(self.root), leased):
+            if place != before:
+                yield place, value
+            before = place
+
+    def bounds(self) -> tuple[int, int]:
+        """Return head and tail of the new file."""
+        away = max((*self.away.delayed, *self.away.dead, -1)) + 1
+        tail = max(self.next, away) if self.tail is None else max(self.tail, self.next)
+        if self.head is not None:
+            return min(self.head, tail), tail
+        return tail if self.first is None else self.first, tail
 
     def records(self, state: Iterator[Node]) -> Iterator[Node]:
         """Yield the records of the queue in the new file, in the order of their keys."""
-        tail = self.next if self.tail is None else max(self.tail, self.next)
-        if self.first is not None and tail > self.next:
-            self.gaps.append(range(self.next, tail))
-        head = tail if self.first is None else self.first
+        head, tail = self.bounds()
+        away = self.away._replace(leased={}, notes=self.noted, keys=self.keys())
+        if (counts := away.counts(self.counts.tokens)) != Counts():
+            yield _format.record(self.name, "away"), counts.pack()
         yield _format.record(self.name, "head"), _format.pack(head)
-        if self.gaps:
-            yield _format.record(self.name, "missing"), _format.pack_ranges(self.gaps)
+        if skipped := tail - head - self.in_order:
+            yield _format.record(self.name, "skipped"), _format.pack(skipped)
         yield from state
         yield _format.record(self.name, "tail"), _format.pack(tail)
+
+    def keys(self) -> dict[bytes, int]:
+        """Return the unique keys of what is kept."""
+        notes = [*self.noted.items(), *((seq, each.note) for seq, each in self.away.delayed.items())]
+        return {note.unique: seq for seq, note in notes if note.unique}
+
+    def records_away(self, *, sealed: bool) -> Iterator[Node]:
+        """Yield what does not wait, in the order of the keys."""
+        found = {_format.away(self.name, "unique", key): _format.pack(seq) for key, seq in self.keys().items()}
+        found |= {_format.away(self.name, "note", seq): note.pack() for seq, note in self.noted.items()}
+        found |= {
+            _format.away(self.name, "dead", seq): each.note.pack() + each.value for seq, each in self.away.dead.items()
+        }
+        found |= {
+            _format.away(self.name, "delayed", each.note.due, seq): each.note.pack() + each.value
+            for seq, each in self.away.delayed.items()
+        }
+        for key, data in sorted(found.items()):
+            yield key, _format.seal(key, data) if sealed else data
 
     def sentences(self, quarantine: str) -> Iterator[str]:
         """Yield what became of items that are not in the new file."""
         if self.damaged:
             numbers = ", ".join(map(str, self.damaged[:_NAMED])) + ", ..." * (len(self.damaged) > _NAMED)
             yield f"queue {self.name!r}: {len(self.damaged)} damaged items are now in {quarantine!r}: {numbers}"
-        if self.damaged_state:
-            keys = ", ".join(map(repr, self.damaged_state[:_NAMED])) + ", ..." * (len(self.damaged_state) > _NAMED)
-            yield f"queue {self.name!r}: damaged parts of its state are now in {quarantine!r}: {keys}"
-        tail = self.next if self.tail is None else self.tail
-        head = tail if self.first is None else self.first
-        expected = tail - (head if self.head is None else self.head)
-        if lost := expected - self.kept - len(self.damaged) - sum(map(len, self.missing)):
+        if self.damaged_records:
+            keys = ", ".join(self.damaged_records[:_NAMED]) + ", ..." * (len(self.damaged_records) > _NAMED)
+            yield f"queue {self.name!r}: damaged records are now in {quarantine!r}: {keys}"
+        head, tail = self.bounds()
+        expected = tail - head - self.skipped + self.counts.leased + self.counts.delayed + self.counts.dead
+        found = self.in_order + len(self.away.leased) + len(self.away.delayed) + len(self.away.dead)
+        in_quarantine = len(self.damaged) + sum("/lea" in each or "/de" in each for each in self.damaged_records)
+        if (lost := expected - found - in_quarantine) > 0:
             yield f"queue {self.name!r}: {lost} items could not be read and are lost"
         if self.head is None or self.tail is None:
             yield f"queue {self.name!r}: its head or tail was lost: items that had left may be there again"
@@ -118,11 +168,13 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
     try:
         newest = _metapage.best(path)
         pages = Pages(fd, newest.page_size)
-        queues = _queues(path, pages, newest.main_root)
+        queues = _queues(path, pages, newest.main_root, sealed=options.checksum)
 
         def contents() -> Iterator[tuple[bytes, Iterator[Node]]]:
             for queue in queues:
                 yield _format.record(queue.name, "items"), _whole(pages, queue, options, quarantine)
+                _put_away(pages, queue, newest.main_root, quarantine)
+            yield _format.AWAY, chain.from_iterable(queue.records_away(sealed=options.checksum) for queue in queues)
             records = (queue.records(_whole_state(queue, options, quarantine)) for queue in queues)
             yield _format.META, chain.from_iterable(records)
 
@@ -137,31 +189,61 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
     return [sentence for queue in queues for sentence in queue.sentences(quarantine.path)]
 
 
-def _queues(path: str, pages: Pages, root: int) -> list[_Queue]:
+def _queues(path: str, pages: Pages, root: int, *, sealed: bool) -> list[_Queue]:
     """Return the queues that are known of, in the order of their records."""
-    roots = {key: root_of(data) for key, data in pages.nodes(root) if len(data) == _DATABASE}
+    roots = _roots(pages, root)
     records = dict(pages.nodes(roots.get(_format.META, NO_ROOT)))
-    names = {name for key in (*roots, *records) if (name := _format.split_record(key)[0])}
+    away = {name: list(each) for name, each in groupby(_records_away(pages, root), lambda node: _name(node[0]))}
+    names = {name for key in (*roots, *records) if (name := _name(key))}
     if not names:
         raise CorruptQueueError(path, "no queue can be found in it")
 
-    by_record = sorted(names, key=lambda name: _format.record(name, ""))
-    return [_Queue(name, roots.get(_format.record(name, "items"), NO_ROOT), records) for name in by_record]
+    def queue(name: str) -> _Queue:
+        items = roots.get(_format.record(name, "items"), NO_ROOT)
+        return _Queue(name, items, records, read(name, away.get(name, ()), sealed=sealed))
+
+    return [queue(name) for name in sorted(names, key=lambda name: _format.record(name, ""))]
+
+
+def _roots(pages: Pages, root: int) -> dict[bytes, int]:
+    return {key: root_of(data) for key, data in pages.nodes(root) if len(data) == _DATABASE}
+
+
+def _records_away(pages: Pages, root: int) -> Iterator[Node]:
+    return pages.nodes(_roots(pages, root).get(_format.AWAY, NO_ROOT))
+
+
+def _name(key: bytes) -> str:
+    """Return the name of the queue that a record belongs to, whatever stands behind it, "" for none."""
+    name, slash, _ = key.partition(b"/")
+    return name.decode(errors="replace") if slash else ""
 
 
 def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
     """Yield the items that are whole; put the others away."""
-    least = queue.head or 0
+    before = b""
     end = 1 << 64 if queue.tail is None else queue.tail
-    for key, value in pages.nodes(queue.root):
-        seq = int.from_bytes(key)
-        if least <= seq < end and len(key) == _NUMBER and (not options.checksum or _format.is_intact(key, value)):
-            least = seq + 1
-            queue.keep(seq)
-            yield key, value
+    for place, value in queue.items(pages):
+        seq = int.from_bytes(place[-_NUMBER:])
+        is_place = place == _format.place(seq, _format.due(place)) if len(place) >= _NUMBER else False
+        is_whole = is_place and (not options.checksum or _format.is_intact(place[-_NUMBER:], value))
+        if is_whole and seq < end and place > before:
+            before = place
+            queue.keep(place)
+            yield place, value
         else:
             quarantine.add(queue.name, value, seq=seq)
             queue.damaged.append(seq)
+
+
+def _put_away(pages: Pages, queue: _Queue, root: int, quarantine: Quarantine) -> None:
+    """Put the damaged records of what does not wait to the quarantine."""
+    damaged = set(queue.away.damaged)
+    for key, value in _records_away(pages, root) if damaged else ():
+        if key in damaged:
+            record = key.decode(errors="backslashreplace")
+            quarantine.add(queue.name, value, record=record)
+            queue.damaged_records.append(repr(record))
 
 
 def _whole_state(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
@@ -170,6 +252,6 @@ def _whole_state(queue: _Queue, options: _format.Options, quarantine: Quarantine
         if options.checksum and not _format.is_intact(record, value):
             key = _format.state_key(record)
             quarantine.add(queue.name, value, state=key)
-            queue.damaged_state.append(key)
+            queue.damaged_records.append(f"the state {key!r}")
         else:
             yield record, value

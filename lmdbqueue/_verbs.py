@@ -20,10 +20,13 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from lmdbqueue._errors import DecodeError, Empty, ShutDown
 from lmdbqueue._format import MAX_PAYLOAD
 
+_CENTURY = 100 * 365 * 86400.0  # seconds
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the engine looks inside
+Key = str | bytes  # of ``unique``
 
 
 class Verbs(ABC, Generic[T]):
@@ -59,8 +62,15 @@ class Verbs(ABC, Generic[T]):
         return self._first(n)
 
     @abstractmethod
-    def _since(self, seq: int) -> list[Entry]:
-        """Return some entries from number ``seq`` on; none only if there are none."""
+    def _since(self, place: bytes) -> list[Entry]:
+        """Return some entries behind that whose key is ``place``, b"" for all; none only if there are none."""
+
+    @abstractmethod
+    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
+        """Append payloads that wait for ``delay`` s, and whose keys (b"" for none) no other item may have.
+
+        Return their numbers, or those of the items that have the keys. All or none (``Full``).
+        """
 
     @abstractmethod
     def _remove(self, keys: list[bytes]) -> int:
@@ -75,8 +85,8 @@ class Verbs(ABC, Generic[T]):
         """Remove the first ``n`` items, or as many as there are; return how many went."""
 
     @abstractmethod
-    def _clear(self) -> int:
-        """Remove all items; return how many went."""
+    def _clear(self, *, all: bool) -> int:  # noqa: A002  (as the verb has it)
+        """Remove all items, with ``all`` those too that do not wait; return how many went."""
 
     @abstractmethod
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
@@ -104,21 +114,55 @@ class Verbs(ABC, Generic[T]):
 
     # --- the verbs of python-persistent-queue
 
-    def push(self, items: T | list[T]) -> int | range:
+    @overload
+    def push(self, items: T | list[T], *, delay: float = 0.0, unique: None = None) -> int | range: ...
+
+    @overload
+    def push(
+        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None]
+    ) -> int | list[int]: ...
+
+    def push(
+        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
+    ) -> int | range | list[int]:
         """Append an item, or each item of a list, as one atomic step.
 
         A list (not a tuple, which is an item) is many items; ``[]`` does nothing. Returns the
         sequence number given to the item, or the ``range`` of them for a list. Raises ``Full`` at
         once when ``maxsize`` or ``max_bytes`` would be exceeded (nothing is stored; ``put`` waits
         instead), ``TypeError`` when ``dumps`` returns no bytes, ``ShutDown`` after ``shutdown()``.
+
+        ``delay``: seconds until the items can be seen; until then they are no part of ``len``, and then they
+        come before what waits, in the order in which they came due. It is kept on the wall clock, through
+        restarts. ``unique``: a key, str or bytes, of the item; for a list, one for each item, None for
+        those without. While an item with that key waits, is leased or delayed, the new one is not stored
+        and the number of the old one is returned. Numbers of a list with keys come as a list.
         """
         self._refuse_if_closed()
         self._refuse_after_shutdown()
+        if delay or unique is not None:
+            return self._push_apart(items, delay, unique)
         if not isinstance(items, list):
             return self._append(self._encode([items])).start
         if not items:
             return range(0)
         return self._append(self._encode(items))
+
+    def _push_apart(
+        self, items: T | list[T], delay: float, unique: Key | Sequence[Key | None] | None
+    ) -> int | range | list[int]:
+        """Do as ``push``, for items with a delay or with keys."""
+        checked_delay(delay)
+        if not isinstance(items, list):
+            return self._append_apart(self._encode([items]), delay, [digest(unique)])[0]  # type: ignore[arg-type]
+        keys = [None] * len(items) if unique is None else unique
+        if isinstance(keys, (str, bytes)) or len(keys) != len(items):
+            message = f"a list of {len(items)} items needs a list of as many keys"
+            raise ValueError(message)
+        numbers = self._append_apart(self._encode(items), delay, list(map(digest, keys))) if items else []
+        if unique is not None:
+            return numbers
+        return range(numbers[0], numbers[-1] + 1) if numbers else range(0)
 
     @overload
     def peek(self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None) -> T | None: ...
@@ -164,9 +208,12 @@ class Verbs(ABC, Generic[T]):
         n = checked_count(items)
         return self._delete(n) if n else 0
 
-    def clear(self) -> None:
-        """Remove all items. Their sequence numbers are not given again."""
-        self._clear()
+    def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
+        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead.
+
+        Their sequence numbers are not given again. Who holds a lease finds it expired.
+        """
+        self._clear(all=all)
 
     def __len__(self) -> int:
         """Return how many items are in the queue."""
@@ -178,10 +225,10 @@ class Verbs(ABC, Generic[T]):
         Items that others remove or push meanwhile may be seen or not; each is seen once, in order.
         No transaction is held between two items.
         """
-        seq = 0
-        while entries := self._since(seq):
+        place = b""
+        while entries := self._since(place):
             for entry in entries:
-                seq = self._open_payload(entry)[0] + 1
+                place = entry[0]
                 yield self._decode([entry])[0]
 
     # --- what the verbs are made of
@@ -295,6 +342,26 @@ def checked_count(items: int) -> int:
         message = f"the number of items must not be negative, and it is {n}"
         raise ValueError(message)
     return min(n, sys.maxsize)
+
+
+def checked_delay(delay: float) -> None:
+    """Raise ``ValueError`` for what is no number of seconds to wait."""
+    if not 0 <= delay < _CENTURY:
+        message = f"a delay is a non-negative number of seconds, less than a century, and not {delay!r}"
+        raise ValueError(message)
+
+
+def digest(key: Key | None) -> bytes:
+    """Return the 16 bytes that stand for a key of ``unique``, b"" for none."""
+    if key is None:
+        return b""
+    if not isinstance(key, (str, bytes)):
+        message = f"a unique key is a str or bytes, not {type(key).__name__}"
+        raise TypeError(message)
+    import hashlib  # noqa: PLC0415  (for who uses keys, not for who imports)
+
+    data = b"s" + key.encode() if isinstance(key, str) else b"b" + key
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _as_bytes(payload: object) -> bytes:

@@ -139,10 +139,10 @@ class AsyncPersistentQueue(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Browse from the head to the tail and remove nothing."""
-        seq = 0
-        while entries := await self._call(self.queue._since, seq):
+        place = b""
+        while entries := await self._call(self.queue._since, place):
             for entry in entries:
-                seq = self.queue._open_payload(entry)[0] + 1
+                place = entry[0]
                 yield self.queue._decode([entry])[0]
 
     # --- the verbs of asyncio.Queue

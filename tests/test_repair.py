@@ -137,18 +137,18 @@ def test_a_queue_that_cannot_be_opened_can_be_repaired(place):
         assert [item for item in queue if item in ITEMS] == ITEMS
 
 
-def test_an_item_outside_of_head_and_tail_is_put_aside(place):
+def test_an_item_behind_the_tail_is_put_aside(place):
     with _open(place) as queue, queue._open.exclusive() as (generation, txn):
-        txn.put(b"queue/head", (15).to_bytes(8), db=generation.table("queue").meta)
+        txn.put(b"queue/tail", (305).to_bytes(8), db=generation.table("queue").meta)
         generation.commit(txn)
         assert queue.path
     with _open(place) as queue:
-        assert any("its head is 15" in problem for problem in queue.check())
+        assert any("its tail is 305, and there are 5 items" in problem for problem in queue.check())
         queue.check(repair=True)
         assert queue.check() == []
-        assert list(queue) == ITEMS[5:]
+        assert list(queue) == ITEMS[:295]
     lines = (place / "queue.quarantine").read_text().splitlines()
-    assert [json.loads(line)["seq"] for line in lines] == [10, 11, 12, 13, 14]
+    assert [json.loads(line)["seq"] for line in lines] == [305, 306, 307, 308, 309]
 
 
 def test_a_repair_of_a_whole_queue_changes_nothing_but_removes_leftovers(place):

@@ -39,7 +39,7 @@ def refused(path: Path) -> None:
     PersistentQueue[int]("queue", path, dumps=_to_bytes)  # type: ignore[arg-type]
     PersistentQueue[int](5)  # type: ignore[arg-type]
     PersistentQueue[int]("queue", maxsize=None)  # type: ignore[arg-type]
-    PersistentQueue[int]("queue").push("text")  # type: ignore[arg-type]
+    PersistentQueue[int]("queue").push("text")  # type: ignore[call-overload]
     PersistentQueue[int]("queue").push(["text"])  # type: ignore[list-item]
     PersistentQueue[int]("queue").put("text")  # type: ignore[arg-type]
     PersistentQueue[int]("queue").pop("1")  # type: ignore[call-overload]

@@ -1,0 +1,518 @@
+"""What is not waiting in the queue: leased, delayed, dead. How it goes there, and comes back to its place.
+
+Owns: the records of AWAY but for the notes. Law: an item is in one place at a time: among the items, under a
+lease, delayed, or dead, and it moves between them in one transaction; what a lease holds is changed by who
+has its token, or by who gives it back since its owner is dead or its time is over, and by nobody else.
+Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead), pickling.
+
+The records, each under the queue's name (see ``_format.away``)::
+
+    lease    token                 owner, deadline, the numbers of what it holds still
+    owner    owner, token          nothing: to find the leases of one that is dead
+    expiry   deadline, token       nothing, for a lease with a ttl: to find those whose time is over
+    leased   number                note and value of an item
+    delayed  due time, number      the same
+    dead     number                the same
+
+Times are in ns: deadlines on the system-wide monotonic clock, which a step of the wall clock does not move,
+and which a reboot begins anew, but then every owner is dead; due times on the wall clock, since they outlive a
+reboot. A token is given once. A lease that is not there any more is gone for ever: an ack that comes late
+finds nothing, whoever has the items now.
+
+Coming back. There is no timer: who looks for work finds in its own snapshot what must come back before
+(``overdue``), and gives it back in a transaction of its own (``restore``). Killed before that commit it did
+nothing, and the next one finds the same; nothing is lost or doubled, since giving back is a move.
+"""
+
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue import _fifo, _format, _notes
+from lmdbqueue._fifo import Entry
+from lmdbqueue._format import Counts, Note, away, pack, unpack
+from lmdbqueue._generation import Tables, Txn
+
+NEVER: Final = (1 << 64) - 1  # a deadline that does not come
+_AT_ONCE: Final = 10_000  # items that come back in one transaction, about
+_DAMAGED: Final = "its record was damaged"
+
+
+class Return(NamedTuple):
+    """How items come back from a lease."""
+
+    now: int  # ns since 1970
+    reason: str = ""
+    due: int = 0  # ns since 1970, 0 for at once
+    max_attempts: int | None = None  # with so many an item is dead
+
+
+class Overdue(NamedTuple):
+    """There is something that has to come back first: of these owners, or of leases and delays whose time is over."""
+
+    owners: tuple[int, ...]
+
+
+class Record(NamedTuple):
+    """A dead letter as it stands on disk."""
+
+    seq: int
+    note: Note
+    value: bytes
+
+
+class Terms(NamedTuple):
+    """Of a lease that is to be given."""
+
+    owner: int
+    deadline: int  # ns, ``NEVER`` for as long as the owner lives
+    now: int  # ns since 1970
+    unreadable: dict[bytes, str]  # places of items that go to the dead instead, and why
+
+
+class Apart(NamedTuple):
+    """How items are pushed that do not just wait."""
+
+    due: int  # ns since 1970, 0 for no delay
+    digests: Sequence[bytes]  # of keys, b"" for none
+    maxsize: int
+    max_bytes: int | None
+
+
+class Lease(NamedTuple):
+    """A lease as it stands on disk."""
+
+    owner: int
+    deadline: int
+    seqs: Sequence[int]
+
+
+# --- going
+
+
+def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tuple[int, list[int], list[int]] | None:
+    """Lease the first items, if they are just these entries; None if they are not.
+
+    Returns the token (0 if all were unreadable), the numbers of what was leased, and the attempts at each.
+    """
+    places = [place for place, _ in entries]
+    if not _fifo.take(txn, queue, places):
+        return None
+    notes, counts = _notes.lift(txn, queue, places, _notes.counts(txn, queue))
+    seqs = []
+    attempts = []
+    records = []
+    for (place, value), note in zip(entries, notes, strict=True):
+        seq = _format.number(place)
+        taken = note._replace(attempts=note.attempts + 1, due=_format.due(place))
+        if place in terms.unreadable:
+            how = Return(terms.now, terms.unreadable[place])
+            counts = _bury(txn, queue, Record(seq, taken, value), how, counts)
+            continue
+        seqs.append(seq)
+        attempts.append(taken.attempts)
+        key = away(queue.name, "leased", seq)
+        records.append((key, _notes.sealed(queue, key, taken.pack() + value)))
+    token = 0
+    if seqs:
+        token = counts.tokens + 1
+        with txn.cursor(queue.away) as cursor:
+            cursor.putmulti(records)
+        _put_lease(txn, queue, token, Lease(terms.owner, terms.deadline, seqs))
+        counts = counts._replace(tokens=token, leased=counts.leased + len(seqs))
+    _notes.set_counts(txn, queue, counts)
+    return token, seqs, attempts
+
+
+def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[int]:
+    """Append payloads, or let them wait for their time; return their numbers.
+
+    What has a key that an item has already is not stored, and that item's number is given. Raises ``Full``
+    as ``_fifo.push``.
+    """
+    held = {digest: _notes.held_by(txn, queue, digest) for digest in apart.digests if digest}
+    numbers: list[int | None] = []
+    new: list[tuple[bytes, bytes]] = []  # payloads and digests
+    for payload, digest in zip(payloads, apart.digests, strict=True):
+        number = held.get(digest)
+        if number is None:
+            number = -1 - len(new)  # until it gets one
+            new.append((payload, digest))
+            if digest:
+                held[digest] = number
+        numbers.append(number)
+    given = _push_new(txn, queue, new, apart) if new else range(0)
+    return [given[-1 - number] if number < 0 else number for number in numbers if number is not None]
+
+
+def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart: Apart) -> range:
+    payloads = [payload for payload, _ in new]
+    counts = _notes.counts(txn, queue)
+    if apart.due:
+        _fifo.refuse_full(txn, queue, payloads, apart.maxsize, apart.max_bytes)
+        given = _fifo.skip(txn, queue, len(new))
+        counts = counts._replace(delayed=counts.delayed + len(new))
+    else:
+        given = _fifo.push(txn, queue, payloads, apart.maxsize, apart.max_bytes)
+    for seq, (payload, digest) in zip(given, new, strict=True):
+        note = Note(due=apart.due, unique=digest)
+        if apart.due:
+            value = _format.seal(pack(seq), payload) if queue.sealed else payload
+            _put(txn, queue, away(queue.name, "delayed", apart.due, seq), note.pack() + value)
+        else:
+            counts = _notes.put(txn, queue, seq, note, counts)
+        if digest:
+            counts = _notes.hold(txn, queue, digest, seq, counts)
+    _notes.set_counts(txn, queue, counts)
+    return given
+
+
+# --- what the holder of a lease does
+
+
+def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
+    """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
+    records = _release(txn, queue, token, seqs)
+    if records:
+        counts = _notes.counts(txn, queue)
+        for record in records:
+            counts = _notes.free(txn, queue, record.note, counts)
+        _notes.set_counts(txn, queue, counts._replace(leased=counts.leased - len(records)))
+    return None if records is None else [record.seq for record in records]
+
+
+def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
+    """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
+    records = _release(txn, queue, token, seqs)
+    if records:
+        _give_back(txn, queue, records, how)
+    return None if records is None else [record.seq for record in records]
+
+
+def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:
+    """Give back all that an owner holds; return how much it was."""
+    return _restore_leases(txn, queue, away(queue.name, "owner", owner), how, NEVER)
+
+
+def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
+    """Give a lease another deadline; None if it is gone."""
+    found = _lease(txn, queue, token)
+    if found is None:
+        return None
+    txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
+    _put_lease(txn, queue, token, found._replace(deadline=deadline))
+    return True
+
+
+# --- coming back
+
+
+def look(
+    txn: Txn, queue: Tables, is_dead: Callable[[int], bool], times: tuple[int, int], fn: Callable[..., Any], *args: Any
+) -> Any:
+    """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to come back before."""
+    if txn.get(queue.counts, db=queue.meta) is not None and (found := overdue(txn, queue, is_dead, times)) is not None:
+        return found
+    return fn(txn, queue, *args)
+
+
+def overdue(txn: Txn, queue: Tables, is_dead: Callable[[int], bool], times: tuple[int, int]) -> Overdue | None:
+    """Tell what has to come back; ``times``: now, on the monotonic and on the wall clock."""
+    counts = _notes.counts(txn, queue)
+    if not counts.leased and not counts.delayed:
+        return None
+    dead = tuple(owner for owner in _owners(txn, queue) if is_dead(owner))
+    monotonic, wall = times
+    if dead or _first(txn, queue, "expiry") <= monotonic or _first(txn, queue, "delayed") <= wall:
+        return Overdue(dead)
+    return None
+
+
+def next_time(txn: Txn, queue: Tables) -> tuple[int, int, list[int]]:
+    """Return when the next lease expires, when the next item comes due, and the owners of leases."""
+    counts = _notes.counts(txn, queue)
+    if not counts.leased and not counts.delayed:
+        return NEVER, NEVER, []
+    return _first(txn, queue, "expiry"), _first(txn, queue, "delayed"), list(_owners(txn, queue))
+
+
+def restore(txn: Txn, queue: Tables, owners: Iterable[int], times: tuple[int, int], max_attempts: int | None) -> int:
+    """Give back what these owners, who are dead, hold, and everything whose time is over; return how much it was.
+
+    About ``_AT_ONCE`` items at a time: it may have to be done again.
+    """
+    monotonic, wall = times
+    changed = 0
+    for owner in owners:
+        how = Return(wall, "its consumer died", max_attempts=max_attempts)
+        changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, _AT_ONCE - changed)
+    how = Return(wall, "its lease expired", max_attempts=max_attempts)
+    while _first(txn, queue, "expiry") <= monotonic and changed < _AT_ONCE:
+        changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
+    return changed + _restore_delayed(txn, queue, wall, _AT_ONCE - changed)
+
+
+def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
+    """Give back leases that an index has under ``prefix``, until ``wanted`` items came back; return how many did."""
+    changed = 0
+    while changed < wanted and (key := next(_keys(txn, queue, prefix), None)) is not None:
+        token = unpack(key[-8:])
+        records = _release(txn, queue, token, None)
+        txn.delete(key, db=queue.away)
+        if records:
+            _give_back(txn, queue, records, how)
+        changed += max(1, len(records or ()))
+    return changed
+
+
+def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
+    due = [
+        key
+        for key in islice(_keys(txn, queue, away(queue.name, "delayed")), max(0, wanted))
+        if unpack(key[-16:-8]) <= wall
+    ]
+    if not due:
+        return 0
+    counts = _notes.counts(txn, queue)
+    entries = []
+    for key in due:
+        record = _take(txn, queue, key)
+        if record.note.reason == _DAMAGED:
+            counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
+            continue
+        entries.append((_format.place(record.seq, unpack(key[-16:-8])), record.value))
+        counts = _notes.put(txn, queue, record.seq, record.note, counts)
+    _fifo.put_back(txn, queue, entries)
+    _notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
+    return len(due)
+
+
+def _give_back(txn: Txn, queue: Tables, records: Sequence[Record], how: Return) -> None:
+    """Let items that a lease held wait again, or be delayed, or dead."""
+    counts = _notes.counts(txn, queue)
+    counts = counts._replace(leased=counts.leased - len(records))
+    entries = []
+    for record in records:
+        note = record.note._replace(time=how.now, reason=how.reason)
+        if record.note.reason == _DAMAGED or (how.max_attempts is not None and note.attempts >= how.max_attempts):
+            reason = how.reason if record.note.reason != _DAMAGED else _DAMAGED
+            counts = _bury(txn, queue, record, how._replace(reason=reason), counts)
+        elif how.due:
+            note = note._replace(due=how.due)
+            _put(txn, queue, away(queue.name, "delayed", how.due, record.seq), note.pack() + record.value)
+            counts = counts._replace(delayed=counts.delayed + 1)
+        else:
+            entries.append((_format.place(record.seq, note.due), record.value))
+            counts = _notes.put(txn, queue, record.seq, note, counts)
+    _fifo.put_back(txn, queue, entries)
+    _notes.set_counts(txn, queue, counts)
+
+
+# --- the dead
+
+
+def _bury(txn: Txn, queue: Tables, record: Record, how: Return, counts: Counts) -> Counts:
+    """Put an item to the dead; its key is free then."""
+    counts = _notes.free(txn, queue, record.note, counts)
+    note = record.note._replace(time=how.now, reason=how.reason, unique=b"")
+    _put(txn, queue, away(queue.name, "dead", record.seq), note.pack() + record.value)
+    return counts._replace(dead=counts.dead + 1)
+
+
+def dead(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Record]:
+    """Return the dead from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
+    found = []
+    for key, value in _records(txn, queue, away(queue.name, "dead"), pack(seq)):
+        found.append(_record(queue, key, value))
+        max_bytes -= len(value)
+        if max_bytes <= 0:
+            break
+    return found
+
+
+def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
+    """Let the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did."""
+    records = _exhume(txn, queue, seqs)
+    entries = [(_format.place(record.seq, record.note.due), record.value) for record in records]
+    _fifo.put_back(txn, queue, entries)
+    return len(records)
+
+
+def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
+    """Remove the dead, all or those of ``seqs``; return how many there were."""
+    return len(_exhume(txn, queue, seqs))
+
+
+def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
+    prefix = away(queue.name, "dead")
+    keys = list(_keys(txn, queue, prefix)) if seqs is None else [away(queue.name, "dead", seq) for seq in sorted(seqs)]
+    records = [_take(txn, queue, key) for key in keys if txn.get(key, db=queue.away) is not None]
+    if records:
+        counts = _notes.counts(txn, queue)
+        _notes.set_counts(txn, queue, counts._replace(dead=counts.dead - len(records)))
+    return records
+
+
+def clear(txn: Txn, queue: Tables) -> int:
+    """Remove all that waits, is leased, delayed or dead; return how many items went."""
+    counts = _notes.counts(txn, queue)
+    removed = _fifo.clear(txn, queue)
+    if counts != Counts():
+        for kind in ("lease", "owner", "expiry", "leased", "delayed", "dead", "note", "unique"):
+            for key in list(_keys(txn, queue, away(queue.name, kind))):
+                txn.delete(key, db=queue.away)
+        _notes.set_counts(txn, queue, Counts(tokens=counts.tokens))
+    return removed + counts.leased + counts.delayed + counts.dead
+
+
+# --- all of it
+
+
+class Contents(NamedTuple):
+    """All records of a queue in AWAY."""
+
+    leases: dict[int, Lease]  # by token
+    owners: set[tuple[int, int]]  # owner, token
+    expiries: set[tuple[int, int]]  # deadline, token
+    leased: dict[int, Record]
+    delayed: dict[int, Record]
+    dead: dict[int, Record]
+    notes: dict[int, Note]
+    keys: dict[bytes, int]
+    damaged: list[bytes]
+
+    def counts(self, tokens: int) -> Counts:
+        """Return how many there are; ``tokens``: leases that were ever given."""
+        records: tuple[Sized, ...] = (self.leased, self.delayed, self.dead, self.notes, self.keys)
+        leased, delayed, dead, noted, unique = (len(each) for each in records)
+        return Counts(tokens, leased, delayed, dead, noted, unique)
+
+
+def contents(txn: Txn, queue: Tables) -> Contents:
+    """Return all records of a queue."""
+    return read(queue.name, _records(txn, queue, _format.record(queue.name, ""), b""), sealed=queue.sealed)
+
+
+def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:
+    """Return what records are, all of which are of the queue ``name``."""
+    found = Contents({}, set(), set(), {}, {}, {}, {}, {}, [])
+    start = len(_format.record(name, ""))
+    for key, value in records:
+        kind, _, rest = key[start:].partition(b"/")
+        is_index = kind in (b"owner", b"expiry")
+        try:
+            if sealed and not is_index and not _format.is_intact(key, value):
+                raise ValueError  # noqa: TRY301  (as what cannot be read)
+            _add(found, kind, rest, value[: -_format.SEAL_SIZE] if sealed else value)
+        except (ValueError, KeyError, struct.error):
+            found.damaged.append(key)
+    return found
+
+
+def _add(found: Contents, kind: bytes, rest: bytes, data: bytes) -> None:
+    if kind in (b"owner", b"expiry"):
+        index = found.owners if kind == b"owner" else found.expiries
+        index.add((unpack(rest[:8]), unpack(rest[8:])))
+    elif kind == b"lease":
+        found.leases[unpack(rest)] = _unpack_lease(data)
+    elif kind == b"unique":
+        found.keys[rest] = unpack(data)
+    elif kind == b"note":
+        found.notes[unpack(rest)] = Note.unpack(data)[0]
+    else:
+        records = {b"leased": found.leased, b"delayed": found.delayed, b"dead": found.dead}[kind]
+        records[unpack(rest[-8:])] = Record(unpack(rest[-8:]), *Note.unpack(data))
+
+
+# --- records
+
+
+def _lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
+    key = away(queue.name, "lease", token)
+    value = txn.get(key, db=queue.away)
+    data = None if value is None else _notes.opened(queue, key, value)
+    return None if data is None else _unpack_lease(data)
+
+
+def _unpack_lease(data: bytes) -> Lease:
+    seqs = [seq for each in _format.unpack_ranges(data[16:]) for seq in each]
+    return Lease(unpack(data[:8]), unpack(data[8:16]), seqs)
+
+
+def _put_lease(txn: Txn, queue: Tables, token: int, lease: Lease) -> None:
+    seqs = _format.pack_ranges(_format.ranges(sorted(lease.seqs)))
+    _put(txn, queue, away(queue.name, "lease", token), pack(lease.owner) + pack(lease.deadline) + seqs)
+    txn.put(away(queue.name, "owner", lease.owner, token), b"", db=queue.away)
+    if lease.deadline != NEVER:
+        txn.put(away(queue.name, "expiry", lease.deadline, token), b"", db=queue.away)
+
+
+def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None) -> list[Record] | None:
+    """Take what is wanted (None: all) out of a lease, which ends with the last; None if it is gone."""
+    found = _lease(txn, queue, token)
+    if found is None:
+        return None
+    seqs = found.seqs if wanted is None else [seq for seq in found.seqs if seq in wanted]
+    if len(seqs) == len(found.seqs):
+        txn.delete(away(queue.name, "lease", token), db=queue.away)
+        txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
+        txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
+    elif seqs:
+        gone = set(seqs)
+        _put_lease(txn, queue, token, found._replace(seqs=[seq for seq in found.seqs if seq not in gone]))
+    return [_take(txn, queue, away(queue.name, "leased", seq)) for seq in seqs]
+
+
+def _take(txn: Txn, queue: Tables, key: bytes) -> Record:
+    """Remove and return a record of an item, which is there."""
+    value = txn.pop(key, db=queue.away)
+    assert value is not None  # by the invariants
+    return _record(queue, key, value)
+
+
+def _record(queue: Tables, key: bytes, value: bytes) -> Record:
+    seq = unpack(key[-8:])
+    data = _notes.opened(queue, key, value)
+    if data is None:
+        return Record(seq, Note(reason=_DAMAGED), value)
+    return Record(seq, *Note.unpack(data))
+
+
+def _put(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
+    txn.put(key, _notes.sealed(queue, key, data), db=queue.away)
+
+
+def _first(txn: Txn, queue: Tables, kind: str) -> int:
+    """Return the first number that an index of times has, ``NEVER`` if it is empty."""
+    key = next(_keys(txn, queue, away(queue.name, kind)), None)
+    return NEVER if key is None else unpack(key[-16:-8])
+
+
+def _owners(txn: Txn, queue: Tables) -> Iterator[int]:
+    """Yield each owner of leases once."""
+    prefix = away(queue.name, "owner")
+    with txn.cursor(queue.away) as cursor:
+        found = cursor.set_range(prefix)
+        while found and cursor.key().startswith(prefix):
+            owner = unpack(cursor.key()[-16:-8])
+            yield owner
+            found = cursor.set_range(prefix + pack(owner) + pack(NEVER))
+
+
+def _keys(txn: Txn, queue: Tables, prefix: bytes) -> Iterator[bytes]:
+    with txn.cursor(queue.away) as cursor:
+        if cursor.set_range(prefix):
+            for key in cursor.iternext(values=False):
+                if not key.startswith(prefix):
+                    return
+                yield key
+
+
+def _records(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
+    with txn.cursor(queue.away) as cursor:
+        if cursor.set_range(prefix + first):
+            for key, value in cursor.iternext():
+                if not key.startswith(prefix):
+                    return
+                yield key, value

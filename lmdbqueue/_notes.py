@@ -1,0 +1,122 @@
+"""What is known of the items of a queue beside their payloads: attempts, unique keys, how many are where.
+
+Owns: the record of counts, the notes on items that wait, the keys of ``unique``. Law: an item without a note
+was never leased and has no key; a key stands for an item that waits, is leased or delayed, and for no other;
+the counts are those of the records. Must not know: the order of items, why something is noted.
+
+A queue that never had a lease, a delay or a key has no record of counts, and pays a look for it.
+"""
+
+from collections.abc import Iterable
+
+from lmdbqueue import _format
+from lmdbqueue._format import SEAL_SIZE, Counts, Note, away, pack
+from lmdbqueue._generation import Tables, Txn
+
+DIGEST = 16  # bytes
+
+
+def counts(txn: Txn, queue: Tables) -> Counts:
+    """Return how much of the queue is away."""
+    value = txn.get(queue.counts, db=queue.meta)
+    return Counts() if value is None else Counts.unpack(value)
+
+
+def set_counts(txn: Txn, queue: Tables, now: Counts) -> None:
+    """Write them down."""
+    txn.put(queue.counts, now.pack(), db=queue.meta)
+
+
+def sealed(queue: Tables, key: bytes, value: bytes) -> bytes:
+    """Return what stands in AWAY for a value."""
+    return _format.seal(key, value) if queue.sealed else value
+
+
+def opened(queue: Tables, key: bytes, value: bytes) -> bytes | None:
+    """Return the value that stands in AWAY, None if it is damaged."""
+    if not queue.sealed:
+        return value
+    return value[:-SEAL_SIZE] if _format.is_intact(key, value) else None
+
+
+def lift(txn: Txn, queue: Tables, keys: Iterable[bytes], now: Counts) -> tuple[list[Note], Counts]:
+    """Remove and return the notes on items, in their order."""
+    if not now.noted:
+        return [_NONE] * len(list(keys)), now
+    notes = [_lift(txn, queue, _format.number(key)) for key in keys]
+    return [note or _NONE for note in notes], now._replace(noted=now.noted - sum(note is not None for note in notes))
+
+
+def put(txn: Txn, queue: Tables, seq: int, note: Note, now: Counts) -> Counts:
+    """Note something on an item that waits, if there is anything to note."""
+    if not note.attempts and not note.unique:
+        return now
+    key = away(queue.name, "note", seq)
+    txn.put(key, sealed(queue, key, note.pack()), db=queue.away)
+    return now._replace(noted=now.noted + 1)
+
+
+def forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
+    """Forget what is known of items that left for good."""
+    if txn.get(queue.counts, db=queue.meta) is None:
+        return
+    before = counts(txn, queue)
+    notes, now = lift(txn, queue, keys, before)
+    for note in notes:
+        now = free(txn, queue, note, now)
+    if now != before:
+        set_counts(txn, queue, now)
+
+
+def forget_all(txn: Txn, queue: Tables) -> None:
+    """Forget what is known of all items that waited."""
+    before = counts(txn, queue)
+    if before.noted:
+        with txn.cursor(queue.away) as cursor:
+            prefix = away(queue.name, "note")
+            cursor.set_range(prefix)
+            keys = [key[-8:] for key in _keys(cursor.iternext(values=False), prefix)]
+        forget(txn, queue, keys)
+
+
+def held_by(txn: Txn, queue: Tables, unique: bytes) -> int | None:
+    """Return the number of the item that has a key."""
+    key = away(queue.name, "unique", unique)
+    value = txn.get(key, db=queue.away)
+    found = None if value is None else opened(queue, key, value)
+    return None if found is None else _format.unpack(found)
+
+
+def hold(txn: Txn, queue: Tables, unique: bytes, seq: int, now: Counts) -> Counts:
+    """Note that an item has a key."""
+    key = away(queue.name, "unique", unique)
+    is_new = txn.get(key, db=queue.away) is None  # else it was damaged
+    txn.put(key, sealed(queue, key, pack(seq)), db=queue.away)
+    return now._replace(unique=now.unique + is_new)
+
+
+def free(txn: Txn, queue: Tables, note: Note, now: Counts) -> Counts:
+    """Give the key of an item free, if it has one."""
+    if note.unique and txn.delete(away(queue.name, "unique", note.unique), db=queue.away):
+        return now._replace(unique=now.unique - 1)
+    return now
+
+
+_NONE = Note()
+
+
+def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
+    key = away(queue.name, "note", seq)
+    value = txn.get(key, db=queue.away)
+    if value is None:
+        return None
+    txn.delete(key, db=queue.away)
+    data = opened(queue, key, value)
+    return _NONE if data is None else Note.unpack(data)[0]
+
+
+def _keys(keys: Iterable[bytes], prefix: bytes) -> Iterable[bytes]:
+    for key in keys:
+        if not key.startswith(prefix):
+            return
+        yield key

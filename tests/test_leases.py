@@ -1,0 +1,770 @@
+"""Leases: who holds what, for how long, and how it comes back; delays, keys, dead letters."""
+
+import gc
+import os
+import signal
+import threading
+import time
+
+import pytest
+from processes import DEADLINE, KILLED, eventually, forked, status_of
+
+import lmdbqueue._queue
+from lmdbqueue import (
+    ClosedError,
+    CorruptItemError,
+    DecodeError,
+    DiskFullError,
+    Empty,
+    Full,
+    LeaseExpiredError,
+    PersistentQueue,
+    ShutDown,
+    _away,
+)
+
+SECOND = 10**9
+
+
+class Clocks:
+    """Stands in for ``time`` where the queue asks for it."""
+
+    def __init__(self):
+        self.mono = 1_000 * SECOND
+        self.wall = 1_700_000_000 * SECOND
+
+    def monotonic_ns(self):
+        return self.mono
+
+    def time_ns(self):
+        return self.wall
+
+    def go_on(self, seconds):
+        self.mono += int(seconds * SECOND)
+        self.wall += int(seconds * SECOND)
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    found = Clocks()
+    monkeypatch.setattr(lmdbqueue._queue, "time", found)
+    return found
+
+
+@pytest.fixture
+def queue(open_queue):
+    queue = open_queue()
+    queue.push(list("abcdef"))
+    yield queue
+    if queue._environment is not None:
+        assert queue.check() == []
+
+
+def figures(queue):
+    stats = queue.stats()
+    assert stats.waiting == len(queue)
+    return stats.waiting, stats.leased, stats.delayed, stats.dead
+
+
+def holder(fn, *args):
+    """Run ``fn`` in a child that lives on until it is killed; return its pid once ``fn`` is done."""
+    ear, mouth = os.pipe()
+
+    def hold():
+        kept = fn(*args)
+        os.write(mouth, b".")
+        signal.pause()
+        del kept
+
+    pid = forked(hold)
+    os.close(mouth)
+    assert os.read(ear, 1), "it failed"
+    os.close(ear)
+    return pid
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+    assert status_of(pid) == KILLED
+
+
+# --- what a lease holds
+
+
+def test_a_lease_is_a_sequence_of_the_first_items_which_nobody_else_gets(queue, open_queue):
+    lease = queue.lease(3)
+    assert (list(lease), lease[0], lease[-1], lease[1:], len(lease)) == (list("abc"), "a", "c", ["b", "c"], 3)
+    assert (lease.items, lease.seqs, lease.attempts, lease.deadline) == (list("abc"), [0, 1, 2], [1, 1, 1], None)
+    assert bool(lease)
+    assert "b" in lease
+    other = open_queue()
+    assert figures(other) == (3, 3, 0, 0)
+    assert other.peek(6) == list(other) == ["d", "e", "f"]
+    assert other.pop() == "d"
+    assert other.delete(5) == 2
+    assert (other.pop(), other.peek(3), list(other.lease())) == (None, [], [])
+    other.clear()
+    lease.ack()
+    assert figures(queue) == (0, 0, 0, 0)
+    assert queue.stats().removed == 6
+
+
+def test_an_empty_lease_is_falsy_and_harmless(open_queue):
+    queue = open_queue()
+    for lease in (queue.lease(), queue.lease(0)):
+        assert not lease
+        with lease:
+            lease.ack()
+            lease.nack()
+            lease.extend(5)
+
+
+def test_the_end_of_the_block_acknowledges_and_an_exception_gives_back_to_the_places(queue):
+    with queue.lease(2) as lease:
+        assert list(lease) == ["a", "b"]
+    assert list(queue) == ["c", "d", "e", "f"]
+    queue.push("g")
+    with pytest.raises(KeyboardInterrupt), queue.lease(2):  # noqa: PT012
+        queue.push("h")
+        raise KeyboardInterrupt
+    assert list(queue) == list("cdefgh")
+    assert queue.lease(3).attempts == [2, 2, 1]
+
+
+def test_some_are_acknowledged_and_some_given_back(queue):
+    with queue.lease(5) as lease:
+        lease.ack(lease.seqs[1])
+        lease.nack([0, 3])
+        assert figures(queue) == (3, 2, 0, 0)
+        lease.ack([1, 2])
+        assert list(queue) == ["a", "d", "f"]
+    assert list(queue) == ["a", "d", "f"]
+    lease.ack()
+    lease.nack()
+    assert queue.push("g") == 6
+
+
+def test_items_that_come_back_come_before_what_never_left_in_their_order(queue):
+    first, second, third = queue.lease(2), queue.lease(), queue.lease(2)
+    third.nack()
+    first.nack(1)
+    assert queue.pop(2) == ["b", "d"]
+    second.nack()
+    first.nack()
+    assert list(queue) == ["a", "c", "e", "f"]
+    assert queue.stats().head == 5
+
+
+def test_a_number_that_is_not_of_the_lease_is_refused_and_nothing_happens(queue):
+    lease = queue.lease(2)
+    for call in (lease.ack, lease.nack):
+        with pytest.raises(ValueError, match=r"\[5\] are not in this lease, which is of \[0, 1\]"):
+            call([0, 5])
+    assert figures(queue) == (4, 2, 0, 0)
+
+
+@pytest.mark.parametrize("ttl", [0, -1, -0.5])
+def test_a_ttl_that_is_none_is_refused(queue, ttl):
+    with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
+        queue.lease(ttl=ttl)
+
+
+def test_what_happens_in_a_transaction_is_undone_with_it(queue, open_queue):
+    outbox = open_queue(name="outbox")
+    with queue.lease(2) as lease:
+        with pytest.raises(ZeroDivisionError), queue.transaction():  # noqa: PT012
+            outbox.push(lease[0])
+            lease.ack()
+            assert figures(queue) == (4, 0, 0, 0)
+            raise ZeroDivisionError
+        assert figures(queue) == (4, 2, 0, 0)
+        with queue.transaction():
+            outbox.push(lease.items)
+            lease.ack(0)
+    assert figures(queue) == (4, 0, 0, 0)
+    with pytest.raises(ZeroDivisionError), queue.transaction():  # noqa: PT012
+        lost = queue.lease(3)
+        raise ZeroDivisionError
+    assert list(queue) == list("cdef")
+    with pytest.raises(LeaseExpiredError):
+        lost.ack()
+    with queue.transaction(), queue.lease() as lease:
+        outbox.push(lease[0])
+    assert (list(outbox), list(queue)) == (["a", "b", "c"], list("def"))
+
+
+# --- how long
+
+
+def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(queue, open_queue, clocks):
+    other = open_queue()
+    lease = queue.lease(2, ttl=10)
+    assert lease.deadline == clocks.mono / SECOND + 10
+    clocks.go_on(9.9)
+    assert other.peek() == "c"
+    clocks.go_on(0.2)
+    again = other.lease(2)
+    assert (list(again), again.attempts) == (["a", "b"], [2, 2])
+    for late in (lease.ack, lease.nack, lambda: lease.extend(5), lambda: lease.ack(0)):
+        with pytest.raises(LeaseExpiredError) as caught:
+            late()
+        assert caught.value.name == "queue"
+    assert caught.value.seqs == [0]
+    assert figures(queue) == (4, 2, 0, 0)
+    again.ack()
+
+
+def test_a_block_that_ends_late_says_so_but_not_over_another_exception(queue, clocks):
+    with pytest.raises(LeaseExpiredError), queue.lease(ttl=1):  # noqa: PT012
+        clocks.go_on(2)
+        assert queue.peek() == "a"
+    with pytest.raises(ZeroDivisionError), queue.lease(ttl=1):  # noqa: PT012
+        clocks.go_on(2)
+        assert queue.peek() == "a"
+        raise ZeroDivisionError
+
+
+def test_what_is_extended_holds_longer(queue, clocks):
+    lease = queue.lease(ttl=1)
+    clocks.go_on(0.5)
+    lease.extend(10)
+    clocks.go_on(5)
+    assert queue.peek() == "b"
+    lease.extend(None)
+    assert lease.deadline is None
+    clocks.go_on(1e6)
+    assert queue.peek() == "b"
+    lease.extend(1)
+    clocks.go_on(2)
+    assert queue.peek() == "a"
+
+
+@pytest.mark.parametrize("step", [-86_400, 86_400])
+def test_a_step_of_the_wall_clock_moves_no_lease(queue, clocks, step):
+    lease = queue.lease(ttl=10)
+    clocks.wall += step * SECOND
+    assert queue.peek() == "b"
+    clocks.mono += 9 * SECOND
+    assert queue.peek() == "b"
+    clocks.mono += 2 * SECOND
+    assert queue.peek() == "a"
+    with pytest.raises(LeaseExpiredError):
+        lease.ack()
+
+
+def test_one_who_closes_gives_back_at_once(queue, open_queue):
+    other = open_queue()
+    lease = other.lease(3)
+    assert len(queue) == 3
+    other.close()
+    other.close()
+    assert list(queue) == list("abcdef")
+    with pytest.raises(ClosedError):
+        lease.ack()
+    with pytest.raises(ZeroDivisionError), open_queue() as other, other.lease():  # noqa: PT012
+        other.close()
+        raise ZeroDivisionError
+    assert list(queue) == list("abcdef")
+
+
+def test_one_who_is_forgotten_gives_back_at_once(queue, tmp_path):
+    other = PersistentQueue("queue", tmp_path)
+    lease = other.lease(3)
+    assert len(queue) == 3
+    del other, lease
+    gc.collect()
+    assert list(queue) == list("abcdef")
+
+
+def test_a_killed_consumer_gives_back_at_once(queue, tmp_path):
+    pid = holder(lambda: queue.lease(2))
+    mine = queue.lease()
+    assert (list(mine), figures(queue)) == (["c"], (3, 3, 0, 0))
+    kill(pid)
+    assert list(queue) == ["a", "b", "d", "e", "f"]
+    with queue.lease(3) as lease:
+        assert (list(lease), lease.attempts) == (["a", "b", "d"], [2, 2, 1])
+        assert len(os.listdir(tmp_path / "queue" / "owners")) == 1
+    mine.ack()
+    queue.close()
+    assert os.listdir(tmp_path / "queue" / "owners") == []
+
+
+def test_one_who_waits_gets_what_a_killed_consumer_held(open_queue):
+    queue = open_queue()
+    queue.push("a")
+    pid = holder(queue.lease)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(queue.get(timeout=DEADLINE)))
+    thread.start()
+    kill(pid)
+    thread.join(DEADLINE)
+    assert found == ["a"]
+
+
+def test_a_stopped_consumer_keeps_what_it_has_until_its_ttl_is_over(queue):
+    ear, mouth = os.pipe()
+
+    def consume():
+        lease = queue.lease(1, ttl=0.2)
+        kept = queue.lease(1)
+        os.write(mouth, b".")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(LeaseExpiredError):
+            lease.ack()
+        kept.ack()
+
+    pid = forked(consume)
+    os.close(mouth)
+    assert os.read(ear, 1)
+    os.close(ear)
+    os.waitpid(pid, os.WUNTRACED)
+    eventually(lambda: len(queue) == 5)
+    assert list(queue) == ["a", "c", "d", "e", "f"]
+    os.kill(pid, signal.SIGCONT)
+    assert status_of(pid) == 0
+    assert figures(queue) == (5, 0, 0, 0)
+
+
+def test_after_a_reboot_every_lease_is_over_whatever_its_clock_said(queue, clocks):
+    clocks.mono = 10**6 * SECOND
+    pid = holder(lambda: queue.lease(2, ttl=1e5))
+    kill(pid)
+    clocks.mono = 5 * SECOND  # it begins anew
+    assert list(queue) == list("abcdef")
+
+
+# --- forks
+
+
+def test_a_forked_child_has_no_part_in_its_parents_leases(queue):
+    def leave(lease):
+        with pytest.raises(LeaseExpiredError):
+            lease.ack()
+        with pytest.raises(LeaseExpiredError):
+            lease.extend(1)
+        with pytest.raises(ZeroDivisionError), lease:
+            raise ZeroDivisionError
+        with lease:
+            pass
+        with queue.lease() as own:
+            assert list(own) == ["c"]
+
+    with queue.lease(2) as lease:
+        assert status_of(forked(leave, lease)) == 0
+        assert figures(queue) == (3, 2, 0, 0)
+    assert list(queue) == ["d", "e", "f"]
+
+
+def test_a_child_does_not_keep_a_dead_parents_leases(queue):
+    ear, mouth = os.pipe()
+
+    def parent():
+        lease = queue.lease(2)
+        child = forked(signal.pause)
+        os.write(mouth, b"%d" % child)
+        signal.pause()
+        del lease
+
+    pid = forked(parent)
+    child = int(os.read(ear, 20))
+    os.close(ear)
+    os.close(mouth)
+    kill(pid)
+    try:
+        assert list(queue) == list("abcdef")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+# --- waiting
+
+
+def test_a_lease_waits_for_one_item(open_queue):
+    queue = open_queue()
+    with pytest.raises(Empty):
+        queue.lease(5, blocking=True, timeout=0.01)
+    leases = []
+    thread = threading.Thread(target=lambda: leases.append(queue.lease(5, blocking=True, timeout=DEADLINE)))
+    thread.start()
+    queue.push(["a", "b"])
+    thread.join(DEADLINE)
+    assert [list(lease) for lease in leases] == [["a", "b"]]
+    queue.shutdown()
+    with pytest.raises(ShutDown):
+        queue.lease(blocking=True)
+
+
+def test_one_who_waits_gets_what_was_given_back_or_whose_ttl_is_over(queue):
+    queue.delete(5)
+    for end in (lambda lease: lease.nack(), lambda _: None, lambda lease: lease.nack(delay=0.1)):
+        lease = queue.lease(ttl=0.2)
+        thread = threading.Thread(target=queue.peek, kwargs={"blocking": True, "timeout": DEADLINE})
+        thread.start()
+        end(lease)
+        thread.join(DEADLINE)
+        assert not thread.is_alive()
+        assert queue.peek() == "f"
+
+
+# --- delays
+
+
+def test_items_with_a_delay_appear_in_the_order_of_their_due_times_and_before_the_others(queue, open_queue, clocks):
+    assert queue.push(["x", "y"], delay=20) == range(6, 8)
+    assert queue.push("z", delay=10) == 8
+    assert queue.push("g") == 9
+    assert figures(queue) == (7, 0, 3, 0)
+    assert queue.pop(9) == list("abcdefg")
+    queue.push("h")
+    queue.close()
+    queue = open_queue()
+    clocks.go_on(10.1)
+    assert (list(queue), figures(queue)) == (["z", "h"], (2, 0, 2, 0))
+    clocks.go_on(10)
+    assert list(queue) == ["z", "x", "y", "h"]
+    with queue.lease(3) as lease:
+        assert (list(lease), lease.seqs) == (["z", "x", "y"], [8, 6, 7])
+        lease.nack(6)
+    assert queue.flush(force=True) >= 0
+    assert queue.check() == []
+    assert queue.pop(3) == ["x", "h"]
+    assert queue.stats().removed == 11
+
+
+def test_what_is_given_back_with_a_delay_waits_for_it(queue, clocks):
+    with queue.lease(3) as lease:
+        lease.nack(0, delay=30)
+        lease.nack(2, delay=10)
+    assert figures(queue) == (3, 0, 2, 0)
+    clocks.go_on(31)
+    assert list(queue) == ["c", "a", "d", "e", "f"]
+    assert queue.lease(2).attempts == [2, 2]
+
+
+def test_a_delay_that_is_none_is_refused(queue):
+    for delay in (-1, float("nan"), float("inf"), 1e11):
+        with pytest.raises(ValueError, match="a delay is"):
+            queue.push("x", delay=delay)
+        with pytest.raises(ValueError, match="a delay is"), queue.lease() as lease:
+            lease.nack(delay=delay)
+    assert list(queue) == list("abcdef")
+
+
+def test_one_who_waits_is_woken_when_an_item_comes_due(open_queue):
+    queue = open_queue()
+    queue.push("x", delay=0.2)
+    before = time.monotonic()
+    assert queue.get(timeout=DEADLINE) == "x"
+    assert time.monotonic() - before >= 0.15
+
+
+def test_limits_hold_for_items_with_a_delay(open_queue):
+    queue = open_queue(maxsize=2)
+    queue.push(["a", "b"])
+    with pytest.raises(Full):
+        queue.push("c", delay=5)
+    with pytest.raises(Full):
+        queue.push("c", unique="c")
+    assert figures(queue) == (2, 0, 0, 0)
+
+
+# --- keys
+
+
+def test_an_item_whose_key_is_there_is_not_stored_twice(open_queue, clocks):
+    queue = open_queue()
+    assert queue.push("a", unique="key") == 0
+    assert queue.push("b", unique="key") == 0
+    assert queue.push(["c", "d", "e", "f"], unique=["key", b"key", None, b"key"]) == [0, 1, 2, 1]
+    assert queue.push([], unique=[]) == []
+    assert list(queue) == ["a", "d", "e"]
+    lease = queue.lease()
+    assert queue.push("b", unique="key") == 0
+    lease.nack(delay=5)
+    assert queue.push("b", unique="key") == 0
+    clocks.go_on(6)
+    assert queue.push("b", unique="key") == 0
+    queue.lease().ack()
+    assert queue.push("g", unique="key") == 3
+    assert queue.push("h", unique="later", delay=10) == queue.push("i", unique="later") == 4
+    assert queue.check() == []
+
+
+@pytest.mark.parametrize("remove", ["pop", "delete", "clear", "get", "move", "die"])
+def test_a_key_is_free_when_its_item_has_left(open_queue, remove):
+    queue, other = open_queue(max_attempts=1), open_queue(name="other")
+    queue.push(["a", "b"], unique=["a", "b"])
+    {
+        "pop": lambda: queue.pop(2),
+        "delete": lambda: queue.delete(2),
+        "clear": queue.clear,
+        "get": lambda: (queue.get(), queue.get()),
+        "move": lambda: queue.move(2, to=other),
+        "die": lambda: queue.lease(2).nack(),
+    }[remove]()
+    assert queue.check() == []
+    assert queue.push(["a", "b"], unique=["a", "b"]) == [2, 3]
+
+
+def test_keys_that_are_none_are_refused(open_queue):
+    queue = open_queue()
+    for keys in (["a"], "ab", ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="needs a list of as many keys"):
+            queue.push(["x", "y"], unique=keys)
+    with pytest.raises(TypeError, match="a unique key is a str or bytes, not int"):
+        queue.push("x", unique=5)
+    assert len(queue) == 0
+
+
+# --- the dead
+
+
+def test_an_item_that_was_leased_too_often_is_dead(open_queue, clocks):
+    queue = open_queue(max_attempts=2)
+    queue.push(["bad", "good"])
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), queue.lease():
+            1 / 0  # noqa: B018
+    assert (list(queue), figures(queue), len(queue.dead)) == (["good"], (1, 0, 0, 1), 1)
+    (letter,) = queue.dead
+    assert (letter.seq, letter.item, letter.attempts) == (0, "bad", 2)
+    assert letter.reason == "ZeroDivisionError: division by zero"
+    assert letter.time == clocks.wall / SECOND
+    assert (queue.dead.requeue(5), queue.dead.requeue([0])) == (0, 1)
+    assert list(queue) == ["bad", "good"]
+    assert queue.lease().attempts == [1]
+    queue.clear(all=True)
+    assert figures(queue) == (0, 0, 0, 0)
+
+
+def test_the_dead_are_listed_in_the_order_of_their_numbers_and_removed(open_queue):
+    queue = open_queue(max_attempts=1)
+    queue.push(["x" * 100_000] * 8)
+    lease = queue.lease(8)
+    for seq in (5, 3, 7, 1):
+        lease.nack(seq, reason=f"no {seq}")
+    lease.ack()
+    assert [(letter.seq, letter.reason) for letter in queue.dead] == [(n, f"no {n}") for n in (1, 3, 5, 7)]
+    assert queue.dead.delete([3, 4]) == 1
+    assert queue.dead.requeue(5) == 1
+    assert queue.lease().seqs == [5]
+    assert queue.dead.delete() == 2
+    assert list(queue.dead) == []
+
+
+def test_one_that_kills_its_consumers_is_dead_in_the_end(open_queue):
+    queue = open_queue(max_attempts=3)
+    queue.push(["poison", "good"])
+    for _ in range(3):
+        kill(holder(queue.lease))
+    assert list(queue) == ["good"]
+    (letter,) = queue.dead
+    assert (letter.item, letter.attempts, letter.reason) == ("poison", 3, "its consumer died")
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_what_cannot_be_decoded_is_dead_and_holds_nobody_up(open_queue, checksum):
+    def loads(payload):
+        if payload == b"bad":
+            raise LookupError(payload)
+        return payload.decode()
+
+    queue = open_queue(dumps=str.encode, loads=loads, checksum=checksum)
+    queue.push(["bad", "a", "bad", "b"])
+    with queue.lease(3) as lease:
+        assert (list(lease), lease.seqs) == (["a"], [1])
+    with queue.lease(5) as lease:
+        assert list(lease) == ["b"]
+    assert [(letter.seq, letter.payload, letter.attempts) for letter in queue.dead] == [(0, b"bad", 1), (2, b"bad", 1)]
+    letter = next(iter(queue.dead))
+    assert letter.reason == "it cannot be decoded: LookupError: b'bad'"
+    with pytest.raises(DecodeError):
+        letter.item  # noqa: B018
+    queue.push("bad")
+    assert not queue.lease()
+    assert queue.dead.requeue() == 3
+    assert queue.delete(3) == 3
+
+
+def test_what_is_damaged_is_dead_and_holds_nobody_up(open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    with queue._open.exclusive() as (generation, txn):
+        txn.put((0).to_bytes(8), b"rot", db=generation.table("queue").items)
+        generation.commit(txn)
+    with queue.lease(2) as lease:
+        assert list(lease) == ["b"]
+    (letter,) = queue.dead
+    assert letter.reason == "its checksum does not fit"
+    with pytest.raises(CorruptItemError):
+        letter.item  # noqa: B018
+
+
+# --- beside the rest
+
+
+def test_clear_leaves_what_does_not_wait_unless_it_is_told(queue):
+    lease = queue.lease(2)
+    queue.push("later", delay=100)
+    queue.clear()
+    assert figures(queue) == (0, 2, 1, 0)
+    queue.clear(all=True)
+    assert figures(queue) == (0, 0, 0, 0)
+    with pytest.raises(LeaseExpiredError):
+        lease.ack()
+    assert queue.push("next") == 7
+
+
+def test_a_flush_keeps_everything(queue, clocks):
+    queue.max_attempts = 1
+    queue.lease().nack()
+    lease = queue.lease(2, ttl=50)
+    queue.push(["later", "more"], delay=100, unique=["a", "b"])
+    before = figures(queue)
+    queue.flush(force=True)
+    assert (figures(queue), before) == ((3, 2, 2, 1),) * 2
+    lease.ack(1)
+    clocks.go_on(101)
+    assert list(queue) == ["later", "more", "d", "e", "f"]
+    assert [letter.item for letter in queue.dead] == ["a", "c"]
+
+
+def test_in_a_copy_the_leases_are_over(queue):
+    lease = queue.lease(2)
+    with queue.copy("twin") as twin:
+        assert list(twin) == list("abcdef")
+        assert twin.check() == []
+    lease.ack()
+    assert list(queue) == ["c", "d", "e", "f"]
+
+
+def test_what_cannot_come_back_for_want_of_room_holds_nobody_up(queue, monkeypatch, clocks):
+    queue.lease(2, ttl=1)
+    clocks.go_on(2)
+    update = type(queue._open).update
+
+    def full(environment, name, fn, *args, **options):
+        if fn is _away.restore:
+            raise DiskFullError("bytes", 1, 1, 1)
+        return update(environment, name, fn, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(queue._open), "update", full)
+        assert (len(queue), queue.pop(2)) == (4, ["c", "d"])
+    assert queue.pop(9) == ["a", "b", "e", "f"]
+
+
+def test_very_many_come_back_in_several_steps(open_queue, clocks):
+    queue = open_queue(durability="off")
+    queue.push("the first of all")
+    queue.delete()
+    queue.push(list(range(25_000)))
+    for _ in range(5):
+        queue.lease(5_000, ttl=10)
+    queue.push(list(range(25_000, 50_000)), delay=10)
+    clocks.go_on(11)
+    assert figures(queue) == (50_000, 0, 0, 0)
+    assert queue.pop(50_000) == [*range(25_000, 50_000), *range(25_000)]
+
+
+def test_many_leases_are_under_one_owner(queue, tmp_path):
+    leases = [queue.lease() for _ in range(4)]
+    assert len(os.listdir(tmp_path / "queue" / "owners")) == 1
+    for lease in leases:
+        lease.ack()
+    assert list(queue) == ["e", "f"]
+
+
+def test_files_of_owners_that_nobody_has_are_swept_when_the_queue_is_opened(open_queue, tmp_path):
+    queue = open_queue()
+    queue.lease()
+    stale = tmp_path / "queue" / "owners" / "0123456789abcdef"
+    queue.push("a")
+    lease = queue.lease()
+    stale.touch()
+    assert status_of(forked(open_queue)) == 0
+    assert stale.exists(), "another process is there"
+    lease.ack()
+    queue.close()
+    open_queue()
+    assert not stale.exists()
+
+
+# --- what check finds
+
+
+DAMAGE = {
+    "a count": lambda txn, queue: txn.put(queue.counts, bytes(48), db=queue.meta),
+    "a lease": lambda txn, queue: _delete(txn, queue, b"queue/lease/"),
+    "an item of a lease": lambda txn, queue: _delete(txn, queue, b"queue/leased/"),
+    "an owner": lambda txn, queue: _delete(txn, queue, b"queue/owner/"),
+    "a deadline": lambda txn, queue: _delete(txn, queue, b"queue/expiry/"),
+    "a note": lambda txn, queue: _delete(txn, queue, b"queue/note/"),
+    "a key": lambda txn, queue: _delete(txn, queue, b"queue/unique/"),
+    "a letter": lambda txn, queue: _delete(txn, queue, b"queue/dead/"),
+    "a delay": lambda txn, queue: _delete(txn, queue, b"queue/delayed/"),
+    "rot in a letter": lambda txn, queue: _rot(txn, queue, b"queue/dead/"),
+    "rot in a lease": lambda txn, queue: _rot(txn, queue, b"queue/lease/"),
+    "rot in an item of a lease": lambda txn, queue: _rot(txn, queue, b"queue/leased/"),
+    "rot in a delay": lambda txn, queue: _rot(txn, queue, b"queue/delayed/"),
+    "rot in a note": lambda txn, queue: _rot(txn, queue, b"queue/note/"),
+}
+
+WHOLE = {
+    "a count",
+    "a lease",
+    "an owner",
+    "a deadline",
+    "a note",
+    "a key",
+    "rot in a lease",
+    "rot in a note",
+}  # after it
+
+
+def _delete(txn, queue, prefix):
+    with txn.cursor(queue.away) as cursor:
+        assert cursor.set_range(prefix)
+        assert cursor.key().startswith(prefix)
+        cursor.delete()
+
+
+def _rot(txn, queue, prefix):
+    with txn.cursor(queue.away) as cursor:
+        assert cursor.set_range(prefix)
+        assert cursor.key().startswith(prefix)
+        txn.put(cursor.key(), cursor.value()[:-3] + b"rot", db=queue.away)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_what_is_wrong_with_leases_is_found_and_repaired(tmp_path, what):
+    with PersistentQueue("queue", tmp_path, max_attempts=2) as queue:
+        queue.push([*"abcdef"], unique=[*"abcdef"])
+        queue.lease().nack()
+        with pytest.raises(ZeroDivisionError), queue.lease():
+            1 / 0  # noqa: B018
+        queue.lease().nack()
+        lease = queue.lease(2, ttl=1e6)
+        queue.push("later", delay=1e6, unique="later")
+        queue.lease().nack()
+        assert queue.check() == []
+        assert figures(queue) == (3, 2, 1, 1)
+        with queue._open.exclusive() as (generation, txn):
+            DAMAGE[what](txn, generation.table("queue"))
+            generation.commit(txn)
+        assert queue.check() != []
+        assert queue.check(repair=True) != []
+        assert queue.check() == []
+        waiting, leased, delayed, dead = figures(queue)
+        assert leased == 0
+        assert waiting + delayed + dead in ((7,) if what in WHOLE else (6,))
+        with pytest.raises(LeaseExpiredError):
+            lease.ack()
+        numbers = [letter.seq for letter in queue.dead]
+        items = queue.pop(100)
+        assert len(items) == waiting
+        assert sorted(items) == items
+        assert len(numbers) == dead
+        queue.push([*"abc"], unique=[*"abc"])
+        assert queue.check() == []
