@@ -30,6 +30,8 @@ class Scale:
     single_durable: int  # pushes of one item, then as many pops
     single_off: int
     batches: int  # of 1,000 items, for each verb
+    leases: int  # of 100 items
+    leased: int  # items that are leased beside
     seconds: float  # a slow queue stops after so long and is measured by what it did
     threaded: int  # pushes of all threads together
     by_processes: int  # pushes, then pops, of all processes together
@@ -49,6 +51,8 @@ FULL = Scale(
     single_durable=2_000,
     single_off=20_000,
     batches=20,
+    leases=200,
+    leased=100_000,
     seconds=2.0,
     threaded=1_600,
     by_processes=1_600,
@@ -67,6 +71,8 @@ QUICK = Scale(
     single_durable=200,
     single_off=2_000,
     batches=4,
+    leases=30,
+    leased=10_000,
     seconds=0.3,
     threaded=192,
     by_processes=160,

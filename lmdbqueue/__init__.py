@@ -12,6 +12,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
 ``_demo``             its ``demo``: producer and consumer, killed again and again
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
+``_awaited``          leases and the loop of a worker, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
@@ -38,10 +39,10 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_remnants``         what a power cut leaves on free pages
 ``_pages``            LMDB's trees as bytes
 ``_metapage``         LMDB's meta pages as bytes
-``_owner``            who holds leases, and whether it lives
 ``_session``          who is alive, and what is known to be on the disk
 ``_directory``        file names, creation, the directory lock
 ``_wakeup``           waking sleepers of other processes
+``_owner``            who holds leases, and whether it lives
 ``_disk``             fsync, allocation, the system's errors
 ``_flock``            locks that die with their process
 ``_format``           what the bytes on disk mean

@@ -37,6 +37,8 @@ from lmdbqueue._generation import Tables, Txn
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
 _DAMAGED: Final = "its record was damaged"
+_FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
+_FIRST_PLACE: Final = _format.place(0)
 
 
 class Return(NamedTuple):
@@ -103,17 +105,23 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
     seqs = []
     attempts = []
     records = []
+    prefix = away(queue.name, "leased")
     for (place, value), note in zip(entries, notes, strict=True):
-        seq = _format.number(place)
-        taken = note._replace(attempts=note.attempts + 1, due=_format.due(place))
-        if place in terms.unreadable:
-            how = Return(terms.now, terms.unreadable[place])
-            counts = _bury(txn, queue, Record(seq, taken, value), how, counts)
-            continue
+        key = prefix + place[-8:]
+        seq = unpack(place[-8:])
+        header = _FIRST
+        times = 1
+        if note is not _notes.NONE or len(place) > len(_FIRST_PLACE) or terms.unreadable:  # else it takes a third
+            taken = note._replace(attempts=note.attempts + 1, due=_format.due(place))
+            if place in terms.unreadable:
+                how = Return(terms.now, terms.unreadable[place])
+                counts = _bury(txn, queue, Record(seq, taken, value), how, counts)
+                continue
+            header = taken.pack()
+            times = taken.attempts
         seqs.append(seq)
-        attempts.append(taken.attempts)
-        key = away(queue.name, "leased", seq)
-        records.append((key, _notes.sealed(queue, key, taken.pack() + value)))
+        attempts.append(times)
+        records.append((key, _notes.sealed(queue, key, header + value)))
     token = 0
     if seqs:
         token = counts.tokens + 1
@@ -173,21 +181,29 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
 
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    records = _release(txn, queue, token, seqs)
-    if records:
+    released = _release(txn, queue, token, seqs)
+    if released:
         counts = _notes.counts(txn, queue)
-        for record in records:
-            counts = _notes.free(txn, queue, record.note, counts)
-        _notes.set_counts(txn, queue, counts._replace(leased=counts.leased - len(records)))
-    return None if records is None else [record.seq for record in records]
+        prefix = away(queue.name, "leased")
+        keys = [prefix + pack(seq) for seq in released]
+        if counts.unique:
+            for key in keys:
+                counts = _notes.free(txn, queue, _take(txn, queue, key).note, counts)
+        else:
+            with txn.cursor(queue.away) as cursor:
+                for key in keys:
+                    if cursor.set_key(key):
+                        cursor.delete()
+        _notes.set_counts(txn, queue, counts._replace(leased=counts.leased - len(released)))
+    return released
 
 
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
     """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    records = _release(txn, queue, token, seqs)
-    if records:
-        _give_back(txn, queue, records, how)
-    return None if records is None else [record.seq for record in records]
+    released = _release(txn, queue, token, seqs)
+    if released:
+        _give_back(txn, queue, released, how)
+    return released
 
 
 def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:
@@ -258,11 +274,11 @@ def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted:
     changed = 0
     while changed < wanted and (key := next(_keys(txn, queue, prefix), None)) is not None:
         token = unpack(key[-8:])
-        records = _release(txn, queue, token, None)
+        released = _release(txn, queue, token, None)
         txn.delete(key, db=queue.away)
-        if records:
-            _give_back(txn, queue, records, how)
-        changed += max(1, len(records or ()))
+        if released:
+            _give_back(txn, queue, released, how)
+        changed += max(1, len(released or ()))
     return changed
 
 
@@ -288,12 +304,13 @@ def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
     return len(due)
 
 
-def _give_back(txn: Txn, queue: Tables, records: Sequence[Record], how: Return) -> None:
+def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> None:
     """Let items that a lease held wait again, or be delayed, or dead."""
     counts = _notes.counts(txn, queue)
-    counts = counts._replace(leased=counts.leased - len(records))
+    counts = counts._replace(leased=counts.leased - len(seqs))
     entries = []
-    for record in records:
+    for seq in seqs:
+        record = _take(txn, queue, away(queue.name, "leased", seq))
         note = record.note._replace(time=how.now, reason=how.reason)
         if record.note.reason == _DAMAGED or (how.max_attempts is not None and note.attempts >= how.max_attempts):
             reason = how.reason if record.note.reason != _DAMAGED else _DAMAGED
@@ -448,12 +465,12 @@ def _put_lease(txn: Txn, queue: Tables, token: int, lease: Lease) -> None:
         txn.put(away(queue.name, "expiry", lease.deadline, token), b"", db=queue.away)
 
 
-def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None) -> list[Record] | None:
-    """Take what is wanted (None: all) out of a lease, which ends with the last; None if it is gone."""
+def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None) -> list[int] | None:
+    """Strike what is wanted (None: all) off a lease, which ends with the last; None if it is gone."""
     found = _lease(txn, queue, token)
     if found is None:
         return None
-    seqs = found.seqs if wanted is None else [seq for seq in found.seqs if seq in wanted]
+    seqs = list(found.seqs) if wanted is None else [seq for seq in found.seqs if seq in wanted]
     if len(seqs) == len(found.seqs):
         txn.delete(away(queue.name, "lease", token), db=queue.away)
         txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
@@ -461,7 +478,7 @@ def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None
     elif seqs:
         gone = set(seqs)
         _put_lease(txn, queue, token, found._replace(seqs=[seq for seq in found.seqs if seq not in gone]))
-    return [_take(txn, queue, away(queue.name, "leased", seq)) for seq in seqs]
+    return seqs
 
 
 def _take(txn: Txn, queue: Tables, key: bytes) -> Record:

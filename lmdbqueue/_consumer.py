@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from lmdbqueue._errors import CorruptItemError, DecodeError, Empty
+from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Empty
 from lmdbqueue._lease import NOTHING, DeadLetter, DeadLetters, Lease, Leased
 from lmdbqueue._standard import StandardQueue
 from lmdbqueue._verbs import Entry, checked_count
@@ -73,7 +73,8 @@ class ConsumerQueue(StandardQueue[T]):
         consumer at a time, as long as that is done within the ttl. ``len`` counts leased items no more.
 
         An empty lease, which is falsy, says that nothing was there; with ``blocking`` it waits for at least one
-        item, and raises ``Empty`` after ``timeout`` seconds. What cannot be decoded goes to ``dead``.
+        item, and raises ``Empty`` after ``timeout`` seconds. What cannot be decoded goes to ``dead``. On a full
+        disk it gives one item, as long as few are leased, and raises ``DiskFullError`` for one of over 16 KiB.
         """
         self._refuse_if_closed()
         n = checked_count(items)
@@ -93,7 +94,13 @@ class ConsumerQueue(StandardQueue[T]):
         """Return a lease of at most ``n`` items; None if there are none, durably."""
         while entries := self._candidates(n) or self._first(n):
             items, unreadable = self._sorted_out(entries)
-            leased = self._lease(entries, unreadable, ttl)
+            try:
+                leased = self._lease(entries, unreadable, ttl)
+            except DiskFullError:
+                if len(entries) == 1:
+                    raise
+                n = 1  # which needs next to no room
+                continue
             if leased is not None and items:
                 return Lease(self, items, leased)
         return None

@@ -13,7 +13,7 @@ makes the worker look when the bell rings, as long as there are sleepers. It beg
 asks for a look, so no ring is missed (see ``_wakeup``). That is two threads, however many sleep.
 
 A caller that is cancelled: what was not begun is not done. A push under way is stored or not, as a whole.
-What a take under way has removed is put back; if the process dies just then it is lost, like anything that
+What a take or a lease under way has removed is put back; if the process dies just then it is lost, like anything that
 was popped by a process that died.
 """
 
@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, DiskFullError, Full
 from lmdbqueue._fifo import Entry
+from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
@@ -50,6 +51,9 @@ class Job:
     def run(self, queue: AnyQueue) -> Any:
         """Do it, in the worker."""
         raise NotImplementedError
+
+    def undo(self, queue: AnyQueue, result: Any) -> None:
+        """Undo it, in the worker, if nobody got the result and that matters."""
 
 
 class Call(Job):
@@ -96,6 +100,20 @@ class Take(Job):
         """Remove them."""
         return queue._if_enough(self.n, queue._take_entries) if self.waits else queue._take_entries(self.n, 0)
 
+    def undo(self, queue: AnyQueue, result: Taken) -> None:
+        """Put them back."""
+        if result[0]:
+            queue._put_back(result[0])
+
+
+class LeaseCall(Call):
+    """A function that gives a lease."""
+
+    def undo(self, queue: AnyQueue, result: Lease[Any]) -> None:  # noqa: ARG002
+        """Give it back; a queue that was closed has done so."""
+        with suppress(ClosedError):
+            result.nack(reason="its caller was cancelled")
+
 
 Result = tuple[Job, Any, BaseException | None]
 
@@ -131,14 +149,14 @@ class Courier:
         self.carry(Call(future, self._end))
         self._is_closed = True
 
-    def give_back(self, entries: list[Entry]) -> None:
-        """Put back what nobody got."""
+    def take_back(self, job: Job, result: Any) -> None:
+        """Undo what nobody got the result of."""
         if self._is_closed:
             reopen, arguments = self._queue.__reduce__()
             with reopen(*arguments) as queue:
-                queue._put_back(entries)
+                job.undo(queue, result)
         else:
-            self._send(Call(self._loop.create_future(), lambda: self._queue._put_back(entries)))
+            self._send(Call(self._loop.create_future(), lambda: job.undo(self._queue, result)))
 
     def _send(self, job: Job | None) -> None:
         if not self._threads:
@@ -153,8 +171,8 @@ class Courier:
     def _deliver(self, results: Sequence[Result]) -> None:
         for job, result, error in results:
             if job.future.done():  # cancelled, or its time is over
-                if isinstance(job, Take) and result and result[0]:
-                    self.give_back(result[0])
+                if result:
+                    self.take_back(job, result)
             elif error is None:
                 job.future.set_result(result)
             else:
@@ -242,8 +260,8 @@ class Courier:
             self._loop.call_soon_threadsafe(self._deliver, results)
         except RuntimeError:  # the loop is closed: nobody waits any more
             for job, result, _ in results:
-                if isinstance(job, Take) and result and result[0]:
-                    self._queue._put_back(result[0])
+                if result:
+                    job.undo(self._queue, result)
             self._end()
 
     def _end(self) -> None:

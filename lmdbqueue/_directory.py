@@ -12,7 +12,7 @@ Files::
     00000002.mdb.tmp     a copy in the making (compaction), with its lock file, worthless until generation 1
                          says otherwise
     session, bell        see _session and _wakeup
-    owners               a directory with a file for each open queue that holds leases: see _owner
+    owner-*              one for each open queue that holds leases: see _owner
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
 names change: creating, opening, and the last steps of a swap. So nobody opens a generation while it
@@ -47,7 +47,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from lmdbqueue import _flock
+from lmdbqueue import _flock, _owner
 from lmdbqueue._disk import sync_directory, sync_file, translated
 from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError
 from lmdbqueue._format import Options
@@ -58,7 +58,6 @@ _OPTIONS_FILE: Final = "queue.json"
 _AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
 BELL: Final = "bell"
-OWNERS: Final = "owners"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 _CALLER: Final = 6  # frames up to who opens the queue
 
@@ -166,8 +165,8 @@ class Directory:
 
     def strangers(self, live: int) -> list[str]:
         """Return the names that do not belong in the directory while ``live`` is the live generation."""
-        mine = {_OPTIONS_FILE, SESSION, BELL, OWNERS, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
-        return sorted(set(os.listdir(self.path)) - mine)
+        mine = {_OPTIONS_FILE, SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        return sorted(name for name in os.listdir(self.path) if name not in mine and not _owner.is_owner(name))
 
 
 def remove(path: str) -> None:

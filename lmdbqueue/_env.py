@@ -50,7 +50,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 from lmdbqueue import _fifo, _format, _generation, _group, _owner, _transaction
-from lmdbqueue._directory import BELL, OWNERS, SESSION, Directory, open_directory
+from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
 from lmdbqueue._generation import Doubtful, Generation, Superseded, Txn
 from lmdbqueue._group import Call
@@ -410,7 +410,7 @@ class Environment:
                     generation = self._open_newest(number, session, progress)
                     self.directory.clean(generation.number, alone=session.first)
                     if session.first:
-                        _owner.sweep(self.directory.file(OWNERS))
+                        _owner.sweep(self.directory.path)
                     session.admit()
                 except BaseException:
                     if joins:

@@ -190,9 +190,10 @@ def _take_first(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
         cursor.first()
         for _ in keys:
             cursor.delete()
-    last = keys[-1]
     head = _number(txn, queue, queue.head)
-    if len(last) > len(queue_head := pack(head)) or last < queue_head:
+    queue_head = pack(head)
+    last = keys[-1] if len(keys[-1]) == len(queue_head) else keys[0]  # item 0 stands before what was due
+    if len(last) > len(queue_head) or last < queue_head:
         return  # they had all come back
     stop = unpack(last) + 1
     if stop - head != len(keys) or keys[0] != queue_head:  # else none was skipped
@@ -255,17 +256,9 @@ def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
     head, _, _ = bounds(txn, queue)
     never_left = pack(max(head, 1))  # since places that are no numbers are behind that of item 0
     known = max(never_left, pack(_number(copy_txn, copy, copy.tail)))
-    changed = 0
-    with copy_txn.cursor(copy.items) as cursor:
-        while cursor.first() and cursor.key() < never_left:
-            cursor.delete()
-            changed += 1
     with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
-        for place, value in cursor.iternext():
-            if place >= never_left:
-                break
-            target.put(place, value)
-            changed += 1
+        now, was = (takewhile(lambda entry: entry[0] < never_left, each.iternext()) for each in (cursor, target))
+        changed = _change(copy_txn, copy.items, list(_differences(now, was)))
         if cursor.set_range(known):
             changed += target.putmulti(cursor.iternext(), append=True)[1]
     return changed
@@ -273,32 +266,35 @@ def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
 
 def follow_records(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> int:
     """Make the records of an older copy those that are there now; return how many differed."""
-    changed = 0
-    for key, value in list(_differences(txn, db, copy_txn, copy)):
-        if value is None:
-            copy_txn.delete(key, db=copy)
-        else:
-            copy_txn.put(key, value, db=copy)
-        changed += 1
-    return changed
-
-
-def _differences(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
     with txn.cursor(db) as cursor, copy_txn.cursor(copy) as known:
-        now, was = cursor.iternext(), known.iternext()
-        new, old = next(now, None), next(was, None)
-        while new or old:
-            if new and (old is None or new[0] < old[0]):
+        differences = list(_differences(cursor.iternext(), known.iternext()))
+    return _change(copy_txn, copy, [each for each in differences if each[0] != _format.LAST_TXN])
+
+
+def _change(txn: Txn, db: Db, records: Sequence[tuple[bytes, bytes | None]]) -> int:
+    """Put each record, or delete it if it has no value; return how many there were."""
+    for key, value in records:
+        if value is None:
+            txn.delete(key, db=db)
+        else:
+            txn.put(key, value, db=db)
+    return len(records)
+
+
+def _differences(now: Iterator[Entry], was: Iterator[Entry]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
+    new, old = next(now, None), next(was, None)
+    while new or old:
+        if new and (old is None or new[0] < old[0]):
+            yield new
+            new = next(now, None)
+        elif old and (new is None or old[0] < new[0]):
+            yield old[0], None
+            old = next(was, None)
+        elif new and old:
+            if new[1] != old[1]:
                 yield new
-                new = next(now, None)
-            elif old and (new is None or old[0] < new[0]):
-                yield old[0], None
-                old = next(was, None)
-            elif new and old:
-                if new[1] != old[1] and new[0] != _format.LAST_TXN:
-                    yield new
-                new, old = next(now, None), next(was, None)
+            new, old = next(now, None), next(was, None)
 
 
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:

@@ -42,9 +42,9 @@ def opened(queue: Tables, key: bytes, value: bytes) -> bytes | None:
 def lift(txn: Txn, queue: Tables, keys: Iterable[bytes], now: Counts) -> tuple[list[Note], Counts]:
     """Remove and return the notes on items, in their order."""
     if not now.noted:
-        return [_NONE] * len(list(keys)), now
+        return [NONE] * len(list(keys)), now
     notes = [_lift(txn, queue, _format.number(key)) for key in keys]
-    return [note or _NONE for note in notes], now._replace(noted=now.noted - sum(note is not None for note in notes))
+    return [note or NONE for note in notes], now._replace(noted=now.noted - sum(note is not None for note in notes))
 
 
 def put(txn: Txn, queue: Tables, seq: int, note: Note, now: Counts) -> Counts:
@@ -102,7 +102,7 @@ def free(txn: Txn, queue: Tables, note: Note, now: Counts) -> Counts:
     return now
 
 
-_NONE = Note()
+NONE = Note()
 
 
 def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
@@ -112,7 +112,7 @@ def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
         return None
     txn.delete(key, db=queue.away)
     data = opened(queue, key, value)
-    return _NONE if data is None else Note.unpack(data)[0]
+    return NONE if data is None else Note.unpack(data)[0]
 
 
 def _keys(keys: Iterable[bytes], prefix: bytes) -> Iterable[bytes]:

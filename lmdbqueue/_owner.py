@@ -1,6 +1,6 @@
 """Who holds leases: the life-sign of one open queue, and whether another's still stands.
 
-Owns: the files in the directory ``owners``. Law: an owner has the exclusive ``flock`` of its file for as long
+Owns: the files ``owner-``. Law: an owner has the exclusive ``flock`` of its file for as long
 as it lives, in no other process, and its id is never used again; so whoever can have that lock, or finds
 no file, knows for ever that the owner is dead. Must not know: leases, LMDB.
 
@@ -25,6 +25,8 @@ from contextlib import suppress
 
 from lmdbqueue import _flock
 from lmdbqueue._disk import translated
+
+_PREFIX = "owner-"
 
 
 class Owners:
@@ -73,10 +75,8 @@ class Owner:
     """The life-sign of one open queue, for as long as the object is not released."""
 
     def __init__(self, directory: str) -> None:
-        """``directory``: where the owners' files are; it is made if it is not there."""
+        """``directory``: where the owners' files are."""
         with translated(directory, "locking"):
-            with suppress(FileExistsError):
-                os.mkdir(directory, 0o700)
             while True:
                 self.id = int.from_bytes(os.urandom(8)) or 1
                 self._path = path(directory, self.id)
@@ -112,10 +112,15 @@ def sweep(directory: str) -> None:
     with suppress(OSError):
         for name in os.listdir(directory):
             with suppress(OSError):
-                if _is_dead(os.path.join(directory, name)):
+                if is_owner(name) and _is_dead(os.path.join(directory, name)):
                     os.unlink(os.path.join(directory, name))
+
+
+def is_owner(name: str) -> bool:
+    """Tell whether a file is that of an owner."""
+    return name.startswith(_PREFIX)
 
 
 def path(directory: str, id_: int) -> str:
     """Return the path of an owner's file."""
-    return os.path.join(directory, f"{id_:016x}")
+    return os.path.join(directory, f"{_PREFIX}{id_:016x}")

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from lmdbqueue import _away, _check, _compact, _fifo, _format, _notes
 from lmdbqueue._away import Overdue, Return
 from lmdbqueue._consumer import ConsumerQueue
-from lmdbqueue._directory import OWNERS
 from lmdbqueue._env import Environment, open_environment
-from lmdbqueue._errors import ClosedError, CorruptItemError, Full, QueueError, TransactionError
+from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full, QueueError, TransactionError
 from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._lease import DeadLetter, Leased
 from lmdbqueue._owner import Owners
@@ -33,6 +32,8 @@ T = TypeVar("T")
 _BROWSE_BYTES = 1 << 18  # of items that iteration reads at a time
 _SECOND = 10**9  # ns
 _DEATH_LOOK = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
+_SMALL = 1 << 14  # bytes of an item that is leased on a full disk
+_FEW = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
 _FAILED_LOOK = 0.05  # seconds until a sleeper tries again what could not come back
 
 # a record of AWAY: its key, its note
@@ -101,7 +102,7 @@ class PersistentQueue(ConsumerQueue[T]):
             self._directory, _format.Options(checksum=checksum, durability=durability), name, progress
         )
         self._environment: Environment | None = environment
-        self._owners = Owners(environment.directory.file(OWNERS))
+        self._owners = Owners(environment.directory.path)
         self._release = weakref.finalize(self, _let_go, environment, self._owners)
 
     def __repr__(self) -> str:
@@ -313,11 +314,19 @@ class PersistentQueue(ConsumerQueue[T]):
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
         deadline = _deadline(ttl)
         terms = _away.Terms(self._owners.join(), deadline, time.time_ns(), unreadable)
-        room = _room_away([value for _, value in entries])
-        leased: tuple[int, list[int], list[int]] | None = self._open.update(
-            self.name, _away.lease, entries, terms, room=room
-        )
-        return leased and Leased(*leased, None if ttl is None else deadline / _SECOND)
+        update = partial(self._open.update, self.name, _away.lease, entries, terms)
+        leased: tuple[int, list[int], list[int]] | None
+        try:
+            leased = update(room=_room_away([value for _, value in entries]))
+        except DiskFullError:
+            counts: _format.Counts = self._open.glance(self.name, _notes.counts)
+            if len(entries) > 1 or len(entries[0][1]) > _SMALL or counts.leased > _FEW:
+                raise
+            leased = update()  # from the reserve, as removals are
+        if leased is None:
+            return None
+        token, seqs, attempts = leased
+        return Leased(token, seqs, attempts, None if ttl is None else deadline / _SECOND)
 
     def _ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         settled: list[int] | None = self._open.update(self.name, _away.ack, token, seqs)

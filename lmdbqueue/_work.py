@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._lease import Lease
 
-_LOOK: Final = 1.0  # seconds between two looks at ``stop``
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+LOOK: Final = 1.0  # seconds between two looks at ``stop``
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Event(Protocol):
@@ -155,7 +155,7 @@ class Loop:
         """Wait for an item, for a while; tell whether there is one."""
         try:
             self._is_waiting = True
-            return bool(self._queue._await(self._anything, _LOOK))  # noqa: SLF001
+            return bool(self._queue._await(self._anything, LOOK))  # noqa: SLF001
         except _Stopped:
             return False
         finally:
@@ -170,7 +170,7 @@ class Loop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
 
         def restore() -> None:
             for number, handler in before.items():
@@ -182,7 +182,7 @@ class Loop:
             if self._is_waiting:
                 raise _Stopped
 
-        for number in _SIGNALS:
+        for number in SIGNALS:
             signal.signal(number, stop)
         try:
             yield

@@ -8,13 +8,17 @@ Law: a verb means what its namesake in ``PersistentQueue`` means. Must not know:
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from lmdbqueue._courier import Call, Courier, Job, Push, Take
+from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Leasing
+from lmdbqueue._courier import Call, Courier, Job, LeaseCall, Push, Take
 from lmdbqueue._errors import Empty
+from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._verbs import checked_count, shaped
+from lmdbqueue._verbs import Key, checked_count, shaped
+from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +56,8 @@ class AsyncPersistentQueue(Generic[T]):
     loop, and a forked child, opens its own.
 
     Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
-    ``get`` or ``pop`` that is cancelled takes nothing, and what it had removed already is put back, the
-    first again, under its old number.
+    ``get``, ``pop`` or ``lease`` that is cancelled takes nothing, and what it had removed already is put back,
+    the first again, under its old number.
     """
 
     def __init__(self, queue: PersistentQueue[T]) -> None:
@@ -84,9 +88,13 @@ class AsyncPersistentQueue(Generic[T]):
 
     # --- the verbs
 
-    async def push(self, items: T | list[T]) -> int | range:
+    async def push(
+        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
+    ) -> Any:
         """Append an item, or each item of a list, as one step; encoded before this gives way to others."""
         self.queue._refuse_after_shutdown()
+        if delay or unique is not None:
+            return await self._call(partial(self.queue._push_apart, items, delay, unique))
         is_list = isinstance(items, list)
         payloads = self.queue._encode(items if isinstance(items, list) else [items])
         if not payloads:
@@ -117,9 +125,79 @@ class AsyncPersistentQueue(Generic[T]):
         """Remove the first items without decoding them; return how many there were."""
         return await self._call(self.queue.delete, items)
 
-    async def clear(self) -> None:
-        """Remove all items."""
-        await self._call(self.queue.clear)
+    async def clear(self, all: bool = False) -> None:  # noqa: A002
+        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead."""
+        await self._call(self.queue.clear, all)
+
+    # --- consumers that can die
+
+    def lease(
+        self,
+        items: int = 1,
+        *,
+        ttl: float | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,
+    ) -> Leasing[T]:
+        """Take the first items into a lease. Await it, or use ``async with queue.lease(...) as lease``."""
+        return Leasing(self._leased(items, ttl, blocking=blocking, timeout=timeout))
+
+    async def _leased(
+        self,
+        items: int,
+        ttl: float | None,
+        *,
+        blocking: bool,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> AsyncLease[T]:
+        queue = self.queue
+        if blocking and checked_count(items):
+
+            def attempt() -> Lease[T] | None:
+                return queue._if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
+
+            found = await self._kept(LeaseCall(self._future(), attempt, waits=True), timeout)
+            if found is None:
+                raise Empty(1, timeout)
+        else:
+            found = await self._kept(LeaseCall(self._future(), partial(queue.lease, items, ttl=ttl)), None)
+        return AsyncLease(found, self._call)
+
+    @property
+    def dead(self) -> AsyncDeadLetters[T]:
+        """The items that were leased ``max_attempts`` times in vain, or cannot be decoded."""
+        return AsyncDeadLetters(self.queue, self._call)
+
+    async def work(
+        self,
+        handler: Callable[[Any], Awaitable[object]],
+        *,
+        items: int = 1,
+        ttl: float = 60.0,
+        retry: Retry = DEFAULT_RETRY,
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+    ) -> Worked:
+        """Lease, await ``handler``, acknowledge, again and again; return what was done when it is told to stop.
+
+        As ``PersistentQueue.work``. One that is cancelled gives back what it holds.
+        """
+        n = max(1, checked_count(items))
+        loop = AsyncLoop(self, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress)
+        return await loop.run()
+
+    async def _anything(self, timeout: float) -> bool:  # noqa: ASYNC109
+        """Wait for an item, at most ``timeout`` seconds; tell whether there is one."""
+        queue = self.queue
+
+        def attempt() -> bool | None:
+            return queue._if_enough(1, lambda n, _: bool(queue._candidates(n)) or None)
+
+        return bool(await self._waited_for(Call(self._future(), attempt, waits=True), timeout))
+
+    async def stats(self) -> Any:
+        """Return how much of everything there is in the queue."""
+        return await self._call(self.queue.stats)
 
     async def count(self) -> int:
         """Return how many items are in the queue."""
@@ -245,14 +323,18 @@ class AsyncPersistentQueue(Generic[T]):
 
     async def _taken(self, n: int, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
         """Return items that are removed, durably; put them back if the caller was cancelled meanwhile."""
-        take = Take(self._future(), n, waits=blocking)
-        try:
-            found = await self._waited_for(take, timeout)
-        except asyncio.CancelledError:
-            if take.future.done() and not take.future.cancelled() and take.future.exception() is None:
-                self._courier.give_back(take.future.result()[0])
-            raise
+        found = await self._kept(Take(self._future(), n, waits=blocking), timeout)
         if found is None:
             raise Empty(n, timeout)
         items: list[T] = found[1]
         return items
+
+    async def _kept(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
+        """Return the result of a job; undo it if the caller was cancelled meanwhile."""
+        try:
+            return await self._waited_for(job, timeout)
+        except asyncio.CancelledError:
+            future = job.future
+            if future.done() and not future.cancelled() and future.exception() is None and future.result():
+                self._courier.take_back(job, future.result())
+            raise

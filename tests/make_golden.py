@@ -4,6 +4,7 @@ What is in them stands in ``test_golden.py``. A golden directory that was releas
 """
 
 import os
+import shutil
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
@@ -42,10 +43,30 @@ def make_state(filename: str) -> None:
     _leave(filename)
 
 
+def make_leases(filename: str) -> None:
+    """Write a directory with items that wait, came back, are leased, delayed and dead, and with keys."""
+    with PersistentQueue[object](filename, PLACE, max_attempts=2) as queue:
+        queue.push([f"item {number}" for number in range(6)])
+        queue.push("with a key", unique="key")
+        queue.push("long ago", delay=1e-9)
+        queue.push("in a century", delay=99 * 365 * 86400, unique="far")
+        for _ in range(2):
+            queue.lease(2).nack(reason="not today")  # item 0, and the one that was long ago: dead then
+        with queue.lease(3) as lease:
+            lease.nack([1, 3])
+        queue.flush(force=True)
+        held = queue.lease(2, ttl=1e9)
+        shutil.copytree(os.path.join(PLACE, filename), os.path.join(PLACE, "held"))  # with its lease
+        held.ack()
+    shutil.rmtree(os.path.join(PLACE, filename))
+    os.rename(os.path.join(PLACE, "held"), os.path.join(PLACE, filename))
+    _leave(filename)
+
+
 def _leave(filename: str) -> None:
     """Remove what is made anew at each opening."""
     for name in os.listdir(os.path.join(PLACE, filename)):
-        if name.endswith("-lock") or name == "bell":
+        if name.endswith("-lock") or name == "bell" or name.startswith("owner-"):
             os.unlink(os.path.join(PLACE, filename, name))
 
 
@@ -55,6 +76,7 @@ if __name__ == "__main__":
         f"format-{VERSION}": lambda name: make(name, checksum=True),
         f"format-{VERSION}-plain": lambda name: make(name, checksum=False),
         f"format-{VERSION}-state": make_state,
+        f"format-{VERSION}-leases": make_leases,
     }
     for name, write in directories.items():
         if not os.path.exists(os.path.join(PLACE, name)):

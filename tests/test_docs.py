@@ -78,6 +78,27 @@ def test_transaction_example_of_readme_does_what_it_says(tmp_path, monkeypatch):
         assert (list(inbox), list(outbox), dict(inbox.state)) == ([2, 3], [10], {"handled": 1})
 
 
+def test_lease_examples_of_readme_do_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lease, work = (code for code in blocks("README.md", "python") if "lease(10" in code or ".work(" in code)
+    uploaded = []
+    with lmdbqueue.PersistentQueue("app", name="inbox") as inbox:
+        inbox.push([1, 2, 3])
+        exec(compile(lease, "README.md", "exec"), {"inbox": inbox, "upload": uploaded.extend})  # noqa: S102
+        assert (uploaded, len(inbox)) == ([1, 2, 3], 0)
+    sent = []
+
+    def send(item):
+        sent.append(item)
+
+    names = {"PersistentQueue": lmdbqueue.PersistentQueue, "Retry": lmdbqueue.Retry, "send": send}
+    exec(compile(work, "README.md", "exec"), names | {"enough": lambda: bool(sent)})  # noqa: S102
+    assert sent == ["mail to Ann"]
+    with lmdbqueue.PersistentQueue("jobs") as jobs:
+        stats = jobs.stats()
+        assert (stats.delayed, stats.dead, stats.removed) == (1, 0, 1)
+
+
 def test_every_public_verb_stands_in_the_table_of_readme():
     table = read("README.md").split("## The verbs")[1].split("```")[0]
     for name in dir(lmdbqueue.PersistentQueue):

@@ -183,6 +183,73 @@ def _pop_in_another_process(place: str, size: int) -> None:
             queue.push(b"y" * DISK)
 
 
+@pytest.mark.parametrize("size", [100, 3_000, 12_000])
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_consumer_with_leases_goes_on_on_a_full_disk(kind, size, tmp_path, needs, record_property):
+    needs("root", "mount", "mkfs.ext4", "loop devices")
+
+    def use() -> None:
+        with disk(kind, str(tmp_path), DISK) as place, _open(place, kind, 0) as queue:
+            count = fill(queue, size, max(1, DISK // 50 // size), kind)
+            done = 0
+            while lease := queue.lease(1 if done < _SINGLY else 200):
+                assert list(lease) == [_item(number, size) for number in range(done, done + len(lease))]
+                if done % 7:
+                    lease.nack()
+                    lease = queue.lease(len(lease))
+                lease.ack()
+                done += len(lease)
+            assert done == count
+            assert queue.check() == []
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+def test_one_who_hoards_leases_on_a_full_disk_leaves_room_for_removals(tmp_path, needs, record_property):
+    needs("root", "mount")
+
+    def use() -> None:
+        with disk("tmpfs", str(tmp_path), DISK) as place, _open(place, "tmpfs", 0) as queue:
+            count = fill(queue, 10, 1_000, "tmpfs")
+            hoard = []
+            with pytest.raises(DiskFullError):  # noqa: PT012
+                while True:
+                    hoard.append(queue.lease(1))
+            for lease in hoard[::2]:
+                lease.ack()
+            assert queue.delete(count) == count - len(hoard)
+            for lease in hoard[1::2]:
+                lease.nack()
+            assert len(queue) == len(hoard[1::2])
+            assert queue.check() == []
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+def test_of_a_transaction_that_fills_the_disk_nothing_is_left(tmp_path, needs, record_property):
+    needs("root", "mount")
+
+    def use() -> None:
+        with disk("tmpfs", str(tmp_path), DISK) as place, _open(place, "tmpfs", 0) as queue:
+            queue.push([b"a", b"b"])
+            with pytest.raises(DiskFullError), queue.transaction():  # noqa: PT012
+                queue.pop()
+                while True:
+                    queue.push([b"x" * 3_000] * 20)
+            assert list(queue) == [b"a", b"b"]
+            with queue.transaction():
+                assert queue.pop() == b"a"
+                with pytest.raises(DiskFullError):
+                    queue.push([b"x" * DISK])
+            assert list(queue) == [b"b"], "what was done before a refusal that was caught stays"
+            assert queue.check() == []
+
+    assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
 def test_a_queue_of_many_names_can_be_emptied_on_a_full_disk(tmp_path, needs, record_property):
     needs("root", "mount")
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+import lmdbqueue
 from lmdbqueue import PersistentQueue, _format
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -37,6 +38,38 @@ def test_state_written_by_a_released_version_is_there(tmp_path):
         assert dict(queue.state) == {"total": 2, "long": LONG}
         assert dict(other.state) == {"with/slash": None}
         assert list(queue) == ["first", "second"]
+
+
+def test_a_queue_of_before_there_were_leases_with_items_that_were_put_back(tmp_path):
+    shutil.copytree(os.path.join(GOLDEN, "format-1-missing"), tmp_path / "queue")
+    assert lmdbqueue.check(str(tmp_path / "queue")) == []
+    with PersistentQueue("queue", tmp_path) as queue:
+        left = [f"item {number}" for number in (1, 4, 5, 6, 7, 8, 9)]
+        assert list(queue) == left
+        assert queue.check() == []
+        with queue.lease(3) as lease:
+            assert lease.seqs == [1, 4, 5]
+            lease.nack(4)
+        assert queue.push("next") == 10
+        assert queue.pop(9) == ["item 4", *left[3:], "next"]
+        assert queue.check() == []
+
+
+def test_leases_written_by_a_released_version_come_back(tmp_path):
+    shutil.copytree(os.path.join(GOLDEN, "format-1-leases"), tmp_path / "queue")
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert queue.check() == []
+        assert list(queue) == ["item 1", "item 3", "item 4", "item 5", "with a key"]
+        assert queue.lease(3).attempts == [3, 3, 1]
+        assert [(letter.seq, letter.item, letter.reason) for letter in queue.dead] == [
+            (0, "item 0", "not today"),
+            (7, "long ago", "not today"),
+        ]
+        assert queue.push("again", unique="key") == 6
+        assert queue.push("again", unique="far") == 8
+        stats = queue.stats()
+        assert (stats.waiting, stats.leased, stats.delayed, stats.dead) == (2, 3, 1, 2)
+        assert queue.check() == []
 
 
 def test_present_format_version_has_a_golden_directory():

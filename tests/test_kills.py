@@ -73,6 +73,9 @@ VERBS = {
     "copy": Verb(lambda queue: queue.copy("copy").close()),
     "transaction": Verb(_rotate, lambda items: [*items[1:], items[0], b"new"]),
     "state": Verb(lambda queue: queue.state.update(a=b"1", b=b"2")),
+    "push of one with a delay and a key": Verb(lambda queue: queue.push(b"later", delay=1e6, unique="key")),
+    "lease and ack": Verb(lambda queue: queue.lease(3).ack(), lambda items: items[3:]),
+    "lease and nack": Verb(lambda queue: queue.lease(3, ttl=9).nack()),
     "drop queue": Verb(lambda queue: queue.drop_queue(queue.name), lambda _: []),
     "close": Verb(lambda queue: queue.close()),
 }

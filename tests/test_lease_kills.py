@@ -1,4 +1,7 @@
-"""Consumers with leases that are killed again and again: a log of every event is read by a checker."""
+"""Consumers with leases that are killed again and again: a log of every event is read by a checker.
+
+LMDBQUEUE_KILLS says how many kills the long form deals out.
+"""
 
 import json
 import os
@@ -15,7 +18,8 @@ from lmdbqueue import PersistentQueue
 
 CONSUMERS = 4
 KILLS = 200
-ITEMS = 3_000
+LONG = int(os.environ.get("LMDBQUEUE_KILLS", "5000"))
+SUPPLY = 1_000  # items that are pushed at a time
 
 
 def _consume(path, mouth):
@@ -80,16 +84,15 @@ def test_the_checker_finds_what_is_wrong():
     assert "were counted" in problem([*GOOD[:2], (2, "lease", [0], [1])], set())
 
 
-def _run(path, kills, items):
+def _run(path, kills):
     chance = random.Random(kills)  # noqa: S311
-    with PersistentQueue("queue", path) as queue:
-        queue.push([f"item {seq}" for seq in range(items)])
+    items = 0
     ear, mouth = os.pipe()
     alive = [forked(_consume, path, mouth) for _ in range(CONSUMERS)]
     killed = set()
     events, rest = [], b""
     acked = 0
-    deadline = time.monotonic() + 5 * DEADLINE
+    deadline = time.monotonic() + DEADLINE + kills / 5
 
     def listen():
         nonlocal rest, acked
@@ -100,7 +103,11 @@ def _run(path, kills, items):
         acked += sum(len(event[2]) for event in new if event[1] == "ack")
 
     while len(killed) < kills:
-        wanted = acked + chance.randrange(items // kills // 2)  # so that some are left when the last is killed
+        with PersistentQueue("queue", path) as queue:
+            if len(queue) < SUPPLY:
+                queue.push([f"item {seq}" for seq in range(items, items + SUPPLY)])
+                items += SUPPLY
+        wanted = acked + chance.randrange(10)
         while acked < wanted:
             listen()
         for _ in range(chance.randrange(20_000)):
@@ -127,11 +134,11 @@ def _run(path, kills, items):
     with open(ear, "rb") as pipe:
         events += [json.loads(line) for line in (rest + pipe.read()).splitlines()]
     assert problem(events, killed | set(alive)) == problem(events, killed) == ""
-    return events, killed
+    return events, killed, items
 
 
 def test_every_item_is_acknowledged_once_and_comes_again_only_when_its_consumer_died(tmp_path, record_property):
-    events, killed = _run(tmp_path, KILLS, ITEMS)
+    events, killed, _ = _run(tmp_path, KILLS)
     again = [event for event in events if event[1] == "lease" and max(event[3]) > 1]
     assert len(again) > KILLS / 10, "nobody was killed with a lease"
     record_property("kills", len(killed))
@@ -139,5 +146,6 @@ def test_every_item_is_acknowledged_once_and_comes_again_only_when_its_consumer_
 
 @pytest.mark.long
 def test_many_more_kills_of_consumers_lose_and_double_nothing(tmp_path, record_property):
-    _, killed = _run(tmp_path, 5_000, 60_000)
+    _, killed, items = _run(tmp_path, LONG)
     record_property("kills", len(killed))
+    record_property("items", items)

@@ -271,4 +271,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 def test_leases_do_what_a_dict_does(monkeypatch):
     monkeypatch.setattr(lmdbqueue._queue, "time", lmdbqueue._queue.time)  # put back at the end
-    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=300, stateful_step_count=30))

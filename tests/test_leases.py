@@ -83,6 +83,10 @@ def holder(fn, *args):
     return pid
 
 
+def owners(place):
+    return [name for name in os.listdir(place / "queue") if name.startswith("owner-")]
+
+
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
     assert status_of(pid) == KILLED
@@ -193,6 +197,16 @@ def test_what_happens_in_a_transaction_is_undone_with_it(queue, open_queue):
     assert (list(outbox), list(queue)) == (["a", "b", "c"], list("def"))
 
 
+def test_a_durable_lease_and_its_ack_are_two_commits(queue):
+    def newest():
+        return queue._open._generation._env.info()["last_txnid"]
+
+    before = newest()
+    with queue.lease(ttl=50):
+        assert newest() == before + 1
+    assert newest() == before + 2
+
+
 # --- how long
 
 
@@ -284,10 +298,10 @@ def test_a_killed_consumer_gives_back_at_once(queue, tmp_path):
     assert list(queue) == ["a", "b", "d", "e", "f"]
     with queue.lease(3) as lease:
         assert (list(lease), lease.attempts) == (["a", "b", "d"], [2, 2, 1])
-        assert len(os.listdir(tmp_path / "queue" / "owners")) == 1
+        assert len(owners(tmp_path)) == 1
     mine.ack()
     queue.close()
-    assert os.listdir(tmp_path / "queue" / "owners") == []
+    assert owners(tmp_path) == []
 
 
 def test_one_who_waits_gets_what_a_killed_consumer_held(open_queue):
@@ -670,7 +684,7 @@ def test_very_many_come_back_in_several_steps(open_queue, clocks):
 
 def test_many_leases_are_under_one_owner(queue, tmp_path):
     leases = [queue.lease() for _ in range(4)]
-    assert len(os.listdir(tmp_path / "queue" / "owners")) == 1
+    assert len(owners(tmp_path)) == 1
     for lease in leases:
         lease.ack()
     assert list(queue) == ["e", "f"]
@@ -679,7 +693,7 @@ def test_many_leases_are_under_one_owner(queue, tmp_path):
 def test_files_of_owners_that_nobody_has_are_swept_when_the_queue_is_opened(open_queue, tmp_path):
     queue = open_queue()
     queue.lease()
-    stale = tmp_path / "queue" / "owners" / "0123456789abcdef"
+    stale = tmp_path / "queue" / "owner-0123456789abcdef"
     queue.push("a")
     lease = queue.lease()
     stale.touch()

@@ -373,4 +373,4 @@ def in_a_child(work):
 
 
 def test_queue_does_what_a_deque_does():
-    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=100, stateful_step_count=50))
+    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=60, stateful_step_count=50))

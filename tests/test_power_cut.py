@@ -13,7 +13,7 @@ import pytest
 import replay
 from scenarios import SCENARIOS
 
-STATES = 2_000  # a scenario
+STATES = 1_700  # a scenario
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "2000000"))
 LONG_ROUND = 20_000  # states of one recording
 

@@ -1,5 +1,6 @@
 """Transactions: what the calls of a block do together, what spoils it, what cannot be a part of it."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -55,17 +56,25 @@ def test_nobody_else_sees_what_a_block_has_done_before_its_end(pair, tmp_path):
     def look():
         seen.append((list(inbox), list(outbox)))
 
-    def elsewhere():
-        with PersistentQueue("queue", tmp_path, name="inbox") as other:
-            assert list(other) == [1, 2]
+    here, there = multiprocessing.Pipe()
 
+    def elsewhere():  # a process that has it open before: opening waits for the write lock
+        with PersistentQueue("queue", tmp_path, name="inbox") as other:
+            there.send("open")
+            there.recv()
+            there.send((other.peek(), list(other), len(other)))
+
+    pid = forked(elsewhere)
+    assert here.recv() == "open"
     with inbox.transaction():
         outbox.push(inbox.pop())
         thread = threading.Thread(target=look)
         thread.start()
         thread.join(DEADLINE)
+        here.send("look")
+        assert here.recv() == (1, [1, 2], 2)
     assert seen == [([1, 2], [])]
-    assert status_of(forked(os._exit, 0)) == 0
+    assert status_of(pid) == 0
     assert (list(inbox), list(outbox)) == ([2], [1])
 
 

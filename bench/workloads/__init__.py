@@ -11,6 +11,7 @@ from bench.workloads.async_pushes import measure_async_pushes
 from bench.workloads.batches import measure_batches
 from bench.workloads.flush import measure_flush
 from bench.workloads.imports import measure_imports
+from bench.workloads.leases import measure_leases
 from bench.workloads.length import measure_length
 from bench.workloads.memory import measure_memory
 from bench.workloads.processes import measure_processes
@@ -21,6 +22,7 @@ from bench.workloads.waiting import measure_idle, measure_wake
 WORKLOADS: dict[str, Callable[[Run], None]] = {
     "single": measure_single,
     "batches": measure_batches,
+    "leases": measure_leases,
     "threads": measure_threads,
     "processes": measure_processes,
     "async": measure_async_pushes,

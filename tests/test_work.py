@@ -1,0 +1,317 @@
+"""The loop of a worker: retries, dead letters, stopping, leases that are kept alive; alone and in an event loop."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import pytest
+from processes import DEADLINE, eventually, forked, status_of
+
+from lmdbqueue import LeaseExpiredError, PersistentQueue, Retry, Worked, _work
+from lmdbqueue.aio import AsyncPersistentQueue
+
+AT_ONCE = Retry(max_attempts=3, base=0.0)
+
+
+class Until:
+    """A ``stop`` that is set once ``n`` items were settled for good, and a ``progress`` that notes how it went."""
+
+    def __init__(self, n):
+        self.n = n
+        self.seen = []
+
+    def __call__(self):
+        return bool(self.seen) and self.seen[-1].done + self.seen[-1].dead >= self.n
+
+    def progress(self, worked):
+        self.seen.append(worked)
+
+
+def test_a_worker_does_every_item_and_tells_how_it_goes(open_queue):
+    queue = open_queue()
+    queue.push(list(range(10)))
+    until, done = Until(10), []
+    assert queue.work(done.append, stop=until, progress=until.progress) == Worked(10, 0, 0)
+    assert done == list(range(10))
+    assert [worked.done for worked in until.seen] == list(range(1, 11))
+    queue.push(list(range(5)))
+    until, done = Until(5), []
+    queue.work(done.append, items=3, stop=until, progress=until.progress)
+    assert done == [[0, 1, 2], [3, 4]]
+    assert queue.stats().removed == 15
+
+
+def test_what_a_handler_raises_at_is_tried_again_and_then_dead(open_queue):
+    queue = open_queue()
+    queue.push(["bad", "good"])
+    until, tried = Until(2), []
+
+    def handle(item):
+        tried.append(item)
+        if item == "bad":
+            raise LookupError(item)
+
+    assert queue.work(handle, retry=AT_ONCE, stop=until, progress=until.progress) == Worked(1, 2, 1)
+    assert tried == ["bad", "bad", "bad", "good"]
+    (letter,) = queue.dead
+    assert (letter.item, letter.attempts, letter.reason) == ("bad", 3, "LookupError: bad")
+
+
+def test_delays_grow_up_to_a_limit_and_differ_by_chance():
+    retry = Retry(base=2.0, factor=3.0, max_delay=50.0, jitter=0.0)
+    assert [retry.delay(attempts) for attempts in (1, 2, 3, 4, 5_000)] == [2, 6, 18, 50, 50]
+    delays = {Retry(base=10.0, jitter=0.1).delay(1) for _ in range(100)}
+    assert len(delays) > 50
+    assert min(delays) >= 9
+    assert max(delays) <= 11
+
+
+def test_a_retry_waits_for_its_delay(open_queue):
+    queue = open_queue()
+    queue.push("a")
+    until = Until(1)
+    times = []
+
+    def handle(_item):
+        times.append(time.monotonic())
+        if len(times) == 1:
+            raise LookupError
+
+    queue.work(handle, retry=Retry(base=0.2, jitter=0), stop=until, progress=until.progress)
+    assert times[1] - times[0] >= 0.19
+
+
+def test_a_lease_is_kept_alive_while_its_handler_runs(open_queue):
+    queue, other = open_queue(), open_queue()
+    queue.push("a")
+    until = Until(1)
+
+    def handle(_item):
+        ends = time.monotonic() + 1.0
+        while time.monotonic() < ends:
+            assert not other.lease()
+
+    assert queue.work(handle, ttl=0.3, stop=until, progress=until.progress).done == 1
+    assert len(queue) == 0
+
+
+def test_a_handler_whose_lease_is_over_all_the_same_is_told_of_in_the_log(open_queue, caplog):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    stop = threading.Event()
+
+    def handle(item):
+        if item == "a":
+            queue.clear(all=True)
+        stop.set()
+
+    assert queue.work(handle, stop=stop) == Worked()
+    assert "the lease of items 0 of queue 'queue' is over" in caplog.text
+    assert caplog.records[0].name == "lmdbqueue"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_handler_finish_and_ends_the_loop(open_queue, number):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    before = signal.getsignal(number)
+
+    def handle(_item):
+        os.kill(os.getpid(), number)
+        time.sleep(0.05)
+
+    assert queue.work(handle) == Worked(1, 0, 0)
+    assert list(queue) == ["b"]
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_wait_at_once(open_queue, number):
+    queue = open_queue()
+    ear, mouth = os.pipe()
+
+    def work():
+        threading.Timer(0.3, os.write, (mouth, b".")).start()
+        began = time.monotonic()
+        assert queue.work(print) == Worked()
+        assert time.monotonic() - began < DEADLINE / 2
+
+    pid = forked(work)
+    assert os.read(ear, 1)
+    os.kill(pid, number)
+    assert status_of(pid) == 0
+    os.close(ear)
+    os.close(mouth)
+
+
+def test_a_second_signal_does_what_it_always_does(open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+
+    def handle(_item):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.work(handle)
+    assert list(queue) == ["a", "b"]
+    assert queue.lease(2).attempts == [2, 1]
+
+
+def test_a_shutdown_ends_the_loop_of_another_thread(open_queue):
+    queue = open_queue()
+    queue.push("a")
+    results = []
+    thread = threading.Thread(target=lambda: results.append(queue.work(lambda _: None)))
+    thread.start()
+    eventually(lambda: queue.stats().removed == 1)
+    queue.shutdown()
+    thread.join(DEADLINE)
+    assert results == [Worked(1, 0, 0)]
+
+
+def test_several_workers_share_a_queue(open_queue, tmp_path):
+    queue = open_queue(durability="off")
+    queue.push(list(range(400)))
+
+    def work(mine):
+        with PersistentQueue("queue", tmp_path, durability="off") as own:
+            own.work(lambda _: None, items=7, stop=lambda: not own.count(), progress=mine.append)
+
+    workers = [[] for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert sum(mine[-1].done for mine in workers if mine) == 400
+    assert queue.stats().removed == 400
+
+
+# --- awaited
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run_(test, **options):
+        async def main():
+            async with AsyncPersistentQueue.open("queue", tmp_path, **options) as queue:
+                await asyncio.wait_for(test(queue), DEADLINE)
+
+        asyncio.run(main())
+
+    return run_
+
+
+def test_awaited_leases_mean_what_they_mean_without_await(run):
+    async def test(queue):
+        await queue.push(list("abcdef"))
+        async with queue.lease(2) as lease:
+            assert (list(lease), lease[0], len(lease), lease.items) == (["a", "b"], "a", 2, ["a", "b"])
+            assert (lease.seqs, lease.attempts, lease.deadline) == ([0, 1], [1, 1], None)
+        with pytest.raises(ZeroDivisionError):
+            async with queue.lease(2):
+                1 / 0  # noqa: B018
+        lease = await queue.lease(3, ttl=50)
+        await lease.extend(60)
+        assert lease.attempts == [2, 2, 1]
+        await lease.nack(2)
+        await lease.ack([3])
+        stats = await queue.stats()
+        assert (stats.waiting, stats.leased) == (2, 1)
+        await queue.clear(all=True)
+        with pytest.raises(LeaseExpiredError):
+            await lease.ack()
+        assert not await queue.lease()
+        assert await queue.push("k", unique="k", delay=0.05) == await queue.push("k", unique="k")
+        async with queue.lease(blocking=True, timeout=DEADLINE) as lease:
+            assert list(lease) == ["k"]
+
+    run(test)
+
+
+def test_awaited_dead_letters(run):
+    async def test(queue):
+        await queue.push(list("abc"))
+        await (await queue.lease(3)).nack()
+        assert await queue.dead.count() == 3
+        assert [letter.item async for letter in queue.dead] == ["a", "b", "c"]
+        assert (await queue.dead.requeue(1), await queue.dead.delete(0), await queue.dead.count()) == (1, 1, 1)
+
+    run(test, max_attempts=1)
+
+
+def test_leases_that_are_cancelled_give_back_what_they_took(run):
+    async def test(queue):
+        waiting = [asyncio.ensure_future(queue._leased(1, None, blocking=True, timeout=None)) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        await queue.push(list(range(50)))
+        for task in waiting[::2]:
+            task.cancel()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        leases = [lease for lease in found if not isinstance(lease, asyncio.CancelledError)]
+        assert len(leases) >= 25
+        assert (await queue.count(), (await queue.stats()).leased) == (50 - len(leases), len(leases))
+        for lease in leases:
+            await lease.ack()
+
+    run(test)
+
+
+def test_an_awaited_worker(run):
+    async def test(queue):
+        await queue.push(["bad", "good", "slow"])
+        until, tried = Until(3), []
+
+        async def handle(item):
+            tried.append(item)
+            if item == "bad":
+                raise LookupError(item)
+            if item == "slow":
+                await asyncio.sleep(0.6)
+
+        worked = await queue.work(handle, ttl=0.3, retry=AT_ONCE, stop=until, progress=until.progress)
+        assert worked == Worked(2, 2, 1)
+        assert tried == ["bad", "bad", "bad", "good", "slow"]
+        assert await queue.dead.count() == 1
+
+    run(test)
+
+
+def test_an_awaited_worker_stops_at_a_signal(run):
+    async def test(queue):
+        before = signal.getsignal(signal.SIGTERM)
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        assert await queue.work(asyncio.sleep) == Worked()
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    run(test)
+
+
+def test_an_awaited_worker_that_is_cancelled_gives_back_what_it_holds(run):
+    async def test(queue):
+        await queue.push("a")
+        started = asyncio.Event()
+
+        async def handle(_item):
+            started.set()
+            await asyncio.sleep(DEADLINE)
+
+        task = asyncio.ensure_future(queue.work(handle))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await queue.peek() == "a"
+
+    run(test)
+
+
+def test_a_stop_that_is_set_at_first_ends_the_loop_at_once(open_queue):
+    assert _work.is_set(None) is False
+    stop = threading.Event()
+    stop.set()
+    assert open_queue().work(print, stop=stop) == Worked()
