@@ -120,9 +120,10 @@ class Lease(Sequence[T]):
             return
         self._refuse_child()
         found = self._queue._extend(self._token, ttl)  # noqa: SLF001
-        if found is None:
+        if found is not None:
+            (self.deadline,) = found
+        elif self._held:
             raise LeaseExpiredError(self._queue.name, sorted(self._held))
-        (self.deadline,) = found
 
     def _wanted(self, seqs: int | Iterable[int] | None) -> Collection[int] | None:
         self._refuse_child()

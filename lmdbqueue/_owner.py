@@ -25,6 +25,7 @@ from contextlib import suppress
 
 from lmdbqueue import _flock
 from lmdbqueue._disk import translated
+from lmdbqueue._errors import ClosedError
 
 _PREFIX = "owner-"
 
@@ -36,6 +37,7 @@ class Owners:
         self._directory = directory
         self._lock = threading.Lock()
         self._mine: Owner | None = None
+        self._has_left = False
 
     @property
     def mine(self) -> int:
@@ -43,8 +45,10 @@ class Owners:
         return 0 if self._mine is None else self._mine.id
 
     def join(self) -> int:
-        """Return the id of this queue as an owner."""
+        """Return the id of this queue as an owner. Raises ``ClosedError`` after ``leave``."""
         with self._lock:
+            if self._has_left:
+                raise ClosedError(self._directory)
             if self._mine is None:
                 self._mine = Owner(self._directory)
             return self._mine.id
@@ -66,7 +70,9 @@ class Owners:
 
     def leave(self) -> None:
         """Let this queue be dead as an owner. Twice is harmless."""
-        mine, self._mine = self._mine, None
+        with self._lock:
+            self._has_left = True
+            mine, self._mine = self._mine, None
         if mine is not None:
             mine.release()
 
@@ -101,6 +107,8 @@ def _is_dead(path: str) -> bool:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
+    except OSError:  # no descriptor left: nobody knows
+        return False
     try:
         return _flock.is_free(fd)
     finally:

@@ -323,6 +323,7 @@ class PersistentQueue(ConsumerQueue[T]):
             if len(entries) > 1 or len(entries[0][1]) > _SMALL or counts.leased > _FEW:
                 raise
             leased = update()  # from the reserve, as removals are
+        self._refuse_if_closed()  # by another thread meanwhile: then the owner is dead
         if leased is None:
             return None
         token, seqs, attempts = leased

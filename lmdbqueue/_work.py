@@ -123,7 +123,7 @@ class Loop:
 
     def run(self) -> Worked:
         """Work until told to stop."""
-        with self._signals(), _Heart(self._ttl) as heart, suppress(ShutDown):
+        with self._signals(), _Heart(self._ttl) as heart, suppress(ShutDown, _Stopped):
             while not self._is_stopped and not is_set(self._stop):
                 if self._wait():
                     self._once(heart)

@@ -275,6 +275,25 @@ class Worker:
     def delete(self, queue: PersistentQueue[bytes], n: int) -> None:
         self.call("delete", queue.name, lambda: queue.delete(n), n=n)
 
+    def lease(self, queue: PersistentQueue[bytes], n: int = 1) -> None:
+        """Lease and acknowledge, which is a pop to who is alone."""
+
+        def take() -> list[Tag | None]:
+            with queue.lease(n, ttl=100.0) as lease:
+                return [tag_of(each) for each in lease]
+
+        self.call("pop", queue.name, take, n=n)
+
+    def give_back(self, queue: PersistentQueue[bytes], n: int = 1) -> None:
+        """Lease and give back, which is a look to who is alone."""
+
+        def take() -> list[Tag | None]:
+            lease = queue.lease(n)
+            lease.nack()
+            return [tag_of(each) for each in lease]
+
+        self.call("peek", queue.name, take)
+
     def clear(self, queue: PersistentQueue[bytes]) -> None:
         """Clear a queue that nobody else pushes to."""
         held = len(queue)

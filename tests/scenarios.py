@@ -128,6 +128,21 @@ def solo(stage: Stage) -> None:
     stage.run(role)
 
 
+def leases(stage: Stage) -> None:
+    """One process leases, acknowledges and gives back, closes now and then and opens again."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        for _ in range(4):
+            with _opened(worker, stage) as queue:
+                for _ in range(12):
+                    worker.push(queue, worker.random.randrange(1, 6), 3000)
+                    worker.give_back(queue, worker.random.randrange(1, 4))
+                    worker.lease(queue, worker.random.randrange(1, 8))
+
+    stage.run(role)
+
+
 def pushes(stage: Stage) -> None:
     """One process pushes items one by one: what follows a cut is much like what it took back."""
 
@@ -274,7 +289,7 @@ def again(stage: Stage) -> None:
 
 SCENARIOS = {
     scenario.__name__.replace("_", " "): scenario
-    for scenario in (solo, pushes, trio, turns, creation, flush, flush_trio, names, long_names, killed)
+    for scenario in (solo, leases, pushes, trio, turns, creation, flush, flush_trio, names, long_names, killed)
 }
 
 

@@ -321,27 +321,29 @@ def test_a_forked_child_has_a_watch_of_its_own_and_the_parent_keeps_its(queue):
 
 
 PINGS = 20_000
+MANY_PINGS = 100_000
 
 
-def _pong(place):
+def _pong(place, pings):
     _wakeup.CEILING = 100 * PATIENCE
     with (
         PersistentQueue("queue", place, name="ping", durability="off") as ping,
         PersistentQueue("queue", place, name="pong", durability="off") as pong,
     ):
-        for n in range(PINGS):
+        for n in range(pings):
             assert ping.pop(1, blocking=True, timeout=PATIENCE) == n
             pong.push(n)
 
 
 @pytest.mark.usefixtures("no_ceiling")
-def test_no_wake_is_lost_in_20_000_rounds_between_two_processes(open_queue, tmp_path):
+@pytest.mark.parametrize("pings", [PINGS, pytest.param(MANY_PINGS, marks=pytest.mark.long)])
+def test_no_wake_is_lost_in_many_rounds_between_two_processes(open_queue, tmp_path, pings):
     ping = open_queue(name="ping", durability="off")
     pong = open_queue(name="pong", durability="off")
-    player = spawn.Process(target=_pong, args=(tmp_path,))
+    player = spawn.Process(target=_pong, args=(tmp_path, pings))
     player.start()
     slowest = 0.0
-    for n in range(PINGS):
+    for n in range(pings):
         begun = time.monotonic()
         ping.push(n)
         assert pong.pop(1, blocking=True, timeout=PATIENCE) == n
