@@ -33,6 +33,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_notes``            what is known of items: attempts, unique keys, counts
+``_records``          the records beside the items, and their weight, by which a torn transaction is seen
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors

@@ -93,4 +93,5 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
             return _OTHER
         if db is not None:
             changed += _fifo.follow_records(txn, db, draft_txn, copy)
+    draft.weigh_as(draft_txn, live.last(txn)[1])
     return changed

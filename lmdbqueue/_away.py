@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes
+from lmdbqueue import _fifo, _format, _notes, _records
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Counts, Note, away, pack, unpack
 from lmdbqueue._generation import Tables, Txn
@@ -121,12 +121,11 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
             times = taken.attempts
         seqs.append(seq)
         attempts.append(times)
-        records.append((key, _notes.sealed(queue, key, header + value)))
+        records.append((key, header + value))
     token = 0
     if seqs:
         token = counts.tokens + 1
-        with txn.cursor(queue.away) as cursor:
-            cursor.putmulti(records)
+        _records.add_away(txn, queue, records)
         _put_lease(txn, queue, token, Lease(terms.owner, terms.deadline, seqs))
         counts = counts._replace(tokens=token, leased=counts.leased + len(seqs))
     _notes.set_counts(txn, queue, counts)
@@ -167,7 +166,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
         note = Note(due=apart.due, unique=digest)
         if apart.due:
             value = _format.seal(pack(seq), payload) if queue.sealed else payload
-            _put(txn, queue, away(queue.name, "delayed", apart.due, seq), note.pack() + value)
+            _records.put_away(txn, queue, away(queue.name, "delayed", apart.due, seq), note.pack() + value)
         else:
             counts = _notes.put(txn, queue, seq, note, counts)
         if digest:
@@ -190,10 +189,8 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
             for key in keys:
                 counts = _notes.free(txn, queue, _take(txn, queue, key).note, counts)
         else:
-            with txn.cursor(queue.away) as cursor:
-                for key in keys:
-                    if cursor.set_key(key):
-                        cursor.delete()
+            for key in keys:
+                _records.pop_away(txn, queue, key)
         _notes.set_counts(txn, queue, counts._replace(leased=counts.leased - len(released)))
     return released
 
@@ -317,7 +314,7 @@ def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> Non
             counts = _bury(txn, queue, record, how._replace(reason=reason), counts)
         elif how.due:
             note = note._replace(due=how.due)
-            _put(txn, queue, away(queue.name, "delayed", how.due, record.seq), note.pack() + record.value)
+            _records.put_away(txn, queue, away(queue.name, "delayed", how.due, record.seq), note.pack() + record.value)
             counts = counts._replace(delayed=counts.delayed + 1)
         else:
             entries.append((_format.place(record.seq, note.due), record.value))
@@ -333,14 +330,14 @@ def _bury(txn: Txn, queue: Tables, record: Record, how: Return, counts: Counts) 
     """Put an item to the dead; its key is free then."""
     counts = _notes.free(txn, queue, record.note, counts)
     note = record.note._replace(time=how.now, reason=how.reason, unique=b"")
-    _put(txn, queue, away(queue.name, "dead", record.seq), note.pack() + record.value)
+    _records.put_away(txn, queue, away(queue.name, "dead", record.seq), note.pack() + record.value)
     return counts._replace(dead=counts.dead + 1)
 
 
 def dead(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Record]:
     """Return the dead from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
     found = []
-    for key, value in _records(txn, queue, away(queue.name, "dead"), pack(seq)):
+    for key, value in _entries(txn, queue, away(queue.name, "dead"), pack(seq)):
         found.append(_record(queue, key, value))
         max_bytes -= len(value)
         if max_bytes <= 0:
@@ -378,7 +375,7 @@ def clear(txn: Txn, queue: Tables) -> int:
     if counts != Counts():
         for kind in ("lease", "owner", "expiry", "leased", "delayed", "dead", "note", "unique"):
             for key in list(_keys(txn, queue, away(queue.name, kind))):
-                txn.delete(key, db=queue.away)
+                _records.pop_away(txn, queue, key)
         _notes.set_counts(txn, queue, Counts(tokens=counts.tokens))
     return removed + counts.leased + counts.delayed + counts.dead
 
@@ -408,7 +405,7 @@ class Contents(NamedTuple):
 
 def contents(txn: Txn, queue: Tables) -> Contents:
     """Return all records of a queue."""
-    return read(queue.name, _records(txn, queue, _format.record(queue.name, ""), b""), sealed=queue.sealed)
+    return read(queue.name, _entries(txn, queue, _format.record(queue.name, ""), b""), sealed=queue.sealed)
 
 
 def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:
@@ -448,7 +445,7 @@ def _add(found: Contents, kind: bytes, rest: bytes, data: bytes) -> None:
 def _lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
     key = away(queue.name, "lease", token)
     value = txn.get(key, db=queue.away)
-    data = None if value is None else _notes.opened(queue, key, value)
+    data = None if value is None else _records.opened(queue, key, value)
     return None if data is None else _unpack_lease(data)
 
 
@@ -459,7 +456,7 @@ def _unpack_lease(data: bytes) -> Lease:
 
 def _put_lease(txn: Txn, queue: Tables, token: int, lease: Lease) -> None:
     seqs = _format.pack_ranges(_format.ranges(sorted(lease.seqs)))
-    _put(txn, queue, away(queue.name, "lease", token), pack(lease.owner) + pack(lease.deadline) + seqs)
+    _records.put_away(txn, queue, away(queue.name, "lease", token), pack(lease.owner) + pack(lease.deadline) + seqs)
     txn.put(away(queue.name, "owner", lease.owner, token), b"", db=queue.away)
     if lease.deadline != NEVER:
         txn.put(away(queue.name, "expiry", lease.deadline, token), b"", db=queue.away)
@@ -472,7 +469,7 @@ def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None
         return None
     seqs = list(found.seqs) if wanted is None else [seq for seq in found.seqs if seq in wanted]
     if len(seqs) == len(found.seqs):
-        txn.delete(away(queue.name, "lease", token), db=queue.away)
+        _records.pop_away(txn, queue, away(queue.name, "lease", token))
         txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
         txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
     elif seqs:
@@ -483,21 +480,17 @@ def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None
 
 def _take(txn: Txn, queue: Tables, key: bytes) -> Record:
     """Remove and return a record of an item, which is there."""
-    value = txn.pop(key, db=queue.away)
+    value = _records.pop_away(txn, queue, key)
     assert value is not None  # by the invariants
     return _record(queue, key, value)
 
 
 def _record(queue: Tables, key: bytes, value: bytes) -> Record:
     seq = unpack(key[-8:])
-    data = _notes.opened(queue, key, value)
+    data = _records.opened(queue, key, value)
     if data is None:
         return Record(seq, Note(reason=_DAMAGED), value)
     return Record(seq, *Note.unpack(data))
-
-
-def _put(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
-    txn.put(key, _notes.sealed(queue, key, data), db=queue.away)
 
 
 def _first(txn: Txn, queue: Tables, kind: str) -> int:
@@ -526,7 +519,7 @@ def _keys(txn: Txn, queue: Tables, prefix: bytes) -> Iterator[bytes]:
                 yield key
 
 
-def _records(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
+def _entries(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
     with txn.cursor(queue.away) as cursor:
         if cursor.set_range(prefix + first):
             for key, value in cursor.iternext():

@@ -10,8 +10,9 @@ The records of a queue, and what holds of them between any two transactions:
   number, or, of an item that had a delay, longer, and before all numbers (``_format.place``)
 - ``tail``: the next number to be given, so also how many items were ever pushed
 - ``head``: every item from this number on has never left; those before it came back
-- ``skipped``: how many numbers from ``head`` to below ``tail`` have no item: they were given to items with
-  a delay, or are of items that were lost to damage. All others have one
+- ``gaps``: how many numbers from ``head`` to below ``tail`` have no item, since they were given to items with
+  a delay, or are of items that were lost to damage; all others have one. And by their weight, which numbers
+  these are, and which items came back: so the records tell exactly which items there are (see ``_records``)
 
 Functions that write return what they changed; an empty answer says that nothing was.
 """
@@ -19,12 +20,13 @@ Functions that write return what they changed; an empty answer says that nothing
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
-from lmdbqueue import _format, _notes
+from lmdbqueue import _format, _notes, _records
 from lmdbqueue._errors import CorruptQueueError, Full
-from lmdbqueue._format import SEAL_SIZE, pack, seal, unpack
+from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
 from lmdbqueue._generation import Db, Tables, Txn
 
 _OVERHEAD = 32  # bytes of an item's node, key, seal and index
+_NO_GAPS = Gaps()
 _PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
 
 Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
@@ -33,24 +35,46 @@ Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
 def create(txn: Txn, queue: Tables) -> bool:
     """Make the records of an empty queue, or those of one that was made before there were leases what they are now."""
     if txn.get(queue.tail, db=queue.meta) is None:
-        txn.put(queue.head, pack(0), db=queue.meta)
-        txn.put(queue.tail, pack(0), db=queue.meta)
+        _records.put(txn, queue, queue.head, pack(0))
+        _records.put(txn, queue, queue.tail, pack(0))
         return True
-    if txn.get(_format.record(queue.name, "missing"), db=queue.meta) is None:
+    if not is_of_before_leases(txn, queue):
         return False
-    head, _, skipped = bounds(txn, queue)
-    txn.put(queue.head, pack(head), db=queue.meta)
-    _set_skipped(txn, queue, skipped)
-    return txn.delete(_format.record(queue.name, "missing"), db=queue.meta)
+    head = _head(txn, queue)
+    _records.put(txn, queue, queue.head, pack(head))
+    with txn.cursor(queue.items) as cursor:
+        returned = list(takewhile(lambda place: place < pack(head), cursor.iternext(values=False)))
+    _set_gaps(txn, queue, Gaps(returned_weight=sum(map(weigh, returned))))
+    return _records.delete(txn, queue, _format.record(queue.name, "missing"))
+
+
+def is_of_before_leases(txn: Txn, queue: Tables) -> bool:
+    """Tell whether a queue has no gaps noted, but what was there before these."""
+    return txn.get(_format.record(queue.name, "missing"), db=queue.meta) is not None
 
 
 def bounds(txn: Txn, queue: Tables) -> tuple[int, int, int]:
     """Return head, tail, and how many numbers between them have no item."""
-    head, tail = _number(txn, queue, queue.head), _number(txn, queue, queue.tail)
+    return _head(txn, queue), _number(txn, queue, queue.tail), gaps(txn, queue).skipped
+
+
+def _head(txn: Txn, queue: Tables) -> int:
     missing = txn.get(_format.record(queue.name, "missing"), db=queue.meta)  # until there were leases
-    if missing is not None:
-        head = max([head, *(lost.stop for lost in _format.unpack_ranges(missing))])
-    return head, tail, _skipped(txn, queue)
+    lost = [] if missing is None else _format.unpack_ranges(missing)
+    return max([_number(txn, queue, queue.head), *(each.stop for each in lost)])
+
+
+def gaps(txn: Txn, queue: Tables) -> Gaps:
+    """Return how the items differ from the numbers between head and tail."""
+    value = txn.get(queue.gaps, db=queue.meta)
+    return _NO_GAPS if value is None else Gaps.unpack(value)
+
+
+def _set_gaps(txn: Txn, queue: Tables, now: Gaps) -> None:
+    if any(now):
+        _records.put(txn, queue, queue.gaps, now.pack())
+    else:
+        _records.delete(txn, queue, queue.gaps)
 
 
 def count(txn: Txn, queue: Tables) -> int:
@@ -69,7 +93,7 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_b
     given = range(tail, tail + len(payloads))
     if _append(txn, queue, given, payloads) != len(given):  # py-lmdb skips what is out of order without a word
         raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
-    txn.put(queue.tail, pack(given.stop), db=queue.meta)
+    _records.put(txn, queue, queue.tail, pack(given.stop))
     return given
 
 
@@ -86,9 +110,12 @@ def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int
 def skip(txn: Txn, queue: Tables, n: int) -> range:
     """Give ``n`` numbers to items that do not wait here; return them."""
     tail = _number(txn, queue, queue.tail)
-    txn.put(queue.tail, pack(tail + n), db=queue.meta)
-    _set_skipped(txn, queue, _skipped(txn, queue) + n)
-    return range(tail, tail + n)
+    given = range(tail, tail + n)
+    _records.put(txn, queue, queue.tail, pack(given.stop))
+    before = gaps(txn, queue)
+    weight = before.skipped_weight + sum(map(weigh, map(pack, given)))
+    _set_gaps(txn, queue, before._replace(skipped=before.skipped + n, skipped_weight=weight))
+    return given
 
 
 def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) -> int:
@@ -166,6 +193,9 @@ def move(
 
 def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
     """Insert items that were taken out at the places that they had: they come before all that never left."""
+    before = gaps(txn, queue)
+    returned = before.returned_weight + sum(weigh(place) for place, _ in entries)
+    _set_gaps(txn, queue, before._replace(returned_weight=returned))
     with txn.cursor(queue.items) as cursor:
         for place, value in entries:
             if not cursor.put(place, value, overwrite=False):
@@ -191,16 +221,27 @@ def _take_first(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
         for _ in keys:
             cursor.delete()
     head = _number(txn, queue, queue.head)
-    queue_head = pack(head)
-    last = keys[-1] if len(keys[-1]) == len(queue_head) else keys[0]  # item 0 stands before what was due
-    if len(last) > len(queue_head) or last < queue_head:
-        return  # they had all come back
-    stop = unpack(last) + 1
-    if stop - head != len(keys) or keys[0] != queue_head:  # else none was skipped
-        stop = min(stop, _number(txn, queue, queue.tail))  # since a damaged place may be anywhere
-        taken = sum(len(key) == len(queue_head) and key >= queue_head for key in keys)
-        _set_skipped(txn, queue, max(0, _skipped(txn, queue) - (stop - head - taken)))
-    txn.put(queue.head, pack(stop), db=queue.meta)
+    first = pack(head)
+    last = keys[-1] if len(keys[-1]) == len(first) else keys[0]  # item 0 stands before what was due
+    stop = unpack(last) + 1 if len(last) == len(first) and last >= first else head  # else they had all come back
+    if stop - head != len(keys) or keys[0] != first:  # else none had, and none was skipped
+        stop = min(stop, max(head, _number(txn, queue, queue.tail)))  # since a damaged place may be anywhere
+        _pass(txn, queue, keys, range(head, stop))
+    if stop != head:
+        _records.put(txn, queue, queue.head, pack(stop))
+
+
+def _pass(txn: Txn, queue: Tables, keys: list[bytes], passed: range) -> None:
+    """Note that items are taken which came back, or behind numbers that were skipped; the head moves as far."""
+    before = gaps(txn, queue)
+    first = pack(passed.start)
+    returned = [key for key in keys if len(key) > len(first) or key < first]
+    skipped = before.skipped - (len(passed) - (len(keys) - len(returned)))
+    weight = before.skipped_weight
+    if skipped != before.skipped:
+        weight -= sum(map(weigh, {*map(pack, passed)}.difference(keys)))
+    now = Gaps(max(0, skipped), weight, before.returned_weight - sum(map(weigh, returned)))
+    _set_gaps(txn, queue, now)
 
 
 def clear(txn: Txn, queue: Tables) -> int:
@@ -208,23 +249,10 @@ def clear(txn: Txn, queue: Tables) -> int:
     removed = count(txn, queue)
     if removed:
         txn.drop(queue.items, delete=False)
-        txn.put(queue.head, pack(_number(txn, queue, queue.tail)), db=queue.meta)
-        _set_skipped(txn, queue, 0)
+        _records.put(txn, queue, queue.head, pack(_number(txn, queue, queue.tail)))
+        _set_gaps(txn, queue, _NO_GAPS)
         _notes.forget_all(txn, queue)
     return removed
-
-
-def _skipped(txn: Txn, queue: Tables) -> int:
-    value = txn.get(_format.record(queue.name, "skipped"), db=queue.meta)
-    return 0 if value is None else unpack(value)
-
-
-def _set_skipped(txn: Txn, queue: Tables, skipped: int) -> None:
-    record = _format.record(queue.name, "skipped")
-    if skipped:
-        txn.put(record, pack(skipped), db=queue.meta)
-    else:
-        txn.delete(record, db=queue.meta)
 
 
 def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
@@ -238,12 +266,14 @@ def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
 def destroy(txn: Txn, queue: Tables) -> bool:
     """Remove the queue with all that belongs to it. Its handles are void then, so of a draft only."""
     txn.drop(queue.items)
+    before = queue.generation.weighed(txn)
     for db in (queue.meta, queue.away):
         if db is not None:
             with txn.cursor(db) as cursor:
                 prefix = _format.record(queue.name, "")
                 while cursor.set_range(prefix) and cursor.key().startswith(prefix):
                     cursor.delete()
+    queue.generation.weight += queue.generation.weighed(txn) - before
     return True
 
 

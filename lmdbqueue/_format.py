@@ -1,8 +1,8 @@
 """What the bytes on disk mean, and nothing else.
 
-Owns: the format version, ``queue.json``, the names of the sub-databases and records, sequence numbers
-and the seal of a payload. Law: pure functions of bytes; whoever reads ``docs/format.md`` finds each
-line of it here. Must not know: files, transactions, LMDB.
+Owns: the format version, ``queue.json``, the names of the sub-databases and records, sequence numbers,
+the seal of a payload and the weight of a record. Law: pure functions of bytes; whoever reads
+``docs/format.md`` finds each line of it here. Must not know: files, transactions, LMDB.
 """
 
 import os
@@ -71,6 +71,11 @@ def state_key(record: bytes) -> str:
     return record.split(b"/", 2)[2].decode()
 
 
+def is_state(record: bytes) -> bool:
+    """Tell whether a record of META is of a state, and so has a seal."""
+    return record.split(b"/", 2)[1:2] == [b"state"]
+
+
 def split_record(key: bytes) -> tuple[str, str]:
     """Return the name of the queue that a key belongs to, "" for none, and what it is."""
     try:
@@ -106,6 +111,29 @@ def number(place: bytes) -> int:
 def due(place: bytes) -> int:
     """Return when the item at a place was due, 0 for one without a delay."""
     return unpack(place[8:16]) if len(place) > len(_FRONT) else 0
+
+
+# --- gaps: how the items that a queue has differ from all the numbers from its head to its tail
+
+
+class Gaps(NamedTuple):
+    """How many numbers between head and tail have no item, and which; which items came back. No record: none."""
+
+    skipped: int = 0  # numbers from the head to below the tail without an item
+    skipped_weight: int = 0  # of their places
+    returned_weight: int = 0  # of the places of the items that came back
+
+    def pack(self) -> bytes:
+        """Return the record."""
+        return _GAPS.pack(self.skipped, self.skipped_weight & _ALL, self.returned_weight & _ALL)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Gaps":
+        """Read the record."""
+        return cls(*_GAPS.unpack(data))
+
+
+_GAPS: Final = Struct(">3Q")
 
 
 # --- away
@@ -207,6 +235,37 @@ def seal(key: bytes, payload: bytes) -> bytes:
 def is_intact(key: bytes, value: bytes) -> bool:
     """Tell whether a sealed value is what was stored under ``key``."""
     return crc32(value, crc32(key)) == _RESIDUE
+
+
+# --- the weight of a record, of which the sum stands beside the number of the last transaction (see _records).
+# A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel each other
+
+_ALL: Final = (1 << 64) - 1
+
+
+def weigh(key: bytes, value: bytes = b"") -> int:
+    """Return the weight of a record that is not sealed, or of a place."""
+    crc = crc32(value, crc32(key))
+    return crc * crc
+
+
+def weigh_sealed(value: bytes) -> int:
+    """Return the weight of a sealed record, whose checksum is that of its key, too."""
+    crc: int = _SEAL.unpack_from(value, len(value) - SEAL_SIZE)[0] if len(value) >= SEAL_SIZE else 0
+    return crc * crc
+
+
+def pack_last(transaction: int, weight: int) -> bytes:
+    """Return the record of the last transaction, with the weight of all other records."""
+    number = pack(transaction)
+    return number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
+
+
+def unpack_last(data: bytes) -> tuple[int, int | None]:
+    """Return the last transaction, and the weight of all other records: None where it is not written down."""
+    number = data[:8]
+    weight = (unpack(data[8:]) - weigh(LAST_TXN, number)) & _ALL if len(data) > len(number) else None
+    return unpack(number), weight
 
 
 # --- queue.json

@@ -114,8 +114,10 @@ class Tables(NamedTuple):
     away: Db
     head: bytes
     tail: bytes
+    gaps: bytes
     counts: bytes
     sealed: bool
+    weighed: bool
 
 
 class Snapshot:
@@ -130,6 +132,7 @@ class Snapshot:
         self._tables: dict[str, Tables] = {}
         self.meta: Db = None
         self.away: Db = None
+        self.weight = 0  # that the transaction under way adds to that of the records (see _records)
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -171,14 +174,41 @@ class Snapshot:
             found = map(_format.queue_of, cursor.iternext(values=False))
             return [name for name in found if name is not None]
 
+    def recorded(self, txn: Txn) -> set[str]:
+        """Return the names of all queues that have a tail, which is not to say that they have items."""
+        with txn.cursor(self.meta) as cursor:
+            found = [_format.split_record(key) for key in cursor.iternext(values=False)]
+        return {name for name, what in found if what == "tail"}
+
     def queues(self) -> list[Tables]:
         """Return the queues whose handles are open."""
         return list(self._tables.values())
 
-    def last_stamp(self, txn: Txn) -> int:
-        """Return the number of the transaction that was the last to change anything, in its own words."""
+    def last(self, txn: Txn) -> tuple[int, int | None]:
+        """Return the number of the transaction that was the last to change anything, in its own words.
+
+        And the weight of the records that it left, None if it wrote none down.
+        """
         value = txn.get(_format.LAST_TXN, db=self.meta)
-        return -1 if value is None else _format.unpack(value)
+        return (-1, None) if value is None else _format.unpack_last(value)
+
+    def weighed(self, txn: Txn) -> int:
+        """Return the weight of the records, which ``last`` should say, too."""
+        with txn.cursor(self.meta) as cursor:
+            total = sum(_weight_in_meta(key, value) for key, value in cursor.iternext())
+        if self.away is not None:
+            with txn.cursor(self.away) as cursor:
+                total += sum(_format.weigh_sealed(value) for key, value in cursor.iternext() if value)
+        return total % (1 << 64)
+
+    def note_last(self, txn: Txn) -> None:
+        """Write down that a transaction changed something, and the weight of the records that it leaves."""
+        record = _format.pack(txn.id())
+        if is_weighed(self.options):
+            _, before = self.last(txn)
+            weight = self.weighed(txn) if before is None else before + self.weight
+            record = _format.pack_last(txn.id(), weight)
+        txn.put(_format.LAST_TXN, record, db=self.meta)
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
@@ -226,8 +256,10 @@ class Snapshot:
             away=self.away,
             head=_format.record(name, "head"),
             tail=_format.record(name, "tail"),
+            gaps=_format.record(name, "gaps"),
             counts=_format.record(name, "away"),
             sealed=self.options.checksum,
+            weighed=is_weighed(self.options),
         )
 
     @contextmanager
@@ -269,15 +301,22 @@ class Draft(Snapshot):
         """
         with self._translated("compaction"):
             txn = self._env.begin(write=True)
+            self.weight = 0
             try:
                 self._open_tables(txn)
                 result = fn(txn, self, *args)
                 if result:
-                    txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self.meta)
+                    self.note_last(txn)
                     txn.commit()
             finally:
                 end(txn)
             return result
+
+    def weigh_as(self, txn: Txn, weight: int | None) -> None:
+        """Let the weight of the records be this one, which is known of another file with the same; None: find out."""
+        _, before = self.last(txn)
+        if before is not None:
+            self.weight = (self.weighed(txn) if weight is None else weight) - before
 
     def make(self, txn: Txn, name: str, create: Callable[[Txn, Tables], object]) -> Tables:
         """Return where the records of a queue are, which is made if it is not there."""
@@ -386,6 +425,7 @@ class Generation(Snapshot):
         Raises ``Superseded``; ``GoneError`` when somebody has removed the file.
         """
         self._added = 0
+        self.weight = 0
         try:
             txn = self._env.begin(write=True)
             try:
@@ -431,7 +471,7 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=self.meta)
+        self.note_last(txn)
         try:
             txn.commit()
         except lmdb.Error as error:
@@ -535,6 +575,11 @@ def is_proven_at_opening(options: _format.Options) -> bool:
     return options.checksum or options.durability == "off"
 
 
+def is_weighed(options: _format.Options) -> bool:
+    """Tell whether the weight of the records is kept in such a queue, to tell a torn transaction by (``_records``)."""
+    return options.checksum and options.durability == "full"
+
+
 def reserve(pages: int) -> int:
     """Return how many pages are kept for removals in a file with so many pages in use."""
     return _RESERVE + pages // _RESERVE
@@ -548,7 +593,10 @@ def provide(path: str) -> None:
 
 
 def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = ()) -> None:
-    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys."""
+    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys.
+
+    The weight of its records is written down by the next transaction: until then nothing of it can be torn.
+    """
     try:
         env, _ = _open(path, sync=False, lock=False)  # a lock file without room would kill the process
         try:
@@ -579,6 +627,12 @@ def _await_set_up(lock_file: str) -> None:
         fcntl.lockf(fd, fcntl.LOCK_SH, 1)
     finally:
         os.close(fd)
+
+
+def _weight_in_meta(key: bytes, value: bytes) -> int:
+    if key == _format.LAST_TXN:
+        return 0
+    return _format.weigh_sealed(value) if _format.is_state(key) else _format.weigh(key, value)
 
 
 def structural_problems(path: str) -> list[str]:

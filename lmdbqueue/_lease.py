@@ -115,7 +115,10 @@ class Lease(Sequence[T]):
             self._settle(wanted, self._queue._nack(self._token, wanted, delay, reason, max_attempts))  # noqa: SLF001
 
     def extend(self, ttl: float | None) -> None:
-        """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object."""
+        """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object.
+
+        Does nothing if all that it held is settled.
+        """
         if not self._token:
             return
         self._refuse_child()

@@ -9,9 +9,10 @@ A queue that never had a lease, a delay or a key has no record of counts, and pa
 
 from collections.abc import Iterable
 
-from lmdbqueue import _format
-from lmdbqueue._format import SEAL_SIZE, Counts, Note, away, pack
+from lmdbqueue import _format, _records
+from lmdbqueue._format import Counts, Note, away, pack
 from lmdbqueue._generation import Tables, Txn
+from lmdbqueue._records import opened
 
 DIGEST = 16  # bytes
 
@@ -24,19 +25,7 @@ def counts(txn: Txn, queue: Tables) -> Counts:
 
 def set_counts(txn: Txn, queue: Tables, now: Counts) -> None:
     """Write them down."""
-    txn.put(queue.counts, now.pack(), db=queue.meta)
-
-
-def sealed(queue: Tables, key: bytes, value: bytes) -> bytes:
-    """Return what stands in AWAY for a value."""
-    return _format.seal(key, value) if queue.sealed else value
-
-
-def opened(queue: Tables, key: bytes, value: bytes) -> bytes | None:
-    """Return the value that stands in AWAY, None if it is damaged."""
-    if not queue.sealed:
-        return value
-    return value[:-SEAL_SIZE] if _format.is_intact(key, value) else None
+    _records.put(txn, queue, queue.counts, now.pack())
 
 
 def lift(txn: Txn, queue: Tables, keys: Iterable[bytes], now: Counts) -> tuple[list[Note], Counts]:
@@ -51,8 +40,7 @@ def put(txn: Txn, queue: Tables, seq: int, note: Note, now: Counts) -> Counts:
     """Note something on an item that waits, if there is anything to note."""
     if not note.attempts and not note.unique:
         return now
-    key = away(queue.name, "note", seq)
-    txn.put(key, sealed(queue, key, note.pack()), db=queue.away)
+    _records.put_away(txn, queue, away(queue.name, "note", seq), note.pack())
     return now._replace(noted=now.noted + 1)
 
 
@@ -91,13 +79,13 @@ def hold(txn: Txn, queue: Tables, unique: bytes, seq: int, now: Counts) -> Count
     """Note that an item has a key."""
     key = away(queue.name, "unique", unique)
     is_new = txn.get(key, db=queue.away) is None  # else it was damaged
-    txn.put(key, sealed(queue, key, pack(seq)), db=queue.away)
+    _records.put_away(txn, queue, key, pack(seq))
     return now._replace(unique=now.unique + is_new)
 
 
 def free(txn: Txn, queue: Tables, note: Note, now: Counts) -> Counts:
     """Give the key of an item free, if it has one."""
-    if note.unique and txn.delete(away(queue.name, "unique", note.unique), db=queue.away):
+    if note.unique and _records.pop_away(txn, queue, away(queue.name, "unique", note.unique)) is not None:
         return now._replace(unique=now.unique - 1)
     return now
 
@@ -107,10 +95,9 @@ NONE = Note()
 
 def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
     key = away(queue.name, "note", seq)
-    value = txn.get(key, db=queue.away)
+    value = _records.pop_away(txn, queue, key)
     if value is None:
         return None
-    txn.delete(key, db=queue.away)
     data = opened(queue, key, value)
     return NONE if data is None else Note.unpack(data)[0]
 

@@ -19,15 +19,15 @@ _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, whic
 
 
 class Damage(NamedTuple):
-    """An item, or another record, whose checksum does not fit."""
+    """An item whose checksum does not fit, or something else that another snapshot may have in common."""
 
     queue: str
-    seq: int  # _NO_ITEM for another record
+    seq: int  # _NO_ITEM for something else
     what: str = ""
 
     def __str__(self) -> str:
-        what = self.what or f"item {self.seq}"
-        return f"queue {self.queue!r}: {what} is damaged, its checksum does not fit"
+        what = self.what or f"item {self.seq} is damaged, its checksum does not fit"
+        return f"queue {self.queue!r}: {what}" if self.queue else what
 
 
 class Findings(NamedTuple):
@@ -71,40 +71,97 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     """Prove the records of all queues, as ``txn`` sees them; ``newest`` transaction: None for that of ``txn``."""
     problems: list[str] = []
     damaged: set[Damage] = set()
-    transaction, record = txn.id() if newest is None else newest, snapshot.last_stamp(txn)
+    transaction = txn.id() if newest is None else newest
+    record, weight = snapshot.last(txn)
     if transaction not in (record, _FIRST_OF_A_COPY):
         problems.append(f"its newest transaction is {transaction}, and its record says {record}")
+    if weight is not None and (difference := weight - snapshot.weighed(txn)):
+        damaged.add(_other("", f"the weight of its records differs from what transaction {record} noted", difference))
+    known = {queue.name for queue in snapshot.queues()}
+    if lost := snapshot.recorded(txn).symmetric_difference(known):
+        problems.append(f"of the queues {sorted(lost)} it has records and no items, or items and no records")
     for queue in snapshot.queues():
-        _add_queue(txn, queue, problems, damaged)
+        if queue.name not in lost:
+            _add_queue(txn, queue, problems, damaged)
     return Findings(tuple(problems), frozenset(damaged))
 
 
+def _other(queue: str, what: str, *differences: int) -> Damage:
+    """Return a difference that counts as the same only where it is the same."""
+    return Damage(queue, _NO_ITEM, f"{what} (by {', '.join(f'{each % (1 << 64):x}' for each in differences)})")
+
+
+class _Items(NamedTuple):
+    """What was found among the items of a queue."""
+
+    total: int
+    in_order: int  # numbers from head to below tail that have an item
+    behind: int  # items behind the tail
+    gaps: list[range]  # numbers that have none
+    returned_weight: int  # of the places of those that came back
+    damaged: list[int]
+
+
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
-    head, tail, skipped = _fifo.bounds(txn, queue)
-    came_back = behind = 0
-    with txn.cursor(queue.items) as cursor:
-        for place, value in cursor.iternext():
-            seq = _format.number(place)
-            came_back += len(place) > _NUMBER or seq < head
-            behind += len(place) == _NUMBER and seq >= tail
-            if queue.sealed and not _format.is_intact(place[-_NUMBER:], value):
-                damaged.add(Damage(queue.name, seq))
-    there = _fifo.count(txn, queue) - came_back - behind
-    if behind:
-        problems.append(f"queue {queue.name!r}: its tail is {tail}, and there are {behind} items from that number on")
-    if there != tail - head - skipped:
-        problems.append(
-            f"queue {queue.name!r}: its head is {head}, its tail {tail}, {skipped} numbers between them have no item, "
-            f"and {there} have one"
-        )
+    damaged |= {Damage(queue.name, seq) for seq in _add_items(txn, queue, problems, damaged)}
     if queue.away is not None:
         contents = _away.contents(txn, queue)
-        damaged |= {Damage(queue.name, _NO_ITEM, f"the record {key!r}") for key in contents.damaged}
+        for record in contents.damaged:
+            damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
         if not contents.damaged:
             problems += _away_problems(txn, queue, contents)
     for record, value in _fifo.state(txn, queue) if queue.sealed else ():
         if not _format.is_intact(record, value):
-            damaged.add(Damage(queue.name, _NO_ITEM, f"the state {_format.state_key(record)!r}"))
+            key = _format.state_key(record)
+            damaged.add(Damage(queue.name, _NO_ITEM, f"the state {key!r} is damaged, its checksum does not fit"))
+
+
+def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> list[int]:
+    """Prove that the items are those that the records tell of; return which of them are damaged."""
+    head, tail, skipped = _fifo.bounds(txn, queue)
+    count = _fifo.count(txn, queue)
+    found = _items(txn, queue, head, tail)
+    if found.total != count:
+        problems.append(f"queue {queue.name!r}: it has {found.total} items, and its tree counts {count}")
+    if found.behind:
+        problems.append(
+            f"queue {queue.name!r}: its tail is {tail}, and there are {found.behind} items from that number on"
+        )
+    if found.in_order != tail - head - skipped:
+        problems.append(
+            f"queue {queue.name!r}: its head is {head}, its tail {tail}, {skipped} numbers between them have no item, "
+            f"and {found.in_order} have one"
+        )
+    elif not found.behind and not _fifo.is_of_before_leases(txn, queue):
+        noted = _fifo.gaps(txn, queue)
+        skipped_weight = sum(_format.weigh(_format.pack(seq)) for gap in found.gaps for seq in gap)
+        differences = noted.skipped_weight - skipped_weight, noted.returned_weight - found.returned_weight
+        if any(each % (1 << 64) for each in differences):
+            damaged.add(_other(queue.name, "its items are not those that its records tell of", *differences))
+    return found.damaged
+
+
+def _items(txn: Txn, queue: Tables, head: int, tail: int) -> _Items:
+    expected = head
+    gaps = []
+    damaged = []
+    came_back = behind = total = returned_weight = 0
+    with txn.cursor(queue.items) as cursor:
+        for place, value in cursor.iternext():
+            total += 1
+            seq = _format.number(place)
+            if len(place) > _NUMBER or seq < head:
+                came_back += 1
+                returned_weight += _format.weigh(place)
+            else:
+                if seq != expected:
+                    gaps.append(range(expected, seq))
+                expected = seq + 1
+                behind += seq >= tail
+            if queue.sealed and not _format.is_intact(place[-_NUMBER:], value):
+                damaged.append(seq)
+    gaps.append(range(expected, max(expected, tail)))
+    return _Items(total, total - came_back - behind, behind, gaps, returned_weight, damaged)
 
 
 def _away_problems(txn: Txn, queue: Tables, contents: _away.Contents) -> Iterator[str]:

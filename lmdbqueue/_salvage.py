@@ -22,12 +22,16 @@ from lmdbqueue import _format, _generation, _metapage
 from lmdbqueue._away import Contents, read
 from lmdbqueue._disk import sync_directory, sync_file
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Counts, Note
+from lmdbqueue._format import Counts, Gaps, Note
 from lmdbqueue._pages import NO_ROOT, Node, Pages, root_of
 
 _NUMBER: Final = 8  # bytes
 _DATABASE: Final = 48  # bytes of its record
 _NAMED: Final = 10  # numbers that a sentence names
+
+
+def _gaps(data: bytes) -> Gaps:
+    return Gaps.unpack(data) if len(data) == len(Gaps().pack()) else Gaps()
 
 
 class Quarantine:
@@ -64,7 +68,7 @@ class _Queue:
         self.root = root
         self.head = number("head")
         self.tail = number("tail")
-        self.skipped = number("skipped") or 0
+        self.gaps = _gaps(records.get(_format.record(name, "gaps"), b""))
         for lost in _format.unpack_ranges(records.get(_format.record(name, "missing"), b"")):  # before leases
             self.head = max(self.head or 0, lost.stop)
         counts = records.get(_format.record(name, "away"))
@@ -77,14 +81,20 @@ class _Queue:
         self.noted: dict[int, Note] = {}  # of items that are kept
         self.first: int | None = None  # number that is kept in its own place
         self.in_order = 0  # items that are kept from the head on
+        self.weight = 0  # of all places that are kept
+        self.weight_in_order = 0
         self.next = 0
 
     def keep(self, place: bytes) -> None:
         """Note that the item at a place is kept; they come in order."""
         seq = _format.number(place)
+        weight = _format.weigh(place)
+        self.weight += weight
         if len(place) == _NUMBER:
             self.first = seq if self.first is None else self.first
-            self.in_order += self.head is None or seq >= self.head
+            if self.head is None or seq >= self.head:
+                self.in_order += 1
+                self.weight_in_order += weight
             self.next = seq + 1
         note = self.notes.get(seq)
         if note is not None and _format.place(seq, note.due) == place:
@@ -100,7 +110,7 @@ class _Queue:
             before = place
 
     def bounds(self) -> tuple[int, int]:
-        """Return head and tail of the new file."""
+        """Return head and tail, as far as they can be told."""
         away = max((*self.away.delayed, *self.away.dead, -1)) + 1
         tail = max(self.next, away) if self.tail is None else max(self.tail, self.next)
         if self.head is not None:
@@ -110,12 +120,15 @@ class _Queue:
     def records(self, state: Iterator[Node]) -> Iterator[Node]:
         """Yield the records of the queue in the new file, in the order of their keys."""
         head, tail = self.bounds()
+        gaps = Gaps(returned_weight=self.weight - self.weight_in_order)
+        if self.in_order != tail - head:  # numbers are missing, perhaps very many: all items come back
+            head, gaps = tail, Gaps(returned_weight=self.weight)
         away = self.away._replace(leased={}, notes=self.noted, keys=self.keys())
         if (counts := away.counts(self.counts.tokens)) != Counts():
             yield _format.record(self.name, "away"), counts.pack()
+        if any(gaps):
+            yield _format.record(self.name, "gaps"), gaps.pack()
         yield _format.record(self.name, "head"), _format.pack(head)
-        if skipped := tail - head - self.in_order:
-            yield _format.record(self.name, "skipped"), _format.pack(skipped)
         yield from state
         yield _format.record(self.name, "tail"), _format.pack(tail)
 
@@ -147,7 +160,7 @@ class _Queue:
             keys = ", ".join(self.damaged_records[:_NAMED]) + ", ..." * (len(self.damaged_records) > _NAMED)
             yield f"queue {self.name!r}: damaged records are now in {quarantine!r}: {keys}"
         head, tail = self.bounds()
-        expected = tail - head - self.skipped + self.counts.leased + self.counts.delayed + self.counts.dead
+        expected = tail - head - self.gaps.skipped + self.counts.leased + self.counts.delayed + self.counts.dead
         found = self.in_order + len(self.away.leased) + len(self.away.delayed) + len(self.away.dead)
         in_quarantine = len(self.damaged) + sum("/lea" in each or "/de" in each for each in self.damaged_records)
         if (lost := expected - found - in_quarantine) > 0:

@@ -7,7 +7,7 @@ in. Must not know: LMDB, what is done with it.
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
-from lmdbqueue import _fifo, _format
+from lmdbqueue import _fifo, _format, _records
 from lmdbqueue._env import Environment
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import SEAL_SIZE
@@ -109,11 +109,12 @@ def _has(txn: Txn, queue: Tables, record: bytes) -> bool:
 
 
 def _put(txn: Txn, queue: Tables, record: bytes, payload: bytes) -> bool:
-    return txn.put(record, _format.seal(record, payload) if queue.sealed else payload, db=queue.meta)
+    _records.put_state(txn, queue, record, payload)
+    return True
 
 
 def _delete(txn: Txn, queue: Tables, record: bytes) -> bool:
-    return txn.delete(record, db=queue.meta)
+    return _records.delete_state(txn, queue, record)
 
 
 def _keys(txn: Txn, queue: Tables) -> list[str]:
@@ -122,4 +123,4 @@ def _keys(txn: Txn, queue: Tables) -> list[str]:
 
 def _clear(txn: Txn, queue: Tables) -> int:
     records = [record for record, _ in _fifo.state(txn, queue)]
-    return sum(txn.delete(record, db=queue.meta) for record in records)
+    return sum(_records.delete_state(txn, queue, record) for record in records)

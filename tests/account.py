@@ -23,6 +23,7 @@ from lmdbqueue import PersistentQueue
 
 Tag = tuple[int, int, int]
 PROBE: Tag = (255, 0, 99)
+FILLING = 25  # steps
 _HEAD = Struct(">BI")
 
 
@@ -81,8 +82,16 @@ class Journal:
         """Return the names of the queues that may be there."""
         return sorted({call.queue for call in self.calls.values()})
 
-    def account(self, queue: str, base: "Found | None" = None) -> "Account":
-        return Account([call for call in self.calls.values() if call.queue == queue], base)
+    def account(self, queue: str) -> "Judge":
+        """Return who judges a queue: what kind it is was noted by the first call on it, if it is not the usual one."""
+        calls = [call for call in self.calls.values() if call.queue == queue]
+        kinds: dict[str, type[Judge]] = {
+            "judged as a set": Loose,
+            "judged by steps": Steps,
+            "judged by another": Others,
+        }
+        judge = kinds.get(calls[0].verb if calls else "")
+        return Account(calls) if judge is None else judge(calls)
 
 
 def take_notes(journal: Journal, data: bytes, *, is_late: bool = False) -> bytes:
@@ -101,6 +110,7 @@ class Found:
 
     tags: tuple[Tag | None, ...]
     tail: int
+    state: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def head(self) -> int:
@@ -108,10 +118,113 @@ class Found:
 
     def after(self, probe: Tag) -> "Found":
         """Return what is there after ``inspect`` has pushed the probe and popped one item."""
-        return Found((*self.tags, probe)[1:], self.tail + 1)
+        return Found((*self.tags, probe)[1:], self.tail + 1, self.state)
 
 
-class Account:
+class Judge:
+    """Says what is wrong with what was found in one queue, and in all of a directory."""
+
+    def __init__(self, calls: Iterable[Call]) -> None: ...
+
+    def problem(self, found: Found) -> str:  # noqa: ARG002
+        """Return what is wrong with a queue; nothing, if it may be so."""
+        return ""
+
+    def problem_of_all(self, found: dict[str, Found]) -> str:  # noqa: ARG002
+        """Return what is wrong with the queues together."""
+        return ""
+
+
+class Others(Judge):
+    """The judge of another queue judges this one."""
+
+
+class Loose(Judge):
+    """Items leave in any order: what a call settles is named when it begins."""
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        self.known: set[Tag] = set()
+        self.pushing: list[list[Tag]] = []
+        self.settling: list[set[Tag]] = []
+        self.gone: set[Tag] = set()
+        for call in calls:
+            if call.verb == "push" and call.acked:
+                self.known.update(call.tags)
+            elif call.verb == "push":
+                self.pushing.append(call.tags)
+            elif call.verb == "settle" and call.acked:
+                self.gone.update(call.tags)
+            elif call.verb == "settle":
+                self.settling.append(set(call.tags))
+
+    def problem(self, found: Found) -> str:
+        there = {tag for tag in found.tags if tag is not None}
+        if len(there) < len(found.tags):
+            return "an item is damaged, or there twice"
+        if again := there & self.gone:
+            return f"what was acknowledged is there again: {sorted(again)[:3]}"
+        extra = there - self.known
+        if extra not in [set(), *map(set, self.pushing)]:
+            return f"these are not what one call pushed: {sorted(extra)[:3]}"
+        lost = self.known - self.gone - there
+        if lost not in [set(), *self.settling]:
+            return f"these are gone, and no call took just them: {sorted(lost)[:3]}"
+        return ""
+
+
+class Steps(Judge):
+    """One process does steps, each one transaction over two queues and their states: see ``after_steps``."""
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        done = [call.n for call in calls if call.verb == "step" and call.acked]
+        begun = [call.n for call in calls if call.verb == "step"]
+        self.possible = sorted({max(done, default=0), max(begun, default=0)})
+
+    def problem_of_all(self, found: dict[str, Found]) -> str:
+        if any(found.items() <= after_steps(n).items() for n in self.possible):
+            return ""
+        wrong = {
+            name: [
+                what
+                for what in ("tags", "tail", "state")
+                if getattr(found[name], what) != getattr(after_steps(self.possible[0])[name], what)
+            ]
+            for name in found
+        }
+        return f"this is what is there after none of the steps {self.possible}; other than after the first: {wrong}"
+
+
+def step(n: int) -> tuple[int, list[Tag], str, bytes]:
+    """Return what step ``n`` does: items moved from a to b, pushed to a, and what of the state it sets."""
+    if n <= FILLING:
+        return 0, [(1, 10 * n, 8)], f"key {n}", bytes(300)
+    if n % 30 < 20:  # steps that are alike use the same pages again and again
+        return 1, [(1, 10 * n, 8)], f"key {n % 3}", n.to_bytes(300)
+    chance = random.Random(n)  # noqa: S311
+    tags = [(1, 10 * n + i, chance.choice((8, 60, 900))) for i in range(chance.randrange(4))]
+    return chance.randrange(4), tags, f"key {chance.randrange(FILLING)}", chance.randbytes(300)
+
+
+@lru_cache
+def after_steps(n: int) -> dict[str, Found]:
+    """Return what is there after so many steps."""
+    items: dict[str, list[Tag]] = {"a": [], "b": []}
+    tails = {"a": 0, "b": 0}
+    state: dict[str, bytes] = {}
+    for each in range(1, n + 1):
+        moved, tags, key, value = step(each)
+        some = items["a"][:moved]
+        del items["a"][:moved]
+        items["b"] += some
+        items["a"] += tags
+        tails["a"] += len(tags)
+        tails["b"] += len(some)
+        state[key] = value
+        items["b"] = items["b"][1:]
+    return {name: Found(tuple(items[name]), tails[name], state if name == "a" else {}) for name in items}
+
+
+class Account(Judge):
     """What may be found, from what was there (``base``) and what was called since."""
 
     def __init__(self, calls: Iterable[Call], base: Found | None = None) -> None:
@@ -294,6 +407,25 @@ class Worker:
 
         self.call("peek", queue.name, take)
 
+    def settle(self, queue: PersistentQueue[bytes], tags: Sequence[Tag], fn: Callable[[], Any]) -> None:
+        """Call what removes just these items."""
+        self.call("settle", queue.name, lambda: (fn(), 0)[1], tags)
+
+    def step(self, n: int, a: PersistentQueue[bytes], b: PersistentQueue[bytes]) -> None:
+        """Do step ``n``, as one transaction of two queues."""
+        moved, tags, key, value = step(n)
+
+        def do() -> int:
+            with a.transaction():
+                if moved:
+                    b.push(_as_list(a.pop(moved), moved))
+                a.push([item(tag) for tag in tags])
+                a.state[key] = value
+                b.delete(1)
+            return 0
+
+        self.call("step", "a", do, n=n)
+
     def clear(self, queue: PersistentQueue[bytes]) -> None:
         """Clear a queue that nobody else pushes to."""
         held = len(queue)
@@ -332,6 +464,7 @@ def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool
     last = item(probe)
     with open_queue(place, name) as queue:
         items = list(queue)
+        state = dict(queue.state)
         tail = queue.push(last)
         assert len(queue) == len(items) + 1, f"it counts {len(queue)} items and shows {len(items) + 1}"
         assert queue.peek(len(items) + 2) == [*items, last], "a push changed what was there"
@@ -343,4 +476,4 @@ def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool
     if again:
         with open_queue(place, name) as queue:
             assert list(queue) == [*items, last][1:], "the second opening found something else than the first"
-    return Found(tuple(tag_of(each) for each in items), tail)
+    return Found(tuple(tag_of(each) for each in items), tail, state)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, _generation
 
 settings.register_profile(
     "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -39,6 +39,12 @@ def open_queue(tmp_path) -> Iterator[OpenQueue]:
 def queue(open_queue) -> PersistentQueue[Any]:
     """Give an empty queue."""
     return open_queue()
+
+
+@pytest.fixture
+def weighed_without_syncs(monkeypatch) -> None:
+    """Let records be weighed with ``durability="off"``, too, so that a quick model proves that their weight is kept."""
+    monkeypatch.setattr(_generation, "is_weighed", lambda options: options.checksum)
 
 
 @pytest.fixture(scope="session")

@@ -324,8 +324,8 @@ class Disk:
         def content(_: int, file: File) -> Content:
             sizes = file.possible_sizes()
             size = max(sizes) if chance.random() < 0.7 else chance.choice(sizes)
-            keep = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))
-            keep_meta = chance.choice((0.0, 0.5, 1.0, keep))
+            keep = chance.choice((0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
+            keep_meta = chance.choice((0.0, 0.5, 1.0, 1.0, 1.0, keep))  # a torn transaction is one whose meta page came
 
             def choose(unit: int, versions: int) -> int:
                 if chance.random() < (keep_meta if unit * unit_size < META_BYTES else keep):

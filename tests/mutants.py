@@ -2,7 +2,8 @@
 
 A mutant is a function that changes the library in memory, in the process that calls it, and the scenario that
 must show it. ``RECORDING`` are applied where calls are made and recorded, ``OPENING`` where the queue is opened
-after the crash, ``AGAIN`` where a first crash was recovered from and a second one comes. To add one, write the
+after the crash, ``AGAIN`` where a first crash was recovered from and a second one comes, ``OPENING_AGAIN`` after
+that one. To add one, write the
 function and enter it into its table under a name that says what is wrong.
 """
 
@@ -131,10 +132,32 @@ def leaves_the_remnants(_worker: Worker | None = None) -> None:
     _recovery._remnants.wipe = lambda _path, _newest: None  # type: ignore[attr-defined]
 
 
+def weighs_no_records() -> None:
+    """Take the records of a torn transaction for its own if their number is right."""
+    last = _generation.Snapshot.last
+    _generation.Snapshot.last = lambda self, txn: (last(self, txn)[0], None)  # type: ignore[method-assign]
+
+
+def takes_any_items_for_those_it_had() -> None:
+    """Look at the records of what came back, and not at the items."""
+    from lmdbqueue import _proof  # noqa: PLC0415
+
+    _proof._other = lambda *_: _proof.Damage("", 0, "")  # type: ignore[assignment]
+    of_records = _proof.of_records
+
+    def blind(*args: Any) -> Any:
+        found = of_records(*args)
+        return found._replace(damaged=found.damaged - {_proof.Damage("", 0, "")})
+
+    _proof.of_records = blind  # type: ignore[assignment]
+
+
 OPENING = {
     "recovery skipped": Mutant(skips_the_recovery, "solo"),
     "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
+    "records are not weighed": Mutant(weighs_no_records, "held"),
+    "records are not weighed, of a state": Mutant(weighs_no_records, "transactions"),
 }
 
 
@@ -186,5 +209,6 @@ def goes_on_in_a_child() -> None:
 FORKING = {"no pid check": goes_on_in_a_child}
 
 AGAIN = {"remnants left": Mutant(leaves_the_remnants, "pushes")}
+OPENING_AGAIN = {"which items came back is not proven": Mutant(takes_any_items_for_those_it_had, "pushes")}
 
 IN_WORKERS = RECORDING | AGAIN

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import mutants
-from account import Account, inspect, open_queue
+from account import Judge, inspect, open_queue
 from disk import State
 from processes import forked, status_of
 
@@ -34,7 +34,7 @@ class Case:
 
     state: State
     locks: State
-    accounts: dict[str, Account]
+    accounts: dict[str, Judge]
     label: str
     again: bool
 
@@ -67,13 +67,16 @@ def problem_of(case: Case, place: str) -> str:
     """Open the state in ``place``; return what is wrong."""
     try:
         *others, last = case.accounts
+        all_found = {}
         with ExitStack() as stack:
             if others and not case.again:
                 stack.enter_context(open_queue(place, last))  # so that the others are opened at little cost
             for name, account in case.accounts.items():
                 found = inspect(place, name, proves=name == last, again=case.again)
+                all_found[name] = found
                 if problem := account.problem(found):
                     return f"{name[-20:]}: {problem}"
+            return "".join(account.problem_of_all(all_found) for account in case.accounts.values())
     except BaseException:
         return traceback.format_exc()
     return ""
@@ -91,7 +94,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
         faulthandler.disable()  # a death by signal is reported by the parent
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if mutant:
-            mutants.OPENING[mutant].apply()
+            {**mutants.OPENING, **mutants.OPENING_AGAIN}[mutant].apply()
         for number in range(first, len(cases)):
             position[0] = number
             here = os.path.join(place, str(number))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import strace_log
-from account import Account, Found, Journal
+from account import Account, Found, Journal, Judge
 from disk import Disk, State
 from opener import Case, build, open_all, pretend_reboot
 from processes import forked, status_of
@@ -200,7 +200,7 @@ class _Part:
         """Yield the cases that ``outcome`` does not know yet, some at each moment."""
         results = recording.results()
         disk, journal = Disk(recording.start, recording.lock), Journal(results)
-        accounts: dict[str, Account] = {}
+        accounts: dict[str, Judge] = {}
         for moment, event in enumerate(recording.events):
             if event.kind == "note" and event.note["note"] != "session":
                 journal.note(event.note)
@@ -219,7 +219,7 @@ class _Part:
                 yield Case(state, disk.locks(state, chance), accounts, label, again=len(outcome.keys) % 8 == 0)
 
 
-def _accounts(recording: Recording, journal: Journal, results: dict[int, Any]) -> dict[str, Account]:
+def _accounts(recording: Recording, journal: Journal, results: dict[int, Any]) -> dict[str, Judge]:
     """Return what may be found in each queue."""
     before = recording.before
     if before is None:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import mutants
-from account import Worker, notes_to, open_queue, tag_of
+from account import Worker, item, notes_to, open_queue, tag_of
 from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue
@@ -139,6 +139,59 @@ def leases(stage: Stage) -> None:
                     worker.push(queue, worker.random.randrange(1, 6), 3000)
                     worker.give_back(queue, worker.random.randrange(1, 4))
                     worker.lease(queue, worker.random.randrange(1, 8))
+
+    stage.run(role)
+
+
+def held(stage: Stage) -> None:
+    """One process holds many leases at a time, settles them in any order, and has items that come due."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        chance = worker.random
+        worker.call("judged as a set", "queue", int)
+        with _opened(worker, stage) as queue:
+            leases = []
+            for _ in range(20):  # what is alike uses the same pages again and again
+                worker.push(queue, 1, 5)
+                leases.append(queue.lease())
+                if len(leases) == 3:
+                    lease = leases.pop(0)
+                    worker.settle(queue, [tag_of(each) for each in lease], lease.ack)
+            for _ in range(40):
+                draw = chance.random()
+                if draw < 0.3 or len(queue) < 3:
+                    tags = worker.tags(chance.randrange(1, 6), 900)
+                    delay = chance.choice((0.0, 0.0, 1e-9))
+                    items = [item(tag) for tag in tags]
+                    worker.call(
+                        "push", "queue", lambda items=items, delay=delay: queue.push(items, delay=delay)[0], tags
+                    )
+                elif draw < 0.6:
+                    leases.append(queue.lease(chance.randrange(1, 5), ttl=chance.choice((None, 1000.0))))
+                elif leases:
+                    lease = leases.pop(chance.randrange(len(leases)))
+                    some = lease.seqs[: chance.randrange(1, 5)]
+                    tags = [tag_of(lease.items[lease.seqs.index(seq)]) for seq in some]
+                    if draw < 0.85:
+                        worker.settle(queue, tags, lambda lease=lease, some=some: lease.ack(some))
+                    lease.nack(delay=chance.choice((0.0, 1e-9)), reason="x" * chance.choice((1, 200)))
+            stage.keep_lock_file()
+
+    stage.run(role)
+
+
+def transactions(stage: Stage) -> None:
+    """One process does steps over two queues and a state of several pages."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        worker.call("judged by steps", "a", int)
+        worker.call("judged by another", "b", int)
+        with _opened(worker, stage, "a") as a, _opened(worker, stage, "b") as b:
+            for n in range(1, 80):
+                worker.step(n, a, b)
+            stage.keep_lock_file()
 
     stage.run(role)
 
@@ -289,7 +342,21 @@ def again(stage: Stage) -> None:
 
 SCENARIOS = {
     scenario.__name__.replace("_", " "): scenario
-    for scenario in (solo, leases, pushes, trio, turns, creation, flush, flush_trio, names, long_names, killed)
+    for scenario in (
+        solo,
+        leases,
+        held,
+        transactions,
+        pushes,
+        trio,
+        turns,
+        creation,
+        flush,
+        flush_trio,
+        names,
+        long_names,
+        killed,
+    )
 }
 
 

@@ -73,7 +73,7 @@ def opened_generation(directory, *, checksum=True):
 
 
 @pytest.fixture
-def fifo(tmp_path):
+def fifo(tmp_path, weighed_without_syncs):  # noqa: ARG001
     with opened_generation(tmp_path) as generation:
         yield Fifo(generation)
 

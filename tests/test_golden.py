@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from zlib import crc32
 
 import pytest
 
@@ -83,5 +84,7 @@ def test_worked_example_of_the_format_page_is_what_is_written(tmp_path):
         records = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.meta)))
         items = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.items)))
     one, two, four = (number.to_bytes(8, "big") for number in (1, 2, 4))
-    assert records == {b"queue/head": one, b"queue/tail": two, b"txn": four}
+    weight = sum(crc32(record) ** 2 for record in (b"queue/head" + one, b"queue/tail" + two, b"txn" + four))
+    assert weight % 2**64 == 0x40FE5EC7DDECF7CD
+    assert records == {b"queue/head": one, b"queue/tail": two, b"txn": four + (weight % 2**64).to_bytes(8, "big")}
     assert items == {one: bytes.fromhex("77 6f 72 6c 64 79 73 7d 38")}

@@ -372,5 +372,6 @@ def in_a_child(work):
     assert (os.waitstatus_to_exitcode(status), said) == (0, "")
 
 
+@pytest.mark.usefixtures("weighed_without_syncs")
 def test_queue_does_what_a_deque_does():
     run_state_machine_as_test(QueueMachine, settings=settings(max_examples=60, stateful_step_count=50))

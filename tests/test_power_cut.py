@@ -62,7 +62,7 @@ def test_the_replay_finds_a_fault_in_the_calls(name, tmp_path, keep):
 @pytest.mark.parametrize("name", mutants.OPENING)
 def test_the_replay_finds_a_fault_in_the_recovery(name, tmp_path, keep):
     recording = replay.record(mutants.OPENING[name].scenario, str(tmp_path / "recording"))
-    assert replay.replay([recording], STATES, keep, name).failures
+    assert replay.replay([recording], 4 * STATES, keep, name).failures
 
 
 @pytest.mark.parametrize("name", mutants.AGAIN)
@@ -73,6 +73,13 @@ def test_the_replay_of_a_second_cut_finds_a_fault_in_the_recovery(name, tmp_path
         return bool(replay.replay(recordings, STATES // 20, keep).failures)
 
     assert any(fails(seed) for seed in range(2, 2 + TRIES))
+
+
+@pytest.mark.parametrize("name", mutants.OPENING_AGAIN)
+def test_the_replay_of_a_second_cut_finds_a_fault_in_the_proof(name, tmp_path, keep):
+    first = replay.record(mutants.OPENING_AGAIN[name].scenario, str(tmp_path / "recording"), seed=1)
+    recordings = replay.record_again(first, str(tmp_path / "again"), 10)
+    assert replay.replay(recordings, 3 * STATES // 10, keep, name).failures
 
 
 @pytest.mark.long
