@@ -15,11 +15,14 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_awaited``          leases and the loop of a worker, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
+``_engine``           the steps of the verbs, each as one call of an environment
+``_reader``           ``reader``, ``readers``, ``retain``: many who read all
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
-``_verbs``            what each verb means: arguments, encoding, decoding, waiting
+``_verbs``            what each verb means that writes: arguments, encoding
+``_reading``          what it means to read: decoding, waiting
 ``_compact``          ``flush``, ``copy``, ``drop_queue``: when space is given back
 ``_check``            ``check``: the proof on a queue in use, and its repair
 ``_state``            ``state``: a mapping beside the items
@@ -31,8 +34,10 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_salvage``          what can be saved of a damaged file
 ``_proof``            what "whole" means: every invariant
 ``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
+``_readers``          named readers, and what goes when all have passed it
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_notes``            what is known of items: attempts, unique keys, counts
+``_positions``        where readers are, what is kept for them
 ``_records``          the records beside the items, and their weight, by which a torn transaction is seen
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
@@ -82,6 +87,8 @@ from lmdbqueue._errors import (
 )
 from lmdbqueue._lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import Reader
+from lmdbqueue._readers import ReaderStats
 from lmdbqueue._work import Retry, Worked
 
 __all__ = [
@@ -105,6 +112,8 @@ __all__ = [
     "OptionError",
     "PersistentQueue",
     "QueueError",
+    "Reader",
+    "ReaderStats",
     "Retry",
     "ShutDown",
     "StorageError",

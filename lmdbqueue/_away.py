@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, 
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes, _records
+from lmdbqueue import _fifo, _format, _notes, _positions, _readers, _records
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Counts, Note, away, pack, unpack
 from lmdbqueue._generation import Tables, Txn
@@ -76,6 +76,7 @@ class Terms(NamedTuple):
 class Apart(NamedTuple):
     """How items are pushed that do not just wait."""
 
+    now: int  # ns since 1970
     due: int  # ns since 1970, 0 for no delay
     digests: Sequence[bytes]  # of keys, b"" for none
     maxsize: int
@@ -161,7 +162,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
         given = _fifo.skip(txn, queue, len(new))
         counts = counts._replace(delayed=counts.delayed + len(new))
     else:
-        given = _fifo.push(txn, queue, payloads, apart.maxsize, apart.max_bytes)
+        given = _readers.push(txn, queue, payloads, (apart.maxsize, apart.max_bytes), apart.now)
     for seq, (payload, digest) in zip(given, new, strict=True):
         note = Note(due=apart.due, unique=digest)
         if apart.due:
@@ -182,6 +183,7 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
     released = _release(txn, queue, token, seqs)
     if released:
+        _positions.skip(txn, queue, map(pack, released))
         counts = _notes.counts(txn, queue)
         prefix = away(queue.name, "leased")
         keys = [prefix + pack(seq) for seq in released]
@@ -288,17 +290,37 @@ def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
     if not due:
         return 0
     counts = _notes.counts(txn, queue)
+    records = [_take(txn, queue, key) for key in due]
+    _notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
+    if txn.get(queue.readers, db=queue.meta) is not None:
+        _append_due(txn, queue, records, wall)
+        return len(due)
+    counts = _notes.counts(txn, queue)
     entries = []
-    for key in due:
-        record = _take(txn, queue, key)
+    for record in records:
         if record.note.reason == _DAMAGED:
             counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
             continue
-        entries.append((_format.place(record.seq, unpack(key[-16:-8])), record.value))
+        entries.append((_format.place(record.seq, record.note.due), record.value))
         counts = _notes.put(txn, queue, record.seq, record.note, counts)
     _fifo.put_back(txn, queue, entries)
-    _notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
+    _notes.set_counts(txn, queue, counts)
     return len(due)
+
+
+def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], wall: int) -> None:
+    """Let items whose time has come wait with new numbers, where every reader finds them."""
+    counts = _notes.counts(txn, queue)
+    for record in records:
+        payload = _records.opened(queue, pack(record.seq), record.value)
+        if payload is None or record.note.reason == _DAMAGED:
+            counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
+            continue
+        (seq,) = _readers.push(txn, queue, [payload], (0, None), wall)
+        counts = _notes.put(txn, queue, seq, record.note._replace(due=0), counts)
+        if record.note.unique:
+            counts = _notes.hold(txn, queue, record.note.unique, seq, counts)
+    _notes.set_counts(txn, queue, counts)
 
 
 def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> None:
@@ -328,6 +350,7 @@ def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> Non
 
 def _bury(txn: Txn, queue: Tables, record: Record, how: Return, counts: Counts) -> Counts:
     """Put an item to the dead; its key is free then."""
+    _positions.skip(txn, queue, [pack(record.seq)])
     counts = _notes.free(txn, queue, record.note, counts)
     note = record.note._replace(time=how.now, reason=how.reason, unique=b"")
     _records.put_away(txn, queue, away(queue.name, "dead", record.seq), note.pack() + record.value)
@@ -371,6 +394,7 @@ def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Recor
 def clear(txn: Txn, queue: Tables) -> int:
     """Remove all that waits, is leased, delayed or dead; return how many items went."""
     counts = _notes.counts(txn, queue)
+    _positions.skip(txn, queue, (key[-8:] for key in _keys(txn, queue, away(queue.name, "leased"))))
     removed = _fifo.clear(txn, queue)
     if counts != Counts():
         for kind in ("lease", "owner", "expiry", "leased", "delayed", "dead", "note", "unique"):

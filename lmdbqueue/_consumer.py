@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Empty
 from lmdbqueue._lease import NOTHING, DeadLetter, DeadLetters, Lease, Leased
+from lmdbqueue._reading import Entry, checked_count
 from lmdbqueue._standard import StandardQueue
-from lmdbqueue._verbs import Entry, checked_count
 from lmdbqueue._work import DEFAULT_RETRY, Loop, Retry, Stop, Worked
 
 T = TypeVar("T")

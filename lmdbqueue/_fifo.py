@@ -20,12 +20,16 @@ Functions that write return what they changed; an empty answer says that nothing
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 
-from lmdbqueue import _format, _notes, _records
+from lmdbqueue import _format, _notes, _positions, _records
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
 from lmdbqueue._generation import Db, Tables, Txn
 
+_PAGE = 4096  # bytes, of LMDB
+_PAGE_HEADER = 16
+_LARGE = _PAGE // 2 - _PAGE_HEADER  # bytes of an item that stands in pages of its own
 _OVERHEAD = 32  # bytes of an item's node, key, seal and index
+_FIRST = pack(0)
 _NO_GAPS = Gaps()
 _PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
 
@@ -80,6 +84,17 @@ def _set_gaps(txn: Txn, queue: Tables, now: Gaps) -> None:
 def count(txn: Txn, queue: Tables) -> int:
     """Return how many items there are, from LMDB's own count."""
     return txn.stat(queue.items)["entries"]
+
+
+def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
+    """Return how many items stand behind a place, b"" for all; by counting them only if numbers have no item there."""
+    if not place:
+        return count(txn, queue)
+    head, tail, skipped = bounds(txn, queue)
+    if not skipped and len(place) == len(_FIRST) and place > _FIRST and (next_ := _format.number(place) + 1) >= head:
+        return max(0, tail - next_)
+    with txn.cursor(queue.items) as cursor:
+        return sum(1 for _ in cursor.iternext(values=False)) if cursor.set_range(place + b"\0") else 0
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:
@@ -156,39 +171,22 @@ def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
     """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
     if not take(txn, queue, keys):
         return 0
-    _notes.forget(txn, queue, keys)
+    _forget(txn, queue, keys)
     return len(keys)
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
     """Take the first items out if they are just those of ``keys``, and leave what is known of them; tell if so."""
-    if not keys or not _are_first(txn, queue, keys):
+    if not keys or not are_first(txn, queue, keys):
         return False
     _take_first(txn, queue, keys)
     return True
 
 
-def _are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
+def are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
+    """Tell whether the first items are just those of ``keys``."""
     with txn.cursor(queue.items) as cursor:
         return list(islice(cursor.iternext(values=False), len(keys))) == keys
-
-
-def move(
-    txn: Txn,
-    queue: Tables,
-    keys: list[bytes],
-    payloads: Sequence[bytes],
-    target: tuple[str, int, int | None],
-) -> int:
-    """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
-
-    ``payloads`` are theirs; ``target``: its name, ``maxsize`` and ``max_bytes``. Raises ``Full`` as ``push``.
-    """
-    name, maxsize, max_bytes = target
-    if not keys or not _are_first(txn, queue, keys):
-        return 0
-    push(txn, queue.generation.table(name), payloads, maxsize, max_bytes)
-    return remove(txn, queue, keys)
 
 
 def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
@@ -210,8 +208,14 @@ def delete(txn: Txn, queue: Tables, n: int) -> int:
         keys = list(islice(cursor.iternext(values=False), n))
     if keys:
         _take_first(txn, queue, keys)
-        _notes.forget(txn, queue, keys)
+        _forget(txn, queue, keys)
     return len(keys)
+
+
+def _forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
+    """Note that items left for good."""
+    _notes.forget(txn, queue, keys)
+    _positions.skip(txn, queue, keys)
 
 
 def _take_first(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
@@ -248,6 +252,7 @@ def clear(txn: Txn, queue: Tables) -> int:
     """Remove all items; return how many went. The tail stays: no number is given twice."""
     removed = count(txn, queue)
     if removed:
+        _positions.skip_each(txn, queue, lambda position: count_after(txn, queue, position.passed))
         txn.drop(queue.items, delete=False)
         _records.put(txn, queue, queue.head, pack(_number(txn, queue, queue.tail)))
         _set_gaps(txn, queue, _NO_GAPS)
@@ -341,6 +346,11 @@ def room_for(payloads: Sequence[bytes]) -> int:
     own, of which the last may be nearly empty.
     """
     return 3 * (sum(map(len, payloads)) + _OVERHEAD * len(payloads)) + _PATHS
+
+
+def room_of(size: int) -> int:
+    """Return the bytes of pages that an item takes whose value has this size."""
+    return size + _OVERHEAD if size < _LARGE else -(-(size + _PAGE_HEADER) // _PAGE) * _PAGE
 
 
 def _space_for(payloads: Sequence[bytes], page: int) -> int:

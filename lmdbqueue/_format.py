@@ -31,6 +31,8 @@ def unpack(data: bytes) -> int:
     return number
 
 
+_ALL: Final = (1 << 64) - 1
+
 # --- names inside the environment
 
 NEXT_GENERATION: Final = b"next"  # in the unnamed database, readable before any other is open
@@ -71,9 +73,12 @@ def state_key(record: bytes) -> str:
     return record.split(b"/", 2)[2].decode()
 
 
-def is_state(record: bytes) -> bool:
-    """Tell whether a record of META is of a state, and so has a seal."""
-    return record.split(b"/", 2)[1:2] == [b"state"]
+def has_seal(record: bytes) -> bool:
+    """Tell whether a record of META has a seal: a state, and what is known of readers."""
+    return record.split(b"/", 2)[1:2] in _WITH_SEAL
+
+
+_WITH_SEAL: Final = ([b"state"], [b"readers"], [b"retain"], [b"times"])
 
 
 def split_record(key: bytes) -> tuple[str, str]:
@@ -194,6 +199,61 @@ _NOTE: Final = Struct(">IQQ16sH")
 _MAX_REASON: Final = 1_000  # bytes
 
 
+# --- readers
+
+
+class Position(NamedTuple):
+    """How far a named reader is."""
+
+    passed: bytes  # place of the last item that it is through with, and with all before; b"": with none
+    skipped: int  # items that left before it had passed them
+    seen: int  # ns since 1970, when it last moved
+
+    @classmethod
+    def unpack_all(cls, data: bytes) -> dict[str, "Position"]:
+        """Return the readers that a record has, by their names."""
+        found = {}
+        while data:
+            skipped, seen, length, named = _POSITION.unpack_from(data)
+            end = _POSITION.size + length
+            found[data[end : end + named].decode()] = cls(data[_POSITION.size : end], skipped, seen)
+            data = data[end + named :]
+        return found
+
+    @staticmethod
+    def pack_all(readers: "dict[str, Position]") -> bytes:
+        """Return the record of all readers."""
+        names = ((name.encode(), each) for name, each in sorted(readers.items()))
+        return b"".join(
+            _POSITION.pack(each.skipped, each.seen, len(each.passed), len(name)) + each.passed + name
+            for name, each in names
+        )
+
+
+_POSITION: Final = Struct(">QQBB")
+
+
+class Retention(NamedTuple):
+    """What of a queue is kept, whoever has passed it; None: no limit of that kind."""
+
+    items: int | None = None
+    bytes: int | None = None  # of the pages of its items
+    age: int | None = None  # ns
+
+    def pack(self) -> "_Bytes":
+        """Return the record."""
+        return _RETENTION.pack(*(_ALL if each is None else each for each in self))
+
+    @classmethod
+    def unpack(cls, data: "_Bytes") -> "Retention":
+        """Read the record."""
+        return cls(*(None if each == _ALL else each for each in _RETENTION.unpack(data)))
+
+
+_Bytes = bytes  # which a field is called
+_RETENTION: Final = Struct(">3Q")
+
+
 # --- ranges of numbers: first and number after the last of each
 
 
@@ -239,8 +299,6 @@ def is_intact(key: bytes, value: bytes) -> bool:
 
 # --- the weight of a record, of which the sum stands beside the number of the last transaction (see _records).
 # A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel each other
-
-_ALL: Final = (1 << 64) - 1
 
 
 def weigh(key: bytes, value: bytes = b"") -> int:

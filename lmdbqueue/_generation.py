@@ -116,6 +116,8 @@ class Tables(NamedTuple):
     tail: bytes
     gaps: bytes
     counts: bytes
+    readers: bytes
+    retain: bytes
     sealed: bool
     weighed: bool
 
@@ -228,6 +230,11 @@ class Snapshot:
                     pages += sum(_DB_RECORD.unpack(value)[3:6])
         return pages * total["psize"]
 
+    def used_by(self, txn: Txn, db: Db) -> int:
+        """Return how many bytes the pages of one database take."""
+        stat = txn.stat(db)
+        return _pages(stat) * int(stat["psize"])
+
     def knows_all(self, txn: Txn) -> bool:
         """Tell whether the handles of all databases that ``txn`` sees are open."""
         known = {_format.META, _format.AWAY, *(_format.record(name, "items") for name in self._tables)}
@@ -258,6 +265,8 @@ class Snapshot:
             tail=_format.record(name, "tail"),
             gaps=_format.record(name, "gaps"),
             counts=_format.record(name, "away"),
+            readers=_format.record(name, "readers"),
+            retain=_format.record(name, "retain"),
             sealed=self.options.checksum,
             weighed=is_weighed(self.options),
         )
@@ -632,7 +641,7 @@ def _await_set_up(lock_file: str) -> None:
 def _weight_in_meta(key: bytes, value: bytes) -> int:
     if key == _format.LAST_TXN:
         return 0
-    return _format.weigh_sealed(value) if _format.is_state(key) else _format.weigh(key, value)
+    return _format.weigh_sealed(value) if _format.has_seal(key) else _format.weigh(key, value)
 
 
 def structural_problems(path: str) -> list[str]:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from lmdbqueue import _away, _fifo, _format, _generation, _notes
+from lmdbqueue import _away, _fifo, _format, _generation, _notes, _positions
 from lmdbqueue._generation import Snapshot, Tables, Txn
 
 _NO_ITEM: Final = -1
@@ -110,10 +110,10 @@ def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
             damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
         if not contents.damaged:
             problems += _away_problems(txn, queue, contents)
-    for record, value in _fifo.state(txn, queue) if queue.sealed else ():
+    for record, value in (*_fifo.state(txn, queue), *_positions.records(txn, queue)) if queue.sealed else ():
         if not _format.is_intact(record, value):
-            key = _format.state_key(record)
-            damaged.add(Damage(queue.name, _NO_ITEM, f"the state {key!r} is damaged, its checksum does not fit"))
+            what = f"the state {_format.state_key(record)!r}" if record.count(b"/") > 1 else f"the record {record!r}"
+            damaged.add(Damage(queue.name, _NO_ITEM, f"{what} is damaged, its checksum does not fit"))
 
 
 def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> list[int]:

@@ -15,7 +15,8 @@ once. So each tree must be tied to its transaction by something that a page of a
 
 A weight is the square of the CRC-32 of key and value, and the sum is modulo 2^64, so it costs a record that
 changes one multiplication, and nothing where nothing changes. With ``checksum=False`` there is no weight, and
-two flushes instead (see ``_generation``); with ``durability="off"`` there is none, since nothing is promised. The indexes of leases are not weighed: they follow from the leases.
+two flushes instead (see ``_generation``); with ``durability="off"`` there is none, since nothing is promised.
+The indexes of leases are not weighed: they follow from the leases.
 """
 
 from lmdbqueue import _format
@@ -39,12 +40,12 @@ def delete(txn: Txn, queue: Tables, key: bytes) -> bool:
     return before is not None
 
 
-def put_state(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
+def put_sealed(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
     """Write a record of META that gets a seal."""
     _put_sealed(txn, queue, queue.meta, key, data)
 
 
-def delete_state(txn: Txn, queue: Tables, key: bytes) -> bool:
+def delete_sealed(txn: Txn, queue: Tables, key: bytes) -> bool:
     """Delete a record of META that has a seal; tell whether it was there."""
     return _pop_sealed(txn, queue, queue.meta, key) is not None
 

@@ -16,7 +16,8 @@ arrive in any order, in units of a sector, so there are three cases:
 So the newest snapshot is proven, and if the proof fails the one before it is made to count again. The
 proof (``_proof``): every page reachable once or free, every tree sound; the number of the transaction
 that is kept among the records is that of the meta page; the records weigh what that transaction noted
-(``_records``); the items are those which they tell of; each checksum fits. LMDB opens the file only after the structure was proven, since it trusts what it maps.
+(``_records``); the items are those which they tell of; each checksum fits. LMDB opens the file only after
+the structure was proven, since it trusts what it maps.
 
 When there is nothing to prove. Opening happens under the directory lock, and the first to open knows
 that it is alone (``_session``). Then, in this order:

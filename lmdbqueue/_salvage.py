@@ -63,7 +63,7 @@ class _Queue:
             data = records.get(_format.record(name, what), b"")
             return _format.unpack(data) if len(data) == _NUMBER else None
 
-        state = _format.state_record(name, "")
+        prefix = _format.record(name, "")
         self.name = name
         self.root = root
         self.head = number("head")
@@ -75,7 +75,7 @@ class _Queue:
         self.counts = Counts() if counts is None else Counts.unpack(counts)
         self.away = away
         self.notes = away.notes | {seq: record.note for seq, record in away.leased.items()}
-        self.state = sorted(record for record in records.items() if record[0].startswith(state))
+        self.with_seal = [each for each in records.items() if each[0].startswith(prefix) and _format.has_seal(each[0])]
         self.damaged: list[int] = []
         self.damaged_records: list[str] = []
         self.noted: dict[int, Note] = {}  # of items that are kept
@@ -117,20 +117,20 @@ class _Queue:
             return min(self.head, tail), tail
         return tail if self.first is None else self.first, tail
 
-    def records(self, state: Iterator[Node]) -> Iterator[Node]:
-        """Yield the records of the queue in the new file, in the order of their keys."""
+    def records(self, with_seal: Iterator[Node]) -> list[Node]:
+        """Return the records of the queue in the new file, in the order of their keys, with those that have a seal."""
         head, tail = self.bounds()
         gaps = Gaps(returned_weight=self.weight - self.weight_in_order)
         if self.in_order != tail - head:  # numbers are missing, perhaps very many: all items come back
             head, gaps = tail, Gaps(returned_weight=self.weight)
         away = self.away._replace(leased={}, notes=self.noted, keys=self.keys())
-        if (counts := away.counts(self.counts.tokens)) != Counts():
-            yield _format.record(self.name, "away"), counts.pack()
+        counts = away.counts(self.counts.tokens)
+        found = {"head": _format.pack(head), "tail": _format.pack(tail)}
         if any(gaps):
-            yield _format.record(self.name, "gaps"), gaps.pack()
-        yield _format.record(self.name, "head"), _format.pack(head)
-        yield from state
-        yield _format.record(self.name, "tail"), _format.pack(tail)
+            found["gaps"] = gaps.pack()
+        if any(counts):
+            found["away"] = counts.pack()
+        return sorted([*((_format.record(self.name, what), data) for what, data in found.items()), *with_seal])
 
     def keys(self) -> dict[bytes, int]:
         """Return the unique keys of what is kept."""
@@ -188,7 +188,7 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
                 yield _format.record(queue.name, "items"), _whole(pages, queue, options, quarantine)
                 _put_away(pages, queue, newest.main_root, quarantine)
             yield _format.AWAY, chain.from_iterable(queue.records_away(sealed=options.checksum) for queue in queues)
-            records = (queue.records(_whole_state(queue, options, quarantine)) for queue in queues)
+            records = (queue.records(_whole_records(queue, options, quarantine)) for queue in queues)
             yield _format.META, chain.from_iterable(records)
 
         _generation.build(draft, contents())
@@ -259,12 +259,13 @@ def _put_away(pages: Pages, queue: _Queue, root: int, quarantine: Quarantine) ->
             queue.damaged_records.append(repr(record))
 
 
-def _whole_state(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
-    """Yield the records of the state that are whole; put the others away."""
-    for record, value in queue.state:
+def _whole_records(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
+    """Yield the records with a seal that are whole, of the state and of readers; put the others away."""
+    for record, value in queue.with_seal:
         if options.checksum and not _format.is_intact(record, value):
-            key = _format.state_key(record)
-            quarantine.add(queue.name, value, state=key)
-            queue.damaged_records.append(f"the state {key!r}")
+            _, what = _format.split_record(record)
+            kind, _, key = what.partition("/")
+            quarantine.add(queue.name, value, **({"state": key} if key else {"record": record.decode()}))
+            queue.damaged_records.append(f"the {kind} {key!r}" if key else f"the record of {kind}")
         else:
             yield record, value

@@ -109,12 +109,12 @@ def _has(txn: Txn, queue: Tables, record: bytes) -> bool:
 
 
 def _put(txn: Txn, queue: Tables, record: bytes, payload: bytes) -> bool:
-    _records.put_state(txn, queue, record, payload)
+    _records.put_sealed(txn, queue, record, payload)
     return True
 
 
 def _delete(txn: Txn, queue: Tables, record: bytes) -> bool:
-    return _records.delete_state(txn, queue, record)
+    return _records.delete_sealed(txn, queue, record)
 
 
 def _keys(txn: Txn, queue: Tables) -> list[str]:
@@ -123,4 +123,4 @@ def _keys(txn: Txn, queue: Tables) -> list[str]:
 
 def _clear(txn: Txn, queue: Tables) -> int:
     records = [record for record, _ in _fifo.state(txn, queue)]
-    return sum(_records.delete_state(txn, queue, record) for record in records)
+    return sum(_records.delete_sealed(txn, queue, record) for record in records)

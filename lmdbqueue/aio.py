@@ -17,7 +17,8 @@ from lmdbqueue._courier import Call, Courier, Job, LeaseCall, Push, Take
 from lmdbqueue._errors import Empty
 from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._verbs import Key, checked_count, shaped
+from lmdbqueue._reading import checked_count, shaped
+from lmdbqueue._verbs import Key
 from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
 
 T = TypeVar("T")

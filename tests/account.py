@@ -82,7 +82,7 @@ class Journal:
         """Return the names of the queues that may be there."""
         return sorted({call.queue for call in self.calls.values()})
 
-    def account(self, queue: str) -> "Judge":
+    def account(self, queue: str, base: "Found | None" = None) -> "Judge":
         """Return who judges a queue: what kind it is was noted by the first call on it, if it is not the usual one."""
         calls = [call for call in self.calls.values() if call.queue == queue]
         kinds: dict[str, type[Judge]] = {
@@ -91,7 +91,7 @@ class Journal:
             "judged by another": Others,
         }
         judge = kinds.get(calls[0].verb if calls else "")
-        return Account(calls) if judge is None else judge(calls)
+        return Account(calls, base) if judge is None else judge(calls)
 
 
 def take_notes(journal: Journal, data: bytes, *, is_late: bool = False) -> bytes:

@@ -9,7 +9,7 @@ import time
 import pytest
 from processes import DEADLINE, KILLED, eventually, forked, status_of
 
-import lmdbqueue._queue
+import lmdbqueue._engine
 from lmdbqueue import (
     ClosedError,
     CorruptItemError,
@@ -47,7 +47,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     found = Clocks()
-    monkeypatch.setattr(lmdbqueue._queue, "time", found)
+    monkeypatch.setattr(lmdbqueue._engine, "time", found)
     return found
 
 

@@ -23,8 +23,7 @@ def _until(condition):
 
 def _last_txn(queue):
     """Return the number of the last transaction that changed something."""
-    found = queue._environment.view(queue.name, lambda txn, tables: txn.get(_format.LAST_TXN, db=tables.meta))
-    return _format.unpack(found)
+    return queue._environment.view(queue.name, lambda txn, tables: tables.generation.last(txn)[0])
 
 
 class Crowd:

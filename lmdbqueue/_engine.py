@@ -1,0 +1,274 @@
+"""The steps that verbs are made of, each as one call of an environment.
+
+Owns: which function of a transaction a step is, what time it is, how long a sleeper may sleep. Law: whoever looks
+finds what has to come back in its place again. Must not know: LMDB, generations; what a verb makes of the steps.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from lmdbqueue import _away, _fifo, _format, _notes, _readers
+from lmdbqueue._away import Overdue, Return
+from lmdbqueue._env import Environment
+from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full
+from lmdbqueue._lease import DeadLetter, Leased
+from lmdbqueue._owner import Owners
+from lmdbqueue._reader import FollowedQueue, Start
+from lmdbqueue._readers import ReaderStats
+from lmdbqueue._reading import Entry
+
+T = TypeVar("T")
+
+_BROWSE_BYTES = 1 << 18  # of items that iteration reads at a time
+_SECOND = 10**9  # ns
+_DEATH_LOOK = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
+_SMALL = 1 << 14  # bytes of an item that is leased on a full disk
+_FEW = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
+_FAILED_LOOK = 0.05  # seconds until a sleeper tries again what could not come back
+
+# a record of AWAY: its key, its note
+_AWAY_OVERHEAD = 100  # bytes
+
+
+class Engine(FollowedQueue[T]):
+    """A queue on an environment: the steps of its verbs."""
+
+    _directory: str
+    _environment: Environment | None
+    _owners: Owners
+    max_bytes: int | None
+    checksum: bool
+
+    @property
+    def _open(self) -> Environment:
+        environment = self._environment
+        if environment is None:
+            raise ClosedError(self._directory)
+        return environment
+
+    def _append(self, payloads: Sequence[bytes]) -> range:
+        given: range = self._open.update(
+            self.name,
+            _readers.push,
+            payloads,
+            (self.maxsize, self.max_bytes),
+            time.time_ns(),
+            room=_fifo.room_for(payloads),
+        )
+        return given
+
+    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
+        now = time.time_ns()
+        due = now + int(delay * _SECOND) if delay else 0
+        apart = _away.Apart(now, due, keys, self.maxsize, self.max_bytes)
+        numbers: list[int] = self._open.update(self.name, _away.push, payloads, apart, room=_room_away(payloads))
+        return numbers
+
+    def _first(self, n: int) -> list[Entry]:
+        entries: list[Entry] = self._read(self._open.view, _fifo.first, n)
+        return entries
+
+    def _candidates(self, n: int) -> list[Entry]:
+        entries: list[Entry] = self._read(self._open.glance, _fifo.first, n)
+        return entries
+
+    def _since(self, place: bytes) -> list[Entry]:
+        entries: list[Entry] = self._read(self._open.view, _fifo.since, place, _BROWSE_BYTES)
+        return entries
+
+    def _read(self, read: Callable[..., Any], fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, tables, *args)`` by ``read``, once everything that has to come back has."""
+        while True:
+            times = time.monotonic_ns(), time.time_ns()
+            found = read(self.name, _away.look, self._owners.is_dead, times, fn, *args)
+            if not isinstance(found, Overdue):
+                return found
+            if not self._restore(found.owners, times):
+                return read(self.name, fn, *args)
+
+    def _restore(self, owners: Sequence[int], times: tuple[int, int]) -> int:
+        """Let come back what these owners, who are dead, hold, and what is due; return how much, 0 if it cannot."""
+        try:
+            changed: int = self._open.update(self.name, _away.restore, owners, times, self.max_attempts)
+        except Full:  # of the disk: when consumers have made room it comes back
+            return 0
+        self._owners.bury(owners)
+        return changed
+
+    # --- leases
+
+    def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
+        deadline = _deadline(ttl)
+        terms = _away.Terms(self._owners.join(), deadline, time.time_ns(), unreadable)
+        update = partial(self._open.update, self.name, _away.lease, entries, terms)
+        leased: tuple[int, list[int], list[int]] | None
+        try:
+            leased = update(room=_room_away([value for _, value in entries]))
+        except DiskFullError:
+            counts: _format.Counts = self._open.glance(self.name, _notes.counts)
+            if len(entries) > 1 or len(entries[0][1]) > _SMALL or counts.leased > _FEW:
+                raise
+            leased = update()  # from the reserve, as removals are
+        self._refuse_if_closed()  # by another thread meanwhile: then the owner is dead
+        if leased is None:
+            return None
+        token, seqs, attempts = leased
+        return Leased(token, seqs, attempts, None if ttl is None else deadline / _SECOND)
+
+    def _ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
+        settled: list[int] | None = self._open.update(self.name, _away.ack, token, seqs)
+        return settled
+
+    def _nack(
+        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+    ) -> list[int] | None:
+        now = time.time_ns()
+        due = now + int(delay * _SECOND) if delay else 0
+        how = Return(now, reason, due, self.max_attempts if max_attempts is None else max_attempts)
+        settled: list[int] | None = self._open.update(self.name, _away.nack, token, seqs, how)
+        return settled
+
+    def _extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
+        deadline = _deadline(ttl)
+        if not self._open.update(self.name, _away.extend, token, deadline):
+            return None
+        return (None if ttl is None else deadline / _SECOND,)
+
+    def _count_dead(self) -> int:
+        counts: _format.Counts = self._read(self._open.view, _notes.counts)
+        return counts.dead
+
+    def _dead_since(self, seq: int) -> list[DeadLetter[Any]]:
+        records: list[_away.Record] = self._read(self._open.view, _away.dead, seq, _BROWSE_BYTES)
+        return [self._letter(record) for record in records]
+
+    def _letter(self, record: _away.Record) -> DeadLetter[T]:
+        entry = _format.pack(record.seq), record.value
+        return DeadLetter(*self._open_payload(entry), record.note, partial(_only, self._decode, entry))
+
+    def _requeue(self, seqs: Collection[int] | None) -> int:
+        count: int = self._open.update(self.name, _away.requeue, seqs)
+        return count
+
+    def _delete_dead(self, seqs: Collection[int] | None) -> int:
+        count: int = self._open.update(self.name, _away.bury_for_good, seqs)
+        return count
+
+    def _begin_with_empty_hands(self) -> None:
+        super()._begin_with_empty_hands()
+        if hasattr(self, "_owners"):  # not so in the constructor of the base class
+            self._owners.begin_anew()
+
+    # --- readers
+
+    def _reader_create(self, name: str, where: Start) -> None:
+        if not self._read(self._open.view, _readers.exists, name):
+            self._open.update(self.name, _readers.create, name, where, time.time_ns(), room=_SMALL)
+
+    def _reader_drop(self, name: str) -> bool:
+        dropped: bool = self._open.update(self.name, _readers.drop, name)
+        self._trim()
+        return dropped
+
+    def _reader_seek(self, name: str, where: Start) -> None:
+        self._read(self._open.glance, _readers.exists, name)  # so that what is due has come
+        self._open.update(self.name, _readers.seek, name, where, time.time_ns())
+        self._trim()
+
+    def _trim(self) -> None:
+        while self._open.update(self.name, _readers.trim, time.time_ns()):
+            pass
+
+    def _reader_first(self, name: str, n: int, *, durable: bool) -> list[Entry]:
+        read = self._open.view if durable else self._open.glance
+        entries: list[Entry] = self._read(read, _readers.first, name, n)
+        return entries
+
+    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
+        passed: int = self._open.update(self.name, _readers.advance, name, keys, time.time_ns())
+        return passed
+
+    def _reader_delete(self, name: str, n: int) -> int:
+        passed: int = self._open.update(self.name, _readers.delete, name, n, time.time_ns())
+        return passed
+
+    def _reader_lag(self, name: str) -> int:
+        lag: int = self._read(self._open.view, _readers.lag, name)
+        return lag
+
+    def _reader_stats(self, name: str | None) -> list[ReaderStats]:
+        if name is None:
+            found: list[ReaderStats] = self._read(self._open.view, _readers.stats)
+            return found
+        return [self._read(self._open.view, _readers.stats_of, name)]
+
+    def _retain(self, retention: _format.Retention | None) -> None:
+        self._open.update(self.name, _readers.retain, time.time_ns(), retention, room=_SMALL)
+        self._trim()
+
+    # --- removing
+
+    def _remove(self, keys: list[bytes]) -> int:
+        removed: int = self._open.update(self.name, _fifo.remove, keys)
+        return removed
+
+    def _put_back(self, entries: list[Entry]) -> None:
+        room = _fifo.room_for([value for _, value in entries])
+        self._open.update(self.name, _fifo.put_back, entries, room=room)
+
+    def _delete(self, n: int) -> int:
+        removed: int = self._open.update(self.name, _fifo.delete, n)
+        return removed
+
+    def _clear(self, *, all: bool) -> int:  # noqa: A002
+        removed: int = self._open.update(self.name, _away.clear if all else _fifo.clear)
+        return removed
+
+    def _payloads(self, entries: list[Entry]) -> list[bytes]:
+        if not self.checksum:
+            return [value for _, value in entries]
+        for key, value in entries:
+            if not _format.is_intact(key[-8:], value):
+                raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
+        return [value[: -_format.SEAL_SIZE] for _, value in entries]
+
+    def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
+        key, value = entry
+        return _format.number(key), value[: -_format.SEAL_SIZE] if self.checksum else value
+
+    def _refuse_if_closed(self) -> None:
+        if self._environment is None:
+            raise ClosedError(self._directory)
+
+    def _listen(self) -> int:
+        environment = self._open
+        environment.refuse_inside("a call would wait", "nobody else can change anything meanwhile: use timeout=0")
+        return environment.bell.listen()
+
+    def _sleep(self, ticket: int, timeout: float) -> None:
+        environment = self._open
+        expiry, due, owners = environment.glance(self.name, _away.next_time)
+        if expiry != _away.NEVER:
+            timeout = min(timeout, max(_FAILED_LOOK, (expiry - time.monotonic_ns()) / _SECOND))
+        if due != _away.NEVER:
+            timeout = min(timeout, max(_FAILED_LOOK, (due - time.time_ns()) / _SECOND))
+        if any(owner != self._owners.mine for owner in owners):
+            timeout = min(timeout, _DEATH_LOOK)
+        environment.bell.wait(ticket, timeout)
+
+    def _wake(self) -> None:
+        self._open.bell.ring()
+
+
+def _deadline(ttl: float | None) -> int:
+    return _away.NEVER if ttl is None else time.monotonic_ns() + int(ttl * _SECOND)
+
+
+def _room_away(payloads: Sequence[bytes]) -> int:
+    return _fifo.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
+
+
+def _only(decode: Callable[[list[Entry]], list[T]], entry: Entry) -> T:
+    return decode([entry])[0]

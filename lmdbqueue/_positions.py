@@ -1,0 +1,123 @@
+"""Where the named readers of a queue are, and how much of it is kept for them.
+
+Owns: the records ``readers``, ``retain`` and ``times``. Law: a reader that loses an item which it has not passed
+counts it. Must not know: the order of items, when a reader moves, clocks.
+
+A reader has *passed* a place and all before it; what it reads next is the first item behind that. A damaged
+record of readers never stops who removes: what they lose is not counted then, and the readers say so.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from lmdbqueue import _format, _records
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._format import Position, Retention
+from lmdbqueue._generation import Tables, Txn
+
+
+class Mark(NamedTuple):
+    """At ``time`` (ns since 1970) the tail was ``tail``: what has a smaller number is not younger."""
+
+    time: int
+    tail: int
+
+
+def readers(txn: Txn, queue: Tables) -> dict[str, Position]:
+    """Return the readers by their names. Raises ``CorruptQueueError``."""
+    value = txn.get(queue.readers, db=queue.meta)
+    if value is None:
+        return {}
+    data = _records.opened(queue, queue.readers, value)
+    if data is None:
+        raise CorruptQueueError(queue.generation.path, f"the record of the readers of queue {queue.name!r} is damaged")
+    return Position.unpack_all(data)
+
+
+def set_readers(txn: Txn, queue: Tables, now: dict[str, Position]) -> None:
+    """Write the readers down."""
+    if now:
+        _records.put_sealed(txn, queue, queue.readers, Position.pack_all(now))
+    else:
+        _records.delete_sealed(txn, queue, queue.readers)
+
+
+def skip(txn: Txn, queue: Tables, places: Iterable[bytes]) -> None:
+    """Count, for each reader, items that leave and that it has not passed."""
+    if txn.get(queue.readers, db=queue.meta) is not None:
+        gone = list(places)
+        skip_each(txn, queue, lambda position: sum(place > position.passed for place in gone))
+
+
+def skip_each(txn: Txn, queue: Tables, lost: Callable[[Position], int]) -> None:
+    """Count what each reader loses."""
+    try:
+        before = readers(txn, queue)
+    except CorruptQueueError:
+        return
+    now = {name: each._replace(skipped=each.skipped + lost(each)) for name, each in before.items()}
+    if now != before:
+        set_readers(txn, queue, now)
+
+
+def records(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
+    """Return the records that are there, with their seals."""
+    keys = (queue.readers, queue.retain, _times(queue))
+    return [(key, value) for key in keys if (value := txn.get(key, db=queue.meta)) is not None]
+
+
+# --- what is kept
+
+
+def retention(txn: Txn, queue: Tables) -> Retention | None:
+    """Return what is kept whoever has passed it, and beyond which nothing is kept; None: what somebody has not passed.
+
+    A damaged record counts as none.
+    """
+    value = txn.get(queue.retain, db=queue.meta)
+    data = None if value is None else _records.opened(queue, queue.retain, value)
+    return None if data is None else Retention.unpack(data)
+
+
+def set_retention(txn: Txn, queue: Tables, now: Retention | None) -> bool:
+    """Write down what is kept; tell whether that is another than before."""
+    if now == retention(txn, queue):
+        return False
+    if now is None:
+        _records.delete_sealed(txn, queue, queue.retain)
+    else:
+        _records.put_sealed(txn, queue, queue.retain, now.pack())
+    if now is None or now.age is None:
+        _records.delete_sealed(txn, queue, _times(queue))
+    return True
+
+
+def mark(txn: Txn, queue: Tables, time: int, tail: int, age: int) -> None:
+    """Note that the tail is ``tail`` at ``time``; forget what is long ago, and most of what is near together."""
+    before = _marks(txn, queue)
+    old = sum(each.time <= time - age for each in before)
+    before = before[max(0, old - 1) :]
+    if len(before) > 1 and time - before[-2].time < age // _MARKS:
+        before.pop()
+    numbers = [part for each in (*before, Mark(time, tail)) for part in each]
+    _records.put_sealed(txn, queue, _times(queue), b"".join(map(_format.pack, numbers)))
+
+
+def tail_at(txn: Txn, queue: Tables, time: int) -> int:
+    """Return what the tail was at ``time``, or a bit before; 0 if nothing is known."""
+    return max((each.tail for each in _marks(txn, queue) if each.time <= time), default=0)
+
+
+_MARKS = 64  # in the time that items are kept: what is too old goes that part of it late, at the most
+
+
+def _times(queue: Tables) -> bytes:
+    return _format.record(queue.name, "times")
+
+
+def _marks(txn: Txn, queue: Tables) -> list[Mark]:
+    key = _times(queue)
+    value = txn.get(key, db=queue.meta)
+    data = None if value is None else _records.opened(queue, key, value)
+    numbers = [] if data is None else [_format.unpack(data[at : at + 8]) for at in range(0, len(data), 8)]
+    return [Mark(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]

@@ -1,0 +1,252 @@
+"""Named readers: each reads the whole queue at its own pace. How one moves, and what goes when all have passed.
+
+Owns: what a reader reads next, when an item is removed by itself. Law: a reader gets each item once, in the order of
+the queue, or counts it as skipped; an item that all readers have passed goes with the move of the last of them,
+unless it is retained. Must not know: clocks (it is told the time), waiting, pickling.
+
+A reader's place is in the queue's own order, so that nothing may come in before it: while a queue has readers an item
+with a delay gets a new number when it comes due, at the tail (``_away``). What a lease gives back to a place that a
+reader has passed is not read by it, and counted as skipped when it was passed.
+
+Removing by itself (``trim``) is a step of the same transaction that made it due: a move, or with a retention a
+push. At most ``_AT_ONCE`` items a step: what is left goes with the next.
+"""
+
+from collections.abc import Sequence
+from itertools import islice, takewhile
+from typing import NamedTuple
+
+from lmdbqueue import _fifo, _format, _notes, _positions
+from lmdbqueue._errors import GoneError
+from lmdbqueue._fifo import Entry
+from lmdbqueue._format import Position, Retention, away, pack
+from lmdbqueue._generation import Tables, Txn
+
+_AT_ONCE = 10_000  # items
+Limits = tuple[int, int | None]  # maxsize and max_bytes of a push
+OLDEST = "oldest"
+NEWEST = "newest"
+
+
+class ReaderStats(NamedTuple):
+    """A named reader: what it reads next, how much is before it, how much it lost, when it moved last."""
+
+    name: str
+    position: int  # number of the item that it reads next, or that the next item gets
+    lag: int  # items that it has not passed
+    skipped: int  # items that were removed before it had passed them
+    seen: float  # seconds since 1970, when it last moved
+
+
+def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
+    """Make a reader unless it is there; tell whether it was made."""
+    known = _positions.readers(txn, queue)
+    if name in known:
+        return False
+    _positions.set_readers(txn, queue, {**known, name: Position(_passed(txn, queue, where), 0, now)})
+    return True
+
+
+def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
+    """Let a reader go on from another place."""
+    position = _position(txn, queue, name)
+    _move(txn, queue, name, position._replace(passed=_passed(txn, queue, where), seen=now))
+    trim(txn, queue, now)
+    return True
+
+
+def drop(txn: Txn, queue: Tables, name: str) -> bool:
+    """Remove a reader; tell whether it was there."""
+    known = _positions.readers(txn, queue)
+    position = known.pop(name, None)
+    if position is not None:
+        _positions.set_readers(txn, queue, known)
+    return position is not None
+
+
+def exists(txn: Txn, queue: Tables, name: str) -> bool:
+    """Tell whether there is such a reader."""
+    return name in _positions.readers(txn, queue)
+
+
+def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
+    """Return the next ``n`` entries of a reader, or as many as there are."""
+    position = _position(txn, queue, name)
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.set_range(_next(position.passed)):
+            return []
+        return list(islice(cursor.iternext(), n))
+
+
+def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> int:
+    """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+    position = _position(txn, queue, name)
+    if not keys or _next_keys(txn, queue, position, len(keys)) != keys:
+        return 0
+    return _pass(txn, queue, (name, position), keys, now)
+
+
+def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
+    """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
+    position = _position(txn, queue, name)
+    keys = _next_keys(txn, queue, position, n)
+    return _pass(txn, queue, (name, position), keys, now) if keys else 0
+
+
+def lag(txn: Txn, queue: Tables, name: str) -> int:
+    """Return how many items a reader has not passed."""
+    return _fifo.count_after(txn, queue, _position(txn, queue, name).passed)
+
+
+def stats(txn: Txn, queue: Tables) -> list[ReaderStats]:
+    """Return all readers, by their names."""
+    return [stats_of(txn, queue, name) for name in sorted(_positions.readers(txn, queue))]
+
+
+def stats_of(txn: Txn, queue: Tables, name: str) -> ReaderStats:
+    """Return what is known of a reader."""
+    position = _position(txn, queue, name)
+    keys = _next_keys(txn, queue, position, 1)
+    number = _format.number(keys[0]) if keys else _fifo.bounds(txn, queue)[1]
+    behind = _fifo.count_after(txn, queue, position.passed)
+    return ReaderStats(name, number, behind, position.skipped, position.seen / 1e9)
+
+
+# --- what goes by itself
+
+
+def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bool:
+    """Set what is kept, whoever has passed it, and beyond which nothing is kept."""
+    changed = _positions.set_retention(txn, queue, retention)
+    if changed and retention is not None and retention.age is not None:
+        _positions.mark(txn, queue, now, _fifo.bounds(txn, queue)[1], retention.age)
+    return bool(trim(txn, queue, now)) or changed
+
+
+def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, now: int) -> range:
+    """Do as ``_fifo.push``, and remove what is not retained any more."""
+    given = _fifo.push(txn, queue, payloads, *limits)
+    appended(txn, queue, given, now)
+    return given
+
+
+def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], target: tuple[str, Limits, int]) -> int:
+    """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
+
+    ``payloads`` are theirs; ``target``: its name, its limits, and the time. Raises ``Full`` as ``push``.
+    """
+    name, limits, now = target
+    if not keys or not _fifo.are_first(txn, queue, keys):
+        return 0
+    push(txn, queue.generation.table(name), payloads, limits, now)
+    return _fifo.remove(txn, queue, keys)
+
+
+def appended(txn: Txn, queue: Tables, given: range, now: int) -> None:
+    """Remove what is not retained any more, since items were appended."""
+    retention = _positions.retention(txn, queue)
+    if retention is not None:
+        if retention.age is not None:
+            _positions.mark(txn, queue, now, given.stop, retention.age)
+        trim(txn, queue, now)
+
+
+def trim(txn: Txn, queue: Tables, now: int) -> int:
+    """Remove what nobody needs any more, some of it; return how many items went."""
+    removed = 0
+    while removed < _AT_ONCE and (n := _unneeded(txn, queue, now)) > 0:
+        removed += _fifo.delete(txn, queue, min(n, _AT_ONCE - removed))
+    return removed
+
+
+def _unneeded(txn: Txn, queue: Tables, now: int) -> int:
+    """Return how many of the first items may go, or a part of them."""
+    retention = _positions.retention(txn, queue)
+    if retention is not None:
+        return _beyond(txn, queue, retention, now)
+    known = _positions.readers(txn, queue)
+    return _before(txn, queue, _next(min(position.passed for position in known.values()))) if known else 0
+
+
+def _beyond(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
+    """Return how many of the first items are more than what is retained, or a part of them."""
+    count = _fifo.count(txn, queue)
+    found = [0]
+    if retention.items is not None:
+        found.append(count - retention.items)
+    if retention.bytes is not None and (used := queue.generation.used_by(txn, queue.items)) > retention.bytes:
+        found.append(min(count - 1, _that_take(txn, queue, used - retention.bytes)))
+    if retention.age is not None:
+        found.append(_before(txn, queue, pack(_positions.tail_at(txn, queue, now - retention.age))))
+    return max(found)
+
+
+def _that_take(txn: Txn, queue: Tables, size: int) -> int:
+    """Return how many of the first items take so many bytes, at the least."""
+    n = 0
+    with txn.cursor(queue.items) as cursor:
+        for _, value in cursor.iternext():
+            n += 1
+            size -= _fifo.room_of(len(value))
+            if size <= 0:
+                break
+    return n
+
+
+def _before(txn: Txn, queue: Tables, place: bytes) -> int:
+    """Return how many items stand before a place, at most ``_AT_ONCE``."""
+    with txn.cursor(queue.items) as cursor:
+        keys = islice(cursor.iternext(values=False), _AT_ONCE)
+        return sum(1 for _ in takewhile(lambda key: key < place, keys))
+
+
+# --- places
+
+
+def _passed(txn: Txn, queue: Tables, where: int | str) -> bytes:
+    """Return what a reader has passed that begins at a number, or at an end."""
+    if where == OLDEST:
+        return b""
+    number = _fifo.bounds(txn, queue)[1] if where == NEWEST else int(where)
+    return pack(number - 1) if number > 0 else b""
+
+
+def _next(passed: bytes) -> bytes:
+    """Return the first place behind one."""
+    return passed + b"\0" if passed else b""
+
+
+def _next_keys(txn: Txn, queue: Tables, position: Position, n: int) -> list[bytes]:
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.set_range(_next(position.passed)):
+            return []
+        return list(islice(cursor.iternext(values=False), n))
+
+
+def _position(txn: Txn, queue: Tables, name: str) -> Position:
+    try:
+        return _positions.readers(txn, queue)[name]
+    except KeyError:
+        raise GoneError(queue.generation.path, f"reader {name} of {queue.name}") from None
+
+
+def _pass(txn: Txn, queue: Tables, reader: tuple[str, Position], keys: Sequence[bytes], now: int) -> int:
+    name, position = reader
+    lost = _leased_between(txn, queue, position.passed, keys[-1]) if _notes.counts(txn, queue).leased else 0
+    _move(txn, queue, name, Position(keys[-1], position.skipped + lost, now))
+    trim(txn, queue, now)
+    return len(keys)
+
+
+def _move(txn: Txn, queue: Tables, name: str, position: Position) -> None:
+    _positions.set_readers(txn, queue, {**_positions.readers(txn, queue), name: position})
+
+
+def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> int:
+    """Return how many items, which are leased now, have numbers behind one place and before another."""
+    prefix = away(queue.name, "leased")
+    with txn.cursor(queue.away) as cursor:
+        if not cursor.set_range(prefix):
+            return 0
+        keys = takewhile(lambda key: key.startswith(prefix) and key[-8:] < last, cursor.iternext(values=False))
+        return sum(key[-8:] > passed for key in keys)
