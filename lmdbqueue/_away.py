@@ -162,7 +162,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
         given = _fifo.skip(txn, queue, len(new))
         counts = counts._replace(delayed=counts.delayed + len(new))
     else:
-        given = _readers.push(txn, queue, payloads, (apart.maxsize, apart.max_bytes), apart.now)
+        given = _fifo.push(txn, queue, payloads, apart.maxsize, apart.max_bytes)
     for seq, (payload, digest) in zip(given, new, strict=True):
         note = Note(due=apart.due, unique=digest)
         if apart.due:
@@ -173,6 +173,8 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
         if digest:
             counts = _notes.hold(txn, queue, digest, seq, counts)
     _notes.set_counts(txn, queue, counts)
+    if not apart.due:
+        _readers.appended(txn, queue, apart.now)  # once all is noted of what may go at once
     return given
 
 
@@ -316,11 +318,12 @@ def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], wall: int) -
         if payload is None or record.note.reason == _DAMAGED:
             counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
             continue
-        (seq,) = _readers.push(txn, queue, [payload], (0, None), wall)
+        (seq,) = _fifo.push(txn, queue, [payload], 0, None)
         counts = _notes.put(txn, queue, seq, record.note._replace(due=0), counts)
         if record.note.unique:
             counts = _notes.hold(txn, queue, record.note.unique, seq, counts)
     _notes.set_counts(txn, queue, counts)
+    _readers.appended(txn, queue, wall)
 
 
 def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> None:

@@ -126,7 +126,7 @@ def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bo
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, now: int) -> range:
     """Do as ``_fifo.push``, and remove what is not retained any more."""
     given = _fifo.push(txn, queue, payloads, *limits)
-    appended(txn, queue, given, now)
+    appended(txn, queue, now)
     return given
 
 
@@ -142,12 +142,12 @@ def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], 
     return _fifo.remove(txn, queue, keys)
 
 
-def appended(txn: Txn, queue: Tables, given: range, now: int) -> None:
+def appended(txn: Txn, queue: Tables, now: int) -> None:
     """Remove what is not retained any more, since items were appended."""
     retention = _positions.retention(txn, queue)
     if retention is not None:
         if retention.age is not None:
-            _positions.mark(txn, queue, now, given.stop, retention.age)
+            _positions.mark(txn, queue, now, _fifo.bounds(txn, queue)[1], retention.age)
         trim(txn, queue, now)
 
 
