@@ -1,0 +1,182 @@
+"""Directories of chunk files ``q00000``, ``q00001``, ...: ``persistqueue.Queue`` and queuelib's ``FifoDiskQueue``.
+
+Owns: those two formats. Law: a record that does not fit ends its chunk, and what is left of that is kept apart.
+Must not know: queues, what becomes of what it yields.
+
+``persistqueue.Queue`` (persist-queue 0.1 to 1.1) keeps a dict in the file ``info``, written anew at each ``put``
+(and at ``task_done``, or with ``autosave`` at each ``get``): ``chunksize``, ``size``, ``head`` (chunk, items in
+it, bytes in it) and ``tail``, the same of the first item. The dict and the items are written by one
+serializer. With pickle an item ends where its pickle ends, with JSON at the end of its line. (With msgpack
+and cbor2, ``info`` cannot be read without those libraries: refused.) What stands in the chunk of the head
+behind its bytes is of a ``put`` that never returned; the library cuts it off.
+
+``FifoDiskQueue`` (queuelib 1.0 to 1.10) writes records of a 32-bit big-endian length and as many bytes, and
+keeps the places in ``info.json``, which it writes in ``close()`` only. So where it was not closed that
+file is old, torn or missing, and all records from its tail on are items: what was popped since is among
+them, and nothing that was pushed is left out.
+"""
+
+import io
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source, Value, pickle_length, plain
+
+_CHUNK: Final = re.compile(r"q(\d{5,})")
+_LENGTH: Final = struct.Struct(">L")
+_UNFINISHED: Final = "it stands behind the head: it is of a put that never returned"
+
+
+class _Chunks(Source):
+    """A directory of chunk files with a file that says where the queue begins."""
+
+    info_name: str
+
+    def files(self) -> Sequence[str]:
+        """Return the chunks, and the file that says where the queue begins."""
+        info = [os.path.join(self.path, self.info_name)]
+        return [*filter(os.path.exists, info), *(os.path.join(self.path, name) for _, name in chunks(self.path))]
+
+    def info(self) -> bytes:
+        """Return the content of the info file, nothing if there is none."""
+        try:
+            with open(os.path.join(self.path, self.info_name), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def note_difference(self, said: int, found: int) -> None:
+        """Note that the info file counts other than there is."""
+        if said != found:
+            self.notes.append(f"its file {self.info_name!r} counts {said:,} items, and {found:,} were found")
+
+
+class PersistQueueFiles(_Chunks):
+    """The directory of a ``persistqueue.Queue``."""
+
+    format = "persist-queue files"
+    info_name = "info"
+
+    def read(self) -> Iterator[Found]:
+        """Yield the items between tail and head."""
+        is_pickled, info = self._places()
+        yield Expected(info["size"])
+        (first, _, offset), (last, _, end) = info["tail"], info["head"]
+        number = 0
+        there = {index: name for index, name in chunks(self.path) if first <= index <= last}
+        if missing := [index for index in (first, last) if index not in there and (index == first or end)]:
+            self.notes.append(f"its chunk q{missing[0]:05} is not there")
+        for index, name in there.items():
+            with open(os.path.join(self.path, name), "rb") as file:
+                data = file.read()
+            limit = end if index == last else len(data)
+            start = offset if index == first else 0
+            for found in _records(data, start, limit, name, is_pickled=is_pickled):
+                number += isinstance(found, Payload)
+                yield found
+            if rest := data[limit:]:
+                yield Aside(rest, f"{name} from byte {limit} on", _UNFINISHED, damaged=False)
+        self.note_difference(info["size"], number)
+
+    def _places(self) -> tuple[bool, dict[str, Any]]:
+        """Return whether it is pickled, and the dict of ``info``."""
+        data = self.info()
+        for is_pickled, read in ((True, plain), (False, json.loads)):
+            info = None
+            with suppress(Exception):  # whatever garbage may cause
+                info = read(data)
+            if _is_info(info, places=3):
+                assert isinstance(info, dict)
+                return is_pickled, info
+        raise self.error(
+            "its file 'info' is neither a pickle nor JSON of what persist-queue writes there",
+            "read the items with persist-queue, with the serializer that wrote them, and push them",
+        )
+
+
+def _records(data: bytes, start: int, end: int, name: str, *, is_pickled: bool) -> Iterator[Found]:
+    """Yield the items from ``start`` to ``end`` of a chunk."""
+    file = io.BytesIO(data[:end])
+    while start < min(end, len(data)):
+        file.seek(start)
+        length = pickle_length(file) if is_pickled else len(file.readline())
+        record = data[start : start + length]
+        if not record or not (is_pickled or record.endswith(b"\n")):
+            yield Aside(data[start:end], f"{name} from byte {start} on", "a torn or damaged item")
+            return
+        yield Payload(record if is_pickled else record[:-1], f"{name} at byte {start}")
+        start += length
+
+
+class QueuelibFiles(_Chunks):
+    """The directory of a ``FifoDiskQueue`` of queuelib."""
+
+    format = "queuelib files"
+    info_name = "info.json"
+
+    def read(self) -> Iterator[Found]:
+        """Yield all items from the tail on."""
+        info = self._places()
+        yield Expected(0 if info is None else info["size"])
+        first, _, offset = (0, 0, 0) if info is None else info["tail"]
+        number = 0
+        for index, name in chunks(self.path):
+            if index >= first:
+                for found in self._records(name, offset if index == first else 0):
+                    number += isinstance(found, Value)
+                    yield found
+        if info is None:
+            self.notes.append(
+                "it was not closed, and 'info.json' is not there or torn: what was popped is among the items"
+            )
+        elif info["size"] != number:
+            self.note_difference(info["size"], number)
+            self.notes.append("it was not closed: what was popped since it was opened is among the items")
+
+    def _records(self, name: str, place: int) -> Iterator[Found]:
+        with open(os.path.join(self.path, name), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(place)
+            while place < size:
+                head = file.read(_LENGTH.size)
+                length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else size
+                if length > size - place - _LENGTH.size:
+                    yield Aside(head + file.read(), f"{name} from byte {place} on", "a torn or damaged item")
+                    return
+                yield Value(file.read(length), f"{name} at byte {place}")
+                place += _LENGTH.size + length
+
+    def _places(self) -> dict[str, Any] | None:
+        try:
+            info = json.loads(self.info())
+        except (ValueError, RecursionError):
+            return None
+        return info if _is_info(info, places=2) else None
+
+
+def chunks(path: str) -> list[tuple[int, str]]:
+    """Return the chunks in a directory in their order, each with its number."""
+    return sorted((int(match[1]), name) for name in os.listdir(path) if (match := _CHUNK.fullmatch(name)))
+
+
+def _is_info(info: object, *, places: int) -> bool:
+    """Tell whether it says where a queue begins and ends; ``places``: how many numbers tell where the head is."""
+    if not isinstance(info, dict):
+        return False
+    tail, head, size = (info.get(name) for name in ("tail", "head", "size"))
+    if not isinstance(tail, (list, tuple)) or not isinstance(head, (list, tuple)):
+        return False
+    numbers = [size, *tail, *head]
+    return (len(tail), len(head)) == (3, places) and all(type(each) is int and each >= 0 for each in numbers)
+
+
+def recognize(path: str) -> Source | None:
+    """Return the directory as a source if it holds chunk files."""
+    if not chunks(path):
+        return None
+    return PersistQueueFiles(path) if os.path.exists(os.path.join(path, "info")) else QueuelibFiles(path)
