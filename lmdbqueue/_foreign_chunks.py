@@ -23,12 +23,14 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source, Value, pickle_length, plain
 
-_CHUNK: Final = re.compile(r"q(\d{5,})")
+_CHUNK: Final = re.compile(r"q([0-9]{5,})")
 _LENGTH: Final = struct.Struct(">L")
+_AMONG: Final = "what was popped since it was opened may be among the items"
 _UNFINISHED: Final = "it stands behind the head: it is of a put that never returned"
 
 
@@ -69,8 +71,9 @@ class PersistQueueFiles(_Chunks):
         (first, _, offset), (last, _, end) = info["tail"], info["head"]
         number = 0
         there = {index: name for index, name in chunks(self.path) if first <= index <= last}
-        if missing := [index for index in (first, last) if index not in there and (index == first or end)]:
-            self.notes.append(f"its chunk q{missing[0]:05} is not there")
+        missing = next(index for index in count(first) if index not in there)
+        if missing < last or (missing == last and end):
+            self.notes.append(f"its chunk q{missing:05} is not there")
         for index, name in there.items():
             with open(os.path.join(self.path, name), "rb") as file:
                 data = file.read()
@@ -123,20 +126,21 @@ class QueuelibFiles(_Chunks):
         """Yield all items from the tail on."""
         info = self._places()
         yield Expected(0 if info is None else info["size"])
-        first, _, offset = (0, 0, 0) if info is None else info["tail"]
+        first, taken, offset = (0, 0, 0) if info is None else info["tail"]
         number = 0
+        head = [0, 0]
         for index, name in chunks(self.path):
             if index >= first:
+                head = [index, taken if index == first else 0]
                 for found in self._records(name, offset if index == first else 0):
                     number += isinstance(found, Value)
+                    head[1] += isinstance(found, Value)
                     yield found
         if info is None:
-            self.notes.append(
-                "it was not closed, and 'info.json' is not there or torn: what was popped is among the items"
-            )
-        elif info["size"] != number:
+            self.notes.append(f"it was not closed, and its file 'info.json' does not tell what was popped: {_AMONG}")
+        elif (info["size"], list(info["head"])) != (number, head):
             self.note_difference(info["size"], number)
-            self.notes.append("it was not closed: what was popped since it was opened is among the items")
+            self.notes.append(f"it was not closed: {_AMONG}")
 
     def _records(self, name: str, place: int) -> Iterator[Found]:
         with open(os.path.join(self.path, name), "rb") as file:
@@ -161,7 +165,8 @@ class QueuelibFiles(_Chunks):
 
 def chunks(path: str) -> list[tuple[int, str]]:
     """Return the chunks in a directory in their order, each with its number."""
-    return sorted((int(match[1]), name) for name in os.listdir(path) if (match := _CHUNK.fullmatch(name)))
+    found = [(int(match[1]), name) for name in os.listdir(path) if (match := _CHUNK.fullmatch(name))]
+    return sorted((index, name) for index, name in found if name == f"q{index:05}")
 
 
 def _is_info(info: object, *, places: int) -> bool:
