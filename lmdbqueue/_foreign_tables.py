@@ -176,17 +176,21 @@ def _files(path: str) -> list[str]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
-    """Open the database for reading: in its place, or a copy of it."""
-    if any(os.path.getsize(each) for each in _files(path)[1:]):
-        with TemporaryDirectory(prefix="lmdbqueue-") as place:
-            copy = os.path.join(place, "copy")
-            for each in _files(path):
-                shutil.copyfile(each, copy + each[len(path) :])
-            with _connected(f"file:{quote(copy)}") as db:
+    """Open the database for reading: in its place, or a copy of it. SQLite's errors become ``SourceError``."""
+    try:
+        if any(os.path.getsize(each) for each in _files(path)[1:]):
+            with TemporaryDirectory(prefix="lmdbqueue-") as place:
+                copy = os.path.join(place, "copy")
+                for each in _files(path):
+                    shutil.copyfile(each, copy + each[len(path) :])
+                with _connected(f"file:{quote(copy)}") as db:
+                    yield db
+        else:
+            with _connected(f"file:{quote(path)}?mode=ro&immutable=1") as db:
                 yield db
-    else:
-        with _connected(f"file:{quote(path)}?mode=ro&immutable=1") as db:
-            yield db
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # the last two of garbage
+        reason = f"SQLite cannot read it ({error})"
+        raise SourceError(path, reason, "let the program sqlite3 .recover a copy, and import that") from error
 
 
 @contextmanager

@@ -57,7 +57,6 @@ import base64
 import json
 import os
 import pickle
-import sqlite3
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
@@ -309,7 +308,7 @@ def _recognized(path: str, table: str | None) -> Source:
         left = _foreign_file.left_by_a_flush(path)
         advice = f"an interrupted flush left its items in {left!r}: import that" if left else "give the path of a queue"
         raise SourceError(path, "there is no such file", advice) from error
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise _unreadable(path, error) from error
     raise SourceError(
         path,
@@ -324,14 +323,12 @@ def _readable(source: Source) -> Generator[Found, None, None]:
         yield from source.read()
     except FileNotFoundError as error:
         raise source.error(_CHANGED, "stop the program that uses it, and import it then") from error
-    except (OSError, sqlite3.Error) as error:
+    except OSError as error:
         raise _unreadable(source.path, error) from error
 
 
-def _unreadable(path: str, error: Exception) -> SourceError:
-    is_database = isinstance(error, sqlite3.Error)
-    advice = "let the program sqlite3 .recover a copy, and import that" if is_database else "look at its rights"
-    return SourceError(path, f"it cannot be read ({error})", advice)
+def _unreadable(path: str, error: OSError) -> SourceError:
+    return SourceError(path, f"it cannot be read ({error.strerror or error})", "look at its rights and its disk")
 
 
 def _private(path: str, flags: int) -> int:

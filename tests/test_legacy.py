@@ -434,7 +434,7 @@ def test_a_queue_of_queuelib_that_was_not_closed_again_comes_over_from_where_it_
         (b"", "no file of a known queue"),
         (b"\0" * 7, "no file of a known queue"),
         (b"dear diary, today I wrote a file", "no file of a known queue"),
-        (b"SQLite format 3\0" + b"\1" * 4096, "it cannot be read"),
+        (b"SQLite format 3\0" + b"\1" * 4096, "SQLite cannot read it"),
     ],
 )
 def test_what_is_no_old_queue_is_refused_and_nothing_is_made(old, new, content, words):
