@@ -32,11 +32,10 @@ step  what is done                                         killed after it
 9     commit and flush                                     all of it is there, and so is the record
 ====  ===================================================  =========================================
 
-What follows from this: readers go on meanwhile and writers wait, for as long as it takes (a second for each million
-small items, and ten to look at that many pickles). All must fit in one transaction of LMDB, which keeps up to
-half a GiB of what it changed in memory and writes the rest to the file.
-It is run once more from the beginning, and not from where it was killed: for half of it to stay, half of it
-would have to be seen.
+What follows from this: readers go on meanwhile and writers wait, for as long as it takes (measured: 2 s for a million
+items of 150 bytes, and 8 s to look at as many pickles). All must fit in one transaction of LMDB, which keeps up
+to half a GiB of what it changed in memory and writes the rest to the file. A run that was killed is begun
+anew and does not go on where it was: nothing of it may stay, or it would have to be hidden from everybody.
 
 A program that still writes to the source is noticed by step 6 if that happens during the import, as far as the
 times of its file system tell; stop it before. A source that changed after it was imported is refused, since
