@@ -48,9 +48,10 @@ def write_chunks(path: str) -> Old:
     queue.get()
     queue.headf.close()
     queue.tailf.close()
-    with open(os.path.join(path, "q00001"), "ab") as file:
-        file.write(b"torn")
-    return Old(ITEMS[1:], [b"torn"], 0)
+    behind = pickle.dumps("not in its info") + b"torn"
+    with open(os.path.join(path, "q00001"), "ab") as file:  # as two puts that are killed leave it
+        file.write(behind)
+    return Old(ITEMS[1:], [behind], 0)
 
 
 def write_table(path: str) -> Old:

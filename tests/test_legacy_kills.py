@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from old_queues import BUILDERS, write_file
+from old_queues import write_acks, write_chunks, write_file, write_litequeue, write_queuelib
 from processes import KILLED, forked, kill_at_every_line, status_of, tree
 from replay import MEMORY
 from test_kills import MODULES
@@ -85,11 +85,16 @@ def _kill(memory: str, build, modules, *, into_one_that_is_there: bool) -> int:
     return kill_at_every_line(root, modules, lambda place: functools.partial(_imported, place), judge)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_an_import_killed_at_any_of_its_lines_is_done_by_the_next_run(memory, name, record_property):
-    record_property(TOLD, _kill(memory, BUILDERS[name], IMPORTING, into_one_that_is_there=False))
+@pytest.mark.parametrize("build", [write_file, write_chunks, write_acks, write_litequeue, write_queuelib])
+def test_an_import_killed_at_any_of_its_lines_is_done_by_the_next_run(memory, build, record_property):
+    record_property(TOLD, _kill(memory, build, IMPORTING, into_one_that_is_there=False))
 
 
+def test_an_import_into_a_queue_that_is_there_killed_at_any_of_its_lines_too(memory, record_property):
+    record_property(TOLD, _kill(memory, write_file, IMPORTING, into_one_that_is_there=True))
+
+
+@pytest.mark.long
 def test_an_import_killed_at_any_line_of_the_library_is_done_by_the_next_run(memory, record_property):
     record_property(TOLD, _kill(memory, write_file, MODULES, into_one_that_is_there=True))
 

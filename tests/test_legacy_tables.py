@@ -87,6 +87,15 @@ def test_messages_of_litequeue_come_in_the_order_of_their_ids(tmp_path, new):
     assert items(new) == ["b", "c", "a"]
 
 
+def test_a_queue_in_which_nothing_waits_gives_an_empty_one(tmp_path, new):
+    with closing(litequeue.LiteQueue(str(tmp_path / "old"))) as queue:
+        queue.mark_failed(queue.put("a").message_id)
+        queue.done(queue.put("b").message_id)
+    imported = import_file(tmp_path / "old", new)
+    assert (imported.items, imported.finished, imported.set_aside) == (0, 1, 1)
+    assert items(new) == []
+
+
 def test_bytes_in_litequeue_stay_bytes(tmp_path, new):
     with closing(litequeue.LiteQueue(str(tmp_path / "old"))) as queue:
         queue.put(b"\xff\0")
@@ -179,6 +188,22 @@ def test_a_damaged_database_is_refused_whole(tmp_path, new):
     with pytest.raises(SourceError, match=r"SQLite (finds it damaged|cannot read it)"):
         import_file(path, new)
     assert items(new) == []
+
+
+def test_a_database_that_would_give_fewer_rows_without_an_error_is_refused(tmp_path, new):
+    path = str(tmp_path / "old")
+    with closing(persistqueue.SQLiteQueue(path)) as queue:
+        for number in range(500):
+            queue.put(number)
+    with open(os.path.join(path, "data.db"), "r+b") as file:
+        pages = [file.read(4096) for _ in range(os.path.getsize(file.name) // 4096)]
+        leaf = next(number for number, page in enumerate(pages) if page[0] == 13 and page[3:5] > b"\0\x32")
+        file.seek(leaf * 4096 + 3)  # how many rows are in it
+        file.write((int.from_bytes(pages[leaf][3:5], "big") - 7).to_bytes(2, "big"))
+    with closing(sqlite3.connect(os.path.join(path, "data.db"))) as db:
+        assert len(db.execute("SELECT data FROM queue_default").fetchall()) == 493
+    with pytest.raises(SourceError, match="SQLite finds it damaged"):
+        import_file(path, new)
 
 
 def test_a_database_is_found_by_its_file_too(tmp_path, new):
