@@ -6,9 +6,8 @@ Must not know: queues, what becomes of what it yields.
 ``persistqueue.Queue`` (persist-queue 0.1 to 1.1) keeps a dict in the file ``info``, written anew at each ``put``
 (and at ``task_done``, or with ``autosave`` at each ``get``): ``chunksize``, ``size``, ``head`` (chunk, items in
 it, bytes in it) and ``tail``, the same of the first item. The dict and the items are written by one
-serializer. With pickle an item ends where its pickle ends, with JSON at the end of its line. (With msgpack
-and cbor2, ``info`` cannot be read without those libraries: refused.) What stands in the chunk of the head
-behind its bytes is of a ``put`` that never returned; the library cuts it off.
+serializer, which tells how records follow each other (``_foreign_info``). What stands in the chunk of the
+head behind its bytes is of a ``put`` that never returned; the library cuts it off.
 
 ``FifoDiskQueue`` (queuelib 1.0 to 1.10) writes records of a 32-bit big-endian length and as many bytes, and
 keeps the places in ``info.json``, which it writes in ``close()`` only. So where it was not closed that
@@ -22,15 +21,16 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from itertools import count
 from typing import Any, Final
 
-from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source, Value, pickle_length, plain
+from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source, Value, pickle_length
+from lmdbqueue._foreign_info import LENGTH, Records, checked_places, read_info
 
 _CHUNK: Final = re.compile(r"q([0-9]{5,})")
-_LENGTH: Final = struct.Struct(">L")
+_QUEUELIB_LENGTH: Final = struct.Struct(">L")
 _AMONG: Final = "what was popped since it was opened may be among the items"
+_TORN: Final = "a torn or damaged item"
 _UNFINISHED: Final = "it stands behind the head: it is of a put that never returned"
 
 
@@ -66,9 +66,14 @@ class PersistQueueFiles(_Chunks):
 
     def read(self) -> Iterator[Found]:
         """Yield the items between tail and head."""
-        is_pickled, info = self._places()
-        yield Expected(info["size"])
-        (first, _, offset), (last, _, end) = info["tail"], info["head"]
+        info = read_info(self.info())
+        if info is None:
+            raise self.error(
+                "its file 'info' was written by none of persist-queue's own serializers, or is damaged",
+                "read the items with persist-queue, with the serializer that wrote them, and push them",
+            )
+        yield Expected(info.size)
+        (first, _, offset), (last, _, end) = info.tail, info.head
         number = 0
         there = {index: name for index, name in chunks(self.path) if first <= index <= last}
         missing = next(index for index in count(first) if index not in there)
@@ -78,42 +83,47 @@ class PersistQueueFiles(_Chunks):
             with open(os.path.join(self.path, name), "rb") as file:
                 data = file.read()
             limit = end if index == last else len(data)
-            start = offset if index == first else 0
-            for found in _records(data, start, limit, name, is_pickled=is_pickled):
+            for found in _records(data[:limit], offset if index == first else 0, name, info.records):
                 number += isinstance(found, Payload)
                 yield found
             if rest := data[limit:]:
                 yield Aside(rest, f"{name} from byte {limit} on", _UNFINISHED, damaged=False)
-        self.note_difference(info["size"], number)
-
-    def _places(self) -> tuple[bool, dict[str, Any]]:
-        """Return whether it is pickled, and the dict of ``info``."""
-        data = self.info()
-        for is_pickled, read in ((True, plain), (False, json.loads)):
-            info = None
-            with suppress(Exception):  # whatever garbage may cause
-                info = read(data)
-            if _is_info(info, places=3):
-                assert isinstance(info, dict)
-                return is_pickled, info
-        raise self.error(
-            "its file 'info' is neither a pickle nor JSON of what persist-queue writes there",
-            "read the items with persist-queue, with the serializer that wrote them, and push them",
-        )
+        self.note_difference(info.size, number)
 
 
-def _records(data: bytes, start: int, end: int, name: str, *, is_pickled: bool) -> Iterator[Found]:
-    """Yield the items from ``start`` to ``end`` of a chunk."""
-    file = io.BytesIO(data[:end])
-    while start < min(end, len(data)):
+def _records(data: bytes, start: int, name: str, records: Records) -> Iterator[Found]:
+    """Yield the items from ``start`` on."""
+    file = io.BytesIO(data)
+    while start < len(data):
         file.seek(start)
-        length = pickle_length(file) if is_pickled else len(file.readline())
-        record = data[start : start + length]
-        if not record or not (is_pickled or record.endswith(b"\n")):
-            yield Aside(data[start:end], f"{name} from byte {start} on", "a torn or damaged item")
+        payload, end = _PAYLOADS[records](data, file)
+        if payload is None:
+            yield Aside(data[start:], f"{name} from byte {start} on", _TORN)
             return
-        yield Payload(record if is_pickled else record[:-1], f"{name} at byte {start}")
-        start += length
+        yield Payload(payload, f"{name} at byte {start}")
+        start = end
+
+
+def _pickle(data: bytes, file: io.BytesIO) -> tuple[bytes | None, int]:
+    """Return the payload where the file stands, None if it is not whole, and where the record ends."""
+    start = file.tell()
+    end = start + pickle_length(file)
+    return data[start:end] or None, end
+
+
+def _line(_data: bytes, file: io.BytesIO) -> tuple[bytes | None, int]:
+    line = file.readline()
+    return line[:-1] if line.endswith(b"\n") else None, file.tell()
+
+
+def _behind_its_length(_data: bytes, file: io.BytesIO) -> tuple[bytes | None, int]:
+    head = file.read(LENGTH.size)
+    length = LENGTH.unpack(head)[0] if len(head) == LENGTH.size else 1
+    payload = file.read(length)
+    return payload if len(payload) == length else None, file.tell()
+
+
+_PAYLOADS: Final = {"pickles": _pickle, "lines": _line, "lengths": _behind_its_length}
 
 
 class QueuelibFiles(_Chunks):
@@ -125,8 +135,8 @@ class QueuelibFiles(_Chunks):
     def read(self) -> Iterator[Found]:
         """Yield all items from the tail on."""
         info = self._places()
-        yield Expected(0 if info is None else info["size"])
-        first, taken, offset = (0, 0, 0) if info is None else info["tail"]
+        size, (first, taken, offset), end = info or (0, (0, 0, 0), (0, 0))
+        yield Expected(size)
         number = 0
         head = [0, 0]
         for index, name in chunks(self.path):
@@ -138,8 +148,8 @@ class QueuelibFiles(_Chunks):
                     yield found
         if info is None:
             self.notes.append(f"it was not closed, and its file 'info.json' does not tell what was popped: {_AMONG}")
-        elif (info["size"], list(info["head"])) != (number, head):
-            self.note_difference(info["size"], number)
+        elif (size, list(end)) != (number, head):
+            self.note_difference(size, number)
             self.notes.append(f"it was not closed: {_AMONG}")
 
     def _records(self, name: str, place: int) -> Iterator[Found]:
@@ -147,37 +157,25 @@ class QueuelibFiles(_Chunks):
             size = os.fstat(file.fileno()).st_size
             file.seek(place)
             while place < size:
-                head = file.read(_LENGTH.size)
-                length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else size
-                if length > size - place - _LENGTH.size:
-                    yield Aside(head + file.read(), f"{name} from byte {place} on", "a torn or damaged item")
+                head = file.read(_QUEUELIB_LENGTH.size)
+                length = _QUEUELIB_LENGTH.unpack(head)[0] if len(head) == _QUEUELIB_LENGTH.size else size
+                if length > size - place - _QUEUELIB_LENGTH.size:
+                    yield Aside(head + file.read(), f"{name} from byte {place} on", _TORN)
                     return
                 yield Value(file.read(length), f"{name} at byte {place}")
-                place += _LENGTH.size + length
+                place += _QUEUELIB_LENGTH.size + length
 
-    def _places(self) -> dict[str, Any] | None:
+    def _places(self) -> tuple[int, Any, Any] | None:
         try:
-            info = json.loads(self.info())
+            return checked_places(json.loads(self.info()), head=2)
         except (ValueError, RecursionError):
             return None
-        return info if _is_info(info, places=2) else None
 
 
 def chunks(path: str) -> list[tuple[int, str]]:
     """Return the chunks in a directory in their order, each with its number."""
     found = [(int(match[1]), name) for name in os.listdir(path) if (match := _CHUNK.fullmatch(name))]
     return sorted((index, name) for index, name in found if name == f"q{index:05}")
-
-
-def _is_info(info: object, *, places: int) -> bool:
-    """Tell whether it says where a queue begins and ends; ``places``: how many numbers tell where the head is."""
-    if not isinstance(info, dict):
-        return False
-    tail, head, size = (info.get(name) for name in ("tail", "head", "size"))
-    if not isinstance(tail, (list, tuple)) or not isinstance(head, (list, tuple)):
-        return False
-    numbers = [size, *tail, *head]
-    return (len(tail), len(head)) == (3, places) and all(type(each) is int and each >= 0 for each in numbers)
 
 
 def recognize(path: str) -> Source | None:

@@ -1,10 +1,12 @@
 """Imports from other libraries: what comes over, what is set aside, what is refused; and nothing is run or changed."""
 
 import base64
+import importlib
 import json
 import os
 import pickle
 import pickletools
+import resource
 import stat
 import struct
 import subprocess
@@ -14,7 +16,6 @@ from contextlib import closing
 import msgpack
 import persistent_queue
 import persistqueue
-import persistqueue.serializers.json
 import persistqueue.serializers.msgpack
 import pytest
 from old_queues import (
@@ -28,10 +29,10 @@ from old_queues import (
     write_queuelib,
     write_table,
 )
-from processes import tree
+from processes import forked, status_of, tree
 from queuelib import FifoDiskQueue
 
-from lmdbqueue import FormatError, PersistentQueue, SourceError
+from lmdbqueue import DiskFullError, FormatError, PersistentQueue, SourceError
 from lmdbqueue.legacy import detect, import_file
 
 
@@ -165,7 +166,7 @@ def test_what_stands_in_the_info_file_of_persist_queue_is_not_run_either(old, ne
     trap = str(tmp_path / "trap")
     with open(os.path.join(old, "info"), "wb") as file:
         pickle.dump(Trap(trap), file)
-    with pytest.raises(SourceError, match="'info' is neither a pickle nor JSON"):
+    with pytest.raises(SourceError, match="'info' was written by none of persist-queue's own serializers"):
         import_file(old, new)
     assert not os.path.exists(trap)
 
@@ -190,14 +191,18 @@ def test_items_that_are_no_pickles_come_over_for_the_loads_that_reads_them(old, 
     assert items(new, name="packed", **msgpacked) == [[1, "two"]]
 
 
-def test_a_queue_of_persist_queue_in_json_comes_over(old, new):
-    queue = persistqueue.Queue(old, chunksize=3, serializer=persistqueue.serializers.json, autosave=True)
-    for number in range(8):
-        queue.put({"number": number})
+@pytest.mark.parametrize("name", ["json", "msgpack", "cbor2"])
+@pytest.mark.parametrize("count", [8, 300])
+def test_a_queue_of_persist_queue_with_another_serializer_comes_over(old, new, name, count):
+    serializer = importlib.import_module(f"persistqueue.serializers.{name}")
+    queue = persistqueue.Queue(old, chunksize=count // 2 - 1, serializer=serializer, autosave=True)
+    for number in range(count):
+        queue.put({"number": number, "text": "x" * number})
     queue.get()
-    imported = import_file(old, new, **JSON)
-    assert (imported.items, imported.set_aside, imported.notes) == (7, 0, [])
-    assert items(new, **JSON) == [{"number": number} for number in range(1, 8)]
+    pair = {"dumps": serializer.dumps, "loads": serializer.loads}
+    imported = import_file(old, new, **pair)
+    assert (imported.items, imported.set_aside, imported.notes) == (count - 1, 0, [])
+    assert items(new, **pair) == [{"number": number, "text": "x" * number} for number in range(1, count)]
 
 
 def test_items_of_which_none_is_a_pickle_are_refused_with_the_way_out(old, new):
@@ -269,6 +274,21 @@ def test_what_dumps_raises_undoes_the_import(old, new):
     with pytest.raises(TypeError):
         import_file(old, new, dumps=lambda _item: "no bytes", loads=bytes)
     assert items(new) == []
+
+
+def test_an_import_for_which_there_is_no_room_leaves_nothing_and_is_done_when_there_is(old, new):
+    file_of(old, [pickle.dumps(bytes(100_000)), b"damaged"] * 100)
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
+        with pytest.raises(DiskFullError):
+            import_file(old, new)
+
+    assert status_of(forked(limited)) == 0
+    assert items(new) == []
+    assert sorted(os.listdir(os.path.dirname(new))) == ["new", "of others"]
+    assert import_file(old, new).items == 100
+    assert len(items(new)) == 100
 
 
 # --- what is set aside

@@ -3,6 +3,7 @@
 And sources that are whole: it gives what the library's own reader gives.
 """
 
+import importlib
 import os
 import pickle
 import shutil
@@ -19,10 +20,11 @@ from old_queues import BUILDERS
 
 from lmdbqueue import SourceError
 from lmdbqueue._foreign import Aside, Expected, Payload, Value, is_pickle
+from lmdbqueue._foreign_info import read_info
 from lmdbqueue.legacy import _readable, _recognized
 
 
-def found_in(path):
+def found_in(path, *, are_pickles=True):
     """Return the items, what is set aside, what is noted; None if it is refused, as only our error does."""
     try:
         source = _recognized(path, None)
@@ -30,13 +32,13 @@ def found_in(path):
     except SourceError:
         return None
     assert isinstance(everything[0], Expected)
-    found = [each.data if isinstance(each, Payload) else each.value for each in everything if _is_item(each)]
-    aside = [each for each in everything if isinstance(each, (Aside, Payload)) and not _is_item(each)]
-    return found, aside, source.notes
+    items = [each for each in everything if _is_item(each, are_pickles)]
+    aside = [each for each in everything if isinstance(each, (Aside, Payload)) and not _is_item(each, are_pickles)]
+    return [each[0] for each in items], aside, source.notes
 
 
-def _is_item(found):
-    return isinstance(found, Value) or (isinstance(found, Payload) and is_pickle(found.data))
+def _is_item(found, are_pickles):
+    return isinstance(found, Value) or (isinstance(found, Payload) and (not are_pickles or is_pickle(found.data)))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,12 @@ def test_a_file_of_garbage_is_refused_or_gives_what_is_whole(head, garbage):
         found_in(path)
 
 
+@given(garbage=st.binary(max_size=80), has_length=st.booleans())
+def test_an_info_file_of_garbage_says_nothing(garbage, has_length):
+    found = read_info(len(garbage).to_bytes(4, "little") + garbage if has_length else garbage)
+    assert found is None or min(found.size, *found.tail, *found.head) >= 0
+
+
 @given(garbage=st.dictionaries(st.sampled_from(["info", "info.json", "q00000", "q00001"]), st.binary(max_size=300)))
 def test_a_directory_of_garbage_is_refused_or_gives_what_is_whole(garbage):
     with tempfile.TemporaryDirectory() as place:
@@ -129,21 +137,23 @@ def test_a_file_of_python_persistent_queue_gives_what_its_own_reader_gives(calls
     assert ([pickle.loads(item) for item in found[0]], found[1:]) == (theirs, ([], []))
 
 
-@given(calls)
-def test_a_queue_of_persist_queue_gives_what_its_own_reader_gives(calls):
+@pytest.mark.parametrize("name", ["pickle", "json", "msgpack", "cbor2"])
+@given(calls=calls)
+def test_a_queue_of_persist_queue_gives_what_its_own_reader_gives(name, calls):
+    serializer = importlib.import_module(f"persistqueue.serializers.{name}")
     with tempfile.TemporaryDirectory() as place:
         path = os.path.join(place, "old")
-        queue = persistqueue.Queue(path, chunksize=3, autosave=True)
+        queue = persistqueue.Queue(path, chunksize=3, autosave=True, serializer=serializer)
         for call, argument in calls:
             for each in argument if call == "push" else range(min(argument, queue.qsize())):
                 queue.put(each) if call == "push" else queue.get()
-        found = found_in(path)
+        found = found_in(path, are_pickles=name == "pickle")
         theirs = [queue.get() for _ in range(queue.qsize())]
         queue.headf.close()
         queue.tailf.close()
         has_info = os.path.exists(os.path.join(path, "info"))
     if has_info:
-        assert found == ([pickle.dumps(item, protocol=4) for item in theirs], [], [])
+        assert found == ([serializer.dumps(item) for item in theirs], [], [])
     else:
         assert found[:2] == (theirs, []) == ([], [])
 
