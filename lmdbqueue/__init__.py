@@ -15,6 +15,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_foreign_file``     files of python-persistent-queue
 ``_foreign_chunks``   directories of chunk files: of persist-queue and queuelib
 ``_foreign_tables``   SQLite databases: of persist-queue, litequeue and queuelib
+``_foreign_aside``    what is set aside at an import
 ``_foreign_info``     where a queue of persist-queue begins and ends
 ``_foreign``          what is found in files of other libraries
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited

@@ -52,23 +52,24 @@ items stands in the module of each format.
 JSON lines: ``queue``, ``source``, ``place`` and ``why`` in words, and ``value``, the bytes in base64.
 """
 
-import base64
 import json
 import os
 import pickle
+import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import Any, BinaryIO
+from typing import Any
 
 from lmdbqueue import _foreign_chunks, _foreign_file, _foreign_tables
 from lmdbqueue._directory import find_directory
-from lmdbqueue._disk import sync_directory, sync_file, translated
 from lmdbqueue._errors import FormatError, SourceError
-from lmdbqueue._foreign import Aside, Expected, Finished, Found, Payload, Source, Value, is_pickle
+from lmdbqueue._foreign import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle
+from lmdbqueue._foreign_aside import AsideFile
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._transaction import refuse_inside
 
 __all__ = ["Imported", "SourceError", "detect", "import_file"]
 
@@ -76,7 +77,6 @@ Progress = Callable[[int, int], object]
 
 _BATCH_ITEMS = 10_000
 _BATCH_BYTES = 1 << 22
-_CHANGED = "it was changed while it was read"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Imported:
     finished: int  # that their consumers were done with, left out
     set_aside: int  # records that are no items, or failed ones
     quarantine: str  # the file of those, "" for none
-    notes: list[str]  # what else was found, in sentences
+    notes: tuple[str, ...]  # what else was found, in sentences
 
 
 def detect(path: str | os.PathLike[str], *, table: str | None = None) -> str:
@@ -119,11 +119,13 @@ def import_file(
     the source says and may be wrong. ``table``: of a database that holds several queues.
 
     All or nothing, and durable when it returns. Run it again after a crash; when it was done it does nothing.
-    Others cannot write to ``dest`` meanwhile. Raises ``SourceError`` for what cannot be imported, and what
-    pushing raises, such as ``DiskFullError``; nothing was imported then.
+    Others cannot write to ``dest`` meanwhile. Raises ``SourceError`` for what cannot be imported,
+    ``TransactionError`` inside of a transaction, and what pushing raises, such as ``DiskFullError``; nothing was
+    imported then.
     """
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)
+    refuse_inside(directory, "an import")
     options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
     with suppress(FormatError):  # no queue is there: it is created, or that says why not
         found = find_directory(directory).options
@@ -150,7 +152,7 @@ class _Import:
         self._is_whole = is_pickle if loads is pickle.loads else _anything
         whose = f"{source.path}\0{source.part}\0{queue.name}"
         self._id = sha256(os.fsencode(whose)).hexdigest()[:16]
-        self._aside = _AsideFile(f"{directory}.quarantine-{self._id[:8]}", queue.name, source.path)
+        self._aside = AsideFile(f"{directory}.quarantine-{self._id[:8]}", queue.name, source.path)
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._items = self._finished = self._damaged = 0
@@ -169,19 +171,20 @@ class _Import:
         try:
             record = self._loads(self._queue.state[key])
             record = record if isinstance(record, dict) else json.loads(record)
-            stamp, done, when = record["stamp"], Imported(**record["done"]), record["time"]
+            stamp, done, when = record["stamp"], record["done"], record["time"]
+            imported = Imported(**{**done, "notes": tuple(done["notes"])})
         except Exception as error:
             reason = f"the record of an earlier import, state[{key!r}], cannot be read ({error})"
             raise self._source.error(reason, "give the dumps and loads that it was imported with") from error
-        if [list(each) for each in stamp] != self._source.stamp():
+        if [list(each) for each in stamp] != _stamp(self._source):
             raise self._source.error(
                 f"it was imported into this queue on {when}, and has changed since: the same items may be in it",
                 f"choose another queue; or del queue.state[{key!r}] to import all that is in it now",
             )
-        return done
+        return imported
 
     def _import(self, key: str, progress: Progress) -> Imported:
-        stamp = self._source.stamp()
+        stamp = _stamp(self._source)
         done = total = 0
         with closing(_readable(self._source)) as everything:
             for found in everything:
@@ -199,21 +202,21 @@ class _Import:
                 f"none of its items is whole: {self._aside.first}",
                 "if they were not written by pickle, give the dumps and loads that they were written with",
             )
-        if self._source.stamp() != stamp:
-            raise self._source.error(_CHANGED, "stop the program that uses it, and import it then")
+        if _stamp(self._source) != stamp:
+            raise _changed(self._source)
         imported = Imported(
             self._source.format,
             self._items,
             self._finished,
             self._aside.count,
             self._aside.path if self._aside.count else "",
-            self._source.notes,
+            tuple(self._source.notes),
         )
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         record = {"path": self._source.path, "time": when, "stamp": stamp, "done": asdict(imported)}
         self._queue.state[key] = self._recorded(record)
-        self._aside.publish()
         progress(done, done)
+        self._aside.publish()
         return imported
 
     def _take(self, found: Found) -> None:
@@ -250,46 +253,6 @@ class _Import:
         return bytes(memoryview(self._dumps(text.encode())))
 
 
-class _AsideFile:
-    """What is set aside, in a file that has its name only when it is whole and on the disk."""
-
-    def __init__(self, path: str, queue: str, source: str) -> None:
-        self.path = path
-        self.count = 0
-        self.first = ""
-        self._queue = queue
-        self._source = source
-        self._file: BinaryIO | None = None
-
-    def add(self, found: Aside) -> None:
-        """Write a line."""
-        place = {"queue": self._queue, "source": self._source, "place": found.place, "why": found.why}
-        line = json.dumps({**place, "value": base64.b64encode(found.data).decode()})
-        with translated(self.path, "setting aside"):
-            if self._file is None:
-                self._file = open(self.path + ".tmp", "wb", opener=_private)  # noqa: SIM115  (closed below)
-            self._file.write(line.encode() + b"\n")
-        self.first = self.first or f"{found.place}: {found.why}"
-        self.count += 1
-
-    def publish(self) -> None:
-        """Let the file be there, durably."""
-        if self._file is not None:
-            with translated(self.path, "setting aside"):
-                self._file.flush()
-                sync_file(self._file.fileno())
-                os.rename(self.path + ".tmp", self.path)
-                sync_directory(os.path.dirname(self.path))
-
-    def discard(self) -> None:
-        """Let nothing be left but what was published."""
-        if self._file is not None:
-            with suppress(OSError):  # of what was not flushed, as on a full disk
-                self._file.close()
-            with suppress(FileNotFoundError):
-                os.unlink(self.path + ".tmp")
-
-
 def _recognized(path: str, table: str | None) -> Source:
     try:
         if os.path.isdir(path):
@@ -299,6 +262,8 @@ def _recognized(path: str, table: str | None) -> Source:
             if not os.path.isfile(inside):
                 raise SourceError(path, "it is a directory of no known queue", "give the path of a queue")
             path = inside
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(path, "it is no regular file", "give the path of a queue")
         if _foreign_tables.is_database(path):
             return _foreign_tables.recognize(path, table)
         if source := _foreign_file.recognize(path):
@@ -321,17 +286,24 @@ def _readable(source: Source) -> Generator[Found, None, None]:
     try:
         yield from source.read()
     except FileNotFoundError as error:
-        raise source.error(_CHANGED, "stop the program that uses it, and import it then") from error
+        raise _changed(source) from error
     except OSError as error:
         raise _unreadable(source.path, error) from error
 
 
+def _stamp(source: Source) -> Stamp:
+    try:
+        return source.stamp()
+    except OSError as error:
+        raise _changed(source) from error
+
+
+def _changed(source: Source) -> SourceError:
+    return source.error("it was changed while it was read", "stop the program that uses it, and import it then")
+
+
 def _unreadable(path: str, error: OSError) -> SourceError:
-    return SourceError(path, f"it cannot be read ({error.strerror or error})", "look at its rights and its disk")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return SourceError(path, f"it cannot be read ({error})", "look at its rights and its disk")
 
 
 def _as_it_is(payload: bytes) -> bytes:

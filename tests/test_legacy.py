@@ -32,7 +32,7 @@ from old_queues import (
 from processes import forked, status_of, tree
 from queuelib import FifoDiskQueue
 
-from lmdbqueue import DiskFullError, FormatError, PersistentQueue, SourceError
+from lmdbqueue import DiskFullError, FormatError, PersistentQueue, SourceError, TransactionError
 from lmdbqueue.legacy import detect, import_file
 
 
@@ -201,7 +201,7 @@ def test_a_queue_of_persist_queue_with_another_serializer_comes_over(old, new, n
     queue.get()
     pair = {"dumps": serializer.dumps, "loads": serializer.loads}
     imported = import_file(old, new, **pair)
-    assert (imported.items, imported.set_aside, imported.notes) == (count - 1, 0, [])
+    assert (imported.items, imported.set_aside, imported.notes) == (count - 1, 0, ())
     assert items(new, **pair) == [{"number": number, "text": "x" * number} for number in range(1, count)]
 
 
@@ -267,6 +267,21 @@ def test_a_source_that_changes_while_it_is_read_is_refused_and_nothing_comes_ove
         import_file(old, new, dumps=dumps, loads=bytes)
     assert items(new, dumps=bytes, loads=bytes) == []
     assert not [name for name in os.listdir(os.path.dirname(new)) if "quarantine" in name]
+
+
+def test_a_source_that_goes_away_while_it_is_read_is_told_of(old, new):
+    file_of(old, [pickle.dumps(number) for number in range(10_001)])
+    with pytest.raises(SourceError, match="changed while it was read"):
+        import_file(old, new, progress=lambda _done, _total: os.unlink(old))
+    assert items(new) == []
+
+
+def test_an_import_is_no_part_of_a_transaction(old, new):
+    write_table(old)
+    with PersistentQueue(new) as queue:
+        with queue.transaction(), pytest.raises(TransactionError, match="an import inside of a transaction"):
+            import_file(old, new)
+        assert list(queue) == []
 
 
 def test_what_dumps_raises_undoes_the_import(old, new):
@@ -340,9 +355,9 @@ def test_items_that_its_header_counts_and_that_are_not_there_are_told_of(old, ne
     queue.file.close()
     imported = import_file(old, new)
     assert items(new) == ["a", "b"]
-    assert imported.notes == [
-        "its header counts 3 items and 2 are there: a pop was interrupted, or was of None, or the file was cut"
-    ]
+    assert imported.notes == (
+        "its header counts 3 items and 2 are there: a pop was interrupted, or was of None, or the file was cut",
+    )
 
 
 def test_items_that_the_pop_of_a_list_made_it_forget_are_set_aside_and_can_be_pushed(old, new):
@@ -402,7 +417,7 @@ def test_a_chunk_of_persist_queue_that_was_cut_costs_its_own_items_only(old, new
     imported = import_file(old, new)
     assert items(new) == [0, 1, 2, 3, 6, 7, 8]
     assert imported.set_aside == 1
-    assert imported.notes == ["its file 'info' counts 9 items, and 7 were found"]
+    assert imported.notes == ("its file 'info' counts 9 items, and 7 were found",)
 
 
 def test_a_chunk_of_persist_queue_that_is_missing_is_told_of(old, new):
@@ -412,10 +427,10 @@ def test_a_chunk_of_persist_queue_that_is_missing_is_told_of(old, new):
     os.unlink(os.path.join(old, "q00001"))
     imported = import_file(old, new)
     assert items(new) == [0, 1, 2, 6, 7, 8]
-    assert imported.notes == [
+    assert imported.notes == (
         "its chunk q00001 is not there",
         "its file 'info' counts 9 items, and 6 were found",
-    ]
+    )
 
 
 def test_a_queue_of_queuelib_that_was_never_closed_comes_over_with_all_that_was_pushed(old, new):
@@ -466,6 +481,12 @@ def test_what_is_no_old_queue_is_refused_and_nothing_is_made(old, new, content, 
             call(old)
         assert old in str(caught.value)
     assert not os.path.exists(new)
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(old, new):
+    os.mkfifo(old)
+    with pytest.raises(SourceError, match="no regular file"):
+        import_file(old, new)
 
 
 def test_a_directory_without_a_queue_is_refused(old, new):

@@ -29,7 +29,7 @@ def test_what_an_old_release_wrote_is_imported(tmp_path, package, version, kind)
     format_, items = FORMATS[package, kind]
     assert detect(tmp_path / "old") == format_
     imported = import_file(tmp_path / "old", tmp_path / "new")
-    assert (imported.format, imported.items, imported.set_aside, imported.notes) == (format_, 4, 0, [])
+    assert (imported.format, imported.items, imported.set_aside, imported.notes) == (format_, 4, 0, ())
     assert imported.finished == (kind == "acks" or package == "litequeue")
     with PersistentQueue("new", tmp_path) as queue:
         assert list(queue) == items[1:]

@@ -23,7 +23,7 @@ from test_kills import MODULES
 from lmdbqueue import PersistentQueue
 from lmdbqueue.legacy import Imported, import_file
 
-IMPORTING = ["legacy", "_foreign", "_foreign_info", "_foreign_file", "_foreign_chunks", "_foreign_tables"]
+IMPORTING = [name for name in MODULES if name == "legacy" or name.startswith("_foreign")]
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000")) // 25
 TOLD = "kills"
 BEFORE = ["was", "here", "before"]
