@@ -57,7 +57,7 @@ Found = Expected | Payload | Value | Aside | Finished
 
 
 class Source(ABC):
-    """Files of another library that hold one queue. Reading it twice gives the same, unless it was changed."""
+    """Files of another library that hold one queue; they are read once."""
 
     format: str
     part = ""  # the table in a database

@@ -142,7 +142,7 @@ def _tables(path: str) -> tuple[dict[str, _Kind], dict[str, str]]:
     refused: dict[str, str] = {}
     with _opened(path) as db:
         names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
-        for name in names:
+        for name in filter(_is_text, names):
             columns = {row[1] for row in db.execute(f"PRAGMA table_info({_quoted(name)})")}
             prefix = next((each for each in _REFUSED if name.startswith(each)), None)
             if prefix and "data" in columns:
@@ -198,6 +198,10 @@ def _connected(uri: str) -> Iterator[sqlite3.Connection]:
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
         db.text_factory = _text
         yield db
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _text(data: bytes) -> str | bytes:

@@ -260,7 +260,9 @@ def _recognized(path: str, table: str | None) -> Source:
                 return source
             inside = os.path.join(path, "data.db")  # as persist-queue calls it
             if not os.path.isfile(inside):
-                raise SourceError(path, "it is a directory of no known queue", "give the path of a queue")
+                raise SourceError(
+                    path, "it is a directory of no known queue", "give the path of a queue, or of its database"
+                )
             path = inside
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SourceError(path, "it is no regular file", "give the path of a queue")
