@@ -32,10 +32,11 @@ step  what is done                                         killed after it
 9     commit and flush                                     all of it is there, and so is the record
 ====  ===================================================  =========================================
 
-What follows from this: readers go on meanwhile and writers wait, for as long as it takes (measured: 2 s for a million
-items of 150 bytes, and 8 s to look at as many pickles). All must fit in one transaction of LMDB, which keeps up
-to half a GiB of what it changed in memory and writes the rest to the file. A run that was killed is begun
-anew and does not go on where it was: nothing of it may stay, or it would have to be hidden from everybody.
+What follows from this: who has the directory open goes on reading meanwhile; who writes to it, or opens it, waits
+for as long as it takes (measured: 2 s for a million items of 150 bytes, and 8 s to look at as many pickles). All
+must fit in one transaction of LMDB, which keeps up to half a GiB of what it changed in memory and writes the rest
+to the file. A run that was killed is begun anew and does not go on where it was: nothing of it may stay, or it
+would have to be hidden from everybody.
 
 A program that still writes to the source is noticed by step 6 if that happens during the import, as far as the
 times of its file system tell; stop it before. A source that changed after it was imported is refused, since
@@ -119,7 +120,7 @@ def import_file(
     the source says and may be wrong. ``table``: of a database that holds several queues.
 
     All or nothing, and durable when it returns. Run it again after a crash; when it was done it does nothing.
-    Others cannot write to ``dest`` meanwhile. Raises ``SourceError`` for what cannot be imported,
+    Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what cannot be imported,
     ``TransactionError`` inside of a transaction, and what pushing raises, such as ``DiskFullError``; nothing was
     imported then.
     """

@@ -136,6 +136,34 @@ def test_progress_tells_of_records_and_ends_with_all(old, new):
     assert items(new) == list(range(25_000))
 
 
+def test_others_see_nothing_of_an_import_before_its_end(old, new):
+    file_of(old, [pickle.dumps(number) for number in range(10_001)])
+    with PersistentQueue(new) as queue:
+        queue.push("before")
+    program = f"""
+import sys
+from lmdbqueue import PersistentQueue
+queue = PersistentQueue({new!r})
+print(flush=True)
+for line in sys.stdin:
+    print(len(queue), queue.peek(), flush=True)
+"""
+    reader = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with reader:
+        reader.stdout.readline()  # it has opened the queue
+
+        def seen():
+            reader.stdin.write("look\n")
+            reader.stdin.flush()
+            return reader.stdout.readline()
+
+        meanwhile = []
+        import_file(old, new, progress=lambda done, _total: meanwhile.append((done, seen())))
+        assert meanwhile == [(10_000, "1 before\n"), (10_001, "1 before\n")]
+        assert seen() == "10002 before\n"
+        reader.stdin.close()
+
+
 # --- what is run, and what is looked at
 
 
