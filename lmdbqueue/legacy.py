@@ -119,10 +119,10 @@ def import_file(
     queue is used with. ``progress(done, total)`` is called with records, finished ones too; ``total`` is what
     the source says and may be wrong. ``table``: of a database that holds several queues.
 
-    All or nothing, and durable when it returns. Run it again after a crash; when it was done it does nothing.
-    Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what cannot be imported,
-    ``TransactionError`` inside of a transaction, and what pushing raises, such as ``DiskFullError``; nothing was
-    imported then.
+    All or nothing, and as durable as a push when it returns. Run it again after a crash; when it was done it
+    does nothing. Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what
+    cannot be imported, ``TransactionError`` inside of a transaction, and what pushing raises, such as
+    ``DiskFullError``; nothing was imported then.
     """
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)
