@@ -122,7 +122,8 @@ def import_file(
     All or nothing, and as durable as a push when it returns. Run it again after a crash; when it was done it
     does nothing. Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what
     cannot be imported, ``TransactionError`` inside of a transaction, and what pushing raises, such as
-    ``DiskFullError``; nothing was imported then.
+    ``DiskFullError``; nothing was imported then, but for ``CommitUnknownError``, after which running it again
+    tells.
     """
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)
