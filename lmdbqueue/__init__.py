@@ -11,6 +11,13 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ====================  ============================================================================
 ``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
 ``_demo``             its ``demo``: producer and consumer, killed again and again
+``legacy``            ``import_file``: queues of other libraries, taken over
+``_foreign_file``     files of python-persistent-queue
+``_foreign_chunks``   directories of chunk files: of persist-queue and queuelib
+``_foreign_tables``   SQLite databases: of persist-queue, litequeue and queuelib
+``_foreign_aside``    what is set aside at an import
+``_foreign_info``     where a queue of persist-queue begins and ends
+``_foreign``          what is found in files of other libraries
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
 ``_courier``          the threads that carry the calls of an event loop
@@ -81,6 +88,7 @@ from lmdbqueue._errors import (
     OptionError,
     QueueError,
     ShutDown,
+    SourceError,
     StorageError,
     TransactionError,
     VersionError,
@@ -116,6 +124,7 @@ __all__ = [
     "ReaderStats",
     "Retry",
     "ShutDown",
+    "SourceError",
     "StorageError",
     "TransactionError",
     "VersionError",

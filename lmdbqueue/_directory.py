@@ -54,6 +54,7 @@ from lmdbqueue._format import Options
 
 _GENERATION: Final = re.compile(r"(\d{8})\.mdb")
 _LEFTOVER_OF_CREATION: Final = re.compile(r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp")
+_OF_OTHERS: Final = re.compile(r"q\d{5,}|data\.db")  # what persist-queue and queuelib have in their directories
 _OPTIONS_FILE: Final = "queue.json"
 _AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
@@ -192,7 +193,8 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
         raise CorruptQueueError(path, "it holds an environment (*.mdb) but no queue.json")
     if foreign := [name for name in names if not _LEFTOVER_OF_CREATION.fullmatch(name)]:
         found = f"a directory that holds other files ({min(foreign)!r})"
-        raise FormatError(path, found, "choose a directory that is empty or not there yet")
+        advice = "choose a directory that is empty or not there yet"
+        raise FormatError(path, found, advice + _how_to_import(path) * any(map(_OF_OTHERS.fullmatch, names)))
     for name in names:
         os.unlink(os.path.join(path, name))
 
@@ -233,9 +235,16 @@ def _refuse_file(path: str) -> None:
             raise FormatError(
                 path,
                 f"a file of python-persistent-queue with {count:,} items",
-                "choose another name, read the old items with python-persistent-queue and push them here",
+                f"choose another name{_how_to_import(path)}",
             )
+    if head.startswith(b"SQLite format 3"):
+        raise FormatError(path, "an SQLite database", f"choose another name{_how_to_import(path)}")
     raise FormatError(path, "a file", "choose another name")
+
+
+def _how_to_import(path: str) -> str:
+    """Return the end of an advice, for what may be a queue of another library."""
+    return f"; the items of an old queue are taken over by: lmdbqueue import {path!r} DEST"
 
 
 def _warn_of_strangers(path: str) -> None:

@@ -277,6 +277,19 @@ class LeaseExpiredError(QueueError):
         )
 
 
+class SourceError(QueueError):
+    """What stands at the path cannot be imported; nothing was."""
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.path!r} cannot be imported: {self.reason}; nothing was imported: {self.advice}"
+
+
 class CommitUnknownError(StorageError):
     """The disk failed during a commit: whether the call took place is known only after reopening."""
 

@@ -7,6 +7,7 @@ has to import them.
 
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -114,6 +115,38 @@ def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object
         fn(**options)
     finally:
         sys.settrace(None)
+
+
+def kill_at_every_line(
+    root: str, modules: Iterable[str], run: Callable[[str], Callable[[], object]], judge: Callable[..., None]
+) -> int:
+    """Run ``run(place)()`` on copies of ``root``, killed at its first line of these modules, its second, ...
+
+    On all processors. ``judge(place, is_done)`` is called after each. Return how many kills there were.
+    """
+    parts = os.cpu_count() or 1
+
+    def killed(number: int, place: str) -> None:
+        killed_at_line(number, modules, run(place))
+
+    def share(part: int) -> None:
+        status = KILLED
+        number = part
+        while status:
+            number += parts
+            place = f"{root} {number}"
+            shutil.copytree(root, place)
+            status = status_of(forked(killed, number, place))
+            assert status in (0, KILLED)
+            judge(place, is_done=status == 0)
+            shutil.rmtree(place)
+        with open(f"{root} kills", "a", encoding="ascii") as file:
+            file.write(f"{(number - part) // parts - 1}\n")
+
+    pids = [forked(share, part) for part in range(1 - parts, 1)]
+    assert [status_of(pid, 1200) for pid in pids] == [0] * parts
+    with open(f"{root} kills", encoding="ascii") as file:
+        return sum(map(int, file))
 
 
 class Sleeps:

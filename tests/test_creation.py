@@ -1,8 +1,10 @@
 """Creation and opening: one queue whoever comes first, and errors that touch nothing."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import tempfile
 import threading
@@ -98,7 +100,8 @@ def test_a_file_of_python_persistent_queue_is_refused_by_its_name(tmp_path, item
     old.push(list(range(items)))
     old.delete(items // 3)
     old.file.close()
-    _assert_refused(tmp_path, FormatError, "python-persistent-queue", f" {items - items // 3:,} items")
+    command = f"lmdbqueue import {os.fspath(tmp_path / 'queue')!r} DEST"
+    _assert_refused(tmp_path, FormatError, "python-persistent-queue", f" {items - items // 3:,} items", command)
 
 
 def test_a_large_file_of_python_persistent_queue_is_refused_by_its_name_too(tmp_path):
@@ -106,6 +109,19 @@ def test_a_large_file_of_python_persistent_queue_is_refused_by_its_name_too(tmp_
     old.push([b"x" * 300_000])
     old.file.close()
     _assert_refused(tmp_path, FormatError, "python-persistent-queue")
+
+
+def test_a_database_is_refused_with_the_command_that_imports_it(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "queue")) as db:
+        db.execute("CREATE TABLE queue (id, item)")
+    _assert_refused(tmp_path, FormatError, "an SQLite database", "lmdbqueue import")
+
+
+@pytest.mark.parametrize("name", ["q00000", "data.db"])
+def test_a_directory_of_another_library_is_refused_with_the_command_that_imports_it(tmp_path, name):
+    (tmp_path / "queue").mkdir()
+    (tmp_path / "queue" / name).touch()
+    _assert_refused(tmp_path, FormatError, "lmdbqueue import")
 
 
 @pytest.mark.parametrize("subdir", [True, False], ids=["a directory", "a file"])

@@ -25,6 +25,7 @@ from lmdbqueue import (
     OptionError,
     QueueError,
     ShutDown,
+    SourceError,
     StorageError,
     TransactionError,
     VersionError,
@@ -49,6 +50,10 @@ SAMPLES = {
     OptionError: (("/q", "checksum", True, False), ["'/q'", "checksum=True", "False"]),
     QueueError: ((), []),
     ShutDown: ((), ["shut down"]),
+    SourceError: (
+        ("/old", "it is a dict", "read it"),
+        ["'/old'", "a dict", "read it", "nothing was imported"],
+    ),
     StorageError: (("/q", "reading", "I/O error"), ["'/q'", "reading", "I/O error"]),
     TransactionError: (("/q", "it would wait", "do not"), ["'/q'", "it would wait", "do not"]),
     VersionError: (("/q", "format 2", "upgrade"), ["'/q'", "format 2", "upgrade"]),

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
-from processes import eventually, forked, killed_at_line, status_of
+from processes import eventually, forked, kill_at_every_line, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
@@ -88,36 +88,6 @@ def _work(queue: PersistentQueue[bytes], seed: int) -> None:
         queue.delete(chance.randrange(3))
 
 
-def _kill_at_every_line(root: str, run: Callable[[str], Callable[[], object]], judge: Callable[..., None]) -> int:
-    """Run ``run(place)()`` on copies of ``root``, killed at its first line, its second, ...; on all processors.
-
-    ``judge(place, is_done)`` is called after each. Return how many kills there were.
-    """
-    parts = os.cpu_count() or 1
-
-    def killed(number: int, place: str) -> None:
-        killed_at_line(number, MODULES, run(place))
-
-    def share(part: int) -> None:
-        status = -signal.SIGKILL
-        number = part
-        while status:
-            number += parts
-            place = f"{root} {number}"
-            shutil.copytree(root, place)
-            status = status_of(forked(killed, number, place))
-            assert status in (0, -signal.SIGKILL)
-            judge(place, is_done=status == 0)
-            shutil.rmtree(place)
-        with open(f"{root} kills", "a", encoding="ascii") as file:
-            file.write(f"{(number - part) // parts - 1}\n")
-
-    pids = [forked(share, part) for part in range(1 - parts, 1)]
-    assert [status_of(pid, 1200) for pid in pids] == [0] * parts
-    with open(f"{root} kills", encoding="ascii") as file:
-        return sum(map(int, file))
-
-
 @pytest.fixture
 def memory() -> Iterator[str]:
     """Give a place that needs no disk: a kill takes nothing from the page cache."""
@@ -141,7 +111,7 @@ def _kill_verb(place: str, name: str, seed: int) -> int:
             queue.push(b"probe")
             assert queue.pop(len(found) + 2) == [*found, b"probe"]
 
-    return _kill_at_every_line(root, lambda place: functools.partial(verb.call, open_queue(place)), judge)
+    return kill_at_every_line(root, MODULES, lambda place: functools.partial(verb.call, open_queue(place)), judge)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -167,7 +137,7 @@ def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_prope
             assert list(queue) == before
             assert queue.check() == []
 
-    record_property(TOLD, _kill_at_every_line(root, lambda place: functools.partial(open_queue, place), judge))
+    record_property(TOLD, kill_at_every_line(root, MODULES, lambda place: functools.partial(open_queue, place), judge))
 
 
 # the kernel frees the locks of a dead process one by one: who comes next may find some of them taken still

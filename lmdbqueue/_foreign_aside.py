@@ -1,0 +1,58 @@
+"""What is set aside at an import: a file of JSON lines beside the queue.
+
+Owns: that file, ``<queue>.quarantine-<id>``. Law: under its name it is whole and on the disk, or not there. Must not
+know: why something is set aside, queues.
+"""
+
+import base64
+import json
+import os
+from contextlib import suppress
+from typing import BinaryIO
+
+from lmdbqueue._disk import sync_directory, sync_file, translated
+from lmdbqueue._foreign import Aside
+
+
+class AsideFile:
+    """The file of one import, of ``source`` into ``queue``. It is written under another name, anew in each run."""
+
+    def __init__(self, path: str, queue: str, source: str) -> None:
+        self.path = path
+        self.count = 0
+        self.first = ""  # what the first line tells
+        self._queue = queue
+        self._source = source
+        self._file: BinaryIO | None = None
+
+    def add(self, found: Aside) -> None:
+        """Write a line."""
+        place = {"queue": self._queue, "source": self._source, "place": found.place, "why": found.why}
+        line = json.dumps({**place, "value": base64.b64encode(found.data).decode()})
+        with translated(self.path, "setting aside"):
+            if self._file is None:
+                self._file = open(self.path + ".tmp", "wb", opener=_private)  # noqa: SIM115  (closed below)
+            self._file.write(line.encode() + b"\n")
+        self.first = self.first or f"{found.place}: {found.why}"
+        self.count += 1
+
+    def publish(self) -> None:
+        """Let the file be there, durably, if there is a line."""
+        if self._file is not None:
+            with translated(self.path, "setting aside"):
+                self._file.flush()
+                sync_file(self._file.fileno())
+                os.rename(self.path + ".tmp", self.path)
+                sync_directory(os.path.dirname(self.path))
+
+    def discard(self) -> None:
+        """Leave nothing but what was published."""
+        if self._file is not None:
+            with suppress(OSError):  # of what was not flushed, as on a full disk
+                self._file.close()
+            with suppress(FileNotFoundError):
+                os.unlink(self.path + ".tmp")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)

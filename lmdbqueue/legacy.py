@@ -1,0 +1,322 @@
+"""Keep your data: queues of other libraries are imported into one of this library.
+
+    from lmdbqueue.legacy import import_file
+    import_file("old.queue", "new")      # as ``lmdbqueue import old.queue new`` does
+
+Owns: what an import is, and its protocol. Law: what others see of the destination is nothing of it and then all
+of it, each item once and in order, whenever it is killed and however often it is run; the source is not
+changed; nothing is unpickled but records of this module's own. Must not know: the formats (``_foreign_*``).
+
+An import is one transaction on the destination (``queue.transaction()``), which holds the items and, in the
+queue's ``state``, a record that they were imported. A run that was killed before the commit is begun anew; one
+that was killed after it finds the record, and does nothing.
+
+====  ===================================================  =========================================
+step  what is done                                         killed after it
+====  ===================================================  =========================================
+1     look at the source: what it is                       nothing
+2     open the destination, or create it                   an empty queue, if there was none
+3     begin the transaction: nobody else can write to the  as 2; the write lock is free
+      directory until its end
+4     look for the record of this source: if it is there,  as 3; nothing is done twice
+      return what it says; if the source has changed
+      since, refuse
+5     note size, time and inode of the source's files;     as 3, and a copy in the system's directory
+      read them and push; a copy of a database is read if  of temporary files; what was to be set
+      it has a journal (``_foreign_tables``); what is no   aside, in ``<dest>.quarantine-<id>.tmp``,
+      item goes to a file of its own                       which the next run writes anew
+6     note them again: if they differ, undo all            as 5
+7     put the record                                       as 5
+8     fsync the file of what was set aside, rename it to   nothing was imported; the next run writes
+      ``<dest>.quarantine-<id>``, fsync its directory      the same file again
+9     commit and flush                                     all of it is there, and so is the record
+====  ===================================================  =========================================
+
+What follows from this: who has the directory open goes on reading meanwhile; who writes to it, or opens it, waits
+for as long as it takes (measured: 2 s for a million items of 150 bytes, and 8 s to look at as many pickles). All
+must fit in one transaction of LMDB, which keeps up to half a GiB of what it changed in memory and writes the rest
+to the file. A run that was killed is begun anew and does not go on where it was: nothing of it may stay, or it
+would have to be hidden from everybody.
+
+A program that still writes to the source is noticed by step 6 if that happens during the import, as far as the
+times of its file system tell; stop it before. A source that changed after it was imported is refused, since
+what is new in it cannot be told from what was there.
+
+**What is taken over.** Where the library stores ``dumps(item)`` (python-persistent-queue, persist-queue) the bytes are
+taken as they are: open the queue with the ``dumps`` and ``loads`` that they were written with, and give those
+here. If ``loads`` is ``pickle.loads``, the default, each is looked at, opcode by opcode, and must be one whole
+pickle. With another ``loads`` the bytes are not looked at. Where it stores text or bytes (litequeue, queuelib)
+the items are these, str and bytes as its own reader gives them, by ``dumps``. Which records count as
+items stands in the module of each format.
+
+**What is set aside**: torn and damaged records, what a crash of the old library left, and messages marked as failed.
+JSON lines: ``queue``, ``source``, ``place`` and ``why`` in words, and ``value``, the bytes in base64.
+"""
+
+import json
+import os
+import pickle
+import stat
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+from lmdbqueue import _foreign_chunks, _foreign_file, _foreign_tables
+from lmdbqueue._directory import find_directory
+from lmdbqueue._errors import FormatError, SourceError
+from lmdbqueue._foreign import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle
+from lmdbqueue._foreign_aside import AsideFile
+from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._transaction import refuse_inside
+
+__all__ = ["Imported", "SourceError", "detect", "import_file"]
+
+Progress = Callable[[int, int], object]
+
+_BATCH_ITEMS = 10_000
+_BATCH_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did. A run that finds that it was done already returns what was done then."""
+
+    format: str  # as ``detect`` says it
+    items: int  # that are in the queue now
+    finished: int  # that their consumers were done with, left out
+    set_aside: int  # records that are no items, or failed ones
+    quarantine: str  # the file of those, "" for none
+    notes: tuple[str, ...]  # what else was found, in sentences
+
+
+def detect(path: str | os.PathLike[str], *, table: str | None = None) -> str:
+    """Return which library wrote what is at ``path``: the name of its format.
+
+    ``"python-persistent-queue"``, ``"persist-queue files"``, ``"persist-queue SQLite"``, ``"litequeue"``,
+    ``"queuelib files"`` or ``"queuelib SQLite"``. ``table``: of a database that holds several queues. Raises
+    ``SourceError`` for what cannot be imported, and says why.
+    """
+    return _recognized(os.path.realpath(path), table).format
+
+
+def import_file(
+    path: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    name: str = "queue",
+    progress: Progress | None = None,
+    table: str | None = None,
+    dumps: Callable[[Any], bytes] = pickle.dumps,
+    loads: Callable[[bytes], Any] = pickle.loads,
+) -> Imported:
+    """Append all items of the queue at ``path`` to the queue ``name`` in the directory ``dest``; tell what was done.
+
+    ``path``: a file or directory of python-persistent-queue, persist-queue, litequeue or queuelib (``detect``),
+    whose program does not run. ``dest`` is created if it is not there. ``dumps`` and ``loads``: those that the
+    queue is used with. ``progress(done, total)`` is called with records, finished ones too; ``total`` is what
+    the source says and may be wrong. ``table``: of a database that holds several queues.
+
+    All or nothing, and as durable as a push when it returns. Run it again after a crash; when it was done it
+    does nothing. Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what
+    cannot be imported, ``TransactionError`` inside of a transaction, and what pushing raises, such as
+    ``DiskFullError``; nothing was imported then, but for ``CommitUnknownError``, after which running it again
+    tells.
+    """
+    source = _recognized(os.path.realpath(path), table)
+    directory = os.path.abspath(dest)
+    refuse_inside(directory, "an import")
+    options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
+    with suppress(FormatError):  # no queue is there: it is created, or that says why not
+        found = find_directory(directory).options
+        options |= {"checksum": found.checksum, "durability": found.durability}
+    with PersistentQueue[bytes](directory, **options) as queue, queue.transaction():
+        return _Import(source, queue, directory, dumps, loads).run(progress or _nobody)
+
+
+class _Import:
+    """One run of an import, in the transaction that it is."""
+
+    def __init__(
+        self,
+        source: Source,
+        queue: PersistentQueue[bytes],
+        directory: str,
+        dumps: Callable[[Any], bytes],
+        loads: Callable[[bytes], Any],
+    ) -> None:
+        self._source = source
+        self._queue = queue
+        self._dumps = dumps
+        self._loads = loads
+        self._is_whole = is_pickle if loads is pickle.loads else _anything
+        whose = f"{source.path}\0{source.part}\0{queue.name}"
+        self._id = sha256(os.fsencode(whose)).hexdigest()[:16]
+        self._aside = AsideFile(f"{directory}.quarantine-{self._id[:8]}", queue.name, source.path)
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._items = self._finished = self._damaged = 0
+
+    def run(self, progress: Progress) -> Imported:
+        """Import, or return what was imported before."""
+        key = f"imported-{self._id}"
+        if key in self._queue.state:
+            return self._earlier(key)
+        try:
+            return self._import(key, progress)
+        finally:
+            self._aside.discard()
+
+    def _earlier(self, key: str) -> Imported:
+        try:
+            record = self._loads(self._queue.state[key])
+            record = record if isinstance(record, dict) else json.loads(record)
+            stamp, done, when = record["stamp"], record["done"], record["time"]
+            imported = Imported(**{**done, "notes": tuple(done["notes"])})
+        except Exception as error:
+            reason = f"the record of an earlier import, state[{key!r}], cannot be read ({error})"
+            raise self._source.error(reason, "give the dumps and loads that it was imported with") from error
+        if [list(each) for each in stamp] != _stamp(self._source):
+            raise self._source.error(
+                f"it was imported into this queue on {when}, and has changed since: the same items may be in it",
+                f"choose another queue; or del queue.state[{key!r}] to import all that is in it now",
+            )
+        return imported
+
+    def _import(self, key: str, progress: Progress) -> Imported:
+        stamp = _stamp(self._source)
+        done = total = 0
+        with closing(_readable(self._source)) as everything:
+            for found in everything:
+                if isinstance(found, Expected):
+                    total = found.records
+                    continue
+                self._take(found)
+                done += 1
+                if len(self._batch) >= _BATCH_ITEMS or self._batch_bytes >= _BATCH_BYTES:
+                    self._push()
+                    progress(done, max(done, total))
+        self._push()
+        if self._damaged and not self._items:
+            raise self._source.error(
+                f"none of its items is whole: {self._aside.first}",
+                "if they were not written by pickle, give the dumps and loads that they were written with",
+            )
+        if _stamp(self._source) != stamp:
+            raise _changed(self._source)
+        imported = Imported(
+            self._source.format,
+            self._items,
+            self._finished,
+            self._aside.count,
+            self._aside.path if self._aside.count else "",
+            tuple(self._source.notes),
+        )
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        record = {"path": self._source.path, "time": when, "stamp": stamp, "done": asdict(imported)}
+        self._queue.state[key] = self._recorded(record)
+        progress(done, done)
+        self._aside.publish()
+        return imported
+
+    def _take(self, found: Found) -> None:
+        if isinstance(found, Value):
+            self._add(bytes(memoryview(self._dumps(found.value))))
+        elif isinstance(found, Payload) and self._is_whole(found.data):
+            self._add(found.data)
+        elif isinstance(found, Payload):
+            self._damaged += 1
+            self._aside.add(Aside(found.data, found.place, "it is not a whole pickle"))
+        elif isinstance(found, Aside):
+            self._damaged += found.damaged
+            self._aside.add(found)
+        else:
+            assert isinstance(found, Finished)
+            self._finished += 1
+
+    def _add(self, payload: bytes) -> None:
+        self._batch.append(payload)
+        self._batch_bytes += len(payload)
+        self._items += 1
+
+    def _push(self) -> None:
+        self._queue.push(self._batch)
+        self._batch = []
+        self._batch_bytes = 0
+
+    def _recorded(self, record: dict[str, Any]) -> bytes:
+        """Return the record as the queue's own ``dumps`` takes it: a dict, or else JSON as str or bytes."""
+        text = json.dumps(record)
+        for form in (record, text):
+            with suppress(Exception):  # it is made for other things
+                return bytes(memoryview(self._dumps(form)))
+        return bytes(memoryview(self._dumps(text.encode())))
+
+
+def _recognized(path: str, table: str | None) -> Source:
+    try:
+        if os.path.isdir(path):
+            if source := _foreign_chunks.recognize(path):
+                return source
+            inside = os.path.join(path, "data.db")  # as persist-queue calls it
+            if not os.path.isfile(inside):
+                raise SourceError(
+                    path, "it is a directory of no known queue", "give the path of a queue, or of its database"
+                )
+            path = inside
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise SourceError(path, "it is no regular file", "give the path of a queue")
+        if _foreign_tables.is_database(path):
+            return _foreign_tables.recognize(path, table)
+        if source := _foreign_file.recognize(path):
+            return source
+    except FileNotFoundError as error:
+        left = _foreign_file.left_by_a_flush(path)
+        advice = f"an interrupted flush left its items in {left!r}: import that" if left else "give the path of a queue"
+        raise SourceError(path, "there is no such file", advice) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    raise SourceError(
+        path,
+        "it is no file of a known queue",
+        "those of python-persistent-queue, persist-queue, litequeue and queuelib are",
+    )
+
+
+def _readable(source: Source) -> Generator[Found, None, None]:
+    """Yield what is in the source; raise ``SourceError`` where it cannot be read."""
+    try:
+        yield from source.read()
+    except FileNotFoundError as error:
+        raise _changed(source) from error
+    except OSError as error:
+        raise _unreadable(source.path, error) from error
+
+
+def _stamp(source: Source) -> Stamp:
+    try:
+        return source.stamp()
+    except OSError as error:
+        raise _changed(source) from error
+
+
+def _changed(source: Source) -> SourceError:
+    return source.error("it was changed while it was read", "stop the program that uses it, and import it then")
+
+
+def _unreadable(path: str, error: OSError) -> SourceError:
+    return SourceError(path, f"it cannot be read ({error})", "look at its rights and its disk")
+
+
+def _as_it_is(payload: bytes) -> bytes:
+    return payload
+
+
+def _anything(_payload: bytes) -> bool:
+    return True
+
+
+def _nobody(_done: int, _total: int) -> None:
+    pass
