@@ -11,7 +11,7 @@ from dataclasses import asdict
 import click
 
 from lmdbqueue import _cli_bare
-from lmdbqueue._cli_command import Failure, command, confirm, name_option, path_argument
+from lmdbqueue._cli_command import Failure, command, confirm, counted, name_option, path_argument
 from lmdbqueue._cli_open import existing, names_in
 from lmdbqueue._metrics import Figures, prometheus_text
 from lmdbqueue._progress import while_it_grows
@@ -145,10 +145,10 @@ def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
     with existing(path, name) as queue:
         stats = queue.stats()
         count = stats.waiting + (stats.leased + stats.delayed + stats.dead if every else 0)
-        confirm(f"Remove {count:,} items of queue {name!r} in {path}?", yes=yes)
+        confirm(f"Remove {counted(count)} of queue {name!r} in {path}?", yes=yes)
         queue.clear(all=every)
         removed = queue.stats().removed - stats.removed
-    click.echo(f"removed {removed:,} items")
+    click.echo(f"removed {counted(removed)}")
 
 
 @command("drop", example="lmdbqueue drop app outbox")
@@ -158,6 +158,6 @@ def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
 def drop(path: str, name: str, *, yes: bool) -> None:
     """Remove the queue NAME with all in it; asks first."""
     with existing(path, name) as queue:
-        confirm(f"Remove queue {name!r} in {path}, with {len(queue):,} items that wait?", yes=yes)
+        confirm(f"Remove queue {name!r} in {path}, with {counted(len(queue))} that wait?", yes=yes)
         queue.drop_queue(name)
     click.echo(f"removed queue {name!r}")

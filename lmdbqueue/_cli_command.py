@@ -130,6 +130,11 @@ def print_lines(lines: Iterable[bytes]) -> None:
     output.flush()
 
 
+def counted(n: int) -> str:
+    """Return how many items those are, in words."""
+    return "1 item" if n == 1 else f"{n:,} items"
+
+
 def confirm(question: str, *, yes: bool) -> None:
     """Go on if the user says so."""
     try:

@@ -21,6 +21,7 @@ from lmdbqueue._cli_command import (
     code_of,
     command,
     commands,
+    counted,
     name_option,
     path_argument,
     print_lines,
@@ -78,7 +79,7 @@ def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float,
             given: Any = queue.push(found, delay=delay)
             click.echo(f"pushed item {given[0]}" if len(given) == 1 else f"pushed items {given[0]} to {given[-1]}")
         else:
-            click.echo(f"pushed {_push_lines(queue, form, delay):,} items")
+            click.echo(f"pushed {counted(_push_lines(queue, form, delay))}")
 
 
 def _push_lines(queue: PersistentQueue[Any], form: Form, delay: float) -> int:
@@ -173,7 +174,7 @@ def delete(path: str, name: str, count: int) -> int:
     """Remove the first items without looking at them."""
     with existing(path, name) as queue:
         deleted = queue.delete(count)
-    click.echo(f"deleted {_items(deleted)}")
+    click.echo(f"deleted {counted(deleted)}")
     return 0 if deleted or not count else NOTHING
 
 
@@ -255,7 +256,7 @@ def requeue(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
     wanted = _wanted(seqs, every=every)
     with existing(path, name) as queue:
         found = queue.dead.requeue(wanted)
-    click.echo(f"requeued {_items(found)}")
+    click.echo(f"requeued {counted(found)}")
     return 0 if found else NOTHING
 
 
@@ -269,7 +270,7 @@ def delete_dead(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> 
     wanted = _wanted(seqs, every=every)
     with existing(path, name) as queue:
         found = queue.dead.delete(wanted)
-    click.echo(f"deleted {_items(found)}")
+    click.echo(f"deleted {counted(found)}")
     return 0 if found else NOTHING
 
 
@@ -277,10 +278,6 @@ def _wanted(seqs: tuple[int, ...], *, every: bool) -> tuple[int, ...] | None:
     if every == bool(seqs):
         raise click.UsageError("Give the numbers of dead letters, or --all.")
     return None if every else seqs
-
-
-def _items(n: int) -> str:
-    return "1 item" if n == 1 else f"{n:,} items"
 
 
 def _blocks(things: Iterable[T]) -> Iterator[list[T]]:

@@ -18,8 +18,8 @@ from typing import IO, Any, Final
 
 import click
 
-from lmdbqueue._cli_command import UNREADABLE, Failure, command, name_option, path_argument, print_lines
-from lmdbqueue._cli_open import Form, dumps_of, existing, form_options, line_of, writable
+from lmdbqueue._cli_command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
+from lmdbqueue._cli_open import Form, dumps_of, existing, line_of, writable
 from lmdbqueue._follow import numbered
 from lmdbqueue._progress import progress
 
@@ -47,7 +47,7 @@ def export(path: str, name: str, form: Form, *, trust: bool) -> None:
                 done += len(some)
                 report(done, left.waiting)
     if others := left.leased + left.delayed + left.dead:
-        click.echo(f"lmdbqueue: {others:,} leased, delayed or dead items are not in it; copy has all", err=True)
+        click.echo(f"lmdbqueue: not in it, leased, delayed or dead: {counted(others)}; copy has all", err=True)
 
 
 def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> bytes:
@@ -63,7 +63,7 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 @click.argument("file", type=click.Path(exists=True, allow_dash=True))
 @click.argument("path", metavar="DEST", type=click.Path())
 @name_option
-@form_options
+@click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
 def import_(file: str, path: str, name: str, form: Form) -> None:
     """Push the items of FILE, which export wrote, to DEST.
 
@@ -72,7 +72,7 @@ def import_(file: str, path: str, name: str, form: Form) -> None:
     """
     if not _is_json_lines(file):
         raise Failure(f"{file!r} is not JSON lines with an item or a payload on each", UNREADABLE)
-    click.echo(f"imported {_import_lines(file, path, name, form):,} items")
+    click.echo(f"imported {counted(_import_lines(file, path, name, form))}")
 
 
 def _import_lines(file: str, path: str, name: str, form: Form) -> int:
