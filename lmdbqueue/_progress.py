@@ -51,6 +51,7 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
 def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
     """Return ``fn()``, which writes a draft (``.tmp``) of about ``total`` bytes into the directory ``place``."""
     with progress(what, in_bytes=True) as report:
+        report(0, total)
         ended = threading.Event()
 
         def look() -> None:
