@@ -38,11 +38,10 @@ class Follower(Generic[T]):
 
     def _look(self) -> list[Entry] | None:
         found = self._came_due()
-        entries = self._queue._since(self._place)  # noqa: SLF001  (what iteration reads)
-        if entries:
+        while not found and (entries := self._queue._since(self._place)):  # noqa: SLF001  (what iteration reads)
             self._place = entries[-1][0]
-        found += [entry for entry in entries if not _format.due(entry[0])]
-        return found or ([] if entries else None)
+            found = [entry for entry in entries if not _format.due(entry[0])]
+        return found or None
 
     def _came_due(self) -> list[Entry]:
         """Return what was delayed and was not seen yet."""
