@@ -235,6 +235,16 @@ def masked(text: str, *, whole_numbers: bool) -> str:
 def test_every_example_of_the_command_line_prints_what_stands_below_it(shell):
     found = re.findall(r"^```(python|console)\n(.*?)^```$", read("docs/cli.md"), re.MULTILINE | re.DOTALL)
     assert len(found) > 15
+    run_and_compare(shell, found)
+
+
+def test_examples_of_the_command_line_in_readme_print_what_stands_below_them(shell):
+    found = [("console", block) for block in blocks("README.md", "console")]
+    assert len(found) == 1
+    run_and_compare(shell, found)
+
+
+def run_and_compare(shell, found):
     for language, block in found:
         if language == "python":
             assert shell(sys.executable, "-c", block) == ""
