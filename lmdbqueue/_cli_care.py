@@ -12,7 +12,7 @@ import click
 
 from lmdbqueue import _cli_bare
 from lmdbqueue._cli_command import Failure, command, confirm, counted, name_option, path_argument
-from lmdbqueue._cli_open import existing, names_in
+from lmdbqueue._cli_open import existing, hand_over_at_end, names_in
 from lmdbqueue._metrics import Figures, prometheus_text
 from lmdbqueue._progress import while_it_grows
 from lmdbqueue._stats import Stats
@@ -71,6 +71,7 @@ def check(path: str, *, repair: bool) -> int:
     It looks at the structure of the file, each checksum, head and tail, and files that do not belong there.
     Exits with 0 if it is whole, with 1 if it is, or was, not.
     """
+    hand_over_at_end(path)
     return _cli_bare.check(path, repair=repair)
 
 

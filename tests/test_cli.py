@@ -457,6 +457,31 @@ def test_clear_and_drop_ask_first(run, open_queue):
     other._release()
 
 
+# --- root
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("push queue a", 0), ("pop queue --trust", 0), ("stat queue", 0), ("flush queue --force", 0), ("check queue", 1)],
+)
+def test_what_root_makes_in_the_queue_of_another_is_that_ones(run, queue, tmp_path, needs, command, code):  # noqa: PLR0917
+    needs("root")
+    queue.push([1, 2])
+    queue.close()
+    place = tmp_path / "queue"
+    for name in ("bell", "session"):
+        (place / name).unlink(missing_ok=True)
+    for each in (place, *place.iterdir()):
+        os.chown(each, 12345, 12346)
+    (tmp_path / "mine").touch()
+    (place / "linked").hardlink_to(tmp_path / "mine")  # which check finds
+    run(*command.split(), code=code)
+    owners = {each.name: (each.stat().st_uid, each.stat().st_gid) for each in place.iterdir()}
+    assert owners.pop("linked") == (0, 0)
+    assert len(owners) >= 4
+    assert set(owners.values()) == {(12345, 12346)}
+
+
 # --- stat
 
 
