@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -34,6 +35,7 @@ Form = Literal["json", "bytes", "raw"] | None  # None: pickle
 Line = Callable[[bytes], bytes]  # what is printed of a payload
 
 _PICKLE: Final = b"\x80"
+_PATIENCE: Final = 2.0  # seconds
 
 
 # --- options
@@ -108,14 +110,27 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
     options = find_directory(os.path.abspath(path)).options
     hand_over_at_end(path)
-    with progress("proving", in_bytes=True) as report:
+    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
         environment = open_environment(os.path.abspath(path), options, None, report)
     try:
-        with environment.exclusive() as (generation, txn):
+        with _told_if_it_lasts(), environment.exclusive() as (generation, txn):
             names = sorted(generation.names(txn))
         yield options, names
     finally:
         environment.release()
+
+
+@contextmanager
+def _told_if_it_lasts() -> Iterator[None]:
+    """Say why opening a queue takes long, if it does: with a process that is stopped in a write it lasts for ever."""
+    reasons = "another process is in the middle of a write, or the file is proven after a power cut"
+    timer = threading.Timer(_PATIENCE, click.echo, [f"lmdbqueue: opening takes a while: {reasons}"], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def hand_over_at_end(path: str) -> None:
@@ -143,7 +158,7 @@ def _hand_over_file(path: str, owner: os.stat_result) -> None:
 
 
 def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
-    with progress("proving", in_bytes=True) as report:
+    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
         return PersistentQueue(path, durability=options.durability, checksum=options.checksum, progress=report, **more)
 
 

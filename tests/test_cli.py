@@ -623,6 +623,20 @@ def test_a_bar_is_drawn_on_a_terminal(tmp_path, run, queue, command):
     assert command.encode().removesuffix(b"e") + b"ing" in terminal.seen
 
 
+# --- others at work
+
+
+def test_a_command_that_waits_for_a_writer_says_so_and_goes_on_after_it(begin, queue):
+    queue.push([1, 2])
+    with queue.transaction():
+        process = begin("stat", "queue")
+        assert select.select([process.stderr], [], [], DEADLINE)[0]
+        assert b"in the middle of a write" in process.stderr.readline()
+        assert process.poll() is None
+    assert process.wait(DEADLINE) == 0
+    assert b"waiting  2\n" in process.stdout.read()
+
+
 # --- the frame
 
 

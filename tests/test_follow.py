@@ -11,6 +11,13 @@ NOW = 0.0  # s to wait
 SOON = 20.0  # s; it is woken
 
 
+def wait_until_due(queue, waiting):
+    deadline = time.monotonic() + SOON
+    while len(queue) < waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_what_waits_comes_first_and_then_what_is_pushed(queue):
     queue.push([1, 2])
     follower = Follower(queue)
@@ -37,6 +44,15 @@ def test_new_only_leaves_out_what_waits(queue):
     assert follower.wait(NOW) == [3]
 
 
+def test_new_only_leaves_out_what_was_delayed_and_waits(queue):
+    queue.push("due", delay=0.001)
+    wait_until_due(queue, 1)
+    follower = Follower(queue, new_only=True)
+    assert follower.wait(NOW) == []
+    queue.push("new", delay=0.001)
+    assert follower.wait(SOON) == ["new"]
+
+
 def test_a_waiting_follower_is_woken_by_a_push(queue):
     follower = Follower(queue)
     threading.Timer(0.05, queue.push, ["a"]).start()
@@ -53,13 +69,6 @@ def test_more_than_fits_into_one_look_comes_whole_and_in_order(queue):
     while found := follower.wait(NOW):
         seen += found
     assert seen == items
-
-
-def wait_until_due(queue, waiting):
-    deadline = time.monotonic() + SOON
-    while len(queue) < waiting:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("before", [[], ["x" * 300_000], ["a"] * 3])

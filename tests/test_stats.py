@@ -3,6 +3,9 @@
 import dataclasses
 import os
 import pickle
+import re
+import subprocess
+import sys
 import time
 
 import pytest
@@ -119,6 +122,23 @@ def test_a_forked_child_counts_once_it_uses_the_queue(queue, tmp_path):
         pass
     assert status_of(pid) == 0
     eventually(lambda: queue.stats().processes == 1)
+
+
+@needs_locks
+def test_a_process_that_waits_to_open_it_does_not_count(queue, tmp_path):
+    program = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
+    waiting = subprocess.Popen([sys.executable, "-c", program, tmp_path / "queue" / "session"])
+    try:
+        eventually(lambda: re.search(rf"-> FLOCK .* {waiting.pid} ", locks()))
+        assert queue.stats().processes == 1
+    finally:
+        waiting.kill()
+        waiting.wait()
+
+
+def locks():
+    with open("/proc/locks") as file:
+        return file.read()
 
 
 @needs_locks
