@@ -73,10 +73,12 @@ def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float,
         raise click.UsageError("--unique is for one ITEM.")
     found = [item_of(os.fsencode(item), form) for item in items]
     with writable(path, name, dumps_of(form)) as queue:
+        given: Any  # numbers, as those of a list always are
         if unique is not None:
-            click.echo(f"item {queue.push(found[0], delay=delay, unique=unique)} has the key")
+            given = queue.push(found, delay=delay, unique=[unique])
+            click.echo(f"item {given[0]} has the key")
         elif found:
-            given: Any = queue.push(found, delay=delay)
+            given = queue.push(found, delay=delay)
             click.echo(f"pushed item {given[0]}" if len(given) == 1 else f"pushed items {given[0]} to {given[-1]}")
         else:
             click.echo(f"pushed {counted(_push_lines(queue, form, delay))}")

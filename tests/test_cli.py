@@ -115,6 +115,8 @@ def test_delay_and_unique_are_those_of_the_library(run, open_queue):
     assert run("push", "queue", "two", "--unique", "k").stdout == b"item 1 has the key\n"
     queue = open_queue()
     assert (list(queue), queue.stats().delayed) == (["one"], 1)
+    run("push", "texts", "--json", "[1, 2]", "--unique", "k")
+    assert list(open_queue("texts", loads=json.loads)) == [[1, 2]]
     run("push", "queue", "a", "b", "--unique", "k", code=2)
 
 
