@@ -1,7 +1,7 @@
 """How far something has come, drawn on a terminal.
 
-Owns: the bars of the command line. Law: without a terminal at stderr nothing is drawn, and nothing of ``rich`` is
-imported. Must not know: what is under way.
+Owns: the bars of the command line. Law: without a terminal at stderr nothing is drawn; nothing of ``rich`` is imported
+for who sees no bar. Must not know: what is under way.
 """
 
 import os
@@ -9,7 +9,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 R = TypeVar("R")
 Report = Callable[[int, int | None], None]  # done and total; None: not known
@@ -23,29 +26,30 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
-    from rich.console import Console  # noqa: PLC0415  (for a terminal only)
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    count = DownloadColumn(binary_units=True) if in_bytes else MofNCompleteColumn()
-    columns = TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn()
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=None)
+    bars: list[Progress] = []
 
     def report(done: int, total: int | None) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
+        if not bars:
+            bars.append(_started(what, in_bytes=in_bytes))
+        bars[0].update(bars[0].task_ids[0], completed=done, total=total)
 
     try:
         yield report
     finally:
-        bar.stop()
+        for bar in bars:
+            bar.stop()
+
+
+def _started(what: str, *, in_bytes: bool) -> "Progress":
+    from rich import progress as rich  # noqa: PLC0415  (0.1 s that nobody takes who sees no bar)
+    from rich.console import Console  # noqa: PLC0415
+
+    count = rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn()
+    columns = rich.TextColumn("{task.description}"), rich.BarColumn(), count, rich.TimeElapsedColumn()
+    bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(what, total=None)
+    bar.start()
+    return bar
 
 
 def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
