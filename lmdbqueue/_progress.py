@@ -30,7 +30,7 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
 
     def report(done: int, total: int | None) -> None:
         if not bars:
-            bars.append(_started(what, in_bytes=in_bytes))
+            bars.append(_started(what, total, in_bytes=in_bytes))
         bars[0].update(bars[0].task_ids[0], completed=done, total=total)
 
     try:
@@ -40,14 +40,14 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
             bar.stop()
 
 
-def _started(what: str, *, in_bytes: bool) -> "Progress":
+def _started(what: str, total: int | None, *, in_bytes: bool) -> "Progress":
     from rich import progress as rich  # noqa: PLC0415  (0.1 s that nobody takes who sees no bar)
     from rich.console import Console  # noqa: PLC0415
 
     count = rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn()
     columns = rich.TextColumn("{task.description}"), rich.BarColumn(), count, rich.TimeElapsedColumn()
     bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(what, total=None)
+    bar.add_task(what, total=total)
     bar.start()
     return bar
 
