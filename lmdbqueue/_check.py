@@ -18,6 +18,8 @@ step  what is done, under the directory lock              killed after it: the n
 ====  ==================================================  ======================================
 """
 
+import os
+
 from lmdbqueue import _generation, _metapage, _proof, _recovery
 from lmdbqueue._directory import SESSION, Directory, find_directory
 from lmdbqueue._disk import sync_directory, translated
@@ -33,6 +35,7 @@ def check(path: str, *, repair: bool = False) -> list[str]:
 
     As ``PersistentQueue.check``, of all queues in it. Raises ``FormatError`` if no queue is there.
     """
+    path = os.path.abspath(path)  # the quarantine's directory is made durable
     directory = find_directory(path)
     try:
         environment = open_environment(path, directory.options, None)

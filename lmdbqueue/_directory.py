@@ -249,15 +249,29 @@ def _how_to_import(path: str) -> str:
 
 def _warn_of_strangers(path: str) -> None:
     """Warn, once for each directory as Python's filters are set, if other users may write what is read here."""
-    status = os.stat(path)
-    if status.st_uid not in (os.geteuid(), 0):
-        found = f"is owned by user {status.st_uid}"
-    elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        found = f"may be written by other users (mode {stat.S_IMODE(status.st_mode):o})"
-    else:
+    if not (found := strange(path)):
         return
     message = f"{path!r} {found}, who can run code here by what pickle reads: chmod 700 it, or use loads=json.loads"
     warnings.warn(message, RuntimeWarning, stacklevel=_CALLER)
+
+
+def strange(path: str) -> str:
+    """Return why others than this user and root may write to a file or directory, "" if they may not."""
+    status = os.stat(path)
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"is owned by user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"may be written by other users (mode {stat.S_IMODE(status.st_mode):o})"
+    return ""
+
+
+def strange_in(path: str) -> str:
+    """Return why others may have written what is in the queue directory at ``path``, "" if they may not have."""
+    for each in (path, *sorted(entry.path for entry in os.scandir(path))):
+        with suppress(FileNotFoundError):  # gone since, as owners and drafts go
+            if found := strange(each):
+                return f"{each!r} {found}"
+    return ""
 
 
 def _refuse_read_only(path: str) -> None:

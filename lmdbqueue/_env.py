@@ -342,6 +342,11 @@ class Environment:
                 self.follow(None, progress)
             self._in_live(_prepare, name)
 
+    def processes(self) -> int | None:
+        """Return how many processes have the directory open, as far as can be seen; None if nothing can."""
+        with self._moving:  # so that the session is not closed meanwhile
+            return None if self._session is None else self._session.processes()
+
     # --- the live generation
 
     def _in_live(self, fn: Callable[..., R], *args: Any) -> R:

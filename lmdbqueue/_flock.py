@@ -16,10 +16,13 @@ on a directory that is open for reading.
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 _held: set[int] = set()
+_FLOCK: Final = re.compile(r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) ")  # of who waits: ": -> FLOCK"
 
 
 def acquire(path: str) -> int:
@@ -72,6 +75,23 @@ def release(fd: int) -> None:
     if fd in _held:
         _held.discard(fd)
         os.close(fd)
+
+
+def holders(fd: int) -> int | None:
+    """Return how many processes have the lock that this one has by ``fd``; None where the system does not tell.
+
+    Linux lists all locks, with the file's device and inode as it writes them for this very descriptor (``stat``
+    says something else on some file systems). Within a pid namespace it shows those of that namespace only.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+            mine = [_FLOCK.search(line) for line in file if line.startswith("lock:")]
+        with open("/proc/locks", encoding="ascii") as file:
+            found = [_FLOCK.search(line) for line in file]
+    except OSError:
+        return None
+    files = {match["file"] for match in mine if match}
+    return len({match["pid"] for match in found if match and match["file"] in files}) or None
 
 
 @contextmanager

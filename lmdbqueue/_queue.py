@@ -114,10 +114,13 @@ class PersistentQueue(Engine[T]):
 
     def stats(self) -> "Stats":
         """Return how much of everything there is in the queue, at a cost that does not depend on it."""
-        from lmdbqueue._stats import of_queue  # noqa: PLC0415  (dataclasses take long to import)
+        from dataclasses import replace  # noqa: PLC0415  (they take long to import)
 
-        found: Stats = self._read(self._open.view, of_queue)
-        return found
+        from lmdbqueue._stats import of_queue  # noqa: PLC0415
+
+        environment = self._open
+        found: Stats = self._read(environment.view, of_queue)
+        return replace(found, processes=environment.processes())
 
     def flush(self, force: bool = False) -> int:
         """Give empty space back to the file system; return by how many bytes the file shrank.

@@ -157,6 +157,10 @@ class Session:
         """Tell whether no other process is there. Under the directory lock, before ``leave``: others count no more."""
         return _flock.alone(self._fd)
 
+    def processes(self) -> int | None:
+        """Return how many processes are there, this one included, as far as can be seen; None if nothing can."""
+        return _flock.holders(self._fd)
+
     # --- the note
 
     @property

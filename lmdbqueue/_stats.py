@@ -4,15 +4,20 @@ Owns: the figures and their names. Law: all of one snapshot, each at a cost that
 of the queue. Must not know: LMDB.
 """
 
+import os
 from dataclasses import dataclass
 
 from lmdbqueue import _fifo, _notes
-from lmdbqueue._generation import Tables, Txn
+from lmdbqueue._generation import Generation, Tables, Txn, reserve
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Figures of a queue, all in items. ``head``, ``tail`` and numbers of items: see ``docs/format.md``."""
+    """Figures of a queue, in items, and of the directory that it shares with others, in bytes.
+
+    ``head``, ``tail`` and numbers of items: see ``docs/format.md``. ``processes`` are those that the kernel shows
+    to this one: all of the machine, or, seen from within a container, those of the container.
+    """
 
     waiting: int  # what len() says
     leased: int
@@ -22,13 +27,23 @@ class Stats:
     removed: int  # ever: popped, deleted, acknowledged, cleared
     head: int  # number of the first item that never left
     tail: int  # number that the next item gets
+    bytes_used: int  # pages in use, of all queues of the directory
+    bytes_free: int  # what flush(force=True) would give back
+    file_size: int  # bytes, those allocated ahead included
+    generation: int  # of the file: one more than how often it was written anew
+    processes: int | None = None  # that have the directory open, this one included; None: not known here
 
 
 def of_queue(txn: Txn, queue: Tables) -> Stats:
-    """Return the figures of a queue."""
+    """Return the figures of a queue, but for the processes, which no transaction knows."""
+    generation = queue.generation
+    assert isinstance(generation, Generation)  # nobody asks of a file at rest
     head, tail, _ = _fifo.bounds(txn, queue)
     waiting = _fifo.count(txn, queue)
     away = _notes.counts(txn, queue)
+    used, page = generation.used(txn), txn.stat(queue.items)["psize"]
+    file_size = os.stat(generation.path).st_size
+    needed = used + reserve(used // page - 1) * page  # the size of a file that was just written anew
     return Stats(
         waiting=waiting,
         leased=away.leased,
@@ -38,4 +53,8 @@ def of_queue(txn: Txn, queue: Tables) -> Stats:
         removed=tail - waiting - away.leased - away.delayed - away.dead,
         head=head,
         tail=tail,
+        bytes_used=used,
+        bytes_free=max(0, file_size - needed),
+        file_size=file_size,
+        generation=generation.number,
     )

@@ -6,10 +6,14 @@ import os
 import pickle
 import re
 import subprocess
+import sys
 
+import click
 import pytest
 
 import lmdbqueue
+from lmdbqueue import _cli_command, cli
+from lmdbqueue._cli_command import commands
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -123,7 +127,7 @@ def test_ci_runs_the_two_commands_of_readme():
         assert f"grep -m 1 '{pattern}' README.md" in script
 
 
-PAGES = ("comparison", "design", "format", "migrating", "operations")
+PAGES = ("cli", "comparison", "design", "format", "migrating", "operations")
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in PAGES)])
@@ -147,3 +151,115 @@ def test_tracked_files_name_no_path_of_a_machine():
         pytest.skip("not a git checkout")
     for name in files.stdout.splitlines():
         assert not re.search(r"/(home|root|work|Users)/\w", read(name)), name
+
+
+# --- the command line
+
+
+def commands_of(group, before=""):
+    found = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands_of(command, f"{before}{name} ")
+        else:
+            found[before + name] = command
+    return found
+
+
+@pytest.fixture
+def all_commands(capsys):
+    """Return each command by its whole name."""
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])  # which registers them
+    capsys.readouterr()
+    return commands_of(commands)
+
+
+def test_every_command_and_each_of_its_options_stands_in_the_document(all_commands):
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", read("docs/cli.md"), re.MULTILINE | re.DOTALL))
+    common = read("docs/cli.md").split("### push")[0]  # --name, --help and how items are read
+    for name, command in all_commands.items():
+        section = sections[name.split()[0]]
+        assert f"$ lmdbqueue {name}" in section or f"| lmdbqueue {name}" in section, name
+        options = [option for each in command.params if isinstance(each, click.Option) for option in each.opts]
+        assert [option for option in options if f"`{option}" not in section + common] == [], name
+    assert sections.keys() == {name.split()[0] for name in all_commands}
+
+
+def test_every_command_has_an_example_of_itself_in_its_help(all_commands, capsys):
+    for name, command in all_commands.items():
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*name.split(), "--help"])
+        text = capsys.readouterr().out
+        assert ended.value.code == 0
+        assert f"Example: lmdbqueue {name} " in text
+        assert command.help.splitlines()[0] in text
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run a line of a shell in an empty directory; return what it prints."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "work").mkdir()
+    script = tmp_path / "bin" / "lmdbqueue"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m lmdbqueue "$@"\n')
+    script.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": ROOT, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8"}
+
+    def run(*command):
+        result = subprocess.run(
+            command,
+            cwd=tmp_path / "work",
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=60,
+            check=False,
+        )
+        return result.stdout.replace(os.fspath(tmp_path / "work"), "/srv/app")
+
+    return run
+
+
+def masked(text: str, *, whole_numbers: bool) -> str:
+    """Leave out of an output what differs from run to run: sizes, times, places; of the demo all numbers."""
+    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
+    text = re.sub(r"[\d,.]+ (?=[KMG]iB)|\d{2,},\d{3}|\d{5,}", "N", text)
+    text = re.sub(r" *│$|─+", "", text, flags=re.MULTILINE)  # of a frame, whose width is that of its numbers
+    if whole_numbers:
+        text = re.sub(r"/\S*|(?<!lost  )\b[\d,]+", "N", text)
+    return text
+
+
+def test_every_example_of_the_command_line_prints_what_stands_below_it(shell):
+    found = re.findall(r"^```(python|console)\n(.*?)^```$", read("docs/cli.md"), re.MULTILINE | re.DOTALL)
+    assert len(found) > 15
+    run_and_compare(shell, found)
+
+
+def test_examples_of_the_command_line_in_readme_print_what_stands_below_them(shell):
+    found = [("console", block) for block in blocks("README.md", "console")]
+    assert len(found) == 1
+    run_and_compare(shell, found)
+
+
+def run_and_compare(shell, found):
+    for language, block in found:
+        if language == "python":
+            assert shell(sys.executable, "-c", block) == ""
+            continue
+        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
+            printed = shell("bash", "-c", command)
+            is_demo = command.startswith("lmdbqueue demo")
+            assert masked(printed, whole_numbers=is_demo) == masked(expected, whole_numbers=is_demo), command
+
+
+def test_exit_codes_of_the_document_are_those_of_the_code():
+    table = read("docs/cli.md").split("## Exit codes")[1].split("##")[0]
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert documented == {
+        0,
+        *(value for name, value in vars(_cli_command).items() if name.isupper() and type(value) is int),
+    }

@@ -179,7 +179,7 @@ def test_the_command_tells_by_its_exit_code(place, arguments, code, capsys):
 def test_the_command_makes_no_queue_where_none_is(tmp_path):
     with pytest.raises(SystemExit) as ended:
         main(["check", str(tmp_path)])
-    assert ended.value.code == 1
+    assert ended.value.code == 4
     assert os.listdir(tmp_path) == []
     with pytest.raises(FormatError):
         lmdbqueue.check(str(tmp_path))

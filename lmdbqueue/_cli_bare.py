@@ -1,0 +1,80 @@
+"""The two commands that are there without the extra ``cli``: demo and check.
+
+Owns: what they do, and their arguments for who has no ``click``. Law: nothing but the standard library. Must not
+know: the other commands, but that they are missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import lmdbqueue
+
+_NO_QUEUE: Final = 4  # an exit code, as in _cli_command
+
+
+def demo(source: str | None, items: int) -> int:
+    """Run the demo; return the exit code."""
+    from lmdbqueue import _demo  # noqa: PLC0415  (multiprocessing and a book of text, for nobody else)
+
+    return _demo.run(source, items)
+
+
+def check(path: str, *, repair: bool) -> int:
+    """Print what is wrong with a queue; return the exit code."""
+    try:
+        problems = lmdbqueue.check(path, repair=repair)
+    except lmdbqueue.CorruptQueueError as error:
+        problems = [str(error)]
+    for problem in problems:
+        print(problem)
+    print(f"{path}: {'not whole' if problems and not repair else 'repaired' if problems else 'whole'}")
+    return 1 if problems else 0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of the two, or say what the others need; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="lmdbqueue",
+        description="A persistent FIFO queue on LMDB.",
+        epilog="push, pop, stat, watch and all other commands: pip install 'lmdbqueue[cli]'",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
+    demo_.add_argument("--input", metavar="FILE", type=_readable, help="a text whose lines are the items")
+    demo_.add_argument(
+        "--items", metavar="N", type=_positive, default=20_000, help="how many lines (default: %(default)s)"
+    )
+    check_ = commands.add_parser("check", help="prove that a queue is whole, or repair it")
+    check_.add_argument("path", metavar="PATH", help="the directory of the queue")
+    check_.add_argument("--repair", action="store_true", help="write what is whole to a new file")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
+        advice = "it needs click and rich: pip install 'lmdbqueue[cli]'"
+        print(f"lmdbqueue: {arguments[0]} is not there: {advice}", file=sys.stderr)
+        return 2
+    options = parser.parse_args(arguments)
+    if options.command == "demo":
+        return demo(options.input, options.items)
+    try:
+        return check(options.path, repair=options.repair)
+    except lmdbqueue.QueueError as error:
+        print(f"lmdbqueue: {error}", file=sys.stderr)
+        return _NO_QUEUE if isinstance(error, lmdbqueue.FormatError) else 1
+
+
+def _readable(path: str) -> str:
+    try:
+        with open(path, "rb"):
+            return path
+    except OSError as error:
+        message = f"{path}: {error.strerror}"
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        message = f"{number} is not at least 1"
+        raise argparse.ArgumentTypeError(message)
+    return number

@@ -1,0 +1,164 @@
+"""The commands that are about a whole queue: its figures, its space, its files.
+
+Owns: what they print. Law: what removes items asks before. Must not know: items.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+import click
+
+from lmdbqueue import _cli_bare
+from lmdbqueue._cli_command import Failure, command, confirm, counted, name_option, path_argument
+from lmdbqueue._cli_open import existing, hand_over_at_end, names_in
+from lmdbqueue._metrics import Figures, prometheus_text
+from lmdbqueue._progress import while_it_grows
+from lmdbqueue._stats import Stats
+
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+# --- looking
+
+
+@command("stat", example="lmdbqueue stat uploads --json | jq .waiting")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
+@click.option("--name", help="Which queue of the directory. [default: all]")
+@click.option("--json", "form", flag_value="json", help="An object of JSON for each queue, on one line.")
+@click.option("--prometheus", "form", flag_value="prometheus", help="The text that the node exporter collects.")
+def stat(paths: tuple[str, ...], name: str | None, form: str | None) -> None:
+    """Print how much of everything there is in queues."""
+    figures = _figures(paths, name)
+    if form == "prometheus":
+        click.echo(prometheus_text((os.path.abspath(path), queue, stats) for path, queue, stats in figures), nl=False)
+    elif form == "json":
+        for path, queue, stats in figures:
+            click.echo(json.dumps({"path": path, "queue": queue, **asdict(stats)}, ensure_ascii=False))
+    else:
+        for path, queue, stats in figures:
+            click.echo("\n".join([f"queue {queue!r} in {path}", *_rows(stats)]))
+
+
+def _figures(paths: Iterable[str], name: str | None) -> Iterator[Figures]:
+    for path in paths:
+        for each in names_in(path) if name is None else [name]:
+            with existing(path, each) as queue:
+                yield path, each, queue.stats()
+
+
+def _rows(stats: Stats) -> Iterator[str]:
+    for field, value in asdict(stats).items():
+        unit = " bytes" if field in ("bytes_used", "bytes_free", "file_size") else ""
+        yield f"{field.replace('_', ' '):>12}  {'not known' if value is None else f'{value:,}{unit}'}"
+
+
+@command("queues", example="lmdbqueue queues app")
+@path_argument
+def queues(path: str) -> None:
+    """Print the names of queues, and how many items wait."""
+    for _, name, stats in _figures([path], None):
+        click.echo(f"{name}\t{stats.waiting}")
+
+
+@command("check", example="lmdbqueue check uploads --repair")
+@path_argument
+@click.option("--repair", is_flag=True, help="Write what is whole to a new file; damaged items go to PATH.quarantine.")
+def check(path: str, *, repair: bool) -> int:
+    """Prove that a queue is whole, or repair it.
+
+    It looks at the structure of the file, each checksum, head and tail, and files that do not belong there.
+    Exits with 0 if it is whole, with 1 if it is, or was, not.
+    """
+    hand_over_at_end(path)
+    return _cli_bare.check(path, repair=repair)
+
+
+@command("demo", example="lmdbqueue demo --items 20000")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, readable=True),
+    metavar="FILE",
+    help="A text whose lines are the items.  [default: Python's manual]",
+)
+@click.option("--items", type=click.IntRange(min=1), default=20_000, show_default=True, help="How many lines.")
+def demo(source: str | None, items: int) -> int:
+    """Kill a producer and a consumer; show that nothing is lost.
+
+    They are killed with SIGKILL again and again, and every line is accounted for. Exits with 1 if anything is lost.
+    """
+    return _cli_bare.demo(source, items)
+
+
+# --- space and copies
+
+
+@command("flush", example="lmdbqueue flush uploads")
+@path_argument
+@click.option("--force", is_flag=True, help="Even if less than 1 MiB is empty.")
+def flush(path: str, *, force: bool) -> None:
+    """Give empty space back, while others go on."""
+    with existing(path, _any_name(path)) as queue:
+        before = queue.stats()
+        given = while_it_grows("flushing", path, before.bytes_used, lambda: queue.flush(force))
+        after = queue.stats()
+    if given or after.generation > before.generation:
+        click.echo(f"{path}: {before.file_size:,} bytes before, {after.file_size:,} after")
+    else:
+        click.echo(f"{path}: {before.file_size:,} bytes; too few are empty; --force gives back {before.bytes_free:,}")
+
+
+@command("copy", example="lmdbqueue copy uploads /backup/uploads")
+@path_argument
+@click.argument("dest", type=click.Path())
+def copy(path: str, dest: str) -> None:
+    """Make a compacted copy, while others go on.
+
+    It is of one moment, with all queues of the directory, and a directory of its own.
+    """
+    target = os.path.abspath(dest)
+    with existing(path, _any_name(path)) as queue:
+        used = queue.stats().bytes_used
+        with while_it_grows("copying", target, used, lambda: queue.copy(target)) as copied:
+            size = copied.stats().file_size
+    click.echo(f"{dest}: {size:,} bytes")
+
+
+def _any_name(path: str) -> str:
+    names = names_in(path)
+    if not names:
+        raise Failure(f"no queue is in {path!r} any more")
+    return names[0]
+
+
+# --- removing
+
+
+@command("clear", example="lmdbqueue clear uploads --yes")
+@path_argument
+@name_option
+@click.option("--all", "every", is_flag=True, help="Also what is leased, delayed or dead.")
+@yes_option
+def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
+    """Remove all items; asks first."""
+    with existing(path, name) as queue:
+        stats = queue.stats()
+        count = stats.waiting + (stats.leased + stats.delayed + stats.dead if every else 0)
+        confirm(f"Remove {counted(count)} of queue {name!r} in {path}?", yes=yes)
+        queue.clear(all=every)
+        removed = queue.stats().removed - stats.removed
+    click.echo(f"removed {counted(removed)}")
+
+
+@command("drop", example="lmdbqueue drop app outbox")
+@path_argument
+@click.argument("name")
+@yes_option
+def drop(path: str, name: str, *, yes: bool) -> None:
+    """Remove the queue NAME with all in it; asks first."""
+    with existing(path, name) as queue:
+        confirm(f"Remove queue {name!r} in {path}, with {counted(len(queue))} that wait?", yes=yes)
+        queue.drop_queue(name)
+    click.echo(f"removed queue {name!r}")

@@ -1,0 +1,145 @@
+"""The frame of the command line: how a command comes to be, and how it ends.
+
+Owns: the group of commands, exit codes, errors as one line, the end of a pipe. Law: whatever goes wrong is one line
+on stderr and a code that ``docs/cli.md`` lists; each command has an example. Must not know: what any command does.
+
+A new command is a function in one of the ``_cli_`` modules::
+
+    @command("readers", example="lmdbqueue readers uploads")
+    @path_argument
+    def readers(path: str) -> None:
+        '''Tell who reads.'''
+
+and a section of ``docs/cli.md``: a test demands it, and runs what stands there.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, Any, Final, TypeVar
+
+import click
+
+import lmdbqueue
+
+FAILED: Final = 1  # what has no code of its own; check: something is, or was, wrong
+USAGE: Final = 2
+NOTHING: Final = 3  # no item was there
+NO_QUEUE: Final = 4
+UNTRUSTED: Final = 5
+FULL: Final = 6
+UNREADABLE: Final = 7  # an item, or the queue: damaged, or not what it was taken for
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+
+_CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
+    (lmdbqueue.Full, FULL),
+    (lmdbqueue.DecodeError, UNREADABLE),
+    (lmdbqueue.CorruptItemError, UNREADABLE),
+    (lmdbqueue.CorruptQueueError, UNREADABLE),
+    (lmdbqueue.FormatError, NO_QUEUE),
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Failure(click.ClickException):
+    """A command that cannot go on: what it says, and the exit code."""
+
+    def __init__(self, message: str, code: int = FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            return BROKEN_PIPE
+        return result
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExample: lmdbqueue push uploads report.pdf",
+)
+@click.version_option(lmdbqueue.__version__, prog_name="lmdbqueue")
+def commands() -> None:
+    """Use and care for persistent FIFO queues on LMDB.
+
+    PATH is always the directory of a queue. Only push and import make one that is not there.
+    """
+
+
+def command(name: str, *, example: str, group: click.Group = commands) -> Callable[[F], click.Command]:
+    """Make a function a command; ``example``: one line that a user could type."""
+    return group.command(name, epilog=f"\b\nExample: {example}")
+
+
+path_argument = click.argument("path", type=click.Path())
+name_option = click.option("--name", default="queue", show_default=True, help="Which queue of the directory.")
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code, and print what went wrong as one line."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # of strangers who may write: what decodes refuses by itself
+    try:
+        code = commands.main(arguments, prog_name="lmdbqueue", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    except click.Abort:
+        return INTERRUPTED
+    except (click.ClickException, lmdbqueue.QueueError, ValueError, OSError) as error:
+        click.echo(f"{_who(error)}: {_sentence(error)}", err=True)
+        return code_of(error)
+    return code if isinstance(code, int) else 0
+
+
+def code_of(error: Exception) -> int:
+    """Return the exit code of what a command raised."""
+    if isinstance(error, Failure):
+        return error.code
+    if isinstance(error, click.UsageError):
+        return USAGE
+    return next((code for kind, code in _CODES if isinstance(error, kind)), FAILED)
+
+
+def _who(error: Exception) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return "lmdbqueue" if context is None else context.command_path
+
+
+def _sentence(error: Exception) -> str:
+    if not isinstance(error, click.ClickException):
+        return " ".join(str(error).split())
+    advice = f" See {_who(error)} --help." if isinstance(error, click.UsageError) else ""
+    return " ".join(error.format_message().split()) + advice
+
+
+def print_lines(lines: Iterable[bytes]) -> None:
+    """Print lines, each as it is, and see to it that the reader has them."""
+    output: IO[bytes] = sys.stdout.buffer
+    for line in lines:
+        output.write(line + b"\n")
+    output.flush()
+
+
+def counted(n: int) -> str:
+    """Return how many items those are, in words."""
+    return "1 item" if n == 1 else f"{n:,} items"
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Go on if the user says so."""
+    try:
+        if yes or click.confirm(question, err=True):
+            return
+    except click.Abort:
+        pass
+    raise Failure("nothing was removed")

@@ -1,0 +1,288 @@
+"""The commands that are about items: push, peek, pop, delete, follow, and dead.
+
+Owns: what they take from arguments and pipes, and print. Law: an item is removed only when it was printed, and whoever
+reads the pipe had the chance to take it; lines of a pipe are stored as they come. Must not know: files.
+"""
+
+import os
+import select
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+import click
+
+from lmdbqueue._cli_command import (
+    NOTHING,
+    Failure,
+    code_of,
+    command,
+    commands,
+    counted,
+    name_option,
+    path_argument,
+    print_lines,
+)
+from lmdbqueue._cli_open import (
+    Form,
+    dumps_of,
+    existing,
+    form_options,
+    item_of,
+    line_of,
+    readable,
+    reading_options,
+    writable,
+)
+from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
+from lmdbqueue._follow import Follower
+from lmdbqueue._lease import DeadLetter
+from lmdbqueue._progress import progress
+from lmdbqueue._queue import PersistentQueue
+
+T = TypeVar("T")
+
+_BLOCK: Final = 1 << 20  # bytes read from a pipe at a time
+_AT_A_TIME: Final = 1_000  # items that are leased, or printed, at a time
+_PIPE_LOOK: Final = 1.0  # seconds between two looks whether anybody reads the pipe still
+
+count_option = click.option(
+    "-n", "--count", type=click.IntRange(min=0), default=1, show_default=True, help="How many items at most."
+)
+
+
+# --- push
+
+
+@command("push", example="lmdbqueue push uploads report.pdf photo.jpg")
+@path_argument
+@click.argument("items", nargs=-1, metavar="[ITEM]...")
+@name_option
+@form_options
+@click.option("--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Items come due later.")
+@click.option("--unique", metavar="KEY", help="Do not store the item while one with this key is there.")
+def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float, unique: str | None) -> None:
+    """Append items: arguments, or lines of standard input.
+
+    The arguments are one step: all of them are stored, or none. Lines are stored as they come.
+    """
+    if unique is not None and len(items) != 1:
+        raise click.UsageError("--unique is for one ITEM.")
+    found = [item_of(os.fsencode(item), form) for item in items]
+    with writable(path, name, dumps_of(form)) as queue:
+        given: Any  # numbers, as those of a list always are
+        if unique is not None:
+            given = queue.push(found, delay=delay, unique=[unique])
+            click.echo(f"item {given[0]} has the key")
+        elif found:
+            given = queue.push(found, delay=delay)
+            click.echo(f"pushed item {given[0]}" if len(given) == 1 else f"pushed items {given[0]} to {given[-1]}")
+        else:
+            click.echo(f"pushed {counted(_push_lines(queue, form, delay))}")
+
+
+def _push_lines(queue: PersistentQueue[Any], form: Form, delay: float) -> int:
+    """Push the lines of standard input as they come; return how many there were."""
+    stored = 0
+    size = os.fstat(0).st_size or None
+    with progress("pushing", in_bytes=True) as report:
+        for lines, done in _blocks_of_lines():
+            try:
+                queue.push(_items_of(lines, form, stored), delay=delay)
+            except (QueueError, ValueError) as error:
+                raise Failure(f"{error}; the {stored:,} lines before are stored", code_of(error)) from error
+            stored += len(lines)
+            report(done, size)
+    return stored
+
+
+def _blocks_of_lines() -> Iterator[tuple[list[bytes], int]]:
+    """Give the lines of standard input, as many as there are at a time, and how many bytes were read."""
+    rest, done = b"", 0
+    while block := os.read(0, _BLOCK):
+        done += len(block)
+        *lines, rest = (rest + block).split(b"\n")
+        if lines:
+            yield lines, done
+    if rest:
+        yield [rest], done
+
+
+def _items_of(lines: list[bytes], form: Form, before: int) -> list[object]:
+    items = []
+    for number, line in enumerate(lines, before + 1):
+        try:
+            items.append(item_of(line, form))
+        except ValueError as error:
+            message = f"line {number:,}: {error}"
+            raise ValueError(message) from error
+    return items
+
+
+# --- peek, pop, delete
+
+
+@command("peek", example="lmdbqueue peek uploads -n 3")
+@path_argument
+@name_option
+@count_option
+@reading_options
+def peek(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
+    """Print the first items, and leave them in the queue."""
+    printed = 0
+    with readable(path, name, form, trust=trust) as queue:
+        for lines in _blocks(islice(queue, count)):
+            print_lines(lines)
+            printed += len(lines)
+    return 0 if printed or not count else NOTHING
+
+
+@command("pop", example="lmdbqueue pop uploads -n 100 --json | jq .name")
+@path_argument
+@name_option
+@count_option
+@reading_options
+def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
+    """Print the first items, and remove them.
+
+    An item is removed when it was printed: what a pipe that broke, or a kill, kept from it is in its place again.
+    """
+    left = count
+    with existing(path, name) as queue:
+        line = line_of(path, form, trust=trust)
+        while left and (lease := queue.lease(min(left, _AT_A_TIME))):
+            with lease:
+                print_lines([_decoded(line, *entry) for entry in zip(lease.seqs, lease, strict=True)])
+            left -= len(lease)
+    return 0 if left < count or not count else NOTHING
+
+
+def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
+    try:
+        found: bytes = line(payload)
+    except Exception as error:
+        raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
+    return found
+
+
+@command("delete", example="lmdbqueue delete uploads -n 3")
+@path_argument
+@name_option
+@count_option
+def delete(path: str, name: str, count: int) -> int:
+    """Remove the first items without looking at them."""
+    with existing(path, name) as queue:
+        deleted = queue.delete(count)
+    click.echo(f"deleted {counted(deleted)}")
+    return 0 if deleted or not count else NOTHING
+
+
+# --- follow
+
+
+@command("follow", example="lmdbqueue follow uploads --new")
+@path_argument
+@name_option
+@click.option("--new", "new_only", is_flag=True, help="Only what comes from now on.")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many items.")
+@reading_options
+def follow(path: str, name: str, count: int | None, form: Form, *, new_only: bool, trust: bool) -> None:
+    """Print items as they come, and remove nothing.
+
+    First what waits, then what comes, one a line, until Ctrl-C. Items that others remove before this command has
+    seen them are not printed.
+    """
+    left = sys.maxsize if count is None else count
+    with suppress(KeyboardInterrupt), readable(path, name, form, trust=trust) as queue:
+        follower = Follower(queue, new_only=new_only)
+        while left:
+            lines = follower.wait(_PIPE_LOOK)[:left]
+            left -= len(lines)
+            print_lines(lines)
+            _refuse_broken_pipe()
+
+
+def _refuse_broken_pipe() -> None:
+    """Raise what the next line would, so that nobody waits for it without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(event & select.POLLERR for _, event in poll.poll(0)):
+        raise BrokenPipeError
+
+
+# --- dead letters
+
+
+@commands.group("dead", epilog="\b\nExample: lmdbqueue dead list uploads")
+def dead() -> None:
+    """Look at dead letters, requeue or delete them."""
+
+
+seqs_argument = click.argument("seqs", nargs=-1, type=click.IntRange(min=0), metavar="[NUMBER]...")
+
+
+@command("list", group=dead, example="lmdbqueue dead list uploads")
+@path_argument
+@name_option
+@reading_options
+def list_(path: str, name: str, form: Form, *, trust: bool) -> None:
+    """Print the dead letters.
+
+    One a line: number, attempts, when it died, why, the item, with tabs between.
+    """
+    with readable(path, name, form, trust=trust) as queue:
+        for lines in _blocks(map(_letter, queue.dead)):
+            print_lines(lines)
+
+
+def _letter(letter: DeadLetter[bytes]) -> bytes:
+    try:
+        item = letter.item
+    except (DecodeError, CorruptItemError):
+        item = repr(letter.payload).encode()
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.time))
+    reason = " ".join(letter.reason.split())
+    return f"{letter.seq}\t{letter.attempts}\t{when}\t{reason}\t".encode() + item.replace(b"\n", b"\\n")
+
+
+@command("requeue", group=dead, example="lmdbqueue dead requeue uploads --all")
+@path_argument
+@seqs_argument
+@name_option
+@click.option("--all", "every", is_flag=True, help="All dead letters.")
+def requeue(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
+    """Let dead letters wait in their places again, as if never tried."""
+    wanted = _wanted(seqs, every=every)
+    with existing(path, name) as queue:
+        found = queue.dead.requeue(wanted)
+    click.echo(f"requeued {counted(found)}")
+    return 0 if found else NOTHING
+
+
+@command("delete", group=dead, example="lmdbqueue dead delete uploads 17 18")
+@path_argument
+@seqs_argument
+@name_option
+@click.option("--all", "every", is_flag=True, help="All dead letters.")
+def delete_dead(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
+    """Remove dead letters for good."""
+    wanted = _wanted(seqs, every=every)
+    with existing(path, name) as queue:
+        found = queue.dead.delete(wanted)
+    click.echo(f"deleted {counted(found)}")
+    return 0 if found else NOTHING
+
+
+def _wanted(seqs: tuple[int, ...], *, every: bool) -> tuple[int, ...] | None:
+    if every == bool(seqs):
+        raise click.UsageError("Give the numbers of dead letters, or --all.")
+    return None if every else seqs
+
+
+def _blocks(things: Iterable[T]) -> Iterator[list[T]]:
+    left = iter(things)
+    while some := list(islice(left, _AT_A_TIME)):
+        yield some

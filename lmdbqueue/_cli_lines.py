@@ -1,0 +1,120 @@
+"""Queues as JSON lines: export and import.
+
+Owns: the form of a line. Law: an export loses no bit of an item, and runs nothing of it, unless it is asked to decode;
+an import is one step, all of the file or nothing. Must not know: files of other libraries.
+
+A line is an object with the ``seq`` of an item, which is not kept, and one of: ``payload``, its bytes as base64; or
+``item``, what they stand for, as JSON.
+"""
+
+import json
+import os
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import IO, Any, Final
+
+import click
+
+from lmdbqueue._cli_command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
+from lmdbqueue._cli_open import Form, dumps_of, existing, line_of, writable
+from lmdbqueue._follow import numbered
+from lmdbqueue._progress import progress
+
+_AT_A_TIME: Final = 1_000  # lines
+
+
+@command("export", example="lmdbqueue export uploads > uploads.jsonl")
+@path_argument
+@name_option
+@click.option("--json", "form", flag_value="json", help="Decode the items, JSON texts or pickles, for others to read.")
+@click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
+def export(path: str, name: str, form: Form, *, trust: bool) -> None:
+    """Print all items that wait as JSON lines.
+
+    Nothing is removed. A line has the bytes of an item as they are, base64-coded; with --json what they stand for.
+    """
+    with existing(path, name) as queue:
+        line = line_of(path, form, trust=trust) if form else None
+        left = queue.stats()
+        with progress("exporting") as report:
+            done = 0
+            items = numbered(queue)
+            while some := list(islice(items, _AT_A_TIME)):
+                print_lines([_line(*entry, line) for entry in some])
+                done += len(some)
+                report(done, left.waiting)
+    if others := left.leased + left.delayed + left.dead:
+        click.echo(f"lmdbqueue: not in it, leased, delayed or dead: {counted(others)}; copy has all", err=True)
+
+
+def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> bytes:
+    if line is None:
+        return b'{"seq": %d, "payload": "%s"}' % (seq, b64encode(payload))
+    try:
+        return b'{"seq": %d, "item": %s}' % (seq, line(payload))
+    except Exception as error:
+        raise Failure(f"item {seq} is not JSON: {error}; without --json it is exported as it is", UNREADABLE) from error
+
+
+@command("import", example="lmdbqueue import uploads.jsonl uploads")
+@click.argument("file", type=click.Path(exists=True, allow_dash=True))
+@click.argument("path", metavar="DEST", type=click.Path())
+@name_option
+@click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
+def import_(file: str, path: str, name: str, form: Form) -> None:
+    """Push the items of FILE, which export wrote, to DEST.
+
+    All of them or none. FILE is - for standard input. Items that stand in it decoded become pickles, or with --json
+    JSON texts.
+    """
+    if not _is_json_lines(file):
+        raise Failure(f"{file!r} is not JSON lines with an item or a payload on each", UNREADABLE)
+    click.echo(f"imported {counted(_import_lines(file, path, name, form))}")
+
+
+def _import_lines(file: str, path: str, name: str, form: Form) -> int:
+    dumps = dumps_of(form)
+    imported = 0
+    with _opened(file) as source, writable(path, name, bytes) as queue, progress("importing", in_bytes=True) as report:
+        size, done = os.fstat(source.fileno()).st_size or None, 0
+        with queue.transaction():
+            while lines := list(islice(source, _AT_A_TIME)):
+                queue.push([_payload(line, number, dumps) for number, line in enumerate(lines, imported + 1)])
+                imported += len(lines)
+                done += sum(map(len, lines))
+                report(done, size)
+    return imported
+
+
+def _payload(line: bytes, number: int, dumps: Callable[[Any], bytes]) -> bytes:
+    try:
+        record = json.loads(line)
+        return b64decode(record["payload"], validate=True) if "payload" in record else dumps(record["item"])
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Failure(f"line {number:,} has no item: {reason}; nothing was imported", UNREADABLE) from error
+
+
+def _is_json_lines(file: str) -> bool:
+    if file == "-":
+        return True
+    if os.path.isdir(file):
+        return False
+    with open(file, "rb") as source:
+        try:
+            record = json.loads(source.readline() or b"{}")
+        except ValueError:
+            return False
+    return isinstance(record, dict) and (not record or "item" in record or "payload" in record)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    if file == "-":
+        yield sys.stdin.buffer
+    else:
+        with open(file, "rb") as source:
+            yield source

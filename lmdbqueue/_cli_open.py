@@ -1,0 +1,221 @@
+"""Opening a queue from the command line: only one that is there, and with what its items are written in.
+
+Owns: the options that say how items are read, whom to trust. Law: no command but those that push makes a queue by
+a mistyped path or name; nothing is unpickled that others may have written, unless the user says so. Must not know:
+what a command does with the queue.
+
+It is the one file of the command line that looks below the verbs, for what they do not tell: whether a queue is
+there, and its options.
+
+Forms of items. A queue has one, which only its users know: pickles, or with ``--json`` and ``--bytes`` those. On
+reading, ``--json`` takes pickles, too, and prints them as JSON: a pickle begins with byte 0x80, a JSON text never.
+"""
+
+import json
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Final, Literal
+
+import click
+
+from lmdbqueue._cli_command import NO_QUEUE, UNTRUSTED, F, Failure
+from lmdbqueue._directory import find_directory, strange_in
+from lmdbqueue._env import open_environment
+from lmdbqueue._errors import FormatError
+from lmdbqueue._format import Options, check_name
+from lmdbqueue._progress import progress
+from lmdbqueue._queue import PersistentQueue
+
+Form = Literal["json", "bytes", "raw"] | None  # None: pickle
+Line = Callable[[bytes], bytes]  # what is printed of a payload
+
+_PICKLE: Final = b"\x80"
+_PATIENCE: Final = 2.0  # seconds
+
+
+# --- options
+
+
+def form_options(fn: F) -> F:
+    """Add the options that say what the items are written in, for who writes."""
+    for option in (
+        click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored as they are."),
+        click.option("--json", "form", flag_value="json", help="Items are JSON texts, stored as such."),
+    ):
+        fn = option(fn)
+    return fn
+
+
+def reading_options(fn: F) -> F:
+    """Add the options that say how items are read and printed."""
+    for option in (
+        click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code."),
+        click.option("--raw", "form", flag_value="raw", help="Decode nothing: print the bytes as Python writes them."),
+        click.option("--bytes", "form", flag_value="bytes", help="Decode nothing: print the bytes as they are."),
+        click.option("--json", "form", flag_value="json", help="Print JSON; the items are JSON texts, or pickles."),
+    ):
+        fn = option(fn)
+    return fn
+
+
+# --- opening
+
+
+def existing(path: str, name: str, loads: Callable[[bytes], Any] = bytes) -> PersistentQueue[Any]:
+    """Open the queue ``name`` at ``path``, if it is there."""
+    check_name(name)
+    with _environment(path) as (options, names):
+        if name not in names:
+            there = ", ".join(names) or "none"
+            raise Failure(f"there is no queue {name!r} in {path!r}; those that are there: {there}", NO_QUEUE)
+        return _opened(path, options, name=name, loads=loads)
+
+
+def readable(path: str, name: str, form: Form, *, trust: bool) -> PersistentQueue[bytes]:
+    """Open a queue, if it is there, whose items are the lines to print."""
+    queue = existing(path, name)
+    try:
+        queue.loads = line_of(path, form, trust=trust)
+    except BaseException:
+        queue.close()
+        raise
+    return queue
+
+
+def writable(path: str, name: str, dumps: Callable[[Any], bytes]) -> PersistentQueue[Any]:
+    """Open a queue to push to, which is made if it is not there."""
+    try:
+        options = find_directory(os.path.abspath(path)).options
+    except FormatError:
+        options = Options()  # and PersistentQueue says what is there instead, if anything is
+    hand_over_at_end(path)
+    return _opened(path, options, name=name, dumps=dumps)
+
+
+def names_in(path: str) -> list[str]:
+    """Return the names of the queues at ``path``."""
+    with _environment(path) as (_, names):
+        return names
+
+
+@contextmanager
+def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
+    """Give the options and the names of the queues at ``path``, and keep it open for the block."""
+    if not os.path.exists(path):
+        raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
+    options = find_directory(os.path.abspath(path)).options
+    hand_over_at_end(path)
+    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
+        environment = open_environment(os.path.abspath(path), options, None, report)
+    try:
+        with _told_if_it_lasts(), environment.exclusive() as (generation, txn):
+            names = sorted(generation.names(txn))
+        yield options, names
+    finally:
+        environment.release()
+
+
+@contextmanager
+def _told_if_it_lasts() -> Iterator[None]:
+    """Say why opening a queue takes long, if it does: with a process that is stopped in a write it lasts for ever."""
+    reasons = "another process is in the middle of a write, or the file is proven after a power cut"
+    timer = threading.Timer(_PATIENCE, click.echo, [f"lmdbqueue: opening takes a while: {reasons}"], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def hand_over_at_end(path: str) -> None:
+    """Give what root makes in another's queue to its owner, who could not open it, when the command has ended."""
+    if os.geteuid() == 0:
+        click.get_current_context().call_on_close(partial(_hand_over, path))
+
+
+def _hand_over(path: str) -> None:
+    with suppress(OSError):  # it was not made, or is gone
+        status = os.stat(path)
+        for name in os.listdir(path) if status.st_uid else ():
+            with suppress(OSError):  # gone, or a link
+                _hand_over_file(os.path.join(path, name), status)
+
+
+def _hand_over_file(path: str, owner: os.stat_result) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        found = os.fstat(fd)
+        if found.st_uid == 0 and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:  # not one from elsewhere
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)
+
+
+def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
+    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
+        return PersistentQueue(path, durability=options.durability, checksum=options.checksum, progress=report, **more)
+
+
+# --- items
+
+
+def line_of(path: str, form: Form, *, trust: bool) -> Line:
+    """Return what makes a line of a payload in a queue at ``path``, which is open; refuse what cannot be trusted."""
+    if form == "bytes":
+        return bytes
+    if form == "raw":
+        return lambda payload: repr(payload).encode()
+    stranger = "" if trust else strange_in(os.path.abspath(path))
+    if form == "json":
+        return partial(_json_line, stranger=stranger)
+    if stranger:
+        raise Failure(
+            f"{stranger}, who can run code here by what pickle reads: --raw shows the bytes, --trust unpickles them",
+            UNTRUSTED,
+        )
+    return _line
+
+
+def _line(payload: bytes) -> bytes:
+    try:
+        item = pickle.loads(payload)  # noqa: S301  (nobody else could write it, or the user trusts them)
+    except Exception as error:
+        if payload.startswith(_PICKLE):
+            raise
+        message = "it is no pickle; if it is JSON or bytes, say --json or --bytes"
+        raise ValueError(message) from error
+    return (item if isinstance(item, str) else repr(item)).encode(errors="backslashreplace")
+
+
+def _json_line(payload: bytes, *, stranger: str) -> bytes:
+    return to_json(_json_item(payload, stranger))
+
+
+def _json_item(payload: bytes, stranger: str) -> object:
+    if not payload.startswith(_PICKLE):
+        return json.loads(payload)
+    if stranger:
+        message = f"it is a pickle, and {stranger}: --trust unpickles it, --raw shows the bytes"
+        raise ValueError(message)
+    return pickle.loads(payload)  # noqa: S301  (as above)
+
+
+def to_json(item: object) -> bytes:
+    """Return an item as JSON, on one line."""
+    return json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace")  # as JSON escapes a lone surrogate
+
+
+def dumps_of(form: Form) -> Callable[[Any], bytes]:
+    """Return what makes a payload of an item."""
+    return bytes if form == "bytes" else to_json if form == "json" else pickle.dumps
+
+
+def item_of(line: bytes, form: Form) -> object:
+    """Return the item that a line, or an argument, stands for. Raises ``ValueError``."""
+    return line if form == "bytes" else json.loads(line) if form == "json" else line.decode()

@@ -1,0 +1,80 @@
+"""How far something has come, drawn on a terminal.
+
+Owns: the bars of the command line. Law: without a terminal at stderr nothing is drawn; nothing of ``rich`` is imported
+for who sees no bar. Must not know: what is under way.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+R = TypeVar("R")
+Report = Callable[[int, int | None], None]  # done and total; None: not known
+
+_LOOK: Final = 0.1  # seconds between two looks at a file that grows
+
+
+@contextmanager
+def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
+    """Give a function that draws a bar from its first call on, until the block ends."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    bars: list[Progress] = []
+
+    def report(done: int, total: int | None) -> None:
+        if not bars:
+            bars.append(_started(what, total, in_bytes=in_bytes))
+        bars[0].update(bars[0].task_ids[0], completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        for bar in bars:
+            bar.stop()
+
+
+def _started(what: str, total: int | None, *, in_bytes: bool) -> "Progress":
+    from rich import progress as rich  # noqa: PLC0415  (0.1 s that nobody takes who sees no bar)
+    from rich.console import Console  # noqa: PLC0415
+
+    count = rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn()
+    columns = rich.TextColumn("{task.description}"), rich.BarColumn(), count, rich.TimeElapsedColumn()
+    bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(what, total=total)
+    bar.start()
+    return bar
+
+
+def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
+    """Return ``fn()``, which writes a draft (``.tmp``) of about ``total`` bytes into the directory ``place``."""
+    with progress(what, in_bytes=True) as report:
+        report(0, total)
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(_LOOK):
+                report(min(_drafts(place), total), total)
+
+        watcher = threading.Thread(target=look, daemon=True)
+        if sys.stderr.isatty():
+            watcher.start()
+        try:
+            return fn()
+        finally:
+            ended.set()
+            if watcher.is_alive():
+                watcher.join()
+
+
+def _drafts(place: str) -> int:
+    try:
+        return max((entry.stat().st_size for entry in os.scandir(place) if entry.name.endswith(".tmp")), default=0)
+    except OSError:  # it came and went in between
+        return 0

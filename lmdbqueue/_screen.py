@@ -1,0 +1,83 @@
+"""The screen of ``lmdbqueue watch``.
+
+Owns: what is drawn of figures and of those before them. Law: a frame is made of samples alone, so that each can be
+tested. Must not know: where samples come from, when the next one is due.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from lmdbqueue._stats import Stats
+
+WIDTH: Final = 40  # of a sparkline
+_RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by whether there is nothing but ASCII
+_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+class Sample(NamedTuple):
+    """What a queue's ``stats()`` said at a time, in seconds."""
+
+    time: float
+    stats: Stats
+
+
+def frame(title: str, samples: Sequence[Sample], *, ascii_only: bool = False) -> RenderableType:
+    """Draw the newest of the samples, and the course of all."""
+    now = samples[-1].stats
+    items = Table.grid(padding=(0, 2))
+    for justify in ("right", "right", "right", "left"):
+        items.add_column(justify=justify, no_wrap=True)
+    depths = [float(sample.stats.waiting) for sample in samples]
+    items.add_row("waiting", f"[bold]{now.waiting:,}[/]", "", _sparkline(depths, ascii_only))
+    for name, field in (("pushed", _pushed), ("removed", _removed)):
+        rates = _rates(samples, field)
+        rate = f"{rates[-1]:,.1f}/s" if rates else "-"
+        items.add_row(name, f"{field(now):,}", rate, _sparkline(rates, ascii_only))
+    return Panel(Group(items, "", *_rest(now)), title=escape(title), title_align="left", expand=False)
+
+
+def _rest(now: Stats) -> Iterator[str]:
+    dead = f"[bold red]{now.dead:,} dead[/]" if now.dead else "0 dead"
+    yield f"{now.leased:,} leased, {now.delayed:,} delayed, {dead}"
+    yield f"file {_size(now.file_size)}, of which a flush would give back {_size(now.bytes_free)}"
+    if now.processes is not None:
+        yield f"open in {now.processes:,} process{'es' * (now.processes > 1)}, this one included"
+
+
+def _pushed(stats: Stats) -> int:
+    return stats.pushed
+
+
+def _removed(stats: Stats) -> int:
+    return stats.removed
+
+
+def _rates(samples: Sequence[Sample], field: Callable[[Stats], int]) -> list[float]:
+    """Return how much a field grew in a second, between each sample and the next."""
+    return [
+        max(0, field(after.stats) - field(before.stats)) / (after.time - before.time)
+        for before, after in pairwise(samples)
+        if after.time > before.time
+    ]
+
+
+def _sparkline(values: Sequence[float], ascii_only: bool) -> str:
+    """Draw the last values, from 0 to the largest of them."""
+    values = values[-WIDTH:]
+    ramp = _RAMPS[ascii_only]
+    top = max(values, default=0) or 1
+    return "".join(ramp[min(len(ramp) - 1, int(value / top * len(ramp)))] for value in values).rjust(WIDTH)
+
+
+def _size(count: float) -> str:
+    for unit in _UNITS:
+        if count < 1024 or unit == _UNITS[-1]:  # noqa: PLR2004  (the next unit)
+            return f"{count:,.0f} {unit}" if unit == _UNITS[0] else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError
