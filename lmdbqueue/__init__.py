@@ -9,24 +9,9 @@ The map. Each file begins with what it owns, the law it keeps and what it must n
 down this list only, and only ``_generation`` imports ``lmdb``.
 
 ====================  ============================================================================
-``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
-``_cli_watch``        its command ``watch``
-``_cli_lines``        ``export``, ``import``: queues as JSON lines
-``_cli_items``        ``push``, ``peek``, ``pop``, ``delete``, ``follow``, ``dead``
-``_cli_care``         ``stat``, ``queues``, ``check``, ``flush``, ``copy``, ``clear``, ``drop``, ``demo``
-``_cli_open``         a queue that is there, how its items are read, whom to trust
-``_cli_command``      how a command comes to be and how it ends: exit codes, errors as one line
-``_cli_bare``         ``demo`` and ``check``, also without the extra ``cli``
-``_screen``           what ``watch`` draws
-``_progress``         bars on a terminal
-``_demo``             the demo: producer and consumer, killed again and again
-``legacy``            ``import_file``: queues of other libraries, taken over
-``_foreign_file``     files of python-persistent-queue
-``_foreign_chunks``   directories of chunk files: of persist-queue and queuelib
-``_foreign_tables``   SQLite databases: of persist-queue, litequeue and queuelib
-``_foreign_aside``    what is set aside at an import
-``_foreign_info``     where a queue of persist-queue begins and ends
-``_foreign``          what is found in files of other libraries
+``__main__``          ``python -m lmdbqueue``
+``cli``               the command line, a package with a map of its own
+``legacy``            ``import_file``: queues of other libraries, taken over; a package, too
 ``otel``              figures for OpenTelemetry
 ``_metrics``          figures as metrics, Prometheus' text
 ``_follow``           what comes into a queue, seen by who takes nothing

@@ -17,10 +17,10 @@ import pytest
 from processes import DEADLINE, eventually
 
 import lmdbqueue
-from lmdbqueue import _cli_care, _cli_items, _cli_lines, _cli_watch
-from lmdbqueue._cli_command import commands
+from lmdbqueue.cli import _care, _items, _lines, _watch
+from lmdbqueue.cli._command import commands
 
-REGISTERED = _cli_care, _cli_items, _cli_lines, _cli_watch
+REGISTERED = _care, _items, _lines, _watch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
 COMMAND = [sys.executable, "-m", "lmdbqueue"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "COLUMNS": "80", "TERM": "xterm"}

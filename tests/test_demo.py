@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import lmdbqueue
-from lmdbqueue import PersistentQueue, _demo, cli
+from lmdbqueue import PersistentQueue, cli
+from lmdbqueue.cli import _demo
 
 PATIENCE = 20  # seconds; the longest takes one
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))

@@ -12,8 +12,9 @@ import click
 import pytest
 
 import lmdbqueue
-from lmdbqueue import _cli_command, cli
-from lmdbqueue._cli_command import commands
+from lmdbqueue import cli
+from lmdbqueue.cli import _command
+from lmdbqueue.cli._command import commands
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -261,5 +262,5 @@ def test_exit_codes_of_the_document_are_those_of_the_code():
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
     assert documented == {
         0,
-        *(value for name, value in vars(_cli_command).items() if name.isupper() and type(value) is int),
+        *(value for name, value in vars(_command).items() if name.isupper() and type(value) is int),
     }

@@ -12,7 +12,17 @@ import lmdbqueue
 
 PACKAGE = os.path.dirname(os.path.abspath(lmdbqueue.__file__))
 ROOT = os.path.dirname(PACKAGE)
-MODULES = sorted(name.removesuffix(".py") for name in os.listdir(PACKAGE) if name.endswith(".py"))
+FACES = ["cli", "legacy"]  # packages within the package, each with a map
+
+
+def _modules_in(place):
+    return sorted(name.removesuffix(".py") for name in os.listdir(place) if name.endswith(".py"))
+
+
+MODULES = [
+    *_modules_in(PACKAGE),
+    *(f"{face}/{module}" for face in FACES for module in _modules_in(os.path.join(PACKAGE, face))),
+]
 
 
 def _tree(module):
@@ -32,10 +42,9 @@ def _imports(module):
     return found
 
 
-def _map():
-    """Return the rows of the map: lists of modules, from the top down."""
-    rows = re.findall(r"^(``\w+``(?:, ``\w+``)*) ", lmdbqueue.__doc__, re.MULTILINE)
-    return [re.findall(r"``(\w+)``", row) for row in rows]
+def _map(package=""):
+    """Return the modules in the map of a package, from the top down."""
+    return re.findall(r"^``(\w+)`` ", ast.get_docstring(_tree(os.path.join(package, "__init__"))), re.MULTILINE)
 
 
 def test_the_contracts_of_import_linter_are_kept():
@@ -52,7 +61,7 @@ def test_the_contracts_of_import_linter_are_kept():
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 kept, 0 broken" in result.stdout
+    assert "4 kept, 0 broken" in result.stdout
 
 
 def test_only_the_generation_imports_lmdb():
@@ -67,16 +76,26 @@ def test_nothing_is_imported_behind_the_back_of_the_import_statement():
         assert not names & {"__import__", "importlib", "exec", "eval"}, module
 
 
-def test_the_map_names_every_module_once():
-    assert sorted(module for row in _map() for module in row) == [each for each in MODULES if each != "__init__"]
+def test_every_folder_with_code_is_a_face_with_a_map():
+    assert sorted(name for name in os.listdir(PACKAGE) if os.path.exists(f"{PACKAGE}/{name}/__init__.py")) == FACES
 
 
-def test_imports_go_down_the_map_only():
-    order = [module for row in _map() for module in row]
+@pytest.mark.parametrize("package", ["", *FACES])
+def test_the_map_of_a_package_names_everything_in_it_once(package):
+    there = {os.path.basename(each) for each in MODULES if os.path.dirname(each) == package} - {"__init__"}
+    assert sorted(_map(package)) == sorted([*there, *([] if package else FACES)])
+
+
+@pytest.mark.parametrize("package", ["", *FACES])
+def test_imports_go_down_the_map_only(package):
+    order = _map(package)
+    prefix = ".".join(["lmdbqueue", *([package] if package else []), ""])
     for position, module in enumerate(order):
-        inside = {name.split(".")[1] for name in _imports(module) if name.startswith("lmdbqueue.")}
-        inside &= set(order)
-        assert inside <= set(order[position + 1 :]), module
+        files = [each for each in MODULES if each in (os.path.join(package, module), f"{module}/__init__")]
+        files += [each for each in MODULES if not package and each.startswith(f"{module}/")]
+        names = set().union(*map(_imports, files))
+        inside = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
+        assert inside & set(order) <= {*order[position + 1 :], *([module] if module in FACES else [])}, module
 
 
 def test_every_module_says_what_it_owns_its_law_and_what_it_must_not_know():

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from old_queues import BUILDERS
 
 from lmdbqueue import SourceError
-from lmdbqueue._foreign import Aside, Expected, Payload, Value, is_pickle
-from lmdbqueue._foreign_info import read_info
-from lmdbqueue.legacy import _readable, _recognized
+from lmdbqueue.legacy._import import _readable, _recognized
+from lmdbqueue.legacy._info import read_info
+from lmdbqueue.legacy._source import Aside, Expected, Payload, Value, is_pickle
 
 
 def found_in(path, *, are_pickles=True):

@@ -7,6 +7,7 @@ import base64
 import functools
 import json
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -20,10 +21,10 @@ from processes import KILLED, forked, kill_at_every_line, status_of, tree
 from replay import MEMORY
 from test_kills import MODULES
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, legacy
 from lmdbqueue.legacy import Imported, import_file
 
-IMPORTING = [name for name in MODULES if name == "legacy" or name.startswith("_foreign")]
+IMPORTING = [f"legacy/{module.name}" for module in pkgutil.iter_modules(legacy.__path__)]
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000")) // 25
 TOLD = "kills"
 BEFORE = ["was", "here", "before"]
@@ -96,7 +97,7 @@ def test_an_import_into_a_queue_that_is_there_killed_at_any_of_its_lines_too(mem
 
 @pytest.mark.long
 def test_an_import_killed_at_any_line_of_the_library_is_done_by_the_next_run(memory, record_property):
-    record_property(TOLD, _kill(memory, write_file, MODULES, into_one_that_is_there=True))
+    record_property(TOLD, _kill(memory, write_file, [*MODULES, *IMPORTING], into_one_that_is_there=True))
 
 
 def _kill_at_random(memory: str, kills: int) -> int:

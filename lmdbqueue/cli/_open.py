@@ -23,13 +23,13 @@ from typing import Any, Final, Literal
 
 import click
 
-from lmdbqueue._cli_command import NO_QUEUE, UNTRUSTED, F, Failure
 from lmdbqueue._directory import find_directory, strange_in
 from lmdbqueue._env import open_environment
 from lmdbqueue._errors import FormatError
 from lmdbqueue._format import Options, check_name
-from lmdbqueue._progress import progress
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
+from lmdbqueue.cli._progress import progress
 
 Form = Literal["json", "bytes", "raw"] | None  # None: pickle
 Line = Callable[[bytes], bytes]  # what is printed of a payload

@@ -29,7 +29,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final, NamedTuple
 
-from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source
+from lmdbqueue.legacy._source import Aside, Expected, Found, Payload, Source
 
 _HEADER: Final = 8  # bytes
 _LENGTH: Final = 4  # bytes

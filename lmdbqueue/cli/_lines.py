@@ -18,10 +18,10 @@ from typing import IO, Any, Final
 
 import click
 
-from lmdbqueue._cli_command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
-from lmdbqueue._cli_open import Form, dumps_of, existing, line_of, writable
 from lmdbqueue._follow import numbered
-from lmdbqueue._progress import progress
+from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
+from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, writable
+from lmdbqueue.cli._progress import progress
 
 _AT_A_TIME: Final = 1_000  # lines
 

@@ -11,12 +11,12 @@ from typing import Final
 
 import lmdbqueue
 
-_NO_QUEUE: Final = 4  # an exit code, as in _cli_command
+_NO_QUEUE: Final = 4  # an exit code, as in _command
 
 
 def demo(source: str | None, items: int) -> int:
     """Run the demo; return the exit code."""
-    from lmdbqueue import _demo  # noqa: PLC0415  (multiprocessing and a book of text, for nobody else)
+    from lmdbqueue.cli import _demo  # noqa: PLC0415  (multiprocessing and a book of text, for nobody else)
 
     return _demo.run(source, items)
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from struct import Struct
 from typing import Any, Final, Literal, NamedTuple
 
-from lmdbqueue._foreign import plain
+from lmdbqueue.legacy._source import plain
 
 LENGTH: Final = Struct("<L")
 Records = Literal["pickles", "lines", "lengths"]

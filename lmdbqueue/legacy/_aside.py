@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import BinaryIO
 
 from lmdbqueue._disk import sync_directory, sync_file, translated
-from lmdbqueue._foreign import Aside
+from lmdbqueue.legacy._source import Aside
 
 
 class AsideFile:

@@ -5,7 +5,8 @@
 
 Owns: what an import is, and its protocol. Law: what others see of the destination is nothing of it and then all
 of it, each item once and in order, whenever it is killed and however often it is run; the source is not
-changed; nothing is unpickled but records of this module's own. Must not know: the formats (``_foreign_*``).
+changed; nothing is unpickled but records of this module's own. Must not know: the formats
+(``_file``, ``_chunks``, ``_tables``).
 
 An import is one transaction on the destination (``queue.transaction()``), which holds the items and, in the
 queue's ``state``, a record that they were imported. A run that was killed before the commit is begun anew; one
@@ -23,7 +24,7 @@ step  what is done                                         killed after it
       since, refuse
 5     note size, time and inode of the source's files;     as 3, and a copy in the system's directory
       read them and push; a copy of a database is read if  of temporary files; what was to be set
-      it has a journal (``_foreign_tables``); what is no   aside, in ``<dest>.quarantine-<id>.tmp``,
+      it has a journal (``_tables``); what is no   aside, in ``<dest>.quarantine-<id>.tmp``,
       item goes to a file of its own                       which the next run writes anew
 6     note them again: if they differ, undo all            as 5
 7     put the record                                       as 5
@@ -64,13 +65,13 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from lmdbqueue import _foreign_chunks, _foreign_file, _foreign_tables
 from lmdbqueue._directory import find_directory
 from lmdbqueue._errors import FormatError, SourceError
-from lmdbqueue._foreign import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle
-from lmdbqueue._foreign_aside import AsideFile
 from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._transaction import refuse_inside
+from lmdbqueue.legacy import _chunks, _file, _tables
+from lmdbqueue.legacy._aside import AsideFile
+from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle
 
 __all__ = ["Imported", "SourceError", "detect", "import_file"]
 
@@ -258,7 +259,7 @@ class _Import:
 def _recognized(path: str, table: str | None) -> Source:
     try:
         if os.path.isdir(path):
-            if source := _foreign_chunks.recognize(path):
+            if source := _chunks.recognize(path):
                 return source
             inside = os.path.join(path, "data.db")  # as persist-queue calls it
             if not os.path.isfile(inside):
@@ -268,12 +269,12 @@ def _recognized(path: str, table: str | None) -> Source:
             path = inside
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise SourceError(path, "it is no regular file", "give the path of a queue")
-        if _foreign_tables.is_database(path):
-            return _foreign_tables.recognize(path, table)
-        if source := _foreign_file.recognize(path):
+        if _tables.is_database(path):
+            return _tables.recognize(path, table)
+        if source := _file.recognize(path):
             return source
     except FileNotFoundError as error:
-        left = _foreign_file.left_by_a_flush(path)
+        left = _file.left_by_a_flush(path)
         advice = f"an interrupted flush left its items in {left!r}: import that" if left else "give the path of a queue"
         raise SourceError(path, "there is no such file", advice) from error
     except OSError as error:

@@ -15,7 +15,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from lmdbqueue._cli_command import (
+from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
+from lmdbqueue._follow import Follower
+from lmdbqueue._lease import DeadLetter
+from lmdbqueue._queue import PersistentQueue
+from lmdbqueue.cli._command import (
     NOTHING,
     Failure,
     code_of,
@@ -26,7 +30,7 @@ from lmdbqueue._cli_command import (
     path_argument,
     print_lines,
 )
-from lmdbqueue._cli_open import (
+from lmdbqueue.cli._open import (
     Form,
     dumps_of,
     existing,
@@ -37,11 +41,7 @@ from lmdbqueue._cli_open import (
     reading_options,
     writable,
 )
-from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
-from lmdbqueue._follow import Follower
-from lmdbqueue._lease import DeadLetter
-from lmdbqueue._progress import progress
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue.cli._progress import progress
 
 T = TypeVar("T")
 

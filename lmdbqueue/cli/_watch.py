@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import click
 
-from lmdbqueue._cli_command import command, name_option, path_argument
-from lmdbqueue._cli_open import existing
+from lmdbqueue.cli._command import command, name_option, path_argument
+from lmdbqueue.cli._open import existing
 
 
 @command("watch", example="lmdbqueue watch uploads")
@@ -29,7 +29,7 @@ def watch(path: str, name: str, *, interval: float, once: bool) -> None:
     from rich.console import Console  # noqa: PLC0415  (0.1 s that no other command shall take)
     from rich.live import Live  # noqa: PLC0415
 
-    from lmdbqueue._screen import WIDTH, Sample, frame  # noqa: PLC0415
+    from lmdbqueue.cli._screen import WIDTH, Sample, frame  # noqa: PLC0415
 
     console = Console(highlight=False)
     title = f"{path}, queue {name!r}"

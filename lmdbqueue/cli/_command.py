@@ -3,7 +3,7 @@
 Owns: the group of commands, exit codes, errors as one line, the end of a pipe. Law: whatever goes wrong is one line
 on stderr and a code that ``docs/cli.md`` lists; each command has an example. Must not know: what any command does.
 
-A new command is a function in one of the ``_cli_`` modules::
+A new command is a function in one of the modules of this package::
 
     @command("readers", example="lmdbqueue readers uploads")
     @path_argument

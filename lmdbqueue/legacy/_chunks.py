@@ -6,7 +6,7 @@ Must not know: queues, what becomes of what it yields.
 ``persistqueue.Queue`` (persist-queue 0.1 to 1.1) keeps a dict in the file ``info``, written anew at each ``put``
 (and at ``task_done``, or with ``autosave`` at each ``get``): ``chunksize``, ``size``, ``head`` (chunk, items in
 it, bytes in it) and ``tail``, the same of the first item. The dict and the items are written by one
-serializer, which tells how records follow each other (``_foreign_info``). What stands in the chunk of the
+serializer, which tells how records follow each other (``_info``). What stands in the chunk of the
 head behind its bytes is of a ``put`` that never returned; the library cuts it off.
 
 ``FifoDiskQueue`` (queuelib 1.0 to 1.10) writes records of a 32-bit big-endian length and as many bytes, and
@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, Final
 
-from lmdbqueue._foreign import Aside, Expected, Found, Payload, Source, Value, pickle_length
-from lmdbqueue._foreign_info import LENGTH, Records, checked_places, read_info
+from lmdbqueue.legacy._info import LENGTH, Records, checked_places, read_info
+from lmdbqueue.legacy._source import Aside, Expected, Found, Payload, Source, Value, pickle_length
 
 _CHUNK: Final = re.compile(r"q([0-9]{5,})")
 _QUEUELIB_LENGTH: Final = struct.Struct(">L")

@@ -10,12 +10,12 @@ from dataclasses import asdict
 
 import click
 
-from lmdbqueue import _cli_bare
-from lmdbqueue._cli_command import Failure, command, confirm, counted, name_option, path_argument
-from lmdbqueue._cli_open import existing, hand_over_at_end, names_in
 from lmdbqueue._metrics import Figures, prometheus_text
-from lmdbqueue._progress import while_it_grows
 from lmdbqueue._stats import Stats
+from lmdbqueue.cli import _bare
+from lmdbqueue.cli._command import Failure, command, confirm, counted, name_option, path_argument
+from lmdbqueue.cli._open import existing, hand_over_at_end, names_in
+from lmdbqueue.cli._progress import while_it_grows
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -72,7 +72,7 @@ def check(path: str, *, repair: bool) -> int:
     Exits with 0 if it is whole, with 1 if it is, or was, not.
     """
     hand_over_at_end(path)
-    return _cli_bare.check(path, repair=repair)
+    return _bare.check(path, repair=repair)
 
 
 @command("demo", example="lmdbqueue demo --items 20000")
@@ -89,7 +89,7 @@ def demo(source: str | None, items: int) -> int:
 
     They are killed with SIGKILL again and again, and every line is accounted for. Exits with 1 if anything is lost.
     """
-    return _cli_bare.demo(source, items)
+    return _bare.demo(source, items)
 
 
 # --- space and copies

@@ -37,7 +37,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from lmdbqueue._errors import SourceError
-from lmdbqueue._foreign import Aside, Expected, Finished, Found, Payload, Source, Value
+from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, Source, Value
 
 _MAGIC: Final = b"SQLite format 3\0"
 _BESIDE: Final = ("-wal", "-journal")
