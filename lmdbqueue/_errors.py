@@ -187,6 +187,17 @@ class AccessError(QueueError):
         )
 
 
+class PidError(AccessError):
+    """Another process with this process's pid has the queue open, in a container with pids of its own."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path!r} is open in another process with the pid of this one, in another container, and LMDB tells "
+            f"processes apart by their pids ({self.reason}); nothing was damaged: let the containers share their pids "
+            f"(--pid=host, shareProcessNamespace)"
+        )
+
+
 class ExistsError(QueueError):
     """The destination of a copy is there already; nothing was touched."""
 

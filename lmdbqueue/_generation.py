@@ -66,6 +66,7 @@ from lmdbqueue._errors import (
     CorruptQueueError,
     Full,
     GoneError,
+    PidError,
     QueueError,
     StorageError,
 )
@@ -699,6 +700,8 @@ def _failure(path: str, error: Exception, operation: str) -> QueueError:
     reason = str(error)
     if os.strerror(errno.EACCES) in reason:
         return AccessError(path, reason)
+    if isinstance(error, lmdb.LockError) and os.strerror(errno.EAGAIN) in reason:  # of the byte ``pid`` of LMDB's file
+        return PidError(path, reason)
     if isinstance(error, lmdb.DiskError) or os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
         return disk_full(path)
     return StorageError(path, operation, reason)

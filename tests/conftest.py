@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,9 @@ def needs() -> Callable[..., None]:
 
     def needs_(*wanted: str) -> None:
         special = {"root": os.geteuid() == 0, "loop devices": os.path.exists("/dev/loop-control")}
+        if "pid namespaces" in wanted:
+            tried = shutil.which("unshare") and subprocess.run(["unshare", "-p", "-f", "true"], check=False).returncode
+            special["pid namespaces"] = tried == 0
         missing = [each for each in wanted if not special.get(each, shutil.which(each))]
         if missing:
             reason = f"NOT TESTED, since there is no {', no '.join(missing)} here"

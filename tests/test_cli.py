@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import click
 import pytest
+from litequeue import LiteQueue
 from processes import DEADLINE, eventually
+from queuelib import FifoDiskQueue
 
 import lmdbqueue
 from lmdbqueue.cli import _care, _items, _lines, _watch
@@ -336,6 +338,44 @@ def test_a_file_that_is_no_export_is_not_imported(run, tmp_path):
     (tmp_path / "other").write_bytes(b"\3\0\0\0\x08\0\0\0abc")
     run("import", "other", "queue", code=UNREADABLE)
     assert not os.path.exists(tmp_path / "queue")
+
+
+def test_what_an_interrupted_flush_of_another_library_left_is_named(run, tmp_path):
+    (tmp_path / f"old-{'0f' * 16}").touch()
+    assert b"interrupted flush" in run("import", "old", "queue", code=UNREADABLE).stderr
+    assert not os.path.exists(tmp_path / "queue")
+
+
+def test_a_queue_of_a_database_with_several_is_picked_by_table(run, tmp_path):
+    for table in ("first", "second"):
+        with closing(LiteQueue(tmp_path / "db", queue_name=table)) as queue:
+            queue.put(table)
+    assert run("import", "db", "queue", "--table", "second").stdout == b"litequeue: imported 1 item\n"
+    assert run("peek", "queue").stdout == b"second\n"
+
+
+def test_bytes_of_another_library_are_not_stored_as_json(run, tmp_path):
+    with closing(FifoDiskQueue(str(tmp_path / "old"))) as queue:
+        queue.push(b"x")
+    assert b"as JSON" in run("import", "old", "queue", "--json", code=UNREADABLE).stderr
+    assert run("queues", "queue").stdout == b"queue\t0\n"
+
+
+def test_a_table_of_an_export_is_a_mistake(run, tmp_path):
+    (tmp_path / "export").write_text('{"item": 1}\n')
+    run("import", "export", "queue", "--table", "t", code=2)
+
+
+def test_readers_are_printed_and_dropped(run, queue):
+    queue.push([1, 2, 3])
+    queue.reader("b")
+    queue.reader("a").pop()
+    assert [json.loads(each)["lag"] for each in run("readers", "queue", "--json").stdout.splitlines()] == [2, 3]
+    run("readers", "queue", "--drop", "a", stdin=b"n\n", code=1)
+    run("readers", "queue", "--drop", "nobody", "--yes", code=NO_QUEUE)
+    assert [each.name for each in queue.readers()] == ["a", "b"]
+    run("readers", "queue", "--drop", "a", "--yes")
+    assert [each.name for each in queue.readers()] == ["b"]
 
 
 def test_an_export_of_what_is_not_json_names_the_item(run, queue):

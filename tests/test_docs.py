@@ -138,12 +138,6 @@ def test_links_between_the_documents_lead_somewhere(name):
             assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), target
 
 
-def test_map_of_the_package_names_every_file():
-    files = {name.removesuffix(".py") for name in os.listdir(os.path.join(ROOT, "lmdbqueue")) if name.endswith(".py")}
-    named = set(re.findall(r"^``.*?(?=  )", lmdbqueue.__doc__, re.MULTILINE))
-    assert files - {"__init__"} == {word for entry in named for word in re.findall(r"``(\w+)``", entry)}
-
-
 def test_tracked_files_name_no_path_of_a_machine():
     files = subprocess.run(
         ["git", "ls-files", "*.py", "*.md", "*.toml", ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=False

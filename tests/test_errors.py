@@ -23,6 +23,7 @@ from lmdbqueue import (
     GoneError,
     LeaseExpiredError,
     OptionError,
+    PidError,
     QueueError,
     ShutDown,
     SourceError,
@@ -35,6 +36,7 @@ from lmdbqueue import (
 SAMPLES = {
     AccessError: (("/q", "opening '/q': Permission denied"), ["'/q'", "Permission denied"]),
     ClosedError: (("/q",), ["'/q'"]),
+    PidError: (("/q", "Resource temporarily unavailable"), ["'/q'", "pid", "Resource temporarily unavailable"]),
     CommitUnknownError: (("/q", "commit", "I/O error"), ["'/q'", "commit", "I/O error"]),
     CorruptItemError: ((7, b"x" * 1234), ["7", "1,234 bytes"]),
     CorruptQueueError: (("/q", "no queue.json"), ["'/q'", "no queue.json"]),

@@ -15,8 +15,7 @@ from old_queues import write_file
 from test_docs import blocks, read
 
 import lmdbqueue
-from lmdbqueue import PersistentQueue
-from lmdbqueue.legacy import import_file
+from lmdbqueue import PersistentQueue, cli
 
 PAGE = "docs/migrating.md"
 
@@ -52,13 +51,16 @@ def test_every_example_gives_what_its_comments_say(tmp_path, monkeypatch):
     assert total == len(re.findall(r"^ *[^#\n]+  # ['\[({0-9]", "".join(blocks(PAGE, "python")), re.MULTILINE)) > 15
 
 
-def test_the_command_does_what_it_says(tmp_path, monkeypatch):
+def test_the_command_does_what_it_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     expected = write_file(str(tmp_path / "uploads.queue"))
     (command,) = blocks(PAGE, "sh")
-    program, verb, *arguments = shlex.split(command)
-    assert (program, verb) == ("lmdbqueue", "import")
-    import_file(*arguments)
+    program, *arguments = shlex.split(command)
+    assert program == "lmdbqueue"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0
+    assert f"python-persistent-queue: imported {len(expected.items)} item" in capsys.readouterr().out
     with PersistentQueue("uploads") as queue:
         assert list(queue) == expected.items
 

@@ -8,9 +8,9 @@ what is in it. The map; imports go down it only:
 
 ====================  ============================================================================
 ``_watch``            its command ``watch``
-``_lines``            ``export``, ``import``: queues as JSON lines
+``_lines``            ``export``, ``import``: queues as JSON lines, and those of other libraries
 ``_items``            ``push``, ``peek``, ``pop``, ``delete``, ``follow``, ``dead``
-``_care``             ``stat``, ``queues``, ``check``, ``flush``, ``copy``, ``clear``, ``drop``, ``demo``
+``_care``             ``stat``, ``queues``, ``readers``, ``check``, ``flush``, ``copy``, ``clear``, ``drop``, ``demo``
 ``_open``             a queue that is there, how its items are read, whom to trust
 ``_command``          how a command comes to be and how it ends: exit codes, errors as one line
 ``_bare``             ``demo`` and ``check``, also without the extra ``cli``

@@ -5,15 +5,18 @@ Owns: what they print. Law: what removes items asks before. Must not know: items
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from lmdbqueue._metrics import Figures, prometheus_text
+from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._stats import Stats
 from lmdbqueue.cli import _bare
-from lmdbqueue.cli._command import Failure, command, confirm, counted, name_option, path_argument
+from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument
 from lmdbqueue.cli._open import existing, hand_over_at_end, names_in
 from lmdbqueue.cli._progress import while_it_grows
 
@@ -60,6 +63,39 @@ def queues(path: str) -> None:
     """Print the names of queues, and how many items wait."""
     for _, name, stats in _figures([path], None):
         click.echo(f"{name}\t{stats.waiting}")
+
+
+@command("readers", example="lmdbqueue readers events --name clicks")
+@path_argument
+@name_option
+@click.option("--json", "as_json", is_flag=True, help="An object of JSON for each reader, on one line.")
+@click.option("--drop", metavar="READER", help="Remove this reader for good; asks first.")
+@yes_option
+def readers(path: str, name: str, drop: str | None, *, as_json: bool, yes: bool) -> None:
+    """Print the named readers of a queue, or remove one.
+
+    Name, number of the item that it reads next, how many it has not passed, how many it lost, when it moved last.
+    """
+    with existing(path, name) as queue:
+        found = queue.readers()
+        if drop is not None:
+            _drop_reader(queue, drop, {each.name: each.lag for each in found}, yes=yes)
+            return
+    for each in found:
+        if as_json:
+            click.echo(json.dumps(each._asdict(), ensure_ascii=False))
+        else:
+            seen = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.seen))
+            click.echo(f"{each.name}\t{each.position}\t{each.lag}\t{each.skipped}\t{seen}")
+
+
+def _drop_reader(queue: PersistentQueue[Any], name: str, lags: dict[str, int], *, yes: bool) -> None:
+    if name not in lags:
+        there = ", ".join(lags) or "none"
+        raise Failure(f"there is no reader {name!r}; those that are there: {there}", NO_QUEUE)
+    confirm(f"Remove reader {name!r}, which has not passed {counted(lags[name])}?", yes=yes)
+    queue.drop_reader(name)
+    click.echo(f"removed reader {name!r}")
 
 
 @command("check", example="lmdbqueue check uploads --repair")

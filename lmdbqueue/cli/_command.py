@@ -38,6 +38,7 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (lmdbqueue.DecodeError, UNREADABLE),
     (lmdbqueue.CorruptItemError, UNREADABLE),
     (lmdbqueue.CorruptQueueError, UNREADABLE),
+    (lmdbqueue.SourceError, UNREADABLE),
     (lmdbqueue.FormatError, NO_QUEUE),
 )
 

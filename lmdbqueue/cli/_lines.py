@@ -1,7 +1,7 @@
 """Queues as JSON lines: export and import.
 
 Owns: the form of a line. Law: an export loses no bit of an item, and runs nothing of it, unless it is asked to decode;
-an import is one step, all of the file or nothing. Must not know: files of other libraries.
+an import is one step, all of the file or nothing. Must not know: files of other libraries, which go to ``legacy``.
 
 A line is an object with the ``seq`` of an item, which is not kept, and one of: ``payload``, its bytes as base64; or
 ``item``, what they stand for, as JSON.
@@ -9,6 +9,7 @@ A line is an object with the ``seq`` of an item, which is not kept, and one of: 
 
 import json
 import os
+import pickle
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import click
 
 from lmdbqueue._follow import numbered
 from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
-from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, writable
+from lmdbqueue.cli._open import Form, dumps_of, existing, hand_over_at_end, line_of, writable
 from lmdbqueue.cli._progress import progress
 
 _AT_A_TIME: Final = 1_000  # lines
@@ -60,19 +61,42 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 
 
 @command("import", example="lmdbqueue import uploads.jsonl uploads")
-@click.argument("file", type=click.Path(exists=True, allow_dash=True))
+@click.argument("file", type=click.Path(allow_dash=True))
 @click.argument("path", metavar="DEST", type=click.Path())
 @name_option
 @click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
-def import_(file: str, path: str, name: str, form: Form) -> None:
-    """Push the items of FILE, which export wrote, to DEST.
+@click.option("--table", help="Which queue of a database of another library.")
+def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
+    """Push the items of an export, or of another library's, to DEST.
 
-    All of them or none. FILE is - for standard input. Items that stand in it decoded become pickles, or with --json
-    JSON texts.
+    All of them or none. FILE is - for an export from standard input. Items that stand in it decoded become pickles,
+    or with --json JSON texts. Queues of python-persistent-queue, persist-queue, litequeue and queuelib are not changed.
     """
     if not _is_json_lines(file):
-        raise Failure(f"{file!r} is not JSON lines with an item or a payload on each", UNREADABLE)
-    click.echo(f"imported {counted(_import_lines(file, path, name, form))}")
+        _import_queue(file, path, name, form, table)
+    elif table is not None:
+        raise click.UsageError("--table is for a database of another library, and this is an export")
+    else:
+        click.echo(f"imported {counted(_import_lines(file, path, name, form))}")
+
+
+def _import_queue(file: str, path: str, name: str, form: Form, table: str | None) -> None:
+    from lmdbqueue.legacy import import_file  # noqa: PLC0415  (sqlite3 and more, for who has such a queue)
+
+    hand_over_at_end(path)
+    loads = json.loads if form == "json" else pickle.loads
+    try:
+        with progress("importing") as report:
+            done = import_file(file, path, name=name, progress=report, table=table, dumps=dumps_of(form), loads=loads)
+    except TypeError as error:  # of json.dumps
+        raise Failure(f"an item cannot be stored as JSON: {error}; nothing was imported", UNREADABLE) from error
+    click.echo(f"{done.format}: imported {counted(done.items)}")
+    if done.finished:
+        click.echo(f"left out, since their consumers were done with them: {counted(done.finished)}")
+    if done.set_aside:
+        click.echo(f"set aside, in {done.quarantine}: {counted(done.set_aside)}")
+    for note in done.notes:
+        click.echo(f"note: {note}")
 
 
 def _import_lines(file: str, path: str, name: str, form: Form) -> int:
@@ -101,9 +125,11 @@ def _payload(line: bytes, number: int, dumps: Callable[[Any], bytes]) -> bytes:
 def _is_json_lines(file: str) -> bool:
     if file == "-":
         return True
-    if os.path.isdir(file):
-        return False
+    if not os.path.isfile(file):
+        return os.path.exists(file) and not os.path.isdir(file)  # a pipe, of which nothing may be read before
     with open(file, "rb") as source:
+        if source.peek(1)[:1] not in (b"{", b""):  # a line of a queue of gigabytes may be all of it
+            return False
         try:
             record = json.loads(source.readline() or b"{}")
         except ValueError:
