@@ -6,7 +6,7 @@
     queue.delete(2)
 
 The map. Each file begins with what it owns, the law it keeps and what it must not know; imports go
-down this list only, and only ``_generation`` imports ``lmdb``.
+down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
 
 ====================  ============================================================================
 ``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
@@ -15,6 +15,7 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_awaited``          leases and the loop of a worker, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
+``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds
@@ -74,6 +75,7 @@ from lmdbqueue._errors import (
     LeaseExpiredError,
     OptionError,
     QueueError,
+    ServerError,
     ShutDown,
     StorageError,
     TransactionError,
@@ -105,6 +107,7 @@ __all__ = [
     "PersistentQueue",
     "QueueError",
     "Retry",
+    "ServerError",
     "ShutDown",
     "StorageError",
     "TransactionError",

@@ -1,0 +1,50 @@
+"""What the server's errors mean.
+
+Owns: which errors say that a connection is of no use any more, and which of ours stands for the others. Law: no
+exception of psycopg reaches a user of a queue. Must not know: what was being done.
+"""
+
+from typing import Any, Final
+
+import psycopg
+
+from lmdbqueue._errors import QueueError, ServerError
+
+# The server goes, comes, or is one that only reads now: another connection may find one that writes
+_GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
+
+# It has undone a transaction for the sake of another: do it again
+_AGAIN: Final = {"40001", "40P01"}
+
+
+class Lost(Exception):
+    """A connection was lost, or the server undid what was done; ``is_unknown``: perhaps after the commit.
+
+    ``result`` is what the change returns if it took place.
+    """
+
+    def __init__(self, cause: Exception, *, is_unknown: bool = False, result: Any = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.is_unknown = is_unknown
+        self.result = result
+
+
+def is_lost(error: Exception, connection: psycopg.Connection[Any] | None) -> bool:
+    """Tell whether an error ended the connection, or says that it is of no use."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate in _GOING or connection is None:
+        return True
+    return connection.closed and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+
+
+def is_undone(error: Exception) -> bool:
+    """Tell whether the server has undone a transaction that will do when it is repeated."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _AGAIN
+
+
+def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
+    """Return what a user gets instead of an error of psycopg."""
+    reason = (error.diag.message_primary or str(error).strip() or type(error).__name__).replace("\n", " ")
+    return ServerError(path, operation, reason, error.sqlstate or "")
