@@ -92,7 +92,7 @@ _DEAD: Final = """
 SELECT seq, due, payload, attempts, reason, extract(epoch FROM changed)::float8 FROM (
     SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq) - octet_length(payload) AS before
     FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 'dead' AND seq >= %(seq)s
-          ORDER BY seq LIMIT 1000) AS next) AS some
+          ORDER BY seq LIMIT 1000) AS next) AS page
 WHERE before < %(size)s ORDER BY seq
 """
 _REQUEUE: Final = """

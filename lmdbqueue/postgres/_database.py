@@ -10,10 +10,11 @@ What is lost, and when:
 the connection breaks                 what happens
 ====================================  =========================================================================
 while connecting, or in a reading     another connection, again
-in a change, before its commit        another connection, again: the server has undone it, or will
-while its commit is awaited           another connection shuts the old session out and reads its token: the change
-                                      took place, and its result is returned; or it did not, and is done again
-... and nobody can be asked           ``CommitUnknownError`` after ``patience`` seconds
+in a change                           another connection shuts the old session out, which waits until the server has
+                                      undone or committed what was under way, and reads its token: the change took
+                                      place, and its result is returned; or it did not, and is done again
+... and nobody can be asked           after ``patience`` seconds ``CommitUnknownError``, if its commit was awaited, else
+                                      ``ServerError``
 ====================================  =========================================================================
 
 Another connection may be one to another server, after a failover. What it says is so there: a change that the old
@@ -205,13 +206,11 @@ class Database:
                 session = self._taken()
                 return session, act(session)
             except Lost as lost:
-                if session is not None:
-                    self._drop(session)
-                    if lost.is_unknown:
-                        left = deadline - time.monotonic()
-                        is_done, result = self._is_settled(session.id, session.token, left, lost.cause)
-                        if is_done:
-                            return None, lost.result if result is None else (result,)
+                self._drop(session)
+                if session is not None and lost.has_begun:
+                    is_done, result = self._after(session, lost, operation, deadline - time.monotonic())
+                    if is_done:
+                        return None, result
                 if time.monotonic() >= deadline:
                     self._refuse(operation, lost.cause)
             except psycopg.Error as error:
@@ -255,6 +254,16 @@ class Database:
         if session is not None:
             self._used.discard(session)
             session.close()
+
+    def _after(self, session: Session, lost: Lost, operation: str, patience: float) -> tuple[bool, Any]:
+        """Wait until a lost session's change took place, or cannot any more; tell which, and return its result."""
+        try:
+            is_done, result = self._is_settled(session.id, session.token, patience, lost.cause)
+        except CommitUnknownError:
+            if lost.is_unknown:
+                raise
+            self._refuse(operation, lost.cause)
+        return is_done, lost.result if result is None else (result,)
 
     def _is_settled(self, session: int, token: int, patience: float, cause: Exception) -> tuple[bool, int | None]:
         """Find out whether a change took place; return its result, too."""

@@ -20,12 +20,16 @@ _AGAIN: Final = {"40001", "40P01"}
 class Lost(Exception):
     """A connection was lost, or the server undid what was done; ``is_unknown``: perhaps after the commit.
 
-    ``result`` is what the change returns if it took place.
+    ``has_begun``: the server may not have noticed yet, and still hold what was claimed. ``result`` is what the change
+    returns if it took place.
     """
 
-    def __init__(self, cause: Exception, *, is_unknown: bool = False, result: Any = None) -> None:
+    def __init__(
+        self, cause: Exception, *, has_begun: bool = False, is_unknown: bool = False, result: Any = None
+    ) -> None:
         super().__init__(cause)
         self.cause = cause
+        self.has_begun = has_begun or is_unknown
         self.is_unknown = is_unknown
         self.result = result
 

@@ -80,7 +80,7 @@ _SINCE: Final = (
 (SELECT payload, seq, due FROM (
     SELECT payload, seq, due, sum(octet_length(payload)) OVER (ORDER BY due, seq) - octet_length(payload) AS before
     FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND (due, seq) > (%(due)s, %(seq)s)
-          ORDER BY due, seq LIMIT %(n)s) AS next) AS some
+          ORDER BY due, seq LIMIT %(n)s) AS next) AS page
 WHERE before < %(size)s ORDER BY due, seq)
 UNION ALL """  # noqa: S608
     + _STATUS

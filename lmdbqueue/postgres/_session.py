@@ -185,7 +185,7 @@ class Session:
             if is_undone(error):
                 raise Lost(error) from error
             if is_lost(error, self.connection):
-                raise Lost(error, is_unknown=commits, result=result) from error
+                raise Lost(error, has_begun=True, is_unknown=commits, result=result) from error
             raise
         return result
 

@@ -26,7 +26,11 @@ _CLEAR: Final = "DELETE FROM {state} WHERE queue = %(queue)s"
 
 
 class TableState(StateMapping):
-    """The mapping of a queue of a database."""
+    """The mapping of a queue of a database.
+
+    ``update``, ``pop`` and the like are blocks of a transaction: they raise ``ServerError``, and have changed nothing,
+    when their connection is lost.
+    """
 
     def __init__(
         self,
