@@ -10,15 +10,19 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 
 ====================  ============================================================================
 ``__main__``, ``cli``  the command line: ``python -m lmdbqueue``
+``_forward_cli``      its ``forward``: a queue drained into a central one
 ``_demo``             its ``demo``: producer and consumer, killed again and again
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
+``forward``           ``Forwarder``: a queue drained into a central one, each item exactly once
+``_source``           the queue that is drained
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds
+``_batch``            what passes between the two
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means: arguments, encoding, decoding, waiting
 ``_compact``          ``flush``, ``copy``, ``drop_queue``: when space is given back
@@ -70,6 +74,7 @@ from lmdbqueue._errors import (
     ExistsError,
     ForkError,
     FormatError,
+    ForwardError,
     Full,
     GoneError,
     LeaseExpiredError,
@@ -99,6 +104,7 @@ __all__ = [
     "ExistsError",
     "ForkError",
     "FormatError",
+    "ForwardError",
     "Full",
     "GoneError",
     "Lease",

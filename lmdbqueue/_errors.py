@@ -277,6 +277,19 @@ class TransactionError(QueueError):
         return f"transaction on {self.path!r}: {self.reason}: {self.advice}"
 
 
+class ForwardError(QueueError):
+    """What a target has of a queue does not fit that queue; nothing was forwarded, and nothing removed."""
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.path!r} is not what was forwarded before: {self.reason}: {self.advice}"
+
+
 class LeaseExpiredError(QueueError):
     """A lease is over: its time, ``clear(all=True)``, or its queue object. Nothing was changed.
 

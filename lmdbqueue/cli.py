@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 import lmdbqueue
-from lmdbqueue import _demo
+from lmdbqueue import _demo, _forward_cli
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,8 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     check.set_defaults(run=lambda options: _check(options.path, repair=options.repair))
 
+    forward = commands.add_parser(
+        "forward",
+        help="drain a queue into one in a PostgreSQL database, each item exactly once",
+        description="Moves what waits in a queue to a queue of the same name in a database, in order, each item "
+        "exactly once, whatever is killed meanwhile; tries again while the database is away. SIGTERM ends it cleanly.",
+        epilog="example: lmdbqueue forward /var/spool/jobs postgresql://central/app --name jobs --follow",
+    )
+    forward.add_argument("path", metavar="PATH", help="the directory of the queue")
+    forward.add_argument("url", metavar="URL", help="the address of the database")
+    forward.add_argument("--name", default="queue", help="which queue of the directory (default: %(default)s)")
+    forward.add_argument("--to", default="", metavar="NAME", help="the name of the queue there (default: the same)")
+    forward.add_argument("--batch", type=_positive, default=1000, help="items at a time (default: %(default)s)")
+    forward.add_argument("--follow", action="store_true", help="wait for more items")
+    forward.set_defaults(run=_forward)
+
     options = parser.parse_args(arguments)
     raise SystemExit(options.run(options))
+
+
+def _forward(options: argparse.Namespace) -> int:
+    given = _forward_cli.Options(
+        options.path, options.url, options.name, options.to, options.batch, follow=options.follow
+    )
+    return _forward_cli.run(given)
 
 
 def _check(path: str, *, repair: bool) -> int:

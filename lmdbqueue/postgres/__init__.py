@@ -7,6 +7,7 @@
 The map; imports go down this list only.
 
 ==============  ==================================================================================
+``_marks``      ``PostgresTarget``: what a forwarder fills
 ``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
 ``_state``      ``state`` in a table
 ``_database``   a database as this process has it: the pool, retrying, forks
@@ -53,6 +54,7 @@ a session is dead, its counts are added to those of the queue by whoever comes n
 for a day, which is longer than anybody may ask for one.
 """
 
+from lmdbqueue.postgres._marks import PostgresTarget
 from lmdbqueue.postgres._queue import PostgresQueue, Transaction
 
-__all__ = ["PostgresQueue", "Transaction"]
+__all__ = ["PostgresQueue", "PostgresTarget", "Transaction"]
