@@ -124,18 +124,13 @@ def test_ci_runs_the_two_commands_of_readme():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("format", "design", "operations"))]
+    "name",
+    ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in ("format", "design", "operations", "scaling"))],
 )
 def test_links_between_the_documents_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
         if "://" not in target:
             assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), target
-
-
-def test_map_of_the_package_names_every_file():
-    files = {name.removesuffix(".py") for name in os.listdir(os.path.join(ROOT, "lmdbqueue")) if name.endswith(".py")}
-    named = set(re.findall(r"^``.*?(?=  )", lmdbqueue.__doc__, re.MULTILINE))
-    assert files - {"__init__"} == {word for entry in named for word in re.findall(r"``(\w+)``", entry)}
 
 
 def test_tracked_files_name_no_path_of_a_machine():
