@@ -153,7 +153,7 @@ def lease(step: Step, place: Place, entries: Sequence[Entry], terms: Terms) -> t
     unreadable = terms.unreadable
     seqs = [_format.number(key) for key, _ in entries if key not in unreadable]
     if unreadable:
-        reasons = [why[:_MAX_REASON].replace("\0", "?") for why in unreadable.values()]
+        reasons = list(map(_as_text, unreadable.values()))
         step.execute(_BURY, queue=place.id, seqs=list(map(_format.number, unreadable)), reasons=reasons)
     step.count(place.id, waiting=-len(entries), leased=len(seqs), dead=len(unreadable))
     if not seqs:
@@ -161,6 +161,11 @@ def lease(step: Step, place: Place, entries: Sequence[Entry], terms: Terms) -> t
     rows = step.execute(_LEASE, queue=place.id, owner=terms.owner, ttl=terms.ttl, seqs=seqs).fetchall()
     attempts = {seq: number for seq, number, _ in rows}
     return rows[0][2], seqs, [attempts[seq] for seq in seqs]
+
+
+def _as_text(reason: str) -> str:
+    """Return what a column can have of a reason."""
+    return reason[:_MAX_REASON].encode(errors="replace").decode().replace("\0", "?")
 
 
 def ack(step: Step, place: Place, token: int, seqs: Collection[int] | None) -> list[int] | None:
@@ -205,7 +210,7 @@ def _give_back(step: Step, place: Place, tokens: Sequence[int], seqs: Collection
         tokens=tokens,
         seqs=None if seqs is None else sorted(seqs),
         delay=int(how.delay * 1e6),
-        reason=how.reason[:_MAX_REASON].replace("\0", "?"),
+        reason=_as_text(how.reason),
         max_attempts=how.max_attempts,
     ).fetchall()
     step.count(place.id, leased=-len(rows), **Counter(state for _, state in rows))

@@ -31,7 +31,8 @@ class Ear:
 
     def __init__(self, connect: Callable[[], Session]) -> None:
         self._connect = connect
-        self._changed = threading.Condition()  # notified when anything was heard, and at the end
+        self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
+        self._changed = threading.Condition(self._lock)  # notified when anything was heard, and at the end
         self._heard: dict[str, int] = {}  # how much, by channel
         self._is_ready = False  # all of these are listened to
         self._is_closed = False
@@ -41,7 +42,7 @@ class Ear:
 
     def listen(self, channel: str) -> int:
         """Begin to notice what is told; return what ``wait`` wants to know."""
-        with self._changed:
+        with self._lock:
             if channel not in self._heard:
                 self._heard[channel] = 0
                 self._is_ready = False
@@ -54,19 +55,19 @@ class Ear:
 
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
         """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(
                 lambda: self._heard[channel] != ticket or self._is_closed, min(max(0.0, timeout), CEILING)
             )
 
     def ring(self) -> None:
         """End the sleep of everybody in this process."""
-        with self._changed:
+        with self._lock:
             self._hear(list(self._heard))
 
     def close(self) -> None:
         """End the thread and the connection."""
-        with self._changed:
+        with self._lock:
             self._is_closed = True
             self._changed.notify_all()
             if self._thread is None:
@@ -99,7 +100,7 @@ class Ear:
             try:
                 session = self._session = self._connect()
             except Exception:
-                with self._changed:
+                with self._lock:
                     self._is_ready = True
                     self._changed.notify_all()
                 time.sleep(_PAUSE)
@@ -108,7 +109,7 @@ class Ear:
                 self._follow(session.connection)
             self._session = None
             session.close()
-            with self._changed:
+            with self._lock:
                 self._hear(list(self._heard))
         self._close_pipe()
 
@@ -116,11 +117,11 @@ class Ear:
         """Listen until the end, or until the connection is lost."""
         known: set[str] = set()
         while not self._is_closed:
-            with self._changed:
+            with self._lock:
                 new = self._heard.keys() - known
             for channel in new:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-            with self._changed:
+            with self._lock:
                 known |= new
                 self._is_ready = known >= self._heard.keys()
                 if new:
@@ -132,5 +133,5 @@ class Ear:
             told = [notify.channel for notify in connection.notifies(timeout=0)]
             if connection.closed:
                 return
-            with self._changed:
+            with self._lock:
                 self._hear(told)

@@ -43,6 +43,11 @@ def is_lost(error: Exception, connection: psycopg.Connection[Any] | None) -> boo
     return connection.closed and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
+def is_answered(error: Exception) -> bool:
+    """Tell whether an error is the server's answer to a statement, which did nothing, and not its last word."""
+    return isinstance(error, psycopg.Error) and error.sqlstate is not None and error.sqlstate[:2] not in ("57", "08")
+
+
 def is_undone(error: Exception) -> bool:
     """Tell whether the server has undone a transaction that will do when it is repeated."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _AGAIN

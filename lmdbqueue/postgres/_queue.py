@@ -76,8 +76,8 @@ class PostgresQueue(ConsumerQueue[T]):
         schema: str = "lmdbqueue",
         patience: float = 30.0,
     ) -> None:
-        if not 0 < len(schema.encode()) <= _LONGEST_SCHEMA or "\0" in schema:
-            message = f"the name of a schema is 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL, not {schema!r}"
+        if not 0 < len(schema.encode()) <= _LONGEST_SCHEMA or "\0" in schema or "%" in schema:
+            message = f"the name of a schema is 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL and %, not {schema!r}"
             raise ValueError(message)
         if not 0 <= patience <= _DAY / 2:
             message = f"patience is a number of seconds up to half a day, not {patience!r}"
@@ -333,7 +333,8 @@ class PostgresQueue(ConsumerQueue[T]):
 
     def _restored(self) -> None:
         """Let everything come back that has to, for a verb that does not look itself."""
-        self._seen(0, lambda step, place, *, deaths: _items.status(step, place, deaths=deaths or True))
+        self._deaths_seen = 0.0  # so that it looks for the dead, too
+        self._seen(0, _items.status)
 
     def _figures(self) -> _away.Figures:
         self._restored()

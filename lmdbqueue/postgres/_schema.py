@@ -35,8 +35,12 @@ VERSION: Final = 1
 
 _LOCK: Final = 0x6C6D_6462_7175_6575  # of whoever creates or migrates a schema, in any database: "lmdbqueu"
 
-_HAS_SCHEMA: Final = "SELECT to_regnamespace(quote_ident(%(schema)s)) IS NOT NULL"
-_HAS_META: Final = "SELECT to_regclass(format('%%I.meta', %(schema)s::text)) IS NOT NULL"
+# From the tables, since what a session remembers of names may be older than the lock that it waited for
+_HAS_SCHEMA: Final = "SELECT 1 FROM pg_namespace WHERE nspname = %(schema)s"
+_HAS_META: Final = """
+SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE nspname = %(schema)s AND relname = 'meta'
+"""
 _CREATE_SCHEMA: Final = "CREATE SCHEMA {schema}"
 _VERSION: Final = "SELECT version, uuid FROM {meta}"
 _SET_VERSION: Final = "UPDATE {meta} SET version = %(version)s"
@@ -151,8 +155,7 @@ def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
 
 def _found(connection: psycopg.Connection[Any], sql: Sql) -> tuple[int, str]:
     """Return the version of the schema, 0 if it is not there, and its uuid."""
-    row = connection.execute(_HAS_META, {"schema": sql.schema}).fetchone()
-    if row is None or not row[0]:
+    if connection.execute(_HAS_META, {"schema": sql.schema}).fetchone() is None:
         return 0, ""
     found = connection.execute(sql(_VERSION)).fetchone()
     assert found is not None  # written in the transaction that made the table
@@ -162,6 +165,5 @@ def _found(connection: psycopg.Connection[Any], sql: Sql) -> tuple[int, str]:
 
 def _create(connection: psycopg.Connection[Any], sql: Sql) -> None:
     """Create the schema, if nobody has done so for us: a role may own a schema and not be allowed to make one."""
-    row = connection.execute(_HAS_SCHEMA, {"schema": sql.schema}).fetchone()
-    if row is None or not row[0]:
+    if connection.execute(_HAS_SCHEMA, {"schema": sql.schema}).fetchone() is None:
         connection.execute(sql(_CREATE_SCHEMA))

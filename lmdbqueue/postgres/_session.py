@@ -23,7 +23,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from lmdbqueue._errors import VersionError
-from lmdbqueue.postgres._failures import Lost, is_lost, is_undone
+from lmdbqueue.postgres._failures import Lost, is_answered, is_lost, is_undone
 from lmdbqueue.postgres._sql import Sql
 
 KINDS: Final = ("waiting", "leased", "delayed", "dead")
@@ -71,10 +71,13 @@ ON CONFLICT (queue, session) DO UPDATE SET
 _SETTLE: Final = "UPDATE {sessions} SET is_fenced = true WHERE id = %(session)s RETURNING token, result"
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 
-# What dead sessions have counted goes to the queues; their rows stay for a day, for those who may ask for a token
+# What dead sessions have counted goes to the queues; their rows stay for a day, for those who may ask for a token. A
+# queue that is being pushed to is left for the next time: nobody waits for this, and it waits for nobody
 _SWEEP: Final = """
-WITH gone AS (
-    DELETE FROM {counts} WHERE session IN (
+WITH free AS (
+    SELECT id FROM {queues} WHERE id IN (SELECT queue FROM {counts}) ORDER BY id FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {counts} WHERE queue IN (SELECT id FROM free) AND session IN (
         SELECT session FROM (SELECT DISTINCT session FROM {counts}) AS each
         WHERE session = %(session)s OR pg_try_advisory_xact_lock_shared(session))
     RETURNING queue, waiting, leased, delayed, dead),
@@ -89,6 +92,7 @@ UPDATE {queues} SET
     delayed = queues.delayed + sums.delayed, dead = queues.dead + sums.dead
 FROM sums WHERE queues.id = sums.queue
 """
+_SWEEPER: Final = "SELECT pg_try_advisory_xact_lock({sweeper})"
 
 
 def shown(conninfo: str) -> str:
@@ -150,10 +154,14 @@ class Session:
             raise
 
     def enter(self) -> Self:
-        """Make this session known to others; it lives until its connection ends."""
-        with self.connection.pipeline():
-            self.connection.execute(self._sql(_ENTER), {"session": self.id})
-            self.connection.execute(_LOCK, {"session": self.id})
+        """Make this session known to others; it lives until its connection ends, which it does if this fails."""
+        try:
+            with self.connection.pipeline():
+                self.connection.execute(self._sql(_ENTER), {"session": self.id})
+                self.connection.execute(_LOCK, {"session": self.id})
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -185,7 +193,8 @@ class Session:
             if is_undone(error):
                 raise Lost(error) from error
             if is_lost(error, self.connection):
-                raise Lost(error, has_begun=True, is_unknown=commits, result=result) from error
+                is_open = is_answered(error)
+                raise Lost(error, has_begun=not is_open, is_unknown=commits and not is_open, result=result) from error
             raise
         return result
 
@@ -247,7 +256,7 @@ class Session:
             if is_undone(error):
                 raise Lost(error) from error
             if is_lost(error, self.connection):
-                raise Lost(error, is_unknown=True) from error
+                raise Lost(error, is_unknown=not is_answered(error)) from error
             raise
         return row
 
@@ -280,8 +289,10 @@ class Session:
         return (0, None) if row is None else row
 
     def sweep(self, session: int = 0) -> None:
-        """Let what dead sessions have counted, and ``session``, be counted by the queues."""
-        self.connection.execute(self._sql(_SWEEP), {"session": session})
+        """Let the queues count what dead sessions have counted, and ``session``, unless another does so now."""
+        with self.connection.transaction():
+            if self.connection.execute(self._sql(_SWEEPER)).fetchall() == [(True,)]:
+                self.connection.execute(self._sql(_SWEEP), {"session": session})
 
     def leave(self) -> None:
         """End an entered session: nothing is to be settled, so its row goes too. It may fail: others sweep."""

@@ -23,6 +23,8 @@ class Sql:
         self._names["never"] = sql.Literal(NEVER)
         # microseconds since 1970, by the server's clock
         self._names["now"] = sql.SQL("floor(extract(epoch FROM statement_timestamp()) * 1000000)::bigint")
+        # of the advisory lock of who sweeps
+        self._names["sweeper"] = sql.SQL("hashtextextended({}, 0)").format(sql.Literal(f"lmdbqueue sweep {schema}"))
         self._rendered: dict[str, bytes] = {}
 
     def __call__(self, text: LiteralString) -> bytes:
