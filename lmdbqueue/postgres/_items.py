@@ -58,12 +58,11 @@ SELECT NULL::bytea, is_watched::int::bigint, (
     )::int::bigint
 FROM {queues} WHERE id = %(queue)s
 """
-# S608: what is put together here are the texts above
 _FIRST: Final = (
     """
 (SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
 ORDER BY due, seq LIMIT %(n)s)
-UNION ALL """  # noqa: S608
+UNION ALL """
     + _STATUS
 )
 _CLAIM: Final = (
@@ -72,7 +71,7 @@ WITH first AS (
     SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
     ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 SELECT payload, seq, due FROM first
-UNION ALL """  # noqa: S608
+UNION ALL """
     + _STATUS
 )
 _SINCE: Final = (
@@ -82,27 +81,37 @@ _SINCE: Final = (
     FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND (due, seq) > (%(due)s, %(seq)s)
           ORDER BY due, seq LIMIT %(n)s) AS next) AS page
 WHERE before < %(size)s ORDER BY due, seq)
-UNION ALL """  # noqa: S608
+UNION ALL """
     + _STATUS
 )
 
-PUSH: Final = """
-WITH mine AS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced FOR UPDATE),
-given AS (
-    UPDATE {queues} SET tail = tail + %(n)s WHERE id = %(queue)s AND EXISTS (SELECT FROM mine)
+# Nothing is written if the session is fenced; should that come amid the statement, ``noted`` finds it and numbers are
+# left out, which is all
+_PUSH: Final = """
+WITH given AS (
+    UPDATE {queues} SET tail = tail + %(n)s
+    WHERE id = %(queue)s AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
     RETURNING tail - %(n)s AS first),
 noted AS (
-    UPDATE {sessions} SET token = %(token)s, result = first, seen = clock_timestamp() FROM given
-    WHERE id = %(session)s),
-stored AS (
-    INSERT INTO {items} (queue, seq, payload)
-    SELECT %(queue)s, first + place - 1, payload
-    FROM given, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)),
+    UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
+    WHERE id = %(session)s AND NOT is_fenced RETURNING first),
 counted AS (
-    INSERT INTO {counts} (queue, session, waiting) SELECT %(queue)s, %(session)s, %(n)s FROM given
-    ON CONFLICT (queue, session) DO UPDATE SET waiting = {counts}.waiting + excluded.waiting)
-SELECT first, pg_notify(%(channel)s, '') FROM given
+    INSERT INTO {counts} (queue, session, waiting) SELECT %(queue)s, %(session)s, %(n)s FROM noted
+    ON CONFLICT (queue, session) DO UPDATE SET waiting = {counts}.waiting + excluded.waiting),
+stored AS (
+    INSERT INTO {items} (queue, seq, payload) """
+_TOLD: Final = """)
+SELECT first, pg_notify(%(channel)s, '') FROM noted
 """
+PUSH: Final = (
+    _PUSH
+    + """
+    SELECT %(queue)s, first + place - 1, payload
+    FROM noted, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)"""
+    + _TOLD
+)
+PUSH_ONE: Final = _PUSH + "SELECT %(queue)s, first, %(payload)s FROM noted" + _TOLD
+
 _TAIL: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
 _LENGTH: Final = """
 SELECT q.waiting + coalesce((SELECT sum(c.waiting) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint

@@ -280,8 +280,11 @@ class PostgresQueue(ConsumerQueue[T]):
         if self.maxsize > 0 or _block.current() is not None:
             numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
             return range(numbers[0], numbers[-1] + 1)
-        values = {"queue": self._place.id, "channel": self._place.channel, "n": len(payloads), "payloads": payloads}
-        row = database.once(self.patience, _items.PUSH, values)
+        values: dict[str, Any] = {"queue": self._place.id, "channel": self._place.channel, "n": len(payloads)}
+        if len(payloads) == 1:
+            row = database.once(self.patience, _items.PUSH_ONE, values | {"payload": payloads[0]})
+        else:
+            row = database.once(self.patience, _items.PUSH, values | {"payloads": payloads})
         if row is None:
             raise GoneError(self._path, self.name)
         return range(row[0], row[0] + len(payloads))

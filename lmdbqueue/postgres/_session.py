@@ -45,13 +45,15 @@ SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalive
        set_config('idle_session_timeout', '0', false), set_config('lock_timeout', '0', false),
        set_config('statement_timeout', '0', false)
 """
-# A plan that was made when a table was nearly empty is kept, and must not read the whole of it later
+# A plan that was made when a table was nearly empty is kept, and must not read the whole of it later; to make one anew
+# for each call took more time than to execute it
 _PLANNER: Final = """
 SELECT set_config('enable_seqscan', {0}, {1}), set_config('enable_sort', {0}, {1}),
-       set_config('enable_bitmapscan', {0}, {1}), set_config('jit', {0}, {1})
+       set_config('enable_bitmapscan', {0}, {1}), set_config('jit', {0}, {1}),
+       set_config('plan_cache_mode', {2}, {1})
 """
-_OUR_PLANS: Final = _PLANNER.format("'off'", "false")
-_USUAL_PLANS: Final = _PLANNER.format("'on'", "true")
+_OUR_PLANS: Final = _PLANNER.format("'off'", "false", "'force_generic_plan'")
+_USUAL_PLANS: Final = _PLANNER.format("'on'", "true", "'auto'")
 _ENTER: Final = """
 WITH mine AS (SELECT set_config('synchronous_commit', 'off', true))
 INSERT INTO {sessions} (id) SELECT %(session)s FROM mine
@@ -59,7 +61,7 @@ INSERT INTO {sessions} (id) SELECT %(session)s FROM mine
 _LOCK: Final = "SELECT pg_advisory_lock(%(session)s)"
 _FENCE: Final = "SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced FOR UPDATE"
 _NOTE: Final = """
-UPDATE {sessions} SET token = %(token)s, result = NULL, seen = clock_timestamp() WHERE id = %(session)s
+UPDATE {sessions} SET token = %(token)s, result = NULL, seen = statement_timestamp() WHERE id = %(session)s
 """
 _COUNT: Final = """
 INSERT INTO {counts} (queue, session, waiting, leased, delayed, dead)
@@ -68,6 +70,8 @@ ON CONFLICT (queue, session) DO UPDATE SET
     waiting = {counts}.waiting + excluded.waiting, leased = {counts}.leased + excluded.leased,
     delayed = {counts}.delayed + excluded.delayed, dead = {counts}.dead + excluded.dead
 """
+# Both in one, for a change of one queue
+_NOTE_AND_COUNT: Final = "WITH noted AS (" + _NOTE + ")" + _COUNT
 _SETTLE: Final = "UPDATE {sessions} SET is_fenced = true WHERE id = %(session)s RETURNING token, result"
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 
@@ -239,9 +243,13 @@ class Session:
 
     def _note(self, step: Step) -> None:
         """Write down what was counted, and the token."""
-        for queue, changes in sorted(step.counts.items()):
-            if any(changes.values()):
-                step.execute(_COUNT, queue=queue, session=self.id, **changes)
+        counted = [(queue, changes) for queue, changes in sorted(step.counts.items()) if any(changes.values())]
+        if len(counted) == 1:
+            queue, changes = counted[0]
+            step.execute(_NOTE_AND_COUNT, queue=queue, session=self.id, token=self._token, **changes)
+            return
+        for queue, changes in counted:
+            step.execute(_COUNT, queue=queue, session=self.id, **changes)
         step.execute(_NOTE, session=self.id, token=self._token)
 
     def once(self, text: LiteralString, values: dict[str, Any]) -> Any:
