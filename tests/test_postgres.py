@@ -158,6 +158,8 @@ def test_names_are_quoted_whatever_is_in_them(postgres):
     for bad in ("", "x" * 51, "a\0", "a%b"):
         with pytest.raises(ValueError, match="the name of a schema"):
             PostgresQueue(postgres.url(), schema=bad)
+    with pytest.raises(ValueError, match="no address"):
+        PostgresQueue("postgresql://host/?what=1")
     with pytest.raises(ValueError, match="patience"):
         PostgresQueue(postgres.url(), patience=-1)
 
@@ -208,6 +210,38 @@ def test_no_verb_reads_more_than_it_needs_though_the_server_believes_that_the_ta
     # one statement a verb that goes through all that wait would make it some 100,000
     assert postgres.execute(fetched)[0][0] < 60_000
     del held
+
+
+def test_each_statement_has_a_snapshot_of_its_own_whatever_the_server_says(postgres, schema):
+    url = postgres.url() + "&options=-c%20default_transaction_isolation%3Dserializable"
+    with PostgresQueue(url, schema=schema, maxsize=10) as queue, PostgresQueue(url, schema=schema) as other:
+        with queue.transaction() as txn:
+            assert txn.connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        threads = [threading.Thread(target=lambda: [queue.push(n) for n in range(2)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert len(other) == 8
+
+
+def test_a_worker_waits_for_what_others_have_claimed_and_does_not_spin(queue, open_postgres):
+    other = open_postgres()
+    queue.push("a")
+    looks = []
+    find = queue._candidates
+    queue._candidates = lambda n: looks.append(n) or find(n)
+    stop = threading.Event()
+    done = []
+    thread = threading.Thread(target=lambda: done.append(queue.work(lambda _: stop.set(), stop=stop)))
+    with other.transaction():
+        assert other.pop() == "a"
+        thread.start()
+        stop.wait(0.5)  # nothing happens
+        assert len(looks) < 10
+        other.push("b")
+    thread.join(DEADLINE)
+    assert (done[0].done, len(queue)) == (1, 0)
 
 
 def test_flush_lets_room_be_used_again(queue):

@@ -1,11 +1,14 @@
 """Connections to PostgreSQL that are lost, at every moment of every change: each is done once, or it is told."""
 
+import os
 import pickle
+import signal
 import time
 
+import postgres_server
 import pytest
 from postgres_proxy import LATE, Proxy
-from processes import eventually
+from processes import eventually, forked, status_of
 
 from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
 from lmdbqueue.postgres import PostgresQueue
@@ -206,3 +209,61 @@ def test_errors_of_the_server_are_ours(open_postgres, postgres):
         PostgresQueue("host=/nowhere user=me password=secret", patience=0.1)
     assert "secret" not in str(caught.value)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+def produce(url, place, producer, items):
+    with PostgresQueue(url, patience=60) as queue:
+        for number in range(0, items, 2):
+            queue.push([(producer, number), (producer, number + 1)])
+    (place / f"produced-{producer}").touch()
+
+
+def consume(url, place, consumer):
+    with (
+        PostgresQueue(url, patience=60) as queue,
+        open(place / f"consumed-{consumer}", "w", encoding="ascii") as file,
+    ):
+        while True:
+            items = queue.pop(3)
+            file.write("".join(f"{producer} {number}\n" for producer, number in items))
+            file.flush()
+            if not items and (place / "end").exists():
+                return
+
+
+def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing_twice(
+    needs_postgres, tmp_path, record_property
+):
+    needs_postgres()
+    kills, items = 6, 1500
+    server = postgres_server.Server().create().start()
+    pids = []
+    try:
+        PostgresQueue(server.url()).close()
+        pids = [forked(produce, server.url(), tmp_path, producer, items) for producer in range(2)]
+        pids += [forked(consume, server.url(), tmp_path, consumer) for consumer in range(2)]
+        paths = [tmp_path / f"consumed-{consumer}" for consumer in range(2)]
+        for number in range(kills):
+            wanted = (number + 1) * items // (kills + 2)
+            eventually(lambda w=wanted: sum(p.read_bytes().count(b"\n") for p in paths if p.exists()) > w)
+            (server.kill if number % 2 else server.stop)()
+            server.start()
+        assert [status_of(pid) for pid in pids[:2]] == [0, 0]
+        (tmp_path / "end").touch()
+        assert [status_of(pid) for pid in pids[2:]] == [0, 0]
+        pids = []
+        with PostgresQueue(server.url()) as queue:
+            assert queue.pop(9) == []
+            assert queue.check() == []
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            status_of(pid)
+        server.remove()
+    seen = [tuple(map(int, line.split())) for path in paths for line in path.read_text().splitlines()]
+    assert sorted(seen) == [(producer, number) for producer in range(2) for number in range(items)]
+    for path in paths:
+        for producer in range(2):
+            numbers = [int(line.split()[1]) for line in path.read_text().splitlines() if line[0] == str(producer)]
+            assert numbers == sorted(numbers)
+    record_property("kills", kills)

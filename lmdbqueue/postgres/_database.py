@@ -126,6 +126,12 @@ class Database:
             return block.call(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args))
 
+    def claim(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+        """Do as ``run``, for a function whose first statement is a claim, which looks at the fence itself."""
+        if (block := _block.current()) is not None:
+            return block.call(self, fn, args)
+        return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
+
     def once(self, patience: float, text: LiteralString, values: dict[str, Any]) -> Any:
         """Return the row that a change returns which is one statement (``Session.once``), outside of blocks."""
         return self._done_with("a change", patience, lambda session: session.once(text, values))

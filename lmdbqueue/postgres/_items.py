@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from lmdbqueue import _format
 from lmdbqueue._errors import Full
 from lmdbqueue._verbs import Entry
+from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._session import Step
 from lmdbqueue.postgres._sql import NEVER
 
@@ -67,12 +68,14 @@ UNION ALL """
 )
 _CLAIM: Final = (
     """
-WITH first AS (
-    SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
+WITH mine AS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced FOR UPDATE),
+first AS (
+    SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND EXISTS (SELECT FROM mine)
     ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 SELECT payload, seq, due FROM first
 UNION ALL """
     + _STATUS
+    + " AND EXISTS (SELECT FROM mine)"
 )
 _SINCE: Final = (
     """
@@ -174,8 +177,11 @@ def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 
 def claim(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
-    """Lock and return the first ``n`` entries that nobody else has locked."""
-    return _found(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths).fetchall())
+    """Lock and return the first ``n`` entries that nobody else has locked, and the session's row, if it is ours."""
+    found = _found(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, session=step.session).fetchall())
+    if not found.is_there and not step.fence().fetchall():
+        raise Lost(RuntimeError("the session was fenced"))
+    return found
 
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
@@ -265,10 +271,10 @@ def tell(step: Step, place: Place) -> None:
 
 def take(step: Step, place: Place, found: Found) -> None:
     """Remove entries that were claimed."""
-    step.execute(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
-    step.count(place.id, waiting=-len(found.entries))
     if found.is_watched:
         tell(step, place)
+    step.finish(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
+    step.count(place.id, waiting=-len(found.entries))
 
 
 def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:

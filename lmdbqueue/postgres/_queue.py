@@ -300,16 +300,30 @@ class PostgresQueue(ConsumerQueue[T]):
         return self._seen(n, _items.first, n)
 
     def _candidates(self, n: int) -> list[Entry]:
-        return self._seen(n, _items.claim, n)  # alone, the statement claims for no longer than it takes
+        def glance(place: Place, n: int, *, deaths: bool) -> Found:
+            """Claim and let go at once: what others have claimed is not there."""
+            found: Found = self._open.claim(self.patience, partial(_items.claim, deaths=deaths), place, n)
+            return found
+
+        return self._found(n, glance, n)
 
     def _since(self, place: bytes) -> list[Entry]:
         return self._seen(1, _items.since, place)
 
     def _seen(self, wanted: int, read: Callable[..., Found], *args: Any) -> list[Entry]:
-        """Return what ``read`` finds, once everything that has to come back has."""
+        """Return what ``read``, of a step, finds, once everything that has to come back has."""
+
+        def look(place: Place, *args: Any, deaths: bool) -> Found:
+            found: Found = self._open.view(self.patience, partial(read, deaths=deaths), place, *args)
+            return found
+
+        return self._found(wanted, look, *args)
+
+    def _found(self, wanted: int, look: Callable[..., Found], *args: Any) -> list[Entry]:
+        """Return what ``look`` finds, once everything that has to come back has."""
         deaths = self._is_time_to_look()
         while True:
-            found: Found = self._open.view(self.patience, partial(read, deaths=deaths), self._place, *args)
+            found = look(self._place, *args, deaths=deaths)
             if not found.is_there:
                 raise GoneError(self._path, self.name)
             if not self._has_to_look_again(found, deaths, wanted):
@@ -393,7 +407,7 @@ class PostgresQueue(ConsumerQueue[T]):
         deaths = self._is_time_to_look()
         while True:
             try:
-                found, result = self._open.run(self.patience, fn, deaths)
+                found, result = self._open.claim(self.patience, fn, deaths)
             except DecodeError:
                 self._tell()  # others have passed it over meanwhile
                 raise

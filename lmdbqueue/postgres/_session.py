@@ -39,11 +39,13 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "25000",
 }
+# What is read after a lock was waited for must be newer than the lock, so each statement has a snapshot of its own
 _SETTINGS: Final = """
 SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
        set_config('tcp_keepalives_count', '3', false), set_config('client_connection_check_interval', '2s', false),
        set_config('idle_session_timeout', '0', false), set_config('lock_timeout', '0', false),
-       set_config('statement_timeout', '0', false)
+       set_config('statement_timeout', '0', false),
+       set_config('default_transaction_isolation', 'read committed', false)
 """
 # A plan that was made when a table was nearly empty is kept, and must not read the whole of it later; to make one anew
 # for each call took more time than to execute it
@@ -70,8 +72,8 @@ ON CONFLICT (queue, session) DO UPDATE SET
     waiting = {counts}.waiting + excluded.waiting, leased = {counts}.leased + excluded.leased,
     delayed = {counts}.delayed + excluded.delayed, dead = {counts}.dead + excluded.dead
 """
-# Both in one, for a change of one queue
-_NOTE_AND_COUNT: Final = "WITH noted AS (" + _NOTE + ")" + _COUNT
+# Both, and the last statement of a change of one queue: three exchanges in one
+_NOTED_AND_COUNTED: Final = "WITH noted AS (" + _NOTE + "), counted AS (" + _COUNT + ")"
 _SETTLE: Final = "UPDATE {sessions} SET is_fenced = true WHERE id = %(session)s RETURNING token, result"
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 
@@ -100,16 +102,22 @@ _SWEEPER: Final = "SELECT pg_try_advisory_xact_lock({sweeper})"
 
 
 def shown(conninfo: str) -> str:
-    """Return an address without what is secret in it."""
-    known = conninfo_to_dict(conninfo)
+    """Return an address without what is secret in it; raise ``ValueError`` if it is none."""
+    try:
+        known = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        message = f"this is no address of a database: {str(error).strip()}"
+        raise ValueError(message) from None
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
 class Step:
     """A transaction under way, or a reading: what functions of it use."""
 
-    def __init__(self, connection: psycopg.Connection[Any], sql: Sql) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], sql: Sql, session: int) -> None:
         self.connection = connection
+        self.session = session
+        self.last: tuple[LiteralString, dict[str, Any]] | None = None
         self.pipeline: psycopg.Pipeline | None = None  # statements are sent together, up to the next result
         self.sql = sql
         self.has_changed = False
@@ -118,6 +126,17 @@ class Step:
     def execute(self, text: LiteralString, /, **values: Any) -> psycopg.Cursor[Any]:
         """Send a statement; asking the cursor for its rows waits for them."""
         return self.connection.execute(self.sql(text), values, binary=True)
+
+    def finish(self, text: LiteralString, /, **values: Any) -> None:
+        """Send a statement whose rows nobody asks for, together with what ends the transaction, if it is ours."""
+        if self.pipeline is None or self.last is not None:
+            self.execute(text, **values)
+        else:
+            self.last = text, values
+
+    def fence(self) -> psycopg.Cursor[Any]:
+        """Lock the session's row; there is one row if it is not fenced."""
+        return self.execute(_FENCE, session=self.session)
 
     def changed(self, text: LiteralString, /, **values: Any) -> int:
         """Execute a statement; return how many rows it changed."""
@@ -171,24 +190,27 @@ class Session:
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(step, *args)``, in which each statement is on its own and changes nothing."""
         try:
-            return fn(Step(self.connection, self._sql), *args)
+            return fn(Step(self.connection, self._sql, self.id), *args)
         except Exception as error:
             if is_lost(error, self.connection):
                 raise Lost(error) from error
             raise
 
-    def run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything."""
+    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, claims: bool = False) -> Any:
+        """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything.
+
+        ``claims``: its first statement locks the session's row itself, and finds nothing if that is fenced.
+        """
         self._token += 1
-        step = Step(self.connection, self._sql)
+        step = Step(self.connection, self._sql, self.id)
         result = None
         commits = False
         try:
             with self.connection.pipeline() as step.pipeline:
                 self.connection.execute("BEGIN")
-                fence = step.execute(_FENCE, session=self.id)
+                fence = None if claims else step.fence()
                 result = fn(step, *args)
-                if not fence.fetchall():
+                if fence is not None and not fence.fetchall():
                     raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301  (as what the server says)
                 commits = step.has_changed
                 self._finish(step)
@@ -209,8 +231,8 @@ class Session:
             self._transaction = self.connection.transaction()
             self._transaction.__enter__()  # so that psycopg refuses a user's commit()
             self.connection.execute(_USUAL_PLANS)  # for the user's own statements
-            step = Step(self.connection, self._sql)
-            if not step.execute(_FENCE, session=self.id).fetchall():
+            step = Step(self.connection, self._sql, self.id)
+            if not step.fence().fetchall():
                 raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301
         except Exception as error:
             self.undo()
@@ -246,8 +268,12 @@ class Session:
         counted = [(queue, changes) for queue, changes in sorted(step.counts.items()) if any(changes.values())]
         if len(counted) == 1:
             queue, changes = counted[0]
-            step.execute(_NOTE_AND_COUNT, queue=queue, session=self.id, token=self._token, **changes)
+            last, values = step.last or ("SELECT", {})
+            values = {"queue": queue, "session": self.id, "token": self._token, **changes, **values}
+            step.execute(_NOTED_AND_COUNTED + last, **values)
             return
+        if step.last is not None:
+            step.execute(step.last[0], **step.last[1])
         for queue, changes in counted:
             step.execute(_COUNT, queue=queue, session=self.id, **changes)
         step.execute(_NOTE, session=self.id, token=self._token)
@@ -255,10 +281,10 @@ class Session:
     def once(self, text: LiteralString, values: dict[str, Any]) -> Any:
         """Execute a change that is one statement, which looks at the fence and notes its token and result itself."""
         self._token += 1
-        step = Step(self.connection, self._sql)
+        step = Step(self.connection, self._sql, self.id)
         try:
             row = step.execute(text, session=self.id, token=self._token, **values).fetchone()
-            if row is None and not step.execute(_FENCE, session=self.id).fetchall():
+            if row is None and not step.fence().fetchall():
                 raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301
         except Exception as error:
             if is_undone(error):
