@@ -9,6 +9,7 @@ The map; imports go down this list only.
 ==============  ==================================================================================
 ``_marks``      ``PostgresTarget``: what a forwarder fills
 ``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
+``_engine``     the steps that the verbs are made of
 ``_state``      ``state`` in a table
 ``_database``   a database as this process has it: the pool, retrying, forks
 ``_queues``     the queues of a schema: making, listing, copying, dropping, proving them
