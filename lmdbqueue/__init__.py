@@ -6,7 +6,7 @@
     queue.delete(2)
 
 The map. Each file begins with what it owns, the law it keeps and what it must not know; imports go
-down this list only, and only ``_generation`` imports ``lmdb``.
+down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
 
 ====================  ============================================================================
 ``__main__``          ``python -m lmdbqueue``
@@ -17,13 +17,17 @@ down this list only, and only ``_generation`` imports ``lmdb``.
 ``_follow``           what comes into a queue, seen by who takes nothing
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
+``forward``           ``Forwarder``: a queue drained into a central one, each item exactly once
+``_source``           the queue that is drained
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_engine``           the steps of the verbs, each as one call of an environment
 ``_reader``           ``reader``, ``readers``, ``retain``: many who read all
+``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds
+``_batch``            what passes between the two
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means that writes: arguments, encoding
 ``_reading``          what it means to read: decoding, waiting
@@ -79,12 +83,14 @@ from lmdbqueue._errors import (
     ExistsError,
     ForkError,
     FormatError,
+    ForwardError,
     Full,
     GoneError,
     LeaseExpiredError,
     OptionError,
     PidError,
     QueueError,
+    ServerError,
     ShutDown,
     SourceError,
     StorageError,
@@ -111,6 +117,7 @@ __all__ = [
     "ExistsError",
     "ForkError",
     "FormatError",
+    "ForwardError",
     "Full",
     "GoneError",
     "Lease",
@@ -122,6 +129,7 @@ __all__ = [
     "Reader",
     "ReaderStats",
     "Retry",
+    "ServerError",
     "ShutDown",
     "SourceError",
     "StorageError",

@@ -240,6 +240,25 @@ class StorageError(QueueError):
         )
 
 
+class ServerError(StorageError):
+    """The database server refused a call, or could not be reached; nothing of the call was stored.
+
+    ``sqlstate`` is the server's code for it, "" when it did not answer.
+    """
+
+    def __init__(self, path: str, operation: str, reason: str, sqlstate: str = "") -> None:
+        super().__init__(path, operation, reason)
+        self.args = (path, operation, reason, sqlstate)
+        self.sqlstate = sqlstate
+
+    def __str__(self) -> str:
+        code = f" ({self.sqlstate})" if self.sqlstate else ""
+        return (
+            f"{self.operation} failed on {self.path!r}: {self.reason}{code}; nothing was stored: look at the server "
+            f"and its log"
+        )
+
+
 class GoneError(QueueError):
     """Somebody has removed the queue, or its files, while it was open; nothing of the call was stored.
 
@@ -267,6 +286,19 @@ class TransactionError(QueueError):
 
     def __str__(self) -> str:
         return f"transaction on {self.path!r}: {self.reason}: {self.advice}"
+
+
+class ForwardError(QueueError):
+    """What a target has of a queue does not fit that queue; nothing was forwarded, and nothing removed."""
+
+    def __init__(self, path: str, reason: str, advice: str) -> None:
+        super().__init__(path, reason, advice)
+        self.path = path
+        self.reason = reason
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.path!r} is not what was forwarded before: {self.reason}: {self.advice}"
 
 
 class LeaseExpiredError(QueueError):

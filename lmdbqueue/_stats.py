@@ -27,10 +27,10 @@ class Stats:
     removed: int  # ever: popped, deleted, acknowledged, cleared
     head: int  # number of the first item that never left
     tail: int  # number that the next item gets
-    bytes_used: int  # pages in use, of all queues of the directory
-    bytes_free: int  # what flush(force=True) would give back
-    file_size: int  # bytes, those allocated ahead included
-    generation: int  # of the file: one more than how often it was written anew
+    bytes_used: int | None = None  # pages in use, of all queues of the directory; None: not in a directory
+    bytes_free: int | None = None  # what flush(force=True) would give back
+    file_size: int | None = None  # bytes, those allocated ahead included
+    generation: int | None = None  # of the file: one more than how often it was written anew
     processes: int | None = None  # that have the directory open, this one included; None: not known here
 
 

@@ -153,13 +153,19 @@ class Loop:
 
     def _wait(self) -> bool:
         """Wait for an item, for a while; tell whether there is one."""
-        try:
-            self._is_waiting = True
-            return bool(self._queue._await(self._anything, LOOK))  # noqa: SLF001
-        except _Stopped:
-            return False
-        finally:
-            self._is_waiting = False
+        if self._anything():
+            return True
+        ticket = self._queue._listen()  # noqa: SLF001  (as the verbs wait)
+        if self._anything():
+            return True
+        with suppress(_Stopped):
+            try:
+                self._is_waiting = True  # only in the sleep: what an engine is at must not be interrupted
+                if not self._is_stopped:
+                    self._queue._sleep(ticket, LOOK)  # noqa: SLF001
+            finally:
+                self._is_waiting = False
+        return False
 
     def _anything(self) -> bool | None:
         found: bool | None = self._queue._if_enough(1, lambda n, _: bool(self._queue._candidates(n)) or None)  # noqa: SLF001

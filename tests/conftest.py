@@ -6,10 +6,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import postgres_server
 import pytest
 from hypothesis import HealthCheck, settings
 
 from lmdbqueue import PersistentQueue, _generation
+from lmdbqueue.postgres import PostgresQueue
 
 settings.register_profile(
     "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -65,6 +67,54 @@ def needs() -> Callable[..., None]:
             pytest.skip(reason)
 
     return needs_
+
+
+@pytest.fixture(scope="session")
+def needs_postgres() -> Callable[[], None]:
+    """Skip a test where there is no PostgreSQL server; with LMDBQUEUE_NO_SKIPS=1 let it fail."""
+
+    def needs() -> None:
+        if postgres_server.programs() is None:
+            reason = "NOT TESTED, since there is no PostgreSQL server here: install the package postgresql"
+            if os.environ.get("LMDBQUEUE_NO_SKIPS") == "1":
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return needs
+
+
+@pytest.fixture(scope="session")
+def postgres(needs_postgres) -> Iterator[postgres_server.Server]:
+    """Give a server that all tests of a run share."""
+    needs_postgres()
+    server = postgres_server.Server().create().start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def schema(postgres) -> Iterator[str]:
+    """Give the name of a schema that only one test uses."""
+    name = f"test_{os.urandom(4).hex()}"
+    yield name
+    postgres.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+
+
+@pytest.fixture
+def open_postgres(postgres, schema) -> Iterator[Callable[..., PostgresQueue[Any]]]:
+    """Open queues in a schema of this test; at the end prove all of them whole, and close them."""
+    opened: list[PostgresQueue[Any]] = []
+
+    def open_(name: str = "queue", **options: Any) -> PostgresQueue[Any]:
+        queue: PostgresQueue[Any] = PostgresQueue(postgres.url(), name, **{"schema": schema, **options})
+        opened.append(queue)
+        return queue
+
+    yield open_
+    for queue in opened:
+        if queue._database is not None:
+            assert queue.check() == []
+            queue.close()
 
 
 TOLD = (

@@ -128,7 +128,7 @@ def test_ci_runs_the_two_commands_of_readme():
         assert f"grep -m 1 '{pattern}' README.md" in script
 
 
-PAGES = ("cli", "comparison", "design", "format", "migrating", "operations")
+PAGES = ("cli", "comparison", "design", "format", "migrating", "operations", "scaling")
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in PAGES)])

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 import lmdbqueue
+import lmdbqueue.postgres
 
 PACKAGE = os.path.dirname(os.path.abspath(lmdbqueue.__file__))
 ROOT = os.path.dirname(PACKAGE)
-FACES = ["cli", "legacy"]  # packages within the package, each with a map
+FACES = ["cli", "legacy", "postgres"]  # packages within the package, each with a map
 
 
 def _modules_in(place):
@@ -61,13 +62,16 @@ def test_the_contracts_of_import_linter_are_kept():
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 kept, 0 broken" in result.stdout
+    assert "6 kept, 0 broken" in result.stdout
 
 
-def test_only_the_generation_imports_lmdb():
-    assert [each for each in MODULES if any(re.match(r"lmdb(\.|$)", name) for name in _imports(each))] == [
-        "_generation"
-    ]
+def _importers(name):
+    return [each for each in MODULES if any(re.match(rf"{name}(\.|$)", found) for found in _imports(each))]
+
+
+def test_only_the_generation_imports_lmdb_and_only_postgres_imports_psycopg():
+    assert _importers("lmdb") == ["_generation"]
+    assert {os.path.dirname(name) for name in _importers("psycopg")} == {"postgres"}
 
 
 def test_nothing_is_imported_behind_the_back_of_the_import_statement():
@@ -99,7 +103,9 @@ def test_imports_go_down_the_map_only(package):
 
 
 def test_every_module_says_what_it_owns_its_law_and_what_it_must_not_know():
-    for module in set(MODULES) - {"__init__", "__main__"}:
+    for module in MODULES:
+        if module.endswith(("__init__", "__main__", ".postgres")):
+            continue
         doc = re.sub(r"\s+", " ", ast.get_docstring(_tree(module)))
         assert [word for word in ("Owns: ", "Law: ", "Must not know: ") if word not in doc] == [], module
 
@@ -120,6 +126,7 @@ def test_importing_the_library_leaves_out_what_few_need():
     imported = _newly_imported("import lmdbqueue")
     assert {"lmdbqueue._queue", "lmdb"} <= imported
     assert imported & HEAVY == set()
+    assert not any(name.startswith(("psycopg", "lmdbqueue.postgres")) for name in imported)
 
 
 def test_using_a_queue_without_waiting_imports_nothing_heavy_but_for_statx(tmp_path):

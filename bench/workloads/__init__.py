@@ -14,6 +14,7 @@ from bench.workloads.imports import measure_imports
 from bench.workloads.leases import measure_leases
 from bench.workloads.length import measure_length
 from bench.workloads.memory import measure_memory
+from bench.workloads.postgres import measure_postgres
 from bench.workloads.processes import measure_processes
 from bench.workloads.single import measure_single
 from bench.workloads.threads import measure_threads
@@ -32,4 +33,5 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
     "length": measure_length,
     "imports": measure_imports,
     "memory": measure_memory,
+    "postgres": measure_postgres,
 }

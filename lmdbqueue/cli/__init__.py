@@ -8,6 +8,7 @@ what is in it. The map; imports go down it only:
 
 ====================  ============================================================================
 ``_watch``            its command ``watch``
+``_forward``          its command ``forward``
 ``_lines``            ``export``, ``import``: queues as JSON lines, and those of other libraries
 ``_items``            ``push``, ``peek``, ``pop``, ``delete``, ``follow``, ``dead``
 ``_care``             ``stat``, ``queues``, ``readers``, ``check``, ``flush``, ``copy``, ``clear``, ``drop``, ``demo``
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from lmdbqueue.cli import _bare  # noqa: PLC0415
 
         raise SystemExit(_bare.run(sys.argv[1:] if arguments is None else arguments))
-    from lmdbqueue.cli import _care, _items, _lines, _watch  # noqa: F401, PLC0415
+    from lmdbqueue.cli import _care, _forward, _items, _lines, _watch  # noqa: F401, PLC0415
     from lmdbqueue.cli._command import run  # noqa: PLC0415
 
     raise SystemExit(run(arguments))

@@ -138,9 +138,9 @@ def flush(path: str, *, force: bool) -> None:
     """Give empty space back, while others go on."""
     with existing(path, _any_name(path)) as queue:
         before = queue.stats()
-        given = while_it_grows("flushing", path, before.bytes_used, lambda: queue.flush(force))
+        given = while_it_grows("flushing", path, before.bytes_used or 0, lambda: queue.flush(force))
         after = queue.stats()
-    if given or after.generation > before.generation:
+    if given or after.generation != before.generation:
         click.echo(f"{path}: {before.file_size:,} bytes before, {after.file_size:,} after")
     else:
         click.echo(f"{path}: {before.file_size:,} bytes; too few are empty; --force gives back {before.bytes_free:,}")
@@ -156,7 +156,7 @@ def copy(path: str, dest: str) -> None:
     """
     target = os.path.abspath(dest)
     with existing(path, _any_name(path)) as queue:
-        used = queue.stats().bytes_used
+        used = queue.stats().bytes_used or 0
         with while_it_grows("copying", target, used, lambda: queue.copy(target)) as copied:
             size = copied.stats().file_size
     click.echo(f"{dest}: {size:,} bytes")

@@ -45,7 +45,7 @@ def frame(title: str, samples: Sequence[Sample], *, ascii_only: bool = False) ->
 def _rest(now: Stats) -> Iterator[str]:
     dead = f"[bold red]{now.dead:,} dead[/]" if now.dead else "0 dead"
     yield f"{now.leased:,} leased, {now.delayed:,} delayed, {dead}"
-    yield f"file {_size(now.file_size)}, of which a flush would give back {_size(now.bytes_free)}"
+    yield f"file {_size(now.file_size or 0)}, of which a flush would give back {_size(now.bytes_free or 0)}"
     if now.processes is not None:
         yield f"open in {now.processes:,} process{'es' * (now.processes > 1)}, this one included"
 

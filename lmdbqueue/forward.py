@@ -1,0 +1,228 @@
+"""Forwarding: what is in a queue on this machine goes to a central one, each item exactly once.
+
+    Forwarder(PersistentQueue('jobs'), PostgresQueue('postgresql://central/app', 'jobs')).run()
+
+Owns: the order of the steps, waiting, stopping. Law: an item is removed here only after it was stored there; and no
+batch is begun before the one before is gone here. So only the last batch can be in doubt, and its mark, which is
+stored with it, tells. Must not know: how items are kept here or there, what they mean: they are passed on as bytes.
+
+====  ==================================================  =======================================================
+step  what is done                                        killed after it, or the target is lost: the next run
+====  ==================================================  =======================================================
+1     ask the target for the mark of this source          does the same
+2     compare it with the source: what it has to have,    does the same
+      and has not, was restored from a backup: stop
+3     remove here what the mark says is there             finds nothing of it here any more
+4     read the first items                                reads them again
+5     store the batch there with its mark, in one step    finds the mark: 1, 3
+6     remove the batch here                               finds the mark, and nothing to remove
+7     again from 4
+====  ==================================================  =======================================================
+
+Two forwarders of one source: the target has a lock, and the second waits. Should both get through, since the first
+lost its connection, the mark lets one batch through: the other finds it (``BusyError``) and begins again at 1.
+
+The source has one consumer, the forwarder. Who else pops from it may get what is just being forwarded; but nothing
+that was not forwarded is ever removed. A target that keeps no mark gets the last batch again after a crash.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
+from lmdbqueue._errors import ForwardError, StorageError
+from lmdbqueue._source import QueueSource, Source, source_of
+from lmdbqueue._work import SIGNALS
+
+__all__ = ["Batch", "BusyError", "Forwarded", "Forwarder", "Mark", "Origin", "QueueSource", "Source", "Target"]
+
+_LOOK: Final = 1.0  # seconds between two looks whether to stop
+_TURN: Final = 0.5  # seconds between two looks whether the other forwarder has ended
+
+
+class Forwarded(NamedTuple):
+    """What a forwarder has done so far, and what there is to do."""
+
+    items: int = 0
+    batches: int = 0
+    size: int = 0  # bytes
+    failures: int = 0  # of the target; after each it was tried again
+    waiting: int = 0  # items, here, when it was looked last
+
+
+class Forwarder:
+    """Drains a queue into a target, in order, each item exactly once.
+
+    ``local`` is a ``PersistentQueue``, the path of its directory, or a ``Source``; ``remote`` is a ``PostgresQueue``
+    or a ``Target`` of your own. ``batch``: items at a time, of ``max_bytes`` together. With ``follow`` it waits for
+    more items, else it ends when none is left. ``away``: which errors of the target mean that it is away; then it is
+    tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells. ``progress`` is called with a
+    ``Forwarded`` after each batch and each failure.
+    """
+
+    def __init__(
+        self,
+        local: Any,
+        remote: Any,
+        *,
+        batch: int = 1000,
+        max_bytes: int = 8 << 20,
+        follow: bool = False,
+        away: tuple[type[Exception], ...] = (OSError, StorageError),
+        pause: float = 30.0,
+        progress: Callable[[Forwarded], object] | None = None,
+    ) -> None:
+        if batch < 1 or max_bytes < 1:
+            message = f"a batch has at least one item and one byte, not {batch} and {max_bytes}"
+            raise ValueError(message)
+        self._batch = batch
+        self._max_bytes = max_bytes
+        self._follow = follow
+        self._away = away
+        self._pause = pause
+        self._progress = progress
+        self._stopped = threading.Event()
+        self._done = Forwarded()
+        self._failures = 0  # since something went well
+        self._source = source_of(local)
+        self._owns_source = self._source is not local
+        self._target = _target_of(remote)
+
+    def run(self) -> Forwarded:
+        """Forward until nothing is left (with ``follow``: for ever), or until it is stopped; return what was done.
+
+        SIGTERM and SIGINT stop it, in the main thread: what is under way is finished before. Raises ``ForwardError``
+        if the mark does not fit the source, and what the source raises.
+        """
+        try:
+            with self._signals():
+                while not self._stopped.is_set() and self._try():
+                    pass
+        finally:
+            self._target.close()
+            if self._owns_source:
+                self._source.close()
+        return self._done
+
+    def stop(self) -> None:
+        """End ``run``, from another thread or a signal's handler, when what is under way is finished."""
+        self._stopped.set()
+
+    def _try(self) -> bool:
+        """Forward until something goes wrong; tell whether to begin again."""
+        try:
+            mark = self._target.last(self._source.origin)
+        except BusyError:
+            self._stopped.wait(_TURN)
+            return True
+        except self._away as error:
+            self._tell(error)
+            return True
+        self._take_up(mark)
+        number = 0 if mark is None else mark.number
+        while not self._stopped.is_set():
+            number += 1
+            batch = self._read(number)
+            if batch is None:
+                if not self._follow:
+                    return False
+                number -= 1
+                self._source.wait(_LOOK)
+                continue
+            try:
+                self._target.store(batch)
+            except BusyError:
+                return True
+            except self._away as error:
+                self._tell(error)
+                return True
+            self._source.remove(batch.mark.seqs)
+            self._count(batch)
+        return False
+
+    def _take_up(self, mark: Mark | None) -> None:
+        """Remove what is there already; refuse a source that is not what it was."""
+        if mark is None:
+            return
+        bounds = self._source.bounds()
+        if mark.next > bounds.tail:
+            reason = f"item {mark.next - 1} was forwarded, and this queue has come to {bounds.tail - 1} only"
+        elif bounds.removed < mark.removed - len(mark.seqs):
+            reason = f"{mark.removed - len(mark.seqs)} items had left it, and now it is {bounds.removed}"
+        else:
+            self._source.remove(mark.seqs)
+            return
+        advice = "it seems to be an older copy: find out what of it is there, remove that here, and remove the mark"
+        raise ForwardError(self._source.path, reason, advice)
+
+    def _read(self, number: int) -> Batch | None:
+        bounds = self._source.bounds()
+        self._done = self._done._replace(waiting=bounds.waiting)
+        seqs, payloads = self._source.read(self._batch, self._max_bytes)
+        if not seqs:
+            return None
+        mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs))
+        return Batch(self._source.origin, mark, payloads)
+
+    def _count(self, batch: Batch) -> None:
+        done = self._done
+        self._failures = 0
+        self._done = done._replace(
+            items=done.items + len(batch.payloads),
+            batches=done.batches + 1,
+            size=done.size + sum(map(len, batch.payloads)),
+            waiting=max(0, done.waiting - len(batch.payloads)),
+        )
+        if self._progress is not None:
+            self._progress(self._done)
+
+    def _tell(self, error: Exception) -> None:
+        """Say that the target is away, and wait before the next try."""
+        import logging  # noqa: PLC0415  (for who forwards, not for who imports)
+
+        self._done = self._done._replace(failures=self._done.failures + 1)
+        pause = min(self._pause, 0.1 * 2.0**self._failures)
+        self._failures = min(self._failures + 1, 20)
+        logging.getLogger("lmdbqueue").warning("the target is away, next try in %.1f s: %s", pause, error)
+        if self._progress is not None:
+            self._progress(self._done)
+        deadline = time.monotonic() + pause
+        while not self._stopped.is_set() and (left := deadline - time.monotonic()) > 0:
+            self._stopped.wait(min(left, _LOOK))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def stop(_number: int, _frame: object) -> None:
+            self._stopped.set()
+            restore()  # a second one does what it would have done
+
+        for number in SIGNALS:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+
+def _target_of(remote: Any) -> Target:
+    if isinstance(remote, Target):
+        return remote
+    from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
+
+    if isinstance(remote, PostgresQueue):
+        return PostgresTarget(remote)
+    message = f"remote is a PostgresQueue or a Target, not {type(remote).__name__}"
+    raise TypeError(message)

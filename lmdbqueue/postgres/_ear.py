@@ -1,0 +1,137 @@
+"""Hearing that something changed, from whatever process.
+
+Owns: the connection that listens, and the thread that reads it. Law: whoever looks after ``listen`` and sleeps with
+what that returned misses nothing that was told in between; and nobody sleeps for longer than ``CEILING`` without a
+look, since a notice may be lost with a connection, and the death of a consumer is told by nobody. Must not know: what
+is waited for.
+
+The thread waits for notices and for calls to listen to more; it starts with the first sleeper. When the connection is
+lost, everybody is woken, to look, and it connects again.
+"""
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from lmdbqueue.postgres._session import Session
+
+CEILING: Final = 1.0  # seconds
+_PAUSE: Final = 0.25  # seconds between two tries to connect
+
+
+class Ear:
+    """What a process hears from one database."""
+
+    def __init__(self, connect: Callable[[], Session]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
+        self._changed = threading.Condition(self._lock)  # notified when anything was heard, and at the end
+        self._heard: dict[str, int] = {}  # how much, by channel
+        self._is_ready = False  # all of these are listened to
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._session: Session | None = None
+        self._bell, self._hammer = os.pipe()  # ends the thread's wait
+
+    def listen(self, channel: str) -> int:
+        """Begin to notice what is told; return what ``wait`` wants to know."""
+        with self._lock:
+            if channel not in self._heard:
+                self._heard[channel] = 0
+                self._is_ready = False
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="lmdbqueue-ear", daemon=True)
+                    self._thread.start()
+                self._strike()
+            self._changed.wait_for(lambda: self._is_ready or self._is_closed, CEILING)
+            return self._heard[channel]
+
+    def wait(self, channel: str, ticket: int, timeout: float) -> None:
+        """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
+        with self._lock:
+            self._changed.wait_for(
+                lambda: self._heard[channel] != ticket or self._is_closed, min(max(0.0, timeout), CEILING)
+            )
+
+    def ring(self) -> None:
+        """End the sleep of everybody in this process."""
+        with self._lock:
+            self._hear(list(self._heard))
+
+    def close(self) -> None:
+        """End the thread and the connection."""
+        with self._lock:
+            self._is_closed = True
+            self._changed.notify_all()
+            if self._thread is None:
+                self._close_pipe()
+            else:
+                self._strike()  # and the thread closes it, when it is back from wherever it is
+
+    def abandon(self) -> None:
+        """Give up what is the parent's: a forked child has no thread of it."""
+        self._close_pipe()
+        if self._session is not None:
+            self._session.abandon()
+
+    def _close_pipe(self) -> None:
+        for fd in (self._bell, self._hammer):
+            with suppress(OSError):
+                os.close(fd)
+
+    def _strike(self) -> None:
+        os.write(self._hammer, b"\0")
+
+    def _hear(self, channels: list[str]) -> None:
+        for channel in channels:
+            if channel in self._heard:
+                self._heard[channel] += 1
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            try:
+                session = self._session = self._connect()
+            except Exception:
+                with self._lock:
+                    self._is_ready = True
+                    self._changed.notify_all()
+                time.sleep(_PAUSE)
+                continue
+            with suppress(psycopg.Error):
+                self._follow(session.connection)
+            self._session = None
+            session.close()
+            with self._lock:
+                self._hear(list(self._heard))
+        self._close_pipe()
+
+    def _follow(self, connection: psycopg.Connection[object]) -> None:
+        """Listen until the end, or until the connection is lost."""
+        known: set[str] = set()
+        while not self._is_closed:
+            with self._lock:
+                new = self._heard.keys() - known
+            for channel in new:
+                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            with self._lock:
+                known |= new
+                self._is_ready = known >= self._heard.keys()
+                if new:
+                    self._hear(list(self._heard))  # what came before, or amid the statement, is not known
+            select.select([connection.fileno(), self._bell], [], [], None)
+            with suppress(BlockingIOError):
+                if select.select([self._bell], [], [], 0)[0]:
+                    os.read(self._bell, 4096)
+            told = [notify.channel for notify in connection.notifies(timeout=0)]
+            if connection.closed:
+                return
+            with self._lock:
+                self._hear(told)

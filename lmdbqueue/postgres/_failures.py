@@ -1,0 +1,71 @@
+"""What the server's errors mean.
+
+Owns: which errors say that a connection is of no use any more, and which of ours stands for the others. Law: no
+exception of psycopg reaches a user of a queue. Must not know: what was being done.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import psycopg
+
+from lmdbqueue._errors import QueueError, ServerError
+
+# The server goes, comes, or is one that only reads now: another connection may find one that writes
+_GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
+
+# It has undone a transaction for the sake of another: do it again
+_AGAIN: Final = {"40001", "40P01"}
+
+
+class Lost(Exception):
+    """A connection was lost, or the server undid what was done; ``is_unknown``: perhaps after the commit.
+
+    ``has_begun``: the server may not have noticed yet, and still hold what was claimed. ``result`` is what the change
+    returns if it took place.
+    """
+
+    def __init__(
+        self, cause: Exception, *, has_begun: bool = False, is_unknown: bool = False, result: Any = None
+    ) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.has_begun = has_begun or is_unknown
+        self.is_unknown = is_unknown
+        self.result = result
+
+
+def is_lost(error: Exception, connection: psycopg.Connection[Any] | None) -> bool:
+    """Tell whether an error ended the connection, or says that it is of no use."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    if connection is None or any(each.sqlstate in _GOING for each in _chain(error)):
+        return True
+    if connection.pgconn.pipeline_status:  # it could not be left: an answer is missing
+        return True
+    return connection.closed and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+
+
+def _chain(error: BaseException) -> Iterator[psycopg.Error]:
+    """Yield an error and those amid which it was raised: psycopg may end with that it cannot leave a pipeline."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, psycopg.Error):
+            yield found
+        found = found.__context__
+
+
+def is_answered(error: Exception) -> bool:
+    """Tell whether an error is the server's answer to a statement, which did nothing, and not its last word."""
+    return isinstance(error, psycopg.Error) and error.sqlstate is not None and error.sqlstate[:2] not in ("57", "08")
+
+
+def is_undone(error: Exception) -> bool:
+    """Tell whether the server has undone a transaction that will do when it is repeated."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in _AGAIN
+
+
+def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
+    """Return what a user gets instead of an error of psycopg."""
+    reason = (error.diag.message_primary or str(error).strip() or type(error).__name__).replace("\n", " ")
+    return ServerError(path, operation, reason, error.sqlstate or "")

@@ -1,0 +1,343 @@
+"""What waits: the verbs as functions of a transaction.
+
+Owns: the order of items. Law: a number is given once, under the lock of the queue's row, which is held until the
+commit, so the order of numbers is that of commits; what somebody else is taking at this moment is passed over, never
+waited for. Must not know: connections, retries, pickling.
+
+An item that had a delay is before all that had none, in the order of the times at which they came due; that is the
+order of (due, seq), since ``due`` is the greatest number for those without.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from lmdbqueue import _format
+from lmdbqueue._errors import Full
+from lmdbqueue._reading import Entry
+from lmdbqueue.postgres._failures import Lost
+from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._sql import NEVER
+
+BROWSE_BYTES: Final = 1 << 18  # of items that iteration reads at a time
+_BROWSE_ITEMS: Final = 2_000
+
+
+class Place(NamedTuple):
+    """The queue that a function works on."""
+
+    id: int
+    channel: str
+
+
+class Apart(NamedTuple):
+    """How items are pushed that do not just wait."""
+
+    keys: Sequence[bytes]  # digests, b"" for none
+    delay: float  # seconds
+    maxsize: int
+
+
+class Found(NamedTuple):
+    """What was found in a queue, and what was seen of it on the way."""
+
+    entries: list[Entry]
+    is_there: bool = False
+    is_overdue: bool = False  # something has to come back first
+    is_watched: bool = False
+
+
+# What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
+_STATUS: Final = """
+SELECT NULL::bytea, is_watched::int::bigint, (
+    coalesce((SELECT deadline FROM {leases} WHERE queue = %(queue)s ORDER BY deadline LIMIT 1)
+             <= statement_timestamp(), false)
+    OR coalesce((SELECT due FROM {items} WHERE queue = %(queue)s AND state = 'delayed' ORDER BY due LIMIT 1)
+                <= {now}, false)
+    OR %(deaths)s AND EXISTS (
+        SELECT FROM (SELECT DISTINCT owner FROM {leases} WHERE queue = %(queue)s) AS each
+        WHERE pg_try_advisory_xact_lock_shared(owner))
+    )::int::bigint
+FROM {queues} WHERE id = %(queue)s
+"""
+_FIRST: Final = (
+    """
+(SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
+ORDER BY due, seq LIMIT %(n)s)
+UNION ALL """
+    + _STATUS
+)
+_CLAIM: Final = (
+    """
+WITH mine AS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced FOR UPDATE),
+first AS (
+    SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND EXISTS (SELECT FROM mine)
+    ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
+SELECT payload, seq, due FROM first
+UNION ALL """
+    + _STATUS
+    + " AND EXISTS (SELECT FROM mine)"
+)
+_SINCE: Final = (
+    """
+(SELECT payload, seq, due FROM (
+    SELECT payload, seq, due, sum(octet_length(payload)) OVER (ORDER BY due, seq) - octet_length(payload) AS before
+    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND (due, seq) > (%(due)s, %(seq)s)
+          ORDER BY due, seq LIMIT %(n)s) AS next) AS page
+WHERE before < %(size)s ORDER BY due, seq)
+UNION ALL """
+    + _STATUS
+)
+
+# Nothing is written if the session is fenced; should that come amid the statement, ``noted`` finds it and numbers are
+# left out, which is all
+_PUSH: Final = """
+WITH given AS (
+    UPDATE {queues} SET tail = tail + %(n)s
+    WHERE id = %(queue)s AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
+    RETURNING tail - %(n)s AS first),
+noted AS (
+    UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
+    WHERE id = %(session)s AND NOT is_fenced RETURNING first),
+counted AS (
+    INSERT INTO {counts} (queue, session, waiting) SELECT %(queue)s, %(session)s, %(n)s FROM noted
+    ON CONFLICT (queue, session) DO UPDATE SET waiting = {counts}.waiting + excluded.waiting),
+stored AS (
+    INSERT INTO {items} (queue, seq, payload) """
+_TOLD: Final = """)
+SELECT first, pg_notify(%(channel)s, '') FROM noted
+"""
+PUSH: Final = (
+    _PUSH
+    + """
+    SELECT %(queue)s, first + place - 1, payload
+    FROM noted, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)"""
+    + _TOLD
+)
+PUSH_ONE: Final = _PUSH + "SELECT %(queue)s, first, %(payload)s FROM noted" + _TOLD
+
+_TAIL: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
+_LENGTH: Final = """
+SELECT q.waiting + coalesce((SELECT sum(c.waiting) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
+FROM {queues} AS q WHERE q.id = %(queue)s
+"""
+_HELD: Final = "SELECT key, seq FROM {items} WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])"
+_APPEND: Final = """
+WITH stored AS (
+    INSERT INTO {items} (queue, seq, payload, key, state, due)
+    SELECT %(queue)s, %(first)s + place - 1, payload, nullif(key, ''::bytea),
+           CASE WHEN %(delay)s > 0 THEN 'delayed' ELSE 'waiting' END,
+           CASE WHEN %(delay)s > 0 THEN {now} + %(delay)s ELSE {never} END
+    FROM unnest(%(payloads)s::bytea[], %(keys)s::bytea[]) WITH ORDINALITY AS pushed (payload, key, place))
+UPDATE {queues} SET tail = %(first)s + %(n)s WHERE id = %(queue)s
+"""
+_NOTIFY: Final = "SELECT pg_notify(%(channel)s, '')"
+
+_TAKE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs)s::bigint[])"
+_ARE_FIRST: Final = """
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' ORDER BY due, seq LIMIT %(n)s FOR UPDATE
+"""
+_DELETE: Final = """
+WITH first AS (
+    SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
+    ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM {items} USING first WHERE items.queue = %(queue)s AND items.seq = first.seq RETURNING 1)
+SELECT count(*), (SELECT is_watched FROM {queues} WHERE id = %(queue)s) FROM gone
+"""
+_CLEAR: Final = """
+WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state = 'waiting' RETURNING 1)
+SELECT count(*), (SELECT is_watched FROM {queues} WHERE id = %(queue)s) FROM gone
+"""
+_PUT_BACK: Final = """
+INSERT INTO {items} (queue, seq, due, payload)
+SELECT id, seq, due, payload
+FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
+     unnest(%(seqs)s::bigint[], %(dues)s::bigint[], %(payloads)s::bytea[]) AS pushed (seq, due, payload)
+"""
+_MOVE: Final = """
+WITH first AS (
+    SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
+    ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+numbered AS (SELECT seq, row_number() OVER (ORDER BY due, seq) AS place FROM {items} JOIN first USING (seq)
+             WHERE queue = %(queue)s),
+moved AS (
+    UPDATE {items} SET queue = %(target)s, seq = %(tail)s + place - 1, due = {never}, key = NULL, attempts = 0,
+                       changed = NULL, reason = NULL
+    FROM numbered WHERE items.queue = %(queue)s AND items.seq = numbered.seq RETURNING 1)
+SELECT count(*) FROM moved
+"""
+_SET_TAIL: Final = "UPDATE {queues} SET tail = %(tail)s WHERE id = %(queue)s"
+
+
+# --- looking
+
+
+def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
+    """Return the first ``n`` entries; ``deaths``: whether to look for owners that are dead."""
+    return _found(step.execute(_FIRST, queue=place.id, n=n, deaths=deaths).fetchall())
+
+
+def claim(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
+    """Lock and return the first ``n`` entries that nobody else has locked, and the session's row, if it is ours."""
+    found = _found(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, session=step.session).fetchall())
+    if not found.is_there and not step.fence().fetchall():
+        raise Lost(RuntimeError("the session was fenced"))
+    return found
+
+
+def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
+    """Return some entries behind a place, b"" for all; none only if there are none."""
+    due, seq = _where(after) if after else (-1, -1)
+    rows = step.execute(
+        _SINCE, queue=place.id, due=due, seq=seq, n=_BROWSE_ITEMS, size=BROWSE_BYTES, deaths=deaths
+    ).fetchall()
+    return _found(rows)
+
+
+def status(step: Step, place: Place, *, deaths: bool) -> Found:
+    """Return what there is to see but the entries."""
+    return _found(step.execute(_STATUS, queue=place.id, deaths=deaths).fetchall())
+
+
+def _found(rows: list[tuple[bytes | None, int, int]]) -> Found:
+    entries = [
+        (_format.pack(seq) if due == NEVER else _format.place(seq, due), payload)
+        for payload, seq, due in rows
+        if payload is not None
+    ]
+    for payload, is_watched, is_overdue in reversed(rows):
+        if payload is None:
+            return Found(entries, is_there=True, is_overdue=bool(is_overdue), is_watched=bool(is_watched))
+    return Found([])
+
+
+def _where(place: bytes) -> tuple[int, int]:
+    return _format.due(place) or NEVER, _format.number(place)
+
+
+# --- changing
+
+
+def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) -> list[int] | None:
+    """Append payloads, all or none; return their numbers, or those of the items that have the keys.
+
+    None: the queue is gone. Raises ``Full``.
+    """
+    row = step.execute(_TAIL, queue=place.id).fetchone()
+    if row is None:
+        return None
+    tail: int = row[0]
+    wanted = [key for key in apart.keys if key]
+    held: dict[bytes, int] = dict(step.execute(_HELD, queue=place.id, keys=wanted).fetchall()) if wanted else {}
+    numbers = []
+    new: list[tuple[bytes, bytes]] = []
+    for payload, key in zip(payloads, apart.keys, strict=True):
+        number = held.get(key) if key else None
+        if number is None:
+            number = tail + len(new)
+            new.append((payload, key))
+            if key:
+                held[key] = number
+        numbers.append(number)
+    if new:
+        refuse_full(step, place, apart.maxsize, len(new))
+        step.execute(
+            _APPEND,
+            queue=place.id,
+            first=tail,
+            n=len(new),
+            delay=int(apart.delay * 1e6),
+            payloads=[payload for payload, _ in new],
+            keys=[key for _, key in new],
+        )
+        step.count(place.id, **{"delayed" if apart.delay else "waiting": len(new)})
+        tell(step, place)
+    return numbers
+
+
+def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
+    """Raise ``Full`` if so many items more do not fit. The queue's row is locked, so nobody else adds any."""
+    if maxsize > 0:
+        row = step.execute(_LENGTH, queue=place.id).fetchone()
+        assert row is not None  # it is locked
+        waiting = row[0] + step.counts.get(place.id, {}).get("waiting", 0)
+        if waiting + added > maxsize:
+            raise Full("items", maxsize, waiting, added)
+
+
+def tell(step: Step, place: Place) -> None:
+    """Wake those who wait for the queue, when this is committed."""
+    step.execute(_NOTIFY, channel=place.channel)
+
+
+def take(step: Step, place: Place, found: Found) -> None:
+    """Remove entries that were claimed."""
+    if found.is_watched:
+        tell(step, place)
+    step.finish(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
+    step.count(place.id, waiting=-len(found.entries))
+
+
+def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
+    """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
+    seqs = [_format.number(key) for key in keys]
+    rows = step.execute(_ARE_FIRST, queue=place.id, n=len(seqs)).fetchall()
+    if not seqs or [row[0] for row in rows] != seqs:
+        return 0
+    step.execute(_TAKE, queue=place.id, seqs=seqs)
+    step.count(place.id, waiting=-len(seqs))
+    tell(step, place)
+    return len(seqs)
+
+
+def delete(step: Step, place: Place, n: int) -> int:
+    """Remove the first ``n`` items, or as many as there are; return how many went."""
+    return _gone(step, place, step.execute(_DELETE, queue=place.id, n=n).fetchone())
+
+
+def clear(step: Step, place: Place) -> int:
+    """Remove all items that wait; return how many went."""
+    return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
+
+
+def _gone(step: Step, place: Place, row: tuple[int, bool | None] | None) -> int:
+    assert row is not None  # of an aggregate
+    removed, is_watched = row
+    if removed:
+        step.count(place.id, waiting=-removed)
+        if is_watched:
+            tell(step, place)
+    return removed
+
+
+def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
+    """Insert items that were taken at the places that they had."""
+    places = [_where(key) for key, _ in entries]
+    inserted = step.changed(
+        _PUT_BACK,
+        queue=place.id,
+        seqs=[seq for _, seq in places],
+        dues=[due for due, _ in places],
+        payloads=[payload for _, payload in entries],
+    )
+    step.count(place.id, waiting=inserted)
+    tell(step, place)
+
+
+def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int | None:
+    """Move the first ``n`` items to the tail of another queue; return how many, None if that is gone."""
+    row = step.execute(_TAIL, queue=target.id).fetchone()
+    if row is None:
+        return None
+    if maxsize > 0:
+        there = len(step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall())
+        refuse_full(step, target, maxsize, there)
+    found = step.execute(_MOVE, queue=place.id, target=target.id, tail=row[0], n=n).fetchone()
+    assert found is not None
+    moved: int = found[0]
+    if moved:
+        step.execute(_SET_TAIL, queue=target.id, tail=row[0] + moved)
+        step.count(place.id, waiting=-moved)
+        step.count(target.id, waiting=moved)
+        tell(step, place)
+        tell(step, target)
+    return moved

@@ -1,0 +1,148 @@
+"""A queue of PostgreSQL as what a forwarder fills.
+
+Owns: the table of marks, and the lock of who forwards a source. Law: a batch and its mark are one transaction, and a
+mark follows only the one before; so a batch is stored once, whoever tries to store it again, and whenever. Must not
+know: the source.
+
+The lock (of the session, advisory) makes a second forwarder wait. It is for order only: should its connection be lost
+and another go on, the mark refuses the batch that comes twice.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from lmdbqueue import _format
+from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
+from lmdbqueue._errors import GoneError, ServerError
+from lmdbqueue.postgres import _items
+from lmdbqueue.postgres._database import Database
+from lmdbqueue.postgres._items import Apart, Place
+from lmdbqueue.postgres._session import Session, Step
+
+if TYPE_CHECKING:
+    from lmdbqueue.postgres._queue import PostgresQueue
+
+_PATIENCE: Final = 1.0  # seconds; the forwarder has its own
+
+_TRY_LOCK: Final = "SELECT pg_try_advisory_lock(%(key)s)"
+_LAST: Final = """
+SELECT number, batch, next, removed FROM {marks}
+WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s
+"""
+_FIRST_MARK: Final = """
+INSERT INTO {marks} (source, name, queue, number, next, removed, batch)
+VALUES (%(source)s, %(name)s, %(queue)s, %(number)s, %(next)s, %(removed)s, %(batch)s::bigint[])
+ON CONFLICT (source, name, queue) DO NOTHING
+"""
+_NEXT_MARK: Final = """
+UPDATE {marks} SET number = %(number)s, next = %(next)s, removed = %(removed)s, batch = %(batch)s::bigint[],
+    stored = clock_timestamp()
+WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s AND number = %(number)s - 1
+"""
+
+
+class PostgresTarget(Target):
+    """A ``PostgresQueue`` that gets each item exactly once.
+
+    The queue is given open, and is the caller's to close; or as a function that opens it, so that a server that is
+    away at first can be waited for.
+    """
+
+    def __init__(self, queue: "PostgresQueue[Any] | Callable[[], PostgresQueue[Any]]") -> None:
+        self._open_queue = queue if callable(queue) else None
+        self._queue = None if callable(queue) else queue
+        self._session: Session | None = None
+        self._held: Origin | None = None
+
+    def last(self, origin: Origin) -> Mark | None:
+        """Take the lock of the source, and return its mark. Raises ``BusyError`` if another has the lock."""
+        if self._queue is None:
+            assert self._open_queue is not None  # one of the two
+            self._queue = self._open_queue()
+        database, place = self._queue._open, self._queue._place  # noqa: SLF001  (a part of it)
+        self._hold(origin, database, place)
+        mark: Mark | None = database.view(_PATIENCE, _last, place, origin)
+        return mark
+
+    def store(self, batch: Batch) -> None:
+        """Push the items of a batch, and its mark, as one transaction."""
+        assert self._queue is not None  # ``last`` comes first
+        database, place = self._queue._open, self._queue._place  # noqa: SLF001
+        if self._session is None or not self._session.is_alive:
+            raise ServerError(database.path, "a batch", "the connection that has the lock of the source was lost")
+        if not database.run(_PATIENCE, _store, place, batch):
+            raise GoneError(database.path, self._queue.name)
+
+    def close(self) -> None:
+        """Free the lock; close the queue if it was opened here."""
+        self._let_go()
+        if self._open_queue is not None and self._queue is not None:
+            self._queue.close()
+            self._queue = None
+
+    def _let_go(self) -> None:
+        session, self._session = self._session, None
+        self._held = None
+        if session is not None:
+            session.leave()
+
+    def _hold(self, origin: Origin, database: Database, place: Place) -> None:
+        if self._held == origin and self._session is not None and self._session.is_alive:
+            return
+        self._let_go()
+        session = database.entered(_PATIENCE)
+        try:
+            row = session.connection.execute(_TRY_LOCK, {"key": _key(origin, database.uuid, place.id)})
+            has_lock = row.fetchall() == [(True,)]
+        except psycopg.Error as error:
+            session.close()
+            raise ServerError(database.path, "taking the lock of a source", str(error).strip()) from error
+        if not has_lock:
+            session.leave()
+            raise BusyError
+        self._session, self._held = session, origin
+
+
+def _key(origin: Origin, schema: str, queue: int) -> int:
+    text = f"{origin.uuid}/{origin.name}/{schema}/{queue}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
+
+
+def _last(step: Step, place: Place, origin: Origin) -> Mark | None:
+    row = step.execute(_LAST, source=origin.uuid, name=origin.name, queue=place.id).fetchone()
+    if row is None:
+        return None
+    number, ranges, following, removed = row
+    return Mark(number, _seqs(ranges), following, removed)
+
+
+def _store(step: Step, place: Place, batch: Batch) -> bool:
+    """Store a batch; tell whether the queue is there. Raises ``BusyError``, which undoes it, if it does not follow."""
+    if _items.append(step, place, batch.payloads, Apart([b""] * len(batch.payloads), 0.0, 0)) is None:
+        return False
+    mark = batch.mark
+    statement = _FIRST_MARK if mark.number == 1 else _NEXT_MARK
+    stored = step.changed(
+        statement,
+        source=batch.origin.uuid,
+        name=batch.origin.name,
+        queue=place.id,
+        number=mark.number,
+        next=mark.next,
+        removed=mark.removed,
+        batch=_ranges(mark.seqs),
+    )
+    if not stored:
+        raise BusyError
+    return True
+
+
+def _ranges(seqs: Sequence[int]) -> list[int]:
+    return [end for each in _format.ranges(seqs) for end in (each.start, each.stop)]
+
+
+def _seqs(ends: Sequence[int]) -> list[int]:
+    return [seq for start, stop in zip(ends[::2], ends[1::2], strict=True) for seq in range(start, stop)]

@@ -1,0 +1,458 @@
+"""The verbs, on every engine: what each takes, gives and refuses."""
+
+import itertools
+import operator
+import pickle
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from processes import DEADLINE, Sleeps, eventually
+
+from lmdbqueue import ClosedError, DecodeError, Empty, ExistsError, Full, ShutDown
+
+PATIENCE = DEADLINE
+
+
+def sleeper(queue):
+    """Return a function that tells whether a thread sleeps in a verb of the queue."""
+    sleeps = Sleeps(queue)
+    seen = [0]
+
+    def is_asleep():
+        asleep = sleeps.count > seen[0]
+        seen[0] = sleeps.count if asleep else seen[0]
+        return asleep
+
+    return is_asleep
+
+
+# --- push
+
+
+def test_push_returns_numbers_in_their_order(queue):
+    assert [queue.push("a"), queue.push("b")] == [0, 1]
+    assert queue.push(["c", "d"]) == range(2, 4)
+    assert queue.push(["e"]) == range(4, 5)
+    assert queue.push([]) == range(0)
+    assert queue.push((1, 2)) == 5
+    assert queue.push([[7], []]) == range(6, 8)
+    assert list(queue) == ["a", "b", "c", "d", "e", (1, 2), [7], []]
+
+
+def test_push_stores_nothing_of_a_list_whose_last_item_cannot_be_encoded(queue):
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        queue.push([1, 2, threading.Lock()])
+    assert queue.count() == 0
+    assert queue.push("next") == 0
+
+
+def test_dumps_that_gives_no_bytes_is_refused(engine):
+    queue = engine(dumps=str)
+    with pytest.raises(TypeError, match="dumps must return bytes"):
+        queue.push(1)
+    queue.dumps = bytearray
+    queue.loads = bytes
+    queue.push(b"a")
+    assert queue.pop() == b"a"
+
+
+# --- peek and pop
+
+
+@pytest.mark.parametrize("verb", ["peek", "pop"])
+def test_one_item_is_the_item_and_several_are_a_list(queue, verb):
+    assert getattr(queue, verb)() is None
+    assert getattr(queue, verb)(3) == []
+    assert getattr(queue, verb)(0, blocking=True) == []
+    queue.push(["a", "b", "c", "d"])
+    assert getattr(queue, verb)() == "a"
+    assert getattr(queue, verb)(2) == (["b", "c"] if verb == "pop" else ["a", "b"])
+    assert getattr(queue, verb)(sys.maxsize) == (["d"] if verb == "pop" else ["a", "b", "c", "d"])
+    assert len(queue) == (0 if verb == "pop" else 4)
+
+
+@pytest.mark.parametrize("verb", ["peek", "pop"])
+@pytest.mark.parametrize("wanted", [1, 3])
+def test_blocking_raises_empty_after_the_timeout_and_takes_nothing(queue, verb, wanted):
+    queue.push(["a", "b"][: wanted - 1])
+    begun = time.monotonic()
+    with pytest.raises(Empty) as caught:
+        getattr(queue, verb)(wanted, blocking=True, timeout=0.05)
+    assert time.monotonic() - begun >= 0.05
+    assert (caught.value.wanted, caught.value.timeout) == (wanted, 0.05)
+    assert queue.count() == wanted - 1
+    with pytest.raises(ValueError, match="non-negative"):
+        getattr(queue, verb)(1, blocking=True, timeout=-0.001)
+
+
+@pytest.mark.parametrize("verb", ["peek", "pop"])
+def test_blocking_waits_until_all_the_items_are_there(queue, engine, verb):
+    other = engine()
+    is_asleep = sleeper(queue)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(getattr(queue, verb), 3, blocking=True, timeout=PATIENCE)
+        for item in ("a", "b"):
+            eventually(is_asleep)
+            other.push(item)
+            assert not found.done()
+        other.push("c")
+        assert found.result(PATIENCE) == ["a", "b", "c"]
+
+
+def test_one_who_waits_is_woken_and_not_late(queue, engine):
+    other = engine()
+    is_asleep = sleeper(queue)
+    late = []
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(5):
+            found = pool.submit(queue.get, timeout=PATIENCE)
+            eventually(is_asleep)
+            begun = time.monotonic()
+            other.push("a")
+            found.result(PATIENCE)
+            late.append(time.monotonic() - begun)
+    assert min(late) < 0.5, "it found the item by its look each second"
+
+
+@pytest.mark.parametrize("verb", ["peek", "pop", "delete", "lease", "move"])
+@pytest.mark.parametrize(("number", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (None, TypeError)])
+def test_a_number_of_items_that_is_none_is_refused_and_nothing_changes(engine, verb, number, error):
+    queue, other = engine(), engine("other")
+    queue.push(["a", "b"])
+    with pytest.raises(error):
+        queue.move(number, to=other) if verb == "move" else getattr(queue, verb)(number)
+    assert list(queue) == ["a", "b"]
+
+
+@pytest.mark.parametrize("verb", ["peek", "pop", "get"])
+def test_what_cannot_be_decoded_is_told_and_stays_and_so_does_what_was_asked_for_with_it(engine, verb):
+    def loads(payload):
+        return payload.decode("ascii")
+
+    queue = engine(dumps=bytes, loads=loads)
+    queue.push([b"\xff", b"b"])
+    for _ in range(2):
+        with pytest.raises(DecodeError) as caught:
+            getattr(queue, verb)(*([] if verb == "get" else [2]))
+        assert (caught.value.seq, caught.value.payload) == (0, b"\xff")
+        assert isinstance(caught.value.__cause__, UnicodeDecodeError)
+    assert queue.count() == 2
+    assert queue.delete() == 1
+    assert queue.pop() == "b"
+
+
+def test_an_interrupt_inside_loads_leaves_the_items_where_they_are(engine):
+    interrupted = []
+
+    def loads(payload):
+        if not interrupted:
+            interrupted.append(payload)
+            raise KeyboardInterrupt
+        return pickle.loads(payload)
+
+    queue = engine(loads=loads)
+    queue.push(["b", "c"])
+    with pytest.raises(KeyboardInterrupt):
+        queue.pop()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(queue.pop, 2).result(PATIENCE) == ["b", "c"]
+    queue.join()
+
+
+def test_a_queue_may_be_used_inside_its_own_dumps_and_loads(engine):
+    queue = engine(
+        dumps=lambda item: f"{item} after {queue.count()}".encode(),
+        loads=lambda payload: f"{payload.decode()} of {queue.count()}",
+    )
+    queue.push(["a", "b"])
+    assert queue.pop(2) == ["a after 0 of 2", "b after 0 of 2"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2000, 4097, 1 << 20, 20 << 20])
+def test_an_item_of_any_size_comes_back_as_it_went(engine, size):
+    queue = engine(dumps=bytes, loads=bytes)
+    item = (bytes(range(256)) * (size // 256 + 1))[:size]
+    queue.push([item, b"next"])
+    assert queue.peek() == item
+    assert list(queue) == [item, b"next"]
+    with queue.lease() as lease:
+        assert lease[0] == item
+        lease.nack()
+    assert queue.pop(2) == [item, b"next"]
+
+
+def test_many_items_in_one_call_keep_their_order(queue):
+    items = list(range(20_000))
+    queue.push(items)
+    assert queue.peek(15_000) == items[:15_000]
+    assert list(queue) == items
+    assert queue.delete(5_000) == 5_000
+    assert queue.pop(20_000) == items[5_000:]
+
+
+# --- delete, clear, count
+
+
+@pytest.mark.parametrize(("number", "gone"), [(0, 0), (1, 1), (3, 3), (10**30, 3)])
+def test_delete_removes_from_the_head_without_decoding_and_says_how_many(engine, number, gone):
+    queue = engine()
+    queue.push(["a", "b", "c"])
+    queue.loads = lambda _: 1 / 0
+    assert queue.delete(number) == gone
+    queue.loads = pickle.loads
+    assert list(queue) == ["a", "b", "c"][gone:]
+
+
+def test_clear_removes_all_and_numbers_are_not_given_again(queue, engine):
+    queue.push([1, 2, 3])
+    assert queue.clear() is None
+    assert (queue.count(), queue.peek(), bool(queue)) == (0, None, False)
+    assert queue.push("next") == 3
+    queue.pop()
+    queue.close()
+    assert engine().push("later") == 4
+
+
+def test_iteration_sees_every_item_in_order_and_removes_none(engine):
+    queue = engine(dumps=bytes, loads=bytes)
+    items = [bytes([n]) * 100_000 for n in range(10)]  # more than is read at a time
+    queue.push(items)
+    assert list(queue) == items
+    browser = iter(queue)
+    seen = [next(browser)]
+    queue.delete(5)
+    seen += browser
+    assert seen == sorted(set(seen))
+    assert seen[-4:] == items[6:]
+    queue.clear()
+    assert list(queue) == []
+
+
+def test_iteration_raises_at_an_item_that_cannot_be_decoded_and_not_before(engine):
+    queue = engine(dumps=bytes, loads=lambda payload: payload.decode("ascii"))
+    queue.push([b"a", b"b", b"\xff", b"d"])
+    browser = iter(queue)
+    assert list(itertools.islice(browser, 2)) == ["a", "b"]
+    with pytest.raises(DecodeError):
+        next(browser)
+
+
+# --- limits
+
+
+@pytest.mark.parametrize("there", [0, 2, 3])
+@pytest.mark.parametrize("more", [1, 3, 4])
+def test_a_list_goes_into_a_limited_queue_whole_or_not_at_all(engine, there, more):
+    queue = engine(maxsize=3)
+    queue.push(list(range(there)))
+    if there + more > 3:
+        with pytest.raises(Full) as caught:
+            queue.push(list(range(more)))
+        error = caught.value
+        assert (error.unit, error.limit, error.used, error.added) == ("items", 3, there, more)
+        more = 0
+    else:
+        queue.push(list(range(more)))
+    assert queue.count() == there + more
+    queue.clear()
+    assert queue.push("next") == there + more
+
+
+def test_limits_hold_for_delayed_and_keyed_items_and_for_what_pushes_only(engine):
+    queue, free = engine(maxsize=2), engine()
+    queue.push(["a", "b"])
+    for options in ({"delay": 5}, {"unique": "c"}):
+        with pytest.raises(Full):
+            queue.push("c", **options)
+    free.push([1, 2])
+    assert queue.full()
+    with pytest.raises(Full) as caught:
+        queue.put("c", block=False)
+    assert caught.value.used == 4
+
+
+def test_pushes_of_many_threads_never_exceed_the_limit(engine):
+    queue = engine(maxsize=10)
+
+    def push(n):
+        try:
+            return queue.push([n, n])
+        except Full:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        given = list(pool.map(push, range(16)))
+    assert len([each for each in given if each is not None]) == 5
+    assert len(queue) == 10
+
+
+# --- names, copies, closing
+
+
+def test_queues_of_several_names_have_items_numbers_and_limits_of_their_own(engine):
+    names = ["a", " ", "queue", "élan", "x" * 200, "a.b-c", "items", 'with "quotes" %s']
+    queues = [engine(name, maxsize=n + 1) for n, name in enumerate(names)]
+    for n, queue in enumerate(queues):
+        assert queue.push([n] * (n + 1)) == range(n + 1)
+        with pytest.raises(Full):
+            queue.push(n)
+    queues[3].clear()
+    assert [queue.count() for queue in queues] == [0 if n == 3 else n + 1 for n in range(len(names))]
+    assert queues[0].queues() == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a\0", "x" * 201, "\ud800"])
+def test_a_bad_name_is_refused(engine, name):
+    with pytest.raises(ValueError):  # noqa: PT011  (a lone surrogate fails in encode())
+        engine(name)
+
+
+def test_two_objects_of_one_name_share_the_items(engine):
+    one, two = engine(), engine()
+    one.push("a")
+    assert two.push("b") == 1
+    assert two.pop(2) == ["a", "b"]
+    assert one.count() == 0
+
+
+def test_a_pickled_queue_opens_the_same_queue_with_the_same_options(engine):
+    queue = engine("n", maxsize=2, loads=operator.methodcaller("decode"), dumps=str.encode)
+    queue.push("four")
+    with pickle.loads(pickle.dumps(queue)) as other:
+        options, known = other._options(), queue._options()
+        assert options.pop("loads")(b"x") == known.pop("loads")(b"x")
+        assert options == known
+        assert other.pop() == "four"
+
+
+def test_a_copy_is_a_queue_of_its_own_with_items_numbers_and_state(engine):
+    queue = engine(maxsize=9)
+    queue.push(["a", "b", "c", "d"], unique=["a", "b", None, None])
+    queue.push("later", delay=100)
+    queue.pop()
+    queue.state["n"] = 1
+    lease = queue.lease()
+    with queue.copy("twin") as twin:
+        assert (list(twin), twin.stats().delayed, twin.maxsize) == (["b", "c", "d"], 1, 9)
+        assert (twin.push("e"), twin.push("x", unique="b")) == (5, 1)
+        assert twin.state["n"] == 1
+        queue.clear()
+        assert list(twin) == ["b", "c", "d", "e"]
+        assert twin.check() == []
+        with pytest.raises(ExistsError):
+            queue.copy("twin")
+    lease.ack()
+    assert queue.count() == 0
+
+
+def test_every_verb_of_a_closed_queue_says_so(engine):
+    queue, other = engine(), engine("other")
+    queue.push("a")
+    queue.get()
+    queue.close()
+    queue.close()
+    calls = [
+        *(list, len, lambda q: q.push([]), lambda q: q.peek(0), lambda q: q.pop(5, blocking=True, timeout=1)),
+        *(lambda q: q.delete(0), lambda q: q.clear(), lambda q: q.copy("twin"), lambda q: q.dead.requeue()),
+        *(lambda q: q.drop_queue("queue"), lambda q: q.flush(), lambda q: q.full(), lambda q: q.lease()),
+        *(lambda q: q.stats(), lambda q: q.work(print), lambda q: q.get(), lambda q: q.put("c"), lambda q: q.join()),
+        *(lambda q: q.move(to=other), lambda q: other.move(to=q), lambda q: q.queues(), lambda q: q.shutdown()),
+        *(lambda q: q.state.get("a"), lambda q: q.task_done(), lambda q: q.transaction().__enter__()),
+        lambda q: q.check(),
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError):
+            call(queue)
+    other.push("still")
+    assert other.pop() == "still"
+
+
+@pytest.mark.parametrize("verb", ["pop", "get", "join", "lease", "put"])
+def test_closing_ends_waiting_verbs_of_the_object_and_no_others(engine, verb):
+    queue, other = engine(maxsize=1), engine()
+    if verb in {"join", "put"}:
+        queue.push("a")
+    arguments = {"pop": {"blocking": True}, "lease": {"blocking": True}, "put": {"item": "b"}}.get(verb, {})
+    is_asleep, other_is_asleep = sleeper(queue), sleeper(other)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(getattr(queue, verb), **arguments)
+        eventually(is_asleep)
+        if verb not in {"join", "put"}:
+            of_other = pool.submit(other.pop, 1, blocking=True)
+            eventually(other_is_asleep)
+        queue.close()
+        assert isinstance(waiting.exception(PATIENCE), ClosedError)
+        if verb not in {"join", "put"}:
+            other.push("b")
+            assert of_other.result(PATIENCE) == "b"
+
+
+# --- the standard library's face
+
+
+def test_put_and_get_are_those_of_the_standard_library(engine):
+    queue = engine(maxsize=2)
+    assert queue.put([1, 2]) is None
+    queue.put_nowait(None)
+    for arguments in ((False,), (True, 0.02), (True, 0)):
+        with pytest.raises(Full):
+            queue.put("c", *arguments)
+    assert (queue.qsize(), queue.empty(), queue.full()) == (2, False, True)
+    assert (queue.get(), queue.get_nowait(), queue.empty()) == ([1, 2], None, True)
+    for arguments in ((False,), (True, 0.02), (True, 0)):
+        with pytest.raises(Empty):
+            queue.get(*arguments)
+    queue.task_done()
+    queue.task_done()
+    with pytest.raises(ValueError, match="too many times"):
+        queue.task_done()
+
+
+def test_put_waits_for_room_that_another_object_makes(engine):
+    queue, other = engine(maxsize=1), engine()
+    queue.put("a")
+    is_asleep = sleeper(queue)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(queue.put, "b", timeout=PATIENCE)
+        eventually(is_asleep)
+        assert other.get() == "a"
+        done.result(PATIENCE)
+    assert queue.get() == "b"
+
+
+def test_join_waits_until_every_item_is_taken_and_done(queue, engine):
+    other = engine()
+    queue.push([0, 1])
+    is_asleep = sleeper(queue)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(queue.join)
+        eventually(is_asleep)
+        assert queue.get() == 0
+        assert other.pop() == 1
+        assert not joined.done()
+        queue.task_done()
+        joined.result(PATIENCE)
+
+
+@pytest.mark.parametrize("immediate", [False, True])
+def test_shutdown_ends_waits_and_refuses_pushes_of_this_object_only(queue, engine, immediate):
+    other = engine()
+    is_asleep = sleeper(queue)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(queue.get)
+        eventually(is_asleep)
+        queue.shutdown(immediate)
+        assert isinstance(waiting.exception(PATIENCE), ShutDown)
+    with pytest.raises(ShutDown):
+        queue.push("a")
+    with pytest.raises(ShutDown):
+        queue.put("a")
+    other.push("b")
+    if immediate:
+        with pytest.raises(ShutDown):
+            queue.get()
+    else:
+        assert queue.get() == "b"

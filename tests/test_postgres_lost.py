@@ -1,0 +1,269 @@
+"""Connections to PostgreSQL that are lost, at every moment of every change: each is done once, or it is told."""
+
+import os
+import pickle
+import signal
+import time
+
+import postgres_server
+import pytest
+from postgres_proxy import LATE, Proxy
+from processes import eventually, forked, status_of
+
+from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
+from lmdbqueue.postgres import PostgresQueue
+
+ITEMS = ["a", "b", "c"]
+
+
+@pytest.fixture
+def proxy(postgres):
+    proxy = Proxy(postgres)
+    yield proxy
+    proxy.close()
+
+
+class World:
+    """A queue whose connections get lost, and one to look with."""
+
+    def __init__(self, proxy, schema, look, patience=20.0):
+        self.look, self.other_look = look("queue"), look("other")
+        self.queue = PostgresQueue(proxy.url(), schema=schema, patience=patience)
+        self.other = PostgresQueue(proxy.url(), "other", schema=schema, patience=patience)
+        self.lease = None
+
+    def begin(self):
+        for queue in (self.look, self.other_look):
+            queue.clear(all=True)
+            queue.state.clear()
+        self.look.push(ITEMS)
+        self.lease = self.queue.lease(2)
+        self.look.push(["d", "e", "f"])
+        self.queue.count()
+        self.tail = self.look.stats().tail
+
+    def block(self):
+        with self.queue.transaction():
+            self.other.push(self.queue.pop())
+            self.queue.state["n"] = 1
+
+    def all(self):
+        """Return all that can be told of both queues."""
+        stats = self.look.stats()
+        return (
+            [*self.look],
+            (stats.leased, stats.delayed, stats.dead, stats.tail - self.tail),
+            [*self.other_look],
+            dict(self.look.state),
+        )
+
+    def close(self):
+        self.queue.close()
+        self.other.close()
+
+
+CHANGES = {
+    "push": lambda world: world.queue.push("new"),
+    "push a list": lambda world: world.queue.push(["new", "newer"]),
+    "push with a key": lambda world: world.queue.push(["new", "newer"], unique=["k", None]),
+    "push with a delay": lambda world: world.queue.push("new", delay=100),
+    "pop": lambda world: world.queue.pop(),
+    "pop some": lambda world: world.queue.pop(3),
+    "get": lambda world: world.queue.get(timeout=5),
+    "delete": lambda world: world.queue.delete(2),
+    "clear": lambda world: world.queue.clear(),
+    "lease": lambda world: world.queue.lease(2).items,
+    "ack": lambda world: world.lease.ack(world.lease.seqs[0]),
+    "nack": lambda world: world.lease.nack(),
+    "extend": lambda world: world.lease.extend(50),
+    "move": lambda world: world.queue.move(2, to=world.other),
+    "state": lambda world: world.queue.state.__setitem__("n", 1),
+}
+
+
+@pytest.mark.parametrize("mode", ["request", "reply", "late"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_done_once_whenever_its_connection_is_lost(proxy, schema, open_postgres, change, mode):
+    world = World(proxy, schema, open_postgres)
+    world.begin()
+    first = world.tail
+    expected = CHANGES[change](world), world.all()
+    cuts = 0
+    while True:
+        world.begin()
+        proxy.arm(mode, cuts + 1)
+        result = CHANGES[change](world)
+        has_cut = proxy.has_cut
+        proxy.disarm()
+        if mode == "late" and has_cut:
+            time.sleep(3 * LATE)  # what was late has arrived now, and must not have changed anything
+        if isinstance(result, (int, range)) and change.startswith("push"):
+            assert result == _shifted(expected[0], world.tail - first)
+        elif change == "push with a key":
+            assert result == [number + world.tail - first for number in expected[0]]
+        else:
+            assert result == expected[0]
+        assert world.all() == expected[1]
+        assert world.look.check() == []
+        if not has_cut:
+            break
+        cuts += 1
+    assert cuts >= 1
+    world.close()
+
+
+def _shifted(result, by):
+    return range(result.start + by, result.stop + by) if isinstance(result, range) else result + by
+
+
+@pytest.mark.parametrize("mode", ["request", "reply", "late"])
+def test_a_block_is_done_whole_or_told_to_have_done_nothing(proxy, schema, open_postgres, mode):
+    world = World(proxy, schema, open_postgres)
+    cuts = 0
+    outcomes = set()
+    while True:
+        world.begin()
+        before = world.all()
+        proxy.arm(mode, cuts + 1)
+        try:
+            world.block()
+        except ServerError:
+            assert world.all() == before
+            outcomes.add("nothing")
+        else:
+            assert world.all()[2:] == (["c"], {"n": 1})
+            outcomes.add("all")
+        has_cut = proxy.has_cut
+        proxy.disarm()
+        assert world.look.check() == []
+        if not has_cut:
+            break
+        cuts += 1
+    assert outcomes == {"all", "nothing"}
+    world.close()
+
+
+@pytest.mark.parametrize("change", ["push", "pop", "ack"])
+def test_a_change_of_which_nobody_can_be_asked_is_told_to_be_unknown(proxy, schema, open_postgres, change):
+    world = World(proxy, schema, open_postgres, patience=0.3)
+    told = set()
+    for at in range(1, 4):
+        world.begin()
+        before = world.all()
+        proxy.arm("reply", at, then_down=True)
+        try:
+            CHANGES[change](world)
+        except CommitUnknownError:
+            told.add("unknown")
+        except ServerError:
+            told.add("nothing")
+            assert world.all() == before
+        proxy.disarm()
+    assert "unknown" in told
+    assert CHANGES[change](world) is not ..., "the queue object is of no use afterwards"
+    world.close()
+
+
+def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open_postgres):
+    world = World(proxy, schema, open_postgres)
+    world.begin()
+    world.queue._owner._session.connection.execute("SELECT 1")
+    pid = world.queue._owner._session.connection.info.backend_pid
+    world.look._database.view(1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,)))
+    eventually(lambda: list(world.look) == [*"abcdef"])
+    with pytest.raises(LeaseExpiredError):
+        world.lease.ack()
+    with world.queue.lease() as lease:
+        assert (lease.items, lease.attempts) == (["a"], [2])
+    assert world.queue._owner.known
+    world.close()
+
+
+def test_sleepers_wake_though_the_connection_that_listens_was_lost(proxy, schema, open_postgres):
+    world = World(proxy, schema, open_postgres)
+    world.begin()
+    world.look.clear(all=True)
+    with pytest.raises(QueueError):
+        world.queue.get(timeout=0.01)
+    pid = world.queue._database.ear._session.connection.info.backend_pid
+    world.look._database.view(1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,)))
+    world.look.push("x")
+    assert world.queue.get(timeout=20) == "x"
+    eventually(lambda: world.queue._database.ear._session is not None)
+    world.close()
+
+
+def test_errors_of_the_server_are_ours(open_postgres, postgres):
+    queue = open_postgres(dumps=bytes, loads=bytes)
+
+    def fail(step):
+        step.connection.execute("SELECT 1/0")
+
+    with pytest.raises(ServerError) as caught:
+        queue._database.view(1.0, fail)
+    assert caught.value.sqlstate == "22012"
+    assert queue.count() == 0
+    with pytest.raises(ServerError, match="opening"):
+        PostgresQueue(postgres.url("nowhere"), patience=0.1)
+    with pytest.raises(ServerError) as caught:
+        PostgresQueue("host=/nowhere user=me password=secret", patience=0.1)
+    assert "secret" not in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+
+
+def produce(url, place, producer, items):
+    with PostgresQueue(url, patience=60) as queue:
+        for number in range(0, items, 2):
+            queue.push([(producer, number), (producer, number + 1)])
+    (place / f"produced-{producer}").touch()
+
+
+def consume(url, place, consumer):
+    with (
+        PostgresQueue(url, patience=60) as queue,
+        open(place / f"consumed-{consumer}", "w", encoding="ascii") as file,
+    ):
+        while True:
+            items = queue.pop(3)
+            file.write("".join(f"{producer} {number}\n" for producer, number in items))
+            file.flush()
+            if not items and (place / "end").exists():
+                return
+
+
+def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing_twice(
+    needs_postgres, tmp_path, record_property
+):
+    needs_postgres()
+    kills, items = 6, 1500
+    server = postgres_server.Server().create().start()
+    pids = []
+    try:
+        PostgresQueue(server.url()).close()
+        pids = [forked(produce, server.url(), tmp_path, producer, items) for producer in range(2)]
+        pids += [forked(consume, server.url(), tmp_path, consumer) for consumer in range(2)]
+        paths = [tmp_path / f"consumed-{consumer}" for consumer in range(2)]
+        for number in range(kills):
+            wanted = (number + 1) * items // (kills + 2)
+            eventually(lambda w=wanted: sum(p.read_bytes().count(b"\n") for p in paths if p.exists()) > w)
+            (server.kill if number % 2 else server.stop)()
+            server.start()
+        assert [status_of(pid) for pid in pids[:2]] == [0, 0]
+        (tmp_path / "end").touch()
+        assert [status_of(pid) for pid in pids[2:]] == [0, 0]
+        pids = []
+        with PostgresQueue(server.url()) as queue:
+            assert queue.pop(9) == []
+            assert queue.check() == []
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            status_of(pid)
+        server.remove()
+    seen = [tuple(map(int, line.split())) for path in paths for line in path.read_text().splitlines()]
+    assert sorted(seen) == [(producer, number) for producer in range(2) for number in range(items)]
+    for path in paths:
+        for producer in range(2):
+            numbers = [int(line.split()[1]) for line in path.read_text().splitlines() if line[0] == str(producer)]
+            assert numbers == sorted(numbers)
+    record_property("kills", kills)
