@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.measure import Results, Scale
 from bench.peers import Peer
-from bench.workloads import async_pushes, flush, imports, leases, waiting
+from bench.workloads import async_pushes, flush, imports, leases, readers, waiting
 from bench.workloads.length import VERBS, length_measure
 from bench.workloads.processes import processes_measure
 from bench.workloads.threads import threads_measure
@@ -41,7 +41,20 @@ class Verdict:
 
 def judge(results: Results, scale: Scale, peers: Sequence[type[Peer]]) -> list[Verdict]:
     """Return a verdict on each goal, in the order in which the goals were set."""
-    judges = (_single, _processes, _threads, _async, _batches, _leases, _off, _waiting, _flush, _length, _imports)
+    judges = (
+        _single,
+        _processes,
+        _threads,
+        _async,
+        _batches,
+        _leases,
+        _readers,
+        _off,
+        _waiting,
+        _flush,
+        _length,
+        _imports,
+    )
     judged = _Judged(results, scale, peers)
     return [verdict for each in judges for verdict in each(judged)]
 
@@ -123,6 +136,15 @@ def _leases(judged: _Judged) -> Iterable[Verdict]:
         yield _at_least(f"{measure}, durable: against raw's {leases.RAW_MEASURE}", 0.4, ratios)
     ratios = judged.ratios("durable", (OURS, many), (OURS, leases.measure(0)))
     yield _at_least(f"{many}: against beside none", 0.9, ratios)
+
+
+def _readers(judged: _Judged) -> Iterable[Verdict]:
+    one, many = readers.read_measure(1), readers.read_measure(readers.READERS)
+    yield _at_least(f"{many}, durable: against one", 1, judged.ratios("durable", (OURS, many), (OURS, one)))
+    alone, beside = readers.push_measure(0), readers.push_measure(readers.READERS)
+    yield _at_least(
+        f"{beside}, durable: against beside none", 0.9, judged.ratios("durable", (OURS, beside), (OURS, alone))
+    )
 
 
 def _off(judged: _Judged) -> Iterable[Verdict]:

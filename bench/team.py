@@ -8,7 +8,9 @@ and does one thing at a time; it answers with a value or with the error that it 
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import time
+from contextlib import suppress
 from typing import Any, Self
 
 from bench.items import make_items
@@ -134,6 +136,28 @@ class _Member:
             pushes.append((begin, time.monotonic_ns()))
         self._pipe.recv()
         return pushes
+
+    def become_reader(self) -> None:
+        """Be a named reader of the queue, of a name of its own."""
+        self._reader = self._queue.queue.reader(f"reader {os.getpid()}")
+
+    def read(self, n: int, batch: int, start_ns: int) -> tuple[int, int]:
+        """Read ``n`` items that are there, as a reader; return when it began and ended."""
+        _wait_until(start_ns)
+        begin = time.monotonic_ns()
+        for _ in range(0, n, batch):
+            self._reader.pop(batch)
+        return begin, time.monotonic_ns()
+
+    def follow_until_stopped(self, batch: int) -> int:
+        """Read what comes, as a reader; return how many that were."""
+        count = 0
+        while not self._pipe.poll():
+            with suppress(queue.Empty):
+                self._reader.peek(blocking=True, timeout=0.05)
+                count += len(self._reader.pop(batch))
+        self._pipe.recv()
+        return count
 
     def wait(self, timeout: float) -> int | None:
         """Block until there is an item; return the moment it was there."""

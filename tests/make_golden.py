@@ -63,6 +63,17 @@ def make_leases(filename: str) -> None:
     _leave(filename)
 
 
+def make_readers(filename: str) -> None:
+    """Write a directory with two readers and what they skipped, and with a retention."""
+    with PersistentQueue[object](filename, PLACE) as queue:
+        queue.push([f"item {number}" for number in range(10)])
+        queue.reader("slow")
+        queue.reader("fähig").delete(5)
+        queue.pop(2)
+        queue.retain(6, seconds=1e9)
+    _leave(filename)
+
+
 def _leave(filename: str) -> None:
     """Remove what is made anew at each opening."""
     for name in os.listdir(os.path.join(PLACE, filename)):
@@ -77,6 +88,7 @@ if __name__ == "__main__":
         f"format-{VERSION}-plain": lambda name: make(name, checksum=False),
         f"format-{VERSION}-state": make_state,
         f"format-{VERSION}-leases": make_leases,
+        f"format-{VERSION}-readers": make_readers,
     }
     for name, write in directories.items():
         if not os.path.exists(os.path.join(PLACE, name)):

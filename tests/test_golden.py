@@ -73,6 +73,24 @@ def test_leases_written_by_a_released_version_come_back(tmp_path):
         assert queue.check() == []
 
 
+def test_readers_written_by_a_released_version_go_on(tmp_path):
+    shutil.copytree(os.path.join(GOLDEN, "format-1-readers"), tmp_path / "queue")
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert queue.check() == []
+        readers = queue.readers()
+        assert [(each.name, each.position, each.lag, each.skipped) for each in readers] == [
+            ("fähig", 5, 5, 0),
+            ("slow", 4, 6, 4),
+        ]
+        queue.push("next")
+        assert queue.reader("slow").pop(9) == [*(f"item {number}" for number in range(5, 10)), "next"]
+        assert queue.reader("slow").skipped == 5
+        queue.retain()
+        assert queue.reader("fähig", start="newest").pop(9) == [*(f"item {number}" for number in range(5, 10)), "next"]
+        assert len(queue) == 0
+        assert queue.check() == []
+
+
 def test_present_format_version_has_a_golden_directory():
     assert {f"format-{_format.VERSION}", f"format-{_format.VERSION}-plain"} <= set(os.listdir(GOLDEN))
 

@@ -16,6 +16,7 @@ from bench.workloads.length import measure_length
 from bench.workloads.memory import measure_memory
 from bench.workloads.postgres import measure_postgres
 from bench.workloads.processes import measure_processes
+from bench.workloads.readers import measure_readers
 from bench.workloads.single import measure_single
 from bench.workloads.threads import measure_threads
 from bench.workloads.waiting import measure_idle, measure_wake
@@ -24,6 +25,7 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
     "single": measure_single,
     "batches": measure_batches,
     "leases": measure_leases,
+    "readers": measure_readers,
     "threads": measure_threads,
     "processes": measure_processes,
     "async": measure_async_pushes,
