@@ -437,7 +437,7 @@ class Generation(Snapshot):
         self._added = 0
         self.weight = 0
         try:
-            txn = self._env.begin(write=True)
+            txn = self._begin_in_turn()
             try:
                 self._refuse_superseded(txn)
                 if not os.fstat(self._fd).st_nlink:  # a swap removes it too, but says so before
@@ -448,6 +448,20 @@ class Generation(Snapshot):
         except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
             raise self.explain(error, operation) from error
         return txn
+
+    def _begin_in_turn(self) -> Txn:
+        """Begin a write transaction, as the only process that waits for LMDB's lock.
+
+        A waiter that is killed when it was just woken can leave others asleep before a lock that is free (a lost
+        wake-up of robust mutexes: seen once in 700 kills). The kernel passes an ``flock`` on whoever dies.
+        """
+        try:
+            with suppress(OSError, ValueError):  # it is being closed, which LMDB says, too
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            return self._env.begin(write=True)
+        finally:
+            with suppress(OSError, ValueError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def stamp(self, txn: Txn) -> int:
         """Return the transaction, for ``secure``."""

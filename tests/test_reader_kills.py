@@ -17,7 +17,7 @@ from lmdbqueue import PersistentQueue
 
 READERS = 8
 ITEMS = 200_000
-KILLS = 10  # each may leave the others asleep before LMDB's lock, which is free: see docs/operations.md
+KILLS = 100
 LONG = int(os.environ.get("LMDBQUEUE_KILLS", "5000"))
 BATCH = 400
 AHEAD = 20_000  # items that the writer may be before the slowest reader
