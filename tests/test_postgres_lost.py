@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import time
+from contextlib import suppress
 
 import postgres_server
 import pytest
@@ -259,8 +260,9 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing
             assert queue.check() == []
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            status_of(pid)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended, and was seen to
+                os.kill(pid, signal.SIGKILL)
+                status_of(pid)
         server.remove()
     seen = [tuple(map(int, line.split())) for path in paths for line in path.read_text().splitlines()]
     assert sorted(seen) == [(producer, number) for producer in range(2) for number in range(items)]
