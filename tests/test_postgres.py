@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import signal
 import threading
 
@@ -44,7 +45,7 @@ def test_numbers_have_the_order_of_commits_and_no_gaps_whoever_pushes(queue, ope
 
 
 def test_consumers_of_many_processes_get_each_item_once(queue, open_postgres):
-    queue.push(list(range(400)))
+    queue.push(list(range(120)))
     done = open_postgres("done")
 
     def consume(number):
@@ -60,7 +61,7 @@ def test_consumers_of_many_processes_get_each_item_once(queue, open_postgres):
 
     pids = [forked(consume, number) for number in range(4)]
     assert [status_of(pid) for pid in pids] == [0] * 4
-    assert sorted(item for _, item in done) == list(range(400))
+    assert sorted(item for _, item in done) == list(range(120))
 
 
 def test_what_killed_processes_have_counted_is_counted_still(queue, open_postgres, postgres, schema):
@@ -375,3 +376,33 @@ def test_a_server_that_only_reads_is_waited_for_and_then_told_of(open_postgres, 
     eventually(lambda: postgres.execute("SHOW default_transaction_read_only") == [("off",)])
     assert queue.push("a") == 0
     assert schema
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a connection that is just opened
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_amid_a_call_is_not_swallowed_and_leaves_the_queue_whole(queue, interruption):
+    chance = random.Random(1)  # noqa: S311
+    queue.push(list(range(1_000)))
+    raised, caught, seen = [], [], []
+
+    def interrupt(number, _frame):
+        raised.append(number)
+        raise interruption
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(120):
+            queue.count()  # connects
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-3))
+                seen += queue.pop(2)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except interruption:
+                caught.append(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(raised) == len(caught) > 20, "one was swallowed"
+    assert seen == sorted(set(seen))
+    assert queue.check() == []
+    assert queue.push("next") == 1_000

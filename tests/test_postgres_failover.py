@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from contextlib import suppress
 
 import postgres_server
 import pytest
@@ -113,8 +114,9 @@ def survive(place):
             assert len(queue) == len(found)
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            status_of(pid)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended, and was seen to
+                os.kill(pid, signal.SIGKILL)
+                status_of(pid)
         cluster.remove()
     for producer in range(PRODUCERS):
         assert [number for who, number in found if who == producer] == acknowledged(place, producer)

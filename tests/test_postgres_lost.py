@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import time
+from contextlib import suppress
 
 import postgres_server
 import pytest
@@ -231,18 +232,20 @@ def consume(url, place, consumer):
                 return
 
 
+@pytest.mark.parametrize("consumers", [1, 2])
 def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing_twice(
-    needs_postgres, tmp_path, record_property
+    needs_postgres, tmp_path, record_property, consumers
 ):
+    """With one consumer the order is kept, too; of two, one may get what the other had claimed when it all broke."""
     needs_postgres()
-    kills, items = 6, 1500
+    kills, items = 4, 1000
     server = postgres_server.Server().create().start()
     pids = []
     try:
         PostgresQueue(server.url()).close()
         pids = [forked(produce, server.url(), tmp_path, producer, items) for producer in range(2)]
-        pids += [forked(consume, server.url(), tmp_path, consumer) for consumer in range(2)]
-        paths = [tmp_path / f"consumed-{consumer}" for consumer in range(2)]
+        pids += [forked(consume, server.url(), tmp_path, consumer) for consumer in range(consumers)]
+        paths = [tmp_path / f"consumed-{consumer}" for consumer in range(consumers)]
         for number in range(kills):
             wanted = (number + 1) * items // (kills + 2)
             eventually(lambda w=wanted: sum(p.read_bytes().count(b"\n") for p in paths if p.exists()) > w)
@@ -250,20 +253,20 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing
             server.start()
         assert [status_of(pid) for pid in pids[:2]] == [0, 0]
         (tmp_path / "end").touch()
-        assert [status_of(pid) for pid in pids[2:]] == [0, 0]
+        assert [status_of(pid) for pid in pids[2:]] == [0] * consumers
         pids = []
         with PostgresQueue(server.url()) as queue:
             assert queue.pop(9) == []
             assert queue.check() == []
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            status_of(pid)
+            with suppress(ProcessLookupError, ChildProcessError):  # it has ended, and was seen to
+                os.kill(pid, signal.SIGKILL)
+                status_of(pid)
         server.remove()
     seen = [tuple(map(int, line.split())) for path in paths for line in path.read_text().splitlines()]
     assert sorted(seen) == [(producer, number) for producer in range(2) for number in range(items)]
-    for path in paths:
+    if consumers == 1:
         for producer in range(2):
-            numbers = [int(line.split()[1]) for line in path.read_text().splitlines() if line[0] == str(producer)]
-            assert numbers == sorted(numbers)
+            assert [number for who, number in seen if who == producer] == list(range(items))
     record_property("kills", kills)

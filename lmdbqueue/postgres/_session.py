@@ -14,6 +14,7 @@ still find in the buffer of a dead connection, and reads the token, which tells 
 
 import os
 import select
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final, LiteralString, Self
@@ -111,6 +112,19 @@ def shown(conninfo: str) -> str:
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
+def _interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseException | None:
+    """Return the interrupt that an error hides: psycopg says that it cannot leave its pipeline, and drops why.
+
+    ``handled`` is what the caller was dealing with before.
+    """
+    found: BaseException | None = error
+    while found is not None and found is not handled:
+        if not isinstance(found, Exception):
+            return found
+        found = found.__context__
+    return None
+
+
 class Step:
     """A transaction under way, or a reading: what functions of it use."""
 
@@ -178,13 +192,14 @@ class Session:
 
     def enter(self) -> Self:
         """Make this session known to others; it lives until its connection ends, which it does if this fails."""
+        handled = sys.exception()
         try:
             with self.connection.pipeline():
                 self.connection.execute(self._sql(_ENTER), {"session": self.id})
                 self.connection.execute(_LOCK, {"session": self.id})
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            raise (_interrupt_amid(error, handled) or error) from None
         return self
 
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -202,6 +217,7 @@ class Session:
         ``claims``: its first statement locks the session's row itself, and finds nothing if that is fenced.
         """
         self._token += 1
+        handled = sys.exception()
         step = Step(self.connection, self._sql, self.id)
         result = None
         commits = False
@@ -215,6 +231,8 @@ class Session:
                 commits = step.has_changed
                 self._finish(step)
         except Exception as error:
+            if (interrupt := _interrupt_amid(error, handled)) is not None:
+                raise interrupt from None
             self._undo()
             if is_undone(error):
                 raise Lost(error) from error
