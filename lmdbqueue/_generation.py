@@ -453,7 +453,7 @@ class Generation(Snapshot):
         """Begin a write transaction, as the only process that waits for LMDB's lock.
 
         A waiter that is killed when it was just woken can leave others asleep before a lock that is free (a lost
-        wake-up of robust mutexes: seen once in 700 kills). The kernel passes an ``flock`` on whoever dies.
+        wake-up of robust mutexes: seen once in some hundred kills). The kernel passes an ``flock`` on whoever dies.
         """
         try:
             with suppress(OSError, ValueError):  # it is being closed, which LMDB says, too
