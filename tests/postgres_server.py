@@ -40,6 +40,16 @@ def _user():
     raise LookupError(message)
 
 
+def age(execute, schema, seconds):
+    """Let all that a schema knows of times be so many seconds ago."""
+    execute(f"""
+        UPDATE "{schema}".items SET due = due - {int(seconds * 1e6)} WHERE state = 'delayed';
+        UPDATE "{schema}".leases SET deadline = deadline - {seconds} * interval '1 second';
+        UPDATE "{schema}".readers SET seen = seen - {seconds} * interval '1 second';
+        UPDATE "{schema}".tails SET at = at - {seconds} * interval '1 second';
+    """)
+
+
 class Server:
     """One server, in a directory of its own."""
 

@@ -1,6 +1,7 @@
 """One writer and eight reader processes that are killed again and again: each reader sees every item, in order.
 
-Half of the readers peek, tell, and delete; half pop. LMDBQUEUE_KILLS says how many kills the long form deals out.
+Half of the readers peek, tell, and delete; half pop. On PostgreSQL all pop: there a transaction of a killed process
+may be committed when its successor has looked already. LMDBQUEUE_KILLS says how many kills the long form deals out.
 """
 
 import json
@@ -9,11 +10,13 @@ import random
 import select
 import signal
 import time
+from functools import partial
 
 import pytest
 from processes import DEADLINE, KILLED, forked, status_of
 
 from lmdbqueue import PersistentQueue
+from lmdbqueue.postgres import PostgresQueue
 
 READERS = 8
 ITEMS = 200_000
@@ -23,8 +26,8 @@ BATCH = 400
 AHEAD = 20_000  # items that the writer may be before the slowest reader
 
 
-def _write(path, items):
-    queue = PersistentQueue("queue", path)
+def _write(open_, items):
+    queue = open_()
     parent = os.getppid()
     for first in range(0, items, BATCH):
         while len(queue) > AHEAD:
@@ -33,9 +36,9 @@ def _write(path, items):
         queue.push(list(range(first, first + BATCH)))
 
 
-def _read(path, number, mouth):
+def _read(open_, number, mouth, pops):
     chance = random.Random(os.getpid())  # noqa: S311
-    reader = PersistentQueue("queue", path).reader(f"reader {number}")
+    reader = open_().reader(f"reader {number}")
 
     def tell(event, batch):
         assert batch == list(range(batch[0], batch[-1] + 1))
@@ -44,7 +47,7 @@ def _read(path, number, mouth):
     while True:
         n = chance.randrange(2, BATCH)
         reader.peek(blocking=True, timeout=DEADLINE)
-        if number % 2:
+        if pops:
             batch = reader.pop(n)
             tell("pop", batch)
         else:
@@ -100,14 +103,18 @@ def test_the_checker_finds_what_is_wrong():
     assert "popped" in problem([pops[0], (2, "pop", 5 + BATCH, 999)], {1})
 
 
-def _run(path, items, kills):
+def _run(open_, items, kills, *, is_lmdb=True):
     chance = random.Random(kills)  # noqa: S311
     ear, mouth = os.pipe()
-    with PersistentQueue("queue", path) as queue:
+    with open_() as queue:
         for number in range(READERS):
             queue.reader(f"reader {number}")
-    alive = [forked(_read, path, number, mouth) for number in range(READERS)]
-    writer = forked(_write, path, items)
+
+    def started(number):
+        return forked(_read, open_, number, mouth, number % 2 or not is_lmdb)
+
+    alive = [started(number) for number in range(READERS)]
+    writer = forked(_write, open_, items)
     events = [[] for _ in range(READERS)]
     killed = set()
     rest = b""
@@ -124,7 +131,7 @@ def _run(path, items, kills):
     def done():
         return min((each[-1][3] if each else 0) for each in events)
 
-    with PersistentQueue("queue", path) as queue:
+    with open_() as queue:
         while sum(reader.position for reader in queue.readers()) < READERS * items:
             listen()
             assert time.monotonic() < deadline, f"the readers stand still at {done()}"
@@ -133,10 +140,11 @@ def _run(path, items, kills):
                 os.kill(alive[number], signal.SIGKILL)
                 assert status_of(alive[number]) == KILLED
                 killed.add(alive[number])
-                alive[number] = forked(_read, path, number, mouth)
-                with queue.transaction():  # of one moment
-                    readers = queue.readers()
-                    assert len(queue) == max(reader.lag for reader in readers), f"{len(queue)} items, {readers}"
+                alive[number] = started(number)
+                if is_lmdb:
+                    with queue.transaction():  # of one moment
+                        readers = queue.readers()
+                        assert len(queue) == max(reader.lag for reader in readers), f"{len(queue)} items, {readers}"
                 looks += 1
         assert status_of(writer) == 0
         readers = queue.readers()
@@ -156,9 +164,14 @@ def _run(path, items, kills):
 
 
 def test_eight_killed_readers_see_every_item_in_order_and_nothing_popped_comes_again(tmp_path, record_property):
-    record_property("kills", _run(tmp_path, ITEMS, KILLS))
+    record_property("kills", _run(partial(PersistentQueue, "queue", tmp_path), ITEMS, KILLS))
+
+
+def test_killed_readers_of_a_database_see_every_item_in_order(postgres, schema, record_property):
+    open_ = partial(PostgresQueue, postgres.url(), schema=schema)
+    record_property("kills", _run(open_, ITEMS // 10, KILLS // 4, is_lmdb=False))
 
 
 @pytest.mark.long
 def test_readers_that_are_killed_many_more_times_lose_and_double_nothing(tmp_path, record_property):
-    record_property("kills", _run(tmp_path, LONG * 2_000, LONG))
+    record_property("kills", _run(partial(PersistentQueue, "queue", tmp_path), LONG * 2_000, LONG))

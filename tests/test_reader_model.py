@@ -3,6 +3,7 @@
 The clock is the model's.
 """
 
+import os
 import shutil
 import tempfile
 
@@ -17,9 +18,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from postgres_server import age
 
 import lmdbqueue._engine
 from lmdbqueue import GoneError, PersistentQueue
+from lmdbqueue.postgres import PostgresQueue
 
 SECOND = 10**9
 NAMES = st.sampled_from(["audit", "billing", "search"])
@@ -37,13 +40,9 @@ class Clock:
         return self.now
 
 
-def number_place(seq):
-    return (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
-
-
 class Item:
-    def __init__(self, seq, value):
-        self.seq, self.value, self.place = seq, value, number_place(seq)
+    def __init__(self, seq, value, place):
+        self.seq, self.value, self.place = seq, value, place
 
 
 class Position:
@@ -52,12 +51,12 @@ class Position:
 
 
 class ReaderMachine(RuleBasedStateMachine):
+    unit = 1.0  # seconds
+
     @initialize(checksum=st.booleans())
     def create(self, checksum):
-        self.clock = lmdbqueue._engine.time = Clock()
-        self.path = tempfile.mkdtemp(dir="/dev/shm")
-        self.options = {"durability": "off", "checksum": checksum}
-        self.queues = [PersistentQueue("queue", self.path, **self.options) for _ in range(2)]
+        self.begin(checksum)
+        self.queues = [self.open() for _ in range(2)]
         self.items = []
         self.delayed = []  # due time, item
         self.lease = None
@@ -72,12 +71,34 @@ class ReaderMachine(RuleBasedStateMachine):
         if hasattr(self, "queues"):
             for queue in self.queues:
                 queue.close()
-            shutil.rmtree(self.path)
+            self.end()
+
+    # --- the engine
+
+    def begin(self, checksum):
+        self.clock = lmdbqueue._engine.time = Clock()
+        self.path = tempfile.mkdtemp(dir="/dev/shm")
+        self.options = {"durability": "off", "checksum": checksum}
+
+    def end(self):
+        shutil.rmtree(self.path)
+
+    def open(self):
+        return PersistentQueue("queue", self.path, **self.options)
+
+    def pass_(self, seconds):
+        self.clock.now += int(seconds * SECOND)
+
+    def number_place(self, seq):
+        return (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
 
     # --- the oracle
 
+    def item(self, seq, value):
+        return Item(seq, value, self.number_place(seq))
+
     def append(self, value):
-        self.items.append(Item(self.tail, value))
+        self.items.append(self.item(self.tail, value))
         self.tail += 1
 
     def lose(self, items):
@@ -117,7 +138,7 @@ class ReaderMachine(RuleBasedStateMachine):
         if items:
             position = self.positions[name]
             last = items[-1].place
-            position.skipped += sum(position.passed < number_place(item.seq) < last for item in self.leased)
+            position.skipped += sum(position.passed < self.number_place(item.seq) < last for item in self.leased)
             position.passed = last
             self.trim()
 
@@ -125,18 +146,19 @@ class ReaderMachine(RuleBasedStateMachine):
         if where == "oldest":
             return ()
         number = self.tail if where == "newest" else where
-        return number_place(number - 1) if number else ()
+        return self.number_place(number - 1) if number else ()
 
     # --- what is done
 
     @rule(handle=handles, n=few, delay=st.sampled_from([0.0, 0.0, 0.0, 1.0, 3.0]))
     def push(self, handle, n, delay):
+        delay *= self.unit
         self.come_due()
         values = [f"item {self.tail + i}" for i in range(n)]
         self.queues[handle].push(values, delay=delay)
         for value in values:
             if delay:
-                self.delayed.append((self.clock.now + int(delay * SECOND), Item(self.tail, value)))
+                self.delayed.append((self.clock.now + int(delay * SECOND), self.item(self.tail, value)))
                 self.tail += 1
             else:
                 self.append(value)
@@ -223,13 +245,13 @@ class ReaderMachine(RuleBasedStateMachine):
         self.lease.ack([item.seq for item in gone])
         self.lease.nack()
         for position in self.positions.values():
-            position.skipped += sum(number_place(item.seq) > position.passed for item in gone)
+            position.skipped += sum(self.number_place(item.seq) > position.passed for item in gone)
         self.items = sorted(self.items + back, key=lambda item: item.place)
         self.lease, self.leased = None, []
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
     def time_passes(self, seconds):
-        self.clock.now += int(seconds * SECOND)
+        self.pass_(seconds * self.unit)
 
     @rule(handle=handles)
     def flush(self, handle):
@@ -239,7 +261,7 @@ class ReaderMachine(RuleBasedStateMachine):
     @rule(handle=handles)
     def open_again(self, handle):
         self.queues[handle].close()
-        self.queues[handle] = PersistentQueue("queue", self.path, **self.options)
+        self.queues[handle] = self.open()
         self.readers = {key: reader for key, reader in self.readers.items() if key[1] != handle}
 
     @invariant()
@@ -261,3 +283,38 @@ class ReaderMachine(RuleBasedStateMachine):
 def test_readers_do_what_lists_do(monkeypatch):
     monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
     run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=250, stateful_step_count=30))
+
+
+def on_postgres(server, schema):
+    """Return the machine for queues of a schema: instead of a clock that goes on, all that it knows of times goes back.
+
+    The server's own clock goes on, too, so the unit is far more than an example takes.
+    """
+
+    class PostgresMachine(ReaderMachine):
+        unit = 1000.0
+
+        def begin(self, _):
+            self.clock = Clock()
+            self.name = os.urandom(4).hex()
+
+        def end(self):
+            pass
+
+        def open(self):
+            return PostgresQueue(server.url(), self.name, schema=schema)
+
+        def pass_(self, seconds):
+            super().pass_(seconds)
+            age(server.execute, schema, seconds)
+
+        def number_place(self, seq):
+            return (True, 0, seq)  # what was due comes before all
+
+    return PostgresMachine
+
+
+def test_readers_of_a_database_do_what_lists_do(postgres, schema):
+    PostgresQueue(postgres.url(), schema=schema).close()
+    examples = settings(max_examples=25, stateful_step_count=25)
+    run_state_machine_as_test(on_postgres(postgres, schema), settings=examples)

@@ -9,12 +9,15 @@ The map; imports go down this list only.
 ==============  ==================================================================================
 ``_marks``      ``PostgresTarget``: what a forwarder fills
 ``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
-``_engine``     the steps that the verbs are made of
+``_followed``   the steps of named readers
 ``_state``      ``state`` in a table
+``_engine``     the steps that the verbs are made of
 ``_database``   a database as this process has it: the pool, retrying, forks
 ``_queues``     the queues of a schema: making, listing, copying, dropping, proving them
 ``_away``       what does not wait: leased, delayed, dead; as functions of a transaction
+``_readers``    named readers, and what goes when all have passed it; as functions of a transaction
 ``_items``      what waits; as functions of a transaction
+``_positions``  where readers are, what is kept for them
 ``_block``      the block of a user as one transaction
 ``_ear``        hearing that something changed
 ``_owner``      who holds leases, and whether it lives

@@ -16,7 +16,8 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue import _format
 from lmdbqueue._format import Note
 from lmdbqueue._reading import Entry
-from lmdbqueue.postgres._items import BROWSE_BYTES, Place, tell
+from lmdbqueue.postgres import _positions, _readers
+from lmdbqueue.postgres._items import BROWSE_BYTES, Place, tell, where
 from lmdbqueue.postgres._session import KINDS, Step
 from lmdbqueue.postgres._sql import NEVER
 
@@ -36,10 +37,13 @@ UPDATE {items} SET state = 'dead', key = NULL, attempts = attempts + 1, reason =
 FROM unnest(%(seqs)s::bigint[], %(reasons)s::text[]) AS unreadable (number, why)
 WHERE queue = %(queue)s AND seq = number
 """
-_HOLD: Final = "SELECT FROM {leases} WHERE token = %(token)s AND queue = %(queue)s FOR UPDATE"
+_HOLD: Final = """
+SELECT (SELECT is_followed FROM {queues} WHERE id = %(queue)s) FROM {leases}
+WHERE token = %(token)s AND queue = %(queue)s FOR UPDATE
+"""
 _ACK: Final = """
 DELETE FROM {items} WHERE lease = %(token)s
-AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[])) RETURNING seq
+AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[])) RETURNING due, seq
 """
 _END: Final = """
 DELETE FROM {leases} WHERE token = %(token)s AND NOT EXISTS (SELECT FROM {items} WHERE lease = %(token)s)
@@ -49,11 +53,12 @@ UPDATE {items} SET
     state = CASE WHEN attempts >= %(max_attempts)s::integer THEN 'dead'
                  WHEN %(delay)s > 0 THEN 'delayed' ELSE 'waiting' END,
     key = CASE WHEN attempts >= %(max_attempts)s::integer THEN NULL ELSE key END,
-    due = CASE WHEN %(delay)s > 0 THEN {now} + %(delay)s ELSE due END,
+    due = CASE WHEN attempts >= %(max_attempts)s::integer THEN due
+               WHEN %(delay)s > 0 THEN {now} + %(delay)s ELSE due END,
     lease = NULL, reason = %(reason)s, changed = clock_timestamp()
 WHERE lease = ANY(%(tokens)s::bigint[])
 AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[]))
-RETURNING seq, state
+RETURNING due, seq, state
 """
 _EXTEND: Final = """
 UPDATE {leases} SET
@@ -74,11 +79,6 @@ DELETE FROM {leases} WHERE token IN (
         WHERE pg_try_advisory_xact_lock_shared(owner))
     ORDER BY token FOR UPDATE SKIP LOCKED)
 RETURNING token
-"""
-_COME_DUE: Final = """
-UPDATE {items} SET state = 'waiting' WHERE queue = %(queue)s AND seq = ANY(ARRAY(
-    SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'delayed' AND due <= {now}
-    ORDER BY due LIMIT 10000 FOR UPDATE SKIP LOCKED))
 """
 _NEXT_TIME: Final = """
 SELECT least(
@@ -105,8 +105,9 @@ WHERE queue = %(queue)s AND state = 'dead' AND (%(seqs)s::bigint[] IS NULL OR se
 """
 _CLEAR_LEASES: Final = "DELETE FROM {leases} WHERE queue = %(queue)s"
 _CLEAR_ITEMS: Final = """
-WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s RETURNING state)
-SELECT state, count(*) FROM gone GROUP BY state
+WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s RETURNING state, due, seq)
+SELECT state, count(*), array_agg(due) FILTER (WHERE is_followed), array_agg(seq) FILTER (WHERE is_followed)
+FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q GROUP BY state
 """
 _STATS: Final = """
 SELECT q.tail,
@@ -153,6 +154,7 @@ def lease(step: Step, place: Place, entries: Sequence[Entry], terms: Terms) -> t
     unreadable = terms.unreadable
     seqs = [_format.number(key) for key, _ in entries if key not in unreadable]
     if unreadable:
+        _positions.skip(step, place.id, map(where, unreadable))
         reasons = list(map(_as_text, unreadable.values()))
         step.execute(_BURY, queue=place.id, seqs=list(map(_format.number, unreadable)), reasons=reasons)
     step.count(place.id, waiting=-len(entries), leased=len(seqs), dead=len(unreadable))
@@ -173,9 +175,13 @@ def ack(step: Step, place: Place, token: int, seqs: Collection[int] | None) -> l
     lease = step.execute(_HOLD, queue=place.id, token=token)
     gone = step.execute(_ACK, token=token, seqs=None if seqs is None else sorted(seqs))
     step.execute(_END, token=token)
-    settled = sorted(row[0] for row in gone.fetchall())
-    if not lease.fetchall():
+    places = gone.fetchall()
+    settled = sorted(seq for _, seq in places)
+    held = lease.fetchall()
+    if not held:
         return None
+    if held == [(True,)]:
+        _positions.skip(step, place.id, places)
     step.count(place.id, leased=-len(settled))
     return settled
 
@@ -213,9 +219,11 @@ def _give_back(step: Step, place: Place, tokens: Sequence[int], seqs: Collection
         reason=_as_text(how.reason),
         max_attempts=how.max_attempts,
     ).fetchall()
-    step.count(place.id, leased=-len(rows), **Counter(state for _, state in rows))
+    step.count(place.id, leased=-len(rows), **Counter(state for _, _, state in rows))
+    if died := [(due, seq) for due, seq, state in rows if state == "dead"]:
+        _positions.skip(step, place.id, died)
     tell(step, place)
-    return [seq for seq, _ in rows]
+    return [seq for _, seq, _ in rows]
 
 
 # --- coming back
@@ -223,18 +231,14 @@ def _give_back(step: Step, place: Place, tokens: Sequence[int], seqs: Collection
 
 def restore(step: Step, place: Place, max_attempts: int | None, *, deaths: bool) -> int:
     """Let come back all whose time is over, and what dead owners held; return how much it was."""
-    changed = 0
+    changed = _readers.come_due(step, place)
     if deaths and (tokens := [row[0] for row in step.execute(_ORPHANED, queue=place.id).fetchall()]):
         how = Return("its consumer died", max_attempts=max_attempts)
         changed += len(_give_back(step, place, tokens, None, how))
     if tokens := [row[0] for row in step.execute(_OVER, queue=place.id).fetchall()]:
         how = Return("its lease expired", max_attempts=max_attempts)
         changed += len(_give_back(step, place, tokens, None, how))
-    due = step.changed(_COME_DUE, queue=place.id)
-    if due:
-        step.count(place.id, delayed=-due, waiting=due)
-        tell(step, place)
-    return changed + due
+    return changed
 
 
 def next_time(step: Step, place: Place, owner: int) -> tuple[float | None, bool]:
@@ -284,10 +288,13 @@ def _listed(seqs: Iterable[int] | None) -> list[int] | None:
 def clear(step: Step, place: Place) -> int:
     """Remove all that waits, is leased, delayed or dead; return how many items went."""
     step.execute(_CLEAR_LEASES, queue=place.id)
-    gone: dict[str, int] = dict(step.execute(_CLEAR_ITEMS, queue=place.id).fetchall())
-    step.count(place.id, **{kind: -number for kind, number in gone.items()})
+    gone = step.execute(_CLEAR_ITEMS, queue=place.id).fetchall()
+    step.count(place.id, **{state: -number for state, number, _, _ in gone})
+    for state, _, dues, seqs in gone:
+        if dues is not None and state in {"waiting", "leased"}:
+            _positions.skip(step, place.id, zip(dues, seqs, strict=True))
     tell(step, place)
-    return sum(gone.values())
+    return sum(number for _, number, _, _ in gone)
 
 
 def figures(step: Step, place: Place) -> Figures | None:

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from lmdbqueue import _format
-from lmdbqueue._consumer import ConsumerQueue
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError
 from lmdbqueue._lease import DeadLetter, Lease, Leased
+from lmdbqueue._reader import FollowedQueue
 from lmdbqueue._reading import Entry
-from lmdbqueue.postgres import _away, _block, _items
+from lmdbqueue.postgres import _away, _block, _items, _readers
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Found, Place
 from lmdbqueue.postgres._owner import Owner
@@ -30,7 +30,7 @@ _DEATH_LOOK: Final = 0.25  # seconds between two looks whether others who hold l
 _FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
 
 
-class TableQueue(ConsumerQueue[T]):
+class TableQueue(FollowedQueue[T]):
     """A queue whose items are rows."""
 
     name: str
@@ -63,13 +63,14 @@ class TableQueue(ConsumerQueue[T]):
             row = database.once(self.patience, _items.PUSH_ONE, values | {"payload": payloads[0]})
         else:
             row = database.once(self.patience, _items.PUSH, values | {"payloads": payloads})
-        if row is None:
-            raise GoneError(self._path, self.name)
+        if row is None:  # it is gone, or more than a push has to be done
+            numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
+            return range(numbers[0], numbers[-1] + 1)
         return range(row[0], row[0] + len(payloads))
 
     def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
         apart = _items.Apart(keys, delay, self.maxsize)
-        numbers: list[int] | None = self._open.run(self.patience, _items.append, self._place, payloads, apart)
+        numbers: list[int] | None = self._open.run(self.patience, _readers.push, self._place, payloads, apart)
         if numbers is None:
             raise GoneError(self._path, self.name)
         return numbers

@@ -9,12 +9,14 @@ order of (due, seq), since ``due`` is the greatest number for those without.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Full
 from lmdbqueue._reading import Entry
+from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
+from lmdbqueue.postgres._positions import Where
 from lmdbqueue.postgres._session import Step
 from lmdbqueue.postgres._sql import NEVER
 
@@ -37,6 +39,15 @@ class Apart(NamedTuple):
     maxsize: int
 
 
+class Appended(NamedTuple):
+    """What was appended: ``numbers`` of what was given, ``sizes`` of what was new, numbered from ``first`` on."""
+
+    numbers: list[int]
+    first: int
+    sizes: list[int]
+    is_kept: bool  # something may be beyond what is kept now
+
+
 class Found(NamedTuple):
     """What was found in a queue, and what was seen of it on the way."""
 
@@ -44,11 +55,12 @@ class Found(NamedTuple):
     is_there: bool = False
     is_overdue: bool = False  # something has to come back first
     is_watched: bool = False
+    is_followed: bool = False  # it has readers, which count what they lose
 
 
 # What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
-_STATUS: Final = """
-SELECT NULL::bytea, is_watched::int::bigint, (
+STATUS: Final = """
+SELECT NULL::bytea, (is_watched::int + 2 * is_followed::int)::bigint, (
     coalesce((SELECT deadline FROM {leases} WHERE queue = %(queue)s ORDER BY deadline LIMIT 1)
              <= statement_timestamp(), false)
     OR coalesce((SELECT due FROM {items} WHERE queue = %(queue)s AND state = 'delayed' ORDER BY due LIMIT 1)
@@ -64,7 +76,7 @@ _FIRST: Final = (
 (SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
 ORDER BY due, seq LIMIT %(n)s)
 UNION ALL """
-    + _STATUS
+    + STATUS
 )
 _CLAIM: Final = (
     """
@@ -74,7 +86,7 @@ first AS (
     ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 SELECT payload, seq, due FROM first
 UNION ALL """
-    + _STATUS
+    + STATUS
     + " AND EXISTS (SELECT FROM mine)"
 )
 _SINCE: Final = (
@@ -85,7 +97,7 @@ _SINCE: Final = (
           ORDER BY due, seq LIMIT %(n)s) AS next) AS page
 WHERE before < %(size)s ORDER BY due, seq)
 UNION ALL """
-    + _STATUS
+    + STATUS
 )
 
 # Nothing is written if the session is fenced; should that come amid the statement, ``noted`` finds it and numbers are
@@ -93,7 +105,8 @@ UNION ALL """
 _PUSH: Final = """
 WITH given AS (
     UPDATE {queues} SET tail = tail + %(n)s
-    WHERE id = %(queue)s AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
+    WHERE id = %(queue)s AND NOT is_kept
+    AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
     RETURNING tail - %(n)s AS first),
 noted AS (
     UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
@@ -115,7 +128,8 @@ PUSH: Final = (
 )
 PUSH_ONE: Final = _PUSH + "SELECT %(queue)s, first, %(payload)s FROM noted" + _TOLD
 
-_TAIL: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
+_TAIL: Final = "SELECT tail, is_kept FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
+_NEXT_NUMBER: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s"
 _LENGTH: Final = """
 SELECT q.waiting + coalesce((SELECT sum(c.waiting) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
 FROM {queues} AS q WHERE q.id = %(queue)s
@@ -136,16 +150,41 @@ _TAKE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs
 _ARE_FIRST: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' ORDER BY due, seq LIMIT %(n)s FOR UPDATE
 """
-_DELETE: Final = """
+# How many went, whether somebody wants to know, and which they were, if readers have to
+_COUNTED: Final = """
+SELECT count(*), bool_or(is_watched),
+    array_agg(due) FILTER (WHERE is_followed), array_agg(seq) FILTER (WHERE is_followed)
+FROM gone, (SELECT is_watched, is_followed FROM {queues} WHERE id = %(queue)s) AS q
+"""
+_DELETE: Final = (
+    """
 WITH first AS (
     SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
     ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
-gone AS (DELETE FROM {items} USING first WHERE items.queue = %(queue)s AND items.seq = first.seq RETURNING 1)
-SELECT count(*), (SELECT is_watched FROM {queues} WHERE id = %(queue)s) FROM gone
+gone AS (
+    DELETE FROM {items} USING first WHERE items.queue = %(queue)s AND items.seq = first.seq RETURNING due, items.seq)
 """
-_CLEAR: Final = """
-WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state = 'waiting' RETURNING 1)
-SELECT count(*), (SELECT is_watched FROM {queues} WHERE id = %(queue)s) FROM gone
+    + _COUNTED
+)
+_CLEAR: Final = (
+    """
+WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state = 'waiting' RETURNING due, seq)
+"""
+    + _COUNTED
+)
+# What all have passed, or what is beyond what is kept; what others are taking leaves without this
+_TRIM: Final = (
+    """
+WITH first AS (
+    SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND (due, seq) <= (%(due)s, %(seq)s)
+    ORDER BY due, seq FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {items} USING first WHERE items.queue = %(queue)s AND items.seq = first.seq RETURNING due, items.seq)
+"""
+    + _COUNTED
+)
+_NTH: Final = """
+SELECT due, seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' ORDER BY due, seq OFFSET %(n)s LIMIT 1
 """
 _PUT_BACK: Final = """
 INSERT INTO {items} (queue, seq, due, payload)
@@ -157,14 +196,32 @@ _MOVE: Final = """
 WITH first AS (
     SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
     ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
-numbered AS (SELECT seq, row_number() OVER (ORDER BY due, seq) AS place FROM {items} JOIN first USING (seq)
+numbered AS (SELECT due, seq, row_number() OVER (ORDER BY due, seq) AS place FROM {items} JOIN first USING (seq)
              WHERE queue = %(queue)s),
 moved AS (
     UPDATE {items} SET queue = %(target)s, seq = %(tail)s + place - 1, due = {never}, key = NULL, attempts = 0,
                        changed = NULL, reason = NULL
-    FROM numbered WHERE items.queue = %(queue)s AND items.seq = numbered.seq RETURNING 1)
-SELECT count(*) FROM moved
+    FROM numbered WHERE items.queue = %(queue)s AND items.seq = numbered.seq
+    RETURNING items.seq, numbered.due, numbered.seq, octet_length(payload))
+SELECT * FROM moved ORDER BY 1
 """
+_COME_DUE: Final = """
+UPDATE {items} SET state = 'waiting' WHERE queue = %(queue)s AND seq = ANY(ARRAY(
+    SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'delayed' AND due <= {now}
+    ORDER BY due LIMIT 10000 FOR UPDATE SKIP LOCKED))
+"""
+_COME_LAST: Final = """
+WITH due AS (
+    SELECT due, seq FROM {items} WHERE queue = %(queue)s AND state = 'delayed' AND due <= {now}
+    ORDER BY due LIMIT 10000 FOR UPDATE SKIP LOCKED),
+numbered AS (SELECT seq, row_number() OVER (ORDER BY due, seq) AS place FROM due),
+come AS (
+    UPDATE {items} SET state = 'waiting', seq = %(tail)s + place - 1, due = {never}
+    FROM numbered WHERE items.queue = %(queue)s AND items.seq = numbered.seq
+    RETURNING items.seq, octet_length(payload))
+SELECT * FROM come ORDER BY 1
+"""
+_IS_FOLLOWED: Final = "SELECT is_followed FROM {queues} WHERE id = %(queue)s FOR KEY SHARE"
 _SET_TAIL: Final = "UPDATE {queues} SET tail = %(tail)s WHERE id = %(queue)s"
 
 
@@ -173,12 +230,12 @@ _SET_TAIL: Final = "UPDATE {queues} SET tail = %(tail)s WHERE id = %(queue)s"
 
 def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Return the first ``n`` entries; ``deaths``: whether to look for owners that are dead."""
-    return _found(step.execute(_FIRST, queue=place.id, n=n, deaths=deaths).fetchall())
+    return seen(step.execute(_FIRST, queue=place.id, n=n, deaths=deaths).fetchall())
 
 
 def claim(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Lock and return the first ``n`` entries that nobody else has locked, and the session's row, if it is ours."""
-    found = _found(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, session=step.session).fetchall())
+    found = seen(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, session=step.session).fetchall())
     if not found.is_there and not step.fence().fetchall():
         raise Lost(RuntimeError("the session was fenced"))
     return found
@@ -186,38 +243,46 @@ def claim(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
     """Return some entries behind a place, b"" for all; none only if there are none."""
-    due, seq = _where(after) if after else (-1, -1)
+    due, seq = where(after) if after else (-1, -1)
     rows = step.execute(
         _SINCE, queue=place.id, due=due, seq=seq, n=_BROWSE_ITEMS, size=BROWSE_BYTES, deaths=deaths
     ).fetchall()
-    return _found(rows)
+    return seen(rows)
 
 
 def status(step: Step, place: Place, *, deaths: bool) -> Found:
     """Return what there is to see but the entries."""
-    return _found(step.execute(_STATUS, queue=place.id, deaths=deaths).fetchall())
+    return seen(step.execute(STATUS, queue=place.id, deaths=deaths).fetchall())
 
 
-def _found(rows: list[tuple[bytes | None, int, int]]) -> Found:
+def seen(rows: list[tuple[bytes | None, int, int]]) -> Found:
+    """Return what the rows say that end with those of ``STATUS``."""
     entries = [
         (_format.pack(seq) if due == NEVER else _format.place(seq, due), payload)
         for payload, seq, due in rows
         if payload is not None
     ]
-    for payload, is_watched, is_overdue in reversed(rows):
+    for payload, flags, is_overdue in reversed(rows):
         if payload is None:
-            return Found(entries, is_there=True, is_overdue=bool(is_overdue), is_watched=bool(is_watched))
+            return Found(
+                entries,
+                is_there=True,
+                is_overdue=bool(is_overdue),
+                is_watched=bool(flags & 1),
+                is_followed=bool(flags & 2),
+            )
     return Found([])
 
 
-def _where(place: bytes) -> tuple[int, int]:
+def where(place: bytes) -> Where:
+    """Return what stands in the table for the key of an entry."""
     return _format.due(place) or NEVER, _format.number(place)
 
 
 # --- changing
 
 
-def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) -> list[int] | None:
+def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) -> Appended | None:
     """Append payloads, all or none; return their numbers, or those of the items that have the keys.
 
     None: the queue is gone. Raises ``Full``.
@@ -225,7 +290,7 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) ->
     row = step.execute(_TAIL, queue=place.id).fetchone()
     if row is None:
         return None
-    tail: int = row[0]
+    tail, is_kept = row
     wanted = [key for key in apart.keys if key]
     held: dict[bytes, int] = dict(step.execute(_HELD, queue=place.id, keys=wanted).fetchall()) if wanted else {}
     numbers = []
@@ -251,17 +316,28 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) ->
         )
         step.count(place.id, **{"delayed" if apart.delay else "waiting": len(new)})
         tell(step, place)
-    return numbers
+    sizes = [len(payload) for payload, _ in new]
+    return Appended(numbers, tail, sizes, is_kept and bool(new) and not apart.delay)
 
 
 def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
     """Raise ``Full`` if so many items more do not fit. The queue's row is locked, so nobody else adds any."""
-    if maxsize > 0:
-        row = step.execute(_LENGTH, queue=place.id).fetchone()
-        assert row is not None  # it is locked
-        waiting = row[0] + step.counts.get(place.id, {}).get("waiting", 0)
-        if waiting + added > maxsize:
-            raise Full("items", maxsize, waiting, added)
+    if maxsize > 0 and (waiting := length(step, place)) + added > maxsize:
+        raise Full("items", maxsize, waiting, added)
+
+
+def length(step: Step, place: Place) -> int:
+    """Return how many items wait. The queue is there."""
+    row = step.execute(_LENGTH, queue=place.id).fetchone()
+    assert row is not None
+    waiting: int = row[0] + step.counts.get(place.id, {}).get("waiting", 0)
+    return waiting
+
+
+def tail(step: Step, place: Place) -> int:
+    """Return the number that the next item gets, 0 if the queue is gone."""
+    row = step.execute(_NEXT_NUMBER, queue=place.id).fetchone()
+    return 0 if row is None else row[0]
 
 
 def tell(step: Step, place: Place) -> None:
@@ -273,6 +349,8 @@ def take(step: Step, place: Place, found: Found) -> None:
     """Remove entries that were claimed."""
     if found.is_watched:
         tell(step, place)
+    if found.is_followed:
+        _positions.skip(step, place.id, [where(key) for key, _ in found.entries])
     step.finish(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
     step.count(place.id, waiting=-len(found.entries))
 
@@ -284,6 +362,7 @@ def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
     if not seqs or [row[0] for row in rows] != seqs:
         return 0
     step.execute(_TAKE, queue=place.id, seqs=seqs)
+    _positions.skip(step, place.id, map(where, keys))
     step.count(place.id, waiting=-len(seqs))
     tell(step, place)
     return len(seqs)
@@ -299,19 +378,34 @@ def clear(step: Step, place: Place) -> int:
     return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
 
 
-def _gone(step: Step, place: Place, row: tuple[int, bool | None] | None) -> int:
+def trim(step: Step, place: Place, last: Where, *, is_read: bool) -> int:
+    """Remove the items up to a place that nobody is taking, which all readers have passed or not; return how many."""
+    row = step.execute(_TRIM, queue=place.id, due=last[0], seq=last[1]).fetchone()
+    return _gone(step, place, row, is_read=is_read)
+
+
+def nth(step: Step, place: Place, n: int) -> Where:
+    """Return the place of the item before which ``n`` wait, that before all if there is none."""
+    row = step.execute(_NTH, queue=place.id, n=n).fetchone()
+    return _positions.NOTHING if row is None else (row[0], row[1])
+
+
+def _gone(step: Step, place: Place, row: Any, *, is_read: bool = False) -> int:
     assert row is not None  # of an aggregate
-    removed, is_watched = row
+    removed, is_watched, dues, seqs = row
     if removed:
         step.count(place.id, waiting=-removed)
         if is_watched:
             tell(step, place)
-    return removed
+        if dues is not None and not is_read:
+            _positions.skip(step, place.id, zip(dues, seqs, strict=True))
+    count: int = removed
+    return count
 
 
 def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
     """Insert items that were taken at the places that they had."""
-    places = [_where(key) for key, _ in entries]
+    places = [where(key) for key, _ in entries]
     inserted = step.changed(
         _PUT_BACK,
         queue=place.id,
@@ -323,21 +417,49 @@ def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
     tell(step, place)
 
 
-def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int | None:
-    """Move the first ``n`` items to the tail of another queue; return how many, None if that is gone."""
+def is_followed(step: Step, place: Place) -> bool:
+    """Tell whether the queue has readers, and let it stay so until the end of the transaction."""
+    return step.execute(_IS_FOLLOWED, queue=place.id).fetchone() == (True,)
+
+
+def come_due(step: Step, place: Place) -> int:
+    """Let some items wait whose time has come, before all others; return how many."""
+    return _come(step, place, step.changed(_COME_DUE, queue=place.id))
+
+
+def come_last(step: Step, place: Place) -> Appended:
+    """Do as ``come_due``, but let them wait at the tail, with new numbers. The queue is there."""
+    ((first, is_kept),) = step.execute(_TAIL, queue=place.id).fetchall()
+    come = step.execute(_COME_LAST, queue=place.id, tail=first).fetchall()
+    if _come(step, place, len(come)):
+        step.execute(_SET_TAIL, queue=place.id, tail=first + len(come))
+    return Appended([number for number, _ in come], first, [size for _, size in come], is_kept and bool(come))
+
+
+def _come(step: Step, place: Place, n: int) -> int:
+    if n:
+        step.count(place.id, delayed=-n, waiting=n)
+        tell(step, place)
+    return n
+
+
+def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:
+    """Move the first ``n`` items to the tail of another queue; return what came there, None if that is gone."""
     row = step.execute(_TAIL, queue=target.id).fetchone()
     if row is None:
         return None
+    tail, is_kept = row
     if maxsize > 0:
         there = len(step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall())
         refuse_full(step, target, maxsize, there)
-    found = step.execute(_MOVE, queue=place.id, target=target.id, tail=row[0], n=n).fetchone()
-    assert found is not None
-    moved: int = found[0]
+    moved = step.execute(_MOVE, queue=place.id, target=target.id, tail=tail, n=n).fetchall()
     if moved:
-        step.execute(_SET_TAIL, queue=target.id, tail=row[0] + moved)
-        step.count(place.id, waiting=-moved)
-        step.count(target.id, waiting=moved)
+        step.execute(_SET_TAIL, queue=target.id, tail=tail + len(moved))
+        _positions.skip(step, place.id, [(due, seq) for _, due, seq, _ in moved])
+        step.count(place.id, waiting=-len(moved))
+        step.count(target.id, waiting=len(moved))
         tell(step, place)
         tell(step, target)
-    return moved
+    return Appended(
+        [number for number, _, _, _ in moved], tail, [size for _, _, _, size in moved], is_kept and bool(moved)
+    )

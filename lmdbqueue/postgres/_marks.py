@@ -17,7 +17,7 @@ import psycopg
 from lmdbqueue import _format
 from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue._errors import GoneError, ServerError
-from lmdbqueue.postgres import _items
+from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Apart, Place
 from lmdbqueue.postgres._session import Session, Step
@@ -121,7 +121,7 @@ def _last(step: Step, place: Place, origin: Origin) -> Mark | None:
 
 def _store(step: Step, place: Place, batch: Batch) -> bool:
     """Store a batch; tell whether the queue is there. Raises ``BusyError``, which undoes it, if it does not follow."""
-    if _items.append(step, place, batch.payloads, Apart([b""] * len(batch.payloads), 0.0, 0)) is None:
+    if _readers.push(step, place, batch.payloads, Apart([b""] * len(batch.payloads), 0.0, 0)) is None:
         return False
     mark = batch.mark
     statement = _FIRST_MARK if mark.number == 1 else _NEXT_MARK

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, GoneError, QueueError, TransactionError
 from lmdbqueue._reading import checked_count
-from lmdbqueue.postgres import _away, _block, _items, _queues
+from lmdbqueue.postgres import _away, _block, _items, _queues, _readers
 from lmdbqueue.postgres._database import Database, open_database
-from lmdbqueue.postgres._engine import TableQueue
+from lmdbqueue.postgres._followed import FollowedTable
 from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._owner import Owner
 from lmdbqueue.postgres._session import Step
@@ -40,7 +40,7 @@ class Transaction:
         self.connection = connection
 
 
-class PostgresQueue(TableQueue[T]):
+class PostgresQueue(FollowedTable[T]):
     """A persistent FIFO queue in a PostgreSQL database, for any number of threads, processes and machines.
 
     ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
@@ -183,7 +183,7 @@ class PostgresQueue(TableQueue[T]):
         if not n:
             return 0
         self._restored()
-        moved: int | None = self._open.run(self.patience, _items.move, self._place, target, n, to.maxsize)
+        moved: int | None = self._open.run(self.patience, _readers.move, self._place, target, n, to.maxsize)
         if moved is None:
             raise GoneError(self._path, to.name)
         return moved

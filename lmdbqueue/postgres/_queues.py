@@ -20,10 +20,13 @@ _DROP_REST: Final = (
     "DELETE FROM {counts} WHERE queue = %(queue)s",
     "DELETE FROM {state} WHERE queue = %(queue)s",
     "DELETE FROM {marks} WHERE queue = %(queue)s",
+    "DELETE FROM {readers} WHERE queue = %(queue)s",
+    "DELETE FROM {tails} WHERE queue = %(queue)s",
 )
 _HOLD: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
 _COPY: Final = """
-INSERT INTO {queues} (name, tail) SELECT %(name)s, tail FROM {queues} WHERE id = %(queue)s
+INSERT INTO {queues} (name, tail, is_followed, is_kept, kept_items, kept_bytes, kept_age)
+SELECT %(name)s, tail, is_followed, is_kept, kept_items, kept_bytes, kept_age FROM {queues} WHERE id = %(queue)s
 ON CONFLICT (name) DO NOTHING RETURNING id
 """
 _COPY_ITEMS: Final = """
@@ -33,7 +36,12 @@ WITH copied AS (
            payload FROM {items} WHERE queue = %(queue)s
     RETURNING state),
 state_copied AS (
-    INSERT INTO {state} (queue, key, value) SELECT %(copy)s, key, value FROM {state} WHERE queue = %(queue)s)
+    INSERT INTO {state} (queue, key, value) SELECT %(copy)s, key, value FROM {state} WHERE queue = %(queue)s),
+readers_copied AS (
+    INSERT INTO {readers} (queue, name, due, seq, skipped, seen)
+    SELECT %(copy)s, name, due, seq, skipped, seen FROM {readers} WHERE queue = %(queue)s),
+tails_copied AS (
+    INSERT INTO {tails} (queue, tail, bytes, at) SELECT %(copy)s, tail, bytes, at FROM {tails} WHERE queue = %(queue)s)
 UPDATE {queues} SET
     waiting = (SELECT count(*) FROM copied WHERE state = 'waiting'),
     delayed = (SELECT count(*) FROM copied WHERE state = 'delayed'),
@@ -58,6 +66,9 @@ SELECT q.name, i.seq, i.state, i.lease, i.seq >= q.tail FROM {queues} AS q JOIN 
 LEFT JOIN {leases} AS l ON l.token = i.lease AND l.queue = q.id
 WHERE i.seq >= q.tail OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
 ORDER BY q.name, i.seq LIMIT 100
+"""
+_WRONG_READERS: Final = """
+SELECT q.name FROM {queues} AS q WHERE is_followed <> EXISTS (SELECT FROM {readers} WHERE queue = q.id) ORDER BY q.name
 """
 
 
@@ -135,4 +146,6 @@ def problems(step: Step) -> list[str]:
     for name, seq, state, lease, is_behind in step.execute(_WRONG_ITEMS).fetchall():
         what = "is behind the tail" if is_behind else f"is {state}, and its lease is {lease}"
         found.append(f"queue {name!r}: item {seq} {what}")
+    for (name,) in step.execute(_WRONG_READERS).fetchall():
+        found.append(f"queue {name!r}: its row does not say whether it has readers")
     return found

@@ -14,6 +14,8 @@ What is in them, each row by the number of its queue::
     counts    what each session has added to, and taken from, each queue
     state     ``queue.state``
     marks     of forwarders: what was stored last of which source
+    readers   named readers: the place that each has passed
+    tails     of queues that keep so many bytes, or seconds: when, and after how much, the tail was where
 
 A queue's row is written by each push, and a session's by each change, in place: with room left in the page
 (``fillfactor``) the new version goes beside the old, and no index is touched (HOT). Items come and go, so their
@@ -30,8 +32,6 @@ import psycopg
 
 from lmdbqueue._errors import VersionError
 from lmdbqueue.postgres._sql import Sql
-
-VERSION: Final = 1
 
 _LOCK: Final = 0x6C6D_6462_7175_6575  # of whoever creates or migrates a schema, in any database: "lmdbqueu"
 
@@ -126,9 +126,35 @@ CREATE TABLE {marks} (
     PRIMARY KEY (source, name, queue)
 );
 """
+_TABLES_2: Final = """
+ALTER TABLE {queues}
+    ADD COLUMN is_followed boolean NOT NULL DEFAULT false,  -- it has readers
+    ADD COLUMN is_kept     boolean NOT NULL DEFAULT false,  -- one of these is set: what is beyond leaves
+    ADD COLUMN kept_items  bigint,
+    ADD COLUMN kept_bytes  bigint,
+    ADD COLUMN kept_age    bigint;                          -- microseconds
+
+CREATE TABLE {readers} (
+    queue    integer NOT NULL,
+    name     text COLLATE "C" NOT NULL,
+    due      bigint NOT NULL,            -- with seq: the place that it has passed, and all before it
+    seq      bigint NOT NULL,
+    skipped  bigint NOT NULL DEFAULT 0,  -- items that left before it had passed them
+    seen     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (queue, name)
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE TABLE {tails} (
+    queue  integer NOT NULL,
+    tail   bigint NOT NULL,
+    bytes  bigint NOT NULL,  -- that had been pushed
+    at     timestamptz NOT NULL DEFAULT statement_timestamp(),
+    PRIMARY KEY (queue, tail)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+"""
 _FIRST_META: Final = "INSERT INTO {meta} (version, uuid) VALUES (0, %(uuid)s)"
 
-MIGRATIONS: list[LiteralString] = [_TABLES_1]  # the first makes version 1, and so on
+MIGRATIONS: list[LiteralString] = [_TABLES_1, _TABLES_2]  # the first makes version 1, and so on
 
 
 def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:

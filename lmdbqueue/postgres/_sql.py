@@ -8,7 +8,7 @@ from typing import Final, LiteralString
 
 from psycopg import sql
 
-TABLES: Final = ("meta", "queues", "items", "leases", "sessions", "counts", "state", "marks")
+TABLES: Final = ("meta", "queues", "items", "leases", "sessions", "counts", "state", "marks", "readers", "tails")
 
 NEVER: Final = (1 << 63) - 1  # ``due`` of an item without a delay; the greatest bigint, so that it comes last
 

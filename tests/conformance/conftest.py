@@ -1,10 +1,14 @@
 """Queues of every engine, for tests of what all of them must do."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from postgres_server import age
+
+import lmdbqueue._engine
 
 
 class Engine:
@@ -40,6 +44,37 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         for queue in opened:
             queue.close()
         request.getfixturevalue("postgres").execute(f'DROP SCHEMA IF EXISTS "{other}" CASCADE')
+
+
+class Clock:
+    """The clock of the engine on LMDB, which stands still."""
+
+    def __init__(self) -> None:
+        self.now = time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+    def time_ns(self) -> int:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now / 1e9
+
+
+@pytest.fixture
+def later(engine: Engine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[float], None]:
+    """Give a function that lets seconds pass: a clock goes on, or all that a schema knows of times goes back."""
+    if engine.kind == "lmdb":
+        clock = Clock()
+        monkeypatch.setattr(lmdbqueue._engine, "time", clock)
+
+        def pass_(seconds: float) -> None:
+            clock.now += int(seconds * 1e9)
+
+        return pass_
+    execute, schema = request.getfixturevalue("postgres").execute, request.getfixturevalue("schema")
+    return lambda seconds: age(execute, schema, seconds)
 
 
 @pytest.fixture

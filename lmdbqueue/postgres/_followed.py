@@ -1,0 +1,75 @@
+"""The steps of named readers, on tables of PostgreSQL.
+
+Owns: what ``lmdbqueue._reader`` asks of an engine. Law: as in ``_engine``. Must not know: SQL, how a queue is opened.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from lmdbqueue._errors import GoneError
+from lmdbqueue._format import Retention
+from lmdbqueue._reader import Start
+from lmdbqueue._readers import ReaderStats
+from lmdbqueue._reading import Entry
+from lmdbqueue.postgres import _readers
+from lmdbqueue.postgres._engine import TableQueue
+from lmdbqueue.postgres._items import Found, Place
+
+T = TypeVar("T")
+
+
+class FollowedTable(TableQueue[T]):
+    """A queue whose items are rows, with named readers."""
+
+    def _reader_create(self, name: str, where: Start) -> None:
+        self._restored()
+        if self._open.run(self.patience, _readers.create, self._place, name, where) is None:
+            raise GoneError(self._path, self.name)
+
+    def _reader_drop(self, name: str) -> bool:
+        was_there: bool = self._open.run(self.patience, _readers.drop, self._place, name)
+        return was_there
+
+    def _reader_seek(self, name: str, where: Start) -> None:
+        self._restored()
+        self._moved(name, _readers.seek, where)
+
+    def _reader_first(self, name: str, n: int, *, durable: bool) -> list[Entry]:  # noqa: ARG002  (what is seen is)
+        def look(place: Place, *, deaths: bool) -> Found:
+            found: Found = self._open.view(self.patience, partial(_readers.first, deaths=deaths), place, name, n)
+            if not found.is_there:
+                raise self._gone(name)
+            return found
+
+        return self._found(n, look)
+
+    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
+        return self._moved(name, _readers.advance, keys) if keys else 0
+
+    def _reader_delete(self, name: str, n: int) -> int:
+        self._restored()
+        return self._moved(name, _readers.delete, n)
+
+    def _moved(self, name: str, move: Callable[..., int | None], *args: Any) -> int:
+        moved: int | None = self._open.run(self.patience, move, self._place, name, *args)
+        if moved is None:
+            raise self._gone(name)
+        return moved
+
+    def _reader_lag(self, name: str) -> int:
+        return self._reader_stats(name)[0].lag
+
+    def _reader_stats(self, name: str | None) -> list[ReaderStats]:
+        self._restored()
+        found: list[ReaderStats] = self._open.view(self.patience, _readers.stats, self._place, name)
+        if name is not None and not found:
+            raise self._gone(name)
+        return found
+
+    def _retain(self, retention: Retention | None) -> None:
+        if not self._open.run(self.patience, _readers.retain, self._place, retention):
+            raise GoneError(self._path, self.name)
+
+    def _gone(self, name: str) -> GoneError:
+        return GoneError(self._path, f"reader {name} of {self.name}")
