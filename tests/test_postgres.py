@@ -12,6 +12,7 @@ from processes import DEADLINE, KILLED, eventually, forked, status_of
 
 from lmdbqueue import ServerError, TransactionError, VersionError
 from lmdbqueue.postgres import PostgresQueue, _schema
+from lmdbqueue.postgres._sql import Sql
 
 
 @pytest.fixture
@@ -138,11 +139,34 @@ def test_a_schema_of_before_is_brought_up_to_date_and_one_of_later_is_refused(
     monkeypatch.setattr(_schema, "MIGRATIONS", [*_schema.MIGRATIONS, "ALTER TABLE {items} ADD COLUMN more int"])
     with open_postgres() as new:
         assert list(new) == ["kept"]
-    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(2,)]
+    newest = len(_schema.MIGRATIONS)
+    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(newest,)]
     assert postgres.execute(f'SELECT more FROM "{schema}".items') == [(None,)]
     monkeypatch.undo()
-    with pytest.raises(VersionError, match="version 2"):
+    with pytest.raises(VersionError, match=f"version {newest}"):
         open_postgres()
+
+
+def test_a_schema_of_the_first_version_becomes_one_with_readers_and_keeps_what_it_holds(
+    open_postgres, postgres, schema, monkeypatch
+):
+    monkeypatch.setattr(_schema, "MIGRATIONS", _schema.MIGRATIONS[:1])
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        _schema.prepare(connection, Sql(schema), "")
+    monkeypatch.undo()
+    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(1,)]
+    postgres.execute(f"""
+        INSERT INTO "{schema}".queues (name, tail, waiting, delayed) VALUES ('queue', 3, 2, 1);
+        INSERT INTO "{schema}".items (queue, seq, payload) VALUES (1, 0, '\\x61'), (1, 1, '\\x62');
+        INSERT INTO "{schema}".items (queue, seq, payload, state, due) VALUES (1, 2, '\\x63', 'delayed', 5);
+    """)
+    queue = open_postgres(dumps=bytes, loads=bytes)
+    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(len(_schema.MIGRATIONS),)]
+    assert queue.peek(9) == [b"c", b"a", b"b"]
+    assert queue.push([b"d", b"e"]) == range(3, 5)
+    reader = queue.reader("billing")
+    assert reader.pop(9) == [b"c", b"a", b"b", b"d", b"e"]
+    assert len(queue) == 0
 
 
 def test_names_are_quoted_whatever_is_in_them(postgres):

@@ -34,6 +34,9 @@ class World:
         self.lease = None
 
     def begin(self):
+        self.look.retain()
+        for reader in self.look.readers():
+            self.look.drop_reader(reader.name)
         for queue in (self.look, self.other_look):
             queue.clear(all=True)
             queue.state.clear()
@@ -56,6 +59,7 @@ class World:
             (stats.leased, stats.delayed, stats.dead, stats.tail - self.tail),
             [*self.other_look],
             dict(self.look.state),
+            [(each.position - self.tail, each.lag, each.skipped) for each in self.look.readers()],
         )
 
     def close(self):
@@ -78,6 +82,10 @@ CHANGES = {
     "nack": lambda world: world.lease.nack(),
     "extend": lambda world: world.lease.extend(50),
     "move": lambda world: world.queue.move(2, to=world.other),
+    "reader, and its pop": lambda world: world.queue.reader("name").pop(2),
+    "reader, and its delete": lambda world: world.queue.reader("name").delete(2),
+    "retain": lambda world: world.queue.retain(3),
+    "push beyond what is kept": lambda world: (world.look.retain(2, bytes=10**6), world.queue.push("new"))[1],
     "state": lambda world: world.queue.state.__setitem__("n", 1),
 }
 

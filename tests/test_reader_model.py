@@ -316,5 +316,5 @@ def on_postgres(server, schema):
 
 def test_readers_of_a_database_do_what_lists_do(postgres, schema):
     PostgresQueue(postgres.url(), schema=schema).close()
-    examples = settings(max_examples=25, stateful_step_count=25)
+    examples = settings(max_examples=80, stateful_step_count=30)
     run_state_machine_as_test(on_postgres(postgres, schema), settings=examples)

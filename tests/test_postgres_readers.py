@@ -1,0 +1,177 @@
+"""Readers on PostgreSQL: who moves, and who removes, at the same moment."""
+
+import os
+import threading
+from contextlib import suppress
+
+import pytest
+from processes import DEADLINE, eventually, forked, status_of
+
+
+@pytest.fixture
+def queue(open_postgres):
+    queue = open_postgres()
+    queue.push(list("abcdef"))
+    return queue
+
+
+class Blocked:
+    """Runs a function in a thread; tells whether it waits for a lock of the server."""
+
+    def __init__(self, postgres, fn):
+        self._postgres = postgres
+        self._before = self._waiting()
+        self.results = []
+        self._thread = threading.Thread(target=lambda: self.results.append(fn()))
+        self._thread.start()
+        eventually(lambda: self.results or self._waiting() > self._before)
+
+    def _waiting(self):
+        return self._postgres.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")[0][0]
+
+    def result(self):
+        self._thread.join(DEADLINE)
+        return self.results[0]
+
+
+def test_of_readers_that_move_at_the_same_moment_the_last_removes_what_all_have_passed(queue, postgres):
+    one, other = queue.reader("one"), queue.reader("other")
+    with queue.transaction():
+        assert one.delete(3) == 3
+        blocked = Blocked(postgres, lambda: other.delete(4))
+        assert blocked.results == []
+    assert blocked.result() == 4
+    assert list(queue) == ["d", "e", "f"]
+
+
+def test_who_pops_waits_for_who_moves_and_counts_only_what_was_not_read(queue, postgres):
+    reader = queue.reader("reader")
+    behind = queue.reader("behind")
+    with queue.transaction():
+        assert reader.pop() == "a"
+        blocked = Blocked(postgres, lambda: queue.pop(2))
+        assert blocked.results == []
+        assert reader.pop() == "b"  # it is there until the other has removed it
+    assert blocked.result() == ["a", "b"]
+    assert (reader.skipped, reader.pop(), behind.skipped, behind.pop()) == (0, "c", 2, "c")
+
+
+def test_who_moves_waits_for_who_has_popped_and_then_looks_again(queue, postgres):
+    reader = queue.reader("reader")
+    queue.reader("behind")
+    with queue.transaction():
+        assert queue.pop() == "a"
+        blocked = Blocked(postgres, lambda: reader.pop(2))
+        assert blocked.results == []
+    assert blocked.result() == ["b", "c"]
+    assert reader.skipped == 1
+
+
+def test_what_others_are_taking_is_not_waited_for_and_goes_with_them(queue):
+    reader = queue.reader("reader")
+    held = threading.Event()
+    moved = threading.Event()
+
+    def loads(payload):
+        held.set()
+        assert moved.wait(DEADLINE)
+        return payload
+
+    def pop():
+        with type(queue)(queue.conninfo, schema=queue.schema, loads=loads) as other:
+            other.pop()
+
+    thread = threading.Thread(target=pop)
+    thread.start()
+    assert held.wait(DEADLINE)
+    assert reader.delete(3) == 3
+    moved.set()
+    thread.join(DEADLINE)
+    assert list(queue) == ["d", "e", "f"]
+    assert reader.skipped == 0
+
+
+def test_an_undone_block_gives_a_reader_its_place_back(queue):
+    reader = queue.reader("reader")
+    with suppress(ZeroDivisionError), queue.transaction():
+        reader.delete(4)
+        assert (len(reader), len(queue)) == (2, 2)
+        raise ZeroDivisionError
+    assert (reader.peek(), len(reader), len(queue)) == ("a", 6, 6)
+
+
+def test_readers_consumers_and_producers_of_many_processes_lose_count_of_nothing(open_postgres):
+    queue = open_postgres()
+    names = ["one", "two", "three"]
+    for name in names:
+        queue.reader(name)
+    seen = open_postgres("seen")
+
+    def produce(producer):
+        mine = open_postgres()
+        for number in range(0, 200, 4):
+            mine.push([(producer, number + n) for n in range(4)])
+
+    def read(name):
+        mine = open_postgres()
+        reader, told = mine.reader(name), open_postgres("seen")
+        while reader.position < 400:
+            told.push([(name, item) for item in reader.pop(7)])
+
+    def consume():
+        mine, told = open_postgres(), open_postgres("seen")
+        while mine.stats().tail < 400 or len(mine):
+            taken = mine.pop(2)
+            with mine.lease(2) as lease:
+                taken += lease.items
+            told.push([("consumer", item) for item in taken])
+
+    pids = [*(forked(read, name) for name in names), forked(consume), *(forked(produce, n) for n in range(2))]
+    assert [status_of(pid) for pid in pids] == [0] * len(pids)
+    found = list(seen)
+    assert len(queue) == 0
+    lost = {each.name: each.skipped for each in queue.readers()}
+    for name in names:
+        items = [item for who, item in found if who == name]
+        for producer in range(2):
+            mine = [number for who, number in items if who == producer]
+            assert mine == sorted(set(mine))
+        assert len(items) + lost[name] == 400
+    popped = [item for who, item in found if who == "consumer"]
+    assert len(popped) == len(set(popped))
+
+
+def test_what_is_known_of_times_and_sizes_stays_small(queue, postgres, schema):
+    queue.retain(bytes=1_000_000, seconds=3600)
+    for _ in range(300):
+        queue.push([os.urandom(1_000)] * 5)
+    assert 900 < len(queue) <= 1_000
+    (rows,) = postgres.execute(f'SELECT count(*) FROM "{schema}".tails')[0]
+    assert rows < 140
+
+
+def test_no_move_reads_more_than_it_needs_however_long_the_queue(open_postgres, postgres, schema):
+    queue = open_postgres()
+    slow, fast = queue.reader("slow"), queue.reader("fast", start="newest")
+    queue.push(list(range(10_000)))
+    fast.seek("newest")
+
+    def use():
+        for _ in range(20):
+            queue.push("new")
+            assert fast.pop() == "new"
+            slow.pop()
+            assert (len(fast), len(slow)) == (0, slow.count())
+            assert slow.position
+            fast.delete()
+            queue.pop()
+
+    use()
+    queue.close()
+    fetched = f"SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = '{schema}' AND relname = 'items'"
+    scanned = f"SELECT seq_tup_read FROM pg_stat_user_tables WHERE schemaname = '{schema}' AND relname = 'items'"
+    inserted = f"SELECT n_tup_ins FROM pg_stat_user_tables WHERE schemaname = '{schema}' AND relname = 'items'"
+    eventually(lambda: postgres.execute(inserted)[0][0] >= 10_020)
+    assert postgres.execute(scanned)[0][0] < 100
+    # the one statement of a verb that goes through all that wait would make it 200,000
+    assert postgres.execute(fetched)[0][0] < 50_000
