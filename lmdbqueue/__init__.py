@@ -15,15 +15,15 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``otel``              figures for OpenTelemetry
 ``_metrics``          figures as metrics, Prometheus' text
 ``_follow``           what comes into a queue, seen by who takes nothing
-``aio``               ``AsyncPersistentQueue``: the verbs, awaited
-``_awaited``          leases and the loop of a worker, awaited
 ``forward``           ``Forwarder``: a queue drained into a central one, each item exactly once
 ``_source``           the queue that is drained
+``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
+``aio``               ``AsyncPersistentQueue``: the verbs, awaited
+``_awaited``          leases and the loop of a worker, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_engine``           the steps of the verbs, each as one call of an environment
 ``_reader``           ``reader``, ``readers``, ``retain``: many who read all
-``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds

@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._lease import DeadLetter, Lease
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import FollowedQueue
 from lmdbqueue._work import LOOK, SIGNALS, Retry, Stop, Worked, give_back, is_set, warn
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Leasing(Generic[T]):
 class AsyncDeadLetters(Generic[T]):
     """The dead letters of a queue: as ``DeadLetters``, awaited."""
 
-    def __init__(self, queue: PersistentQueue[T], call: Calls) -> None:
+    def __init__(self, queue: FollowedQueue[T], call: Calls) -> None:
         self._queue = queue
         self._call = call
 

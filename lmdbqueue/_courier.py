@@ -17,7 +17,7 @@ What a take or a lease under way has removed is put back; if the process dies ju
 was popped by a process that died.
 """
 
-# ruff: noqa: SLF001  (the parts of the verbs of PersistentQueue are put together here in another way)
+# ruff: noqa: SLF001  (the parts of the verbs of a queue are put together here in another way)
 
 import threading
 from asyncio import AbstractEventLoop, Future
@@ -28,15 +28,15 @@ from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, DiskFullError, Full
-from lmdbqueue._fifo import Entry
+from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
 from lmdbqueue._lease import Lease
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import FollowedQueue
+from lmdbqueue._reading import Entry
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
 
-AnyQueue = PersistentQueue[Any]
+AnyQueue = FollowedQueue[Any]
 Taken = tuple[list[Entry], list[Any]]
 
 
@@ -136,7 +136,7 @@ class Courier:
     def carry(self, job: Job) -> None:
         """Have a job done. Raises ``ClosedError``."""
         if self._is_closed:
-            raise ClosedError(self._queue._directory)
+            raise ClosedError(self._queue._where)
         self._send(job)
 
     def look(self) -> None:
@@ -191,7 +191,7 @@ class Courier:
                 self._is_wanted.set()
             else:
                 self._is_wanted.clear()
-        self._report([(job, None, ClosedError(self._queue._directory)) for job in self._sleepers])
+        self._report([(job, None, ClosedError(self._queue._where)) for job in self._sleepers])
         self._is_wanted.set()
 
     def _wait_for_jobs(self) -> list[Job | None]:
@@ -214,7 +214,11 @@ class Courier:
             jobs = jobs[len(together) :]
             yield from self._pushed(together)
         if len(jobs) > 1 and isinstance(jobs[0], Take) and jobs[0].n == 1 and not self._queue._is_drained:
-            found = self._available(len(jobs))
+            try:
+                found = self._available(len(jobs))
+            except CommitUnknownError as error:  # of items that may have left
+                yield from ((job, None, error) for job in jobs)
+                return
             for entry, item in zip(*found or ((), ()), strict=True):
                 yield jobs.pop(0), ([entry], [item]), None
             if found and not self._queue._is_shut_down:
@@ -239,9 +243,12 @@ class Courier:
 
     def _available(self, n: int) -> Taken | None:
         """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""
-        with suppress(Exception):
+        try:
             return self._queue._take_entries(n, 0)
-        return None
+        except CommitUnknownError:
+            raise
+        except Exception:
+            return None
 
     def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
         for job in jobs:
@@ -274,6 +281,11 @@ class Courier:
         with suppress(ClosedError):
             while not self._has_ended:
                 self._is_wanted.wait()
-                ticket = self._queue._listen()
-                self._jobs.put(None)
-                self._queue._sleep(ticket, _LONG)
+                try:
+                    ticket = self._queue._listen()
+                    self._jobs.put(None)
+                    self._queue._sleep(ticket, _LONG)
+                except ClosedError:
+                    raise
+                except QueueError:  # a server that is away: those who wait are told when they are tried
+                    self._jobs.put(None)

@@ -107,6 +107,10 @@ class PersistentQueue(Engine[T]):
         """Open the same queue in the process that unpickles it."""
         return _reopen, (type(self), self._directory, self._options())
 
+    @property
+    def _where(self) -> str:
+        return self._directory
+
     def count(self) -> int:
         """Return how many items wait in the queue, at a cost that does not depend on it."""
         found: int = self._read(self._open.view, _fifo.count)

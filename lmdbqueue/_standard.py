@@ -131,12 +131,16 @@ class StandardQueue(Verbs[T]):
             self._refuse_if_closed()
             return not self._reaching and not self._in_hand
 
+        self._watch()
         while True:
             self._await(lambda: self._is_empty() or None, None)
             with self._hands:
                 self._settled.wait_for(is_settled)
             if self._is_empty():  # what was reached for may have stayed, or more may have come
                 return
+
+    def _watch(self) -> None:
+        """Let whoever removes items wake those who wait for that, from now on; most engines do so in any case."""
 
     def _is_empty(self) -> bool:
         return self._is_drained or not self.count()

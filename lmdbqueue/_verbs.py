@@ -6,11 +6,14 @@ transaction of the library. Must not know: LMDB, files.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from lmdbqueue._errors import ShutDown
 from lmdbqueue._format import MAX_PAYLOAD
 from lmdbqueue._reading import Entry, Reading
+
+if TYPE_CHECKING:
+    from lmdbqueue._stats import Stats
 
 _CENTURY = 100 * 365 * 86400.0  # seconds
 
@@ -57,6 +60,23 @@ class Verbs(Reading[T]):
     @abstractmethod
     def _wake(self) -> None:
         """End the sleep of every waiter."""
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same queue in the process that unpickles it."""
+
+    @property
+    @abstractmethod
+    def _where(self) -> str:
+        """What errors call the place of the queue."""
+
+    @abstractmethod
+    def stats(self) -> "Stats":
+        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
+
+    @abstractmethod
+    def flush(self, force: bool = False) -> int:
+        """Give empty space back; return how many bytes."""
 
     # --- the verbs of python-persistent-queue
 

@@ -1,10 +1,10 @@
-"""``AsyncPersistentQueue``: the verbs of ``PersistentQueue``, awaited.
+"""``AsyncPersistentQueue``: the verbs of ``PersistentQueue``, awaited; ``AsyncQueue``: what they are on every engine.
 
 Owns: arguments and results of the asynchronous verbs, time limits, what cancelling means to the caller.
-Law: a verb means what its namesake in ``PersistentQueue`` means. Must not know: threads, commits.
+Law: a verb means what its namesake without ``await`` means. Must not know: threads, commits.
 """
 
-# ruff: noqa: SLF001  (the parts of the verbs of PersistentQueue are used here)
+# ruff: noqa: SLF001  (the parts of the verbs of a queue are used here)
 
 import asyncio
 import os
@@ -17,43 +17,45 @@ from lmdbqueue._courier import Call, Courier, Job, LeaseCall, Push, Take
 from lmdbqueue._errors import Empty
 from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import FollowedQueue
 from lmdbqueue._reading import checked_count, shaped
 from lmdbqueue._verbs import Key
 from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
 
 T = TypeVar("T")
 R = TypeVar("R")
+Q = TypeVar("Q", bound="AsyncQueue[Any]")
 
 
-class _Opening(Generic[T]):
+class Opening(Generic[Q]):
     """What ``open`` returns: to be awaited, or entered with ``async with``."""
 
-    def __init__(self, cls: "type[AsyncPersistentQueue[T]]", args: Any, options: Any) -> None:
+    def __init__(self, cls: type[Q], open_: Callable[[], FollowedQueue[Any]]) -> None:
         self._cls = cls
-        self._args = args
-        self._options = options
+        self._open_queue = open_
 
-    def __await__(self) -> "Generator[Any, None, AsyncPersistentQueue[T]]":
+    def __await__(self) -> Generator[Any, None, Q]:
+        """Open it."""
         return self._open().__await__()
 
-    async def _open(self) -> "AsyncPersistentQueue[T]":
-        queue: PersistentQueue[T] = await asyncio.to_thread(PersistentQueue, *self._args, **self._options)
-        return self._cls(queue)
+    async def _open(self) -> Q:
+        return self._cls(await asyncio.to_thread(self._open_queue))
 
-    async def __aenter__(self) -> "AsyncPersistentQueue[T]":
+    async def __aenter__(self) -> Q:
+        """Open it."""
         self._opened = await self
         return self._opened
 
     async def __aexit__(self, *_: object) -> None:
+        """Close it."""
         await self._opened.close()
 
 
-class AsyncPersistentQueue(Generic[T]):
-    """A ``PersistentQueue`` for one event loop: each verb is a coroutine, and none blocks the loop.
+class AsyncQueue(Generic[T]):
+    """A queue for one event loop, whatever engine keeps the items: each verb is a coroutine, and none blocks the loop.
 
-    ``async with AsyncPersistentQueue.open("queue") as queue: await queue.push(1)``. Calls that are made at
-    the same time share commits. Any number of coroutines may wait; other processes and threads, with or
-    without a loop, may use the same directory. An object belongs to the loop in which it was made: each
+    Calls that are made at the same time share commits. Any number of coroutines may wait; other processes and
+    threads, with or without a loop, may use the same queue. An object belongs to the loop in which it was made: each
     loop, and a forked child, opens its own.
 
     Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
@@ -61,7 +63,7 @@ class AsyncPersistentQueue(Generic[T]):
     the first again, under its old number.
     """
 
-    def __init__(self, queue: PersistentQueue[T]) -> None:
+    def __init__(self, queue: FollowedQueue[T]) -> None:
         """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
         self.queue = queue
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
@@ -69,11 +71,6 @@ class AsyncPersistentQueue(Generic[T]):
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._courier = Courier(queue, self._loop)
-
-    @classmethod
-    def open(cls, filename: Any, path: Any = ".", **options: Any) -> _Opening[T]:
-        """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
-        return _Opening(cls, (filename, path), options)
 
     async def __aenter__(self) -> Self:
         """Return this object."""
@@ -205,16 +202,8 @@ class AsyncPersistentQueue(Generic[T]):
         return await self._call(self.queue.count)
 
     async def flush(self, force: bool = False) -> int:
-        """Give empty space back to the file system; other calls of this object wait meanwhile."""
+        """Give empty space back; other calls of this object wait meanwhile."""
         return await self._call(self.queue.flush, force)
-
-    async def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
-        """Make a compacted copy of the whole directory, a queue of its own, and return it opened."""
-        return type(self)(await self._call(self.queue.copy, new_filename, path))
-
-    async def check(self, repair: bool = False) -> list[str]:
-        """Return what is wrong with the files."""
-        return await self._call(self.queue.check, repair)
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Browse from the head to the tail and remove nothing."""
@@ -272,6 +261,7 @@ class AsyncPersistentQueue(Generic[T]):
 
     async def join(self) -> None:
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
+        await self._call(self.queue._watch)
         while True:
             await self._carried(Call(self._future(), lambda: self.queue._is_empty() or None, waits=True))
             if not self._in_hand:  # what left the queue before was delivered before
@@ -339,3 +329,29 @@ class AsyncPersistentQueue(Generic[T]):
             if future.done() and not future.cancelled() and future.exception() is None and future.result():
                 self._courier.take_back(job, future.result())
             raise
+
+
+class AsyncPersistentQueue(AsyncQueue[T]):
+    """A ``PersistentQueue`` for one event loop: ``async with AsyncPersistentQueue.open("queue") as queue``.
+
+    See ``AsyncQueue`` for what all verbs have in common.
+    """
+
+    queue: PersistentQueue[T]
+
+    def __init__(self, queue: PersistentQueue[T]) -> None:
+        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
+        super().__init__(queue)
+
+    @classmethod
+    def open(cls, filename: Any, path: Any = ".", **options: Any) -> Opening[Self]:
+        """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
+        return Opening(cls, partial(PersistentQueue, filename, path, **options))
+
+    async def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
+        """Make a compacted copy of the whole directory, a queue of its own, and return it opened."""
+        return type(self)(await self._call(self.queue.copy, new_filename, path))
+
+    async def check(self, repair: bool = False) -> list[str]:
+        """Return what is wrong with the files."""
+        return await self._call(self.queue.check, repair)

@@ -8,21 +8,54 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from functools import partial
 
 import pytest
 from processes import forked, status_of
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres.aio import AsyncPostgresQueue
+
+
+class Place:
+    """Where a queue is, of one engine."""
+
+    def __init__(self, kind, asynchronous, synchronous):
+        self.kind = kind
+        self.open_async = asynchronous
+        self.open = synchronous
+
+    def commits(self, queue):
+        """Return how many changes there were."""
+        if self.kind == "lmdb":
+            return queue.queue._open._generation._env.info()["last_txnid"]
+        return queue.queue._open.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
+
+
+@pytest.fixture(params=["lmdb", "postgres"])
+def place(request):
+    """Give where a queue is, of either engine; what is there is proven whole at the end."""
+    if request.param == "lmdb":
+        where = "queue", str(request.getfixturevalue("tmp_path"))
+        classes, options = (AsyncPersistentQueue.open, PersistentQueue), {}
+    else:
+        where = (request.getfixturevalue("postgres").url(),)
+        classes, options = (AsyncPostgresQueue.open, PostgresQueue), {"schema": request.getfixturevalue("schema")}
+    place = Place(request.param, *(partial(each, *where, **options) for each in classes))
+    yield place
+    with place.open() as queue:
+        assert queue.check() == []
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Return a function that runs ``test(queue)`` in a new loop, on the queue at ``tmp_path``/queue."""
+def run(place):
+    """Return a function that runs ``test(queue)`` in a new loop, on the queue of the place."""
 
     def run_(test, **options):
         async def main():
-            async with AsyncPersistentQueue.open("queue", tmp_path, **options) as queue:
+            async with place.open_async(**options) as queue:
                 await asyncio.wait_for(test(queue), 60)
 
         asyncio.run(main(), debug=False)
@@ -30,16 +63,7 @@ def run(tmp_path):
     return run_
 
 
-def _transactions(queue):
-    return queue.queue._open._generation._env.info()["last_txnid"]
-
-
-def _is_whole(tmp_path):
-    with PersistentQueue("queue", str(tmp_path)) as queue:
-        return queue.check() == []
-
-
-def test_the_verbs_mean_what_they_mean_without_await(run, tmp_path):
+def test_the_verbs_mean_what_they_mean_without_await(run, place):
     async def test(queue):
         assert await queue.push("a") == 0
         assert await queue.push(["b", "c", "d"]) == range(1, 4)
@@ -68,7 +92,7 @@ def test_the_verbs_mean_what_they_mean_without_await(run, tmp_path):
         assert "queue" in repr(queue)
 
     run(test)
-    with PersistentQueue("queue", str(tmp_path)) as queue:
+    with place.open() as queue:
         assert list(queue) == ["last"]
 
 
@@ -132,12 +156,12 @@ def test_an_item_is_encoded_before_push_gives_way(run):
     run(test)
 
 
-def test_pushes_at_once_share_commits_and_keep_their_order(run):
+def test_pushes_at_once_share_commits_and_keep_their_order(run, place):
     async def test(queue):
         await queue.push("first")
-        before = _transactions(queue)
+        before = place.commits(queue)
         numbers = await asyncio.gather(*(queue.push(number) for number in range(1000)))
-        assert _transactions(queue) - before < 100
+        assert place.commits(queue) - before < 100
         assert numbers == list(range(1, 1001))
         assert await queue.pop(1001) == ["first", *range(1000)]
 
@@ -154,24 +178,24 @@ def test_pushes_that_share_a_commit_fail_alone(run):
     run(test, maxsize=10)
 
 
-def test_payloads_of_many_megabytes_do_not_come_into_one_transaction(run):
+def test_payloads_of_many_megabytes_do_not_come_into_one_transaction(run, place):
     async def test(queue):
-        before = _transactions(queue)
+        before = place.commits(queue)
         await asyncio.gather(*(queue.push(b"x" * 6_000_000) for _ in range(6)))
-        assert _transactions(queue) - before >= 3
+        assert place.commits(queue) - before >= 3
         assert await queue.count() == 6
 
     run(test, dumps=bytes, loads=bytes)
 
 
 @pytest.mark.parametrize("from_outside", [False, True])
-def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, tmp_path, from_outside):
+def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, place, from_outside):
     async def test(queue):
         waiters = [asyncio.create_task(queue.get()) for _ in range(500)]
         await queue.count()  # they have all been tried and sleep
         assert threading.active_count() <= threads + 3
         if from_outside:
-            pid = forked(_push, tmp_path, list(range(500)))
+            pid = forked(_push, place, list(range(500)))
         else:
             await asyncio.gather(*(queue.push(number) for number in range(500)))
         assert await asyncio.gather(*waiters) == list(range(500))
@@ -183,7 +207,7 @@ def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, tm
 
 
 def _push(place, items):
-    with PersistentQueue("queue", str(place)) as queue:
+    with place.open() as queue:
         for item in items:
             queue.push(item)
 
@@ -227,7 +251,7 @@ def test_cancelling_a_waiting_get_takes_no_item(run):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, tmp_path, seed):
+def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, place, seed):
     chance = random.Random(seed)  # noqa: S311
     pushed, tried, got = set(), set(), Counter()
 
@@ -264,8 +288,7 @@ def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, tmp_path, seed):
         await asyncio.wait(tasks)
 
     run(test)
-    assert _is_whole(tmp_path)
-    with PersistentQueue("queue", str(tmp_path)) as queue:
+    with place.open() as queue:
         left = Counter(queue)
         assert list(left) == sorted(left)
     assert set(left.values()) | set(got.values()) <= {1}
@@ -274,7 +297,7 @@ def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, tmp_path, seed):
     assert got
 
 
-def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run, tmp_path):
+def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):
     async def test(queue):
         await queue.push(["a", "b", "c"])
         task = asyncio.create_task(queue.pop(2))
@@ -290,10 +313,9 @@ def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run, 
         return queue.queue.count()
 
     run(test)
-    assert _is_whole(tmp_path)
 
 
-def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, tmp_path):
+def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, place):
     async def test(queue):
         waiter = asyncio.create_task(queue.get())
         put = asyncio.create_task(queue.peek(9, blocking=True))
@@ -314,7 +336,7 @@ def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, tmp_pa
 
     taken = []
     run(test)
-    with PersistentQueue("queue", str(tmp_path)) as queue:
+    with place.open() as queue:
         assert [*taken, *queue] == list(range(100))
 
 
@@ -358,11 +380,11 @@ def test_join_waits_for_what_was_taken(run):
     run(test)
 
 
-def test_loops_in_two_threads_share_a_directory(tmp_path):
+def test_loops_in_two_threads_share_a_directory(place):
     taken = []
 
     async def work(name):
-        async with AsyncPersistentQueue.open("queue", tmp_path) as queue:
+        async with place.open_async() as queue:
             await asyncio.gather(*(queue.push((name, number)) for number in range(300)))
             taken.extend([await queue.get() for _ in range(300)])
 
@@ -372,15 +394,14 @@ def test_loops_in_two_threads_share_a_directory(tmp_path):
     for thread in threads:
         thread.join()
     assert sorted(taken) == [(name, number) for name in "ab" for number in range(300)]
-    assert _is_whole(tmp_path)
 
 
-def test_a_loop_that_ends_with_calls_under_way_loses_nothing(tmp_path):
-    with PersistentQueue("queue", str(tmp_path)) as sync:
+def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
+    with place.open() as sync:
         sync.push(list(range(100)))
 
         async def main():
-            queue = await AsyncPersistentQueue.open("queue", tmp_path)
+            queue = await place.open_async()
             for _ in range(100):
                 asyncio.ensure_future(queue.get())  # noqa: RUF006
             await asyncio.sleep(0)
@@ -394,12 +415,12 @@ def test_a_loop_that_ends_with_calls_under_way_loses_nothing(tmp_path):
         assert sync.check() == []
 
 
-def test_a_waiting_process_that_is_killed_takes_nothing(tmp_path):
+def test_a_waiting_process_that_is_killed_takes_nothing(place):
     told, tell = os.pipe()
 
     def wait():
         async def main():
-            async with AsyncPersistentQueue.open("queue", tmp_path) as queue:
+            async with place.open_async() as queue:
                 waiters = [asyncio.create_task(queue.get()) for _ in range(50)]
                 await queue.count()
                 os.write(tell, b"1")
@@ -411,12 +432,12 @@ def test_a_waiting_process_that_is_killed_takes_nothing(tmp_path):
     os.read(told, 1)
     os.kill(pid, signal.SIGKILL)
     assert status_of(pid) == -signal.SIGKILL
-    with PersistentQueue("queue", str(tmp_path)) as queue:
+    with place.open() as queue:
         queue.push(list(range(10)))
         assert queue.pop(10) == list(range(10))
 
 
-def test_a_damaged_item_is_told_and_stays(run, tmp_path):
+def test_a_damaged_item_is_told_and_stays(tmp_path):
     with PersistentQueue("queue", str(tmp_path), dumps=bytes, loads=bytes) as queue:
         queue.push(b"precious payload")
         path = queue._open._generation.path
@@ -426,12 +447,13 @@ def test_a_damaged_item_is_told_and_stays(run, tmp_path):
             file.seek(at)
             file.write(b"P")
 
-    async def test(queue):
-        with pytest.raises(CorruptItemError):
-            await queue.get()
-        assert await queue.delete() == 1
+    async def main():
+        async with AsyncPersistentQueue.open("queue", tmp_path, dumps=bytes, loads=bytes) as queue:
+            with pytest.raises(CorruptItemError):
+                await queue.get()
+            assert await queue.delete() == 1
 
-    run(test, dumps=bytes, loads=bytes)
+    asyncio.run(main())
 
 
 def test_the_synchronous_package_does_not_import_asyncio():

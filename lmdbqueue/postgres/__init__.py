@@ -7,6 +7,7 @@
 The map; imports go down this list only.
 
 ==============  ==================================================================================
+``aio``         ``AsyncPostgresQueue``: the verbs, awaited
 ``_marks``      ``PostgresTarget``: what a forwarder fills
 ``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
 ``_followed``   the steps of named readers

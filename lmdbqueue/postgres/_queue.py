@@ -229,10 +229,12 @@ class PostgresQueue(FollowedTable[T]):
         problems: list[str] = database.view(self.patience, _queues.problems)
         return problems
 
-    def join(self) -> None:
-        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
+    def _watch(self) -> None:
         self._open.run(self.patience, _queues.watch, self._place)
-        super().join()
+
+    @property
+    def _where(self) -> str:
+        return self._path
 
     def close(self) -> None:
         """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.

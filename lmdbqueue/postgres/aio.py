@@ -1,0 +1,48 @@
+"""``AsyncPostgresQueue``: the verbs of ``PostgresQueue``, awaited.
+
+Owns: how a queue in a database is opened for an event loop. Law: a verb means what its namesake in ``PostgresQueue``
+means. Must not know: what the verbs do, threads.
+
+The calls of a loop are carried by the two threads of ``lmdbqueue._courier``, and not by psycopg's asynchronous
+connections, for three reasons. Pushes to one queue take turns, one commit at a time, whoever makes them: a thousand
+tasks with a connection each would commit a thousand times, one after the other, where the courier makes one statement
+of them. A task that waits costs a future, and no connection, which the server pays for with a process. And that a
+change is done once though its connection is lost, or its caller cancelled, is proven for the synchronous steps; a
+second set of them would have to be proven again. So however many tasks wait, there are two threads, the one that
+hears the server's notices, and a connection for each of the three at most.
+"""
+
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from lmdbqueue.aio import AsyncQueue, Opening
+from lmdbqueue.postgres._queue import PostgresQueue
+
+T = TypeVar("T")
+
+
+class AsyncPostgresQueue(AsyncQueue[T]):
+    """A ``PostgresQueue`` for one event loop: ``async with AsyncPostgresQueue.open("postgresql:///app") as queue``.
+
+    See ``lmdbqueue.aio.AsyncQueue`` for what all verbs have in common. While the server is away all calls of the
+    object wait, for its ``patience``.
+    """
+
+    queue: PostgresQueue[T]
+
+    def __init__(self, queue: PostgresQueue[T]) -> None:
+        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
+        super().__init__(queue)
+
+    @classmethod
+    def open(cls, conninfo: str, name: str = "queue", **options: Any) -> Opening[Self]:
+        """Open or create a queue, with the arguments of ``PostgresQueue``. Await it, or use ``async with``."""
+        return Opening(cls, partial(PostgresQueue, conninfo, name, **options))
+
+    async def copy(self, name: str) -> Self:
+        """Make a copy of this queue in the same database, a queue of its own, and return it opened."""
+        return type(self)(await self._call(self.queue.copy, name))
+
+    async def check(self) -> list[str]:
+        """Return what is wrong with the tables."""
+        return await self._call(self.queue.check)
