@@ -1,18 +1,21 @@
 """Connections to PostgreSQL that are lost, at every moment of every change: each is done once, or it is told."""
 
+import asyncio
 import os
 import pickle
 import signal
 import time
 from contextlib import suppress
+from itertools import count
 
 import postgres_server
 import pytest
 from postgres_proxy import LATE, Proxy
-from processes import eventually, forked, status_of
+from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
 from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 ITEMS = ["a", "b", "c"]
 
@@ -278,3 +281,53 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing
         for producer in range(2):
             assert [number for who, number in seen if who == producer] == list(range(items))
     record_property("kills", kills)
+
+
+def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy, schema, open_postgres):
+    look = open_postgres()
+    kinds = set()
+
+    async def main():
+        for at in count(1):
+            look.push(ITEMS)
+            async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=0.2) as queue:
+                await queue.count()
+                proxy.arm("reply", at, then_down=True)
+                found = await asyncio.gather(*(queue.pop() for _ in ITEMS), return_exceptions=True)
+                has_cut = proxy.has_cut
+                proxy.disarm()
+                left = look.pop(9)
+                kinds.update(map(type, found))
+                if found == ITEMS:
+                    assert left == []
+                elif {type(each) for each in found} == {CommitUnknownError}:
+                    assert left in ([], ITEMS)
+                else:
+                    assert all(isinstance(each, ServerError) for each in found)
+                    assert left == ITEMS
+                await queue.push("goes on")
+                assert await queue.get() == "goes on"
+            if not has_cut:
+                return
+
+    asyncio.run(main())
+    assert kinds == {str, CommitUnknownError, ServerError}
+
+
+def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open_postgres):
+    look = open_postgres()
+
+    async def main():
+        async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=0.2) as queue:
+            waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
+            await queue.count()
+            proxy.arm("request", 1, then_down=True)
+            found = await asyncio.gather(*waiting, return_exceptions=True)
+            assert {type(each) for each in found} == {ServerError}
+            proxy.disarm()
+            waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
+            await queue.count()
+            look.push(list(range(20)))
+            assert await asyncio.gather(*waiting) == list(range(20))
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
