@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import threading
 import time
 from contextlib import suppress
 from itertools import count
@@ -325,7 +326,17 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
             found = await asyncio.gather(*waiting, return_exceptions=True)
             assert {type(each) for each in found} == {ServerError}
             proxy.disarm()
+            sleep, failed = queue.queue._sleep, threading.Event()
+
+            def fail(ticket, timeout):
+                if not failed.is_set():
+                    failed.set()
+                    raise ServerError("here", "reading", "nobody there")
+                sleep(ticket, timeout)
+
+            queue.queue._sleep = fail
             waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
+            await asyncio.to_thread(failed.wait, DEADLINE)
             await queue.count()
             look.push(list(range(20)))
             assert await asyncio.gather(*waiting) == list(range(20))
