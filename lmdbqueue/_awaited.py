@@ -14,7 +14,8 @@ from typing import Any, Generic, Self, TypeVar, overload
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._lease import DeadLetter, Lease
 from lmdbqueue._reader import FollowedQueue
-from lmdbqueue._work import LOOK, SIGNALS, Retry, Stop, Worked, give_back, is_set, warn
+from lmdbqueue._signals import SIGNALS
+from lmdbqueue._work import LOOK, Retry, Stop, Worked, give_back, is_set, warn
 
 T = TypeVar("T")
 Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called in the loop, and its arguments

@@ -12,7 +12,7 @@ Removing by itself (``trim``) is a step of the same transaction that made it due
 push. At most ``_AT_ONCE`` items a step: what is left goes with the next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -91,6 +91,37 @@ def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
     position = _position(txn, queue, name)
     keys = _next_keys(txn, queue, position, n)
     return _pass(txn, queue, (name, position), keys, now) if keys else 0
+
+
+def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: int) -> int:
+    """Let a reader pass all up to the last item of these numbers that it has not passed; return how many of them.
+
+    What else stands there is skipped.
+    """
+    position = _position(txn, queue, name)
+    last = _format.place(max(seqs))
+    keys: list[bytes] = []
+    found = 0
+    passed = 0  # of the keys
+    with txn.cursor(queue.items) as cursor:
+        if cursor.set_range(_next(position.passed)):
+            for key in cursor.iternext(values=False):
+                if found == len(seqs) or (len(key) == len(last) and key > last):
+                    break
+                keys.append(key)
+                if _format.number(key) in seqs:
+                    found += 1
+                    passed = len(keys)
+    if found:
+        skipped = position.skipped + passed - found
+        _pass(txn, queue, (name, position._replace(skipped=skipped)), keys[:passed], now)
+    return found
+
+
+def come(txn: Txn, queue: Tables, name: str) -> int:
+    """Return the number before which a reader has passed all, as far as items are in the order of their numbers."""
+    passed = _position(txn, queue, name).passed
+    return _format.number(passed) + 1 if passed and not _format.due(passed) else 0
 
 
 def lag(txn: Txn, queue: Tables, name: str) -> int:

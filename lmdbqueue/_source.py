@@ -6,12 +6,13 @@ again. Must not know: where the items go.
 """
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes
+from lmdbqueue import _fifo, _format, _notes, _readers
 from lmdbqueue._batch import Origin
 from lmdbqueue._directory import find_directory
 from lmdbqueue._env import open_environment
@@ -19,13 +20,14 @@ from lmdbqueue._errors import Empty
 from lmdbqueue._fifo import Entry
 from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import Reader
 
 
 class Bounds(NamedTuple):
     """How far a source has come."""
 
     tail: int  # the number that its next item gets
-    removed: int  # how many items have left
+    removed: int  # how many items have left, or how far a reader has come: never less than before
     waiting: int
 
 
@@ -86,7 +88,7 @@ class QueueSource(Source):
         payloads: list[bytes] = []
         place = b""
         while len(seqs) < items and size > 0:
-            entries = self._queue._since(place)[: items - len(seqs)]  # noqa: SLF001  (undecoded)
+            entries = self._behind(place)[: items - len(seqs)]
             if not entries:
                 break
             for entry, payload in zip(entries, self._queue._payloads(entries), strict=True):  # noqa: SLF001
@@ -98,11 +100,15 @@ class QueueSource(Source):
             place = entries[-1][0]
         return seqs, payloads
 
+    def _behind(self, place: bytes) -> list[Entry]:
+        """Return some entries behind a place, b"" for the first."""
+        return self._queue._since(place)  # noqa: SLF001  (undecoded)
+
     def remove(self, seqs: Collection[int]) -> int:
         """Remove just these items from among those that wait."""
         if not seqs:
             return 0
-        removed: int = self._queue._open.update(self.origin.name, _remove, frozenset(seqs))  # noqa: SLF001
+        removed: int = self._queue._open.update(self._queue.name, _remove, frozenset(seqs))  # noqa: SLF001
         return removed
 
     def wait(self, timeout: float) -> None:
@@ -113,6 +119,43 @@ class QueueSource(Source):
     def close(self) -> None:
         """Close the queue."""
         self._queue.close()
+
+
+class ReaderSource(QueueSource):
+    """What a named reader of a queue directory has not passed, as bytes. The reader is made if it is not there.
+
+    To remove is to pass. What came back meanwhile to a place before the last item of a batch is passed, too, and
+    counted as skipped: just as if the reader had moved when it read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str, reader: str) -> None:
+        """Open the queue, and raise, as ``QueueSource`` does."""
+        super().__init__(path, name)
+        self._reader = self._queue.reader(reader)
+        self.origin = Origin(self.origin.uuid, f"{name}/{reader}")
+
+    def bounds(self) -> Bounds:
+        """Return how far the reader has come."""
+        come: int = self._queue._open.view(self._queue.name, _readers.come, self._reader.name)  # noqa: SLF001
+        return Bounds(self._queue.stats().tail, come, self._reader.count())
+
+    def _behind(self, place: bytes) -> list[Entry]:
+        if place:
+            return super()._behind(place)
+        return self._queue._reader_first(self._reader.name, 1, durable=True)  # noqa: SLF001
+
+    def remove(self, seqs: Collection[int]) -> int:
+        """Let the reader pass these items."""
+        if not seqs:
+            return 0
+        args = self._reader.name, frozenset(seqs), time.time_ns()
+        passed: int = self._queue._open.update(self._queue.name, _readers.settle, *args)  # noqa: SLF001
+        return passed
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is an item."""
+        with suppress(Empty):
+            self._reader.peek(1, blocking=True, timeout=timeout)
 
 
 def _names(path: str, options: _format.Options) -> list[str]:
@@ -155,9 +198,15 @@ def _remove(txn: Txn, queue: Tables, seqs: Collection[int]) -> int:
 
 
 def source_of(local: Any) -> Source:
-    """Return what drains a queue, given by itself or by the path of its directory, or by a source."""
+    """Return what drains a queue, given by itself or by the path of its directory, or a reader of it; or a source."""
     if isinstance(local, Source):
         return local
     if isinstance(local, PersistentQueue):
         return QueueSource(local._directory, local.name)  # noqa: SLF001  (of a queue of this library)
+    if isinstance(local, Reader):
+        queue = local.queue
+        if not isinstance(queue, PersistentQueue):
+            message = f"only a reader of a PersistentQueue can be forwarded, and this is one of {queue!r}"
+            raise TypeError(message)
+        return ReaderSource(queue._directory, queue.name, local.name)  # noqa: SLF001
     return QueueSource(local)

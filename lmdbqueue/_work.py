@@ -8,17 +8,16 @@ loop waits it raises, which ends the wait, and nothing was taken yet; at any oth
 The old handlers are back from then on, so a second signal does what it would have done without the loop.
 """
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._lease import Lease
+from lmdbqueue._signals import stopped_by_signals
 
 LOOK: Final = 1.0  # seconds between two looks at ``stop``
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Event(Protocol):
@@ -123,7 +122,7 @@ class Loop:
 
     def run(self) -> Worked:
         """Work until told to stop."""
-        with self._signals(), _Heart(self._ttl) as heart, suppress(ShutDown, _Stopped):
+        with stopped_by_signals(self._end), _Heart(self._ttl) as heart, suppress(ShutDown, _Stopped):
             while not self._is_stopped and not is_set(self._stop):
                 if self._wait():
                     self._once(heart)
@@ -171,29 +170,10 @@ class Loop:
         found: bool | None = self._queue._if_enough(1, lambda n, _: bool(self._queue._candidates(n)) or None)  # noqa: SLF001
         return found
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def stop(_number: int, _frame: object) -> None:
-            self._is_stopped = True
-            restore()
-            if self._is_waiting:
-                raise _Stopped
-
-        for number in SIGNALS:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            restore()
+    def _end(self) -> None:
+        self._is_stopped = True
+        if self._is_waiting:
+            raise _Stopped
 
 
 class _Heart:

@@ -22,23 +22,37 @@ step  what is done                                        killed after it, or th
 Two forwarders of one source: the target has a lock, and the second waits. Should both get through, since the first
 lost its connection, the mark lets one batch through: the other finds it (``BusyError``) and begins again at 1.
 
+A reader of a queue is drained in the same way, with "the reader passes" for "remove".
+
 The source has one consumer, the forwarder. Who else pops from it may get what is just being forwarded; but nothing
 that was not forwarded is ever removed. A target that keeps no mark gets the last batch again after a crash.
 """
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue._errors import ForwardError, StorageError
-from lmdbqueue._source import QueueSource, Source, source_of
-from lmdbqueue._work import SIGNALS
+from lmdbqueue._signals import stopped_by_signals
+from lmdbqueue._source import QueueSource, ReaderSource, Source, source_of
 
-__all__ = ["Batch", "BusyError", "Forwarded", "Forwarder", "Mark", "Origin", "QueueSource", "Source", "Target"]
+__all__ = [
+    "Batch",
+    "BusyError",
+    "Forwarded",
+    "Forwarder",
+    "Mark",
+    "Origin",
+    "QueueSource",
+    "ReaderSource",
+    "Source",
+    "Target",
+]
+
+if TYPE_CHECKING:
+    import logging
 
 _LOOK: Final = 1.0  # seconds between two looks whether to stop
 _TURN: Final = 0.5  # seconds between two looks whether the other forwarder has ended
@@ -52,16 +66,18 @@ class Forwarded(NamedTuple):
     size: int = 0  # bytes
     failures: int = 0  # of the target; after each it was tried again
     waiting: int = 0  # items, here, when it was looked last
+    away_since: float | None = None  # seconds since 1970, when the target was found away; None: it is there
 
 
 class Forwarder:
     """Drains a queue into a target, in order, each item exactly once.
 
-    ``local`` is a ``PersistentQueue``, the path of its directory, or a ``Source``; ``remote`` is a ``PostgresQueue``
-    or a ``Target`` of your own. ``batch``: items at a time, of ``max_bytes`` together. With ``follow`` it waits for
+    ``local`` is a ``PersistentQueue``, the path of its directory, a reader of it (``queue.reader("central")``: then the
+    items stay for others, and only that reader moves), or a ``Source``; ``remote`` is a ``PostgresQueue`` or a
+    ``Target`` of your own. ``batch``: items at a time, of ``max_bytes`` together. With ``follow`` it waits for
     more items, else it ends when none is left. ``away``: which errors of the target mean that it is away; then it is
-    tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells. ``progress`` is called with a
-    ``Forwarded`` after each batch and each failure.
+    tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells since when, and when it is back.
+    ``progress`` is called with a ``Forwarded`` after each batch, each failure, and when the target is back.
     """
 
     def __init__(
@@ -88,6 +104,7 @@ class Forwarder:
         self._stopped = threading.Event()
         self._done = Forwarded()
         self._failures = 0  # since something went well
+        self._failed_at = ""  # which step of the target, while it is away
         self._source = source_of(local)
         self._owns_source = self._source is not local
         self._target = _target_of(remote)
@@ -99,7 +116,7 @@ class Forwarder:
         if the mark does not fit the source, and what the source raises.
         """
         try:
-            with self._signals():
+            with stopped_by_signals(self.stop):
                 while not self._stopped.is_set() and self._try():
                     pass
         finally:
@@ -120,8 +137,9 @@ class Forwarder:
             self._stopped.wait(_TURN)
             return True
         except self._away as error:
-            self._tell(error)
+            self._tell("last", error)
             return True
+        self._answered("last")
         self._take_up(mark)
         number = 0 if mark is None else mark.number
         while not self._stopped.is_set():
@@ -138,8 +156,9 @@ class Forwarder:
             except BusyError:
                 return True
             except self._away as error:
-                self._tell(error)
+                self._tell("store", error)
                 return True
+            self._answered("store")
             self._source.remove(batch.mark.seqs)
             self._count(batch)
         return False
@@ -152,7 +171,7 @@ class Forwarder:
         if mark.next > bounds.tail:
             reason = f"item {mark.next - 1} was forwarded, and this queue has come to {bounds.tail - 1} only"
         elif bounds.removed < mark.removed - len(mark.seqs):
-            reason = f"{mark.removed - len(mark.seqs)} items had left it, and now it is {bounds.removed}"
+            reason = f"{mark.removed - len(mark.seqs)} was how far it had come, and now it is {bounds.removed}"
         else:
             self._source.remove(mark.seqs)
             return
@@ -180,41 +199,37 @@ class Forwarder:
         if self._progress is not None:
             self._progress(self._done)
 
-    def _tell(self, error: Exception) -> None:
-        """Say that the target is away, and wait before the next try."""
-        import logging  # noqa: PLC0415  (for who forwards, not for who imports)
+    def _answered(self, step: str) -> None:
+        """Say that the target is back, if it was this step that it did not answer."""
+        since = self._done.away_since
+        if since is None or self._failed_at != step:
+            return
+        self._done = self._done._replace(away_since=None)
+        _logger().warning("the target is back after %.1f s", max(0.0, time.time() - since))
+        if self._progress is not None:
+            self._progress(self._done)
 
-        self._done = self._done._replace(failures=self._done.failures + 1)
+    def _tell(self, step: str, error: Exception) -> None:
+        """Say that the target is away, and wait before the next try."""
+        done = self._done
+        since = time.time() if done.away_since is None else done.away_since
+        self._done = done._replace(failures=done.failures + 1, away_since=since)
+        self._failed_at = step
         pause = min(self._pause, 0.1 * 2.0**self._failures)
         self._failures = min(self._failures + 1, 20)
-        logging.getLogger("lmdbqueue").warning("the target is away, next try in %.1f s: %s", pause, error)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        _logger().warning("the target is away since %s, next try in %.1f s: %s", when, pause, error)
         if self._progress is not None:
             self._progress(self._done)
         deadline = time.monotonic() + pause
         while not self._stopped.is_set() and (left := deadline - time.monotonic()) > 0:
             self._stopped.wait(min(left, _LOOK))
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in SIGNALS}
 
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _logger() -> "logging.Logger":
+    import logging  # noqa: PLC0415  (for who forwards, not for who imports)
 
-        def stop(_number: int, _frame: object) -> None:
-            self._stopped.set()
-            restore()  # a second one does what it would have done
-
-        for number in SIGNALS:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            restore()
+    return logging.getLogger("lmdbqueue")
 
 
 def _target_of(remote: Any) -> Target:

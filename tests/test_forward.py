@@ -15,8 +15,8 @@ import pytest
 from postgres_proxy import Proxy
 from processes import DEADLINE, KILLED, eventually, forked, status_of
 
-from lmdbqueue import CorruptItemError, ForwardError, GoneError, PersistentQueue, _source, forward
-from lmdbqueue.forward import Batch, Forwarded, Forwarder, Mark, Origin, QueueSource, Target
+from lmdbqueue import CorruptItemError, ForwardError, GoneError, PersistentQueue, forward
+from lmdbqueue.forward import Batch, Forwarded, Forwarder, Mark, Origin, QueueSource, ReaderSource, Target
 from lmdbqueue.postgres import PostgresQueue, PostgresTarget
 
 
@@ -148,6 +148,75 @@ def test_a_damaged_item_stops_it_and_stays(open_queue):
     queue.clear()
 
 
+# --- from a named reader
+
+
+def test_a_reader_is_drained_and_what_it_passed_stays_for_others(open_queue):
+    queue = raw(open_queue)
+    queue.push([b"%d" % n for n in range(10)])
+    queue.reader("billing")
+    archive, central = Memory(), Memory()
+    assert Forwarder(queue.reader("archive", start=6), archive, batch=3).run().items == 4
+    assert Forwarder(queue.reader("central"), central, batch=4).run().items == 10
+    assert (archive.numbers, central.numbers) == ([6, 7, 8, 9], list(range(10)))
+    assert central.origin == Origin(queue._environment.directory.options.uuid, "queue/central")
+    assert {each.name: each.position for each in queue.readers()} == {"archive": 10, "billing": 0, "central": 10}
+    assert len(queue) == 10
+    queue.push(b"more")
+    assert Forwarder(queue.reader("central"), central).run() == Forwarded(1, 1, 4, 0, 0)
+    assert central.numbers[-1] == 10
+
+
+def test_a_reader_of_a_database_is_refused(open_postgres):
+    with pytest.raises(TypeError, match="only a reader of a PersistentQueue"):
+        Forwarder(open_postgres().reader("central"), Memory())
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_reader_whose_forwarder_dies_between_the_two_sides_forwards_each_item_once(open_queue, keeps):
+    queue = raw(open_queue)
+    queue.push([b"%d" % n for n in range(10)])
+    target = Memory(keeps=keeps)
+    source = ReaderSource(queue._directory, "queue", "central")
+    source.remove = lambda _: (_ for _ in ()).throw(_Killed)
+    with pytest.raises(_Killed):
+        Forwarder(source, target, batch=4).run()
+    source.close()
+    reader = queue.reader("central")
+    assert (len(target.items), reader.position) == (4, 0)
+    Forwarder(reader, target, batch=3).run()
+    assert target.numbers == [*([] if keeps else range(4)), *range(10)]
+    assert (len(queue), reader.skipped) == (0, 0)
+
+
+def test_what_came_back_before_the_end_of_a_batch_is_passed_and_skipped(open_queue):
+    queue = raw(open_queue)
+    queue.push([b"%d" % n for n in range(8)])
+    queue.reader("other")
+    source = ReaderSource(queue._directory, "queue", "central")
+    held = queue.lease(2)
+    assert source.read(4, 1000) == ([2, 3, 4, 5], [b"2", b"3", b"4", b"5"])
+    held.nack(1)
+    assert source.remove([2, 3, 4, 5]) == 4
+    assert source.remove([2, 3, 4, 5]) == source.remove([]) == 0
+    reader = queue.reader("central")
+    assert (reader.position, reader.skipped, source.bounds()) == (6, 2, (8, 6, 2))
+    assert source.read(4, 1000)[0] == [6, 7]
+    source.close()
+
+
+def test_a_reader_that_was_put_back_is_refused(open_queue):
+    queue = raw(open_queue)
+    queue.push([b"%d" % n for n in range(10)])
+    queue.reader("other")
+    reader, target = queue.reader("central"), Memory()
+    Forwarder(reader, target, batch=3).run()
+    reader.seek(5)
+    with pytest.raises(ForwardError, match="older copy"):
+        Forwarder(reader, target).run()
+    assert (reader.position, len(target.items)) == (5, 10)
+
+
 # --- crashes, as a target sees them
 
 
@@ -179,8 +248,31 @@ def test_a_target_that_is_away_is_tried_again(open_queue, caplog):
     seen = []
     done = Forwarder(queue, target, batch=1, pause=0.02, progress=seen.append).run()
     assert (target.items, done.failures) == ([b"a", b"b"], 3)
-    assert [each.failures for each in seen] == [1, 2, 3, 3, 3]
-    assert "the target is away" in caplog.text
+    assert [each.failures for each in seen] == [1, 2, 3, 3, 3, 3]
+    assert [each.away_since is None for each in seen] == [False, False, False, True, True, True]
+    assert seen[0].away_since == seen[2].away_since == pytest.approx(time.time(), abs=DEADLINE)
+    assert caplog.text.count("the target is away since") == 3
+    assert caplog.text.count("the target is back after") == 1
+
+
+def test_a_target_that_takes_nothing_is_away_until_it_has_taken_a_batch(open_queue, caplog):
+    queue = raw(open_queue)
+    queue.push([b"a", b"b"])
+    target = Memory()
+    store, tries = target.store, []
+
+    def fail(batch):
+        tries.append(batch)
+        if len(tries) < 3:
+            raise TimeoutError
+        store(batch)
+
+    target.store = fail
+    seen = []
+    Forwarder(queue, target, pause=0.01, progress=seen.append).run()
+    assert [each.away_since is None for each in seen] == [False, False, True, True]
+    assert seen[0].away_since == seen[1].away_since
+    assert caplog.text.count("the target is back after") == 1
 
 
 def test_an_error_that_does_not_mean_away_ends_it(open_queue):
@@ -281,12 +373,26 @@ def test_the_command_drains_a_queue_and_says_so(open_queue, postgres, tmp_path):
     there.close()
 
 
+def test_the_command_drains_a_reader(open_queue, postgres, tmp_path):
+    queue = open_queue(name="jobs")
+    queue.push([*range(5)])
+    queue.reader("other")
+    process = command(tmp_path / "queue", postgres.url(), "--name", "jobs", "--reader", "central", "--batch", "2")
+    out, err = process.communicate(timeout=DEADLINE)
+    assert (process.returncode, err) == (0, "")
+    assert "5 items in 3 batches" in out
+    assert [(each.name, each.lag) for each in queue.readers()] == [("central", 0), ("other", 5)]
+    with PostgresQueue(postgres.url(), "jobs") as there:
+        assert there.pop(9) == [*range(5)]
+        there.drop_queue("jobs")
+
+
 def test_the_command_waits_for_a_database_that_is_away(open_queue, proxy, tmp_path):
     queue = open_queue(name="jobs")
     queue.push("a")
     proxy._is_down = True
     process = command(tmp_path / "queue", proxy.url(), "--name", "jobs")
-    assert "the target is away" in process.stderr.readline()
+    assert "the target is away since" in process.stderr.readline()
     proxy.disarm()
     assert process.wait(DEADLINE) == 0
     assert len(queue) == 0
@@ -362,11 +468,12 @@ def test_a_batch_that_another_has_stored_is_not_stored_again(open_postgres):
     target.close()
 
 
-def forward_for_ever(place, url, schema, kills_before):
+def forward_for_ever(place, url, schema, kills_before, reader):
     """Forward; with ``kills_before`` die before the removal of some batch, which is stored already."""
     if kills_before:
         left = [random.randrange(1, 6)]  # noqa: S311
-        remove = _source.QueueSource.remove
+        kind = ReaderSource if reader else QueueSource
+        remove = kind.remove
 
         def removed(self, seqs):
             left[0] -= 1
@@ -374,15 +481,16 @@ def forward_for_ever(place, url, schema, kills_before):
                 os.kill(os.getpid(), signal.SIGKILL)
             return remove(self, seqs)
 
-        _source.QueueSource.remove = removed
+        kind.remove = removed
 
     def there():
         return PostgresQueue(url, schema=schema, patience=1.0)
 
-    Forwarder(QueueSource(place), PostgresTarget(there), batch=25, pause=0.1).run()
+    source = ReaderSource(place, "queue", reader) if reader else QueueSource(place)
+    Forwarder(source, PostgresTarget(there), batch=25, pause=0.1).run()
 
 
-def drain_through_kills(place, server, schema, *, items, kills, server_kills):
+def drain_through_kills(place, server, schema, *, items, kills, server_kills, reader=""):
     """Forward all items while the forwarder, and the server, are killed again and again; return what is there."""
     chance = random.Random(1)  # noqa: S311
     with PersistentQueue("queue", place) as queue:
@@ -390,7 +498,7 @@ def drain_through_kills(place, server, schema, *, items, kills, server_kills):
         done = 0
         ends = sorted(chance.sample(range(1, kills), server_kills))
         while done < kills:
-            pid = forked(forward_for_ever, place / "queue", server.url(), schema, done % 2)
+            pid = forked(forward_for_ever, place / "queue", server.url(), schema, done % 2, reader)
             before = len(queue)
             wanted = chance.randrange(1, items // kills)
 
@@ -406,7 +514,7 @@ def drain_through_kills(place, server, schema, *, items, kills, server_kills):
                 server.start()
             assert len(queue), "it was faster than the kills"
             done += 1
-        forward_for_ever(place / "queue", server.url(), schema, 0)
+        forward_for_ever(place / "queue", server.url(), schema, 0, reader)
         assert len(queue) == 0
     found = []
     with PostgresQueue(server.url(), schema=schema) as there:
@@ -433,6 +541,11 @@ def test_each_item_is_there_once_and_in_order_through_kills_of_both_sides(own_se
     found = drain_through_kills(tmp_path, own_server, "s", items=2_000, kills=12, server_kills=3)
     assert found == list(range(2_000))
     record_property("kills", 15)
+
+
+def test_each_item_of_a_reader_is_there_once_and_in_order_through_kills_of_both_sides(own_server, tmp_path):
+    found = drain_through_kills(tmp_path, own_server, "s", items=1_000, kills=6, server_kills=2, reader="central")
+    assert found == list(range(1_000))
 
 
 @pytest.mark.long

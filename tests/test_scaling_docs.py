@@ -44,7 +44,7 @@ def test_the_example_of_readme_moves_a_queue(here):
 
 
 def test_the_examples_of_scaling_do_what_they_say(here, capsys):
-    first, outbox, moving = blocks("docs/scaling.md", "python")[:3]
+    first, outbox, *_, moving, _ = blocks("docs/scaling.md", "python")
     names = {}
     execute(here(first), names)
     with names["queue"] as queue:
@@ -61,6 +61,15 @@ def test_the_examples_of_scaling_do_what_they_say(here, capsys):
         query = blocks("docs/scaling.md", "sql")[0]
         with queue.transaction() as txn:
             assert txn.connection.execute(query).fetchall() == [("jobs", "waiting", 3, 4)]
+
+
+def test_the_examples_of_readers_and_of_asyncio_do_what_they_say(here, capsys):
+    readers, tasks = blocks("docs/scaling.md", "python")[2:4]
+    execute(here(readers), {"PostgresQueue": PostgresQueue})
+    assert capsys.readouterr().out == "['a', 'b'] a 3\n"
+    names = {}
+    execute(here(tasks), names)
+    assert names["asyncio"].run(names["main"]()) == 0
 
 
 class _Jobs(http.server.BaseHTTPRequestHandler):

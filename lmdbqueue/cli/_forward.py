@@ -4,11 +4,12 @@ Owns: what the command prints. Law: nothing is on the standard output but the la
 forwarded.
 """
 
+import time
 from contextlib import closing
 
 import click
 
-from lmdbqueue._source import QueueSource
+from lmdbqueue._source import QueueSource, ReaderSource
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, name_option, path_argument
 from lmdbqueue.cli._progress import progress
 from lmdbqueue.forward import Forwarded, Forwarder
@@ -19,13 +20,16 @@ from lmdbqueue.forward import Forwarded, Forwarder
 @click.argument("url")
 @name_option
 @click.option("--to", default="", metavar="NAME", help="The name of the queue there.  [default: the same]")
+@click.option(
+    "--reader", default="", metavar="READER", help="Drain what this reader has not passed; all stays for others."
+)
 @click.option("--batch", type=click.IntRange(min=1), default=1_000, show_default=True, help="Items at a time.")
 @click.option("--follow", is_flag=True, help="Wait for more items.")
-def forward(path: str, url: str, *, name: str, to: str, batch: int, follow: bool) -> None:
+def forward(path: str, url: str, *, name: str, to: str, reader: str, batch: int, follow: bool) -> None:
     """Drain a queue into a PostgreSQL database, each item exactly once.
 
     URL is the address of the database. In order, whatever is killed meanwhile; it tries again while the database is
-    away. SIGTERM ends it cleanly.
+    away, and says since when. SIGTERM ends it cleanly.
     """
     try:
         from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
@@ -36,12 +40,21 @@ def forward(path: str, url: str, *, name: str, to: str, batch: int, follow: bool
         return PostgresQueue(url, to or name, bytes, bytes, patience=1.0)
 
     try:
-        with closing(QueueSource(path, name)) as source, progress("forwarding") as report:
+        opened = ReaderSource(path, name, reader) if reader else QueueSource(path, name)
+        with closing(opened) as source, progress("forwarding") as report:
 
             def show(now: Forwarded) -> None:
-                report(now.items, now.items + now.waiting)
+                report(now.items, now.items + now.waiting, _away(now))
 
             done = Forwarder(source, PostgresTarget(there), batch=batch, follow=follow, progress=show).run()
     except KeyError as error:
         raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
-    click.echo(f"{path}: {done.items} items in {done.batches} batches, {done.failures} failures of the target")
+    told = f"{path}: {done.items} items in {done.batches} batches, {done.failures} failures of the target"
+    click.echo(told + (f", {_away(done)}" if _away(done) else ""))
+
+
+def _away(now: Forwarded) -> str:
+    """Say since when the target is away, if it is."""
+    if now.away_since is None:
+        return ""
+    return time.strftime("the target is away since %H:%M:%S", time.localtime(now.away_since))

@@ -9,29 +9,35 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 R = TypeVar("R")
-Report = Callable[[int, int | None], None]  # done and total; None: not known
 
 _LOOK: Final = 0.1  # seconds between two looks at a file that grows
+
+
+class Report(Protocol):
+    """Tell how much is done, of how much (None: not known), and what else there is to say."""
+
+    def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
     """Give a function that draws a bar from its first call on, until the block ends."""
     if not sys.stderr.isatty():
-        yield lambda _done, _total: None
+        yield lambda done, total, note="": None  # noqa: ARG005
         return
     bars: list[Progress] = []
 
-    def report(done: int, total: int | None) -> None:
+    def report(done: int, total: int | None, note: str = "") -> None:
         if not bars:
             bars.append(_started(what, total, in_bytes=in_bytes))
-        bars[0].update(bars[0].task_ids[0], completed=done, total=total)
+        told = f"{what}; {note}" if note else what
+        bars[0].update(bars[0].task_ids[0], completed=done, total=total, description=told)
 
     try:
         yield report
