@@ -17,9 +17,12 @@ from lmdbqueue import (
     OptionError,
     PersistentQueue,
     QueueError,
+    Reader,
     ShutDown,
     StorageError,
 )
+from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 
 def opening(path: Path) -> None:
@@ -141,6 +144,18 @@ def facts(full: Full, empty: Empty, decode: DecodeError) -> None:
     assert_type((empty.wanted, empty.timeout), tuple[int, float | None])
     assert_type((decode.seq, decode.payload, decode.reason), tuple[int, bytes, str])
     assert_type(lmdbqueue.__version__, str)
+
+
+async def asynchronous() -> None:
+    async with AsyncPersistentQueue[str].open("queue") as queue:
+        assert_type(queue, AsyncPersistentQueue[str])
+        assert_type(await queue.get(), str)
+        assert_type(await queue.copy("copied"), AsyncPersistentQueue[str])
+    there = await AsyncPostgresQueue[int].open("postgresql:///app", "jobs")
+    assert_type(there, AsyncPostgresQueue[int])
+    assert_type(await there.get(), int)
+    assert_type(await there.check(), list[str])
+    assert_type(there.queue.reader("billing"), Reader[int])
 
 
 def _to_bytes(item: str) -> bytes:
