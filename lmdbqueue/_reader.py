@@ -105,8 +105,9 @@ class FollowedQueue(ConsumerQueue[T]):
         it was before: what all readers have passed leaves, and nothing else.
 
         It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
-        move. ``bytes`` are pages of the items, at least one item stays; ``seconds`` are of the wall clock, kept to a
-        64th, and begin for what is in the queue already when this is called.
+        move. ``bytes`` are pages of the items (on PostgreSQL their own, kept to a 64th), at least one item stays;
+        ``seconds`` are of the wall clock, kept to a 64th, and begin for what is in the queue already when this is
+        called.
         """
         limits = (items, bytes, seconds)
         if any(limit is not None and not limit > 0 for limit in limits):

@@ -16,6 +16,7 @@ import time
 import psycopg
 
 PATIENCE = 60.0  # seconds
+NEVER = (1 << 63) - 1  # when an item comes due that has no delay
 
 _SETTINGS = {"listen_addresses": "", "shared_buffers": "32MB", "max_connections": "200", "fsync": "on"}
 
@@ -43,7 +44,8 @@ def _user():
 def age(execute, schema, seconds):
     """Let all that a schema knows of times be so many seconds ago."""
     execute(f"""
-        UPDATE "{schema}".items SET due = due - {int(seconds * 1e6)} WHERE state = 'delayed';
+        UPDATE "{schema}".items SET due = due - {int(seconds * 1e6)} WHERE due < {NEVER};
+        UPDATE "{schema}".readers SET due = due - {int(seconds * 1e6)} WHERE due BETWEEN 0 AND {NEVER} - 1;
         UPDATE "{schema}".leases SET deadline = deadline - {seconds} * interval '1 second';
         UPDATE "{schema}".readers SET seen = seen - {seconds} * interval '1 second';
         UPDATE "{schema}".tails SET at = at - {seconds} * interval '1 second';

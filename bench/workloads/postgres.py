@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.items import Item, make_items
 from bench.measure import Measures, Run
+from bench.workloads import postgres_tasks
 
 _BATCH = 1_000
 _WARM_UP = 20
@@ -48,6 +49,7 @@ def measure_postgres(run: Run) -> None:
             "PostgresQueue": partial(_ours, run, url),
             "by hand": partial(_by_hand, run, url, _pop_by_hand),
             "by hand, decoded first": partial(_by_hand, run, url, _pop_decoded_first),
+            **postgres_tasks.contenders(url),
         }
         run.interleave("postgres", "durable", "items/s", contenders)
 

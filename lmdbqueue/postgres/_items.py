@@ -172,7 +172,7 @@ WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state = 'waiting' 
 """
     + _COUNTED
 )
-# What all have passed, or what is beyond what is kept; what others are taking leaves without this
+# What all have passed, or what is beyond what is kept. What others are taking leaves with them, or else the next time
 _TRIM: Final = (
     """
 WITH first AS (

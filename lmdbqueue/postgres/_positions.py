@@ -45,7 +45,7 @@ UPDATE {readers} SET due = %(due)s, seq = %(seq)s, skipped = skipped + %(skipped
 WHERE queue = %(queue)s AND name = %(name)s
 """
 
-_RETENTION: Final = "SELECT kept_items, kept_bytes, kept_age FROM {queues} WHERE id = %(queue)s"
+RETENTION: Final = "SELECT kept_items, kept_bytes, kept_age FROM {queues} WHERE id = %(queue)s"
 _RETAIN: Final = """
 UPDATE {queues} SET is_kept = %(kept)s, kept_items = %(items)s, kept_bytes = %(bytes)s, kept_age = %(age)s
 WHERE id = %(queue)s
@@ -156,38 +156,41 @@ def before(number: int) -> Where:
 
 def retention(step: Step, queue: int) -> Reach | None:
     """Return what is kept; None: what some reader has not passed."""
-    row = step.execute(_RETENTION, queue=queue).fetchone()
-    return None if row is None or row == (None, None, None) else Reach(*row)
+    return reach(step.execute(RETENTION, queue=queue).fetchall())
+
+
+def reach(rows: Sequence[tuple[int | None, int | None, int | None]]) -> Reach | None:
+    """Return what is kept, by the rows of ``RETENTION``."""
+    return Reach(*rows[0]) if rows and any(each is not None for each in rows[0]) else None
 
 
 def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
     """Write down what is kept; what is there counts as pushed now. Tell whether the queue is there."""
     if step.execute(_LOCK_QUEUE, queue=queue).fetchone() is None:
         return False
-    reach = Reach(None, None, None)
-    if now is not None:
-        reach = Reach(now.items, now.bytes, None if now.age is None else now.age // 1000)
-    if reach == (retention(step, queue) or Reach(None, None, None)):
+    nothing = Reach(None, None, None)
+    wanted = nothing if now is None else Reach(now.items, now.bytes, None if now.age is None else now.age // 1000)
+    if wanted == (retention(step, queue) or nothing):
         return True
-    step.execute(_RETAIN, queue=queue, kept=now is not None, **reach._asdict())
+    step.execute(_RETAIN, queue=queue, kept=now is not None, **wanted._asdict())
     step.execute(_FORGET_TAILS, queue=queue)
-    if reach.bytes is not None:
-        step.execute(_FIRST_TAILS, queue=queue, part=_part(reach.bytes))
-    if reach.bytes is not None or reach.age is not None:
+    if wanted.bytes is not None:
+        step.execute(_FIRST_TAILS, queue=queue, part=_part(wanted.bytes))
+    if wanted.bytes is not None or wanted.age is not None:
         step.execute(_LAST_TAIL, queue=queue)
     step.has_changed = True
     return True
 
 
-def mark(step: Step, queue: int, reach: Reach, first: int, sizes: Sequence[int]) -> None:
+def mark(step: Step, queue: int, kept: Reach, first: int, sizes: Sequence[int]) -> None:
     """Note that items of these sizes were appended, numbered from ``first`` on. The queue's row is locked."""
-    if reach.bytes is None and reach.age is None:
+    if kept.bytes is None and kept.age is None:
         return
     (tail, pushed, _), *rest = step.execute(_LATEST, queue=queue).fetchall()
     ends = list(accumulate(sizes, initial=pushed))[1:]
-    part = None if reach.bytes is None else _part(reach.bytes)
+    part = None if kept.bytes is None else _part(kept.bytes)
     for _, pushed_before, age_before in rest:
-        is_soon = reach.age is None or age_before < reach.age // _PARTS
+        is_soon = kept.age is None or age_before < kept.age // _PARTS
         if is_soon and (part is None or ends[-1] - pushed_before < part):
             step.execute(_FORGET_TAIL, queue=queue, tail=tail)
     last_of_part = {0 if part is None else end // part: (first + n, end) for n, end in enumerate(ends, 1)}
@@ -195,11 +198,11 @@ def mark(step: Step, queue: int, reach: Reach, first: int, sizes: Sequence[int])
     step.execute(_ADD_TAILS, queue=queue, tails=list(tails), bytes=list(counted))
 
 
-def beyond(step: Step, queue: int, reach: Reach) -> int:
+def beyond(step: Step, queue: int, kept: Reach) -> int:
     """Return the number before which all is too old, or too much."""
-    if reach.bytes is None and reach.age is None:
+    if kept.bytes is None and kept.age is None:
         return 0
-    row = step.execute(_BEYOND, queue=queue, age=reach.age, bytes=reach.bytes).fetchone()
+    row = step.execute(_BEYOND, queue=queue, age=kept.age, bytes=kept.bytes).fetchone()
     return (row and row[0]) or 0
 
 

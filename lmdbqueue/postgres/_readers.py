@@ -90,7 +90,7 @@ def drop(step: Step, place: Place, name: str) -> bool:
     """Remove a reader, and what only it had not passed; tell whether it was there."""
     was_there = _positions.remove(step, place.id, name)
     if was_there:
-        trim(step, place, _positions.lock(step, place.id))
+        trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
     return was_there
 
 
@@ -102,7 +102,7 @@ def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
     number = _number(where)
     passed = _positions.before(_items.tail(step, place) if number is None else number)
     _positions.put(step, place.id, name, passed)
-    trim(step, place, {**readers, name: passed})
+    trim(step, place, {**readers, name: passed}, _positions.retention(step, place.id))
     return 0
 
 
@@ -123,6 +123,7 @@ def _move(step: Step, place: Place, name: str, n: int, wanted: list[Where] | Non
     due, seq = wanted[-1] if wanted else _END
     locked = step.execute(_positions.LOCK, queue=place.id)
     looked = step.execute(_NEXT, queue=place.id, name=name, n=n, due=due, seq=seq)
+    kept = step.execute(_positions.RETENTION, queue=place.id)
     readers = _positions.places(locked.fetchall())
     if name not in readers:
         return None
@@ -131,7 +132,7 @@ def _move(step: Step, place: Place, name: str, n: int, wanted: list[Where] | Non
     if not found or (wanted is not None and found != wanted):
         return 0
     _positions.put(step, place.id, name, found[-1], leased)
-    trim(step, place, {**readers, name: found[-1]})
+    trim(step, place, {**readers, name: found[-1]}, _positions.reach(kept.fetchall()))
     return len(found)
 
 
@@ -147,7 +148,7 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
     """Set what is kept, whoever has passed it, and beyond which nothing is kept; tell whether the queue is there."""
     is_there = _positions.set_retention(step, place.id, now)
     if is_there:
-        trim(step, place, _positions.lock(step, place.id))
+        trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
     return is_there
 
 
@@ -172,27 +173,26 @@ def come_due(step: Step, place: Place) -> int:
 
 def _appended(step: Step, place: Place, what: Appended) -> list[int]:
     if what.is_kept:
-        reach = _positions.retention(step, place.id)
-        assert reach is not None  # the queue's row is locked
-        _positions.mark(step, place.id, reach, what.first, what.sizes)
-        _positions.forget(step, place.id, _trim_beyond(step, place, reach))
+        kept = _positions.retention(step, place.id)
+        assert kept is not None  # the queue's row is locked
+        _positions.mark(step, place.id, kept, what.first, what.sizes)
+        _positions.forget(step, place.id, _trim_beyond(step, place, kept))
     return what.numbers
 
 
-def trim(step: Step, place: Place, readers: dict[str, Where]) -> None:
+def trim(step: Step, place: Place, readers: dict[str, Where], kept: Reach | None) -> None:
     """Remove what nobody needs any more; ``readers`` are where they are, and locked."""
-    reach = _positions.retention(step, place.id)
-    if reach is not None:
-        _trim_beyond(step, place, reach)
+    if kept is not None:
+        _trim_beyond(step, place, kept)
     elif readers and (passed := min(readers.values())) != NOTHING:
         _items.trim(step, place, passed, is_read=True)
 
 
-def _trim_beyond(step: Step, place: Place, reach: Reach) -> int:
+def _trim_beyond(step: Step, place: Place, kept: Reach) -> int:
     """Remove what is more than what is kept; return the number before which all was too old, or too much."""
-    number = _positions.beyond(step, place.id, reach)
+    number = _positions.beyond(step, place.id, kept)
     last = _positions.before(number)
-    if reach.items is not None and (over := _items.length(step, place) - reach.items) > 0:
+    if kept.items is not None and (over := _items.length(step, place) - kept.items) > 0:
         last = max(last, _items.nth(step, place, over - 1))
     if last != NOTHING:
         _items.trim(step, place, last, is_read=False)
