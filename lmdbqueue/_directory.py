@@ -48,7 +48,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from lmdbqueue import _flock, _owner
-from lmdbqueue._disk import sync_directory, sync_file, translated
+from lmdbqueue._disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError
 from lmdbqueue._format import Options
 
@@ -208,7 +208,7 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
     sync_directory(path)
 
     final = os.path.join(path, _OPTIONS_FILE)
-    fd = os.open(final + ".tmp", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = open_private(final + ".tmp", os.O_RDWR | os.O_EXCL)
     try:
         os.write(fd, options.to_json())
         sync_file(fd)

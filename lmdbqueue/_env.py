@@ -412,6 +412,7 @@ class Environment:
                 joins = self._session is None
                 session = self._session or Session(self.directory.file(SESSION))
                 try:
+                    self.bell.hang()
                     generation = self._open_newest(number, session, progress)
                     self.directory.clean(generation.number, alone=session.first)
                     if session.first:

@@ -164,7 +164,7 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
 
     draft = path + ".rebuilt"
     options = queues["a"]._environment.directory.options
-    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path + ".quarantine")) == []
+    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path)) == []
     snapshot = _generation.Snapshot(draft, options)
     try:
         found = snapshot.read(lambda txn, snapshot: dict(txn.cursor(snapshot.meta)))

@@ -17,7 +17,7 @@ from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._stats import Stats
 from lmdbqueue.cli import _bare
 from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument
-from lmdbqueue.cli._open import existing, hand_over_at_end, names_in
+from lmdbqueue.cli._open import existing, names_in
 from lmdbqueue.cli._progress import while_it_grows
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -107,7 +107,6 @@ def check(path: str, *, repair: bool) -> int:
     It looks at the structure of the file, each checksum, head and tail, and files that do not belong there.
     Exits with 0 if it is whole, with 1 if it is, or was, not.
     """
-    hand_over_at_end(path)
     return _bare.check(path, repair=repair)
 
 
