@@ -48,7 +48,7 @@ def as_user(fn, *args):
 def give_to_root(place):
     """Let the directory that the queue's is in be root's, as /var/spool is."""
     os.chown(place, 0, 0)
-    os.chmod(place, 0o755)
+    os.chmod(place, 0o755)  # noqa: S103
 
 
 def create(place):
