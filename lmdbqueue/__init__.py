@@ -101,6 +101,7 @@ from lmdbqueue._lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._reader import Reader
 from lmdbqueue._readers import ReaderStats
+from lmdbqueue._stats import Stats
 from lmdbqueue._work import Retry, Worked
 
 __all__ = [
@@ -132,6 +133,7 @@ __all__ = [
     "ServerError",
     "ShutDown",
     "SourceError",
+    "Stats",
     "StorageError",
     "TransactionError",
     "VersionError",

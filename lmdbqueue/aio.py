@@ -21,6 +21,8 @@ from lmdbqueue._reading import checked_count, shaped
 from lmdbqueue._verbs import Key
 from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
 
+__all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue"]
+
 T = TypeVar("T")
 R = TypeVar("R")
 

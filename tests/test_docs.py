@@ -1,5 +1,6 @@
 """What the documents say is so: names, links, options, exit codes. That their examples run is ``test_examples``."""
 
+import importlib
 import inspect
 import os
 import pickle
@@ -14,6 +15,8 @@ import lmdbqueue
 from lmdbqueue import cli
 from lmdbqueue.cli import _command
 from lmdbqueue.cli._command import commands
+
+FACES = ("aio", "forward", "legacy", "otel", "postgres")  # with public names of their own
 
 
 def test_signature_in_the_table_of_verbs_is_that_of_the_class():
@@ -39,6 +42,14 @@ def test_every_public_name_has_a_docstring():
         for attribute, value in vars(thing).items():
             if callable(value) and not attribute.startswith("_"):
                 assert value.__doc__, f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("module", ["lmdbqueue", *(f"lmdbqueue.{name}" for name in FACES)])
+def test_the_reference_has_every_public_name_and_no_other(module):
+    page = read(f"docs/reference/{module.removeprefix('lmdbqueue.')}.rst")
+    names = set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, re.MULTILINE))
+    public = set(importlib.import_module(module).__all__)
+    assert names == public - ({*lmdbqueue.__all__} if module != "lmdbqueue" else set())
 
 
 def test_ci_runs_the_two_commands_of_readme():
