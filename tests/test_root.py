@@ -8,7 +8,7 @@ import tempfile
 import warnings
 
 import pytest
-from processes import forked, status_of
+from processes import forked, status_of, tree
 
 import lmdbqueue
 from lmdbqueue import PersistentQueue, check
@@ -188,6 +188,24 @@ def test_an_import_by_root_sets_aside_what_the_owner_can_read(place):
     assert done.set_aside == 1
     assert os.stat(done.quarantine).st_uid == USER
     as_user(use, place)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o777])
+def test_another_user_is_refused_and_changes_nothing(place, mode):
+    as_user(create, place)
+    os.chmod(place, 0o755)  # noqa: S103
+    os.chmod(os.path.join(place, "queue"), mode)
+    before = tree(place)
+
+    def intrude():
+        os.setgroups([])
+        os.setgid(GROUP + 1)
+        os.setuid(USER + 1)
+        with pytest.raises(lmdbqueue.AccessError):
+            PersistentQueue("queue", place)
+
+    assert status_of(forked(intrude)) == 0
+    assert tree(place) == before
 
 
 @pytest.mark.parametrize("how", ["symlink", "link"])
