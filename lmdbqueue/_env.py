@@ -233,6 +233,12 @@ class Environment:
                 call.secure()
         return call.outcome()
 
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether the flush of another process was under way when this one last came to commit."""
+        generation = self._generation
+        return generation is not None and generation.is_crowded
+
     def _lead(self) -> None:
         """Run all calls that wait. Only who holds ``_writer`` may."""
         self._gather()

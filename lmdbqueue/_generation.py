@@ -358,6 +358,7 @@ class Generation(Snapshot):
         self._allocated = 0  # bytes, as far as this process has seen to it
         self._added = 0  # bytes that the pushes of the transaction under way take
         self._is_tight = False  # it lives on free pages, since the file cannot grow
+        self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         super().__init__(path, options)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
@@ -481,7 +482,8 @@ class Generation(Snapshot):
         transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
-        if not self.is_secured(transaction - 1):
+        self.is_crowded = not self.is_secured(transaction - 1)
+        if self.is_crowded:
             self._sync(transaction - 1)
         return transaction
 
