@@ -245,8 +245,10 @@ class Environment:
         calls = self._waiting.copy()
         try:
             self._in_live(_group.run, calls)
-            with suppress(QueueError):  # each caller asks for itself
+            try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
                 calls[-1].secure()
+            except QueueError:  # each caller asks for itself
+                pass
         finally:
             if self._retired:
                 self._close_retired()
