@@ -50,6 +50,7 @@ import errno
 import fcntl
 import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -93,6 +94,7 @@ _DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_COARSEST: Final = 3 * 10**9  # ns; no file system takes times that are farther apart for the same
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
@@ -365,6 +367,8 @@ class Generation(Snapshot):
         super().__init__(path, options)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
+        self._folder = os.path.dirname(path)
+        self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         _refuse_cut_off(self.path)
@@ -443,9 +447,8 @@ class Generation(Snapshot):
         try:
             txn = self._begin_in_turn()
             try:
-                self._refuse_superseded(txn)
-                if not os.fstat(self._fd).st_nlink:  # a swap removes it too, but says so before
-                    raise GoneError(self.path)  # noqa: TRY301  (to be undone as the other)
+                self._refuse_superseded(txn)  # a swap removes the file too, but says so before
+                self._refuse_gone()
             except BaseException:
                 txn.abort()
                 raise
@@ -470,6 +473,22 @@ class Generation(Snapshot):
             fcntl.flock(self._fd, operation)
         except (OSError, ValueError):  # it is being closed, which LMDB says, too
             pass
+
+    def _refuse_gone(self) -> None:
+        """Raise ``GoneError`` if somebody has removed the file.
+
+        Looks at the directory first. Whoever asks for the times of a file lets Linux (6.13 and later) note the next
+        write to it exactly, so asking the file itself in each transaction made each flush write its inode, too.
+        """
+        try:
+            changed = os.stat(self._folder).st_mtime_ns
+        except OSError:
+            changed = time.time_ns()
+        if changed != self._there_since:
+            if not os.fstat(self._fd).st_nlink:
+                raise GoneError(self.path)
+            if changed + _COARSEST < time.time_ns():  # else the next change may have the same time
+                self._there_since = changed
 
     def stamp(self, txn: Txn) -> int:
         """Return the transaction, for ``secure``."""
