@@ -208,6 +208,9 @@ class Engine(FollowedQueue[T]):
         self._open.update(self.name, _readers.retain, time.time_ns(), retention, room=_SMALL)
         self._trim()
 
+    def _is_crowded(self) -> bool:
+        return self._open.is_crowded
+
     # --- removing
 
     def _remove(self, keys: list[bytes]) -> int:

@@ -313,10 +313,10 @@ def weigh_sealed(value: bytes) -> int:
     return crc * crc
 
 
-def pack_last(transaction: int, weight: int) -> bytes:
-    """Return the record of the last transaction, with the weight of all other records."""
+def pack_last(transaction: int, weight: int | None) -> bytes:
+    """Return the record of the last transaction, with the weight of all other records; None: it is not kept."""
     number = pack(transaction)
-    return number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
+    return number if weight is None else number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
 
 
 def unpack_last(data: bytes) -> tuple[int, int | None]:

@@ -6,8 +6,9 @@ with its position in the place of the head. Must not know: how positions are kep
 
 # ruff: noqa: SLF001  (a reader's engine is that of its queue)
 
+import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -18,9 +19,12 @@ from lmdbqueue._readers import NEWEST, OLDEST, ReaderStats
 from lmdbqueue._reading import Entry, Reading
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Start = int | Literal["oldest", "newest"]
 _AHEAD: Final = 100  # items that iteration reads at a time
+_SHARE: Final = 100  # a reader that waits amid writers rests so many times longer than its move took
+_GATHERING: Final = 0.05  # seconds that it rests at the most
 _SECOND: Final = 10**9  # ns
 
 
@@ -60,6 +64,10 @@ class FollowedQueue(ConsumerQueue[T]):
     @abstractmethod
     def _reader_stats(self, name: str | None) -> list[ReaderStats]:
         """Return what is known of a reader, None for all."""
+
+    def _is_crowded(self) -> bool:
+        """Tell whether the last move of a reader had to wait for the flush of another process."""
+        return False
 
     @abstractmethod
     def _retain(self, retention: Retention | None) -> None:
@@ -124,12 +132,20 @@ class Reader(Reading[T]):
     the loop asks for the next: one that dies in its body sees that item again. It ends after ``queue.shutdown()``
     once everything was read. Objects of the same name, in any process, share the position: ``pop`` gives each item to
     one of them.
+
+    A reader that keeps up with writers who never rest would commit once for each item, and each of its commits makes
+    them wait for a flush. So once a move of all that there was had to wait for the flush of another process, and as
+    long as more than one item comes meanwhile, a blocking verb lets items gather first: until the move was a hundredth
+    of the time, and for 50 ms at most.
     """
 
     def __init__(self, queue: FollowedQueue[T], name: str) -> None:
         self.queue = queue
         self.name = name
         self._is_closed = False
+        self._has_all = False  # whether it last read all that there was
+        self._gathers = False  # whether it lets items gather, amid others who write
+        self._rests_until = 0.0  # on time.monotonic()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self.queue!r}{', closed' if self._is_closed else ''}>"
@@ -200,20 +216,41 @@ class Reader(Reading[T]):
         self._is_shut_down, self._is_drained = self.queue._is_shut_down, self.queue._is_drained
         return super()._if_enough(n, get)
 
+    def _await(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
+        rest = self._rests_until - time.monotonic()
+        if rest > 0 and (timeout is None or timeout > 0):
+            rest = rest if timeout is None else min(rest, timeout)
+            time.sleep(rest)
+            timeout = None if timeout is None else timeout - rest
+        return super()._await(attempt, timeout)
+
     def _first(self, n: int) -> list[Entry]:
-        self._refuse_if_closed()
-        return self.queue._reader_first(self.name, n, durable=True)
+        return self._next_few(n, durable=True)
 
     def _candidates(self, n: int) -> list[Entry]:
+        return self._next_few(n, durable=False)
+
+    def _next_few(self, n: int, *, durable: bool) -> list[Entry]:
         self._refuse_if_closed()
-        return self.queue._reader_first(self.name, n, durable=False)
+        entries = self.queue._reader_first(self.name, n, durable=durable)
+        self._has_all = len(entries) < n
+        return entries
 
     def _remove(self, keys: list[bytes]) -> int:
         self._refuse_if_closed()
-        return self.queue._reader_advance(self.name, keys)
+        return self._moved(self.queue._reader_advance, keys)
 
     def _delete(self, n: int) -> int:
-        return self.queue._reader_delete(self.name, n)
+        return self._moved(self.queue._reader_delete, n)
+
+    def _moved(self, move: Callable[[str, Any], int], arg: list[bytes] | int) -> int:
+        begin = time.monotonic()
+        passed = move(self.name, arg)
+        end = time.monotonic()
+        self._gathers = self.queue._is_crowded() or (self._gathers and passed > 1)
+        rest = min(_GATHERING, (end - begin) * _SHARE) if self._gathers and self._has_all else 0.0
+        self._rests_until = end + rest
+        return passed
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         return self.queue._open_payload(entry)
