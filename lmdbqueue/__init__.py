@@ -57,7 +57,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_directory``        file names, creation, the directory lock
 ``_wakeup``           waking sleepers of other processes
 ``_owner``            who holds leases, and whether it lives
-``_disk``             fsync, allocation, the system's errors
+``_disk``             fsync, allocation, whose a new file is, the system's errors
 ``_flock``            locks that die with their process
 ``_format``           what the bytes on disk mean
 ``_errors``           every exception
