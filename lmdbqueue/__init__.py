@@ -17,6 +17,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_follow``           what comes into a queue, seen by who takes nothing
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
+``_awaited_reader``   a named reader, awaited
 ``forward``           ``Forwarder``: a queue drained into a central one, each item exactly once
 ``_source``           the queue that is drained
 ``_courier``          the threads that carry the calls of an event loop

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from lmdbqueue._consumer import ConsumerQueue
 from lmdbqueue._errors import ClosedError, ShutDown
 from lmdbqueue._format import Retention, check_name
-from lmdbqueue._readers import NEWEST, OLDEST, ReaderStats
+from lmdbqueue._readers import NEWEST, OLDEST, Move, ReaderStats
 from lmdbqueue._reading import Entry, Reading
 
 T = TypeVar("T")
@@ -46,8 +46,12 @@ class FollowedQueue(ConsumerQueue[T]):
         """Return the next ``n`` entries of a reader; not ``durable``: a power cut may take them back."""
 
     @abstractmethod
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+
+    @abstractmethod
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since; tell if so."""
 
     @abstractmethod
     def _reader_delete(self, name: str, n: int) -> int:
@@ -155,9 +159,12 @@ class Reader(Reading[T]):
     def _next_entries(self) -> list[Entry] | None:
         """Wait for some; None when there will be no more."""
         try:
-            return self._await(lambda: self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None), None)
+            return self._await(self._ahead, None)
         except ShutDown:
             return None
+
+    def _ahead(self) -> list[Entry] | None:
+        return self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None)  # type: ignore[no-any-return]
 
     def count(self) -> int:
         """Return how many items this reader has not passed: its lag."""
@@ -210,7 +217,14 @@ class Reader(Reading[T]):
 
     def _remove(self, keys: list[bytes]) -> int:
         self._refuse_if_closed()
-        return self.queue._reader_advance(self.name, keys)
+        return len(keys) if self.queue._reader_advance(self.name, keys) else 0
+
+    def _pass(self, entries: list[Entry]) -> tuple[list[T], Move] | None:
+        """Pass entries that are the next, and return their items; the move can be undone. None: they are not."""
+        self._refuse_if_closed()
+        items = self._decode(entries)
+        move = self.queue._reader_advance(self.name, [key for key, _ in entries])
+        return None if move is None else (items, move)
 
     def _delete(self, n: int) -> int:
         return self.queue._reader_delete(self.name, n)
