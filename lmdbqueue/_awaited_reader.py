@@ -31,8 +31,9 @@ Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # what an a
 class AsyncReader(Generic[T]):
     """A named reader of a queue: as ``Reader``, with its verbs awaited.
 
-    ``async for item in reader`` waits for items, and passes each when the loop asks for the next. Cancelling a
-    read that waits moves nothing, and one that is not waiting any more is undone: see above for the exception.
+    ``async for item in reader`` waits for items, and passes each when the loop asks for the next. A ``pop`` that is
+    cancelled moves nothing: what it had passed already it passes back. Only if somebody else who has the same reader
+    has moved it on since it returns its items, and the cancellation comes too late.
     """
 
     def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
