@@ -17,6 +17,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_follow``           what comes into a queue, seen by who takes nothing
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
+``_awaited_reader``   a named reader, awaited
 ``forward``           ``Forwarder``: a queue drained into a central one, each item exactly once
 ``_source``           the queue that is drained
 ``_courier``          the threads that carry the calls of an event loop
@@ -65,12 +66,12 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     message = "lmdbqueue does not run on Windows: nobody has tested there that it loses nothing; Linux and macOS do"
     raise ImportError(message)
 
-from lmdbqueue._check import check
 from lmdbqueue._errors import (
     AccessError,
     ClosedError,
@@ -101,8 +102,26 @@ from lmdbqueue._lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._reader import Reader
 from lmdbqueue._readers import ReaderStats
-from lmdbqueue._stats import Stats
-from lmdbqueue._work import Retry, Worked
+
+if TYPE_CHECKING:
+    from lmdbqueue._check import check
+    from lmdbqueue._stats import Stats
+    from lmdbqueue._work import Retry, Worked
+else:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        """Import at its first use what few need: 5 % of what an import takes."""
+        if name == "check":
+            from lmdbqueue import _check as module  # noqa: PLC0415
+        elif name == "Stats":
+            from lmdbqueue import _stats as module  # noqa: PLC0415
+        elif name in ("Retry", "Worked"):
+            from lmdbqueue import _work as module  # noqa: PLC0415
+        else:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        return getattr(module, name)
+
 
 __all__ = [
     "AccessError",

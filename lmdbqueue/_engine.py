@@ -16,7 +16,7 @@ from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full
 from lmdbqueue._lease import DeadLetter, Leased
 from lmdbqueue._owner import Owners
 from lmdbqueue._reader import FollowedQueue, Start
-from lmdbqueue._readers import ReaderStats
+from lmdbqueue._readers import Move, ReaderStats
 from lmdbqueue._reading import Entry
 
 T = TypeVar("T")
@@ -186,9 +186,14 @@ class Engine(FollowedQueue[T]):
         entries: list[Entry] = self._read(read, _readers.first, name, n)
         return entries
 
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        passed: int = self._open.update(self.name, _readers.advance, name, keys, time.time_ns())
-        return passed
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        move: Move | None = self._open.update(self.name, _readers.advance, name, keys, time.time_ns())
+        return move
+
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        room = _fifo.room_for([value for _, value in entries[: move.gone]])
+        undone: bool = self._open.update(self.name, _readers.retreat, move, entries, time.time_ns(), room=room)
+        return undone
 
     def _reader_delete(self, name: str, n: int) -> int:
         passed: int = self._open.update(self.name, _readers.delete, name, n, time.time_ns())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lmdbqueue import _away, _check, _compact, _fifo, _format, _readers
+from lmdbqueue import _away, _compact, _fifo, _format, _readers
 from lmdbqueue._away import Return
 from lmdbqueue._engine import Engine
 from lmdbqueue._env import Environment, open_environment
@@ -225,7 +225,9 @@ class PersistentQueue(Engine[T]):
         beside the directory (JSON lines: queue, seq, value in base64), and the answer tells what was lost.
         For a queue that cannot be opened: ``lmdbqueue.check``.
         """
-        return _check.check_open(self._open, repair=repair)
+        from lmdbqueue._check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
+
+        return check_open(self._open, repair=repair)
 
     def close(self) -> None:
         """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self, TypeVar
 from lmdbqueue._consumer import ConsumerQueue
 from lmdbqueue._errors import ClosedError, ShutDown
 from lmdbqueue._format import Retention, check_name
-from lmdbqueue._readers import NEWEST, OLDEST, ReaderStats
+from lmdbqueue._readers import NEWEST, OLDEST, Move, ReaderStats
 from lmdbqueue._reading import Entry, Reading
 
 T = TypeVar("T")
@@ -50,8 +50,12 @@ class FollowedQueue(ConsumerQueue[T]):
         """Return the next ``n`` entries of a reader; not ``durable``: a power cut may take them back."""
 
     @abstractmethod
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+
+    @abstractmethod
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since; tell if so."""
 
     @abstractmethod
     def _reader_delete(self, name: str, n: int) -> int:
@@ -171,9 +175,12 @@ class Reader(Reading[T]):
     def _next_entries(self) -> list[Entry] | None:
         """Wait for some; None when there will be no more."""
         try:
-            return self._await(lambda: self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None), None)
+            return self._await(self._ahead, None)
         except ShutDown:
             return None
+
+    def _ahead(self) -> list[Entry] | None:
+        return self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None)  # type: ignore[no-any-return]
 
     def count(self) -> int:
         """Return how many items this reader has not passed: its lag."""
@@ -217,12 +224,16 @@ class Reader(Reading[T]):
         return super()._if_enough(n, get)
 
     def _await(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
-        rest = self._rests_until - time.monotonic()
-        if rest > 0 and (timeout is None or timeout > 0):
-            rest = rest if timeout is None else min(rest, timeout)
+        rest = self._rest(timeout)
+        if rest > 0:
             time.sleep(rest)
             timeout = None if timeout is None else timeout - rest
         return super()._await(attempt, timeout)
+
+    def _rest(self, timeout: float | None) -> float:
+        """Return for how many seconds who waits so long lets items gather."""
+        rest = self._rests_until - time.monotonic()
+        return rest if timeout is None else min(rest, timeout)
 
     def _first(self, n: int) -> list[Entry]:
         return self._next_few(n, durable=True)
@@ -238,19 +249,31 @@ class Reader(Reading[T]):
 
     def _remove(self, keys: list[bytes]) -> int:
         self._refuse_if_closed()
-        return self._moved(self.queue._reader_advance, keys)
+        return len(keys) if self._advance(keys) else 0
+
+    def _pass(self, entries: list[Entry]) -> tuple[list[T], Move] | None:
+        """Pass entries that are the next, and return their items; the move can be undone. None: they are not."""
+        self._refuse_if_closed()
+        items = self._decode(entries)
+        move = self._advance([key for key, _ in entries])
+        return None if move is None else (items, move)
+
+    def _advance(self, keys: list[bytes]) -> Move | None:
+        begin = time.monotonic()
+        move = self.queue._reader_advance(self.name, keys)
+        self._moved(len(keys) if move else 0, time.monotonic() - begin)
+        return move
 
     def _delete(self, n: int) -> int:
-        return self._moved(self.queue._reader_delete, n)
-
-    def _moved(self, move: Callable[[str, Any], int], arg: list[bytes] | int) -> int:
         begin = time.monotonic()
-        passed = move(self.name, arg)
-        end = time.monotonic()
-        self._gathers = self.queue._is_crowded() or (self._gathers and passed > 1)
-        rest = min(_GATHERING, (end - begin) * _SHARE) if self._gathers and self._has_all else 0.0
-        self._rests_until = end + rest
+        passed = self.queue._reader_delete(self.name, n)
+        self._moved(passed, time.monotonic() - begin)
         return passed
+
+    def _moved(self, passed: int, took: float) -> None:
+        self._gathers = self.queue._is_crowded() or (self._gathers and passed > 1)
+        rest = min(_GATHERING, took * _SHARE) if self._gathers and self._has_all else 0.0
+        self._rests_until = time.monotonic() + rest
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         return self.queue._open_payload(entry)

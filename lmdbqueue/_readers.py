@@ -38,6 +38,16 @@ class ReaderStats(NamedTuple):
     seen: float  # seconds since 1970, when it last moved
 
 
+class Move(NamedTuple):
+    """What a reader passed at once."""
+
+    reader: str
+    before: Position
+    after: Position
+    passed: int  # items
+    gone: int  # of these, that left the queue with it: the first
+
+
 def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
     """Make a reader unless it is there; tell whether it was made."""
     known = _positions.readers(txn, queue)
@@ -78,19 +88,35 @@ def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
         return list(islice(cursor.iternext(), n))
 
 
-def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> int:
-    """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> Move | None:
+    """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
     position = _position(txn, queue, name)
     if not keys or _next_keys(txn, queue, position, len(keys)) != keys:
-        return 0
+        return None
     return _pass(txn, queue, (name, position), keys, now)
+
+
+def retreat(txn: Txn, queue: Tables, move: Move, entries: Sequence[Entry], now: int) -> bool:
+    """Undo a move past ``entries`` if it is the reader's last; tell if so. What left with it is put back."""
+    position, before = _position(txn, queue, move.reader), move.before.passed
+    if position._replace(skipped=0) != move.after._replace(skipped=0):
+        return False
+    if move.gone:
+        _fifo.put_back(txn, queue, list(entries[: move.gone]))
+    known = {key[-8:] for key, _ in entries}
+    there = {key[-8:] for key in _between(txn, queue, _next(before), position.passed)}
+    there.update(_leased_between(txn, queue, before, _next(position.passed)))
+    skipped = position.skipped + len(known - there) - len(there - known)  # left since; will be met again
+    _move(txn, queue, move.reader, Position(before, skipped, now))
+    trim(txn, queue, now)
+    return True
 
 
 def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
     """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
     position = _position(txn, queue, name)
     keys = _next_keys(txn, queue, position, n)
-    return _pass(txn, queue, (name, position), keys, now) if keys else 0
+    return _pass(txn, queue, (name, position), keys, now).passed if keys else 0
 
 
 def lag(txn: Txn, queue: Tables, name: str) -> int:
@@ -230,23 +256,34 @@ def _position(txn: Txn, queue: Tables, name: str) -> Position:
         raise GoneError(queue.generation.path, f"reader {name} of {queue.name}") from None
 
 
-def _pass(txn: Txn, queue: Tables, reader: tuple[str, Position], keys: Sequence[bytes], now: int) -> int:
-    name, position = reader
-    lost = _leased_between(txn, queue, position.passed, keys[-1]) if _notes.counts(txn, queue).leased else 0
-    _move(txn, queue, name, Position(keys[-1], position.skipped + lost, now))
-    trim(txn, queue, now)
-    return len(keys)
+def _pass(txn: Txn, queue: Tables, reader: tuple[str, Position], keys: Sequence[bytes], now: int) -> Move:
+    name, before = reader
+    lost = len(_leased_between(txn, queue, before.passed, keys[-1]))
+    after = Position(keys[-1], before.skipped + lost, now)
+    _move(txn, queue, name, after)
+    left = _between(txn, queue, keys[0], keys[-1]) if trim(txn, queue, now) else keys
+    return Move(name, before, after, len(keys), len(keys) - len(left))
 
 
 def _move(txn: Txn, queue: Tables, name: str, position: Position) -> None:
     _positions.set_readers(txn, queue, {**_positions.readers(txn, queue), name: position})
 
 
-def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> int:
-    """Return how many items, which are leased now, have numbers behind one place and before another."""
+def _between(txn: Txn, queue: Tables, first: bytes, last: bytes) -> Sequence[bytes]:
+    """Return the places of the items from one place to another."""
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.set_range(first):
+            return []
+        return list(takewhile(lambda key: key <= last, cursor.iternext(values=False)))
+
+
+def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> list[bytes]:
+    """Return the numbers of the items that are leased now, behind one place and before another."""
+    if not _notes.counts(txn, queue).leased:
+        return []
     prefix = away(queue.name, "leased")
     with txn.cursor(queue.away) as cursor:
         if not cursor.set_range(prefix):
-            return 0
+            return []
         keys = takewhile(lambda key: key.startswith(prefix) and key[-8:] < last, cursor.iternext(values=False))
-        return sum(key[-8:] > passed for key in keys)
+        return [key[-8:] for key in keys if key[-8:] > passed]

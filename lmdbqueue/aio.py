@@ -8,15 +8,18 @@ Law: a verb means what its namesake in ``PersistentQueue`` means. Must not know:
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Leasing
-from lmdbqueue._courier import Call, Courier, Job, LeaseCall, Push, Take
+from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
+from lmdbqueue._awaited_reader import AsyncReader
+from lmdbqueue._courier import Call, Courier, Job, Push, Take
 from lmdbqueue._errors import Empty
 from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._reader import Start
+from lmdbqueue._readers import ReaderStats
 from lmdbqueue._reading import checked_count, shaped
 from lmdbqueue._verbs import Key
 from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
@@ -25,29 +28,6 @@ __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class _Opening(Generic[T]):
-    """What ``open`` returns: to be awaited, or entered with ``async with``."""
-
-    def __init__(self, cls: "type[AsyncPersistentQueue[T]]", args: Any, options: Any) -> None:
-        self._cls = cls
-        self._args = args
-        self._options = options
-
-    def __await__(self) -> "Generator[Any, None, AsyncPersistentQueue[T]]":
-        return self._open().__await__()
-
-    async def _open(self) -> "AsyncPersistentQueue[T]":
-        queue: PersistentQueue[T] = await asyncio.to_thread(PersistentQueue, *self._args, **self._options)
-        return self._cls(queue)
-
-    async def __aenter__(self) -> "AsyncPersistentQueue[T]":
-        self._opened = await self
-        return self._opened
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._opened.close()
 
 
 class AsyncPersistentQueue(Generic[T]):
@@ -60,7 +40,7 @@ class AsyncPersistentQueue(Generic[T]):
 
     Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
     ``get``, ``pop`` or ``lease`` that is cancelled takes nothing, and what it had removed already is put back,
-    the first again, under its old number.
+    the first again, under its old number. A reader that is cancelled stands where it stood.
     """
 
     def __init__(self, queue: PersistentQueue[T]) -> None:
@@ -71,11 +51,17 @@ class AsyncPersistentQueue(Generic[T]):
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._courier = Courier(queue, self._loop)
+        self._moving = asyncio.Lock()  # readers
 
     @classmethod
-    def open(cls, filename: Any, path: Any = ".", **options: Any) -> _Opening[T]:
+    def open(cls, filename: Any, path: Any = ".", **options: Any) -> "Opening[AsyncPersistentQueue[T]]":
         """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
-        return _Opening(cls, (filename, path), options)
+
+        async def opened() -> "AsyncPersistentQueue[T]":
+            queue = await asyncio.to_thread(partial(PersistentQueue[T], filename, path, **options))
+            return cls(queue)
+
+        return Opening(opened())
 
     async def __aenter__(self) -> Self:
         """Return this object."""
@@ -111,12 +97,11 @@ class AsyncPersistentQueue(Generic[T]):
         """Return the first items and leave them."""
         queue, n = self.queue, checked_count(items)
         if blocking and n:
-            look = Call(self._future(), lambda: queue._if_enough(n, queue._look), waits=True)
-            found = await self._waited_for(look, timeout)
+            found = await self._until(lambda: queue._if_enough(n, queue._look), timeout)
             if found is None:
                 raise Empty(n, timeout)
         else:
-            found = await self._call(queue._look, n, 0)
+            found = await self._call(queue._look, n, 0) or []
         return shaped(n, found)
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
@@ -141,9 +126,9 @@ class AsyncPersistentQueue(Generic[T]):
         ttl: float | None = None,
         blocking: bool = False,
         timeout: float | None = None,
-    ) -> Leasing[T]:
+    ) -> Opening[AsyncLease[T]]:
         """Take the first items into a lease. Await it, or use ``async with queue.lease(...) as lease``."""
-        return Leasing(self._leased(items, ttl, blocking=blocking, timeout=timeout))
+        return Opening(self._leased(items, ttl, blocking=blocking, timeout=timeout))
 
     async def _leased(
         self,
@@ -159,11 +144,11 @@ class AsyncPersistentQueue(Generic[T]):
             def attempt() -> Lease[T] | None:
                 return queue._if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
 
-            found = await self._kept(LeaseCall(self._future(), attempt, waits=True), timeout)
+            found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), timeout)
             if found is None:
                 raise Empty(1, timeout)
         else:
-            found = await self._kept(LeaseCall(self._future(), partial(queue.lease, items, ttl=ttl)), None)
+            found = await self._kept(Call(self._future(), partial(queue.lease, items, ttl=ttl), undo=_give_back), None)
         return AsyncLease(found, self._call)
 
     @property
@@ -196,7 +181,38 @@ class AsyncPersistentQueue(Generic[T]):
         def attempt() -> bool | None:
             return queue._if_enough(1, lambda n, _: bool(queue._candidates(n)) or None)
 
-        return bool(await self._waited_for(Call(self._future(), attempt, waits=True), timeout))
+        return bool(await self._until(attempt, timeout))
+
+    # --- named readers
+
+    def reader(self, name: str, *, start: Start = "oldest") -> Opening[AsyncReader[T]]:
+        """Return the reader ``name``, made if it is not there. Await it, or use ``async with queue.reader(...)``."""
+
+        async def opened() -> AsyncReader[T]:
+            reader = await self._call(partial(self.queue.reader, name, start=start))
+            return AsyncReader(reader, self._begin, self._until, self._moving)
+
+        return Opening(opened())
+
+    async def readers(self) -> list[ReaderStats]:
+        """Return the readers of this queue: name, position, lag, skipped, and when each moved last."""
+        return await self._call(self.queue.readers)
+
+    async def drop_reader(self, name: str) -> None:
+        """Remove a reader for good, and what only it had not passed. Raises ``KeyError`` if there is none."""
+        await self._call(self.queue.drop_reader, name)
+
+    async def retain(
+        self,
+        items: int | None = None,
+        *,
+        bytes: int | None = None,  # noqa: A002
+        seconds: float | None = None,
+    ) -> None:
+        """Keep the newest items whoever has passed them, and nothing beyond: so many, or so much, or so old."""
+        await self._call(partial(self.queue.retain, items, bytes=bytes, seconds=seconds))
+
+    # --- the whole of it
 
     async def stats(self) -> Any:
         """Return how much of everything there is in the queue."""
@@ -275,7 +291,7 @@ class AsyncPersistentQueue(Generic[T]):
     async def join(self) -> None:
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
         while True:
-            await self._carried(Call(self._future(), lambda: self.queue._is_empty() or None, waits=True))
+            await self._until(lambda: self.queue._is_empty() or None, None)
             if not self._in_hand:  # what left the queue before was delivered before
                 return
             await self._settled.wait()
@@ -287,11 +303,13 @@ class AsyncPersistentQueue(Generic[T]):
 
     async def close(self) -> None:
         """Do what was called before and close; what waits, and every later call, raises ``ClosedError``."""
-        if not self._is_closed:
+        async with self._moving:  # a move that was cancelled is undone before
+            if self._is_closed:
+                return
             self._is_closed = True
             future = self._future()
             self._courier.close(future)
-            await asyncio.shield(future)
+        await asyncio.shield(future)
 
     # --- what the verbs are made of
 
@@ -302,8 +320,20 @@ class AsyncPersistentQueue(Generic[T]):
         self._courier.carry(job)
         return await job.future
 
+    def _begin(
+        self, fn: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> "asyncio.Future[Any]":
+        call = Call(self._future(), lambda: fn(*args), undo=undo)
+        self._courier.carry(call)
+        return call.future
+
     async def _call(self, fn: Callable[..., R], *args: Any) -> R:
-        result: R = await self._carried(Call(self._future(), lambda: fn(*args)))
+        result: R = await self._begin(fn, *args)
+        return result
+
+    async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
+        """Return what ``attempt`` gives as soon as that is not None; None after ``timeout`` seconds."""
+        result: R | None = await self._waited_for(Call(self._future(), attempt, waits=True), timeout)
         return result
 
     async def _waited_for(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
@@ -341,3 +371,7 @@ class AsyncPersistentQueue(Generic[T]):
             if future.done() and not future.cancelled() and future.exception() is None and future.result():
                 self._courier.take_back(job, future.result())
             raise
+
+
+def _give_back(lease: Lease[Any]) -> None:
+    lease.nack(reason="its caller was cancelled")

@@ -82,20 +82,18 @@ def forked(fn: Callable[..., object], *args: object) -> int:
 
 def status_of(pid: int, within: float = DEADLINE) -> int:
     """Return how a forked child ended: its exit code, or minus the signal."""
-    found = 0
-
-    def has_ended() -> bool:
-        nonlocal found
-        ended, found = os.waitpid(pid, os.WNOHANG)
-        return ended == pid
-
     try:
-        eventually(has_ended, within)
+        eventually(lambda: has_ended(pid), within)
     except AssertionError:
         os.kill(pid, signal.SIGABRT)
         os.waitpid(pid, 0)
         raise
-    return os.waitstatus_to_exitcode(found)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a forked child has ended; ``status_of`` tells how."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def in_a_small_process(fn: Callable[..., Any], *args: object) -> Any:

@@ -47,8 +47,8 @@ class Item:
 
 
 class Position:
-    def __init__(self, passed):
-        self.passed, self.skipped = passed, 0
+    def __init__(self, passed, seen):
+        self.passed, self.skipped, self.seen = passed, 0, seen
 
 
 class ReaderMachine(RuleBasedStateMachine):
@@ -67,6 +67,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.readers = {}  # the objects
         self.retained = None
         self.marks = []  # time, tail: when what was pushed
+        self.move = None  # of a reader, that can be undone
 
     def teardown(self):
         if hasattr(self, "queues"):
@@ -118,7 +119,7 @@ class ReaderMachine(RuleBasedStateMachine):
             position = self.positions[name]
             last = items[-1].place
             position.skipped += sum(position.passed < number_place(item.seq) < last for item in self.leased)
-            position.passed = last
+            position.passed, position.seen = last, self.clock.now
             self.trim()
 
     def passed_at(self, where):
@@ -160,7 +161,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.come_due()
         self.readers[name, handle] = self.queues[handle].reader(name, start=start)
         if name not in self.positions:
-            self.positions[name] = Position(self.passed_at(start))
+            self.positions[name] = Position(self.passed_at(start), self.clock.now)
 
     @rule(handle=handles, name=NAMES, n=few, verb=st.sampled_from(["peek", "pop", "delete"]))
     def read(self, handle, name, n, verb):
@@ -189,8 +190,46 @@ class ReaderMachine(RuleBasedStateMachine):
             return
         self.come_due()
         reader.seek(where)
-        self.positions[name].passed = self.passed_at(where)
+        self.positions[name].passed, self.positions[name].seen = self.passed_at(where), self.clock.now
         self.trim()
+
+    @rule(handle=handles, name=NAMES, n=few)
+    def pass_some(self, handle, name, n):
+        reader = self.readers.get((name, handle))
+        if reader is None or name not in self.positions:
+            return
+        self.come_due()
+        items = self.before(name)[:n]
+        entries = reader._first(n)
+        if items:
+            before = self.positions[name].passed
+            _, move = reader._pass(entries)
+            had = list(self.items)
+            self.passes(name, items)
+            gone = [item for item in had if item in items and item not in self.items]
+            self.move = name, (move, entries), before, self.clock.now, items, gone
+
+    @precondition(lambda self: getattr(self, "move", None) is not None)
+    @rule(handle=handles)
+    def retreat(self, handle):
+        name, move, before, seen, items, gone = self.move
+        self.move = None
+        if name not in self.positions:
+            with pytest.raises(GoneError):
+                self.queues[handle]._reader_retreat(*move)
+            return
+        position = self.positions[name]
+        last = items[-1].place
+        is_last = (position.passed, position.seen) == (last, seen)
+        assert self.queues[handle]._reader_retreat(*move) == is_last
+        if is_last:
+            self.items = sorted(self.items + gone, key=lambda item: item.place)
+            there = {item.seq for item in self.items if before < item.place <= last}
+            there |= {item.seq for item in self.leased if before < number_place(item.seq) <= last}
+            known = {item.seq for item in items}
+            position.skipped += len(known - there) - len(there - known)
+            position.passed, position.seen = before, self.clock.now
+            self.trim()
 
     @rule(handle=handles, name=NAMES)
     def drop(self, handle, name):
