@@ -119,6 +119,7 @@ class Tables(NamedTuple):
     counts: bytes
     readers: bytes
     retain: bytes
+    times: bytes
     sealed: bool
     weighed: bool
 
@@ -136,6 +137,9 @@ class Snapshot:
         self.meta: Db = None
         self.away: Db = None
         self.weight = 0  # that the transaction under way adds to that of the records (see _records)
+        self.marked: dict[str, int] = {}  # when each queue's newest mark was made, in ns on the monotonic clock
+        self.marking: dict[str, int] = {}  # the same, of the transaction under way (see _times)
+        self.boot = b""  # id of the boot of the system that the monotonic clock belongs to; none if not known
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -268,6 +272,7 @@ class Snapshot:
             counts=_format.record(name, "away"),
             readers=_format.record(name, "readers"),
             retain=_format.record(name, "retain"),
+            times=_format.record(name, "times"),
             sealed=self.options.checksum,
             weighed=is_weighed(self.options),
         )
@@ -359,6 +364,7 @@ class Generation(Snapshot):
         self._added = 0  # bytes that the pushes of the transaction under way take
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         super().__init__(path, options)
+        self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
 
@@ -436,6 +442,8 @@ class Generation(Snapshot):
         """
         self._added = 0
         self.weight = 0
+        if self.marking:
+            self.marking = {}
         try:
             txn = self._begin_in_turn()
             try:
@@ -503,6 +511,8 @@ class Generation(Snapshot):
                 raise  # it was undone
             self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
+        if self.marking:
+            self.marked |= self.marking
 
     def _can_be_read(self) -> bool:
         with suppress(lmdb.Error), self._env.begin():
