@@ -33,7 +33,7 @@ _INTERVAL: Final = 10**9  # ns
 _PART: Final = 8  # of an age, that a window may be
 _PART_OF_RETENTION: Final = 64
 _HEADER: Final = Struct(">16sQ")
-_MARK: Final = Struct(">2Q")
+_MARK: Final = Struct(">qQ")  # a clock may be stepped to the very beginning
 _FIRST: Final = pack(0)
 
 
@@ -74,7 +74,7 @@ def mark(txn: Txn, queue: Tables, tail: int, now: Moment, age: int | None) -> No
     marks = _read(txn, queue, now).marks
     if marks:
         marks.append(_end(marks[-1], tail, now, age))
-    marks = thinned([*marks, Mark(max(0, now.wall), tail)], now.wall, age)
+    marks = thinned([*marks, Mark(now.wall, tail)], now.wall, age)
     needed = sum(each.tail <= _oldest(txn, queue, tail) for each in marks)
     data = b"".join(_MARK.pack(*each) for each in marks[max(0, needed - 1) :])
     _records.put_sealed(txn, queue, queue.times, _HEADER.pack(queue.generation.boot, now.monotonic) + data)
@@ -102,7 +102,7 @@ def longest_wait(txn: Txn, queue: Tables, now: Moment) -> int | None:
     found: list[int | None] = []
     with txn.cursor(queue.items) as cursor:
         if cursor.set_range(_FIRST + b"\0") and (due := _format.due(cursor.key())):
-            found.append(max(due, pushed(_format.number(cursor.key())) or 0))  # a clock may have been stepped since
+            found.append(max(due, pushed(_format.number(cursor.key())) or due))  # a clock may have been stepped since
     if (number := _first_waiting(txn, queue)) is not None:
         found.append(pushed(number))
     known = [each for each in found if each is not None]
@@ -148,7 +148,7 @@ def _read(txn: Txn, queue: Tables, now: Moment) -> _Record:
     newest = now.wall - (now.monotonic - monotonic) if is_of_this_boot else min(now.wall, marks[-1].time)
     step = newest - marks[-1].time
     if step:
-        marks = [Mark(max(0, each.time + step), each.tail) for each in marks]
+        marks = [Mark(each.time + step, each.tail) for each in marks]
     return _Record(marks, is_of_this_boot)
 
 
