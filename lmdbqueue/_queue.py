@@ -21,7 +21,6 @@ from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._owner import Owners
 from lmdbqueue._reading import checked_count
 from lmdbqueue._state import State
-from lmdbqueue._times import Moment
 
 if TYPE_CHECKING:
     from lmdbqueue._stats import Stats
@@ -188,7 +187,7 @@ class PersistentQueue(Engine[T]):
                 return moved
         return 0
 
-    def _as_target(self, environment: Environment, name: str) -> tuple[str, _readers.Limits, Moment]:
+    def _as_target(self, environment: Environment, name: str) -> _readers.Target:
         """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
         self._refuse_after_shutdown()
         if self._open is not environment:

@@ -25,6 +25,7 @@ from lmdbqueue._times import Moment
 
 _AT_ONCE = 10_000  # items
 Limits = tuple[int, int | None]  # maxsize and max_bytes of a push
+Target = tuple[str, Limits, Moment]  # of a move: name and limits of the other queue, and now
 OLDEST = "oldest"
 NEWEST = "newest"
 
@@ -132,10 +133,10 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, now
     return given
 
 
-def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], target: tuple[str, Limits, Moment]) -> int:
+def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], target: Target) -> int:
     """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
 
-    ``payloads`` are theirs; ``target``: its name, its limits, and the time. Raises ``Full`` as ``push``.
+    ``payloads`` are theirs. Raises ``Full`` as ``push``.
     """
     name, limits, now = target
     if not keys or not _fifo.are_first(txn, queue, keys):

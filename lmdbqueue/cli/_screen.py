@@ -91,9 +91,7 @@ def _sparkline(values: Sequence[float], ascii_only: bool) -> str:
 
 
 def _duration(seconds: float) -> str:
-    for unit, name in _TIMES:
-        if seconds >= 2 * unit:
-            break
+    unit, name = next((each for each in _TIMES if seconds >= 2 * each[0]), _TIMES[-1])
     return f"{seconds / unit:,.0f} {name}"
 
 
