@@ -61,7 +61,7 @@ def _rows(stats: Stats) -> Iterator[str]:
         if field == "readers":
             yield from (f"{'reader':>12}  {each.name}: {each.lag:,} behind, {each.skipped:,} lost" for each in value)
         else:
-            shown = "not known" if value is None else f"{value:,}{_UNITS.get(field, '')}"
+            shown = "-" if value is None else f"{value:,}{_UNITS.get(field, '')}"
             yield f"{field.replace('_', ' '):>12}  {shown}"
 
 
