@@ -103,12 +103,9 @@ def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
         before.set_range(place + b"\0")
         if not before.prev():
             return total
-        n = 1
-        while behind.next():
-            if not before.prev():
-                return total - n
-            n += 1
-        return n
+        ahead = behind.iternext(values=False)
+        pairs = sum(1 for _ in zip(before.iterprev(values=False), ahead, strict=False))
+        return pairs if next(ahead, None) is None else total - pairs
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:

@@ -75,8 +75,9 @@ def mark(txn: Txn, queue: Tables, tail: int, now: Moment, age: int | None) -> No
     if marks:
         marks.append(_end(marks[-1], tail, now, age))
     marks = thinned([*marks, Mark(now.wall, tail)], now.wall, age)
-    needed = sum(each.tail <= _oldest(txn, queue, tail) for each in marks)
-    data = b"".join(_MARK.pack(*each) for each in marks[max(0, needed - 1) :])
+    oldest = _oldest(txn, queue, tail)
+    before = sum(each.tail <= oldest for each in marks)  # of these only the last is needed
+    data = b"".join(_MARK.pack(*each) for each in marks[max(0, before - 1) :])
     _records.put_sealed(txn, queue, queue.times, _HEADER.pack(queue.generation.boot, now.monotonic) + data)
     queue.generation.marking[queue.name] = now.monotonic
 
