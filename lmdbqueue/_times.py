@@ -73,6 +73,8 @@ def mark(txn: Txn, queue: Tables, tail: int, now: Moment, age: int | None) -> No
     """Make a mark; ``age``, in ns, was the limit of what is kept since the one before."""
     marks = _read(txn, queue, now).marks
     if marks:
+        late = max(0, marks[-1].time - now.wall)  # it has waited for its turn, and another has made a mark meanwhile
+        now = Moment(now.monotonic + late, now.wall + late)
         marks.append(_end(marks[-1], tail, now, age))
     marks = thinned([*marks, Mark(now.wall, tail)], now.wall, age)
     oldest = _oldest(txn, queue, tail)
@@ -133,7 +135,7 @@ def _interval(age: int | None) -> int:
 
 def _end(newest: Mark, tail: int, now: Moment, age: int | None) -> Mark:
     """Return what is so since no mark came after the newest, though the tail is ``tail`` now."""
-    return Mark(max(newest.time, min(newest.time + _interval(age), now.wall)), tail)
+    return Mark(min(newest.time + _interval(age), now.wall), tail)
 
 
 def _read(txn: Txn, queue: Tables, now: Moment) -> _Record:
