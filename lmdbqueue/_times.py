@@ -13,7 +13,7 @@ second long, however seldom somebody pushes. A process remembers when the newest
 committed, so most pushes do not even look.
 
 Thinning. A mark goes if the window without it is at most two seconds, or an eighth of the age of its end. So their
-number grows with the logarithm of the age: some 80 for a day, 150 for a year, 16 bytes each. With a limit of time
+number grows with the logarithm of the age: some 120 for a day, 200 for a year, 16 bytes each. With a limit of time
 (``retain``) a window is a 64th of that at most. What is older than everything that the queue has goes, too.
 
 Clocks. Marks are on the wall clock, which outlives a reboot. The newest is also on the monotonic clock, with the
