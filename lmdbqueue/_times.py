@@ -1,7 +1,7 @@
 """When what was pushed: a sparse record of times, and of what the tail was then.
 
-Owns: the record ``times``. Law: what a mark says was so, and is not undone by a clock that is stepped; a push makes
-one at most each second, and there are few of them, however old the items are. Must not know: clocks (it is told the
+Owns: the record ``times``. Law: what a mark says was so, whatever steps a clock makes; pushes make some at most
+once a second, and there are few of them, however old the items are. Must not know: clocks (it is told the
 time), what is done with what it tells.
 
 Items carry no time. A *mark* says that the tail was so much at a time, so an item whose number is between the tails of

@@ -224,6 +224,18 @@ def test_a_step_of_the_wall_clock_ages_nothing(queue, clocks, step):
     assert age(queue) == 3
 
 
+def test_item_with_a_delay_that_a_step_of_the_clock_made_due_has_not_waited_longer_than_since_it_was_pushed(
+    queue, clocks
+):
+    queue.push("a")
+    clocks.go_on(1)
+    queue.push("later", delay=3_600)
+    queue.pop()
+    clocks.step(YEAR)
+    assert list(queue) == ["later"]
+    assert age(queue) == 1  # and another one, since the push before it
+
+
 def test_a_machine_without_a_battery_that_boots_in_1970_ages_nothing(tmp_path, clocks, reboot):
     clocks.wall = 5 * SECOND
     queue = PersistentQueue("queue", tmp_path)
@@ -316,7 +328,14 @@ def test_items_of_a_version_that_noted_no_times_have_no_age_until_they_are_gone(
     clocks.go_on(10)
     queue.push("c")
     assert age(queue) is None
-    clocks.go_on(55)
+    queue.push("due", delay=1)
+    clocks.go_on(2)
+    assert queue.peek(2) == ["a", "due"]
+    assert age(queue) is None
+    lease = queue.lease(2)
+    lease.ack([3])
+    lease.nack()
+    clocks.go_on(53)
     if retained:
         queue.push("d")
         assert list(queue) == ["c", "d"]
@@ -378,6 +397,16 @@ def test_a_limit_of_time_that_is_set_later_counts_from_the_push(queue, clocks):
     clocks.go_on(51)
     queue.push("c")
     assert list(queue) == ["b", "c"]
+
+
+def test_a_limit_of_time_that_is_set_later_takes_nothing_too_early(queue, clocks):
+    queue.push("a")
+    clocks.go_on(0.9)
+    queue.push("b")  # which makes no mark
+    queue.retain(seconds=10)
+    clocks.go_on(9.2)
+    queue.push("c")
+    assert list(queue)[-2:] == ["b", "c"]
 
 
 # --- thinning
