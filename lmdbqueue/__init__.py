@@ -44,6 +44,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_proof``            what "whole" means: every invariant
 ``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
 ``_readers``          named readers, and what goes when all have passed it
+``_times``            when what was pushed: a sparse record of times
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_notes``            what is known of items: attempts, unique keys, counts
 ``_positions``        where readers are, what is kept for them

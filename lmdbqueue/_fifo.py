@@ -87,14 +87,25 @@ def count(txn: Txn, queue: Tables) -> int:
 
 
 def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
-    """Return how many items stand behind a place, b"" for all; by counting them only if numbers have no item there."""
+    """Return how many items stand behind a place, b"" for all.
+
+    By counting them, or those up to it, whichever are fewer, only if numbers have no item there.
+    """
     if not place:
         return count(txn, queue)
     head, tail, skipped = bounds(txn, queue)
     if not skipped and len(place) == len(_FIRST) and place > _FIRST and (next_ := _format.number(place) + 1) >= head:
         return max(0, tail - next_)
-    with txn.cursor(queue.items) as cursor:
-        return sum(1 for _ in cursor.iternext(values=False)) if cursor.set_range(place + b"\0") else 0
+    total = count(txn, queue)
+    with txn.cursor(queue.items) as behind, txn.cursor(queue.items) as before:
+        if not behind.set_range(place + b"\0"):
+            return 0
+        before.set_range(place + b"\0")
+        if not before.prev():
+            return total
+        ahead = behind.iternext(values=False)
+        pairs = sum(1 for _ in zip(before.iterprev(values=False), ahead, strict=False))
+        return pairs if next(ahead, None) is None else total - pairs
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:

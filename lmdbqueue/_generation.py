@@ -121,6 +121,7 @@ class Tables(NamedTuple):
     counts: bytes
     readers: bytes
     retain: bytes
+    times: bytes
     sealed: bool
     weighed: bool
 
@@ -140,6 +141,9 @@ class Snapshot:
         self.weight = 0  # that the transaction under way adds to that of the records (see _records)
         self._is_weighed = is_weighed(options)
         self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
+        self.marked: dict[str, int] = {}  # when each queue's newest mark was made, in ns on the monotonic clock
+        self.marking: dict[str, int] = {}  # the same, of the transaction under way (see _times)
+        self.boot = b""  # id of the boot of the system that the monotonic clock belongs to; none if not known
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -273,6 +277,7 @@ class Snapshot:
             counts=_format.record(name, "away"),
             readers=_format.record(name, "readers"),
             retain=_format.record(name, "retain"),
+            times=_format.record(name, "times"),
             sealed=self.options.checksum,
             weighed=is_weighed(self.options),
         )
@@ -365,6 +370,7 @@ class Generation(Snapshot):
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         super().__init__(path, options)
+        self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
         self._folder = os.path.dirname(path)
@@ -444,6 +450,8 @@ class Generation(Snapshot):
         """
         self._added = 0
         self.weight = 0
+        if self.marking:
+            self.marking = {}
         try:
             txn = self._begin_in_turn()
             try:
@@ -532,6 +540,8 @@ class Generation(Snapshot):
             self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
         self._left = left
+        if self.marking:
+            self.marked |= self.marking
 
     def _can_be_read(self) -> bool:
         with suppress(lmdb.Error), self._env.begin():

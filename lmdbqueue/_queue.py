@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lmdbqueue import _away, _compact, _fifo, _format, _readers
 from lmdbqueue._away import Return
-from lmdbqueue._engine import Engine
+from lmdbqueue._engine import Engine, now
 from lmdbqueue._env import Environment, open_environment
 from lmdbqueue._errors import QueueError, TransactionError
 from lmdbqueue._generation import Tables, Txn
@@ -119,7 +119,7 @@ class PersistentQueue(Engine[T]):
         from lmdbqueue._stats import of_queue  # noqa: PLC0415
 
         environment = self._open
-        found: Stats = self._read(environment.view, of_queue)
+        found: Stats = self._read(environment.view, of_queue, now())
         return replace(found, processes=environment.processes())
 
     def flush(self, force: bool = False) -> int:
@@ -187,7 +187,7 @@ class PersistentQueue(Engine[T]):
                 return moved
         return 0
 
-    def _as_target(self, environment: Environment, name: str) -> tuple[str, _readers.Limits, int]:
+    def _as_target(self, environment: Environment, name: str) -> _readers.Target:
         """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
         self._refuse_after_shutdown()
         if self._open is not environment:
@@ -197,7 +197,7 @@ class PersistentQueue(Engine[T]):
         if self.name == name:
             message = f"{self!r}: a queue cannot move items to itself"
             raise ValueError(message)
-        return self.name, (self.maxsize, self.max_bytes), time.time_ns()
+        return self.name, (self.maxsize, self.max_bytes), now()
 
     def queues(self) -> list[str]:
         """Return the names of all queues of this directory."""

@@ -117,8 +117,9 @@ class FollowedQueue(ConsumerQueue[T]):
         it was before: what all readers have passed leaves, and nothing else.
 
         It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
-        move. ``bytes`` are pages of the items, at least one item stays; ``seconds`` are of the wall clock, kept to a
-        64th, and begin for what is in the queue already when this is called.
+        move. ``bytes`` are pages of the items, at least one item stays; ``seconds`` are counted from the push, or
+        from when an item with a delay was due, and kept to a 64th, whatever steps the wall clock makes meanwhile.
+        What came before the queue kept its times counts from the next push, or this call.
         """
         limits = (items, bytes, seconds)
         if any(limit is not None and not limit > 0 for limit in limits):

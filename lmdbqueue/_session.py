@@ -73,6 +73,7 @@ class Session:
     def __init__(self, path: str) -> None:
         """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
         self.path = path
+        self.boot = _boot()
         _make(path)
         fd = _flock.acquire(path)  # waits for one that has just died amid recovery
         self.first = _flock.alone(fd)

@@ -112,6 +112,7 @@ def masked(text: str, *, numbers: bool) -> str:
     """Leave out of an output what differs from run to run: sizes, times, widths; with ``numbers`` all of those."""
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", text)
     text = re.sub(r"[\d,.]+ (?=[KMG]iB)|\d{2,},\d{3}|\d{5,}", "N", text)
+    text = re.sub(r'[\d,.]+(?= (?:s|min|seconds)\b)|(?<="oldest_age": )[\d.]+|(?<="seen": )[\d.]+', "N", text)
     text = re.sub(r" *│$|─+", "", text, flags=re.MULTILINE)  # of a frame, whose width is that of its numbers
     if numbers:
         text = re.sub(r"/\S*|(?<!lost  )\b[\d,.]+(?=\W|$)", "N", text)

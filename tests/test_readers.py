@@ -28,15 +28,16 @@ class Clock:
 
     def __init__(self):
         self.now = time.time_ns()
+        self.boot = self.now - time.monotonic_ns()
 
     def monotonic_ns(self):
-        return self.now
+        return self.now - self.boot
 
     def time_ns(self):
         return self.now
 
     def monotonic(self):
-        return self.now / SECOND
+        return self.monotonic_ns() / SECOND
 
 
 @pytest.fixture
