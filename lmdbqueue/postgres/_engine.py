@@ -142,11 +142,11 @@ class TableQueue(ConsumerQueue[T]):
 
     def _take_entries(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
         def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
-            found = _items.claim(step, self._place, n, deaths=deaths)
+            found = _items.take(step, self._place, n, deaths=deaths)
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = self._decode(found.entries)
-            _items.take(step, self._place, found)
+            step.has_changed = True
             return found, items
 
         found, items = self._claimed(n, take)

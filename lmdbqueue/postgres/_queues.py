@@ -35,7 +35,7 @@ WITH copied AS (
 state_copied AS (
     INSERT INTO {state} (queue, key, value) SELECT %(copy)s, key, value FROM {state} WHERE queue = %(queue)s)
 UPDATE {queues} SET
-    waiting = (SELECT count(*) FROM copied WHERE state = 'waiting'),
+    taken = tail - (SELECT count(*) FROM copied WHERE state = 'waiting'),
     delayed = (SELECT count(*) FROM copied WHERE state = 'delayed'),
     dead = (SELECT count(*) FROM copied WHERE state = 'dead')
 WHERE id = %(copy)s
@@ -45,10 +45,10 @@ _VACUUM: Final = "VACUUM {items}"
 
 _WRONG_COUNTS: Final = """
 SELECT q.name, kind, counted, there FROM {queues} AS q,
-LATERAL (SELECT coalesce(sum(waiting), 0) AS waiting, coalesce(sum(leased), 0) AS leased,
+LATERAL (SELECT coalesce(sum(taken), 0) AS taken, coalesce(sum(leased), 0) AS leased,
                 coalesce(sum(delayed), 0) AS delayed, coalesce(sum(dead), 0) AS dead
          FROM {counts} WHERE queue = q.id) AS c,
-LATERAL (VALUES ('waiting', q.waiting + c.waiting), ('leased', q.leased + c.leased),
+LATERAL (VALUES ('waiting', q.tail - q.taken - c.taken), ('leased', q.leased + c.leased),
                 ('delayed', q.delayed + c.delayed), ('dead', q.dead + c.dead)) AS kinds (kind, counted),
 LATERAL (SELECT count(*) AS there FROM {items} WHERE queue = q.id AND state = kind) AS found
 WHERE counted <> there ORDER BY q.name, kind

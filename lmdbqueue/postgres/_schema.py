@@ -128,7 +128,17 @@ CREATE TABLE {marks} (
 """
 _FIRST_META: Final = "INSERT INTO {meta} (version, uuid) VALUES (0, %(uuid)s)"
 
-MIGRATIONS: list[LiteralString] = [_TABLES_1]  # the first makes version 1, and so on
+# A push is counted by the tail alone, and tells only if somebody listens. The columns have other names, so that an
+# older library that goes on with the tables open fails rather than counting otherwise
+_TAKEN_2: Final = """
+ALTER TABLE {queues} ADD COLUMN is_awaited boolean NOT NULL DEFAULT false;  -- somebody has waited for items
+ALTER TABLE {queues} RENAME COLUMN waiting TO taken;  -- how many of the numbers below ``tail`` do not wait
+ALTER TABLE {counts} RENAME COLUMN waiting TO taken;
+UPDATE {queues} SET taken = tail - taken;
+UPDATE {counts} SET taken = -taken;
+"""
+
+MIGRATIONS: list[LiteralString] = [_TABLES_1, _TAKEN_2]  # the first makes version 1, and so on
 
 
 def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
