@@ -137,6 +137,12 @@ class Database:
             return block.attempt(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
 
+    def attempt(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+        """Do as ``claim``, for a function whose claim is all that it sends."""
+        if (block := _block.current()) is not None:
+            return block.attempt(self, fn, args)
+        return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True))
+
     def once(self, patience: float, text: LiteralString, values: dict[str, Any]) -> Any:
         """Return the row that a change returns which is one statement (``Session.once``), outside of blocks."""
         return self._done_with("a change", patience, lambda session: session.once(text, values))

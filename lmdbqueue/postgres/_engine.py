@@ -149,7 +149,7 @@ class TableQueue(ConsumerQueue[T]):
             step.has_changed = True
             return found, items
 
-        found, items = self._claimed(n, take)
+        found, items = self._claimed(n, take, self._open.attempt)
         if items is not None:
             return found.entries, items
         return ([], []) if least == 0 else None
@@ -170,7 +170,7 @@ class TableQueue(ConsumerQueue[T]):
             database = self._open
             owner = self._owner.join()
             deadline = None if ttl is None else time.monotonic() + ttl
-            _found, leased = self._claimed(n, lease)
+            _found, leased = self._claimed(n, lease, database.claim)
             if leased is None:
                 return None
             if self._database is not database:  # closed by another thread meanwhile
@@ -180,12 +180,14 @@ class TableQueue(ConsumerQueue[T]):
             if items:
                 return Lease(self, items, held)
 
-    def _claimed(self, n: int, fn: Callable[..., tuple[Found, Any]]) -> tuple[Found, Any]:
-        """Return what ``fn`` claims and makes of it, once everything that has to come back has."""
+    def _claimed(
+        self, n: int, fn: Callable[..., tuple[Found, Any]], do: Callable[..., tuple[Found, Any]]
+    ) -> tuple[Found, Any]:
+        """Return what ``fn``, which ``do`` does, claims and makes of it, once all that has to come back has."""
         deaths = self._is_time_to_look()
         while True:
             try:
-                found, result = self._open.claim(self.patience, fn, deaths)
+                found, result = do(self.patience, fn, deaths)
             except DecodeError:
                 self._tell()  # others have passed it over meanwhile
                 raise

@@ -207,10 +207,11 @@ class Session:
                 raise Lost(error) from error
             raise
 
-    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, claims: bool = False) -> Any:
+    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, claims: bool = False, is_one: bool = False) -> Any:
         """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything.
 
         ``claims``: its first statement locks the session's row itself, and finds nothing if that is fenced.
+        ``is_one``: it is mostly the only one.
         """
         self._token += 1
         handled = sys.exception()
@@ -218,8 +219,8 @@ class Session:
         result = None
         commits = False
         try:
-            with self._pipeline() as step.pipeline:
-                self.connection.execute("BEGIN")
+            with self._pipeline(is_one) as step.pipeline:
+                self._send(step, "BEGIN")
                 fence = None if claims else step.fence()
                 result = fn(step, *args)
                 if fence is not None and not fence.fetchall():
@@ -273,16 +274,19 @@ class Session:
     def _step(self) -> Step:
         return Step(self.connection, self._sql, self.id, self._token)
 
-    def _pipeline(self) -> AbstractContextManager[psycopg.Pipeline | None]:
-        """Return what sends statements together: by a network it saves exchanges, on a Unix socket it costs more."""
-        return nullcontext() if self._is_near else self.connection.pipeline()
+    def _pipeline(self, is_one: bool) -> AbstractContextManager[psycopg.Pipeline | None]:
+        """Return what sends statements together. It costs more than the one exchange that it saves, if that is near."""
+        return nullcontext() if is_one and self._is_near else self.connection.pipeline()
 
     def _finish(self, step: Step) -> None:
         if step.has_changed:
             self._note(step)
-            self.connection.execute("COMMIT")
+            self._send(step, "COMMIT")
         else:
-            self.connection.execute("ROLLBACK")
+            self._send(step, "ROLLBACK")
+
+    def _send(self, step: Step, text: LiteralString) -> None:
+        (self.connection if step.pipeline else self._cursor).execute(text)
 
     def _note(self, step: Step) -> None:
         """Write down what was counted, and the token."""
@@ -323,7 +327,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Tell whether it can be used for the next step."""
-        return self.connection.info.transaction_status == pq.TransactionStatus.IDLE
+        return self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     @property
     def is_alive(self) -> bool:
