@@ -55,9 +55,14 @@ _ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (
         SELECT FROM (SELECT DISTINCT owner FROM {leases} WHERE queue = %(queue)s) AS each
         WHERE pg_try_advisory_xact_lock_shared(owner))"""
-_STATUS: Final = "SELECT NULL::bytea, NULL::bigint, (" + _OVERDUE + _ORPHANED + """)::int::bigint
+_STATUS: Final = (
+    "SELECT NULL::bytea, NULL::bigint, ("
+    + _OVERDUE
+    + _ORPHANED
+    + """)::int::bigint
 FROM {queues} WHERE id = %(queue)s
 """
+)
 _FIRST: Final = (
     """
 (SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'

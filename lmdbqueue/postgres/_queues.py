@@ -56,7 +56,8 @@ WHERE counted <> there ORDER BY q.name, kind
 _WRONG_ITEMS: Final = """
 SELECT q.name, i.seq, i.state, i.lease, i.seq >= q.tail FROM {queues} AS q JOIN {items} AS i ON i.queue = q.id
 LEFT JOIN {leases} AS l ON l.token = i.lease AND l.queue = q.id
-WHERE i.seq >= q.tail OR i.state NOT IN ('waiting', 'leased', 'delayed', 'dead') OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
+WHERE i.seq >= q.tail OR i.state NOT IN ('waiting', 'leased', 'delayed', 'dead')
+OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
 ORDER BY q.name, i.seq LIMIT 100
 """
 

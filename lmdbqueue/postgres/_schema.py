@@ -11,7 +11,7 @@ What is in them, each row by the number of its queue::
     items     every item: number, payload, and where it is: waiting, leased, delayed, dead
     leases    token, owner, deadline; its row is the lock of what the lease holds
     sessions  one row a connection: the token of its last change, and whether it was shut out
-    counts    what each session has added to, and taken from, each queue
+    counts    what each session has taken from each queue, and what is away by it
     state     ``queue.state``
     marks     of forwarders: what was stored last of which source
 
