@@ -54,7 +54,7 @@ a lease was given                           the connection of its owner, which i
 ==========================================  =================================================================
 
 **Counts** are kept by each session in a row of its own, so that consumers do not wait for each other to count; a push
-is counted by the tail, and they say how many of the numbers below it do not wait (``taken``), are leased and so on. When
+is counted by the tail, and they say how many of the numbers below it do not wait (``taken``), are leased, ... When
 a session is dead, its counts are added to those of the queue by whoever comes next. Tokens of dead sessions are kept
 for a day, which is longer than anybody may ask for one.
 """

@@ -92,19 +92,19 @@ UNION ALL """
     + _STATUS
 )
 
-# If the session is fenced there is no number for an item, and the server undoes all of it (``FENCED``)
+# If the session is fenced there is no number for an item, and the server undoes all of it: ``Session.once`` knows that
 _PUSH: Final = """
 WITH given AS (
     UPDATE {queues} SET tail = tail + %(n)s WHERE id = %(queue)s RETURNING tail - %(n)s AS first, is_awaited),
 noted AS (
-    UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
-    WHERE id = %(session)s AND NOT is_fenced RETURNING first)"""
+    UPDATE {sessions} SET token = %(token)s, result = (SELECT first FROM given), seen = statement_timestamp()
+    WHERE id = %(session)s AND NOT is_fenced RETURNING result)"""
 PUSH: Final = (
     _PUSH
     + """,
 stored AS (
     INSERT INTO {items} (queue, seq, payload)
-    SELECT %(queue)s, (SELECT first FROM noted) + place - 1, payload
+    SELECT %(queue)s, (SELECT result FROM noted) + place - 1, payload
     FROM given, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place))
 SELECT first, CASE WHEN is_awaited THEN pg_notify(%(channel)s, '') END FROM given
 """
@@ -112,7 +112,7 @@ SELECT first, CASE WHEN is_awaited THEN pg_notify(%(channel)s, '') END FROM give
 PUSH_ONE: Final = (
     _PUSH
     + """
-INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, (SELECT first FROM noted), %(payload)s FROM given
+INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, (SELECT result FROM noted), %(payload)s FROM given
 RETURNING seq, (SELECT pg_notify(%(channel)s, '') FROM given WHERE is_awaited)
 """
 )
