@@ -18,8 +18,8 @@ ITEMS = ["a", "b", "c"]
 
 
 @pytest.fixture
-def proxy(postgres):
-    proxy = Proxy(postgres)
+def proxy(postgres, request):
+    proxy = Proxy(postgres, is_near=getattr(request, "param", "near") == "near")
     yield proxy
     proxy.close()
 
@@ -83,7 +83,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("mode", ["request", "reply", "late"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "proxy"),
+    [*((change, "near") for change in CHANGES), ("pop", "far"), ("pop some", "far"), ("get", "far")],  # sent together
+    indirect=["proxy"],
+)
 def test_a_change_is_done_once_whenever_its_connection_is_lost(proxy, schema, open_postgres, change, mode):
     world = World(proxy, schema, open_postgres)
     world.begin()

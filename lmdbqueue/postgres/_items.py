@@ -43,22 +43,26 @@ class Found(NamedTuple):
     entries: list[Entry]
     is_there: bool = False
     is_overdue: bool = False  # something has to come back first
-    is_watched: bool = False
 
 
 # What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
-_STATUS: Final = """
-SELECT NULL::bytea, is_watched::int::bigint, (
+_OVERDUE: Final = """
     coalesce((SELECT deadline FROM {leases} WHERE queue = %(queue)s ORDER BY deadline LIMIT 1)
              <= statement_timestamp(), false)
     OR coalesce((SELECT due FROM {items} WHERE queue = %(queue)s AND state = 'delayed' ORDER BY due LIMIT 1)
-                <= {now}, false)
+                <= {now}, false)"""
+_ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (
         SELECT FROM (SELECT DISTINCT owner FROM {leases} WHERE queue = %(queue)s) AS each
-        WHERE pg_try_advisory_xact_lock_shared(owner))
-    )::int::bigint
+        WHERE pg_try_advisory_xact_lock_shared(owner))"""
+_STATUS: Final = (
+    "SELECT NULL::bytea, NULL::bigint, ("
+    + _OVERDUE
+    + _ORPHANED
+    + """)::int::bigint
 FROM {queues} WHERE id = %(queue)s
 """
+)
 _FIRST: Final = (
     """
 (SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
@@ -88,36 +92,50 @@ UNION ALL """
     + _STATUS
 )
 
-# Nothing is written if the session is fenced; should that come amid the statement, ``noted`` finds it and numbers are
-# left out, which is all
+# If the session is fenced there is no number for an item, and the server undoes all of it: ``Session.once`` knows that
 _PUSH: Final = """
 WITH given AS (
-    UPDATE {queues} SET tail = tail + %(n)s
-    WHERE id = %(queue)s AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
-    RETURNING tail - %(n)s AS first),
+    UPDATE {queues} SET tail = tail + %(n)s WHERE id = %(queue)s RETURNING tail - %(n)s AS first, is_awaited),
 noted AS (
-    UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
-    WHERE id = %(session)s AND NOT is_fenced RETURNING first),
-counted AS (
-    INSERT INTO {counts} (queue, session, waiting) SELECT %(queue)s, %(session)s, %(n)s FROM noted
-    ON CONFLICT (queue, session) DO UPDATE SET waiting = {counts}.waiting + excluded.waiting),
-stored AS (
-    INSERT INTO {items} (queue, seq, payload) """
-_TOLD: Final = """)
-SELECT first, pg_notify(%(channel)s, '') FROM noted
-"""
+    UPDATE {sessions} SET token = %(token)s, result = (SELECT first FROM given), seen = statement_timestamp()
+    WHERE id = %(session)s AND NOT is_fenced RETURNING result)"""
 PUSH: Final = (
     _PUSH
-    + """
-    SELECT %(queue)s, first + place - 1, payload
-    FROM noted, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)"""
-    + _TOLD
+    + """,
+stored AS (
+    INSERT INTO {items} (queue, seq, payload)
+    SELECT %(queue)s, (SELECT result FROM noted) + place - 1, payload
+    FROM given, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place))
+SELECT first, CASE WHEN is_awaited THEN pg_notify(%(channel)s, '') END FROM given
+"""
 )
-PUSH_ONE: Final = _PUSH + "SELECT %(queue)s, first, %(payload)s FROM noted" + _TOLD
+PUSH_ONE: Final = (
+    _PUSH
+    + """
+INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, (SELECT result FROM noted), %(payload)s FROM given
+RETURNING seq, (SELECT pg_notify(%(channel)s, '') FROM given WHERE is_awaited)
+"""
+)
+# Nothing is removed if the session is fenced
+_TAKE: Final = """
+WITH noted AS (
+    UPDATE {sessions} SET token = %(token)s, result = NULL, seen = statement_timestamp()
+    WHERE id = %(session)s AND NOT is_fenced RETURNING 1),
+first AS (
+    SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND EXISTS (SELECT FROM noted)
+    ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(ARRAY(SELECT seq FROM first))),
+counted AS (
+    INSERT INTO {counts} (queue, session, taken) SELECT %(queue)s, %(session)s, count(*) FROM first
+    ON CONFLICT (queue, session) DO UPDATE SET taken = {counts}.taken + excluded.taken)
+SELECT payload, seq, due, (SELECT pg_notify(%(channel)s, '') FROM {queues} WHERE id = %(queue)s AND is_watched), ("""
+_TAKE_END: Final = ") FROM first"
+_TAKE_NOW: Final = _TAKE + _OVERDUE + _TAKE_END
+_TAKE_ALSO: Final = _TAKE + _OVERDUE + _ORPHANED + _TAKE_END
 
 _TAIL: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
 _LENGTH: Final = """
-SELECT q.waiting + coalesce((SELECT sum(c.waiting) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
+SELECT q.tail - q.taken - coalesce((SELECT sum(c.taken) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
 FROM {queues} AS q WHERE q.id = %(queue)s
 """
 _HELD: Final = "SELECT key, seq FROM {items} WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])"
@@ -132,7 +150,7 @@ UPDATE {queues} SET tail = %(first)s + %(n)s WHERE id = %(queue)s
 """
 _NOTIFY: Final = "SELECT pg_notify(%(channel)s, '')"
 
-_TAKE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs)s::bigint[])"
+_REMOVE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs)s::bigint[])"
 _ARE_FIRST: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' ORDER BY due, seq LIMIT %(n)s FOR UPDATE
 """
@@ -199,15 +217,15 @@ def status(step: Step, place: Place, *, deaths: bool) -> Found:
 
 
 def _found(rows: list[tuple[bytes | None, int, int]]) -> Found:
-    entries = [
-        (_format.pack(seq) if due == NEVER else _format.place(seq, due), payload)
-        for payload, seq, due in rows
-        if payload is not None
-    ]
-    for payload, is_watched, is_overdue in reversed(rows):
+    entries = [_entry(payload, seq, due) for payload, seq, due in rows if payload is not None]
+    for payload, _, is_overdue in reversed(rows):
         if payload is None:
-            return Found(entries, is_there=True, is_overdue=bool(is_overdue), is_watched=bool(is_watched))
+            return Found(entries, is_there=True, is_overdue=bool(is_overdue))
     return Found([])
+
+
+def _entry(payload: bytes, seq: int, due: int) -> Entry:
+    return (_format.pack(seq) if due == NEVER else _format.place(seq, due)), payload
 
 
 def _where(place: bytes) -> tuple[int, int]:
@@ -249,7 +267,9 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) ->
             payloads=[payload for payload, _ in new],
             keys=[key for _, key in new],
         )
-        step.count(place.id, **{"delayed" if apart.delay else "waiting": len(new)})
+        step.has_changed = True
+        if apart.delay:
+            step.count(place.id, waiting=-len(new), delayed=len(new))
         tell(step, place)
     return numbers
 
@@ -269,12 +289,26 @@ def tell(step: Step, place: Place) -> None:
     step.execute(_NOTIFY, channel=place.channel)
 
 
-def take(step: Step, place: Place, found: Found) -> None:
-    """Remove entries that were claimed."""
-    if found.is_watched:
-        tell(step, place)
-    step.finish(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
-    step.count(place.id, waiting=-len(found.entries))
+def take(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
+    """Remove and return the first ``n`` entries that nobody else has locked; count them, and note the token.
+
+    It is undone unless the caller says that it ``has_changed`` anything.
+    """
+    rows = step.execute(
+        _TAKE_ALSO if deaths else _TAKE_NOW,
+        queue=place.id,
+        channel=place.channel,
+        session=step.session,
+        token=step.token,
+        n=n,
+        **{"deaths": True} if deaths else {},
+    ).fetchall()
+    if rows:
+        step.is_noted = True
+        return Found([_entry(*row[:3]) for row in rows], is_there=True, is_overdue=rows[0][4])
+    if not step.fence().fetchall():
+        raise Lost(RuntimeError("the session was fenced"))
+    return status(step, place, deaths=deaths)
 
 
 def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
@@ -283,7 +317,7 @@ def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
     rows = step.execute(_ARE_FIRST, queue=place.id, n=len(seqs)).fetchall()
     if not seqs or [row[0] for row in rows] != seqs:
         return 0
-    step.execute(_TAKE, queue=place.id, seqs=seqs)
+    step.execute(_REMOVE, queue=place.id, seqs=seqs)
     step.count(place.id, waiting=-len(seqs))
     tell(step, place)
     return len(seqs)
@@ -337,7 +371,6 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int |
     if moved:
         step.execute(_SET_TAIL, queue=target.id, tail=row[0] + moved)
         step.count(place.id, waiting=-moved)
-        step.count(target.id, waiting=moved)
         tell(step, place)
         tell(step, target)
     return moved
