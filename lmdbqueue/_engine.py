@@ -236,12 +236,13 @@ class Engine(FollowedQueue[T]):
         return removed
 
     def _payloads(self, entries: list[Entry]) -> list[bytes]:
+        values = [value for _, value in entries]
         if not self.checksum:
-            return [value for _, value in entries]
-        for key, value in entries:
-            if not _format.is_intact(key[-8:], value):
-                raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
-        return [value[: -_format.SEAL_SIZE] for _, value in entries]
+            return values
+        if not _format.are_intact([key[-8:] for key, _ in entries], values):
+            key, value = next(each for each in entries if not _format.is_intact(each[0][-8:], each[1]))
+            raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
+        return _format.unsealed(values)
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         key, value = entry

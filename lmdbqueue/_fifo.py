@@ -17,7 +17,7 @@ The records of a queue, and what holds of them between any two transactions:
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
 from lmdbqueue import _format, _notes, _positions, _records
@@ -149,14 +149,10 @@ def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) 
     if len(numbers) == 1:  # 2 us less than by a cursor
         key, payload = pack(numbers.start), payloads[0]
         return txn.put(key, seal(key, payload) if queue.sealed else payload, append=True, db=queue.items)
-    keys = map(pack, numbers)
-    entries: Iterable[Entry]
-    if queue.sealed:
-        entries = ((key, seal(key, payload)) for key, payload in zip(keys, payloads, strict=True))
-    else:
-        entries = zip(keys, payloads, strict=True)
+    keys = list(map(pack, numbers))
+    values = _format.seal_all(keys, payloads) if queue.sealed else payloads
     with txn.cursor(queue.items) as cursor:
-        return cursor.putmulti(entries, append=True)[1]
+        return cursor.putmulti(zip(keys, values, strict=True), append=True)[1]
 
 
 def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:
