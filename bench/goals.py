@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.measure import Results, Scale
 from bench.peers import Peer
-from bench.workloads import async_pushes, flush, imports, leases, readers, waiting
+from bench.workloads import async_pushes, flush, imports, leases, postgres, readers, waiting
 from bench.workloads.length import VERBS, length_measure
 from bench.workloads.processes import processes_measure
 from bench.workloads.threads import threads_measure
@@ -54,6 +54,7 @@ def judge(results: Results, scale: Scale, peers: Sequence[type[Peer]]) -> list[V
         _flush,
         _length,
         _imports,
+        _postgres,
     )
     judged = _Judged(results, scale, peers)
     return [verdict for each in judges for verdict in each(judged)]
@@ -180,3 +181,9 @@ def _length(judged: _Judged) -> Iterable[Verdict]:
 def _imports(judged: _Judged) -> Iterable[Verdict]:
     ratios = judged.ratios("", (imports.OURS, imports.MEASURE), (imports.FLOOR, imports.MEASURE))
     yield _at_most(f"{imports.OURS}: against {imports.FLOOR}", 1.5, ratios)
+
+
+def _postgres(judged: _Judged) -> Iterable[Verdict]:
+    for measure in postgres.MEASURES:
+        ratios = judged.ratios("durable", (postgres.OURS, measure), (postgres.BY_HAND, measure))
+        yield _at_least(f"{measure}: {postgres.OURS} against a loop {postgres.BY_HAND}", 0.8, ratios)

@@ -20,6 +20,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``postgres``          ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``aio``               ``AsyncPersistentQueue``: the verbs, awaited
 ``_awaited``          leases and the loop of a worker, awaited
+``_awaited_reader``   a named reader, awaited
 ``_courier``          the threads that carry the calls of an event loop
 ``_queue``            ``PersistentQueue``: opening, closing, the verbs on an environment
 ``_engine``           the steps of the verbs, each as one call of an environment
@@ -44,6 +45,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_proof``            what "whole" means: every invariant
 ``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
 ``_readers``          named readers, and what goes when all have passed it
+``_times``            when what was pushed: a sparse record of times
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_notes``            what is known of items: attempts, unique keys, counts
 ``_positions``        where readers are, what is kept for them
@@ -58,7 +60,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_directory``        file names, creation, the directory lock
 ``_wakeup``           waking sleepers of other processes
 ``_owner``            who holds leases, and whether it lives
-``_disk``             fsync, allocation, the system's errors
+``_disk``             fsync, allocation, whose a new file is, the system's errors
 ``_flock``            locks that die with their process
 ``_format``           what the bytes on disk mean
 ``_errors``           every exception
@@ -66,12 +68,12 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
     message = "lmdbqueue does not run on Windows: nobody has tested there that it loses nothing; Linux and macOS do"
     raise ImportError(message)
 
-from lmdbqueue._check import check
 from lmdbqueue._errors import (
     AccessError,
     ClosedError,
@@ -102,7 +104,26 @@ from lmdbqueue._lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._reader import Reader
 from lmdbqueue._readers import ReaderStats
-from lmdbqueue._work import Retry, Worked
+
+if TYPE_CHECKING:
+    from lmdbqueue._check import check
+    from lmdbqueue._stats import Stats
+    from lmdbqueue._work import Retry, Worked
+else:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        """Import at its first use what few need: 5 % of what an import takes."""
+        if name == "check":
+            from lmdbqueue import _check as module  # noqa: PLC0415
+        elif name == "Stats":
+            from lmdbqueue import _stats as module  # noqa: PLC0415
+        elif name in ("Retry", "Worked"):
+            from lmdbqueue import _work as module  # noqa: PLC0415
+        else:
+            message = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(message)
+        return getattr(module, name)
+
 
 __all__ = [
     "AccessError",
@@ -133,6 +154,7 @@ __all__ = [
     "ServerError",
     "ShutDown",
     "SourceError",
+    "Stats",
     "StorageError",
     "TransactionError",
     "VersionError",

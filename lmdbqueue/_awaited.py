@@ -7,8 +7,9 @@ cancelled block holds is given back before the cancellation goes on. Must not kn
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
+from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
@@ -18,6 +19,7 @@ from lmdbqueue._signals import SIGNALS
 from lmdbqueue._work import LOOK, Retry, Stop, Worked, give_back, is_set, warn
 
 T = TypeVar("T")
+C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
 Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called in the loop, and its arguments
 
 
@@ -86,23 +88,25 @@ class AsyncLease(Sequence[T]):
         await self._call(self.lease.extend, ttl)
 
 
-class Leasing(Generic[T]):
-    """What ``lease`` returns: to be awaited, or entered with ``async with``."""
+class Opening(Generic[C]):
+    """What is to be awaited, or entered with ``async with``."""
 
-    def __init__(self, leased: Awaitable[AsyncLease[T]]) -> None:
-        self._leased = leased
+    def __init__(self, opened: Awaitable[C]) -> None:
+        self._awaited = opened
 
-    def __await__(self) -> Generator[Any, None, AsyncLease[T]]:
-        return self._leased.__await__()
+    def __await__(self) -> Generator[Any, None, C]:
+        return self._awaited.__await__()
 
-    async def __aenter__(self) -> AsyncLease[T]:
-        """Get the lease."""
-        self._lease = await self
-        return self._lease
+    async def __aenter__(self) -> C:
+        """Await it."""
+        self._opened = await self
+        return self._opened
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Acknowledge what is held, or give it back after an exception."""
-        await self._lease.__aexit__(kind, error, trace)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it."""
+        await self._opened.__aexit__(kind, error, trace)
 
 
 class AsyncDeadLetters(Generic[T]):

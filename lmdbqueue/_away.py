@@ -33,6 +33,7 @@ from lmdbqueue import _fifo, _format, _notes, _positions, _readers, _records
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Counts, Note, away, pack, unpack
 from lmdbqueue._generation import Tables, Txn
+from lmdbqueue._times import Moment
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
@@ -76,7 +77,7 @@ class Terms(NamedTuple):
 class Apart(NamedTuple):
     """How items are pushed that do not just wait."""
 
-    now: int  # ns since 1970
+    now: Moment
     due: int  # ns since 1970, 0 for no delay
     digests: Sequence[bytes]  # of keys, b"" for none
     maxsize: int
@@ -174,7 +175,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
             counts = _notes.hold(txn, queue, digest, seq, counts)
     _notes.set_counts(txn, queue, counts)
     if not apart.due:
-        _readers.appended(txn, queue, apart.now)  # once all is noted of what may go at once
+        _readers.appended(txn, queue, given.start, apart.now)  # once all is noted of what may go at once
     return given
 
 
@@ -226,22 +227,21 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 
 
 def look(
-    txn: Txn, queue: Tables, is_dead: Callable[[int], bool], times: tuple[int, int], fn: Callable[..., Any], *args: Any
+    txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment, fn: Callable[..., Any], *args: Any
 ) -> Any:
     """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to come back before."""
-    if txn.get(queue.counts, db=queue.meta) is not None and (found := overdue(txn, queue, is_dead, times)) is not None:
+    if txn.get(queue.counts, db=queue.meta) is not None and (found := overdue(txn, queue, is_dead, now)) is not None:
         return found
     return fn(txn, queue, *args)
 
 
-def overdue(txn: Txn, queue: Tables, is_dead: Callable[[int], bool], times: tuple[int, int]) -> Overdue | None:
-    """Tell what has to come back; ``times``: now, on the monotonic and on the wall clock."""
+def overdue(txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment) -> Overdue | None:
+    """Tell what has to come back."""
     counts = _notes.counts(txn, queue)
     if not counts.leased and not counts.delayed:
         return None
     dead = tuple(owner for owner in _owners(txn, queue) if is_dead(owner))
-    monotonic, wall = times
-    if dead or _first(txn, queue, "expiry") <= monotonic or _first(txn, queue, "delayed") <= wall:
+    if dead or _first(txn, queue, "expiry") <= now.monotonic or _first(txn, queue, "delayed") <= now.wall:
         return Overdue(dead)
     return None
 
@@ -254,20 +254,19 @@ def next_time(txn: Txn, queue: Tables) -> tuple[int, int, list[int]]:
     return _first(txn, queue, "expiry"), _first(txn, queue, "delayed"), list(_owners(txn, queue))
 
 
-def restore(txn: Txn, queue: Tables, owners: Iterable[int], times: tuple[int, int], max_attempts: int | None) -> int:
+def restore(txn: Txn, queue: Tables, owners: Iterable[int], now: Moment, max_attempts: int | None) -> int:
     """Give back what these owners, who are dead, hold, and everything whose time is over; return how much it was.
 
     About ``_AT_ONCE`` items at a time: it may have to be done again.
     """
-    monotonic, wall = times
     changed = 0
     for owner in owners:
-        how = Return(wall, "its consumer died", max_attempts=max_attempts)
+        how = Return(now.wall, "its consumer died", max_attempts=max_attempts)
         changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, _AT_ONCE - changed)
-    how = Return(wall, "its lease expired", max_attempts=max_attempts)
-    while _first(txn, queue, "expiry") <= monotonic and changed < _AT_ONCE:
+    how = Return(now.wall, "its lease expired", max_attempts=max_attempts)
+    while _first(txn, queue, "expiry") <= now.monotonic and changed < _AT_ONCE:
         changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
-    return changed + _restore_delayed(txn, queue, wall, _AT_ONCE - changed)
+    return changed + _restore_delayed(txn, queue, now, _AT_ONCE - changed)
 
 
 def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
@@ -283,11 +282,11 @@ def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted:
     return changed
 
 
-def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
+def _restore_delayed(txn: Txn, queue: Tables, now: Moment, wanted: int) -> int:
     due = [
         key
         for key in islice(_keys(txn, queue, away(queue.name, "delayed")), max(0, wanted))
-        if unpack(key[-16:-8]) <= wall
+        if unpack(key[-16:-8]) <= now.wall
     ]
     if not due:
         return 0
@@ -295,13 +294,13 @@ def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
     records = [_take(txn, queue, key) for key in due]
     _notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
     if txn.get(queue.readers, db=queue.meta) is not None:
-        _append_due(txn, queue, records, wall)
+        _append_due(txn, queue, records, now)
         return len(due)
     counts = _notes.counts(txn, queue)
     entries = []
     for record in records:
         if record.note.reason == _DAMAGED:
-            counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
+            counts = _bury(txn, queue, record, Return(now.wall, _DAMAGED), counts)
             continue
         entries.append((_format.place(record.seq, record.note.due), record.value))
         counts = _notes.put(txn, queue, record.seq, record.note, counts)
@@ -310,20 +309,21 @@ def _restore_delayed(txn: Txn, queue: Tables, wall: int, wanted: int) -> int:
     return len(due)
 
 
-def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], wall: int) -> None:
+def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], now: Moment) -> None:
     """Let items whose time has come wait with new numbers, where every reader finds them."""
+    first = _fifo.bounds(txn, queue)[1]
     counts = _notes.counts(txn, queue)
     for record in records:
         payload = _records.opened(queue, pack(record.seq), record.value)
         if payload is None or record.note.reason == _DAMAGED:
-            counts = _bury(txn, queue, record, Return(wall, _DAMAGED), counts)
+            counts = _bury(txn, queue, record, Return(now.wall, _DAMAGED), counts)
             continue
         (seq,) = _fifo.push(txn, queue, [payload], 0, None)
         counts = _notes.put(txn, queue, seq, record.note._replace(due=0), counts)
         if record.note.unique:
             counts = _notes.hold(txn, queue, record.note.unique, seq, counts)
     _notes.set_counts(txn, queue, counts)
-    _readers.appended(txn, queue, wall)
+    _readers.appended(txn, queue, first, now)
 
 
 def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> None:

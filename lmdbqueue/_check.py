@@ -97,4 +97,4 @@ def _rebuild_alone(directory: Directory) -> list[str]:
 
 
 def _quarantine(directory: Directory) -> Quarantine:
-    return Quarantine(directory.path + ".quarantine")
+    return Quarantine(directory.path)

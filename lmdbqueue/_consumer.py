@@ -7,13 +7,15 @@ library. Must not know: LMDB, files.
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Empty
 from lmdbqueue._lease import NOTHING, DeadLetter, DeadLetters, Lease, Leased
 from lmdbqueue._reading import Entry, checked_count
 from lmdbqueue._standard import StandardQueue
-from lmdbqueue._work import DEFAULT_RETRY, Loop, Retry, Stop, Worked
+
+if TYPE_CHECKING:
+    from lmdbqueue._work import Retry, Stop, Worked
 
 T = TypeVar("T")
 
@@ -131,23 +133,25 @@ class ConsumerQueue(StandardQueue[T]):
         *,
         items: int = 1,
         ttl: float = 60.0,
-        retry: Retry = DEFAULT_RETRY,
-        stop: Stop | None = None,
-        progress: Callable[[Worked], object] | None = None,
-    ) -> Worked:
+        retry: "Retry | None" = None,
+        stop: "Stop | None" = None,
+        progress: "Callable[[Worked], object] | None" = None,
+    ) -> "Worked":
         """Lease, call ``handler``, acknowledge, again and again; return what was done when it is told to stop.
 
         ``handler`` gets one item, or with ``items`` > 1 a list of at most so many; what it raises (an
-        ``Exception``) gives them back by ``retry``: after its delay, or to ``dead`` after its ``max_attempts``.
-        While it runs the lease is extended, so ``ttl`` is only what a process that hangs as a whole can hold items
-        for. A handler that was too slow all the same may have its items done by others, too.
+        ``Exception``) gives them back by ``retry`` (None: ``Retry()``): after its delay, or to ``dead`` after its
+        ``max_attempts``. While it runs the lease is extended, so ``ttl`` is only what a process that hangs as a whole
+        can hold items for. A handler that was too slow all the same may have its items done by others, too.
 
         It stops at SIGTERM and SIGINT, if it is called in the main thread; when ``stop`` (an event, or a
         function) is set, which is looked at before each lease and once a second; and after ``shutdown()``. What
         is under way is finished before. ``progress`` is called after each lease.
         """
+        from lmdbqueue._work import DEFAULT_RETRY, Loop  # noqa: PLC0415  (for who works, not for who imports)
+
         n = max(1, checked_count(items))
-        return Loop(self, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress).run()
+        return Loop(self, handler, items=n, ttl=ttl, retry=retry or DEFAULT_RETRY, stop=stop, progress=progress).run()
 
 
 def _reason(error: DecodeError | CorruptItemError) -> str:

@@ -29,7 +29,6 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
-from lmdbqueue._lease import Lease
 from lmdbqueue._reader import FollowedQueue
 from lmdbqueue._reading import Entry
 
@@ -57,15 +56,29 @@ class Job:
 
 
 class Call(Job):
-    """A function of no arguments."""
+    """A function of no arguments, and what undoes what it returned."""
 
-    def __init__(self, future: "Future[Any]", fn: Callable[[], Any], *, waits: bool = False) -> None:
+    def __init__(
+        self,
+        future: "Future[Any]",
+        fn: Callable[[], Any],
+        *,
+        undo: Callable[[Any], object] | None = None,
+        waits: bool = False,
+    ) -> None:
         super().__init__(future, waits=waits)
         self.fn = fn
+        self.undone_by = undo
 
     def run(self, queue: AnyQueue) -> Any:  # noqa: ARG002
         """Call it."""
         return self.fn()
+
+    def undo(self, queue: AnyQueue, result: Any) -> None:  # noqa: ARG002
+        """Undo it; a queue that was closed has done what can be done."""
+        if self.undone_by is not None:
+            with suppress(ClosedError):
+                self.undone_by(result)
 
 
 class Push(Job):
@@ -104,15 +117,6 @@ class Take(Job):
         """Put them back."""
         if result[0]:
             queue._put_back(result[0])
-
-
-class LeaseCall(Call):
-    """A function that gives a lease."""
-
-    def undo(self, queue: AnyQueue, result: Lease[Any]) -> None:  # noqa: ARG002
-        """Give it back; a queue that was closed has done so."""
-        with suppress(ClosedError):
-            result.nack(reason="its caller was cancelled")
 
 
 Result = tuple[Job, Any, BaseException | None]

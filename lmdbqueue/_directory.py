@@ -48,13 +48,13 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from lmdbqueue import _flock, _owner
-from lmdbqueue._disk import sync_directory, sync_file, translated
+from lmdbqueue._disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError
 from lmdbqueue._format import Options
 
 _GENERATION: Final = re.compile(r"(\d{8})\.mdb")
-_LEFTOVER_OF_CREATION: Final = re.compile(r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp")
-_OF_OTHERS: Final = re.compile(r"q\d{5,}|data\.db")  # what persist-queue and queuelib have in their directories
+_LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
+_OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have in their directories
 _OPTIONS_FILE: Final = "queue.json"
 _AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
@@ -191,10 +191,12 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
         raise FormatError(path, "an LMDB environment of another program", "choose another directory")
     if any(_GENERATION.fullmatch(name) for name in names):
         raise CorruptQueueError(path, "it holds an environment (*.mdb) but no queue.json")
-    if foreign := [name for name in names if not _LEFTOVER_OF_CREATION.fullmatch(name)]:
+    if foreign := [name for name in names if not re.fullmatch(_LEFTOVER_OF_CREATION, name)]:
         found = f"a directory that holds other files ({min(foreign)!r})"
         advice = "choose a directory that is empty or not there yet"
-        raise FormatError(path, found, advice + _how_to_import(path) * any(map(_OF_OTHERS.fullmatch, names)))
+        if any(re.fullmatch(_OF_OTHERS, name) for name in names):
+            advice += _how_to_import(path)
+        raise FormatError(path, found, advice)
     for name in names:
         os.unlink(os.path.join(path, name))
 
@@ -208,7 +210,7 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
     sync_directory(path)
 
     final = os.path.join(path, _OPTIONS_FILE)
-    fd = os.open(final + ".tmp", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = open_private(final + ".tmp", os.O_RDWR | os.O_EXCL)
     try:
         os.write(fd, options.to_json())
         sync_file(fd)

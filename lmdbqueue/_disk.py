@@ -1,17 +1,19 @@
-"""What is asked of the operating system beyond reading and writing: durability, room, and its errors in our words.
+"""What is asked of the operating system beyond reading and writing: durability, room, rights, its errors in our words.
 
-Owns: fsync, allocation, the translation of ``OSError``. Law: when ``sync_file`` returned the bytes are
-on the disk, and when ``allocate`` returned writing them cannot fail for want of room (as far as the
-file system keeps what it says). Must not know: what the files hold.
+Owns: fsync, allocation, whose a new file is, the translation of ``OSError``. Law: when ``sync_file``
+returned the bytes are on the disk, and when ``allocate`` returned writing them cannot fail for want of
+room (as far as the file system keeps what it says). A file that root makes in the directory of another
+is that one's, who could not open it else. Must not know: what the files hold.
 """
 
 import errno
 import fcntl
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
@@ -94,11 +96,36 @@ def sync_directory(path: str) -> None:
 def allocate(path: str, size: int) -> None:
     """Give the file at ``path`` blocks for its first ``size`` bytes, and at least that length; keep what it holds.
 
-    Does nothing where the system has no ``posix_fallocate`` (macOS).
+    Only makes it where the system has no ``posix_fallocate`` (macOS).
     """
-    if hasattr(os, "posix_fallocate"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+    fd = open_private(path, os.O_RDWR)
+    try:
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
-        finally:
-            os.close(fd)
+    finally:
+        os.close(fd)
+
+
+def open_private(path: str, flags: int, *, beside: str | None = None) -> int:
+    """Open a file, which is made if it is not there, for its owner alone; return its descriptor.
+
+    Made by root, it is given to whoever owns the directory that it is in, or ``beside``. Root killed between the two
+    leaves a file of root's, which root's next opening gives away.
+    """
+    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0:
+            _give(fd, os.stat(beside or os.path.dirname(path)), os.lstat(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _give(fd: int, directory: os.stat_result, named: os.stat_result) -> None:
+    """Give a file of root's to the owner of a directory, unless it is one from elsewhere that this one put there."""
+    found = os.fstat(fd)
+    is_here = os.path.samestat(found, named) and stat.S_ISREG(found.st_mode) and found.st_nlink == 1  # no link
+    if directory.st_uid and not found.st_uid and is_here:
+        with suppress(PermissionError):  # a root without that right, as in some containers
+            os.fchown(fd, directory.st_uid, directory.st_gid)

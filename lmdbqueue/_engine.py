@@ -16,8 +16,9 @@ from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full
 from lmdbqueue._lease import DeadLetter, Leased
 from lmdbqueue._owner import Owners
 from lmdbqueue._reader import FollowedQueue, Start
-from lmdbqueue._readers import ReaderStats
+from lmdbqueue._readers import Move, ReaderStats
 from lmdbqueue._reading import Entry
+from lmdbqueue._times import Moment
 
 T = TypeVar("T")
 
@@ -54,15 +55,15 @@ class Engine(FollowedQueue[T]):
             _readers.push,
             payloads,
             (self.maxsize, self.max_bytes),
-            time.time_ns(),
+            now(),
             room=_fifo.room_for(payloads),
         )
         return given
 
     def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
-        now = time.time_ns()
-        due = now + int(delay * _SECOND) if delay else 0
-        apart = _away.Apart(now, due, keys, self.maxsize, self.max_bytes)
+        moment = now()
+        due = moment.wall + int(delay * _SECOND) if delay else 0
+        apart = _away.Apart(moment, due, keys, self.maxsize, self.max_bytes)
         numbers: list[int] = self._open.update(self.name, _away.push, payloads, apart, room=_room_away(payloads))
         return numbers
 
@@ -81,17 +82,17 @@ class Engine(FollowedQueue[T]):
     def _read(self, read: Callable[..., Any], fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, tables, *args)`` by ``read``, once everything that has to come back has."""
         while True:
-            times = time.monotonic_ns(), time.time_ns()
-            found = read(self.name, _away.look, self._owners.is_dead, times, fn, *args)
+            moment = now()
+            found = read(self.name, _away.look, self._owners.is_dead, moment, fn, *args)
             if not isinstance(found, Overdue):
                 return found
-            if not self._restore(found.owners, times):
+            if not self._restore(found.owners, moment):
                 return read(self.name, fn, *args)
 
-    def _restore(self, owners: Sequence[int], times: tuple[int, int]) -> int:
+    def _restore(self, owners: Sequence[int], moment: Moment) -> int:
         """Let come back what these owners, who are dead, hold, and what is due; return how much, 0 if it cannot."""
         try:
-            changed: int = self._open.update(self.name, _away.restore, owners, times, self.max_attempts)
+            changed: int = self._open.update(self.name, _away.restore, owners, moment, self.max_attempts)
         except Full:  # of the disk: when consumers have made room it comes back
             return 0
         self._owners.bury(owners)
@@ -124,9 +125,9 @@ class Engine(FollowedQueue[T]):
     def _nack(
         self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
     ) -> list[int] | None:
-        now = time.time_ns()
-        due = now + int(delay * _SECOND) if delay else 0
-        how = Return(now, reason, due, self.max_attempts if max_attempts is None else max_attempts)
+        wall = time.time_ns()
+        due = wall + int(delay * _SECOND) if delay else 0
+        how = Return(wall, reason, due, self.max_attempts if max_attempts is None else max_attempts)
         settled: list[int] | None = self._open.update(self.name, _away.nack, token, seqs, how)
         return settled
 
@@ -165,7 +166,7 @@ class Engine(FollowedQueue[T]):
 
     def _reader_create(self, name: str, where: Start) -> None:
         if not self._read(self._open.view, _readers.exists, name):
-            self._open.update(self.name, _readers.create, name, where, time.time_ns(), room=_SMALL)
+            self._open.update(self.name, _readers.create, name, where, now(), room=_SMALL)
 
     def _reader_drop(self, name: str) -> bool:
         dropped: bool = self._open.update(self.name, _readers.drop, name)
@@ -174,11 +175,11 @@ class Engine(FollowedQueue[T]):
 
     def _reader_seek(self, name: str, where: Start) -> None:
         self._read(self._open.glance, _readers.exists, name)  # so that what is due has come
-        self._open.update(self.name, _readers.seek, name, where, time.time_ns())
+        self._open.update(self.name, _readers.seek, name, where, now())
         self._trim()
 
     def _trim(self) -> None:
-        while self._open.update(self.name, _readers.trim, time.time_ns()):
+        while self._open.update(self.name, _readers.trim, now()):
             pass
 
     def _reader_first(self, name: str, n: int, *, durable: bool) -> list[Entry]:
@@ -186,12 +187,17 @@ class Engine(FollowedQueue[T]):
         entries: list[Entry] = self._read(read, _readers.first, name, n)
         return entries
 
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        passed: int = self._open.update(self.name, _readers.advance, name, keys, time.time_ns())
-        return passed
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        move: Move | None = self._open.update(self.name, _readers.advance, name, keys, now())
+        return move
+
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        room = _fifo.room_for([value for _, value in entries[: move.gone]])
+        undone: bool = self._open.update(self.name, _readers.retreat, move, entries, now(), room=room)
+        return undone
 
     def _reader_delete(self, name: str, n: int) -> int:
-        passed: int = self._open.update(self.name, _readers.delete, name, n, time.time_ns())
+        passed: int = self._open.update(self.name, _readers.delete, name, n, now())
         return passed
 
     def _reader_lag(self, name: str) -> int:
@@ -205,8 +211,11 @@ class Engine(FollowedQueue[T]):
         return [self._read(self._open.view, _readers.stats_of, name)]
 
     def _retain(self, retention: _format.Retention | None) -> None:
-        self._open.update(self.name, _readers.retain, time.time_ns(), retention, room=_SMALL)
+        self._open.update(self.name, _readers.retain, now(), retention, room=_SMALL)
         self._trim()
+
+    def _is_crowded(self) -> bool:
+        return self._open.is_crowded
 
     # --- removing
 
@@ -227,12 +236,13 @@ class Engine(FollowedQueue[T]):
         return removed
 
     def _payloads(self, entries: list[Entry]) -> list[bytes]:
+        values = [value for _, value in entries]
         if not self.checksum:
-            return [value for _, value in entries]
-        for key, value in entries:
-            if not _format.is_intact(key[-8:], value):
-                raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
-        return [value[: -_format.SEAL_SIZE] for _, value in entries]
+            return values
+        if not _format.are_intact([key[-8:] for key, _ in entries], values):
+            key, value = next(each for each in entries if not _format.is_intact(each[0][-8:], each[1]))
+            raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
+        return _format.unsealed(values)
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         key, value = entry
@@ -260,6 +270,11 @@ class Engine(FollowedQueue[T]):
 
     def _wake(self) -> None:
         self._open.bell.ring()
+
+
+def now() -> Moment:
+    """Return what time it is."""
+    return Moment(time.monotonic_ns(), time.time_ns())
 
 
 def _deadline(ttl: float | None) -> int:

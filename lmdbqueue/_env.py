@@ -233,14 +233,22 @@ class Environment:
                 call.secure()
         return call.outcome()
 
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether the flush of another process was under way when this one last came to commit."""
+        generation = self._generation
+        return generation is not None and generation.is_crowded
+
     def _lead(self) -> None:
         """Run all calls that wait. Only who holds ``_writer`` may."""
         self._gather()
         calls = self._waiting.copy()
         try:
             self._in_live(_group.run, calls)
-            with suppress(QueueError):  # each caller asks for itself
+            try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
                 calls[-1].secure()
+            except QueueError:  # each caller asks for itself
+                pass
         finally:
             if self._retired:
                 self._close_retired()
@@ -412,6 +420,7 @@ class Environment:
                 joins = self._session is None
                 session = self._session or Session(self.directory.file(SESSION))
                 try:
+                    self.bell.hang()
                     generation = self._open_newest(number, session, progress)
                     self.directory.clean(generation.number, alone=session.first)
                     if session.first:

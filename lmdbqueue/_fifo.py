@@ -17,7 +17,7 @@ The records of a queue, and what holds of them between any two transactions:
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
 from lmdbqueue import _format, _notes, _positions, _records
@@ -87,14 +87,25 @@ def count(txn: Txn, queue: Tables) -> int:
 
 
 def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
-    """Return how many items stand behind a place, b"" for all; by counting them only if numbers have no item there."""
+    """Return how many items stand behind a place, b"" for all.
+
+    By counting them, or those up to it, whichever are fewer, only if numbers have no item there.
+    """
     if not place:
         return count(txn, queue)
     head, tail, skipped = bounds(txn, queue)
     if not skipped and len(place) == len(_FIRST) and place > _FIRST and (next_ := _format.number(place) + 1) >= head:
         return max(0, tail - next_)
-    with txn.cursor(queue.items) as cursor:
-        return sum(1 for _ in cursor.iternext(values=False)) if cursor.set_range(place + b"\0") else 0
+    total = count(txn, queue)
+    with txn.cursor(queue.items) as behind, txn.cursor(queue.items) as before:
+        if not behind.set_range(place + b"\0"):
+            return 0
+        before.set_range(place + b"\0")
+        if not before.prev():
+            return total
+        ahead = behind.iternext(values=False)
+        pairs = sum(1 for _ in zip(before.iterprev(values=False), ahead, strict=False))
+        return pairs if next(ahead, None) is None else total - pairs
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:
@@ -138,14 +149,10 @@ def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) 
     if len(numbers) == 1:  # 2 us less than by a cursor
         key, payload = pack(numbers.start), payloads[0]
         return txn.put(key, seal(key, payload) if queue.sealed else payload, append=True, db=queue.items)
-    keys = map(pack, numbers)
-    entries: Iterable[Entry]
-    if queue.sealed:
-        entries = ((key, seal(key, payload)) for key, payload in zip(keys, payloads, strict=True))
-    else:
-        entries = zip(keys, payloads, strict=True)
+    keys = list(map(pack, numbers))
+    values = _format.seal_all(keys, payloads) if queue.sealed else payloads
     with txn.cursor(queue.items) as cursor:
-        return cursor.putmulti(entries, append=True)[1]
+        return cursor.putmulti(zip(keys, values, strict=True), append=True)[1]
 
 
 def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:

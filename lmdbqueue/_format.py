@@ -7,7 +7,8 @@ the seal of a payload and the weight of a record. Law: pure functions of bytes; 
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from operator import add, itemgetter
 from struct import Struct
 from typing import Final, Literal, NamedTuple, get_args
 from zlib import crc32
@@ -297,6 +298,27 @@ def is_intact(key: bytes, value: bytes) -> bool:
     return crc32(value, crc32(key)) == _RESIDUE
 
 
+# of many at once: ``map`` runs no Python between two of them, which takes half of the time
+
+
+def seal_all(keys: Iterable[bytes], payloads: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the values to store under the keys."""
+    return map(add, payloads, map(_SEAL.pack, map(crc32, payloads, map(crc32, keys))))
+
+
+def are_intact(keys: Iterable[bytes], values: Iterable[bytes]) -> bool:
+    """Tell whether sealed values are all what was stored under the keys."""
+    return {_RESIDUE}.issuperset(map(crc32, values, map(crc32, keys)))
+
+
+def unsealed(values: Iterable[bytes]) -> list[bytes]:
+    """Return the payloads of sealed values."""
+    return list(map(_WITHOUT_SEAL, values))
+
+
+_WITHOUT_SEAL: Final = itemgetter(slice(-SEAL_SIZE))
+
+
 # --- the weight of a record, of which the sum stands beside the number of the last transaction (see _records).
 # A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel each other
 
@@ -313,10 +335,10 @@ def weigh_sealed(value: bytes) -> int:
     return crc * crc
 
 
-def pack_last(transaction: int, weight: int) -> bytes:
-    """Return the record of the last transaction, with the weight of all other records."""
+def pack_last(transaction: int, weight: int | None) -> bytes:
+    """Return the record of the last transaction, with the weight of all other records; None: it is not kept."""
     number = pack(transaction)
-    return number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
+    return number if weight is None else number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
 
 
 def unpack_last(data: bytes) -> tuple[int, int | None]:

@@ -50,6 +50,7 @@ import errno
 import fcntl
 import gc
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -93,6 +94,7 @@ _DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_COARSEST: Final = 3 * 10**9  # ns; no file system takes times that are farther apart for the same
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
@@ -119,6 +121,7 @@ class Tables(NamedTuple):
     counts: bytes
     readers: bytes
     retain: bytes
+    times: bytes
     sealed: bool
     weighed: bool
 
@@ -136,6 +139,11 @@ class Snapshot:
         self.meta: Db = None
         self.away: Db = None
         self.weight = 0  # that the transaction under way adds to that of the records (see _records)
+        self._is_weighed = is_weighed(options)
+        self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
+        self.marked: dict[str, int] = {}  # when each queue's newest mark was made, in ns on the monotonic clock
+        self.marking: dict[str, int] = {}  # the same, of the transaction under way (see _times)
+        self.boot = b""  # id of the boot of the system that the monotonic clock belongs to; none if not known
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -204,14 +212,15 @@ class Snapshot:
                 total += sum(_format.weigh_sealed(value) for key, value in cursor.iternext() if value)
         return total % (1 << 64)
 
-    def note_last(self, txn: Txn) -> None:
-        """Write down that a transaction changed something, and the weight of the records that it leaves."""
-        record = _format.pack(txn.id())
-        if is_weighed(self.options):
-            _, before = self.last(txn)
+    def note_last(self, txn: Txn) -> tuple[int, int | None]:
+        """Write down which transaction changes something, and the weight of the records that it leaves; return both."""
+        number = txn.id()
+        weight = None
+        if self._is_weighed:
+            before = self._left[1] if self._left[0] == number - 1 else self.last(txn)[1]
             weight = self.weighed(txn) if before is None else before + self.weight
-            record = _format.pack_last(txn.id(), weight)
-        txn.put(_format.LAST_TXN, record, db=self.meta)
+        txn.put(_format.LAST_TXN, _format.pack_last(number, weight), db=self.meta)
+        return number, weight
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
@@ -268,6 +277,7 @@ class Snapshot:
             counts=_format.record(name, "away"),
             readers=_format.record(name, "readers"),
             retain=_format.record(name, "retain"),
+            times=_format.record(name, "times"),
             sealed=self.options.checksum,
             weighed=is_weighed(self.options),
         )
@@ -358,9 +368,13 @@ class Generation(Snapshot):
         self._allocated = 0  # bytes, as far as this process has seen to it
         self._added = 0  # bytes that the pushes of the transaction under way take
         self._is_tight = False  # it lives on free pages, since the file cannot grow
+        self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         super().__init__(path, options)
+        self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
+        self._folder = os.path.dirname(path)
+        self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         _refuse_cut_off(self.path)
@@ -436,12 +450,13 @@ class Generation(Snapshot):
         """
         self._added = 0
         self.weight = 0
+        if self.marking:
+            self.marking = {}
         try:
             txn = self._begin_in_turn()
             try:
-                self._refuse_superseded(txn)
-                if not os.fstat(self._fd).st_nlink:  # a swap removes it too, but says so before
-                    raise GoneError(self.path)  # noqa: TRY301  (to be undone as the other)
+                self._refuse_superseded(txn)  # a swap removes the file too, but says so before
+                self._refuse_gone()
             except BaseException:
                 txn.abort()
                 raise
@@ -456,12 +471,32 @@ class Generation(Snapshot):
         wake-up of robust mutexes: seen once in some hundred kills). The kernel passes an ``flock`` on whoever dies.
         """
         try:
-            with suppress(OSError, ValueError):  # it is being closed, which LMDB says, too
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._turn(fcntl.LOCK_EX)
             return self._env.begin(write=True)
         finally:
-            with suppress(OSError, ValueError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._turn(fcntl.LOCK_UN)
+
+    def _turn(self, operation: int) -> None:
+        try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
+            fcntl.flock(self._fd, operation)
+        except (OSError, ValueError):  # it is being closed, which LMDB says, too
+            pass
+
+    def _refuse_gone(self) -> None:
+        """Raise ``GoneError`` if somebody has removed the file.
+
+        Looks at the directory first. Whoever asks for the times of a file lets Linux (6.13 and later) note the next
+        write to it exactly, so asking the file itself in each transaction made each flush write its inode, too.
+        """
+        try:
+            changed = os.stat(self._folder).st_mtime_ns
+        except OSError:
+            changed = time.time_ns()
+        if changed != self._there_since:
+            if not os.fstat(self._fd).st_nlink:
+                raise GoneError(self.path)
+            if changed + _COARSEST < time.time_ns():  # else the next change may have the same time
+                self._there_since = changed
 
     def stamp(self, txn: Txn) -> int:
         """Return the transaction, for ``secure``."""
@@ -481,7 +516,8 @@ class Generation(Snapshot):
         transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
-        if not self.is_secured(transaction - 1):
+        self.is_crowded = not self.is_secured(transaction - 1)
+        if self.is_crowded:
             self._sync(transaction - 1)
         return transaction
 
@@ -495,7 +531,7 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        self.note_last(txn)
+        left = self.note_last(txn)
         try:
             txn.commit()
         except lmdb.Error as error:
@@ -503,6 +539,9 @@ class Generation(Snapshot):
                 raise  # it was undone
             self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
+        self._left = left
+        if self.marking:
+            self.marked |= self.marking
 
     def _can_be_read(self) -> bool:
         with suppress(lmdb.Error), self._env.begin():

@@ -1,35 +1,54 @@
 """What ``stats()`` says, for those who collect figures.
 
-Owns: names, units and meanings of the figures as metrics; Prometheus' text. Law: each field of ``Stats`` is here once;
-what is of a directory has no queue as a label, so that nobody adds it up. Must not know: who asks, how a figure is had.
+Owns: names, units and meanings of the figures as metrics, and what each is of; Prometheus' text. Law: each field of
+``Stats``, and of its readers, is here once; what is of a directory has no queue as a label, so that nobody adds it up.
+Must not know: who asks, how a figure is had.
 """
 
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
 
 from lmdbqueue._stats import Stats
 
 Figures = tuple[str, str, Stats]  # path and name of a queue, and what its stats() said
+Labels = dict[str, str]
+Sample = tuple[Labels, float]
+
+
+def _queue(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    yield {"path": path, "queue": name}, stats
+
+
+def _directory(path: str, _name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    yield {"path": path}, stats
+
+
+def _reader(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    for reader in stats.readers:
+        yield {"path": path, "queue": name, "reader": reader.name}, reader
 
 
 class Metric(NamedTuple):
-    """A field of ``Stats`` as a metric."""
+    """A figure as a metric."""
 
-    field: str
+    field: str  # of what it is of
     name: str  # for Prometheus
     unit: str  # of UCUM, as OpenTelemetry has it
     meaning: str
     is_total: bool = False  # it only grows
-    is_of_queue: bool = True  # else of the directory
+    of: Callable[[str, str, Stats], Iterable[tuple[Labels, Any]]] = _queue  # labels, and the thing that has the field
 
-    def value(self, stats: Stats) -> int | None:
-        """Return the figure; None if it is not known."""
-        found: int | None = getattr(stats, self.field)
-        return found
+    def samples(self, path: str, name: str, stats: Stats) -> Iterator[Sample]:
+        """Yield each figure that is known, with what tells it from others."""
+        for labels, thing in self.of(path, name, stats):
+            value: float | None = getattr(thing, self.field)
+            if value is not None:
+                yield labels, value
 
-    def labels(self, path: str, name: str) -> dict[str, str]:
-        """Return what tells this figure from that of others."""
-        return {"path": path, "queue": name} if self.is_of_queue else {"path": path}
+    @property
+    def key(self) -> str:
+        """Its name for OpenTelemetry, within ``lmdbqueue``."""
+        return f"reader.{self.field}" if self.of is _reader else self.field
 
 
 METRICS: Final = (
@@ -41,11 +60,16 @@ METRICS: Final = (
     Metric("removed", "lmdbqueue_items_removed_total", "{item}", "Items ever removed.", is_total=True),
     Metric("head", "lmdbqueue_head", "1", "Number of the first item that never left."),
     Metric("tail", "lmdbqueue_tail", "1", "Number that the next item gets."),
-    Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", is_of_queue=False),
-    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would give back.", is_of_queue=False),
-    Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", is_of_queue=False),
-    Metric("generation", "lmdbqueue_generation", "1", "Generation of the file.", is_of_queue=False),
-    Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have it open.", is_of_queue=False),
+    Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "How long the item has waited that waits longest."),
+    Metric("lag", "lmdbqueue_reader_lag", "{item}", "Items that a reader has not passed.", of=_reader),
+    Metric("position", "lmdbqueue_reader_position", "1", "Number that a reader reads next.", of=_reader),
+    Metric("skipped", "lmdbqueue_reader_skipped_total", "{item}", "Items lost to a reader.", is_total=True, of=_reader),
+    Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "When a reader moved last, since 1970.", of=_reader),
+    Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", of=_directory),
+    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would give back.", of=_directory),
+    Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", of=_directory),
+    Metric("generation", "lmdbqueue_generation", "1", "Generation of the file.", of=_directory),
+    Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have it open.", of=_directory),
 )
 
 
@@ -55,9 +79,9 @@ def prometheus_text(figures: Iterable[Figures]) -> str:
     lines: list[str] = []
     for metric in METRICS:
         samples = {
-            _sample(metric.name, metric.labels(path, name)): value
+            _sample(metric.name, labels): value
             for path, name, stats in figures
-            if (value := metric.value(stats)) is not None
+            for labels, value in metric.samples(path, name, stats)
         }
         if samples:
             lines += [
@@ -68,7 +92,7 @@ def prometheus_text(figures: Iterable[Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sample(name: str, labels: dict[str, str]) -> str:
+def _sample(name: str, labels: Labels) -> str:
     return name + "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
 
 

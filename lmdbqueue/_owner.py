@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from lmdbqueue import _flock
-from lmdbqueue._disk import translated
+from lmdbqueue._disk import open_private, translated
 from lmdbqueue._errors import ClosedError
 
 _PREFIX = "owner-"
@@ -86,7 +86,7 @@ class Owner:
             while True:
                 self.id = int.from_bytes(os.urandom(8)) or 1
                 self._path = path(directory, self.id)
-                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.close(open_private(self._path, os.O_RDWR | os.O_EXCL))
                 with suppress(FileNotFoundError):
                     self._fd = _flock.acquire(self._path)
                     _flock.make_exclusive(self._fd)

@@ -1,6 +1,6 @@
 """Where the named readers of a queue are, and how much of it is kept for them.
 
-Owns: the records ``readers``, ``retain`` and ``times``. Law: a reader that loses an item which it has not passed
+Owns: the records ``readers`` and ``retain``. Law: a reader that loses an item which it has not passed
 counts it. Must not know: the order of items, when a reader moves, clocks.
 
 A reader has *passed* a place and all before it; what it reads next is the first item behind that. A damaged
@@ -8,19 +8,11 @@ record of readers never stops who removes: what they lose is not counted then, a
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
-from lmdbqueue import _format, _records
+from lmdbqueue import _records
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Position, Retention
 from lmdbqueue._generation import Tables, Txn
-
-
-class Mark(NamedTuple):
-    """At ``time`` (ns since 1970) the tail was ``tail``: what has a smaller number is not younger."""
-
-    time: int
-    tail: int
 
 
 def readers(txn: Txn, queue: Tables) -> dict[str, Position]:
@@ -61,8 +53,8 @@ def skip_each(txn: Txn, queue: Tables, lost: Callable[[Position], int]) -> None:
 
 
 def records(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
-    """Return the records that are there, with their seals."""
-    keys = (queue.readers, queue.retain, _times(queue))
+    """Return the records of META that are sealed, but for the state, with their seals."""
+    keys = (queue.readers, queue.retain, queue.times)
     return [(key, value) for key in keys if (value := txn.get(key, db=queue.meta)) is not None]
 
 
@@ -87,37 +79,4 @@ def set_retention(txn: Txn, queue: Tables, now: Retention | None) -> bool:
         _records.delete_sealed(txn, queue, queue.retain)
     else:
         _records.put_sealed(txn, queue, queue.retain, now.pack())
-    if now is None or now.age is None:
-        _records.delete_sealed(txn, queue, _times(queue))
     return True
-
-
-def mark(txn: Txn, queue: Tables, time: int, tail: int, age: int) -> None:
-    """Note that the tail is ``tail`` at ``time``; forget what is long ago, and most of what is near together."""
-    before = _marks(txn, queue)
-    old = sum(each.time <= time - age for each in before)
-    before = before[max(0, old - 1) :]
-    if len(before) > 1 and time - before[-2].time < age // _MARKS:
-        before.pop()
-    numbers = [part for each in (*before, Mark(time, tail)) for part in each]
-    _records.put_sealed(txn, queue, _times(queue), b"".join(map(_format.pack, numbers)))
-
-
-def tail_at(txn: Txn, queue: Tables, time: int) -> int:
-    """Return what the tail was at ``time``, or a bit before; 0 if nothing is known."""
-    return max((each.tail for each in _marks(txn, queue) if each.time <= time), default=0)
-
-
-_MARKS = 64  # in the time that items are kept: what is too old goes that part of it late, at the most
-
-
-def _times(queue: Tables) -> bytes:
-    return _format.record(queue.name, "times")
-
-
-def _marks(txn: Txn, queue: Tables) -> list[Mark]:
-    key = _times(queue)
-    value = txn.get(key, db=queue.meta)
-    data = None if value is None else _records.opened(queue, key, value)
-    numbers = [] if data is None else [_format.unpack(data[at : at + 8]) for at in range(0, len(data), 8)]
-    return [Mark(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lmdbqueue import _away, _check, _compact, _fifo, _format, _readers
+from lmdbqueue import _away, _compact, _fifo, _format, _readers
 from lmdbqueue._away import Return
-from lmdbqueue._engine import Engine
+from lmdbqueue._engine import Engine, now
 from lmdbqueue._env import Environment, open_environment
 from lmdbqueue._errors import QueueError, TransactionError
 from lmdbqueue._generation import Tables, Txn
@@ -123,7 +123,7 @@ class PersistentQueue(Engine[T]):
         from lmdbqueue._stats import of_queue  # noqa: PLC0415
 
         environment = self._open
-        found: Stats = self._read(environment.view, of_queue)
+        found: Stats = self._read(environment.view, of_queue, now())
         return replace(found, processes=environment.processes())
 
     def flush(self, force: bool = False) -> int:
@@ -191,7 +191,7 @@ class PersistentQueue(Engine[T]):
                 return moved
         return 0
 
-    def _as_target(self, environment: Environment, name: str) -> tuple[str, _readers.Limits, int]:
+    def _as_target(self, environment: Environment, name: str) -> _readers.Target:
         """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
         self._refuse_after_shutdown()
         if self._open is not environment:
@@ -201,7 +201,7 @@ class PersistentQueue(Engine[T]):
         if self.name == name:
             message = f"{self!r}: a queue cannot move items to itself"
             raise ValueError(message)
-        return self.name, (self.maxsize, self.max_bytes), time.time_ns()
+        return self.name, (self.maxsize, self.max_bytes), now()
 
     def queues(self) -> list[str]:
         """Return the names of all queues of this directory."""
@@ -229,7 +229,9 @@ class PersistentQueue(Engine[T]):
         beside the directory (JSON lines: queue, seq, value in base64), and the answer tells what was lost.
         For a queue that cannot be opened: ``lmdbqueue.check``.
         """
-        return _check.check_open(self._open, repair=repair)
+        from lmdbqueue._check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
+
+        return check_open(self._open, repair=repair)
 
     def close(self) -> None:
         """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.

@@ -6,8 +6,9 @@ with its position in the place of the head. Must not know: how positions are kep
 
 # ruff: noqa: SLF001  (a reader's engine is that of its queue)
 
+import time
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -18,9 +19,13 @@ from lmdbqueue._readers import NEWEST, OLDEST, ReaderStats
 from lmdbqueue._reading import Entry, Reading
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 Start = int | Literal["oldest", "newest"]
+Move = Any  # of an engine, by which it undoes what a reader passed at once
 _AHEAD: Final = 100  # items that iteration reads at a time
+_SHARE: Final = 100  # a reader that waits amid writers rests so many times longer than its move took
+_GATHERING: Final = 0.05  # seconds that it rests at the most
 _SECOND: Final = 10**9  # ns
 
 
@@ -46,8 +51,12 @@ class FollowedQueue(ConsumerQueue[T]):
         """Return the next ``n`` entries of a reader; not ``durable``: a power cut may take them back."""
 
     @abstractmethod
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+
+    @abstractmethod
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since; tell if so."""
 
     @abstractmethod
     def _reader_delete(self, name: str, n: int) -> int:
@@ -60,6 +69,10 @@ class FollowedQueue(ConsumerQueue[T]):
     @abstractmethod
     def _reader_stats(self, name: str | None) -> list[ReaderStats]:
         """Return what is known of a reader, None for all."""
+
+    def _is_crowded(self) -> bool:
+        """Tell whether the last move of a reader had to wait for the flush of another process."""
+        return False
 
     @abstractmethod
     def _retain(self, retention: Retention | None) -> None:
@@ -105,9 +118,10 @@ class FollowedQueue(ConsumerQueue[T]):
         it was before: what all readers have passed leaves, and nothing else.
 
         It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
-        move. ``bytes`` are pages of the items (on PostgreSQL their own, kept to a 64th), at least one item stays;
-        ``seconds`` are of the wall clock, kept to a 64th, and begin for what is in the queue already when this is
-        called.
+        move. ``bytes`` are pages of the items (on PostgreSQL their own, kept to a 64th), at least one item stays.
+        ``seconds`` are counted from the push, or from when an item with a delay was due, and kept to a 64th, whatever
+        steps the wall clock makes meanwhile. What came before the queue kept its times counts from the next push, or
+        this call.
         """
         limits = (items, bytes, seconds)
         if any(limit is not None and not limit > 0 for limit in limits):
@@ -125,12 +139,20 @@ class Reader(Reading[T]):
     the loop asks for the next: one that dies in its body sees that item again. It ends after ``queue.shutdown()``
     once everything was read. Objects of the same name, in any process, share the position: ``pop`` gives each item to
     one of them.
+
+    A reader that keeps up with writers who never rest would commit once for each item, and each of its commits makes
+    them wait for a flush. So once a move of all that there was had to wait for the flush of another process, and as
+    long as more than one item comes meanwhile, a blocking verb lets items gather first: until the move was a hundredth
+    of the time, and for 50 ms at most.
     """
 
     def __init__(self, queue: FollowedQueue[T], name: str) -> None:
         self.queue = queue
         self.name = name
         self._is_closed = False
+        self._has_all = False  # whether it last read all that there was
+        self._gathers = False  # whether it lets items gather, amid others who write
+        self._rests_until = 0.0  # on time.monotonic()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self.queue!r}{', closed' if self._is_closed else ''}>"
@@ -156,9 +178,12 @@ class Reader(Reading[T]):
     def _next_entries(self) -> list[Entry] | None:
         """Wait for some; None when there will be no more."""
         try:
-            return self._await(lambda: self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None), None)
+            return self._await(self._ahead, None)
         except ShutDown:
             return None
+
+    def _ahead(self) -> list[Entry] | None:
+        return self._if_enough(1, lambda _n, _least: self._first(_AHEAD) or None)  # type: ignore[no-any-return]
 
     def count(self) -> int:
         """Return how many items this reader has not passed: its lag."""
@@ -201,20 +226,57 @@ class Reader(Reading[T]):
         self._is_shut_down, self._is_drained = self.queue._is_shut_down, self.queue._is_drained
         return super()._if_enough(n, get)
 
+    def _await(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
+        rest = self._rest(timeout)
+        if rest > 0:
+            time.sleep(rest)
+            timeout = None if timeout is None else timeout - rest
+        return super()._await(attempt, timeout)
+
+    def _rest(self, timeout: float | None) -> float:
+        """Return for how many seconds who waits so long lets items gather."""
+        rest = self._rests_until - time.monotonic()
+        return rest if timeout is None else min(rest, timeout)
+
     def _first(self, n: int) -> list[Entry]:
-        self._refuse_if_closed()
-        return self.queue._reader_first(self.name, n, durable=True)
+        return self._next_few(n, durable=True)
 
     def _candidates(self, n: int) -> list[Entry]:
+        return self._next_few(n, durable=False)
+
+    def _next_few(self, n: int, *, durable: bool) -> list[Entry]:
         self._refuse_if_closed()
-        return self.queue._reader_first(self.name, n, durable=False)
+        entries = self.queue._reader_first(self.name, n, durable=durable)
+        self._has_all = len(entries) < n
+        return entries
 
     def _remove(self, keys: list[bytes]) -> int:
         self._refuse_if_closed()
-        return self.queue._reader_advance(self.name, keys)
+        return len(keys) if self._advance(keys) else 0
+
+    def _pass(self, entries: list[Entry]) -> tuple[list[T], Move] | None:
+        """Pass entries that are the next, and return their items; the move can be undone. None: they are not."""
+        self._refuse_if_closed()
+        items = self._decode(entries)
+        move = self._advance([key for key, _ in entries])
+        return None if move is None else (items, move)
+
+    def _advance(self, keys: list[bytes]) -> Move | None:
+        begin = time.monotonic()
+        move = self.queue._reader_advance(self.name, keys)
+        self._moved(len(keys) if move else 0, time.monotonic() - begin)
+        return move
 
     def _delete(self, n: int) -> int:
-        return self.queue._reader_delete(self.name, n)
+        begin = time.monotonic()
+        passed = self.queue._reader_delete(self.name, n)
+        self._moved(passed, time.monotonic() - begin)
+        return passed
+
+    def _moved(self, passed: int, took: float) -> None:
+        self._gathers = self.queue._is_crowded() or (self._gathers and passed > 1)
+        rest = min(_GATHERING, took * _SHARE) if self._gathers and self._has_all else 0.0
+        self._rests_until = time.monotonic() + rest
 
     def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
         return self.queue._open_payload(entry)

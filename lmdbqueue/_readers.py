@@ -12,18 +12,20 @@ Removing by itself (``trim``) is a step of the same transaction that made it due
 push. At most ``_AT_ONCE`` items a step: what is left goes with the next.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes, _positions
+from lmdbqueue import _fifo, _format, _notes, _positions, _times
 from lmdbqueue._errors import GoneError
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Position, Retention, away, pack
 from lmdbqueue._generation import Tables, Txn
+from lmdbqueue._times import Moment
 
 _AT_ONCE = 10_000  # items
 Limits = tuple[int, int | None]  # maxsize and max_bytes of a push
+Target = tuple[str, Limits, Moment]  # of a move: name and limits of the other queue, and now
 OLDEST = "oldest"
 NEWEST = "newest"
 
@@ -38,19 +40,29 @@ class ReaderStats(NamedTuple):
     seen: float  # seconds since 1970, when it last moved
 
 
-def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
+class Move(NamedTuple):
+    """What a reader passed at once."""
+
+    reader: str
+    before: Position
+    after: Position
+    passed: int  # items
+    gone: int  # of these, that left the queue with it: the first
+
+
+def create(txn: Txn, queue: Tables, name: str, where: int | str, now: Moment) -> bool:
     """Make a reader unless it is there; tell whether it was made."""
     known = _positions.readers(txn, queue)
     if name in known:
         return False
-    _positions.set_readers(txn, queue, {**known, name: Position(_passed(txn, queue, where), 0, now)})
+    _positions.set_readers(txn, queue, {**known, name: Position(_passed(txn, queue, where), 0, now.wall)})
     return True
 
 
-def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
+def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: Moment) -> bool:
     """Let a reader go on from another place."""
     position = _position(txn, queue, name)
-    _move(txn, queue, name, position._replace(passed=_passed(txn, queue, where), seen=now))
+    _move(txn, queue, name, position._replace(passed=_passed(txn, queue, where), seen=now.wall))
     trim(txn, queue, now)
     return True
 
@@ -78,22 +90,38 @@ def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
         return list(islice(cursor.iternext(), n))
 
 
-def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> int:
-    """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many."""
+def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: Moment) -> Move | None:
+    """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
     position = _position(txn, queue, name)
     if not keys or _next_keys(txn, queue, position, len(keys)) != keys:
-        return 0
+        return None
     return _pass(txn, queue, (name, position), keys, now)
 
 
-def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
+def retreat(txn: Txn, queue: Tables, move: Move, entries: Sequence[Entry], now: Moment) -> bool:
+    """Undo a move past ``entries`` if it is the reader's last; tell if so. What left with it is put back."""
+    position, before = _position(txn, queue, move.reader), move.before.passed
+    if position._replace(skipped=0) != move.after._replace(skipped=0):
+        return False
+    if move.gone:
+        _fifo.put_back(txn, queue, list(entries[: move.gone]))
+    known = {key[-8:] for key, _ in entries}
+    there = {key[-8:] for key in _between(txn, queue, _next(before), position.passed)}
+    there.update(_leased_between(txn, queue, before, _next(position.passed)))
+    skipped = position.skipped + len(known - there) - len(there - known)  # left since; will be met again
+    _move(txn, queue, move.reader, Position(before, skipped, now.wall))
+    trim(txn, queue, now)
+    return True
+
+
+def delete(txn: Txn, queue: Tables, name: str, n: int, now: Moment) -> int:
     """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
     position = _position(txn, queue, name)
     keys = _next_keys(txn, queue, position, n)
-    return _pass(txn, queue, (name, position), keys, now) if keys else 0
+    return _pass(txn, queue, (name, position), keys, now).passed if keys else 0
 
 
-def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: int) -> int:
+def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: Moment) -> int:
     """Let a reader pass all up to the last item of these numbers that it has not passed; return how many of them.
 
     What else stands there is skipped.
@@ -146,25 +174,26 @@ def stats_of(txn: Txn, queue: Tables, name: str) -> ReaderStats:
 # --- what goes by itself
 
 
-def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bool:
+def retain(txn: Txn, queue: Tables, now: Moment, retention: Retention | None) -> bool:
     """Set what is kept, whoever has passed it, and beyond which nothing is kept."""
+    before = _positions.retention(txn, queue)
     changed = _positions.set_retention(txn, queue, retention)
-    if changed and retention is not None and retention.age is not None:
-        _positions.mark(txn, queue, now, _fifo.bounds(txn, queue)[1], retention.age)
+    if changed:
+        _times.mark(txn, queue, _fifo.bounds(txn, queue)[1], now, None if before is None else before.age)
     return bool(trim(txn, queue, now)) or changed
 
 
-def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, now: int) -> range:
+def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, now: Moment) -> range:
     """Do as ``_fifo.push``, and remove what is not retained any more."""
     given = _fifo.push(txn, queue, payloads, *limits)
-    appended(txn, queue, now)
+    appended(txn, queue, given.start, now)
     return given
 
 
-def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], target: tuple[str, Limits, int]) -> int:
+def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], target: Target) -> int:
     """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
 
-    ``payloads`` are theirs; ``target``: its name, its limits, and the time. Raises ``Full`` as ``push``.
+    ``payloads`` are theirs. Raises ``Full`` as ``push``.
     """
     name, limits, now = target
     if not keys or not _fifo.are_first(txn, queue, keys):
@@ -173,16 +202,15 @@ def move(txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], 
     return _fifo.remove(txn, queue, keys)
 
 
-def appended(txn: Txn, queue: Tables, now: int) -> None:
-    """Remove what is not retained any more, since items were appended."""
+def appended(txn: Txn, queue: Tables, first: int, now: Moment) -> None:
+    """Note when items were appended, from the number ``first`` on, and remove what is not retained any more."""
     retention = _positions.retention(txn, queue)
+    _times.appended(txn, queue, first, now, None if retention is None else retention.age)
     if retention is not None:
-        if retention.age is not None:
-            _positions.mark(txn, queue, now, _fifo.bounds(txn, queue)[1], retention.age)
         trim(txn, queue, now)
 
 
-def trim(txn: Txn, queue: Tables, now: int) -> int:
+def trim(txn: Txn, queue: Tables, now: Moment) -> int:
     """Remove what nobody needs any more, some of it; return how many items went."""
     removed = 0
     while removed < _AT_ONCE and (n := _unneeded(txn, queue, now)) > 0:
@@ -190,16 +218,19 @@ def trim(txn: Txn, queue: Tables, now: int) -> int:
     return removed
 
 
-def _unneeded(txn: Txn, queue: Tables, now: int) -> int:
+def _unneeded(txn: Txn, queue: Tables, now: Moment) -> int:
     """Return how many of the first items may go, or a part of them."""
     retention = _positions.retention(txn, queue)
     if retention is not None:
         return _beyond(txn, queue, retention, now)
     known = _positions.readers(txn, queue)
-    return _before(txn, queue, _next(min(position.passed for position in known.values()))) if known else 0
+    if not known:
+        return 0
+    place = _next(min(position.passed for position in known.values()))
+    return _while(txn, queue, lambda key: key < place)
 
 
-def _beyond(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
+def _beyond(txn: Txn, queue: Tables, retention: Retention, now: Moment) -> int:
     """Return how many of the first items are more than what is retained, or a part of them."""
     count = _fifo.count(txn, queue)
     found = [0]
@@ -208,7 +239,9 @@ def _beyond(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
     if retention.bytes is not None and (used := queue.generation.used_by(txn, queue.items)) > retention.bytes:
         found.append(min(count - 1, _that_take(txn, queue, used - retention.bytes)))
     if retention.age is not None:
-        found.append(_before(txn, queue, pack(_positions.tail_at(txn, queue, now - retention.age))))
+        first = pack(_times.tail_before(txn, queue, _fifo.bounds(txn, queue)[1], now, retention.age))
+        due = now.wall - retention.age
+        found.append(_while(txn, queue, lambda place: place < first and _format.due(place) <= due))
     return max(found)
 
 
@@ -224,11 +257,10 @@ def _that_take(txn: Txn, queue: Tables, size: int) -> int:
     return n
 
 
-def _before(txn: Txn, queue: Tables, place: bytes) -> int:
-    """Return how many items stand before a place, at most ``_AT_ONCE``."""
+def _while(txn: Txn, queue: Tables, is_unneeded: Callable[[bytes], bool]) -> int:
+    """Return how many of the first items have such places, at most ``_AT_ONCE``."""
     with txn.cursor(queue.items) as cursor:
-        keys = islice(cursor.iternext(values=False), _AT_ONCE)
-        return sum(1 for _ in takewhile(lambda key: key < place, keys))
+        return sum(1 for _ in takewhile(is_unneeded, islice(cursor.iternext(values=False), _AT_ONCE)))
 
 
 # --- places
@@ -261,23 +293,34 @@ def _position(txn: Txn, queue: Tables, name: str) -> Position:
         raise GoneError(queue.generation.path, f"reader {name} of {queue.name}") from None
 
 
-def _pass(txn: Txn, queue: Tables, reader: tuple[str, Position], keys: Sequence[bytes], now: int) -> int:
-    name, position = reader
-    lost = _leased_between(txn, queue, position.passed, keys[-1]) if _notes.counts(txn, queue).leased else 0
-    _move(txn, queue, name, Position(keys[-1], position.skipped + lost, now))
-    trim(txn, queue, now)
-    return len(keys)
+def _pass(txn: Txn, queue: Tables, reader: tuple[str, Position], keys: Sequence[bytes], now: Moment) -> Move:
+    name, before = reader
+    lost = len(_leased_between(txn, queue, before.passed, keys[-1]))
+    after = Position(keys[-1], before.skipped + lost, now.wall)
+    _move(txn, queue, name, after)
+    left = _between(txn, queue, keys[0], keys[-1]) if trim(txn, queue, now) else keys
+    return Move(name, before, after, len(keys), len(keys) - len(left))
 
 
 def _move(txn: Txn, queue: Tables, name: str, position: Position) -> None:
     _positions.set_readers(txn, queue, {**_positions.readers(txn, queue), name: position})
 
 
-def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> int:
-    """Return how many items, which are leased now, have numbers behind one place and before another."""
+def _between(txn: Txn, queue: Tables, first: bytes, last: bytes) -> Sequence[bytes]:
+    """Return the places of the items from one place to another."""
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.set_range(first):
+            return []
+        return list(takewhile(lambda key: key <= last, cursor.iternext(values=False)))
+
+
+def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> list[bytes]:
+    """Return the numbers of the items that are leased now, behind one place and before another."""
+    if not _notes.counts(txn, queue).leased:
+        return []
     prefix = away(queue.name, "leased")
     with txn.cursor(queue.away) as cursor:
         if not cursor.set_range(prefix):
-            return 0
+            return []
         keys = takewhile(lambda key: key.startswith(prefix) and key[-8:] < last, cursor.iternext(values=False))
-        return sum(key[-8:] > passed for key in keys)
+        return [key[-8:] for key in keys if key[-8:] > passed]

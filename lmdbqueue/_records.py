@@ -63,7 +63,8 @@ def pop_away(txn: Txn, queue: Tables, key: bytes) -> bytes | None:
 def add_away(txn: Txn, queue: Tables, records: list[tuple[bytes, bytes]]) -> None:
     """Write new records of AWAY, which get seals."""
     if queue.sealed:
-        records = [(key, _format.seal(key, data)) for key, data in records]
+        keys, values = zip(*records, strict=True)
+        records = list(zip(keys, _format.seal_all(keys, values), strict=True))
     if queue.weighed:
         queue.generation.weight += sum(weigh_sealed(value) for _, value in records)
     with txn.cursor(queue.away) as cursor:

@@ -20,7 +20,7 @@ from typing import Final
 
 from lmdbqueue import _format, _generation, _metapage
 from lmdbqueue._away import Contents, read
-from lmdbqueue._disk import sync_directory, sync_file
+from lmdbqueue._disk import open_private, sync_directory, sync_file
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Counts, Gaps, Note
 from lmdbqueue._pages import NO_ROOT, Node, Pages, root_of
@@ -37,8 +37,10 @@ def _gaps(data: bytes) -> Gaps:
 class Quarantine:
     """A file of JSON lines, one for each damaged item or part of the state, with what stood there in base64."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, directory: str) -> None:
+        """``directory``: that of the queue; the file comes beside it."""
+        self.path = directory + ".quarantine"
+        self._directory = directory
 
     def add(self, queue: str, value: bytes, **place: object) -> None:
         """Put there, durably, what stood at ``seq`` among the items, as ``state``, or in another ``record``."""
@@ -46,7 +48,7 @@ class Quarantine:
         import json  # noqa: PLC0415
 
         line = json.dumps({"queue": queue, **place, "value": base64.b64encode(value).decode()}) + "\n"
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_private(self.path, os.O_WRONLY | os.O_APPEND, beside=self._directory)
         try:
             os.write(fd, line.encode())
             sync_file(fd)

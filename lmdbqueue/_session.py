@@ -32,7 +32,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lmdbqueue import _flock
-from lmdbqueue._disk import sync_file
+from lmdbqueue._disk import open_private, sync_file
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)
@@ -73,6 +73,7 @@ class Session:
     def __init__(self, path: str) -> None:
         """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
         self.path = path
+        self.boot = _boot()
         _make(path)
         fd = _flock.acquire(path)  # waits for one that has just died amid recovery
         self.first = _flock.alone(fd)
@@ -178,7 +179,7 @@ class Session:
 
 
 def _make(path: str) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fd = open_private(path, os.O_RDWR)
     try:
         if os.fstat(fd).st_size != SIZE:
             os.pwrite(fd, MAGIC.ljust(SIZE, b"\0"), 0)

@@ -6,7 +6,6 @@ again. Must not know: where the items go.
 """
 
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue import _fifo, _format, _notes, _readers
 from lmdbqueue._batch import Origin
 from lmdbqueue._directory import find_directory
+from lmdbqueue._engine import now
 from lmdbqueue._env import open_environment
 from lmdbqueue._errors import Empty
 from lmdbqueue._fifo import Entry
@@ -148,7 +148,7 @@ class ReaderSource(QueueSource):
         """Let the reader pass these items."""
         if not seqs:
             return 0
-        args = self._reader.name, frozenset(seqs), time.time_ns()
+        args = self._reader.name, frozenset(seqs), now()
         passed: int = self._queue._open.update(self._queue.name, _readers.settle, *args)  # noqa: SLF001
         return passed
 

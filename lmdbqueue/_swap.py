@@ -43,7 +43,7 @@ from collections.abc import Callable
 
 from lmdbqueue import _generation, _metapage, _proof
 from lmdbqueue._directory import Directory
-from lmdbqueue._disk import sync_directory, sync_file, synced_steadily, translated
+from lmdbqueue._disk import open_private, sync_directory, sync_file, synced_steadily, translated
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._generation import Generation, Snapshot, Txn
 from lmdbqueue._session import Session, stamp
@@ -82,7 +82,7 @@ def write_copy(generation: Snapshot, _txn: Txn, path: str) -> None:
     for name in (path, path + "-lock"):
         if os.path.exists(name):
             os.unlink(name)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = open_private(path, os.O_RDWR | os.O_EXCL)
     try:
         with synced_steadily(fd):
             generation.copy(fd)

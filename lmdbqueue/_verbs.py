@@ -155,12 +155,11 @@ class Verbs(Reading[T]):
 
     def _encode(self, items: list[T]) -> list[bytes]:
         payloads = list(map(self.dumps, items))
-        for index, payload in enumerate(payloads):
-            if type(payload) is not bytes:
-                payloads[index] = _as_bytes(payload)
-            if len(payload) > MAX_PAYLOAD:
-                message = f"an item of {len(payload):,} bytes; at most {MAX_PAYLOAD:,} can be stored"
-                raise ValueError(message)
+        if not {bytes}.issuperset(map(type, payloads)):
+            payloads = list(map(_as_bytes, payloads))
+        if (longest := max(map(len, payloads), default=0)) > MAX_PAYLOAD:
+            message = f"an item of {longest:,} bytes; at most {MAX_PAYLOAD:,} can be stored"
+            raise ValueError(message)
         return payloads
 
 

@@ -22,6 +22,8 @@ import time
 from contextlib import suppress
 from typing import Final, Protocol
 
+from lmdbqueue._disk import open_private
+
 CEILING: Final = 1.0  # seconds
 POLL: Final = 0.005  # seconds; 0.7 % of a core, 2.8 ms of delay
 
@@ -38,7 +40,7 @@ class Bell:
     """The doorbell of one directory, as this process has it."""
 
     def __init__(self, path: str) -> None:
-        """Use the file at ``path``; it is made when it is first needed."""
+        """Use the file at ``path``; it is made by ``hang``, or when it is first needed."""
         self._path = path
         self._fd: int | None = None
         self._watch: _Watch | None = None
@@ -47,6 +49,11 @@ class Bell:
         self._is_closed = False
         self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
         self._changed = threading.Condition(self._lock)
+
+    def hang(self) -> None:
+        """Let the file be there. Under the directory lock: else another may meet one that is root's yet."""
+        with self._lock, suppress(OSError):  # on a full disk without it
+            self._open()
 
     def ring(self) -> None:
         """Wake every sleeper of every process. Call it after the commit.
@@ -100,7 +107,7 @@ class Bell:
 
     def _open(self) -> int:
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._fd = open_private(self._path, os.O_RDWR)
         return self._fd
 
     def _sit(self, timeout: float) -> None:

@@ -8,47 +8,26 @@ Law: a verb means what its namesake without ``await`` means. Must not know: thre
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Leasing
-from lmdbqueue._courier import Call, Courier, Job, LeaseCall, Push, Take
+from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
+from lmdbqueue._awaited_reader import AsyncReader
+from lmdbqueue._courier import Call, Courier, Job, Push, Take
 from lmdbqueue._errors import Empty
 from lmdbqueue._lease import Lease
 from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._reader import FollowedQueue
+from lmdbqueue._reader import FollowedQueue, Start
+from lmdbqueue._readers import ReaderStats
 from lmdbqueue._reading import checked_count, shaped
 from lmdbqueue._verbs import Key
 from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
 
+__all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
+
 T = TypeVar("T")
 R = TypeVar("R")
-Q = TypeVar("Q", bound="AsyncQueue[Any]")
-
-
-class Opening(Generic[Q]):
-    """What ``open`` returns: to be awaited, or entered with ``async with``."""
-
-    def __init__(self, cls: type[Q], open_: Callable[[], FollowedQueue[Any]]) -> None:
-        self._cls = cls
-        self._open_queue = open_
-
-    def __await__(self) -> Generator[Any, None, Q]:
-        """Open it."""
-        return self._open().__await__()
-
-    async def _open(self) -> Q:
-        return self._cls(await asyncio.to_thread(self._open_queue))
-
-    async def __aenter__(self) -> Q:
-        """Open it."""
-        self._opened = await self
-        return self._opened
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close it."""
-        await self._opened.close()
 
 
 class AsyncQueue(Generic[T]):
@@ -60,7 +39,7 @@ class AsyncQueue(Generic[T]):
 
     Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
     ``get``, ``pop`` or ``lease`` that is cancelled takes nothing, and what it had removed already is put back,
-    the first again, under its old number.
+    the first again, under its old number. A reader that is cancelled stands where it stood.
     """
 
     def __init__(self, queue: FollowedQueue[T]) -> None:
@@ -71,6 +50,14 @@ class AsyncQueue(Generic[T]):
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
         self._courier = Courier(queue, self._loop)
+        self._moving = asyncio.Lock()  # readers
+
+    @classmethod
+    def _opened_by(cls, open_: Callable[[], FollowedQueue[T]]) -> Opening[Self]:
+        async def opened() -> Self:
+            return cls(await asyncio.to_thread(open_))
+
+        return Opening(opened())
 
     async def __aenter__(self) -> Self:
         """Return this object."""
@@ -106,12 +93,11 @@ class AsyncQueue(Generic[T]):
         """Return the first items and leave them."""
         queue, n = self.queue, checked_count(items)
         if blocking and n:
-            look = Call(self._future(), lambda: queue._if_enough(n, queue._look), waits=True)
-            found = await self._waited_for(look, timeout)
+            found = await self._until(lambda: queue._if_enough(n, queue._look), timeout)
             if found is None:
                 raise Empty(n, timeout)
         else:
-            found = await self._call(queue._look, n, 0)
+            found = await self._call(queue._look, n, 0) or []
         return shaped(n, found)
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
@@ -136,9 +122,9 @@ class AsyncQueue(Generic[T]):
         ttl: float | None = None,
         blocking: bool = False,
         timeout: float | None = None,
-    ) -> Leasing[T]:
+    ) -> Opening[AsyncLease[T]]:
         """Take the first items into a lease. Await it, or use ``async with queue.lease(...) as lease``."""
-        return Leasing(self._leased(items, ttl, blocking=blocking, timeout=timeout))
+        return Opening(self._leased(items, ttl, blocking=blocking, timeout=timeout))
 
     async def _leased(
         self,
@@ -154,11 +140,11 @@ class AsyncQueue(Generic[T]):
             def attempt() -> Lease[T] | None:
                 return queue._if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
 
-            found = await self._kept(LeaseCall(self._future(), attempt, waits=True), timeout)
+            found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), timeout)
             if found is None:
                 raise Empty(1, timeout)
         else:
-            found = await self._kept(LeaseCall(self._future(), partial(queue.lease, items, ttl=ttl)), None)
+            found = await self._kept(Call(self._future(), partial(queue.lease, items, ttl=ttl), undo=_give_back), None)
         return AsyncLease(found, self._call)
 
     @property
@@ -191,7 +177,38 @@ class AsyncQueue(Generic[T]):
         def attempt() -> bool | None:
             return queue._if_enough(1, lambda n, _: bool(queue._candidates(n)) or None)
 
-        return bool(await self._waited_for(Call(self._future(), attempt, waits=True), timeout))
+        return bool(await self._until(attempt, timeout))
+
+    # --- named readers
+
+    def reader(self, name: str, *, start: Start = "oldest") -> Opening[AsyncReader[T]]:
+        """Return the reader ``name``, made if it is not there. Await it, or use ``async with queue.reader(...)``."""
+
+        async def opened() -> AsyncReader[T]:
+            reader = await self._call(partial(self.queue.reader, name, start=start))
+            return AsyncReader(reader, self._begin, self._until, self._moving)
+
+        return Opening(opened())
+
+    async def readers(self) -> list[ReaderStats]:
+        """Return the readers of this queue: name, position, lag, skipped, and when each moved last."""
+        return await self._call(self.queue.readers)
+
+    async def drop_reader(self, name: str) -> None:
+        """Remove a reader for good, and what only it had not passed. Raises ``KeyError`` if there is none."""
+        await self._call(self.queue.drop_reader, name)
+
+    async def retain(
+        self,
+        items: int | None = None,
+        *,
+        bytes: int | None = None,  # noqa: A002
+        seconds: float | None = None,
+    ) -> None:
+        """Keep the newest items whoever has passed them, and nothing beyond: so many, or so much, or so old."""
+        await self._call(partial(self.queue.retain, items, bytes=bytes, seconds=seconds))
+
+    # --- the whole of it
 
     async def stats(self) -> Any:
         """Return how much of everything there is in the queue."""
@@ -263,7 +280,7 @@ class AsyncQueue(Generic[T]):
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
         await self._call(self.queue._watch)
         while True:
-            await self._carried(Call(self._future(), lambda: self.queue._is_empty() or None, waits=True))
+            await self._until(lambda: self.queue._is_empty() or None, None)
             if not self._in_hand:  # what left the queue before was delivered before
                 return
             await self._settled.wait()
@@ -275,11 +292,13 @@ class AsyncQueue(Generic[T]):
 
     async def close(self) -> None:
         """Do what was called before and close; what waits, and every later call, raises ``ClosedError``."""
-        if not self._is_closed:
+        async with self._moving:  # a move that was cancelled is undone before
+            if self._is_closed:
+                return
             self._is_closed = True
             future = self._future()
             self._courier.close(future)
-            await asyncio.shield(future)
+        await asyncio.shield(future)
 
     # --- what the verbs are made of
 
@@ -290,8 +309,20 @@ class AsyncQueue(Generic[T]):
         self._courier.carry(job)
         return await job.future
 
+    def _begin(
+        self, fn: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> "asyncio.Future[Any]":
+        call = Call(self._future(), lambda: fn(*args), undo=undo)
+        self._courier.carry(call)
+        return call.future
+
     async def _call(self, fn: Callable[..., R], *args: Any) -> R:
-        result: R = await self._carried(Call(self._future(), lambda: fn(*args)))
+        result: R = await self._begin(fn, *args)
+        return result
+
+    async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
+        """Return what ``attempt`` gives as soon as that is not None; None after ``timeout`` seconds."""
+        result: R | None = await self._waited_for(Call(self._future(), attempt, waits=True), timeout)
         return result
 
     async def _waited_for(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
@@ -331,6 +362,10 @@ class AsyncQueue(Generic[T]):
             raise
 
 
+def _give_back(lease: Lease[Any]) -> None:
+    lease.nack(reason="its caller was cancelled")
+
+
 class AsyncPersistentQueue(AsyncQueue[T]):
     """A ``PersistentQueue`` for one event loop: ``async with AsyncPersistentQueue.open("queue") as queue``.
 
@@ -346,7 +381,7 @@ class AsyncPersistentQueue(AsyncQueue[T]):
     @classmethod
     def open(cls, filename: Any, path: Any = ".", **options: Any) -> Opening[Self]:
         """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
-        return Opening(cls, partial(PersistentQueue, filename, path, **options))
+        return cls._opened_by(partial(PersistentQueue, filename, path, **options))
 
     async def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
         """Make a compacted copy of the whole directory, a queue of its own, and return it opened."""

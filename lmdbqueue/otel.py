@@ -11,6 +11,7 @@ more is left out, and the others are not. Must not know: names and meanings (``_
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -25,13 +26,14 @@ __all__ = ["observe"]
 def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
     """Let ``meter`` observe the figures of ``queue.stats()``: ``lmdbqueue.waiting``, ``lmdbqueue.pushed`` and so on.
 
-    Gauges, and counters for ``pushed`` and ``removed``. Their attributes are the ``path`` of the directory and, but for
-    figures of the whole directory, the name of the ``queue``. A queue that was closed is left out from then on. Call it
+    Gauges, and counters for ``pushed``, ``removed`` and ``reader.skipped``. Their attributes are the ``path`` of the
+    directory and, but for figures of the whole directory, the name of the ``queue``; of ``lmdbqueue.reader.lag`` and
+    the like also that of the ``reader``. A queue that was closed is left out from then on. Call it
     once for all queues: two instruments of one name on a meter are an error of OpenTelemetry's.
     """
     for metric in METRICS:
         create = meter.create_observable_counter if metric.is_total else meter.create_observable_gauge
-        create(f"lmdbqueue.{metric.field}", [_callback(metric, queues)], metric.unit, metric.meaning)
+        create(f"lmdbqueue.{metric.key}", [_callback(metric, queues)], metric.unit, metric.meaning)
 
 
 def _callback(
@@ -40,13 +42,10 @@ def _callback(
     def observations(_options: CallbackOptions) -> Iterable[Observation]:
         found: dict[tuple[str, ...], Observation] = {}  # a figure of a directory once, whatever queues are in it
         for queue in queues:
-            labels = metric.labels(os.path.abspath(os.path.join(queue.path, queue.filename)), queue.name)
-            try:
-                value = metric.value(queue.stats())
-            except QueueError:
-                continue
-            if value is not None:
-                found[tuple(labels.values())] = Observation(value, labels)
+            path = os.path.abspath(os.path.join(queue.path, queue.filename))
+            with suppress(QueueError):
+                for labels, value in metric.samples(path, queue.name, queue.stats()):
+                    found[tuple(labels.values())] = Observation(value, labels)
         return list(found.values())
 
     return observations

@@ -19,7 +19,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import Any
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, Reader
 
 Tag = tuple[int, int, int]
 PROBE: Tag = (255, 0, 99)
@@ -88,6 +88,7 @@ class Journal:
         kinds: dict[str, type[Judge]] = {
             "judged as a set": Loose,
             "judged by steps": Steps,
+            "judged by readings": Readings,
             "judged by another": Others,
         }
         judge = kinds.get(calls[0].verb if calls else "")
@@ -111,6 +112,7 @@ class Found:
     tags: tuple[Tag | None, ...]
     tail: int
     state: dict[str, bytes] = field(default_factory=dict)
+    readers: dict[str, tuple[int, int]] = field(default_factory=dict)  # position, skipped
 
     @property
     def head(self) -> int:
@@ -175,19 +177,22 @@ class Loose(Judge):
 class Steps(Judge):
     """One process does steps, each one transaction over two queues and their states: see ``after_steps``."""
 
+    def after(self, n: int) -> dict[str, Found]:
+        return after_steps(n)
+
     def __init__(self, calls: Iterable[Call]) -> None:
         done = [call.n for call in calls if call.verb == "step" and call.acked]
         begun = [call.n for call in calls if call.verb == "step"]
         self.possible = sorted({max(done, default=0), max(begun, default=0)})
 
     def problem_of_all(self, found: dict[str, Found]) -> str:
-        if any(found.items() <= after_steps(n).items() for n in self.possible):
+        if any(found.items() <= self.after(n).items() for n in self.possible):
             return ""
         wrong = {
             name: [
                 what
-                for what in ("tags", "tail", "state")
-                if getattr(found[name], what) != getattr(after_steps(self.possible[0])[name], what)
+                for what in ("tags", "tail", "state", "readers")
+                if getattr(found[name], what) != getattr(self.after(self.possible[0])[name], what)
             ]
             for name in found
         }
@@ -222,6 +227,41 @@ def after_steps(n: int) -> dict[str, Found]:
         state[key] = value
         items["b"] = items["b"][1:]
     return {name: Found(tuple(items[name]), tails[name], state if name == "a" else {}) for name in items}
+
+
+class Readings(Steps):
+    """One process does steps, each one verb of a queue or of its readers: see ``after_readings``."""
+
+    def after(self, n: int) -> dict[str, Found]:
+        return after_readings(n)
+
+
+READERS = ("billing", "search", "audit")
+
+
+def reading(n: int) -> tuple[str, list[Tag], int]:
+    """Return what step ``n`` does: which reader ("" for none) passes how many items, or what is pushed."""
+    if n <= len(READERS):
+        return READERS[n - 1], [], 0  # it is made
+    chance = random.Random(n)  # noqa: S311
+    if n % 4 == 0:
+        return "", [(1, 10 * n + i, chance.choice((8, 60, 900))) for i in range(chance.randrange(1, 6))], 0
+    return READERS[n % 4 - 1], [], 1 if n % 60 < 40 else chance.randrange(1, 6)
+
+
+@lru_cache
+def after_readings(n: int) -> dict[str, Found]:
+    """Return what is there after so many steps."""
+    items: list[Tag] = []
+    positions: dict[str, int] = {}
+    for each in range(1, n + 1):
+        name, tags, passed = reading(each)
+        items += tags
+        if name:
+            positions[name] = min(len(items), positions.get(name, 0) + passed)
+    first = min(positions.values(), default=0)
+    readers = {name: (position, 0) for name, position in positions.items()}
+    return {"queue": Found(tuple(items[first:]), len(items), readers=readers)}
 
 
 class Account(Judge):
@@ -426,6 +466,21 @@ class Worker:
 
         self.call("step", "a", do, n=n)
 
+    def read(self, n: int, queue: PersistentQueue[bytes], readers: dict[str, Reader[bytes]]) -> None:
+        """Do step ``n`` of those with readers, which it adds to ``readers``."""
+        name, tags, passed = reading(n)
+
+        def do() -> int:
+            if not name:
+                queue.push([item(tag) for tag in tags])
+            elif name not in readers:
+                readers[name] = queue.reader(name)
+            else:
+                readers[name].pop(passed)
+            return 0
+
+        self.call("step", queue.name, do, n=n)
+
     def clear(self, queue: PersistentQueue[bytes]) -> None:
         """Clear a queue that nobody else pushes to."""
         held = len(queue)
@@ -465,6 +520,7 @@ def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool
     with open_queue(place, name) as queue:
         items = list(queue)
         state = dict(queue.state)
+        readers = {each.name: (each.position, each.skipped) for each in queue.readers()}
         tail = queue.push(last)
         assert len(queue) == len(items) + 1, f"it counts {len(queue)} items and shows {len(items) + 1}"
         assert queue.peek(len(items) + 2) == [*items, last], "a push changed what was there"
@@ -476,4 +532,4 @@ def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool
     if again:
         with open_queue(place, name) as queue:
             assert list(queue) == [*items, last][1:], "the second opening found something else than the first"
-    return Found(tuple(tag_of(each) for each in items), tail, state)
+    return Found(tuple(tag_of(each) for each in items), tail, state, readers)

@@ -5,12 +5,15 @@ What is in them stands in ``test_golden.py``. A golden directory that was releas
 
 import os
 import shutil
+from types import SimpleNamespace
 
+import lmdbqueue._engine
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
 
 PLACE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
 LONG = "x" * 10_000  # in pages of its own
+EPOCH = 1_764_000_000 * 10**9  # ns since 1970, when the clock of ``make_times`` begins
 
 
 def make(filename: str, *, checksum: bool) -> None:
@@ -74,6 +77,22 @@ def make_readers(filename: str) -> None:
     _leave(filename)
 
 
+def make_times(filename: str) -> None:
+    """Write a directory with items that were pushed over ten days of a clock of its own, one or two an hour."""
+    system = lmdbqueue._session._boot, lmdbqueue._engine.time
+    clock = SimpleNamespace(now=0, monotonic_ns=lambda: clock.now, time_ns=lambda: EPOCH + clock.now)
+    lmdbqueue._session._boot, lmdbqueue._engine.time = lambda: bytes(range(16)), clock
+    try:
+        with PersistentQueue[object](filename, PLACE) as queue:
+            for hour in range(240):
+                clock.now = hour * 3600 * 10**9
+                queue.push([f"{hour}:00"] if hour % 7 else [f"{hour}:00", f"{hour}:00 too"])
+            queue.delete(100)
+    finally:
+        lmdbqueue._session._boot, lmdbqueue._engine.time = system
+    _leave(filename)
+
+
 def _leave(filename: str) -> None:
     """Remove what is made anew at each opening."""
     for name in os.listdir(os.path.join(PLACE, filename)):
@@ -89,6 +108,7 @@ if __name__ == "__main__":
         f"format-{VERSION}-state": make_state,
         f"format-{VERSION}-leases": make_leases,
         f"format-{VERSION}-readers": make_readers,
+        f"format-{VERSION}-times": make_times,
     }
     for name, write in directories.items():
         if not os.path.exists(os.path.join(PLACE, name)):

@@ -154,6 +154,7 @@ def takes_any_items_for_those_it_had() -> None:
 
 OPENING = {
     "recovery skipped": Mutant(skips_the_recovery, "solo"),
+    "recovery skipped, with readers": Mutant(skips_the_recovery, "readers"),
     "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
     "records are not weighed": Mutant(weighs_no_records, "held"),

@@ -1,7 +1,7 @@
 """A proxy that loses connections, at a moment that a test chooses.
 
-It passes on what comes, piece by piece, between a Unix socket of its own and the server's. Armed, it counts the pieces
-in one direction; the piece number ``at`` meets its fate:
+It passes on what comes, piece by piece, between a socket of its own (Unix, or by the network) and the server's. Armed,
+it counts the pieces in one direction; the piece number ``at`` meets its fate:
 
 - ``request``: what the client sent is dropped, and the connection is closed on both sides
 - ``reply``: the same for what the server sent, so what the client asked for was done
@@ -22,7 +22,7 @@ LATE = 0.04  # seconds
 class Proxy:
     """One proxy, with a thread for each connection."""
 
-    def __init__(self, server):
+    def __init__(self, server, *, is_near=True):
         self.place = tempfile.mkdtemp(prefix="lmdbqueue-px-", dir="/tmp")
         self.has_cut = False
         self._target = os.path.join(server.place, ".s.PGSQL.5432")
@@ -32,13 +32,16 @@ class Proxy:
         self._left = 0
         self._is_down = False
         self._pairs = []
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self._path)
+        self._is_near = is_near
+        self._listener = socket.socket(socket.AF_UNIX if is_near else socket.AF_INET)
+        self._listener.bind(self._path if is_near else ("127.0.0.1", 0))
         self._listener.listen(50)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def url(self):
-        return f"postgresql://postgres@/postgres?host={self.place}"
+        if self._is_near:
+            return f"postgresql://postgres@/postgres?host={self.place}"
+        return f"postgresql://postgres@127.0.0.1:{self._listener.getsockname()[1]}/postgres"
 
     def arm(self, mode, at, *, then_down=False):
         """Let the piece number ``at`` from now meet its fate; ``then_down``: nobody can connect afterwards."""
@@ -56,7 +59,8 @@ class Proxy:
                 with suppress(OSError):
                     each.close()
         with suppress(OSError):
-            os.unlink(self._path)
+            if self._is_near:
+                os.unlink(self._path)
             os.rmdir(self.place)
 
     def _accept(self):

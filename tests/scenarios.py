@@ -19,7 +19,7 @@ import mutants
 from account import Worker, item, notes_to, open_queue, tag_of
 from processes import forked, status_of
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, Reader
 
 Queue = PersistentQueue[bytes]
 _WATCHED = frozenset(("abort", "begin", "close", "commit", "flush", "fsync", "fdatasync", "pwrite", "sync", "write"))
@@ -196,6 +196,21 @@ def transactions(stage: Stage) -> None:
     stage.run(role)
 
 
+def readers(stage: Stage) -> None:
+    """One process pushes, and is three named readers: what all have passed goes by itself."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        worker.call("judged by readings", "queue", int)
+        with _opened(worker, stage) as queue:
+            found: dict[str, Reader[bytes]] = {}
+            for n in range(1, 120):
+                worker.read(n, queue, found)
+            stage.keep_lock_file()
+
+    stage.run(role)
+
+
 def pushes(stage: Stage) -> None:
     """One process pushes items one by one: what follows a cut is much like what it took back."""
 
@@ -347,6 +362,7 @@ SCENARIOS = {
         leases,
         held,
         transactions,
+        readers,
         pushes,
         trio,
         turns,

@@ -11,7 +11,7 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from processes import forked, status_of
+from processes import forked, has_ended, status_of
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue.aio import AsyncPersistentQueue
@@ -206,6 +206,18 @@ def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, pl
     run(test)
 
 
+@pytest.mark.parametrize(("end", "error"), [("close", ClosedError), ("shutdown", ShutDown)])
+def test_close_and_shutdown_wake_500_waiters(run, end, error):
+    async def test(queue):
+        waiters = [asyncio.create_task(queue.get()) for _ in range(500)]
+        await queue.count()  # they have all been tried and sleep
+        await queue.close() if end == "close" else queue.shutdown()
+        results = await asyncio.gather(*waiters, return_exceptions=True)
+        assert [type(each) for each in results] == [error] * 500
+
+    run(test)
+
+
 def _push(place, items):
     with place.open() as queue:
         for item in items:
@@ -253,10 +265,10 @@ def test_cancelling_a_waiting_get_takes_no_item(run):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, place, seed):
     chance = random.Random(seed)  # noqa: S311
-    pushed, tried, got = set(), set(), Counter()
+    pushed, tried, got = set(), [], Counter()
 
     async def push(queue, numbers):
-        tried.update(numbers)
+        tried.append(numbers)
         await queue.push(numbers)
         pushed.update(numbers)
 
@@ -293,8 +305,58 @@ def test_a_storm_of_cancels_loses_no_item_and_doubles_none(run, place, seed):
         assert list(left) == sorted(left)
     assert set(left.values()) | set(got.values()) <= {1}
     assert not left.keys() & got.keys()
-    assert pushed <= left.keys() | got.keys() <= tried
+    found = left.keys() | got.keys()
+    assert pushed <= found <= {number for numbers in tried for number in numbers}
+    assert {len(found.intersection(numbers)) / len(numbers) for numbers in tried} <= {0, 1}  # none by half
     assert got
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_of_cancels_of_those_who_wait_loses_and_doubles_nothing_of_anybody(run, place, seed):
+    chance = random.Random(seed)  # noqa: S311
+    options = {"maxsize": 8}
+    stored, tried, got = set(), set(), Counter()
+
+    def put_all():
+        with place.open(**options) as queue:
+            for number in range(300):
+                queue.put(-1 - number)
+
+    async def put(queue, number):
+        tried.add(number)
+        await queue.put(number)
+        stored.add(number)
+
+    async def take(queue, n):
+        found = [await queue.get()] if n == 1 else await queue.pop(n, blocking=True)
+        got.update(found)
+
+    async def test(queue):
+        pid = forked(put_all)
+        tasks = []
+        while not has_ended(pid) or len(tasks) < 1000:
+            if chance.random() < 0.4:
+                tasks.append(asyncio.create_task(put(queue, len(tasks))))
+            else:
+                tasks.append(asyncio.create_task(take(queue, chance.choice((1, 1, 3)))))
+            if chance.random() < 0.3:
+                await asyncio.sleep(chance.choice((0, 0, 0.001)))
+            if chance.random() < 0.6:
+                chance.choice(tasks[-20:]).cancel()
+        assert status_of(pid) == 0
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert {type(task.exception()) for task in tasks if not task.cancelled()} == {type(None)}
+        assert sum(task.cancelled() for task in tasks) > 100
+
+    run(test, **options)
+    with place.open(**options) as queue:
+        left = Counter(queue)
+        assert queue.check() == []
+    assert set((left + got).values()) == {1}
+    found = left.keys() | got.keys()
+    assert stored | set(range(-300, 0)) <= found <= tried | set(range(-300, 0))
 
 
 def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):

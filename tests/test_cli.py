@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pty
+import re
 import resource
 import select
 import signal
@@ -21,6 +22,7 @@ from queuelib import FifoDiskQueue
 import lmdbqueue
 from lmdbqueue.cli import _care, _items, _lines, _watch
 from lmdbqueue.cli._command import commands
+from lmdbqueue.cli._screen import _duration
 
 REGISTERED = _care, _items, _lines, _watch
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
@@ -536,10 +538,28 @@ def test_stat_says_what_the_library_says(run, open_queue):
         found = [json.loads(line) for line in run("stat", "queue", "--json").stdout.splitlines()]
     assert [(each.pop("path"), each.pop("queue")) for each in found] == [("queue", "other"), ("queue", "queue")]
     stats = queue.stats()
-    assert found[1] == {**vars(stats), "processes": stats.processes and stats.processes + 1}
+    assert 0 <= found[1].pop("oldest_age") <= stats.oldest_age
+    expected = vars(stats) | {"processes": stats.processes and stats.processes + 1}
+    assert found[1] == {name: value for name, value in expected.items() if name != "oldest_age"} | {"readers": []}
     text = run("stat", "queue", "--name", "queue").stdout.decode()
     assert "\n     waiting  2\n" in text
     assert "\n        dead  2\n" in text
+
+
+def test_stat_says_how_old_the_first_item_is_and_how_far_readers_are_behind(run, queue):
+    assert "\n  oldest age  -\n" in run("stat", "queue").stdout.decode()
+    queue.push(list(range(2000)))
+    queue.reader("slow")
+    queue.reader("fast").delete(1500)
+    queue.delete(3)
+    text = run("stat", "queue").stdout.decode()
+    assert re.search(r"^  oldest age  \d[\d.]* seconds$", text, re.MULTILINE)
+    assert "\n      reader  fast: 500 behind, 0 lost\n      reader  slow: 1,997 behind, 3 lost\n" in text
+    (line,) = run("stat", "queue", "--json").stdout.splitlines()
+    assert json.loads(line)["readers"] == [each._asdict() for each in queue.readers()]
+    text = run("stat", "queue", "--prometheus").stdout.decode()
+    assert re.search(r'^lmdbqueue_reader_lag{path=".*/queue",queue="queue",reader="slow"} 1997$', text, re.MULTILINE)
+    assert re.search(r"^lmdbqueue_oldest_age_seconds{.*} \d[\d.]*$", text, re.MULTILINE)
 
 
 def test_queues_are_listed_with_what_waits(run, open_queue):
@@ -645,6 +665,27 @@ def test_watch_draws_one_frame_into_a_pipe(run, queue):
         printed = run("watch", "queue", *options).stdout.decode()
         assert "waiting  2" in printed
         assert "\x1b" not in printed
+
+
+def test_watch_shows_the_age_and_the_readers_that_are_the_furthest_behind(run, queue):
+    queue.push(list(range(1200)))
+    for number in range(12):
+        queue.reader(f"r[{number}]").delete(100 * number)
+    queue.delete(1)
+    printed = run("watch", "queue").stdout.decode()
+    assert re.search(r"the oldest has waited \d+ s ", printed)
+    assert "reader r[0]: 1,199 behind, 1 lost" in printed
+    assert "reader r[9]: 300 behind " in printed
+    assert "r[10]" not in printed
+    assert "and 2 readers that are less behind" in printed
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "120 min"), (7_200, "2 h"), (172_800, "2 days")],
+)
+def test_durations_are_shown_in_the_unit_that_says_most(seconds, shown):
+    assert _duration(seconds) == shown
 
 
 def test_no_color_turns_colours_off(tmp_path, queue):

@@ -2,7 +2,7 @@
 
 import re
 
-from test_docs import read
+from examples import read
 
 import lmdbqueue
 

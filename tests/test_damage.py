@@ -194,18 +194,49 @@ def _push_until_it_is_told(queue: PersistentQueue[bytes]) -> None:
         queue.flush(force=True)
 
 
-def test_a_queue_whose_directory_is_removed_says_so(tmp_path):
+@pytest.fixture(params=["new", "old"])
+def push(request, tmp_path):
+    """Push to a queue; to an old one, whose directory was not changed for long."""
+
+    def push_(queue: PersistentQueue[bytes], items: list[bytes]) -> None:
+        queue.push(items[0])  # which makes the bell
+        if request.param == "old":
+            os.utime(tmp_path / "queue", ns=(0, 10**9))
+        queue.push(items[1:])
+
+    return push_
+
+
+def test_a_queue_whose_directory_is_removed_says_so(tmp_path, push):
     with _open(str(tmp_path)) as queue:
-        queue.push([b"a", b"b"])
+        push(queue, [b"a", b"b"])
         shutil.rmtree(tmp_path / "queue")
         _push_until_it_is_told(queue)
     with _open(str(tmp_path)) as queue:
         assert len(queue) == 0
 
 
-def test_a_queue_that_another_takes_the_place_of_says_so(tmp_path):
+def test_a_queue_whose_file_is_removed_says_so(tmp_path, push):
+    with _open(str(tmp_path)) as queue:
+        push(queue, [b"a", b"b"])
+        os.unlink(tmp_path / "queue" / "00000001.mdb")
+        _push_until_it_is_told(queue)
+
+
+def test_a_file_that_is_there_is_not_asked_for_its_times(tmp_path, monkeypatch):
+    with _open(str(tmp_path)) as queue:
+        queue.push(b"a")  # which makes the bell
+        os.utime(tmp_path / "queue", ns=(0, 10**9))
+        queue.push(b"b")
+        monkeypatch.setattr(os, "fstat", None)
+        queue.push(b"c")
+        assert queue.pop(3) == [b"a", b"b", b"c"]
+        monkeypatch.undo()
+
+
+def test_a_queue_that_another_takes_the_place_of_says_so(tmp_path, push):
     with _open(str(tmp_path)) as old:
-        old.push([b"a", b"b"])
+        push(old, [b"a", b"b"])
         shutil.rmtree(tmp_path / "queue")
         with _open(str(tmp_path)) as new:
             new.push(b"new")

@@ -357,7 +357,7 @@ def test_the_command_drains_a_queue_and_says_so(open_queue, postgres, tmp_path):
     process = command(tmp_path / "queue", postgres.url(), "--name", "jobs")
     out, err = process.communicate(timeout=DEADLINE)
     assert (process.returncode, err) == (0, "")
-    assert out == f"{tmp_path / 'queue'}: 2500 items in 3 batches, 0 failures of the target\n"
+    assert out == f"{tmp_path / 'queue'}: 2,500 items in 3 batches; failures of the target: 0\n"
     assert there.pop(3000) == [*range(2500)]
     process = command(tmp_path / "queue", postgres.url(), "--name", "jobs", "--to", "other", "--follow")
     queue.push("followed")
@@ -367,7 +367,7 @@ def test_the_command_drains_a_queue_and_says_so(open_queue, postgres, tmp_path):
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0
-        assert "1 items in 1 batches" in out
+        assert "1 item in 1 batch;" in out
         other.drop_queue("other")
         other.drop_queue("jobs")
     there.close()

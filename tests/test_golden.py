@@ -2,11 +2,13 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
 
 import lmdbqueue
+import lmdbqueue._engine
 from lmdbqueue import PersistentQueue, _format
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -91,18 +93,47 @@ def test_readers_written_by_a_released_version_go_on(tmp_path):
         assert queue.check() == []
 
 
+def test_times_written_by_a_released_version_tell_the_age(tmp_path, monkeypatch):
+    shutil.copytree(os.path.join(GOLDEN, "format-1-times"), tmp_path / "queue")
+    now = 1_764_000_000 + 240 * 3600  # an hour after the last push
+    clock = SimpleNamespace(monotonic_ns=lambda: 5 * 10**9, time_ns=lambda: now * 10**9)
+    monkeypatch.setattr(lmdbqueue._engine, "time", clock)
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert queue.check() == []
+        while item := queue.peek():
+            hours = 240 - int(item.partition(":")[0])
+            assert hours * 3600 <= queue.stats().oldest_age <= hours * 3600 * 9 / 8
+            queue.delete(1)
+        queue.push("next")
+        assert queue.stats().oldest_age == 0
+        assert queue.check() == []
+
+
 def test_present_format_version_has_a_golden_directory():
     assert {f"format-{_format.VERSION}", f"format-{_format.VERSION}-plain"} <= set(os.listdir(GOLDEN))
 
 
-def test_worked_example_of_the_format_page_is_what_is_written(tmp_path):
+def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypatch):
+    clock = SimpleNamespace(monotonic_ns=lambda: 3600 * 10**9, time_ns=lambda: 1_764_000_000 * 10**9)
+    monkeypatch.setattr(lmdbqueue._engine, "time", clock)
+    monkeypatch.setattr(lmdbqueue._session, "_boot", lambda: bytes(range(16)))
     with PersistentQueue("ex", tmp_path, str.encode, bytes.decode) as queue:
         queue.push(["hello", "world"])
         queue.pop()
         records = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.meta)))
         items = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.items)))
     one, two, four = (number.to_bytes(8, "big") for number in (1, 2, 4))
-    weight = sum(crc32(record) ** 2 for record in (b"queue/head" + one, b"queue/tail" + two, b"txn" + four))
-    assert weight % 2**64 == 0x40FE5EC7DDECF7CD
-    assert records == {b"queue/head": one, b"queue/tail": two, b"txn": four + (weight % 2**64).to_bytes(8, "big")}
+    mark = bytes(range(16)) + bytes.fromhex("00 00 03 46 30 b8 a0 00  18 7a fc a7 67 ca 00 00") + bytes(8)
+    assert crc32(b"queue/times" + mark) == 0x4A3FF674
+    weight = sum(
+        crc32(record) ** 2
+        for record in (b"queue/head" + one, b"queue/tail" + two, b"queue/times" + mark, b"txn" + four)
+    )
+    assert weight % 2**64 == 0x5687693E28481C5D
+    assert records == {
+        b"queue/head": one,
+        b"queue/tail": two,
+        b"queue/times": mark + bytes.fromhex("74 f6 3f 4a"),
+        b"txn": four + (weight % 2**64).to_bytes(8, "big"),
+    }
     assert items == {one: bytes.fromhex("77 6f 72 6c 64 79 73 7d 38")}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
-from processes import eventually, forked, kill_at_every_line, status_of
+from processes import eventually, forked, in_a_small_process, kill_at_every_line, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
@@ -116,11 +116,10 @@ def _kill_verb(place: str, name: str, seed: int) -> int:
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_kill_at_any_line_of_a_verb_leaves_it_done_or_not_done(memory, name, record_property):
-    record_property(TOLD, _kill_verb(memory, name, seed=0))
+    record_property(TOLD, in_a_small_process(_kill_verb, memory, name, 0))
 
 
-@pytest.mark.parametrize("state", ["new", "closed", "not closed"])
-def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_property):
+def _kill_opening(memory: str, state: str) -> int:
     root = os.path.join(memory, "root")
     os.mkdir(root)
     before: Items = []
@@ -137,7 +136,12 @@ def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_prope
             assert list(queue) == before
             assert queue.check() == []
 
-    record_property(TOLD, kill_at_every_line(root, MODULES, lambda place: functools.partial(open_queue, place), judge))
+    return kill_at_every_line(root, MODULES, lambda place: functools.partial(open_queue, place), judge)
+
+
+@pytest.mark.parametrize("state", ["new", "closed", "not closed"])
+def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_property):
+    record_property(TOLD, in_a_small_process(_kill_opening, memory, state))
 
 
 # the kernel frees the locks of a dead process one by one: who comes next may find some of them taken still

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from processes import DEADLINE, KILLED, eventually, forked, status_of
+from processes import DEADLINE, KILLED, forked, status_of
 
 import lmdbqueue._engine
 from lmdbqueue import (
@@ -15,11 +15,9 @@ from lmdbqueue import (
     CorruptItemError,
     DecodeError,
     DiskFullError,
-    Empty,
     Full,
     LeaseExpiredError,
     PersistentQueue,
-    ShutDown,
     _away,
 )
 
@@ -121,18 +119,6 @@ def test_an_empty_lease_is_falsy_and_harmless(open_queue):
             lease.ack()
             lease.nack()
             lease.extend(5)
-
-
-def test_the_end_of_the_block_acknowledges_and_an_exception_gives_back_to_the_places(queue):
-    with queue.lease(2) as lease:
-        assert list(lease) == ["a", "b"]
-    assert list(queue) == ["c", "d", "e", "f"]
-    queue.push("g")
-    with pytest.raises(KeyboardInterrupt), queue.lease(2):  # noqa: PT012
-        queue.push("h")
-        raise KeyboardInterrupt
-    assert list(queue) == list("cdefgh")
-    assert queue.lease(3).attempts == [2, 2, 1]
 
 
 def test_some_are_acknowledged_and_some_given_back(queue):
@@ -316,30 +302,6 @@ def test_one_who_waits_gets_what_a_killed_consumer_held(open_queue):
     assert found == ["a"]
 
 
-def test_a_stopped_consumer_keeps_what_it_has_until_its_ttl_is_over(queue):
-    ear, mouth = os.pipe()
-
-    def consume():
-        lease = queue.lease(1, ttl=0.2)
-        kept = queue.lease(1)
-        os.write(mouth, b".")
-        os.kill(os.getpid(), signal.SIGSTOP)
-        with pytest.raises(LeaseExpiredError):
-            lease.ack()
-        kept.ack()
-
-    pid = forked(consume)
-    os.close(mouth)
-    assert os.read(ear, 1)
-    os.close(ear)
-    os.waitpid(pid, os.WUNTRACED)
-    eventually(lambda: len(queue) == 5)
-    assert list(queue) == ["a", "c", "d", "e", "f"]
-    os.kill(pid, signal.SIGCONT)
-    assert status_of(pid) == 0
-    assert figures(queue) == (5, 0, 0, 0)
-
-
 def test_after_a_reboot_every_lease_is_over_whatever_its_clock_said(queue, clocks):
     clocks.mono = 10**6 * SECOND
     pid = holder(lambda: queue.lease(2, ttl=1e5))
@@ -392,33 +354,6 @@ def test_a_child_does_not_keep_a_dead_parents_leases(queue):
 
 
 # --- waiting
-
-
-def test_a_lease_waits_for_one_item(open_queue):
-    queue = open_queue()
-    with pytest.raises(Empty):
-        queue.lease(5, blocking=True, timeout=0.01)
-    leases = []
-    thread = threading.Thread(target=lambda: leases.append(queue.lease(5, blocking=True, timeout=DEADLINE)))
-    thread.start()
-    queue.push(["a", "b"])
-    thread.join(DEADLINE)
-    assert [list(lease) for lease in leases] == [["a", "b"]]
-    queue.shutdown()
-    with pytest.raises(ShutDown):
-        queue.lease(blocking=True)
-
-
-def test_one_who_waits_gets_what_was_given_back_or_whose_ttl_is_over(queue):
-    queue.delete(5)
-    for end in (lambda lease: lease.nack(), lambda _: None, lambda lease: lease.nack(delay=0.1)):
-        lease = queue.lease(ttl=0.2)
-        thread = threading.Thread(target=queue.peek, kwargs={"blocking": True, "timeout": DEADLINE})
-        thread.start()
-        end(lease)
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-        assert queue.peek() == "f"
 
 
 # --- delays
@@ -505,22 +440,6 @@ def test_an_item_whose_key_is_there_is_not_stored_twice(open_queue, clocks):
     assert queue.check() == []
 
 
-@pytest.mark.parametrize("remove", ["pop", "delete", "clear", "get", "move", "die"])
-def test_a_key_is_free_when_its_item_has_left(open_queue, remove):
-    queue, other = open_queue(max_attempts=1), open_queue(name="other")
-    queue.push(["a", "b"], unique=["a", "b"])
-    {
-        "pop": lambda: queue.pop(2),
-        "delete": lambda: queue.delete(2),
-        "clear": queue.clear,
-        "get": lambda: (queue.get(), queue.get()),
-        "move": lambda: queue.move(2, to=other),
-        "die": lambda: queue.lease(2).nack(),
-    }[remove]()
-    assert queue.check() == []
-    assert queue.push(["a", "b"], unique=["a", "b"]) == [2, 3]
-
-
 def test_keys_that_are_none_are_refused(open_queue):
     queue = open_queue()
     for keys in (["a"], "ab", ["a", "b", "c"]):
@@ -550,21 +469,6 @@ def test_an_item_that_was_leased_too_often_is_dead(open_queue, clocks):
     assert queue.lease().attempts == [1]
     queue.clear(all=True)
     assert figures(queue) == (0, 0, 0, 0)
-
-
-def test_the_dead_are_listed_in_the_order_of_their_numbers_and_removed(open_queue):
-    queue = open_queue(max_attempts=1)
-    queue.push(["x" * 100_000] * 8)
-    lease = queue.lease(8)
-    for seq in (5, 3, 7, 1):
-        lease.nack(seq, reason=f"no {seq}")
-    lease.ack()
-    assert [(letter.seq, letter.reason) for letter in queue.dead] == [(n, f"no {n}") for n in (1, 3, 5, 7)]
-    assert queue.dead.delete([3, 4]) == 1
-    assert queue.dead.requeue(5) == 1
-    assert queue.lease().seqs == [5]
-    assert queue.dead.delete() == 2
-    assert list(queue.dead) == []
 
 
 def test_one_that_kills_its_consumers_is_dead_in_the_end(open_queue):
@@ -616,18 +520,6 @@ def test_what_is_damaged_is_dead_and_holds_nobody_up(open_queue):
 
 
 # --- beside the rest
-
-
-def test_clear_leaves_what_does_not_wait_unless_it_is_told(queue):
-    lease = queue.lease(2)
-    queue.push("later", delay=100)
-    queue.clear()
-    assert figures(queue) == (0, 2, 1, 0)
-    queue.clear(all=True)
-    assert figures(queue) == (0, 0, 0, 0)
-    with pytest.raises(LeaseExpiredError):
-        lease.ack()
-    assert queue.push("next") == 7
 
 
 def test_a_flush_keeps_everything(queue, clocks):

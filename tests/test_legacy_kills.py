@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 from old_queues import write_acks, write_chunks, write_file, write_litequeue, write_queuelib
-from processes import KILLED, forked, kill_at_every_line, status_of, tree
+from processes import KILLED, forked, in_a_small_process, kill_at_every_line, status_of, tree
 from replay import MEMORY
 from test_kills import MODULES
 
@@ -71,14 +71,13 @@ def _judge(place: str, before: list[object], expected, *, is_done: bool) -> None
         assert queue.check() == []
 
 
-def _kill(memory: str, build, modules, *, into_one_that_is_there: bool) -> int:
+def _kill(memory: str, build, modules, before: list[str]) -> int:
     root = os.path.join(memory, "root")
     os.makedirs(os.path.join(root, "old"))
     expected = build(os.path.join(root, "old", "queue"))
-    before = BEFORE if into_one_that_is_there else []
-    if into_one_that_is_there:
+    if before:
         with PersistentQueue("new", root) as queue:
-            queue.push(BEFORE)
+            queue.push(before)
 
     def judge(place: str, *, is_done: bool) -> None:
         _judge(place, before, expected, is_done=is_done)
@@ -88,16 +87,16 @@ def _kill(memory: str, build, modules, *, into_one_that_is_there: bool) -> int:
 
 @pytest.mark.parametrize("build", [write_file, write_chunks, write_acks, write_litequeue, write_queuelib])
 def test_an_import_killed_at_any_of_its_lines_is_done_by_the_next_run(memory, build, record_property):
-    record_property(TOLD, _kill(memory, build, IMPORTING, into_one_that_is_there=False))
+    record_property(TOLD, in_a_small_process(_kill, memory, build, IMPORTING, []))
 
 
 def test_an_import_into_a_queue_that_is_there_killed_at_any_of_its_lines_too(memory, record_property):
-    record_property(TOLD, _kill(memory, write_file, IMPORTING, into_one_that_is_there=True))
+    record_property(TOLD, in_a_small_process(_kill, memory, write_file, IMPORTING, BEFORE))
 
 
 @pytest.mark.long
 def test_an_import_killed_at_any_line_of_the_library_is_done_by_the_next_run(memory, record_property):
-    record_property(TOLD, _kill(memory, write_file, [*MODULES, *IMPORTING], into_one_that_is_there=True))
+    record_property(TOLD, in_a_small_process(_kill, memory, write_file, [*MODULES, *IMPORTING], BEFORE))
 
 
 def _kill_at_random(memory: str, kills: int) -> int:
@@ -125,11 +124,11 @@ def _kill_at_random(memory: str, kills: int) -> int:
 
 
 def test_an_import_killed_again_and_again_at_random_brings_each_item_once(memory, record_property):
-    killed = _kill_at_random(memory, 25)
+    killed = in_a_small_process(_kill_at_random, memory, 25)
     assert killed > 10
     record_property(TOLD, killed)
 
 
 @pytest.mark.long
 def test_an_import_killed_very_often_at_random_brings_each_item_once(memory, record_property):
-    record_property(TOLD, _kill_at_random(memory, KILLS))
+    record_property(TOLD, in_a_small_process(_kill_at_random, memory, KILLS))

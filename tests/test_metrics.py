@@ -2,25 +2,47 @@
 
 import dataclasses
 import os
+import re
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
+from lmdbqueue import ReaderStats
 from lmdbqueue._metrics import METRICS, prometheus_text
 from lmdbqueue._stats import Stats
 from lmdbqueue.otel import observe
 
+READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))
 FIELDS = [field.name for field in dataclasses.fields(Stats)]
-STATS = Stats(**{name: number for number, name in enumerate(FIELDS, 1)})
+STATS = Stats(**{name: number for number, name in enumerate(FIELDS, 1)} | {"readers": READERS})
 OF_DIRECTORY = {"bytes_used", "bytes_free", "file_size", "generation", "processes"}
 
 
+def samples_of(metric, path, name, stats):
+    """Return what a metric has to say: the value by the labels."""
+    if metric.field in OF_DIRECTORY:
+        return {(("path", path),): getattr(stats, metric.field)}
+    labels = ("path", path), ("queue", name)
+    if metric.field in ReaderStats._fields:
+        return {(*labels, ("reader", each.name)): getattr(each, metric.field) for each in stats.readers}
+    return {labels: getattr(stats, metric.field)}
+
+
 def test_every_figure_is_a_metric_once():
-    assert [metric.field for metric in METRICS] == FIELDS
-    assert {metric.field for metric in METRICS if not metric.is_of_queue} == OF_DIRECTORY
-    assert {metric.field for metric in METRICS if metric.is_total} == {"pushed", "removed"}
+    fields = [metric.field for metric in METRICS]
+    assert sorted(fields) == sorted({*FIELDS, *ReaderStats._fields} - {"readers", "name"})
+    assert {metric.field for metric in METRICS if metric.is_total} == {"pushed", "removed", "skipped"}
+    assert len({metric.key for metric in METRICS}) == len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+def test_rules_of_the_document_are_of_metrics_that_there_are():
+    with open(os.path.join(os.path.dirname(__file__), "..", "docs", "operations.md"), encoding="utf-8") as file:
+        (rules,) = re.findall(r"^```yaml\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"lmdbqueue_\w+", rules))
+    assert len(named) == 5
+    assert named <= {metric.name for metric in METRICS}
 
 
 # --- Prometheus
@@ -33,19 +55,23 @@ def parsed(text):
 
 def test_prometheus_reads_each_figure_with_its_meaning_and_type():
     families = parsed(prometheus_text([("/a", "q", STATS)]))
-    assert len(families) == len(FIELDS)
+    assert len(families) == len(METRICS)
     for metric in METRICS:
         family = families[metric.name.removesuffix("_total")]
         assert (family.documentation, family.type) == (metric.meaning, "counter" if metric.is_total else "gauge")
-        (sample,) = family.samples
-        assert (sample.name, sample.value) == (metric.name, getattr(STATS, metric.field))
-        assert sample.labels == ({"path": "/a", "queue": "q"} if metric.is_of_queue else {"path": "/a"})
+        assert {sample.name for sample in family.samples} == {metric.name}
+        found = {tuple(sample.labels.items()): sample.value for sample in family.samples}
+        assert found == samples_of(metric, "/a", "q", STATS)
 
 
 def test_labels_may_have_any_character():
     path, name = '/a"b\\n\\\n\u2603{},', 'q"\\'
-    (sample,) = parsed(prometheus_text([(path, name, STATS)]))["lmdbqueue_items_waiting"].samples
+    readers = (READERS[0]._replace(name='r"\\\n'),)
+    families = parsed(prometheus_text([(path, name, dataclasses.replace(STATS, readers=readers))]))
+    (sample,) = families["lmdbqueue_items_waiting"].samples
     assert sample.labels == {"path": path, "queue": name}
+    (sample,) = families["lmdbqueue_reader_lag"].samples
+    assert sample.labels == {"path": path, "queue": name, "reader": readers[0].name}
 
 
 def test_figures_of_a_directory_are_told_once_for_all_its_queues():
@@ -55,9 +81,13 @@ def test_figures_of_a_directory_are_told_once_for_all_its_queues():
 
 
 def test_a_figure_that_is_not_known_is_left_out():
-    families = parsed(prometheus_text([("/a", "q", dataclasses.replace(STATS, processes=None))]))
-    assert "lmdbqueue_processes" not in families
-    assert len(families) == len(FIELDS) - 1
+    families = parsed(prometheus_text([("/a", "q", dataclasses.replace(STATS, processes=None, oldest_age=None))]))
+    assert not {"lmdbqueue_processes", "lmdbqueue_oldest_age_seconds"} & families.keys()
+    assert len(families) == len(METRICS) - 2
+
+
+def test_a_queue_without_readers_has_no_figures_of_readers():
+    assert "reader" not in prometheus_text([("/a", "q", dataclasses.replace(STATS, readers=()))])
 
 
 # --- OpenTelemetry
@@ -87,19 +117,24 @@ def test_a_meter_observes_what_stats_says_when_it_is_collected(collect, open_que
     meter, collected = collect
     queue, other = open_queue(), open_queue(name="other")
     observe(meter, queue, other)
+    queue.reader("slow")
+    queue.reader("fast").delete(3)
     path = os.path.join(tmp_path, "queue")
     for number in (1, 2):
         queue.push([0] * 5)
         queue.pop(number)
         other.push(0)
         found = collected()
-        for each in (queue, other):
-            stats = each.stats()
-            for metric in METRICS:
-                attributes = {"path": path, "queue": each.name} if metric.is_of_queue else {"path": path}
-                key = f"lmdbqueue.{metric.field}", tuple(sorted(attributes.items()))
-                assert found.get(key) == getattr(stats, metric.field), key
-        assert len(found) == 2 * len(FIELDS) - len(OF_DIRECTORY)
+        expected = {
+            (f"lmdbqueue.{metric.key}", labels): value
+            for each in (queue, other)
+            for metric in METRICS
+            for labels, value in samples_of(metric, path, each.name, each.stats()).items()
+        }
+        is_age = {key for key in expected if key[0] == "lmdbqueue.oldest_age"}
+        assert [found.pop(key) - expected.pop(key) for key in is_age] == pytest.approx([0, 0], abs=5)
+        assert found == expected
+        assert found["lmdbqueue.reader.lag", (("path", path), ("queue", "queue"), ("reader", "slow"))] > 0
 
 
 def test_a_closed_queue_is_left_out_and_others_are_not(collect, open_queue):

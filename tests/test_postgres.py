@@ -2,6 +2,7 @@
 
 import gc
 import os
+import pickle
 import random
 import signal
 import threading
@@ -10,8 +11,8 @@ import psycopg
 import pytest
 from processes import DEADLINE, KILLED, eventually, forked, status_of
 
-from lmdbqueue import ServerError, TransactionError, VersionError
-from lmdbqueue.postgres import PostgresQueue, _schema
+from lmdbqueue import DecodeError, ServerError, TransactionError, VersionError
+from lmdbqueue.postgres import PostgresQueue, _ear, _schema
 from lmdbqueue.postgres._sql import Sql
 
 
@@ -99,11 +100,11 @@ def test_what_killed_processes_have_counted_is_counted_still(queue, open_postgre
 def test_a_wrong_count_is_found(queue, postgres, schema):
     queue.push(["a", "b"], unique=["a", "b"])
     lease = queue.lease()
-    postgres.execute(f'UPDATE "{schema}".queues SET waiting = waiting + 1')
+    postgres.execute(f'UPDATE "{schema}".queues SET taken = taken - 1')
     assert queue.check() == ["queue 'queue': 2 items are counted as waiting, and 1 are"]
-    postgres.execute(f'UPDATE "{schema}".queues SET waiting = waiting - 1, tail = 1')
+    postgres.execute(f'UPDATE "{schema}".queues SET tail = 1')
     assert queue.check() == ["queue 'queue': item 1 is behind the tail"]
-    postgres.execute(f'UPDATE "{schema}".queues SET tail = 2')
+    postgres.execute(f'UPDATE "{schema}".queues SET taken = taken + 1, tail = 2')
     postgres.execute(f'DELETE FROM "{schema}".leases')
     (problem,) = queue.check()
     assert problem.startswith("queue 'queue': item 0 is leased, and its lease is")
@@ -136,14 +137,14 @@ def test_a_schema_of_before_is_brought_up_to_date_and_one_of_later_is_refused(
     old = open_postgres()
     old.push("kept")
     old.close()
+    version = len(_schema.MIGRATIONS) + 1
     monkeypatch.setattr(_schema, "MIGRATIONS", [*_schema.MIGRATIONS, "ALTER TABLE {items} ADD COLUMN more int"])
     with open_postgres() as new:
         assert list(new) == ["kept"]
-    newest = len(_schema.MIGRATIONS)
-    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(newest,)]
+    assert postgres.execute(f'SELECT version FROM "{schema}".meta') == [(version,)]
     assert postgres.execute(f'SELECT more FROM "{schema}".items') == [(None,)]
     monkeypatch.undo()
-    with pytest.raises(VersionError, match=f"version {newest}"):
+    with pytest.raises(VersionError, match=f"version {version}"):
         open_postgres()
 
 
@@ -167,6 +168,61 @@ def test_a_schema_of_the_first_version_becomes_one_with_readers_and_keeps_what_i
     reader = queue.reader("billing")
     assert reader.pop(9) == [b"c", b"a", b"b", b"d", b"e"]
     assert len(queue) == 0
+
+
+def test_a_schema_of_version_1_counts_as_before(open_postgres, postgres, schema, monkeypatch):
+    monkeypatch.setattr(_schema, "MIGRATIONS", _schema.MIGRATIONS[:1])
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        _schema.prepare(connection, Sql(schema), "")
+        for statement in (
+            "INSERT INTO {}.queues (name, tail, waiting) VALUES ('queue', 5, 4)",  # counted by the dead
+            "INSERT INTO {}.counts (queue, session, waiting) VALUES (1, 7, -1)",  # and by one that is not swept yet
+            "INSERT INTO {}.items (queue, seq, payload) SELECT 1, n, '\\x80044b012e' FROM generate_series(2, 4) AS n",
+        ):
+            connection.execute(psycopg.sql.SQL(statement).format(psycopg.sql.Identifier(schema)))
+    monkeypatch.undo()
+    queue = open_postgres()
+    assert (len(queue), queue.stats().removed, queue.check()) == (3, 2, [])
+    assert queue.push(1) == 5
+    assert queue.pop(4) == [1] * 4
+    assert (len(queue), queue.check()) == (0, [])
+
+
+def test_what_cannot_be_decoded_has_not_left_inside_of_a_block_which_can_go_on(open_postgres):
+    queue = open_postgres(loads=_not_first)
+    queue.push(["first", "second"])
+    with queue.transaction():
+        with pytest.raises(DecodeError):
+            queue.pop(2)
+        assert (len(queue), queue.delete()) == (2, 1)
+        assert queue.pop() == "second"
+        queue.push("third")
+    assert (queue.pop(), queue.pop(), queue.check()) == ("third", None, [])
+
+
+def test_what_comes_due_in_a_block_comes_before_what_was_taken_first(queue, postgres):
+    queue.push("a")
+    queue.push("b", delay=0.001)
+    postgres.execute("SELECT pg_sleep(0.01)")  # by the server's clock
+    with queue.transaction():
+        assert (queue.pop(), queue.pop(), queue.pop()) == ("b", "a", None)
+    assert queue.check() == []
+
+
+def _not_first(payload):
+    item = pickle.loads(payload)
+    if item == "first":
+        raise ValueError(item)
+    return item
+
+
+def test_a_push_tells_from_the_first_sleeper_on(open_postgres, monkeypatch):
+    monkeypatch.setattr(_ear, "CEILING", 10 * DEADLINE)  # so that no look of its own finds the item
+    queue, other = open_postgres(), open_postgres()
+    ticket = queue._listen()
+    other.push("a")
+    queue._sleep(ticket, 2 * DEADLINE)
+    assert queue._database.ear.listen(queue._place.channel) > ticket
 
 
 def test_names_are_quoted_whatever_is_in_them(postgres):

@@ -22,8 +22,8 @@ ITEMS = ["a", "b", "c"]
 
 
 @pytest.fixture
-def proxy(postgres):
-    proxy = Proxy(postgres)
+def proxy(postgres, request):
+    proxy = Proxy(postgres, is_near=getattr(request, "param", "near") == "near")
     yield proxy
     proxy.close()
 
@@ -95,7 +95,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("mode", ["request", "reply", "late"])
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    ("change", "proxy"),
+    [*((change, "near") for change in CHANGES), ("pop", "far"), ("pop some", "far"), ("get", "far")],  # sent together
+    indirect=["proxy"],
+)
 def test_a_change_is_done_once_whenever_its_connection_is_lost(proxy, schema, open_postgres, change, mode):
     world = World(proxy, schema, open_postgres)
     world.begin()
@@ -144,7 +148,7 @@ def test_a_block_is_done_whole_or_told_to_have_done_nothing(proxy, schema, open_
             assert world.all() == before
             outcomes.add("nothing")
         else:
-            assert world.all()[2:] == (["c"], {"n": 1})
+            assert world.all()[2:] == (["c"], {"n": 1}, [])
             outcomes.add("all")
         has_cut = proxy.has_cut
         proxy.disarm()

@@ -29,7 +29,7 @@ from processes import (
     touch,
 )
 
-from lmdbqueue import ClosedError, Empty, PersistentQueue, ShutDown
+from lmdbqueue import Empty, PersistentQueue
 from lmdbqueue._session import CLOSED, Session
 
 FAST = {"durability": "off"}
@@ -146,55 +146,6 @@ def test_killed_waiters_take_nothing_with_them(open_queue):
     assert status_of(survivor) == 0
     os.close(read)
     os.close(write)
-
-
-@pytest.mark.parametrize("batch", [1, 7, 120])
-def test_each_of_many_waiting_threads_gets_exactly_one_item(open_queue, batch):
-    queue = open_queue(**FAST)
-    sleeps = Sleeps(queue)
-    got = []
-    threads = [threading.Thread(target=lambda: got.append(queue.get(timeout=DEADLINE))) for _ in range(120)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: sleeps.count >= len(threads))
-    for first in range(0, 120, batch):
-        queue.push(list(range(first, min(first + batch, 120))))
-    for thread in threads:
-        thread.join(DEADLINE)
-    assert sorted(got) == list(range(120))
-    assert queue.count() == 0
-
-
-@pytest.mark.parametrize("error", [ClosedError, ShutDown])
-@pytest.mark.parametrize("company", [True, False])
-def test_close_and_shutdown_wake_every_waiter_before_its_ceiling(tmp_path, error, company):
-    company_queue = PersistentQueue("queue", tmp_path) if company else None
-    delays = []
-    for _ in range(5):
-        queue = PersistentQueue("queue", tmp_path)
-        sleeps = Sleeps(queue)
-        errors = []
-
-        def wait(queue=queue, errors=errors):
-            try:
-                queue.get(timeout=DEADLINE)
-            except (ClosedError, ShutDown, Empty) as raised:
-                errors.append(type(raised))
-
-        threads = [threading.Thread(target=wait) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        eventually(lambda sleeps=sleeps: sleeps.count >= 3)
-        begun = time.monotonic()
-        queue.close() if error is ClosedError else queue.shutdown()
-        for thread in threads:
-            thread.join(DEADLINE)
-        delays.append(time.monotonic() - begun)
-        assert errors == [error] * 3
-        queue.close()
-    assert min(delays) < 0.5  # the ceiling is 1 s, and a bell that nobody rings would let all of them reach it
-    if company_queue is not None:
-        company_queue.close()
 
 
 # --- interrupts

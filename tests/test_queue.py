@@ -6,7 +6,6 @@ import itertools
 import os
 import pickle
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -102,13 +101,6 @@ def test_push_takes_a_subclass_of_list_for_a_list(queue):
 def test_push_of_a_list_of_lists_appends_the_inner_lists(queue):
     queue.push([[1, 2], []])
     assert list(queue) == [[1, 2], []]
-
-
-def test_push_stores_nothing_of_a_list_whose_last_item_cannot_be_encoded(queue):
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        queue.push([1, 2, threading.Lock()])
-    assert queue.count() == 0
-    assert queue.push("next") == 0
 
 
 # --- peek and pop

@@ -46,8 +46,13 @@ class Item:
 
 
 class Position:
-    def __init__(self, passed):
-        self.passed, self.skipped = passed, 0
+    def __init__(self, passed, seen):
+        self.skipped = 0
+        self.move(passed, seen)
+
+    def move(self, passed, seen):
+        self.passed, self.seen = passed, seen
+        self.last = object()
 
 
 class ReaderMachine(RuleBasedStateMachine):
@@ -66,6 +71,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.readers = {}  # the objects
         self.retained = None
         self.marks = []  # time, tail: when what was pushed
+        self.move = None  # of a reader, that can be undone
 
     def teardown(self):
         if hasattr(self, "queues"):
@@ -91,6 +97,10 @@ class ReaderMachine(RuleBasedStateMachine):
 
     def number_place(self, seq):
         return (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
+
+    def mark_of(self, position):
+        """Return what tells a move of a reader from others."""
+        return position.passed, position.seen
 
     # --- the oracle
 
@@ -139,7 +149,7 @@ class ReaderMachine(RuleBasedStateMachine):
             position = self.positions[name]
             last = items[-1].place
             position.skipped += sum(position.passed < self.number_place(item.seq) < last for item in self.leased)
-            position.passed = last
+            position.move(last, self.clock.now)
             self.trim()
 
     def passed_at(self, where):
@@ -182,7 +192,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.come_due()
         self.readers[name, handle] = self.queues[handle].reader(name, start=start)
         if name not in self.positions:
-            self.positions[name] = Position(self.passed_at(start))
+            self.positions[name] = Position(self.passed_at(start), self.clock.now)
 
     @rule(handle=handles, name=NAMES, n=few, verb=st.sampled_from(["peek", "pop", "delete"]))
     def read(self, handle, name, n, verb):
@@ -211,8 +221,46 @@ class ReaderMachine(RuleBasedStateMachine):
             return
         self.come_due()
         reader.seek(where)
-        self.positions[name].passed = self.passed_at(where)
+        self.positions[name].move(self.passed_at(where), self.clock.now)
         self.trim()
+
+    @rule(handle=handles, name=NAMES, n=few)
+    def pass_some(self, handle, name, n):
+        reader = self.readers.get((name, handle))
+        if reader is None or name not in self.positions:
+            return
+        self.come_due()
+        items = self.before(name)[:n]
+        entries = reader._first(n)
+        if items:
+            before = self.positions[name].passed
+            _, move = reader._pass(entries)
+            had = list(self.items)
+            self.passes(name, items)
+            gone = [item for item in had if item in items and item not in self.items]
+            self.move = name, (move, entries), before, self.mark_of(self.positions[name]), items, gone
+
+    @precondition(lambda self: getattr(self, "move", None) is not None)
+    @rule(handle=handles)
+    def retreat(self, handle):
+        name, move, before, mark, items, gone = self.move
+        self.move = None
+        if name not in self.positions:
+            with pytest.raises(GoneError):
+                self.queues[handle]._reader_retreat(*move)
+            return
+        position = self.positions[name]
+        last = items[-1].place
+        is_last = self.mark_of(position) == mark
+        assert self.queues[handle]._reader_retreat(*move) == is_last
+        if is_last:
+            self.items = sorted(self.items + gone, key=lambda item: item.place)
+            there = {item.seq for item in self.items if before < item.place <= last}
+            there |= {item.seq for item in self.leased if before < self.number_place(item.seq) <= last}
+            known = {item.seq for item in items}
+            position.skipped += len(known - there) - len(there - known)
+            position.move(before, self.clock.now)
+            self.trim()
 
     @rule(handle=handles, name=NAMES)
     def drop(self, handle, name):
@@ -310,6 +358,9 @@ def on_postgres(server, schema):
 
         def number_place(self, seq):
             return (True, 0, seq)  # what was due comes before all
+
+        def mark_of(self, position):
+            return position.last
 
     return PostgresMachine
 

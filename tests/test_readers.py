@@ -4,12 +4,11 @@ import os
 import time
 
 import pytest
+from processes import forked, status_of
 
 import lmdbqueue._engine
-from lmdbqueue import (
-    CorruptQueueError,
-    PersistentQueue,
-)
+import lmdbqueue._reader
+from lmdbqueue import CorruptQueueError, Empty, PersistentQueue
 
 SECOND = 10**9
 
@@ -19,15 +18,16 @@ class Clock:
 
     def __init__(self):
         self.now = time.time_ns()
+        self.boot = self.now - time.monotonic_ns()
 
     def monotonic_ns(self):
-        return self.now
+        return self.now - self.boot
 
     def time_ns(self):
         return self.now
 
     def monotonic(self):
-        return self.now / SECOND
+        return self.monotonic_ns() / SECOND
 
 
 @pytest.fixture
@@ -115,3 +115,69 @@ def test_many_readers_cost_bytes_and_no_copies(tmp_path):
             return queue._environment.view("queue", lambda txn, tables: tables.generation.used(txn))
 
     assert size(8) - size(1) <= 2 * 4096
+
+
+# --- gathering
+
+
+@pytest.fixture
+def rests(monkeypatch):
+    found = []
+    monkeypatch.setattr(lmdbqueue._reader.time, "sleep", found.append)
+    return found
+
+
+def test_a_reader_that_moved_amid_the_flush_of_another_lets_items_gather(queue, billing, monkeypatch, rests):
+    assert billing.pop(100) == list("abcdef")
+    queue.push(["g", "h"])
+    assert billing.peek(blocking=True) == "g"
+    assert rests == []
+    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    assert billing.pop(100) == ["g", "h"]
+    queue.push(["i", "j"])
+    assert billing.peek(blocking=True) == "i"
+    assert [0 < rest <= 0.05 for rest in rests] == [True]
+    monkeypatch.setattr(queue, "_is_crowded", lambda: False)
+    assert billing.pop(100) == ["i", "j"]  # some came, so it goes on
+    queue.push("k")
+    assert billing.pop(blocking=True) == "k"
+    assert len(rests) == 2
+    queue.push("l")
+    assert billing.pop(blocking=True) == "l"
+    assert len(rests) == 2
+
+
+def test_a_reader_that_is_behind_does_not_rest(queue, billing, monkeypatch, rests):
+    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    assert [billing.pop(2, blocking=True), billing.pop(blocking=True)] == [["a", "b"], "c"]
+    assert billing.peek(3) == ["d", "e", "f"]
+    assert billing.delete(3) == 3
+    queue.push("g")
+    assert billing.pop(blocking=True) == "g"
+    assert rests == []
+
+
+def test_a_reader_that_gathers_is_in_time(queue, billing, monkeypatch, rests):
+    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    assert len(billing.pop(100)) == 6
+    with pytest.raises(Empty):
+        billing.peek(blocking=True, timeout=0)
+    assert rests == []
+    with pytest.raises(Empty):
+        billing.peek(blocking=True, timeout=1e-6)
+    assert rests == [1e-6]
+
+
+def test_who_commits_amid_the_flush_of_another_knows(queue):
+    def write():
+        len(queue)  # which opens it in this process
+        generation = queue._environment._generation
+        generation.commit(generation.begin("writing"))  # and does not come to its flush
+
+    queue.push("g")
+    assert not queue._is_crowded()
+    assert status_of(forked(write)) == 0
+    queue.push("h")
+    assert queue._is_crowded()
+    queue.push("i")
+    assert not queue._is_crowded()

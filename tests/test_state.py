@@ -58,14 +58,6 @@ def test_keys_that_do_not_fit_are_refused(open_queue):
     assert list(queue.state) == ["k" * 300]
 
 
-def test_each_queue_has_a_state_of_its_own(open_queue):
-    a, b, c = (open_queue(name=name) for name in ("a", "a!", "ab"))
-    for number, queue in enumerate((a, b, c)):
-        queue.state["k"] = number
-    a.state.clear()
-    assert (dict(a.state), dict(b.state), dict(c.state)) == ({}, {"k": 1}, {"k": 2})
-
-
 def test_values_go_through_dumps_and_loads(open_queue):
     queue = open_queue(dumps=lambda value: bytearray(json.dumps(value).encode()), loads=json.loads)
     queue.state["k"] = (1, 2)
@@ -164,7 +156,7 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
 
     draft = path + ".rebuilt"
     options = queues["a"]._environment.directory.options
-    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path + ".quarantine")) == []
+    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path)) == []
     snapshot = _generation.Snapshot(draft, options)
     try:
         found = snapshot.read(lambda txn, snapshot: dict(txn.cursor(snapshot.meta)))

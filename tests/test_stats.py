@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from processes import eventually, finish, forked, start, status_of
 
-from lmdbqueue import PersistentQueue, _flock
+from lmdbqueue import PersistentQueue, _flock, _readers
 
 
 def test_figures_of_items_say_where_each_is(queue):
@@ -56,6 +57,8 @@ def test_figures_of_a_long_queue_cost_no_more_than_those_of_a_short_one(open_que
     short, long = open_queue("short"), open_queue("long")
     short.push([0])
     long.push([0] * 200_000)
+    long.reader("slow")
+    long.reader("fast").delete(100_000)
 
     def cost(queue):
         times = []
@@ -66,6 +69,63 @@ def test_figures_of_a_long_queue_cost_no_more_than_those_of_a_short_one(open_que
         return min(times)
 
     assert cost(long) < 5 * cost(short)
+
+
+def test_readers_are_told_with_their_lag(queue):
+    assert queue.stats().readers == ()
+    queue.push(list(range(10)))
+    queue.reader("slow")
+    queue.reader("fast").delete(7)
+    found = queue.stats().readers
+    assert found == tuple(queue.readers())
+    assert [(each.name, each.lag) for each in found] == [("fast", 3), ("slow", 10)]
+
+
+def test_lag_among_gaps_costs_no_more_than_the_way_to_the_nearer_end(queue):
+    queue.reader("slow")
+    queue.push(list(range(1000)))
+    queue.push("later", delay=3600)  # its number has no item
+    queue.push(list(range(1000)))
+    queue.reader("middle").delete(1000)
+    queue.reader("fast").delete(1990)
+    steps = []
+
+    def counted(keys):
+        for key in keys:
+            steps.append(key)
+            yield key
+
+    class Cursor:
+        """One that counts its steps."""
+
+        def __init__(self, cursor):
+            self._cursor = cursor
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._cursor.close()
+
+        def iternext(self, **options):
+            return counted(self._cursor.iternext(**options))
+
+        def iterprev(self, **options):
+            return counted(self._cursor.iterprev(**options))
+
+        def __getattr__(self, name):
+            return getattr(self._cursor, name)
+
+    def lag(txn, tables, name):
+        return _readers.lag(
+            SimpleNamespace(cursor=lambda db: Cursor(txn.cursor(db)), get=txn.get, stat=txn.stat), tables, name
+        )
+
+    queue.reader("second", start=1).seek(2)
+    for name, expected, most in (("slow", 2000, 5), ("second", 1998, 10), ("fast", 10, 30), ("middle", 1000, 2010)):
+        steps.clear()
+        assert queue._environment.view("queue", lag, name) == expected
+        assert len(steps) < most, name
 
 
 def test_figures_in_a_transaction_are_those_of_the_transaction(queue):

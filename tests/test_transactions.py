@@ -78,20 +78,6 @@ def test_nobody_else_sees_what_a_block_has_done_before_its_end(pair, tmp_path):
     assert (list(inbox), list(outbox)) == ([2], [1])
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
-def test_an_exception_undoes_all_and_goes_on(pair, error):
-    inbox, outbox = pair
-    inbox.push([1, 2])
-    inbox.state["n"] = 1
-    with pytest.raises(error), inbox.transaction():  # noqa: PT012
-        outbox.push(inbox.pop())
-        inbox.state["n"] = 2
-        inbox.state["m"] = 3
-        raise error
-    assert (list(inbox), list(outbox), dict(inbox.state)) == ([1, 2], [], {"n": 1})
-    assert outbox.push("next") == 0, "a number of an undone push was lost"
-
-
 def test_an_inner_block_is_a_part_of_the_outer(pair):
     inbox, outbox = pair
     with inbox.transaction():
@@ -135,16 +121,6 @@ def test_a_call_that_fails_halfway_undoes_the_block_even_if_its_error_is_caught(
             inbox.push(3)
     assert (list(inbox), list(outbox)) == ([], ["there"])
     assert inbox.push(4) == 0
-
-
-def test_a_full_queue_can_be_caught_and_the_block_goes_on(open_queue):
-    inbox, outbox = open_queue(name="inbox"), open_queue(name="outbox", maxsize=2)
-    inbox.push([1, 2, 3])
-    with inbox.transaction():
-        outbox.push(inbox.pop(2))
-        with pytest.raises(Full):
-            outbox.push(inbox.peek())
-    assert (list(inbox), list(outbox)) == ([3], [1, 2])
 
 
 def test_a_block_that_changes_nothing_commits_nothing(pair):
@@ -201,19 +177,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_a_part_of_a_transaction_is_refused_and_the_block_goes_on(pair, open_queue, name):
-    inbox, outbox = pair
-    other = open_queue("other")
-    with inbox.transaction():
-        outbox.push(1)
-        with pytest.raises(TransactionError):
-            REFUSED[name](inbox, other)
-        outbox.push(2)
-    assert list(outbox) == [1, 2]
-    assert len(other) == 0
-
-
 def test_verbs_that_wait_do_their_work_in_a_block_when_they_need_not_wait(pair):
     inbox, outbox = pair
     inbox.push([1, 2, 3])
@@ -240,17 +203,6 @@ def test_a_putter_in_a_block_finds_a_full_queue_full(open_queue):
 
 
 # --- others
-
-
-def test_a_waiter_wakes_when_a_block_ends(pair):
-    inbox, outbox = pair
-    got = []
-    thread = threading.Thread(target=lambda: got.append(outbox.get(timeout=DEADLINE)))
-    thread.start()
-    with inbox.transaction():
-        outbox.push("first")
-    thread.join(DEADLINE)
-    assert got == ["first"]
 
 
 def test_other_threads_write_before_and_after_a_block(pair):

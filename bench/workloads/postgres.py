@@ -1,10 +1,18 @@
 """One item a call, and 1,000, into a PostgreSQL server and out of it, beside loops written by hand with psycopg.
 
 The server is started from the distribution's package, in the bench's directory, on a Unix socket, and syncs each
-commit. By hand a pop is one statement that deletes and returns; ``by hand, decoded first`` is what it takes if an item
-shall not leave before it was decoded: lock, decode, delete, commit. A loop by hand has one table, an identity as its
-number (whose order is not that of commits), counts nothing, wakes nobody, and does not know what became of a commit
-whose reply is lost.
+commit. What the loops promise:
+
+==========================  =====================================================================================
+``by hand``                 the order of commits, as ours: a number from a counter's row, which stays locked until
+                            then; what cannot be decoded has not left, as ours: deleted and decoded in one transaction
+``by hand, one statement``  the same pushes; a pop is one statement, so what cannot be decoded is lost
+``by hand, identity``       the same pops; a push takes its number from a sequence, whose order is not that of commits,
+                            so a consumer may pass over an item that comes in later with a smaller number
+==========================  =====================================================================================
+
+Each call is a commit of its own; each may be made by many at once (``SKIP LOCKED``). None of them counts, wakes those
+who wait, lets leases and delays come back, or knows what became of a commit whose reply was lost.
 """
 
 import glob
@@ -22,16 +30,39 @@ from bench.items import Item, make_items
 from bench.measure import Measures, Run
 from bench.workloads import postgres_tasks
 
+OURS, BY_HAND = "PostgresQueue", "by hand"
 _BATCH = 1_000
-_WARM_UP = 20
-_TABLE = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
-_INSERT = "INSERT INTO byhand (payload) VALUES (%s)"
-_FIRST = "SELECT id, payload FROM byhand ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED"
-_DELETE = (
-    "DELETE FROM byhand WHERE id = ANY(ARRAY(SELECT id FROM byhand ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED)) "
-    "RETURNING payload"
+MEASURES = (
+    "push to a server",
+    "pop from a server",
+    f"push {_BATCH:,} to a server",
+    f"pop {_BATCH:,} from a server",
 )
-_DELETE_THESE = "DELETE FROM byhand WHERE id = ANY(%s)"
+_WARM_UP = 20
+_TABLES = (
+    "CREATE TABLE byhand (id bigint PRIMARY KEY, payload bytea NOT NULL)",
+    "CREATE TABLE counter (tail bigint NOT NULL) WITH (fillfactor = 10)",
+    "INSERT INTO counter VALUES (0)",
+)
+_NUMBERED = """
+WITH given AS (UPDATE counter SET tail = tail + 1 RETURNING tail)
+INSERT INTO byhand (id, payload) SELECT tail, %s FROM given
+"""
+_NUMBERED_LIST = """
+WITH given AS (UPDATE counter SET tail = tail + cardinality(%(items)s::bytea[])
+               RETURNING tail - cardinality(%(items)s::bytea[]) AS first)
+INSERT INTO byhand (id, payload) SELECT first + place, payload
+FROM given, unnest(%(items)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)
+"""
+_IDENTITY = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
+_INSERT = "INSERT INTO byhand (payload) VALUES (%s)"
+_INSERT_LIST = "INSERT INTO byhand (payload) SELECT unnest(%s::bytea[])"
+_POP = """
+WITH gone AS (
+    DELETE FROM byhand WHERE id = ANY(ARRAY(SELECT id FROM byhand ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED))
+    RETURNING id, payload)
+SELECT payload FROM gone ORDER BY id
+"""
 
 
 def measure_postgres(run: Run) -> None:
@@ -46,9 +77,10 @@ def measure_postgres(run: Run) -> None:
         return
     with run.fresh_directory() as directory, _server(programs[-1], directory) as url:
         contenders: dict[str, Callable[[str], Measures]] = {
-            "PostgresQueue": partial(_ours, run, url),
-            "by hand": partial(_by_hand, run, url, _pop_by_hand),
-            "by hand, decoded first": partial(_by_hand, run, url, _pop_decoded_first),
+            OURS: partial(_ours, run, url),
+            BY_HAND: partial(_by_hand, run, url, _pop),
+            "by hand, one statement": partial(_by_hand, run, url, _pop_at_once),
+            "by hand, identity": partial(_by_identity, run, url),
             **postgres_tasks.contenders(url),
         }
         run.interleave("postgres", "durable", "items/s", contenders)
@@ -89,30 +121,44 @@ def _by_hand(run: Run, url: str, pop: Callable[[Any, int], object], _directory: 
     import psycopg  # noqa: PLC0415
 
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(_TABLE)
+        for statement in _TABLES:
+            connection.execute(statement)
+
+        def push(item: Item) -> None:
+            connection.execute(_NUMBERED, [pickle.dumps(item)])
+
+        def push_many(items: list[Item]) -> None:
+            connection.execute(_NUMBERED_LIST, {"items": list(map(pickle.dumps, items))})
+
+        measures = _measured(run, push, push_many, partial(pop, connection))
+        connection.execute("DROP TABLE byhand, counter")
+    return measures
+
+
+def _by_identity(run: Run, url: str, _directory: str) -> Measures:
+    import psycopg  # noqa: PLC0415
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_IDENTITY)
 
         def push(item: Item) -> None:
             connection.execute(_INSERT, [pickle.dumps(item)])
 
         def push_many(items: list[Item]) -> None:
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.executemany(_INSERT, [[pickle.dumps(item)] for item in items])
+            connection.execute(_INSERT_LIST, [list(map(pickle.dumps, items))])
 
-        measures = _measured(run, push, push_many, partial(pop, connection))
+        measures = _measured(run, push, push_many, partial(_pop_at_once, connection))
         connection.execute("DROP TABLE byhand")
     return measures
 
 
-def _pop_by_hand(connection: Any, n: int) -> list[Item]:
-    return [pickle.loads(payload) for (payload,) in connection.execute(_DELETE, [n], binary=True).fetchall()]
-
-
-def _pop_decoded_first(connection: Any, n: int) -> list[Item]:
+def _pop(connection: Any, n: int) -> list[Item]:
     with connection.transaction():
-        rows = connection.execute(_FIRST, [n], binary=True).fetchall()
-        items = [pickle.loads(payload) for _, payload in rows]
-        connection.execute(_DELETE_THESE, [[number for number, _ in rows]])
-    return items
+        return _pop_at_once(connection, n)
+
+
+def _pop_at_once(connection: Any, n: int) -> list[Item]:
+    return [pickle.loads(payload) for (payload,) in connection.execute(_POP, [n], binary=True)]
 
 
 def _measured(
@@ -125,12 +171,13 @@ def _measured(
     for _ in range(_WARM_UP):
         pop(1)
     lots = [make_items(_BATCH) for _ in range(batches)]
-    return {
-        "push to a server": _rate(push, [(item,) for item in items]),
-        "pop from a server": _rate(pop, [(1,)] * n),
-        f"push {_BATCH} to a server": _BATCH * _rate(push_many, [(lot,) for lot in lots]),
-        f"pop {_BATCH} from a server": _BATCH * _rate(pop, [(_BATCH,)] * batches),
-    }
+    rates = (
+        _rate(push, [(item,) for item in items]),
+        _rate(pop, [(1,)] * n),
+        _BATCH * _rate(push_many, [(lot,) for lot in lots]),
+        _BATCH * _rate(pop, [(_BATCH,)] * batches),
+    )
+    return dict(zip(MEASURES, rates, strict=True))
 
 
 def _rate(call: Callable[..., object], arguments: list[tuple[Any, ...]]) -> float:

@@ -7,8 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -17,8 +16,10 @@ from lmdbqueue._queue import PersistentQueue
 from lmdbqueue._stats import Stats
 from lmdbqueue.cli import _bare
 from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument
-from lmdbqueue.cli._open import existing, hand_over_at_end, names_in
+from lmdbqueue.cli._open import existing, names_in
 from lmdbqueue.cli._progress import while_it_grows
+
+_UNITS: Final = {"bytes_used": " bytes", "bytes_free": " bytes", "file_size": " bytes", "oldest_age": " seconds"}
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -38,7 +39,7 @@ def stat(paths: tuple[str, ...], name: str | None, form: str | None) -> None:
         click.echo(prometheus_text((os.path.abspath(path), queue, stats) for path, queue, stats in figures), nl=False)
     elif form == "json":
         for path, queue, stats in figures:
-            click.echo(json.dumps({"path": path, "queue": queue, **asdict(stats)}, ensure_ascii=False))
+            click.echo(json.dumps({"path": path, "queue": queue, **_fields(stats)}, ensure_ascii=False))
     else:
         for path, queue, stats in figures:
             click.echo("\n".join([f"queue {queue!r} in {path}", *_rows(stats)]))
@@ -51,10 +52,17 @@ def _figures(paths: Iterable[str], name: str | None) -> Iterator[Figures]:
                 yield path, each, queue.stats()
 
 
+def _fields(stats: Stats) -> dict[str, Any]:
+    return {**vars(stats), "readers": [each._asdict() for each in stats.readers]}
+
+
 def _rows(stats: Stats) -> Iterator[str]:
-    for field, value in asdict(stats).items():
-        unit = " bytes" if field in ("bytes_used", "bytes_free", "file_size") else ""
-        yield f"{field.replace('_', ' '):>12}  {'not known' if value is None else f'{value:,}{unit}'}"
+    for field, value in vars(stats).items():
+        if field == "readers":
+            yield from (f"{'reader':>12}  {each.name}: {each.lag:,} behind, {each.skipped:,} lost" for each in value)
+        else:
+            shown = "-" if value is None else f"{value:,}{_UNITS.get(field, '')}"
+            yield f"{field.replace('_', ' '):>12}  {shown}"
 
 
 @command("queues", example="lmdbqueue queues app")
@@ -107,7 +115,6 @@ def check(path: str, *, repair: bool) -> int:
     It looks at the structure of the file, each checksum, head and tail, and files that do not belong there.
     Exits with 0 if it is whole, with 1 if it is, or was, not.
     """
-    hand_over_at_end(path)
     return _bare.check(path, repair=repair)
 
 

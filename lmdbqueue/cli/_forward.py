@@ -10,7 +10,7 @@ from contextlib import closing
 import click
 
 from lmdbqueue._source import QueueSource, ReaderSource
-from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, name_option, path_argument
+from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, name_option, path_argument
 from lmdbqueue.cli._progress import progress
 from lmdbqueue.forward import Forwarded, Forwarder
 
@@ -49,7 +49,8 @@ def forward(path: str, url: str, *, name: str, to: str, reader: str, batch: int,
             done = Forwarder(source, PostgresTarget(there), batch=batch, follow=follow, progress=show).run()
     except KeyError as error:
         raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
-    told = f"{path}: {done.items} items in {done.batches} batches, {done.failures} failures of the target"
+    batches = "1 batch" if done.batches == 1 else f"{done.batches:,} batches"
+    told = f"{path}: {counted(done.items)} in {batches}; failures of the target: {done.failures:,}"
     click.echo(told + (f", {_away(done)}" if _away(done) else ""))
 
 

@@ -21,7 +21,7 @@ import click
 
 from lmdbqueue._follow import numbered
 from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
-from lmdbqueue.cli._open import Form, dumps_of, existing, hand_over_at_end, line_of, writable
+from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, writable
 from lmdbqueue.cli._progress import progress
 
 _AT_A_TIME: Final = 1_000  # lines
@@ -83,7 +83,6 @@ def import_(file: str, path: str, name: str, form: Form, table: str | None) -> N
 def _import_queue(file: str, path: str, name: str, form: Form, table: str | None) -> None:
     from lmdbqueue.legacy import import_file  # noqa: PLC0415  (sqlite3 and more, for who has such a queue)
 
-    hand_over_at_end(path)
     loads = json.loads if form == "json" else pickle.loads
     try:
         with progress("importing") as report:

@@ -14,10 +14,9 @@ reading, ``--json`` takes pickles, too, and prints them as JSON: a pickle begins
 import json
 import os
 import pickle
-import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -93,7 +92,6 @@ def writable(path: str, name: str, dumps: Callable[[Any], bytes]) -> PersistentQ
         options = find_directory(os.path.abspath(path)).options
     except FormatError:
         options = Options()  # and PersistentQueue says what is there instead, if anything is
-    hand_over_at_end(path)
     return _opened(path, options, name=name, dumps=dumps)
 
 
@@ -109,7 +107,6 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
     if not os.path.exists(path):
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
     options = find_directory(os.path.abspath(path)).options
-    hand_over_at_end(path)
     with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
         environment = open_environment(os.path.abspath(path), options, None, report)
     try:
@@ -131,30 +128,6 @@ def _told_if_it_lasts() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def hand_over_at_end(path: str) -> None:
-    """Give what root makes in another's queue to its owner, who could not open it, when the command has ended."""
-    if os.geteuid() == 0:
-        click.get_current_context().call_on_close(partial(_hand_over, path))
-
-
-def _hand_over(path: str) -> None:
-    with suppress(OSError):  # it was not made, or is gone
-        status = os.stat(path)
-        for name in os.listdir(path) if status.st_uid else ():
-            with suppress(OSError):  # gone, or a link
-                _hand_over_file(os.path.join(path, name), status)
-
-
-def _hand_over_file(path: str, owner: os.stat_result) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        found = os.fstat(fd)
-        if found.st_uid == 0 and stat.S_ISREG(found.st_mode) and found.st_nlink == 1:  # not one from elsewhere
-            os.fchown(fd, owner.st_uid, owner.st_gid)
-    finally:
-        os.close(fd)
 
 
 def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:

@@ -13,10 +13,13 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from lmdbqueue._readers import ReaderStats
 from lmdbqueue._stats import Stats
 
 WIDTH: Final = 40  # of a sparkline
 _RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by whether there is nothing but ASCII
+_READERS: Final = 10  # that are shown
+_TIMES: Final = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -45,9 +48,21 @@ def frame(title: str, samples: Sequence[Sample], *, ascii_only: bool = False) ->
 def _rest(now: Stats) -> Iterator[str]:
     dead = f"[bold red]{now.dead:,} dead[/]" if now.dead else "0 dead"
     yield f"{now.leased:,} leased, {now.delayed:,} delayed, {dead}"
+    if now.oldest_age is not None:
+        yield f"the oldest has waited {_duration(now.oldest_age)}"
+    yield from _readers(now.readers)
     yield f"file {_size(now.file_size or 0)}, of which a flush would give back {_size(now.bytes_free or 0)}"
     if now.processes is not None:
         yield f"open in {now.processes:,} process{'es' * (now.processes > 1)}, this one included"
+
+
+def _readers(readers: Sequence[ReaderStats]) -> Iterator[str]:
+    """Yield a line for each of those that are the furthest behind."""
+    for each in sorted(readers, key=lambda each: -each.lag)[:_READERS]:
+        lost = f", [bold red]{each.skipped:,} lost[/]" if each.skipped else ""
+        yield f"reader {escape(each.name)}: {each.lag:,} behind{lost}"
+    if len(readers) > _READERS:
+        yield f"and {len(readers) - _READERS:,} readers that are less behind"
 
 
 def _pushed(stats: Stats) -> int:
@@ -73,6 +88,11 @@ def _sparkline(values: Sequence[float], ascii_only: bool) -> str:
     ramp = _RAMPS[ascii_only]
     top = max(values, default=0) or 1
     return "".join(ramp[min(len(ramp) - 1, int(value / top * len(ramp)))] for value in values).rjust(WIDTH)
+
+
+def _duration(seconds: float) -> str:
+    unit, name = next((each for each in _TIMES if seconds >= 2 * each[0]), _TIMES[-1])
+    return f"{seconds / unit:,.0f} {name}"
 
 
 def _size(count: float) -> str:

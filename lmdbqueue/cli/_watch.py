@@ -24,7 +24,8 @@ from lmdbqueue.cli._open import existing
 def watch(path: str, name: str, *, interval: float, once: bool) -> None:
     """Show a queue while it is used, until Ctrl-C.
 
-    Depth, rates, what is leased, delayed and dead, space, and how many processes have it open.
+    Depth, rates, what is leased, delayed and dead, how long the oldest item has waited, how far each reader is behind,
+    space, and how many processes have it open.
     """
     from rich.console import Console  # noqa: PLC0415  (0.1 s that no other command shall take)
     from rich.live import Live  # noqa: PLC0415

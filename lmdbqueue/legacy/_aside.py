@@ -10,15 +10,16 @@ import os
 from contextlib import suppress
 from typing import BinaryIO
 
-from lmdbqueue._disk import sync_directory, sync_file, translated
+from lmdbqueue._disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue.legacy._source import Aside
 
 
 class AsideFile:
     """The file of one import, of ``source`` into ``queue``. It is written under another name, anew in each run."""
 
-    def __init__(self, path: str, queue: str, source: str) -> None:
-        self.path = path
+    def __init__(self, directory: str, id_: str, queue: str, source: str) -> None:
+        self.path = f"{directory}.quarantine-{id_}"
+        self._directory = directory
         self.count = 0
         self.first = ""  # what the first line tells
         self._queue = queue
@@ -31,7 +32,7 @@ class AsideFile:
         line = json.dumps({**place, "value": base64.b64encode(found.data).decode()})
         with translated(self.path, "setting aside"):
             if self._file is None:
-                self._file = open(self.path + ".tmp", "wb", opener=_private)  # noqa: SIM115  (closed below)
+                self._file = open(self.path + ".tmp", "wb", opener=self._private)  # noqa: SIM115  (closed below)
             self._file.write(line.encode() + b"\n")
         self.first = self.first or f"{found.place}: {found.why}"
         self.count += 1
@@ -53,6 +54,5 @@ class AsideFile:
             with suppress(FileNotFoundError):
                 os.unlink(self.path + ".tmp")
 
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    def _private(self, path: str, flags: int) -> int:
+        return open_private(path, flags, beside=self._directory)

@@ -155,7 +155,7 @@ class _Import:
         self._is_whole = is_pickle if loads is pickle.loads else _anything
         whose = f"{source.path}\0{source.part}\0{queue.name}"
         self._id = sha256(os.fsencode(whose)).hexdigest()[:16]
-        self._aside = AsideFile(f"{directory}.quarantine-{self._id[:8]}", queue.name, source.path)
+        self._aside = AsideFile(directory, self._id[:8], queue.name, source.path)
         self._batch: list[bytes] = []
         self._batch_bytes = 0
         self._items = self._finished = self._damaged = 0

@@ -30,13 +30,16 @@ The map; imports go down this list only.
 
 The protocols, and what is there if the client, its connection or the server dies after a step.
 
-**A push** is one statement: lock this session's row, if it is not fenced; lock the queue's row and take numbers from
-its tail; write the token of the change and its first number to the session's row; insert; count; notify. The queue's
-row stays locked until the commit, so numbers have the order of commits.
+**A push** is one statement: lock the queue's row and take numbers from its tail; write the token of the change and its
+first number to this session's row, or fail if that is fenced; insert; notify, if somebody has ever listened. The
+queue's row stays locked until the commit, so numbers have the order of commits.
 
-**A pop, a lease, an ack** and the like are one transaction in two exchanges: lock this session's row, and claim the
-first items that nobody has claimed (``FOR UPDATE SKIP LOCKED``); decode; then delete or lease them, count, write
-the token, commit.
+**A pop** is one statement and its commit: write the token to this session's row, if it is not fenced; delete the first
+items that nobody has claimed (``FOR UPDATE SKIP LOCKED``), count; then the client decodes, and commits. If something
+has to come back first, or cannot be decoded, it is undone.
+
+**A lease, an ack** and the like are one transaction in two exchanges: lock this session's row, and claim the first
+items that nobody has claimed; decode; then lease them, count, write the token, commit.
 
 ==========================================  =================================================================
 dies after                                  then
@@ -54,7 +57,8 @@ a lease was given                           the connection of its owner, which i
                                             looks finds a dead owner and gives back what it held
 ==========================================  =================================================================
 
-**Counts** are kept by each session in a row of its own, so that consumers do not wait for each other to count; when
+**Counts** are kept by each session in a row of its own, so that consumers do not wait for each other to count; a push
+is counted by the tail, and they say how many of the numbers below it do not wait (``taken``), are leased, ... When
 a session is dead, its counts are added to those of the queue by whoever comes next. Tokens of dead sessions are kept
 for a day, which is longer than anybody may ask for one.
 """

@@ -111,7 +111,7 @@ FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q GROUP BY
 """
 _STATS: Final = """
 SELECT q.tail,
-    (q.waiting + coalesce(sum(c.waiting), 0))::bigint, (q.leased + coalesce(sum(c.leased), 0))::bigint,
+    (q.tail - q.taken - coalesce(sum(c.taken), 0))::bigint, (q.leased + coalesce(sum(c.leased), 0))::bigint,
     (q.delayed + coalesce(sum(c.delayed), 0))::bigint, (q.dead + coalesce(sum(c.dead), 0))::bigint,
     (SELECT seq FROM {items}
      WHERE queue = %(queue)s AND state = 'waiting' AND due = {never} AND attempts = 0 ORDER BY due, seq LIMIT 1)

@@ -76,6 +76,10 @@ class Block:
             self._spoiled_by = error
             raise
 
+    def attempt(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Do as ``call``, for what looks at what it has written: it is undone if it fails, or changes nothing."""
+        return self.call(database, _attempted, (fn, args))
+
     def refuse_if_spoiled(self) -> None:
         """Raise ``TransactionError`` if the block cannot go on."""
         if self.is_of_parent:
@@ -108,6 +112,18 @@ class Block:
                 "a queue of another database, or schema, was used inside of a transaction",
                 "a transaction covers one: have both queues there",
             )
+
+
+def _attempted(step: Step, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    had_changed, step.has_changed = step.has_changed, False
+    try:
+        with step.connection.transaction() as savepoint:
+            result = fn(step, *args)
+            if not step.has_changed:
+                raise psycopg.Rollback(savepoint)
+    finally:
+        step.has_changed = step.has_changed or had_changed
+    return result
 
 
 def current() -> Block | None:

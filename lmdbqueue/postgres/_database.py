@@ -41,6 +41,8 @@ from lmdbqueue.postgres._sql import Sql
 _KEPT: Final = 4  # connections that wait for their next use
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
 
+_AWAITED: Final = "UPDATE {queues} SET is_awaited = true WHERE id = %(queue)s AND NOT is_awaited"
+
 _databases: dict[tuple[str, str], "Database"] = {}
 _registry = threading.Lock()
 
@@ -76,7 +78,7 @@ class Database:
         self._lock = threading.Lock()
         self._idle: list[Session] = []
         self._used: weakref.WeakSet[Session] = weakref.WeakSet()
-        self.ear = Ear(self.connect)
+        self.ear = Ear(self.connect, self._announce)
 
     def abandon(self) -> None:
         """Give up what is the parent's."""
@@ -127,10 +129,19 @@ class Database:
         return self._done_with("a change", patience, lambda session: session.run(fn, args))
 
     def claim(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
-        """Do as ``run``, for a function whose first statement is a claim, which looks at the fence itself."""
+        """Do as ``run``, for a function whose first statement is a claim, which looks at the fence itself.
+
+        What it did is undone if it does not say that it ``has_changed`` anything, inside of a block, too.
+        """
         if (block := _block.current()) is not None:
-            return block.call(self, fn, args)
+            return block.attempt(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
+
+    def attempt(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+        """Do as ``claim``, for a function whose claim is all that it sends."""
+        if (block := _block.current()) is not None:
+            return block.attempt(self, fn, args)
+        return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True))
 
     def once(self, patience: float, text: LiteralString, values: dict[str, Any]) -> Any:
         """Return the row that a change returns which is one statement (``Session.once``), outside of blocks."""
@@ -139,6 +150,10 @@ class Database:
     def connect(self) -> Session:
         """Open a connection that is not of the pool."""
         return Session(self.conninfo, self.sql, self.path)
+
+    def _announce(self, session: Session, channel: str) -> None:
+        """Let pushes tell from now on: one that does not know yet has the queue's row, and is waited for."""
+        session.connection.execute(self.sql(_AWAITED), {"queue": self.sql.queue(channel)})
 
     def entered(self, patience: float) -> Session:
         """Open a connection that is not of the pool, and known to others."""

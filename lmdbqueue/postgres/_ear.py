@@ -3,7 +3,7 @@
 Owns: the connection that listens, and the thread that reads it. Law: whoever looks after ``listen`` and sleeps with
 what that returned misses nothing that was told in between; and nobody sleeps for longer than ``CEILING`` without a
 look, since a notice may be lost with a connection, and the death of a consumer is told by nobody. Must not know: what
-is waited for.
+is waited for, how those who tell learn that somebody listens (``announce``).
 
 The thread waits for notices and for calls to listen to more; it starts with the first sleeper. When the connection is
 lost, everybody is woken, to look, and it connects again.
@@ -29,8 +29,10 @@ _PAUSE: Final = 0.25  # seconds between two tries to connect
 class Ear:
     """What a process hears from one database."""
 
-    def __init__(self, connect: Callable[[], Session]) -> None:
+    def __init__(self, connect: Callable[[], Session], announce: Callable[[Session, str], object]) -> None:
+        """``announce`` lets it be known that a channel is listened to; what is told from its return on is heard."""
         self._connect = connect
+        self._announce = announce
         self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
         self._changed = threading.Condition(self._lock)  # notified when anything was heard, and at the end
         self._heard: dict[str, int] = {}  # how much, by channel
@@ -106,21 +108,23 @@ class Ear:
                 time.sleep(_PAUSE)
                 continue
             with suppress(psycopg.Error):
-                self._follow(session.connection)
+                self._follow(session)
             self._session = None
             session.close()
             with self._lock:
                 self._hear(list(self._heard))
         self._close_pipe()
 
-    def _follow(self, connection: psycopg.Connection[object]) -> None:
+    def _follow(self, session: Session) -> None:
         """Listen until the end, or until the connection is lost."""
+        connection = session.connection
         known: set[str] = set()
         while not self._is_closed:
             with self._lock:
                 new = self._heard.keys() - known
             for channel in new:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                self._announce(session, channel)
             with self._lock:
                 known |= new
                 self._is_ready = known >= self._heard.keys()

@@ -143,14 +143,14 @@ class TableQueue(FollowedQueue[T]):
 
     def _take_entries(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
         def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
-            found = _items.claim(step, self._place, n, deaths=deaths)
+            found = _items.take(step, self._place, n, deaths=deaths)
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = self._decode(found.entries)
-            _items.take(step, self._place, found)
+            step.has_changed = True
             return found, items
 
-        found, items = self._claimed(n, take)
+        found, items = self._claimed(n, take, self._open.attempt)
         if items is not None:
             return found.entries, items
         return ([], []) if least == 0 else None
@@ -171,7 +171,7 @@ class TableQueue(FollowedQueue[T]):
             database = self._open
             owner = self._owner.join()
             deadline = None if ttl is None else time.monotonic() + ttl
-            _found, leased = self._claimed(n, lease)
+            _found, leased = self._claimed(n, lease, database.claim)
             if leased is None:
                 return None
             if self._database is not database:  # closed by another thread meanwhile
@@ -181,12 +181,14 @@ class TableQueue(FollowedQueue[T]):
             if items:
                 return Lease(self, items, held)
 
-    def _claimed(self, n: int, fn: Callable[..., tuple[Found, Any]]) -> tuple[Found, Any]:
-        """Return what ``fn`` claims and makes of it, once everything that has to come back has."""
+    def _claimed(
+        self, n: int, fn: Callable[..., tuple[Found, Any]], do: Callable[..., tuple[Found, Any]]
+    ) -> tuple[Found, Any]:
+        """Return what ``fn``, which ``do`` does, claims and makes of it, once all that has to come back has."""
         deaths = self._is_time_to_look()
         while True:
             try:
-                found, result = self._open.claim(self.patience, fn, deaths)
+                found, result = do(self.patience, fn, deaths)
             except DecodeError:
                 self._tell()  # others have passed it over meanwhile
                 raise

@@ -15,6 +15,7 @@ from lmdbqueue._reading import Entry
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._engine import TableQueue
 from lmdbqueue.postgres._items import Found, Place
+from lmdbqueue.postgres._readers import Move
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class FollowedTable(TableQueue[T]):
 
     def _reader_seek(self, name: str, where: Start) -> None:
         self._restored()
-        self._moved(name, _readers.seek, where)
+        self._moved(name, _readers.seek, name, where)
 
     def _reader_first(self, name: str, n: int, *, durable: bool) -> list[Entry]:  # noqa: ARG002  (what is seen is)
         def look(place: Place, *, deaths: bool) -> Found:
@@ -44,15 +45,21 @@ class FollowedTable(TableQueue[T]):
 
         return self._found(n, look)
 
-    def _reader_advance(self, name: str, keys: list[bytes]) -> int:
-        return self._moved(name, _readers.advance, keys) if keys else 0
+    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        move: Move | None = self._moved(name, _readers.advance, name, keys) if keys else None
+        return move if move and move.passed else None
+
+    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        undone: bool = self._moved(move.reader, _readers.retreat, move, entries)
+        return undone
 
     def _reader_delete(self, name: str, n: int) -> int:
         self._restored()
-        return self._moved(name, _readers.delete, n)
+        passed: int = self._moved(name, _readers.delete, name, n)
+        return passed
 
-    def _moved(self, name: str, move: Callable[..., int | None], *args: Any) -> int:
-        moved: int | None = self._open.run(self.patience, move, self._place, name, *args)
+    def _moved(self, name: str, move: Callable[..., Any], *args: Any) -> Any:
+        moved = self._open.run(self.patience, move, self._place, *args)
         if moved is None:
             raise self._gone(name)
         return moved

@@ -54,23 +54,26 @@ class Found(NamedTuple):
     entries: list[Entry]
     is_there: bool = False
     is_overdue: bool = False  # something has to come back first
-    is_watched: bool = False
-    is_followed: bool = False  # it has readers, which count what they lose
 
 
 # What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
-STATUS: Final = """
-SELECT NULL::bytea, (is_watched::int + 2 * is_followed::int)::bigint, (
+_OVERDUE: Final = """
     coalesce((SELECT deadline FROM {leases} WHERE queue = %(queue)s ORDER BY deadline LIMIT 1)
              <= statement_timestamp(), false)
     OR coalesce((SELECT due FROM {items} WHERE queue = %(queue)s AND state = 'delayed' ORDER BY due LIMIT 1)
-                <= {now}, false)
+                <= {now}, false)"""
+_ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (
         SELECT FROM (SELECT DISTINCT owner FROM {leases} WHERE queue = %(queue)s) AS each
-        WHERE pg_try_advisory_xact_lock_shared(owner))
-    )::int::bigint
+        WHERE pg_try_advisory_xact_lock_shared(owner))"""
+STATUS: Final = (
+    "SELECT NULL::bytea, NULL::bigint, ("
+    + _OVERDUE
+    + _ORPHANED
+    + """)::int::bigint
 FROM {queues} WHERE id = %(queue)s
 """
+)
 _FIRST: Final = (
     """
 (SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting'
@@ -100,38 +103,53 @@ UNION ALL """
     + STATUS
 )
 
-# Nothing is written if the session is fenced; should that come amid the statement, ``noted`` finds it and numbers are
-# left out, which is all
+# If the session is fenced there is no number for an item, and the server undoes all of it: ``Session.once`` knows that.
+# Where more has to be done, since the queue keeps only so much, or is gone, nothing is done and no row returned
 _PUSH: Final = """
 WITH given AS (
-    UPDATE {queues} SET tail = tail + %(n)s
-    WHERE id = %(queue)s AND NOT is_kept
-    AND EXISTS (SELECT FROM {sessions} WHERE id = %(session)s AND NOT is_fenced)
-    RETURNING tail - %(n)s AS first),
+    UPDATE {queues} SET tail = tail + %(n)s WHERE id = %(queue)s AND NOT is_kept
+    RETURNING tail - %(n)s AS first, is_awaited),
 noted AS (
-    UPDATE {sessions} SET token = %(token)s, result = first, seen = statement_timestamp() FROM given
-    WHERE id = %(session)s AND NOT is_fenced RETURNING first),
-counted AS (
-    INSERT INTO {counts} (queue, session, waiting) SELECT %(queue)s, %(session)s, %(n)s FROM noted
-    ON CONFLICT (queue, session) DO UPDATE SET waiting = {counts}.waiting + excluded.waiting),
-stored AS (
-    INSERT INTO {items} (queue, seq, payload) """
-_TOLD: Final = """)
-SELECT first, pg_notify(%(channel)s, '') FROM noted
-"""
+    UPDATE {sessions} SET token = %(token)s, result = (SELECT first FROM given), seen = statement_timestamp()
+    WHERE id = %(session)s AND NOT is_fenced AND EXISTS (SELECT FROM given) RETURNING result)"""
 PUSH: Final = (
     _PUSH
-    + """
-    SELECT %(queue)s, first + place - 1, payload
-    FROM noted, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place)"""
-    + _TOLD
+    + """,
+stored AS (
+    INSERT INTO {items} (queue, seq, payload)
+    SELECT %(queue)s, (SELECT result FROM noted) + place - 1, payload
+    FROM given, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place))
+SELECT first, CASE WHEN is_awaited THEN pg_notify(%(channel)s, '') END FROM given
+"""
 )
-PUSH_ONE: Final = _PUSH + "SELECT %(queue)s, first, %(payload)s FROM noted" + _TOLD
+PUSH_ONE: Final = (
+    _PUSH
+    + """
+INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, (SELECT result FROM noted), %(payload)s FROM given
+RETURNING seq, (SELECT pg_notify(%(channel)s, '') FROM given WHERE is_awaited)
+"""
+)
+# Nothing is removed if the session is fenced
+_TAKE: Final = """
+WITH noted AS (
+    UPDATE {sessions} SET token = %(token)s, result = NULL, seen = statement_timestamp()
+    WHERE id = %(session)s AND NOT is_fenced RETURNING 1),
+first AS (
+    SELECT payload, seq, due FROM {items} WHERE queue = %(queue)s AND state = 'waiting' AND EXISTS (SELECT FROM noted)
+    ORDER BY due, seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(ARRAY(SELECT seq FROM first))),
+counted AS (
+    INSERT INTO {counts} (queue, session, taken) SELECT %(queue)s, %(session)s, count(*) FROM first
+    ON CONFLICT (queue, session) DO UPDATE SET taken = {counts}.taken + excluded.taken)
+SELECT payload, seq, due, (SELECT pg_notify(%(channel)s, '') FROM {queues} WHERE id = %(queue)s AND is_watched), ("""
+_TAKE_END: Final = "), (SELECT is_followed FROM {queues} WHERE id = %(queue)s) FROM first"
+_TAKE_NOW: Final = _TAKE + _OVERDUE + _TAKE_END
+_TAKE_ALSO: Final = _TAKE + _OVERDUE + _ORPHANED + _TAKE_END
 
 _TAIL: Final = "SELECT tail, is_kept FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
 _NEXT_NUMBER: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s"
 _LENGTH: Final = """
-SELECT q.waiting + coalesce((SELECT sum(c.waiting) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
+SELECT q.tail - q.taken - coalesce((SELECT sum(c.taken) FROM {counts} AS c WHERE c.queue = q.id), 0)::bigint
 FROM {queues} AS q WHERE q.id = %(queue)s
 """
 _HELD: Final = "SELECT key, seq FROM {items} WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])"
@@ -146,7 +164,7 @@ UPDATE {queues} SET tail = %(first)s + %(n)s WHERE id = %(queue)s
 """
 _NOTIFY: Final = "SELECT pg_notify(%(channel)s, '')"
 
-_TAKE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs)s::bigint[])"
+_REMOVE: Final = "DELETE FROM {items} WHERE queue = %(queue)s AND seq = ANY(%(seqs)s::bigint[])"
 _ARE_FIRST: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 'waiting' ORDER BY due, seq LIMIT %(n)s FOR UPDATE
 """
@@ -257,21 +275,15 @@ def status(step: Step, place: Place, *, deaths: bool) -> Found:
 
 def seen(rows: list[tuple[bytes | None, int, int]]) -> Found:
     """Return what the rows say that end with those of ``STATUS``."""
-    entries = [
-        (_format.pack(seq) if due == NEVER else _format.place(seq, due), payload)
-        for payload, seq, due in rows
-        if payload is not None
-    ]
-    for payload, flags, is_overdue in reversed(rows):
+    entries = [_entry(payload, seq, due) for payload, seq, due in rows if payload is not None]
+    for payload, _, is_overdue in reversed(rows):
         if payload is None:
-            return Found(
-                entries,
-                is_there=True,
-                is_overdue=bool(is_overdue),
-                is_watched=bool(flags & 1),
-                is_followed=bool(flags & 2),
-            )
+            return Found(entries, is_there=True, is_overdue=bool(is_overdue))
     return Found([])
+
+
+def _entry(payload: bytes, seq: int, due: int) -> Entry:
+    return (_format.pack(seq) if due == NEVER else _format.place(seq, due)), payload
 
 
 def where(place: bytes) -> Where:
@@ -314,7 +326,9 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) ->
             payloads=[payload for payload, _ in new],
             keys=[key for _, key in new],
         )
-        step.count(place.id, **{"delayed" if apart.delay else "waiting": len(new)})
+        step.has_changed = True
+        if apart.delay:
+            step.count(place.id, waiting=-len(new), delayed=len(new))
         tell(step, place)
     sizes = [len(payload) for payload, _ in new]
     return Appended(numbers, tail, sizes, is_kept and bool(new) and not apart.delay)
@@ -345,14 +359,28 @@ def tell(step: Step, place: Place) -> None:
     step.execute(_NOTIFY, channel=place.channel)
 
 
-def take(step: Step, place: Place, found: Found) -> None:
-    """Remove entries that were claimed."""
-    if found.is_watched:
-        tell(step, place)
-    if found.is_followed:
-        _positions.skip(step, place.id, [where(key) for key, _ in found.entries])
-    step.finish(_TAKE, queue=place.id, seqs=[_format.number(key) for key, _ in found.entries])
-    step.count(place.id, waiting=-len(found.entries))
+def take(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
+    """Remove and return the first ``n`` entries that nobody else has locked; count them, and note the token.
+
+    It is undone unless the caller says that it ``has_changed`` anything.
+    """
+    rows = step.execute(
+        _TAKE_ALSO if deaths else _TAKE_NOW,
+        queue=place.id,
+        channel=place.channel,
+        session=step.session,
+        token=step.token,
+        n=n,
+        **{"deaths": True} if deaths else {},
+    ).fetchall()
+    if rows:
+        step.is_noted = True
+        if rows[0][5]:
+            _positions.skip(step, place.id, [(due, seq) for _, seq, due, *_ in rows])
+        return Found([_entry(*row[:3]) for row in rows], is_there=True, is_overdue=rows[0][4])
+    if not step.fence().fetchall():
+        raise Lost(RuntimeError("the session was fenced"))
+    return status(step, place, deaths=deaths)
 
 
 def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
@@ -361,7 +389,7 @@ def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
     rows = step.execute(_ARE_FIRST, queue=place.id, n=len(seqs)).fetchall()
     if not seqs or [row[0] for row in rows] != seqs:
         return 0
-    step.execute(_TAKE, queue=place.id, seqs=seqs)
+    step.execute(_REMOVE, queue=place.id, seqs=seqs)
     _positions.skip(step, place.id, map(where, keys))
     step.count(place.id, waiting=-len(seqs))
     tell(step, place)
@@ -378,10 +406,14 @@ def clear(step: Step, place: Place) -> int:
     return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
 
 
-def trim(step: Step, place: Place, last: Where, *, is_read: bool) -> int:
-    """Remove the items up to a place that nobody is taking, which all readers have passed or not; return how many."""
+def trim(step: Step, place: Place, last: Where, *, is_read: bool) -> list[int]:
+    """Remove the items up to a place that nobody is taking, which all readers have passed or not.
+
+    Returns the numbers of what went, if there are readers.
+    """
     row = step.execute(_TRIM, queue=place.id, due=last[0], seq=last[1]).fetchone()
-    return _gone(step, place, row, is_read=is_read)
+    _gone(step, place, row, is_read=is_read)
+    return (row and row[3]) or []
 
 
 def nth(step: Step, place: Place, n: int) -> Where:
@@ -424,23 +456,22 @@ def is_followed(step: Step, place: Place) -> bool:
 
 def come_due(step: Step, place: Place) -> int:
     """Let some items wait whose time has come, before all others; return how many."""
-    return _come(step, place, step.changed(_COME_DUE, queue=place.id))
+    come = step.changed(_COME_DUE, queue=place.id)
+    if come:
+        step.count(place.id, delayed=-come, waiting=come)
+        tell(step, place)
+    return come
 
 
 def come_last(step: Step, place: Place) -> Appended:
     """Do as ``come_due``, but let them wait at the tail, with new numbers. The queue is there."""
     ((first, is_kept),) = step.execute(_TAIL, queue=place.id).fetchall()
     come = step.execute(_COME_LAST, queue=place.id, tail=first).fetchall()
-    if _come(step, place, len(come)):
-        step.execute(_SET_TAIL, queue=place.id, tail=first + len(come))
-    return Appended([number for number, _ in come], first, [size for _, size in come], is_kept and bool(come))
-
-
-def _come(step: Step, place: Place, n: int) -> int:
-    if n:
-        step.count(place.id, delayed=-n, waiting=n)
+    if come:
+        step.execute(_SET_TAIL, queue=place.id, tail=first + len(come))  # which counts them
+        step.count(place.id, delayed=-len(come))
         tell(step, place)
-    return n
+    return Appended([number for number, _ in come], first, [size for _, size in come], is_kept and bool(come))
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:
@@ -457,7 +488,6 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
         step.execute(_SET_TAIL, queue=target.id, tail=tail + len(moved))
         _positions.skip(step, place.id, [(due, seq) for _, due, seq, _ in moved])
         step.count(place.id, waiting=-len(moved))
-        step.count(target.id, waiting=len(moved))
         tell(step, place)
         tell(step, target)
     return Appended(

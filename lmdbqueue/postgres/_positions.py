@@ -30,7 +30,7 @@ UPDATE {readers} SET skipped = skipped + (
     WHERE (gone.due, gone.seq) > (readers.due, readers.seq))
 WHERE queue = %(queue)s
 """
-LOCK: Final = "SELECT name, due, seq FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
+LOCK: Final = "SELECT name, due, seq, moves FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
 _LOCK_QUEUE: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR UPDATE"
 _ADD: Final = """
 INSERT INTO {readers} (queue, name, due, seq) VALUES (%(queue)s, %(name)s, %(due)s, %(seq)s)
@@ -41,7 +41,8 @@ _FOLLOWED: Final = """
 UPDATE {queues} SET is_followed = EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) WHERE id = %(queue)s
 """
 _SET: Final = """
-UPDATE {readers} SET due = %(due)s, seq = %(seq)s, skipped = skipped + %(skipped)s, seen = clock_timestamp()
+UPDATE {readers} SET due = %(due)s, seq = %(seq)s, skipped = skipped + %(skipped)s, moves = moves + 1,
+    seen = clock_timestamp()
 WHERE queue = %(queue)s AND name = %(name)s
 """
 
@@ -109,9 +110,14 @@ def lock(step: Step, queue: int) -> dict[str, Where]:
     return places(step.execute(LOCK, queue=queue).fetchall())
 
 
-def places(rows: Iterable[tuple[str, int, int]]) -> dict[str, Where]:
+def places(rows: Iterable[tuple[str, int, int, int]]) -> dict[str, Where]:
     """Return what each reader has passed, by the rows of ``LOCK``."""
-    return {name: (due, seq) for name, due, seq in rows}
+    return {name: (due, seq) for name, due, seq, _ in rows}
+
+
+def moves(rows: Iterable[tuple[str, int, int, int]], name: str) -> int | None:
+    """Return the number of a reader's last move, None if it is not there, by the rows of ``LOCK``."""
+    return next((count for each, _, _, count in rows if each == name), None)
 
 
 def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:

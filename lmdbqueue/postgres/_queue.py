@@ -120,7 +120,10 @@ class PostgresQueue(FollowedTable[T]):
 
         tail, waiting, leased, delayed, dead, head = self._figures()
         removed = tail - waiting - leased - delayed - dead
-        return Stats(waiting, leased, delayed, dead, pushed=tail, removed=removed, head=head, tail=tail)
+        readers = tuple(self._reader_stats(None))
+        return Stats(
+            waiting, leased, delayed, dead, pushed=tail, removed=removed, head=head, tail=tail, readers=readers
+        )
 
     def flush(self, force: bool = False) -> int:  # noqa: ARG002  (as the other engine has it)
         """Vacuum the table of items; return how many bytes went back to the file system.

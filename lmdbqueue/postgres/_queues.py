@@ -43,7 +43,7 @@ readers_copied AS (
 tails_copied AS (
     INSERT INTO {tails} (queue, tail, bytes, at) SELECT %(copy)s, tail, bytes, at FROM {tails} WHERE queue = %(queue)s)
 UPDATE {queues} SET
-    waiting = (SELECT count(*) FROM copied WHERE state = 'waiting'),
+    taken = tail - (SELECT count(*) FROM copied WHERE state = 'waiting'),
     delayed = (SELECT count(*) FROM copied WHERE state = 'delayed'),
     dead = (SELECT count(*) FROM copied WHERE state = 'dead')
 WHERE id = %(copy)s
@@ -53,10 +53,10 @@ _VACUUM: Final = "VACUUM {items}"
 
 _WRONG_COUNTS: Final = """
 SELECT q.name, kind, counted, there FROM {queues} AS q,
-LATERAL (SELECT coalesce(sum(waiting), 0) AS waiting, coalesce(sum(leased), 0) AS leased,
+LATERAL (SELECT coalesce(sum(taken), 0) AS taken, coalesce(sum(leased), 0) AS leased,
                 coalesce(sum(delayed), 0) AS delayed, coalesce(sum(dead), 0) AS dead
          FROM {counts} WHERE queue = q.id) AS c,
-LATERAL (VALUES ('waiting', q.waiting + c.waiting), ('leased', q.leased + c.leased),
+LATERAL (VALUES ('waiting', q.tail - q.taken - c.taken), ('leased', q.leased + c.leased),
                 ('delayed', q.delayed + c.delayed), ('dead', q.dead + c.dead)) AS kinds (kind, counted),
 LATERAL (SELECT count(*) AS there FROM {items} WHERE queue = q.id AND state = kind) AS found
 WHERE counted <> there ORDER BY q.name, kind
@@ -64,7 +64,8 @@ WHERE counted <> there ORDER BY q.name, kind
 _WRONG_ITEMS: Final = """
 SELECT q.name, i.seq, i.state, i.lease, i.seq >= q.tail FROM {queues} AS q JOIN {items} AS i ON i.queue = q.id
 LEFT JOIN {leases} AS l ON l.token = i.lease AND l.queue = q.id
-WHERE i.seq >= q.tail OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
+WHERE i.seq >= q.tail OR i.state NOT IN ('waiting', 'leased', 'delayed', 'dead')
+OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
 ORDER BY q.name, i.seq LIMIT 100
 """
 _WRONG_READERS: Final = """

@@ -10,10 +10,12 @@ waits for nobody.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
+from lmdbqueue import _format
 from lmdbqueue._format import Retention
 from lmdbqueue._readers import NEWEST, OLDEST, ReaderStats
+from lmdbqueue._reading import Entry
 from lmdbqueue.postgres import _items, _positions
 from lmdbqueue.postgres._items import STATUS, Apart, Appended, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach, Where
@@ -54,14 +56,29 @@ SELECT r.name, coalesce((
         ORDER BY due, seq LIMIT 1), q.tail),
     CASE WHEN r.seq - coalesce((SELECT seq FROM {items} WHERE queue = q.id AND state = 'waiting'
                                 ORDER BY due, seq LIMIT 1), q.tail) < q.tail - r.seq
-    THEN q.waiting + %(here)s + coalesce((SELECT sum(waiting) FROM {counts} WHERE queue = q.id), 0)::bigint
+    THEN q.tail - q.taken + %(here)s - coalesce((SELECT sum(taken) FROM {counts} WHERE queue = q.id), 0)::bigint
         - (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 'waiting' AND (due, seq) <= (r.due, r.seq))
     ELSE (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 'waiting' AND (due, seq) > (r.due, r.seq))
     END, r.skipped, extract(epoch FROM r.seen)::float8
 FROM {readers} AS r JOIN {queues} AS q ON q.id = r.queue
 WHERE r.queue = %(queue)s AND (%(name)s::text IS NULL OR r.name = %(name)s) ORDER BY r.name
 """
+_THERE: Final = """
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN ('waiting', 'leased')
+AND (due, seq) > (%(due)s, %(seq)s) AND (due, seq) <= (%(last_due)s, %(last)s)
+"""
 _END: Final[Where] = ((1 << 63) - 1, (1 << 63) - 1)  # behind all items
+
+
+class Move(NamedTuple):
+    """What a reader passed at once."""
+
+    reader: str
+    before: Where
+    after: Where
+    number: int  # of the reader's moves
+    passed: int = 0  # items
+    gone: Sequence[int] = ()  # numbers of what left the queue with it
 
 
 # --- looking
@@ -106,34 +123,57 @@ def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
     return 0
 
 
-def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> int | None:
-    """Let a reader pass its next items if they are just those of ``keys``, else nothing; return how many.
-
-    None: the reader is gone.
-    """
+def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> Move | None:
+    """Let a reader pass its next items if they are just those of ``keys``, else nothing. None: the reader is gone."""
     return _move(step, place, name, len(keys), list(map(_items.where, keys)))
 
 
 def delete(step: Step, place: Place, name: str, n: int) -> int | None:
     """Let a reader pass its next ``n`` items, or as many as there are; return how many, None if it is gone."""
-    return _move(step, place, name, n, None)
+    move = _move(step, place, name, n, None)
+    return None if move is None else move.passed
 
 
-def _move(step: Step, place: Place, name: str, n: int, wanted: list[Where] | None) -> int | None:
+def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> bool | None:
+    """Undo a move past ``entries`` if it is the reader's last; tell if so, None if the reader is gone.
+
+    What left with it is put back.
+    """
+    _items.is_followed(step, place)  # the queue's row is locked before its readers
+    rows = step.execute(_positions.LOCK, queue=place.id).fetchall()
+    number = _positions.moves(rows, move.reader)
+    if number != move.number:
+        return None if number is None else False
+    if back := [entry for entry in entries if _format.number(entry[0]) in move.gone]:
+        _items.put_back(step, place, back)
+    (due, seq), (last_due, last) = move.before, move.after
+    between = step.execute(_THERE, queue=place.id, due=due, seq=seq, last_due=last_due, last=last).fetchall()
+    there = {seq for (seq,) in between}
+    known = {_format.number(key) for key, _ in entries}
+    lost = len(known - there) - len(there - known)  # left since; will be met again
+    _positions.put(step, place.id, move.reader, move.before, lost)
+    readers = {**_positions.places(rows), move.reader: move.before}
+    trim(step, place, readers, _positions.retention(step, place.id))
+    return True
+
+
+def _move(step: Step, place: Place, name: str, n: int, wanted: list[Where] | None) -> Move | None:
     due, seq = wanted[-1] if wanted else _END
     locked = step.execute(_positions.LOCK, queue=place.id)
     looked = step.execute(_NEXT, queue=place.id, name=name, n=n, due=due, seq=seq)
     kept = step.execute(_positions.RETENTION, queue=place.id)
-    readers = _positions.places(locked.fetchall())
-    if name not in readers:
+    rows = locked.fetchall()
+    number = _positions.moves(rows, name)
+    if number is None:
         return None
-    *rows, (_, _, leased) = looked.fetchall()
-    found = [(due, seq) for due, seq, _ in rows]
+    readers = _positions.places(rows)
+    *next_, (_, _, leased) = looked.fetchall()
+    found = [(due, seq) for due, seq, _ in next_]
     if not found or (wanted is not None and found != wanted):
-        return 0
+        return Move(name, readers[name], readers[name], number)
     _positions.put(step, place.id, name, found[-1], leased)
-    trim(step, place, {**readers, name: found[-1]}, _positions.reach(kept.fetchall()))
-    return len(found)
+    gone = trim(step, place, {**readers, name: found[-1]}, _positions.reach(kept.fetchall()))
+    return Move(name, readers[name], found[-1], number + 1, len(found), gone)
 
 
 def _number(where: int | str) -> int | None:
@@ -176,24 +216,24 @@ def _appended(step: Step, place: Place, what: Appended) -> list[int]:
         kept = _positions.retention(step, place.id)
         assert kept is not None  # the queue's row is locked
         _positions.mark(step, place.id, kept, what.first, what.sizes)
-        _positions.forget(step, place.id, _trim_beyond(step, place, kept))
+        number = _positions.beyond(step, place.id, kept)
+        _trim_beyond(step, place, kept, number)
+        _positions.forget(step, place.id, number)
     return what.numbers
 
 
-def trim(step: Step, place: Place, readers: dict[str, Where], kept: Reach | None) -> None:
-    """Remove what nobody needs any more; ``readers`` are where they are, and locked."""
+def trim(step: Step, place: Place, readers: dict[str, Where], kept: Reach | None) -> list[int]:
+    """Remove what nobody needs any more; return the numbers of what went. ``readers``: where they are, locked."""
     if kept is not None:
-        _trim_beyond(step, place, kept)
-    elif readers and (passed := min(readers.values())) != NOTHING:
-        _items.trim(step, place, passed, is_read=True)
+        return _trim_beyond(step, place, kept, _positions.beyond(step, place.id, kept))
+    if readers and (passed := min(readers.values())) != NOTHING:
+        return _items.trim(step, place, passed, is_read=True)
+    return []
 
 
-def _trim_beyond(step: Step, place: Place, kept: Reach) -> int:
-    """Remove what is more than what is kept; return the number before which all was too old, or too much."""
-    number = _positions.beyond(step, place.id, kept)
+def _trim_beyond(step: Step, place: Place, kept: Reach, number: int) -> list[int]:
+    """Remove what is more than what is kept: all before ``number`` is too old, or too much."""
     last = _positions.before(number)
     if kept.items is not None and (over := _items.length(step, place) - kept.items) > 0:
         last = max(last, _items.nth(step, place, over - 1))
-    if last != NOTHING:
-        _items.trim(step, place, last, is_read=False)
-    return number
+    return [] if last == NOTHING else _items.trim(step, place, last, is_read=False)

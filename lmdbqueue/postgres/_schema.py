@@ -11,7 +11,7 @@ What is in them, each row by the number of its queue::
     items     every item: number, payload, and where it is: waiting, leased, delayed, dead
     leases    token, owner, deadline; its row is the lock of what the lease holds
     sessions  one row a connection: the token of its last change, and whether it was shut out
-    counts    what each session has added to, and taken from, each queue
+    counts    what each session has taken from each queue, and what is away by it
     state     ``queue.state``
     marks     of forwarders: what was stored last of which source
     readers   named readers: the place that each has passed
@@ -126,7 +126,18 @@ CREATE TABLE {marks} (
     PRIMARY KEY (source, name, queue)
 );
 """
-_TABLES_2: Final = """
+# A push is counted by the tail alone, and tells only if somebody listens; what a state may be is proved by ``check``,
+# since the server read the text of a constraint anew for each statement (a sixth of a push). The columns have other
+# names, so that an older library that goes on with the tables open fails rather than counting otherwise
+_TAKEN_2: Final = """
+ALTER TABLE {items} DROP CONSTRAINT items_state_check;
+ALTER TABLE {queues} ADD COLUMN is_awaited boolean NOT NULL DEFAULT false;  -- somebody has waited for items
+ALTER TABLE {queues} RENAME COLUMN waiting TO taken;  -- how many of the numbers below ``tail`` do not wait
+ALTER TABLE {counts} RENAME COLUMN waiting TO taken;
+UPDATE {queues} SET taken = tail - taken;
+UPDATE {counts} SET taken = -taken;
+"""
+_READERS_3: Final = """
 ALTER TABLE {queues}
     ADD COLUMN is_followed boolean NOT NULL DEFAULT false,  -- it has readers
     ADD COLUMN is_kept     boolean NOT NULL DEFAULT false,  -- one of these is set: what is beyond leaves
@@ -140,6 +151,7 @@ CREATE TABLE {readers} (
     due      bigint NOT NULL,            -- with seq: the place that it has passed, and all before it
     seq      bigint NOT NULL,
     skipped  bigint NOT NULL DEFAULT 0,  -- items that left before it had passed them
+    moves    bigint NOT NULL DEFAULT extract(epoch FROM clock_timestamp()) * 1000000,  -- one more with each
     seen     timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (queue, name)
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -154,7 +166,7 @@ CREATE TABLE {tails} (
 """
 _FIRST_META: Final = "INSERT INTO {meta} (version, uuid) VALUES (0, %(uuid)s)"
 
-MIGRATIONS: list[LiteralString] = [_TABLES_1, _TABLES_2]  # the first makes version 1, and so on
+MIGRATIONS: list[LiteralString] = [_TABLES_1, _TAKEN_2, _READERS_3]  # the first makes version 1, and so on
 
 
 def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:

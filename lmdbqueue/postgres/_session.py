@@ -16,7 +16,7 @@ import os
 import select
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, LiteralString, Self
 
 import psycopg
@@ -67,14 +67,14 @@ _NOTE: Final = """
 UPDATE {sessions} SET token = %(token)s, result = NULL, seen = statement_timestamp() WHERE id = %(session)s
 """
 _COUNT: Final = """
-INSERT INTO {counts} (queue, session, waiting, leased, delayed, dead)
-VALUES (%(queue)s, %(session)s, %(waiting)s, %(leased)s, %(delayed)s, %(dead)s)
+INSERT INTO {counts} (queue, session, taken, leased, delayed, dead)
+VALUES (%(queue)s, %(session)s, -%(waiting)s, %(leased)s, %(delayed)s, %(dead)s)
 ON CONFLICT (queue, session) DO UPDATE SET
-    waiting = {counts}.waiting + excluded.waiting, leased = {counts}.leased + excluded.leased,
+    taken = {counts}.taken + excluded.taken, leased = {counts}.leased + excluded.leased,
     delayed = {counts}.delayed + excluded.delayed, dead = {counts}.dead + excluded.dead
 """
-# Both, and the last statement of a change of one queue: three exchanges in one
-_NOTED_AND_COUNTED: Final = "WITH noted AS (" + _NOTE + "), counted AS (" + _COUNT + ")"
+# Of a change of one queue: two statements in one
+_NOTE_AND_COUNT: Final = "WITH noted AS (" + _NOTE + ")" + _COUNT
 _SETTLE: Final = "UPDATE {sessions} SET is_fenced = true WHERE id = %(session)s RETURNING token, result"
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 
@@ -87,15 +87,15 @@ gone AS (
     DELETE FROM {counts} WHERE queue IN (SELECT id FROM free) AND session IN (
         SELECT session FROM (SELECT DISTINCT session FROM {counts}) AS each
         WHERE session = %(session)s OR pg_try_advisory_xact_lock_shared(session))
-    RETURNING queue, waiting, leased, delayed, dead),
+    RETURNING queue, taken, leased, delayed, dead),
 old AS (
     DELETE FROM {sessions} WHERE id = %(session)s
     OR (seen < clock_timestamp() - interval '1 day' AND pg_try_advisory_xact_lock_shared(id))),
 sums AS (
-    SELECT queue, sum(waiting) AS waiting, sum(leased) AS leased, sum(delayed) AS delayed, sum(dead) AS dead
+    SELECT queue, sum(taken) AS taken, sum(leased) AS leased, sum(delayed) AS delayed, sum(dead) AS dead
     FROM gone GROUP BY queue)
 UPDATE {queues} SET
-    waiting = queues.waiting + sums.waiting, leased = queues.leased + sums.leased,
+    taken = queues.taken + sums.taken, leased = queues.leased + sums.leased,
     delayed = queues.delayed + sums.delayed, dead = queues.dead + sums.dead
 FROM sums WHERE queues.id = sums.queue
 """
@@ -128,25 +128,19 @@ def _interrupt_amid(error: BaseException, handled: BaseException | None) -> Base
 class Step:
     """A transaction under way, or a reading: what functions of it use."""
 
-    def __init__(self, connection: psycopg.Connection[Any], sql: Sql, session: int) -> None:
+    def __init__(self, connection: psycopg.Connection[Any], sql: Sql, session: int, token: int) -> None:
         self.connection = connection
         self.session = session
-        self.last: tuple[LiteralString, dict[str, Any]] | None = None
+        self.token = token
         self.pipeline: psycopg.Pipeline | None = None  # statements are sent together, up to the next result
         self.sql = sql
         self.has_changed = False
+        self.is_noted = False  # a statement has written the token
         self.counts: dict[int, dict[str, int]] = {}
 
     def execute(self, text: LiteralString, /, **values: Any) -> psycopg.Cursor[Any]:
         """Send a statement; asking the cursor for its rows waits for them."""
         return self.connection.execute(self.sql(text), values, binary=True)
-
-    def finish(self, text: LiteralString, /, **values: Any) -> None:
-        """Send a statement whose rows nobody asks for, together with what ends the transaction, if it is ours."""
-        if self.pipeline is None or self.last is not None:
-            self.execute(text, **values)
-        else:
-            self.last = text, values
 
     def fence(self) -> psycopg.Cursor[Any]:
         """Lock the session's row; there is one row if it is not fenced."""
@@ -160,7 +154,7 @@ class Step:
         return cursor.rowcount
 
     def count(self, queue: int, **changes: int) -> None:
-        """Note that so many items more (or fewer) are waiting, leased, delayed, dead."""
+        """Note that so many items more (or fewer) are waiting, leased, delayed, dead; a push counts as waiting."""
         self.has_changed = True
         known = self.counts.setdefault(queue, dict.fromkeys(KINDS, 0))
         for kind, change in changes.items():
@@ -184,6 +178,8 @@ class Session:
             if version < _OLDEST:
                 found = f"a server of version {version // 10_000}"
                 raise VersionError(path, found, "use PostgreSQL 14 or later")  # noqa: TRY301  (as what the server says)
+            self._cursor = self.connection.cursor(binary=True)  # for what has one statement
+            self._is_near = self.connection.info.host.startswith(("/", "@"))
             self.connection.execute(_SETTINGS)
             self.connection.execute(_OUR_PLANS)
         except BaseException:
@@ -205,25 +201,26 @@ class Session:
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(step, *args)``, in which each statement is on its own and changes nothing."""
         try:
-            return fn(Step(self.connection, self._sql, self.id), *args)
+            return fn(self._step(), *args)
         except Exception as error:
             if is_lost(error, self.connection):
                 raise Lost(error) from error
             raise
 
-    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, claims: bool = False) -> Any:
+    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], *, claims: bool = False, is_one: bool = False) -> Any:
         """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything.
 
         ``claims``: its first statement locks the session's row itself, and finds nothing if that is fenced.
+        ``is_one``: it is mostly the only one.
         """
         self._token += 1
         handled = sys.exception()
-        step = Step(self.connection, self._sql, self.id)
+        step = self._step()
         result = None
         commits = False
         try:
-            with self.connection.pipeline() as step.pipeline:
-                self.connection.execute("BEGIN")
+            with self._pipeline(is_one) as step.pipeline:
+                self._send(step, "BEGIN")
                 fence = None if claims else step.fence()
                 result = fn(step, *args)
                 if fence is not None and not fence.fetchall():
@@ -249,7 +246,7 @@ class Session:
             self._transaction = self.connection.transaction()
             self._transaction.__enter__()  # so that psycopg refuses a user's commit()
             self.connection.execute(_USUAL_PLANS)  # for the user's own statements
-            step = Step(self.connection, self._sql, self.id)
+            step = self._step()
             if not step.fence().fetchall():
                 raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301
         except Exception as error:
@@ -274,36 +271,46 @@ class Session:
                 transaction.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         self._undo()
 
+    def _step(self) -> Step:
+        return Step(self.connection, self._sql, self.id, self._token)
+
+    def _pipeline(self, is_one: bool) -> AbstractContextManager[psycopg.Pipeline | None]:
+        """Return what sends statements together. It costs more than the one exchange that it saves, if that is near."""
+        return nullcontext() if is_one and self._is_near else self.connection.pipeline()
+
     def _finish(self, step: Step) -> None:
         if step.has_changed:
             self._note(step)
-            self.connection.execute("COMMIT")
+            self._send(step, "COMMIT")
         else:
-            self.connection.execute("ROLLBACK")
+            self._send(step, "ROLLBACK")
+
+    def _send(self, step: Step, text: LiteralString) -> None:
+        (self.connection if step.pipeline else self._cursor).execute(text)
 
     def _note(self, step: Step) -> None:
         """Write down what was counted, and the token."""
         counted = [(queue, changes) for queue, changes in sorted(step.counts.items()) if any(changes.values())]
         if len(counted) == 1:
             queue, changes = counted[0]
-            last, values = step.last or ("SELECT", {})
-            values = {"queue": queue, "session": self.id, "token": self._token, **changes, **values}
-            step.execute(_NOTED_AND_COUNTED + last, **values)
+            step.execute(_NOTE_AND_COUNT, queue=queue, session=self.id, token=self._token, **changes)
             return
-        if step.last is not None:
-            step.execute(step.last[0], **step.last[1])
         for queue, changes in counted:
             step.execute(_COUNT, queue=queue, session=self.id, **changes)
-        step.execute(_NOTE, session=self.id, token=self._token)
+        if not step.is_noted:
+            step.execute(_NOTE, session=self.id, token=self._token)
 
     def once(self, text: LiteralString, values: dict[str, Any]) -> Any:
         """Execute a change that is one statement, which looks at the fence and notes its token and result itself."""
         self._token += 1
-        step = Step(self.connection, self._sql, self.id)
+        step = self._step()
         try:
-            row = step.execute(text, session=self.id, token=self._token, **values).fetchone()
+            values |= {"session": self.id, "token": self._token}
+            row = self._cursor.execute(self._sql(text), values).fetchone()
             if row is None and not step.fence().fetchall():
                 raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301
+        except psycopg.errors.NotNullViolation as error:
+            raise Lost(error) from error  # so says a statement that found the session fenced
         except Exception as error:
             if is_undone(error):
                 raise Lost(error) from error
@@ -320,7 +327,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Tell whether it can be used for the next step."""
-        return self.connection.info.transaction_status == pq.TransactionStatus.IDLE
+        return self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     @property
     def is_alive(self) -> bool:

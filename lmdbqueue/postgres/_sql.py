@@ -38,3 +38,7 @@ class Sql:
     def channel(self, queue: int) -> str:
         """Return what those listen to who wait for a queue."""
         return f"{self.schema}.{queue}"
+
+    def queue(self, channel: str) -> int:
+        """Return the queue of a channel."""
+        return int(channel[len(self.schema) + 1 :])

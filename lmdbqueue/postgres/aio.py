@@ -15,8 +15,11 @@ hears the server's notices, and a connection for each of the three at most.
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from lmdbqueue.aio import AsyncQueue, Opening
+from lmdbqueue._awaited import Opening
+from lmdbqueue.aio import AsyncQueue
 from lmdbqueue.postgres._queue import PostgresQueue
+
+__all__ = ["AsyncPostgresQueue"]
 
 T = TypeVar("T")
 
@@ -37,7 +40,7 @@ class AsyncPostgresQueue(AsyncQueue[T]):
     @classmethod
     def open(cls, conninfo: str, name: str = "queue", **options: Any) -> Opening[Self]:
         """Open or create a queue, with the arguments of ``PostgresQueue``. Await it, or use ``async with``."""
-        return Opening(cls, partial(PostgresQueue, conninfo, name, **options))
+        return cls._opened_by(partial(PostgresQueue, conninfo, name, **options))
 
     async def copy(self, name: str) -> Self:
         """Make a copy of this queue in the same database, a queue of its own, and return it opened."""

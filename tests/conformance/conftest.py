@@ -47,19 +47,20 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 
 class Clock:
-    """The clock of the engine on LMDB, which stands still."""
+    """The engine's clock, which stands still."""
 
     def __init__(self) -> None:
         self.now = time.time_ns()
+        self.boot = self.now - time.monotonic_ns()
 
     def monotonic_ns(self) -> int:
-        return self.now
+        return self.now - self.boot
 
     def time_ns(self) -> int:
         return self.now
 
     def monotonic(self) -> float:
-        return self.now / 1e9
+        return self.monotonic_ns() / 1e9
 
 
 @pytest.fixture

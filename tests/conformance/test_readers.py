@@ -450,3 +450,71 @@ def test_a_reader_wakes_for_what_another_process_pushes(queue, billing):
     pid = forked(lambda: eventually(lambda: queue.push("g") == 6))
     assert billing.pop(blocking=True, timeout=30) == "g"
     assert status_of(pid) == 0
+
+
+# --- moves that are undone
+
+
+def _passed(reader, n):
+    """Pass some items; return what undoes that."""
+    entries = reader._first(n)
+    _, move = reader._pass(entries)
+    return lambda: reader.queue._reader_retreat(move, entries)
+
+
+def test_an_undone_move_gives_back_what_left_with_it_and_counts_what_others_took_since(queue, billing):
+    audit = queue.reader("audit")
+    audit.delete(2)
+    undo = _passed(billing, 4)  # the first two leave, since both have passed them
+    assert queue.count() == 4
+    assert queue.pop() == "c"
+    assert (billing.skipped, audit.skipped) == (0, 1)
+    assert undo()
+    assert (billing.position, billing.skipped, audit.skipped) == (0, 1, 1)
+    assert billing.pop(9) == ["a", "b", "d", "e", "f"]
+    assert audit.pop(9) == ["d", "e", "f"]
+
+
+def test_what_is_leased_when_a_move_is_undone_is_counted_when_it_is_passed_again(queue, billing):
+    queue.reader("audit")
+    lease = queue.lease(2)
+    undo = _passed(billing, 2)
+    assert billing.skipped == 2
+    lease.ack([0])
+    assert undo()
+    assert (billing.position, billing.skipped) == (2, 1)
+    lease.nack()
+    assert (billing.position, billing.pop(9), billing.skipped) == (1, list("bcdef"), 1)
+
+
+def test_a_move_is_not_undone_once_the_reader_has_moved_again_even_to_the_same_place(queue, billing):
+    queue.reader("audit")
+    undo, other = _passed(billing, 2), queue.reader("billing")
+    assert other.pop() == "c"
+    assert not undo()
+    other.seek(0)
+    assert other.pop(2) == ["a", "b"]
+    assert not undo()
+    assert other.peek() == "c"
+
+
+def test_an_undone_move_keeps_no_more_than_what_is_retained(queue, billing):
+    queue.retain(6)
+    undo = _passed(billing, 2)
+    queue.push(["g", "h"])
+    assert undo()
+    assert (billing.skipped, billing.peek(9)) == (2, list("cdefgh"))
+    queue.retain(None)
+    queue.push("i")
+    undo = _passed(billing, 3)
+    queue.retain(2)
+    assert undo()
+    assert list(queue) == ["h", "i"]
+
+
+def test_a_move_of_a_reader_that_was_dropped_is_not_undone(queue, billing):
+    undo = _passed(billing, 2)
+    queue.drop_reader("billing")
+    with pytest.raises(GoneError):
+        undo()
+    assert list(queue) == list("cdef")

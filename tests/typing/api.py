@@ -18,9 +18,12 @@ from lmdbqueue import (
     PersistentQueue,
     QueueError,
     Reader,
+    ReaderStats,
     ShutDown,
     StorageError,
 )
+from lmdbqueue._awaited import AsyncLease
+from lmdbqueue._awaited_reader import AsyncReader
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
@@ -164,3 +167,26 @@ def _to_bytes(item: str) -> bytes:
 
 def _from_bytes(payload: bytes) -> str:
     return payload.decode()
+
+
+async def awaited(queue: AsyncPersistentQueue[int]) -> None:
+    async with AsyncPersistentQueue[int].open("queue") as opened:
+        assert_type(opened, AsyncPersistentQueue[int])
+    assert_type(await queue.lease(), AsyncLease[int])
+    async with queue.lease() as lease:
+        assert_type(lease, AsyncLease[int])
+    assert_type(await queue.reader("billing", start="newest"), AsyncReader[int])
+    async with queue.reader("billing", start=5) as reader:
+        assert_type(reader, AsyncReader[int])
+        assert_type(await reader.delete(2), int)
+        assert_type(await reader.position(), int)
+        async for item in reader:
+            assert_type(item, int)
+    assert_type(await queue.readers(), list[ReaderStats])
+    queue.reader("billing", start="begin")  # type: ignore[arg-type]
+
+
+def imported_late(place: str) -> None:
+    assert_type(lmdbqueue.check(place), list[str])
+    assert_type(lmdbqueue.Retry().max_attempts, int | None)
+    lmdbqueue.no_such_name  # type: ignore[attr-defined]  # noqa: B018

@@ -1,0 +1,97 @@
+"""How Sphinx makes the site of README, docs and the docstrings.
+
+Owns: what is a page, and that how the reference reads. Law: the documents are written for whoever
+reads them as files; nothing in them is for Sphinx. Must not know: what they say.
+
+Build it from the root of the repository: ``python -m sphinx -W -c docs . site`` (extra ``docs``); begin at
+``site/index.html``.
+"""
+
+import inspect
+import os
+import re
+import shutil
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import lmdbqueue
+
+project = "lmdbqueue"
+release = lmdbqueue.__version__
+copyright = "the lmdbqueue founders"  # noqa: A001  (Sphinx calls it so)
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+root_doc = "README"
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "bench/results/*.md", "docs/**"]
+exclude_patterns = ["docs/conf.py"]
+suppress_warnings = ["toc.not_included"]  # results of the bench are linked, and in no table of contents
+
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "alphabetical"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "inherited-members": "Exception,NamedTuple,tuple,MutableMapping,Sequence"}
+
+html_theme = "furo"
+html_title = f"lmdbqueue {release}"
+html_show_sphinx = False
+
+CONTENTS = """
+
+```{{toctree}}
+:hidden:
+:caption: {caption}
+
+{pages}
+```
+"""
+PAGES = {
+    "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
+    "Running it": ["operations", "comparison"],
+    "Reference": [
+        "reference/lmdbqueue",
+        *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),
+    ],
+    "How it works": ["design", "format"],
+}
+
+
+def add_contents(_app, name, source):
+    """Let README be the table of contents, which its readers elsewhere need not see."""
+    if name == root_doc:
+        for caption, pages in PAGES.items():
+            source[0] += CONTENTS.format(caption=caption, pages="\n".join(f"docs/{page}" for page in pages))
+        rest = {"bench": "bench/README", "changelog": "CHANGELOG", "contributing": "CONTRIBUTING"}
+        source[0] += CONTENTS.format(caption="The project", pages="\n".join(rest.values()))
+
+
+def list_fields(_app, what, _name, thing, _options, lines):
+    """Let a class that is made of fields list them, with the comments that stand behind them."""
+    fields = getattr(thing, "_fields", None) or getattr(thing, "__dataclass_fields__", None)
+    if what == "class" and fields:
+        told = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(thing), re.MULTILINE))
+        for name in fields if told else ():
+            lines += ["", f"- ``{name}``: {told[name]}" if name in told else f"- ``{name}``"]
+
+
+def leave_out(_app, _what, name, thing, _skip, _options):
+    """Leave out what every exception has, and fields one by one, of which Python knows nothing but their number."""
+    is_field = str(getattr(thing, "__doc__", "")).startswith("Alias for field")
+    return True if is_field or name in {"add_note", "with_traceback"} else None
+
+
+def add_index(app, error):
+    """Let the site begin where servers look."""
+    if error is None and app.builder.format == "html":
+        shutil.copy(os.path.join(app.outdir, f"{root_doc}.html"), os.path.join(app.outdir, "index.html"))
+
+
+def setup(app):
+    """Connect all of it."""
+    app.connect("source-read", add_contents)
+    app.connect("autodoc-process-docstring", list_fields)
+    app.connect("autodoc-skip-member", leave_out)
+    app.connect("build-finished", add_index)
