@@ -94,7 +94,9 @@ _DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
-_COARSEST: Final = 3 * 10**9  # ns; no file system takes times that are farther apart for the same
+_SECOND: Final = 10**9  # ns
+_TICK: Final = _SECOND // 20  # longer than a kernel takes two times for the same
+_COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
@@ -495,7 +497,8 @@ class Generation(Snapshot):
         if changed != self._there_since:
             if not os.fstat(self._fd).st_nlink:
                 raise GoneError(self.path)
-            if changed + _COARSEST < time.time_ns():  # else the next change may have the same time
+            same = _TICK if changed % _SECOND else _COARSEST  # for so long another change may have the same time
+            if changed + same < time.time_ns():
                 self._there_since = changed
 
     def stamp(self, txn: Txn) -> int:
