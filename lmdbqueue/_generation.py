@@ -375,7 +375,7 @@ class Generation(Snapshot):
         self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._page: int = self._env.stat()["psize"]
-        self._folder = os.path.dirname(path)
+        self._folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
 
     def _open(self) -> tuple[lmdb.Environment, int]:
@@ -390,9 +390,10 @@ class Generation(Snapshot):
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
         super().close()
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        fds, self._fd, self._folder = (self._fd, self._folder), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
         """Open the handles of every queue that is there, and make the queue ``name`` sound by ``create``.
@@ -490,10 +491,7 @@ class Generation(Snapshot):
         Looks at the directory first. Whoever asks for the times of a file lets Linux (6.13 and later) note the next
         write to it exactly, so asking the file itself in each transaction made each flush write its inode, too.
         """
-        try:
-            changed = os.stat(self._folder).st_mtime_ns
-        except OSError:
-            changed = time.time_ns()
+        changed = os.fstat(self._folder).st_mtime_ns
         if changed != self._there_since:
             if not os.fstat(self._fd).st_nlink:
                 raise GoneError(self.path)

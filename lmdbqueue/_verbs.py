@@ -154,12 +154,15 @@ class Verbs(Reading[T]):
             raise ShutDown
 
     def _encode(self, items: list[T]) -> list[bytes]:
-        payloads = list(map(self.dumps, items))
-        if not {bytes}.issuperset(map(type, payloads)):
-            payloads = list(map(_as_bytes, payloads))
-        if (longest := max(map(len, payloads), default=0)) > MAX_PAYLOAD:
-            message = f"an item of {longest:,} bytes; at most {MAX_PAYLOAD:,} can be stored"
-            raise ValueError(message)
+        payloads = []
+        for item in items:
+            payload = self.dumps(item)
+            if type(payload) is not bytes:
+                payload = _as_bytes(payload)
+            if len(payload) > MAX_PAYLOAD:
+                message = f"an item of {len(payload):,} bytes; at most {MAX_PAYLOAD:,} can be stored"
+                raise ValueError(message)
+            payloads.append(payload)
         return payloads
 
 
