@@ -95,7 +95,7 @@ _DAMAGE: Final = (
     SystemError,
 )
 _SECOND: Final = 10**9  # ns
-_TICK: Final = _SECOND // 20  # longer than a kernel takes two times for the same
+_TICK: Final = _SECOND // 50  # longer than a kernel takes two times for the same
 _COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
 _DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
