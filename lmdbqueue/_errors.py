@@ -34,10 +34,10 @@ class Empty(QueueError, queue.Empty):
 
 
 class Full(QueueError, queue.Full):
-    """A push would exceed a limit of the queue; nothing of it was stored.
+    """A push would exceed a limit of the queue, or a new queue that of its directory; nothing was stored.
 
-    ``unit`` is ``"items"`` (``maxsize``) or ``"bytes"`` (``max_bytes``); ``used`` is what is in the
-    queue, ``added`` what the push would add, both in that unit.
+    ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``) or ``"queues"``; ``used`` is what is there,
+    ``added`` what would come, both in that unit.
     """
 
     def __init__(self, unit: str, limit: int, used: int, added: int) -> None:
@@ -48,6 +48,8 @@ class Full(QueueError, queue.Full):
         self.added = added
 
     def __str__(self) -> str:
+        if self.unit == "queues":
+            return f"the directory has {self.used} queues, which is all that it can: drop one, or use another directory"
         return (
             f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit} and {self.added:,} more do "
             f"not fit; nothing was stored: remove items, or use put(), which waits for room"

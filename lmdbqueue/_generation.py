@@ -81,6 +81,7 @@ Db = Any  # lmdb's class for a handle has no public name
 
 _MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down to 256 MiB
 _MAX_DBS: Final = 256  # 0.14 us more a read transaction than 8
+_MAX_QUEUES: Final = _MAX_DBS - 2  # less META and AWAY
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 _LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
 _META_PAGES: Final = 2
@@ -303,6 +304,8 @@ class Snapshot:
             return CorruptQueueError(self.path, str(error))
         if isinstance(error, lmdb.MapFullError):
             return Full("bytes", self._map_size, self._map_size, 0)
+        if isinstance(error, lmdb.DbsFullError):
+            return Full("queues", _MAX_QUEUES, _MAX_QUEUES, 1)
         return _failure(self.path, error, operation)
 
 

@@ -1015,6 +1015,19 @@ def test_a_queue_whose_directory_was_removed_can_be_closed(tmp_path):
         queue.count()
 
 
+def test_a_directory_holds_254_queues_and_says_so_of_one_more(tmp_path):
+    options = {"path": tmp_path, "durability": "off"}
+    with PersistentQueue("queue", **options) as queue:
+        for number in range(253):
+            PersistentQueue("queue", name=str(number), **options).close()
+        with pytest.raises(Full, match="254 queues.*another directory") as caught:
+            PersistentQueue("queue", name="one more", **options)
+        assert (caught.value.unit, caught.value.limit) == ("queues", 254)
+        assert len(queue.queues()) == 254
+        queue.push("goes on")
+        assert queue.check() == []
+
+
 def test_repr_names_the_queue_and_its_state(queue, tmp_path):
     assert repr(queue) == f"<PersistentQueue 'queue' in {os.fspath(tmp_path / 'queue')!r}>"
     queue.close()
