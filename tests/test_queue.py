@@ -1020,7 +1020,7 @@ def test_a_directory_holds_254_queues_and_says_so_of_one_more(tmp_path):
     with PersistentQueue("queue", **options) as queue:
         for number in range(253):
             PersistentQueue("queue", name=str(number), **options).close()
-        with pytest.raises(Full, match="254 queues.*another directory") as caught:
+        with pytest.raises(Full, match=r"254 queues.*another directory") as caught:
             PersistentQueue("queue", name="one more", **options)
         assert (caught.value.unit, caught.value.limit) == ("queues", 254)
         assert len(queue.queues()) == 254
