@@ -147,7 +147,7 @@ class TableQueue(FollowedQueue[T]):
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = self._decode(found.entries)
-            step.has_changed = True
+            _items.keep(step, self._place, found)
             return found, items
 
         found, items = self._claimed(n, take, self._open.attempt)

@@ -54,6 +54,7 @@ class Found(NamedTuple):
     entries: list[Entry]
     is_there: bool = False
     is_overdue: bool = False  # something has to come back first
+    is_followed: bool = False  # the queue has readers, which count what they lose
 
 
 # What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
@@ -362,7 +363,7 @@ def tell(step: Step, place: Place) -> None:
 def take(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Remove and return the first ``n`` entries that nobody else has locked; count them, and note the token.
 
-    It is undone unless the caller says that it ``has_changed`` anything.
+    It is undone unless the caller calls ``keep``.
     """
     rows = step.execute(
         _TAKE_ALSO if deaths else _TAKE_NOW,
@@ -375,12 +376,19 @@ def take(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     ).fetchall()
     if rows:
         step.is_noted = True
-        if rows[0][5]:
-            _positions.skip(step, place.id, [(due, seq) for _, seq, due, *_ in rows])
-        return Found([_entry(*row[:3]) for row in rows], is_there=True, is_overdue=rows[0][4])
+        *_, is_overdue, is_followed = rows[0]
+        entries = [_entry(*row[:3]) for row in rows]
+        return Found(entries, is_there=True, is_overdue=is_overdue, is_followed=is_followed)
     if not step.fence().fetchall():
         raise Lost(RuntimeError("the session was fenced"))
     return status(step, place, deaths=deaths)
+
+
+def keep(step: Step, place: Place, taken: Found) -> None:
+    """Let what was taken be gone. Only now readers count it, since that locks them: a user's ``loads`` came before."""
+    step.has_changed = True
+    if taken.is_followed:
+        _positions.skip(step, place.id, [where(key) for key, _ in taken.entries])
 
 
 def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
