@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import mutants
 import pytest
 from opener import pretend_reboot
-from processes import forked, status_of, tree
+from processes import forked, in_a_small_process, status_of, tree
 from replay import MEMORY
 
 import lmdbqueue
@@ -129,7 +129,7 @@ def damage(root: str, seed: int) -> str:
     return how(os.path.join(root, DATA if chance.random() < 0.8 else chance.choice(sorted(names))), chance)
 
 
-def _damage_again_and_again(root: str, seeds: range, *, prepare: Callable[[], None]) -> None:
+def _damage_again_and_again(root: str, seeds: range, prepare: Callable[[], None]) -> None:
     """Try what each damage does, in children that call ``prepare`` first, on all processors."""
     parts = os.cpu_count() or 1
 
@@ -164,21 +164,21 @@ PREPARED = {"after a reboot": pretend_reboot, "in the same session": _pretend_th
 @pytest.mark.parametrize("when", PREPARED)
 def test_no_damage_leads_to_a_wrong_answer_or_a_crash(root, needs, when, record_property):
     needs("root")
-    _damage_again_and_again(root, range(500), prepare=PREPARED[when])
+    in_a_small_process(_damage_again_and_again, root, range(500), PREPARED[when])
     record_property(TOLD, 500)
 
 
 @pytest.mark.parametrize("name", mutants.READING)
 def test_damage_finds_a_fault_in_reading(root, name):
     with pytest.raises(AssertionError):
-        _damage_again_and_again(root, range(60), prepare=mutants.READING[name])
+        in_a_small_process(_damage_again_and_again, root, range(60), mutants.READING[name])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("when", PREPARED)
 def test_no_damage_of_very_many_leads_to_a_wrong_answer_or_a_crash(root, needs, when, record_property):
     needs("root")
-    _damage_again_and_again(root, range(1000, 1000 + DAMAGES // 2), prepare=PREPARED[when])
+    in_a_small_process(_damage_again_and_again, root, range(1000, 1000 + DAMAGES // 2), PREPARED[when])
     record_property(TOLD, DAMAGES // 2)
 
 

@@ -21,6 +21,7 @@ from processes import (
     flush_again_and_again,
     forked,
     generations,
+    in_a_small_process,
     killed_at_line,
     produce,
     start,
@@ -285,52 +286,60 @@ def _flush_killed_at(number, place):
 ITEMS = [f"item {number}" * 20 for number in range(300)]
 
 
-def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_open(open_queue):
-    queue = open_queue(**FAST)
-    queue.push(ITEMS)
-    for number in itertools.count(1):
-        ended = status_of(forked(_flush_killed_at, number, os.path.dirname(queue._directory)))
-        assert queue.peek(400) == ITEMS, f"killed at line {number}"
-        queue.push("new")
-        assert queue.peek(400) == [*ITEMS, "new"]
-        assert queue.pop(301) == [*ITEMS, "new"]
-        strange = [
-            problem for problem in queue.check() if not re.search(r"\.mdb\.tmp(-lock)?' does not belong", problem)
-        ]
-        assert strange == []
+def _kill_flushes(place):
+    with PersistentQueue("queue", place, **FAST) as queue:
         queue.push(ITEMS)
-        queue.flush(force=True)
-        assert queue.check() == []
-        _assert_no_leftovers(queue._directory)
-        if ended == 0:
-            break
-        assert ended == KILLED
-    assert number > 100
+        for number in itertools.count(1):
+            ended = status_of(forked(_flush_killed_at, number, place))
+            assert queue.peek(400) == ITEMS, f"killed at line {number}"
+            queue.push("new")
+            assert queue.peek(400) == [*ITEMS, "new"]
+            assert queue.pop(301) == [*ITEMS, "new"]
+            strange = [
+                problem for problem in queue.check() if not re.search(r"\.mdb\.tmp(-lock)?' does not belong", problem)
+            ]
+            assert strange == []
+            queue.push(ITEMS)
+            queue.flush(force=True)
+            assert queue.check() == []
+            _assert_no_leftovers(queue._directory)
+            if ended == 0:
+                return number
+            assert ended == KILLED
+    raise AssertionError
+
+
+def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_open(tmp_path):
+    assert in_a_small_process(_kill_flushes, str(tmp_path)) > 100
 
 
 def _copy_killed_at(number, queue):
     killed_at_line(number, ("_compact", "_swap", "_directory"), queue.copy, new_filename="copy")
 
 
-def test_a_copy_killed_at_any_line_is_whole_or_can_be_made_again(tmp_path):
-    with PersistentQueue("queue", tmp_path, **FAST) as queue:
+def _kill_copies(place):
+    with PersistentQueue("queue", place, **FAST) as queue:
         queue.push(ITEMS)
         for number in itertools.count(1):
             ended = status_of(forked(_copy_killed_at, number, queue))
             try:
                 copy = queue.copy("copy")
             except ExistsError:
-                copy = PersistentQueue("copy", tmp_path, **FAST)
+                copy = PersistentQueue("copy", place, **FAST)
             with copy:
                 assert copy.check() == [], f"killed at line {number}"
                 assert copy.pop(400) == ITEMS
             assert queue.check() == []
-            shutil.rmtree(tmp_path / "copy")
+            shutil.rmtree(os.path.join(place, "copy"))
             if ended == 0:
-                break
+                assert queue.pop(400) == ITEMS
+                return number
             assert ended == KILLED
-        assert number > 100
-        assert queue.pop(400) == ITEMS
+    raise AssertionError
+
+
+def test_a_copy_killed_at_any_line_is_whole_or_can_be_made_again(tmp_path):
+    assert in_a_small_process(_kill_copies, str(tmp_path)) > 100
 
 
 # --- copies
