@@ -380,14 +380,14 @@ def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):
 def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, place):
     async def test(queue):
         waiter = asyncio.create_task(queue.get())
-        put = asyncio.create_task(queue.peek(9, blocking=True))
+        look = asyncio.create_task(queue.peek(101, blocking=True))
         await queue.count()
         pushes = [asyncio.create_task(queue.push(number)) for number in range(100)]
         await asyncio.sleep(0)
         await queue.close()
         await asyncio.gather(*pushes)
         with pytest.raises(ClosedError):
-            await put
+            await look
         (first,) = await asyncio.gather(waiter, return_exceptions=True)
         assert first == 0 or isinstance(first, ClosedError)
         taken.extend([first] if first == 0 else [])
