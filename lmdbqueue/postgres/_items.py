@@ -276,15 +276,15 @@ def status(step: Step, place: Place, *, deaths: bool) -> Found:
 
 def seen(rows: list[tuple[bytes | None, int, int]]) -> Found:
     """Return what the rows say that end with those of ``STATUS``."""
-    entries = [_entry(payload, seq, due) for payload, seq, due in rows if payload is not None]
+    entries = [(_key(seq, due), payload) for payload, seq, due in rows if payload is not None]
     for payload, _, is_overdue in reversed(rows):
         if payload is None:
             return Found(entries, is_there=True, is_overdue=bool(is_overdue))
     return Found([])
 
 
-def _entry(payload: bytes, seq: int, due: int) -> Entry:
-    return (_format.pack(seq) if due == NEVER else _format.place(seq, due)), payload
+def _key(seq: int, due: int) -> bytes:
+    return _format.pack(seq) if due == NEVER else _format.place(seq, due)
 
 
 def where(place: bytes) -> Where:
@@ -377,7 +377,7 @@ def take(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     if rows:
         step.is_noted = True
         *_, is_overdue, is_followed = rows[0]
-        entries = [_entry(*row[:3]) for row in rows]
+        entries = [(_key(seq, due), payload) for payload, seq, due, _, _, _ in rows]
         return Found(entries, is_there=True, is_overdue=is_overdue, is_followed=is_followed)
     if not step.fence().fetchall():
         raise Lost(RuntimeError("the session was fenced"))
