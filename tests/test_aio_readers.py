@@ -386,3 +386,28 @@ def test_a_storm_of_cancels_lets_each_reader_have_every_item_once(run, seed):
             assert await reader.skipped() == 0
 
     run(test)
+
+
+def test_a_reader_that_moved_amid_the_flush_of_another_lets_items_gather(run, monkeypatch):
+    rests = []
+    sleep = asyncio.sleep
+
+    async def rest(seconds):
+        rests.append(seconds)
+        await sleep(0)
+
+    async def test(queue):
+        billing = await queue.reader("billing")
+        await queue.push(list("abcdef"))
+        assert len(await billing.pop(100)) == 6
+        await queue.push(["g", "h"])
+        monkeypatch.setattr(asyncio, "sleep", rest)
+        assert await billing.peek(1, blocking=True) == "g"
+        assert rests == []
+        queue.queue._is_crowded = lambda: True
+        assert await billing.pop(100) == ["g", "h"]
+        await queue.push("i")
+        assert await billing.pop(1, blocking=True) == "i"
+        assert [0 < each <= 0.05 for each in rests] == [True]
+
+    run(test)
