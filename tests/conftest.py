@@ -1,9 +1,11 @@
 """Fixtures that every test file may use, and what a run tells at its end."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import postgres_server
@@ -11,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from lmdbqueue import PersistentQueue, _generation
+from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 settings.register_profile(
     "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -115,6 +119,53 @@ def open_postgres(postgres, schema) -> Iterator[Callable[..., PostgresQueue[Any]
         if queue._database is not None:
             assert queue.check() == []
             queue.close()
+
+
+# --- queues of an event loop
+
+
+class Place:
+    """Where a queue is, of one engine."""
+
+    def __init__(self, kind, asynchronous, synchronous):
+        self.kind = kind
+        self.open_async = asynchronous
+        self.open = synchronous
+
+    def commits(self, queue):
+        """Return how many changes there were."""
+        if self.kind == "lmdb":
+            return queue.queue._open._generation._env.info()["last_txnid"]
+        return queue.queue._open.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
+
+
+@pytest.fixture(params=["lmdb", "postgres"])
+def place(request):
+    """Give where a queue is, of either engine; what is there is proven whole at the end."""
+    if request.param == "lmdb":
+        where = "queue", str(request.getfixturevalue("tmp_path"))
+        classes, options = (AsyncPersistentQueue.open, PersistentQueue), {}
+    else:
+        where = (request.getfixturevalue("postgres").url(),)
+        classes, options = (AsyncPostgresQueue.open, PostgresQueue), {"schema": request.getfixturevalue("schema")}
+    place = Place(request.param, *(partial(each, *where, **options) for each in classes))
+    yield place
+    with place.open() as queue:
+        assert queue.check() == []
+
+
+@pytest.fixture
+def run(place):
+    """Return a function that runs ``test(queue)`` in a new loop, on the queue of the place."""
+
+    def run_(test, **options):
+        async def main():
+            async with place.open_async(**options) as queue:
+                await asyncio.wait_for(test(queue), 60)
+
+        asyncio.run(main(), debug=False)
+
+    return run_
 
 
 TOLD = (

@@ -8,59 +8,12 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from functools import partial
 
 import pytest
 from processes import forked, has_ended, status_of
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue.aio import AsyncPersistentQueue
-from lmdbqueue.postgres import PostgresQueue
-from lmdbqueue.postgres.aio import AsyncPostgresQueue
-
-
-class Place:
-    """Where a queue is, of one engine."""
-
-    def __init__(self, kind, asynchronous, synchronous):
-        self.kind = kind
-        self.open_async = asynchronous
-        self.open = synchronous
-
-    def commits(self, queue):
-        """Return how many changes there were."""
-        if self.kind == "lmdb":
-            return queue.queue._open._generation._env.info()["last_txnid"]
-        return queue.queue._open.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
-
-
-@pytest.fixture(params=["lmdb", "postgres"])
-def place(request):
-    """Give where a queue is, of either engine; what is there is proven whole at the end."""
-    if request.param == "lmdb":
-        where = "queue", str(request.getfixturevalue("tmp_path"))
-        classes, options = (AsyncPersistentQueue.open, PersistentQueue), {}
-    else:
-        where = (request.getfixturevalue("postgres").url(),)
-        classes, options = (AsyncPostgresQueue.open, PostgresQueue), {"schema": request.getfixturevalue("schema")}
-    place = Place(request.param, *(partial(each, *where, **options) for each in classes))
-    yield place
-    with place.open() as queue:
-        assert queue.check() == []
-
-
-@pytest.fixture
-def run(place):
-    """Return a function that runs ``test(queue)`` in a new loop, on the queue of the place."""
-
-    def run_(test, **options):
-        async def main():
-            async with place.open_async(**options) as queue:
-                await asyncio.wait_for(test(queue), 60)
-
-        asyncio.run(main(), debug=False)
-
-    return run_
 
 
 def test_the_verbs_mean_what_they_mean_without_await(run, place):
