@@ -28,7 +28,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_consumer``         ``lease``, ``dead``, ``work``: consumers that can die
 ``_work``             the loop of a worker
 ``_lease``            what a consumer holds
-``_batch``            what passes between the two
+``_batch``            what a forwarder hands to its target, and how far that has come
 ``_signals``          being told to stop
 ``_standard``         ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
 ``_verbs``            what each verb means that writes: arguments, encoding
