@@ -38,7 +38,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_state``            ``state``: a mapping beside the items
 ``_stats``            ``stats``: how much of everything there is
 ``_ahead``            a copy made before a swap, while writers go on
-``_env``              a directory as this process has it: sharing, group commit, swaps, forks
+``_env``              a directory as this process has it: sharing, swaps, forks
 ``_recovery``         after a power cut: which of the two newest snapshots counts
 ``_swap``             the swap of generations, step by step
 ``_salvage``          what can be saved of a damaged file
@@ -50,6 +50,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_notes``            what is known of items: attempts, unique keys, counts
 ``_positions``        where readers are, what is kept for them
 ``_records``          the records beside the items, and their weight, by which a torn transaction is seen
+``_line``             the calls that wait for a transaction, and who runs them
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors

@@ -21,9 +21,10 @@ was popped by a process that died.
 
 import threading
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from itertools import chain, groupby
+from operator import attrgetter
 from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
@@ -42,10 +43,10 @@ Taken = tuple[list[Entry], list[Any]]
 class Job:
     """A call, and the future that gets its result."""
 
-    def __init__(self, future: "Future[Any]", *, waits: bool = False) -> None:
-        self.future = future
-        self.waits = waits  # until ``run`` returns something else than None
-        self.is_late = False  # its time is over: to be tried once more
+    kind: object = None  # jobs of one kind, that follow each other, may be done together
+    waits = False  # until ``run`` returns something else than None
+    is_late = False  # its time is over: to be tried once more
+    future: "Future[Any]"
 
     def run(self, queue: AnyQueue) -> Any:
         """Do it, in the worker."""
@@ -66,7 +67,8 @@ class Call(Job):
         undo: Callable[[Any], object] | None = None,
         waits: bool = False,
     ) -> None:
-        super().__init__(future, waits=waits)
+        self.future = future
+        self.waits = waits
         self.fn = fn
         self.undone_by = undo
 
@@ -84,11 +86,13 @@ class Call(Job):
 class Push(Job):
     """A push of payloads, all or none; it gives their numbers."""
 
+    kind = "push"
     refusal: Full
 
     def __init__(self, future: "Future[Any]", payloads: list[bytes], *, waits: bool = False) -> None:
-        super().__init__(future, waits=waits)
+        self.future = future
         self.payloads = payloads
+        self.waits = waits
 
     def run(self, queue: AnyQueue) -> range | None:
         """Append them."""
@@ -106,8 +110,9 @@ class Take(Job):
     """A take of ``n`` items, or with ``waits`` not before there are so many; it gives entries and items."""
 
     def __init__(self, future: "Future[Any]", n: int, *, waits: bool = False) -> None:
-        super().__init__(future, waits=waits)
-        self.n = n
+        self.future = future
+        self.waits = waits
+        self.n = self.kind = n
 
     def run(self, queue: AnyQueue) -> Taken | None:
         """Remove them."""
@@ -120,6 +125,8 @@ class Take(Job):
 
 
 Result = tuple[Job, Any, BaseException | None]
+_KIND: Final = attrgetter("kind")
+_PAYLOADS: Final = attrgetter("payloads")
 
 
 class Courier:
@@ -189,8 +196,8 @@ class Courier:
             jobs = [*self._sleepers, *self._wait_for_jobs()]
             self._sleepers = []
             live = [job for job in jobs if job is not None and not job.future.done()]
-            for _, group in groupby(live, lambda job: (type(job), getattr(job, "n", 1))):
-                self._report(list(self._done(list(group))))
+            for kind, group in groupby(live, _KIND):
+                self._report(list(self._done(kind, list(group))))
             if self._sleepers:
                 self._is_wanted.set()
             else:
@@ -205,45 +212,48 @@ class Courier:
                 jobs.append(self._jobs.get_nowait())
         return jobs
 
-    def _done(self, jobs: list[Any]) -> Iterator[Result]:
+    def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where that can be."""
-        while len(jobs) > 1 and isinstance(jobs[0], Push):
-            size = 0
-            together: list[Push] = []
-            for job in jobs:
-                size += sum(map(len, job.payloads))
-                if together and size > _SHARED:
-                    break
-                together.append(job)
-            jobs = jobs[len(together) :]
-            yield from self._pushed(together)
-        if len(jobs) > 1 and isinstance(jobs[0], Take) and jobs[0].n == 1 and not self._queue._is_drained:
-            try:
-                found = self._available(len(jobs))
-            except CommitUnknownError as error:  # of items that may have left
-                yield from ((job, None, error) for job in jobs)
-                return
-            for entry, item in zip(*found or ((), ()), strict=True):
-                yield jobs.pop(0), ([entry], [item]), None
-            if found and not self._queue._is_shut_down:
-                self._sleepers += [job for job in jobs if job.waits and not job.is_late]
-                jobs = [job for job in jobs if not job.waits or job.is_late]
-        yield from self._each(jobs)
+        if len(jobs) == 1:
+            return self._each(jobs)
+        if kind == Push.kind:
+            return self._pushed(jobs)
+        if kind == 1 and not self._queue._is_drained:
+            return self._taken(jobs)
+        return self._each(jobs)
 
     def _pushed(self, jobs: list[Push]) -> Iterator[Result]:
+        payloads = list(chain.from_iterable(map(_PAYLOADS, jobs)))
+        if len(jobs) > 1 and sum(map(len, payloads)) > _SHARED:
+            half = len(jobs) // 2
+            yield from self._pushed(jobs[:half])
+            yield from self._pushed(jobs[half:])
+            return
         try:
             self._queue._refuse_after_shutdown()
-            given = self._queue._append([payload for job in jobs for payload in job.payloads])
+            start = self._queue._append(payloads).start
         except Full:
             yield from self._each(jobs)
         except Exception as error:  # it goes to who called
             yield from ((job, None, error) for job in jobs)
         else:
-            start = given.start
             for job in jobs:
                 stop = start + len(job.payloads)
                 yield job, range(start, stop), None
                 start = stop
+
+    def _taken(self, jobs: list[Take]) -> Iterator[Result]:
+        try:
+            found = self._available(len(jobs))
+        except CommitUnknownError as error:  # of items that may have left
+            yield from ((job, None, error) for job in jobs)
+            return
+        for entry, item in zip(*found or ((), ()), strict=True):
+            yield jobs.pop(0), ([entry], [item]), None
+        if found and not self._queue._is_shut_down:
+            self._sleepers += [job for job in jobs if job.waits and not job.is_late]
+            jobs = [job for job in jobs if not job.waits or job.is_late]
+        yield from self._each(jobs)
 
     def _available(self, n: int) -> Taken | None:
         """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""

@@ -274,7 +274,10 @@ class Engine(FollowedQueue[T]):
 
 def now() -> Moment:
     """Return what time it is."""
-    return Moment(time.monotonic_ns(), time.time_ns())
+    return _make(Moment, (time.monotonic_ns(), time.time_ns()))
+
+
+_make = tuple.__new__  # half of the time of a named tuple's own
 
 
 def _deadline(ttl: float | None) -> int:

@@ -1,8 +1,8 @@
 """One queue directory as this process has it open: shared, followed through swaps, kept safe at forks.
 
-Owns: which generation is the live one here, the queue of calls that wait for a transaction, the
-reference counts. Law: whatever runs, runs in the live generation, and nothing of a user's code runs
-inside a transaction. Must not know: LMDB (that is ``_generation``), what a verb means.
+Owns: which generation is the live one here, the reference counts. Law: whatever runs, runs in the live
+generation, and nothing of a user's code runs inside a transaction. Must not know: LMDB (that is
+``_generation``), who of the callers runs whose call, what a verb means.
 
 Locks of one environment, in the order in which they may be taken; none is held while user code runs:
 
@@ -13,18 +13,9 @@ Reading takes no lock. Closing a generation while others read it is safe: LMDB's
 what it is doing right now, and refuses what comes after, which ``_generation`` reports as superseded.
 A writer it would wait for, so a generation is closed by who holds ``_writer`` (``_retired``).
 
-Group commit. A caller puts its call into ``_waiting``. If nobody leads, it does: it runs all that waits
-in one transaction. If somebody does, it waits for its turn: to be told that its call is done, or that
-it shall lead those who came while the group before was under way. So those who come while a leader
-syncs share the next commit, and each of them is woken once. (Waiting for ``_writer`` itself, they would
-be woken one after the other, and overtaken by whoever comes along: that gave groups of 1.7 with 16
-threads.) A leader whose groups had company of late waits for it for a moment, since those callers were
-woken just now; a lone caller waits for nobody. Calls stay in ``_waiting`` until they are done, so what
-an interrupted leader did not settle is there for the next one. A waiter that is interrupted takes its
-call out; one that a leader runs already is done whole.
-
-Durable. A leader flushes once after the commit; then each caller makes sure of its own transaction, which
-costs a look at a word in memory, so nobody depends on a leader that is interrupted in between.
+Group commit. The calls of all threads stand in one line (``_line``), and one of the callers runs what is there in one
+transaction, commits and flushes (``_group``). Then each caller makes sure that its own is durable, so nobody
+depends on one that is interrupted in between.
 
 Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
 does anything (see ``_swap``). Whoever finds it moves this process on and tries again. A generation
@@ -44,8 +35,7 @@ thread should have lowered: ``_reading`` has an entry a thread, which its next t
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
@@ -54,6 +44,7 @@ from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
 from lmdbqueue._generation import Doubtful, Generation, Superseded, Txn
 from lmdbqueue._group import Call
+from lmdbqueue._line import Line
 from lmdbqueue._proof import Progress
 from lmdbqueue._recovery import recover
 from lmdbqueue._session import Session
@@ -63,8 +54,6 @@ from lmdbqueue._wakeup import Bell
 
 R = TypeVar("R")
 
-_PATIENCE: Final = 1.0  # seconds that a caller waits to be told; only an interrupted leader does not tell
-_GATHERING: Final = 200e-6  # seconds; 16 threads: 12,500/s with 100e-6, 16,000/s with this
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
 
@@ -125,11 +114,9 @@ class Environment:
         self._session: Session | None = None
         self._generation: Generation | None = None
         self._retired: list[Generation] = []
-        self._waiting: deque[Call] = deque()
-        self._leader: dict[str, Call] = {}  # one at most; by setdefault, which is one step, whatever interrupts
-        self._company = 1  # calls in a group, of late
         self._writer = threading.Lock()
         self._moving = threading.Lock()
+        self._line = Line(self._writer, self._run)
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
 
     def release(self) -> None:
@@ -207,28 +194,8 @@ class Environment:
             block.refuse_other(self)
             return block.write(name, fn, args, room)
         call = Call(name, fn, args, room)
-        self._waiting.append(call)  # before the look for a leader: a leader does it the other way round
-        try:
-            while not call.done:
-                leader = self._leader.setdefault("", call)
-                if leader.done:  # it is through, or was interrupted and may never say so; two leaders do no harm
-                    self._leader[""] = leader = call
-                if leader is call:
-                    with self._writer:
-                        self._lead()
-                else:
-                    call.turn.acquire(timeout=_PATIENCE)
-        except BaseException:
-            call.done = True  # nobody waits for it any more; before anything that another interrupt could stop
-            if call in self._waiting:
-                self._waiting.remove(call)
-            raise
-        finally:
-            if self._leader.get("") is call:
-                self._leader.pop("", None)
-            if self._waiting and not self._leader:
-                self._hand_on()
-        if not call.is_durable():
+        self._line.pass_through(call)
+        if call.generation is not None:
             with self._writer:  # so that no fork comes amid the flush
                 call.secure()
         return call.outcome()
@@ -239,40 +206,17 @@ class Environment:
         generation = self._generation
         return generation is not None and generation.is_crowded
 
-    def _lead(self) -> None:
-        """Run all calls that wait. Only who holds ``_writer`` may."""
-        self._gather()
-        calls = self._waiting.copy()
+    def _run(self, calls: Sequence[Call]) -> None:
+        """Run calls in the live generation, and tell sleepers. Only who holds ``_writer`` may."""
         try:
             self._in_live(_group.run, calls)
-            try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
-                calls[-1].secure()
-            except QueueError:  # each caller asks for itself
-                pass
         finally:
             if self._retired:
                 self._close_retired()
-            while self._waiting and self._waiting[0].done:
-                self._waiting.popleft()
             for call in calls:
                 if call.result:
                     self.bell.ring()
                     break
-            self._company = max(len(calls), self._company - 1)
-            for call in calls:
-                call.wake()
-
-    def _gather(self) -> None:
-        """Wait a moment for the callers of the group before, who were just woken and may come again."""
-        if self._company > 1 and len(self._waiting) < self._company:
-            deadline = time.perf_counter() + _GATHERING
-            while len(self._waiting) < self._company and time.perf_counter() < deadline:
-                time.sleep(0)  # lets go of the GIL
-
-    def _hand_on(self) -> None:
-        """Wake one who waits, to lead those who came while the group before was under way."""
-        with suppress(IndexError):  # another leader has taken them all
-            self._waiting[0].wake()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from itertools import islice, takewhile
 from lmdbqueue import _format, _notes, _positions, _records
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
-from lmdbqueue._generation import Db, Tables, Txn
+from lmdbqueue._generation import Cursor, Db, Tables, Txn
 
 _PAGE = 4096  # bytes, of LMDB
 _PAGE_HEADER = 16
@@ -114,12 +114,14 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_b
     Raises ``Full`` if more than ``maxsize`` items (0: no limit) would be in the queue, or more than
     ``max_bytes`` (None: no limit) of pages in use in its environment.
     """
-    refuse_full(txn, queue, payloads, maxsize, max_bytes)
-    tail = _number(txn, queue, queue.tail)
+    if maxsize > 0 or max_bytes is not None:
+        refuse_full(txn, queue, payloads, maxsize, max_bytes)
+    before = _record(txn, queue, queue.tail)
+    tail = unpack(before)
     given = range(tail, tail + len(payloads))
     if _append(txn, queue, given, payloads) != len(given):  # py-lmdb skips what is out of order without a word
         raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
-    _records.put(txn, queue, queue.tail, pack(given.stop))
+    _records.replace(txn, queue, queue.tail, before, pack(given.stop))
     return given
 
 
@@ -184,9 +186,12 @@ def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
     """Take the first items out if they are just those of ``keys``, and leave what is known of them; tell if so."""
-    if not keys or not are_first(txn, queue, keys):
+    if not keys:
         return False
-    _take_first(txn, queue, keys)
+    with txn.cursor(queue.items) as cursor:
+        if list(islice(cursor.iternext(values=False), len(keys))) != keys:
+            return False
+        _take_first(txn, queue, keys, cursor)
     return True
 
 
@@ -213,8 +218,9 @@ def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
     with txn.cursor(queue.items) as cursor:
         keys = list(islice(cursor.iternext(values=False), n))
+        if keys:
+            _take_first(txn, queue, keys, cursor)
     if keys:
-        _take_first(txn, queue, keys)
         _forget(txn, queue, keys)
     return len(keys)
 
@@ -225,21 +231,20 @@ def _forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
     _positions.skip(txn, queue, keys)
 
 
-def _take_first(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
-    """Take out the first items, which are those of ``keys``, and move the head past them."""
-    with txn.cursor(queue.items) as cursor:
-        cursor.first()
-        for _ in keys:
-            cursor.delete()
-    head = _number(txn, queue, queue.head)
-    first = pack(head)
+def _take_first(txn: Txn, queue: Tables, keys: list[bytes], cursor: Cursor) -> None:
+    """Take out the first items, which are those of ``keys``, by a cursor, and move the head past them."""
+    cursor.first()
+    for _ in keys:
+        cursor.delete()
+    first = _record(txn, queue, queue.head)
+    head = unpack(first)
     last = keys[-1] if len(keys[-1]) == len(first) else keys[0]  # item 0 stands before what was due
     stop = unpack(last) + 1 if len(last) == len(first) and last >= first else head  # else they had all come back
     if stop - head != len(keys) or keys[0] != first:  # else none had, and none was skipped
         stop = min(stop, max(head, _number(txn, queue, queue.tail)))  # since a damaged place may be anywhere
         _pass(txn, queue, keys, range(head, stop))
     if stop != head:
-        _records.put(txn, queue, queue.head, pack(stop))
+        _records.replace(txn, queue, queue.head, first, pack(stop))
 
 
 def _pass(txn: Txn, queue: Tables, keys: list[bytes], passed: range) -> None:
@@ -340,10 +345,14 @@ def _differences(now: Iterator[Entry], was: Iterator[Entry]) -> Iterator[tuple[b
 
 
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:
+    return unpack(_record(txn, queue, key))
+
+
+def _record(txn: Txn, queue: Tables, key: bytes) -> bytes:
     value = txn.get(key, db=queue.meta)
     if value is None:
         raise CorruptQueueError(queue.generation.path, f"the record {key.decode()!r} is missing")
-    return unpack(value)
+    return value
 
 
 def room_for(payloads: Sequence[bytes]) -> int:

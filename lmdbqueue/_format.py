@@ -338,7 +338,10 @@ def weigh_sealed(value: bytes) -> int:
 def pack_last(transaction: int, weight: int | None) -> bytes:
     """Return the record of the last transaction, with the weight of all other records; None: it is not kept."""
     number = pack(transaction)
-    return number if weight is None else number + pack((weight + weigh(LAST_TXN, number)) & _ALL)
+    if weight is None:
+        return number
+    crc = crc32(number, _LAST_TXN_CRC)
+    return number + pack((weight + crc * crc) & _ALL)
 
 
 def unpack_last(data: bytes) -> tuple[int, int | None]:
@@ -346,6 +349,9 @@ def unpack_last(data: bytes) -> tuple[int, int | None]:
     number = data[:8]
     weight = (unpack(data[8:]) - weigh(LAST_TXN, number)) & _ALL if len(data) > len(number) else None
     return unpack(number), weight
+
+
+_LAST_TXN_CRC: Final = crc32(LAST_TXN)
 
 
 # --- queue.json

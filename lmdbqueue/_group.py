@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import Any
 
-from lmdbqueue._errors import CommitUnknownError, Full
+from lmdbqueue._errors import CommitUnknownError, Full, QueueError
 from lmdbqueue._generation import Doubtful, Generation, Superseded, is_open
 
 
@@ -30,21 +30,26 @@ class Call:
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
-        self.generation: Generation | None = None  # that it was run in
+        self.generation: Generation | None = None  # that it was run in, until that is durable
         self.transaction = 0  # that it took part in, or that it saw
-        self.turn = Lock()  # let go when the call is done, or its caller shall lead
-        self.turn.acquire()
+        self.turn: Lock | None = None  # let go when the call is done, or its caller shall lead; from ``await_turn`` on
+
+    def await_turn(self, seconds: float) -> None:
+        """Wait to be told; the first time only make it possible, so that the caller looks once more."""
+        if self.turn is None:
+            turn = Lock()
+            turn.acquire()
+            self.turn = turn
+        else:
+            self.turn.acquire(timeout=seconds)
 
     def wake(self) -> None:
         """Tell the caller, who may wait for its turn."""
-        try:  # noqa: SIM105  (suppress() costs 0.4 us)
-            self.turn.release()
-        except RuntimeError:  # told before
-            pass
-
-    def is_durable(self) -> bool:
-        """Tell whether what the call did, or saw, is known to be on the disk."""
-        return self.generation is None or self.generation.is_secured(self.transaction)
+        if self.turn is not None:
+            try:  # noqa: SIM105  (suppress() costs 0.4 us)
+                self.turn.release()
+            except RuntimeError:  # told before
+                pass
 
     def secure(self) -> None:
         """Return when what the call did, or saw, is on the disk. Raises ``CommitUnknownError``."""
@@ -59,13 +64,17 @@ class Call:
 
 
 def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) -> None:
-    """Run the calls that are not done in one transaction and commit it; mark each ``done``. Not durable yet.
+    """Run the calls that are not done in one transaction, commit it and flush; mark each ``done``.
 
+    They are done before the flush, so that an interrupt amid it undoes nothing. A call that still has a
+    ``generation`` is not known to be durable: its caller has to ``secure`` it, and is told if that fails.
     A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
     is undone, and each call gets one of its own, so that only the culprit fails. With ``again`` a call
     that finds the disk full is run once more if free pages may be had for it then.
     """
     calls = [call for call in calls if not call.done]
+    if not calls:
+        return
     try:
         _run(generation, calls)
     except (Superseded, Doubtful):
@@ -84,6 +93,8 @@ def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) ->
         for call in calls:
             call.error = explained
         _finish(calls, None, 0)
+    else:
+        _secure(generation, calls)
 
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:
@@ -98,7 +109,8 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
                 if call.room:
                     generation.make_room(txn, call.room)
                 call.result = call.fn(txn, generation.table(call.name), *call.args)
-                changed = bool(call.result) or changed
+                if call.result:
+                    changed = True
             except Full as error:
                 call.error = error
         if changed:
@@ -113,6 +125,16 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
             _finish(calls, generation, transaction)
         raise
     _finish(calls, generation, transaction)
+
+
+def _secure(generation: Generation, calls: Sequence[Call]) -> None:
+    """Bring the transaction of the calls to the disk, so that none of them has to."""
+    try:
+        generation.secure(calls[0].transaction)
+    except QueueError:  # each caller finds that out for itself
+        return
+    for call in calls:
+        call.generation = None
 
 
 def _finish(calls: Iterable[Call], generation: Generation | None, transaction: int) -> None:

@@ -26,8 +26,12 @@ from lmdbqueue._generation import Db, Tables, Txn
 
 def put(txn: Txn, queue: Tables, key: bytes, value: bytes) -> None:
     """Write a record of META that is not sealed."""
+    replace(txn, queue, key, txn.get(key, db=queue.meta) if queue.weighed else None, value)
+
+
+def replace(txn: Txn, queue: Tables, key: bytes, before: bytes | None, value: bytes) -> None:
+    """Do as ``put``, for who knows what is there."""
     if queue.weighed:
-        before = txn.get(key, db=queue.meta)
         queue.generation.weight += weigh(key, value) - (0 if before is None else weigh(key, before))
     txn.put(key, value, db=queue.meta)
 

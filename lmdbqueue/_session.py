@@ -18,6 +18,7 @@ when that process is killed the next moment. It is 4096 bytes long, in the machi
     56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
     64  8   length of the note, 0 for none
     72      note      what recovery must know if it is cut short itself
+  4088  8   joined    whether another process has come since the first one did
 
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
 transaction that ``synced`` does not cover is proven, not lost. One that raises ``synced`` may write
@@ -39,6 +40,7 @@ CLOSED: Final = b"closed".ljust(16)
 SIZE: Final = 4096
 _SYNCED: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
+_JOINED: Final = 511
 _PLACE: Final = struct.Struct("=16s3Q")
 _PLACE_AT: Final = 24
 _LENGTH: Final = struct.Struct("=Q")
@@ -84,6 +86,7 @@ class Session:
         try:
             self._memory = mmap.mmap(self._file, SIZE)
             self._words = memoryview(self._memory).cast("Q")
+            self._words[_JOINED] = not self.first
         except BaseException:
             os.close(self._file)
             _flock.release(fd)
@@ -107,6 +110,10 @@ class Session:
     def set_in_doubt(self, generation: int) -> None:
         """Tell that a sync failed in this generation."""
         self._words[_DOUBT] = max(self._words[_DOUBT], generation)
+
+    def is_shared(self) -> bool:
+        """Tell whether another process has joined since the first did. Who joins says so before it opens anything."""
+        return self._words[_JOINED] != 0
 
     # --- the first and the last
 

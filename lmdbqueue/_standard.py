@@ -40,7 +40,7 @@ class StandardQueue(Verbs[T]):
         Raises ``Full`` after ``timeout`` seconds, or at once with ``block=False``; ``DiskFullError``
         at once in any case; ``ShutDown`` after ``shutdown()``.
         """
-        payloads = self._encode([item])
+        payloads = [self._encoded(item)]
         refusal: Full | None = None
 
         def attempt() -> range | None:

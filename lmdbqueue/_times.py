@@ -60,7 +60,7 @@ def appended(txn: Txn, queue: Tables, first: int, now: Moment, age: int | None) 
     """Note when the numbers from ``first`` on were given, unless a mark tells. ``age``: limit of what is kept, ns."""
     generation = queue.generation
     latest = generation.marking.get(queue.name) or generation.marked.get(queue.name)
-    if latest is not None and now.monotonic - latest < _interval(age):
+    if latest is not None and now.monotonic - latest < (_INTERVAL if age is None else _interval(age)):
         return
     before = _read(txn, queue, now)
     if before.marks and before.is_of_this_boot and now.wall - before.marks[-1].time < _interval(age):

@@ -109,7 +109,7 @@ class Verbs(Reading[T]):
         if delay or unique is not None:
             return self._push_apart(items, delay, unique)
         if not isinstance(items, list):
-            return self._append(self._encode([items])).start
+            return self._append([self._encoded(items)]).start
         if not items:
             return range(0)
         return self._append(self._encode(items))
@@ -120,7 +120,7 @@ class Verbs(Reading[T]):
         """Do as ``push``, for items with a delay or with keys."""
         checked_delay(delay)
         if not isinstance(items, list):
-            return self._append_apart(self._encode([items]), delay, [digest(unique)])[0]  # type: ignore[arg-type]
+            return self._append_apart([self._encoded(items)], delay, [digest(unique)])[0]  # type: ignore[arg-type]
         keys = [None] * len(items) if unique is None else unique
         if isinstance(keys, (str, bytes)) or len(keys) != len(items):
             message = f"a list of {len(items)} items needs a list of as many keys"
@@ -154,16 +154,14 @@ class Verbs(Reading[T]):
             raise ShutDown
 
     def _encode(self, items: list[T]) -> list[bytes]:
-        payloads = []
-        for item in items:
-            payload = self.dumps(item)
-            if type(payload) is not bytes:
-                payload = _as_bytes(payload)
-            if len(payload) > MAX_PAYLOAD:
-                message = f"an item of {len(payload):,} bytes; at most {MAX_PAYLOAD:,} can be stored"
-                raise ValueError(message)
-            payloads.append(payload)
-        return payloads
+        payloads = list(map(self.dumps, items))
+        if set(map(type, payloads)) == _BYTES and max(map(len, payloads)) <= MAX_PAYLOAD:
+            return payloads
+        return list(map(_as_payload, payloads))
+
+    def _encoded(self, item: T) -> bytes:
+        payload = self.dumps(item)
+        return payload if type(payload) is bytes and len(payload) <= MAX_PAYLOAD else _as_payload(payload)
 
 
 def checked_delay(delay: float) -> None:
@@ -186,9 +184,16 @@ def digest(key: Key | None) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _as_bytes(payload: object) -> bytes:
+_BYTES = {bytes}
+
+
+def _as_payload(payload: object) -> bytes:
     try:
-        return bytes(memoryview(payload))  # type: ignore[arg-type]
+        data = bytes(memoryview(payload))  # type: ignore[arg-type]
     except TypeError:
         message = f"dumps must return bytes or the like, not {type(payload).__name__}"
         raise TypeError(message) from None
+    if len(data) > MAX_PAYLOAD:
+        message = f"an item of {len(data):,} bytes; at most {MAX_PAYLOAD:,} can be stored"
+        raise ValueError(message)
+    return data

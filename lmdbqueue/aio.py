@@ -80,14 +80,14 @@ class AsyncQueue(Generic[T]):
         self.queue._refuse_after_shutdown()
         if delay or unique is not None:
             return await self._call(partial(self.queue._push_apart, items, delay, unique))
-        is_list = isinstance(items, list)
-        payloads = self.queue._encode(items if isinstance(items, list) else [items])
-        if not payloads:
-            return range(0)
+        if not isinstance(items, list):
+            return (await self._pushed([self.queue._encoded(items)])).start
+        return await self._pushed(self.queue._encode(items)) if items else range(0)
+
+    def _pushed(self, payloads: list[bytes]) -> "asyncio.Future[range]":
         push = Push(self._loop.create_future(), payloads)
         self._courier.carry(push)
-        given: range = await push.future
-        return given if is_list else given.start
+        return push.future
 
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """Return the first items and leave them."""
@@ -234,7 +234,7 @@ class AsyncQueue(Generic[T]):
 
     async def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Append exactly one item, a list too; wait for room if the queue is full."""
-        push = Push(self._future(), self.queue._encode([item]), waits=block)
+        push = Push(self._future(), [self.queue._encoded(item)], waits=block)
         if await self._waited_for(push, timeout) is None:
             raise push.refusal
 

@@ -262,7 +262,7 @@ def _push_much_and_remove_it_in_one_commit(queue, much):
     with environment._writer:  # so that the three share a commit
         for number, thread in enumerate(threads, 1):
             thread.start()
-            eventually(lambda number=number: len(environment._waiting) == number)
+            eventually(lambda number=number: len(environment._line) == number)
     for thread in threads:
         thread.join(DEADLINE)
 

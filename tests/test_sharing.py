@@ -3,6 +3,7 @@
 LMDBQUEUE_READERS says how many readers the long form kills.
 """
 
+import fcntl
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ import pytest
 from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue
+from lmdbqueue._generation import Generation
 
 READERS = int(os.environ.get("LMDBQUEUE_READERS", "3000"))
 SLOTS = 1022  # of LMDB's table of readers
@@ -123,6 +125,26 @@ def _turn_over(queue: PersistentQueue[object], times: int) -> None:
     for number in range(times):
         queue.push([number] * 20)
         queue.delete(20)
+
+
+def _come_and_go(place: str) -> None:
+    with PersistentQueue("queue", place) as queue:
+        queue.push("by another")
+
+
+def test_a_process_takes_turns_from_when_another_has_joined_until_it_is_the_first_again(tmp_path, monkeypatch):
+    place = str(tmp_path)
+    turns = []
+    take = Generation._turn
+    monkeypatch.setattr(Generation, "_turn", lambda self, operation: turns.append(operation) or take(self, operation))
+    for _ in range(2):
+        with PersistentQueue("queue", place) as queue:
+            queue.push("alone")
+            assert not turns
+            assert status_of(forked(_come_and_go, place)) == 0
+            queue.push("in company")
+            assert turns == [fcntl.LOCK_EX, fcntl.LOCK_UN]
+        turns.clear()
 
 
 def test_readers_that_are_killed_again_and_again_let_the_file_not_grow(tmp_path):

@@ -42,7 +42,7 @@ class Crowd:
     def add(self, function, *args):
         """Start a call and wait until it waits."""
         self.futures.append(self.pool.submit(function, *args))
-        _until(lambda: len(self.environment._waiting) == len(self.futures))
+        _until(lambda: len(self.environment._line) == len(self.futures))
 
     def __exit__(self, *_):
         self.environment._writer.release()
@@ -337,7 +337,7 @@ def test_calls_that_an_interrupted_leader_had_in_hand_complete_all_the_same(queu
     of_leader = [n for n, error in enumerate(errors) if error is not None]
     assert [type(errors[n]) for n in of_leader] == [KeyboardInterrupt]
     assert sorted(queue) == [n for n in range(8) if n != position and n not in of_leader]
-    assert not queue._environment._waiting
+    assert not queue._environment._line
 
 
 def test_an_interrupt_before_the_commit_takes_the_whole_call_back(queue, monkeypatch):
@@ -351,7 +351,7 @@ def test_an_interrupt_before_the_commit_takes_the_whole_call_back(queue, monkeyp
         with pytest.raises(KeyboardInterrupt):
             queue.push("a")
     assert queue.count() == 0
-    assert not queue._environment._waiting
+    assert not queue._environment._line
     with ThreadPoolExecutor(1) as pool:  # no lock was left behind
         assert pool.submit(queue.push, "b").result(PATIENCE) == 0
 
@@ -376,7 +376,7 @@ def test_an_interrupt_after_the_commit_counts_as_done(queue, monkeypatch):
     errors = [type(future.exception()) for future in crowd.futures]
     assert sorted(errors, key=str) == sorted([KeyboardInterrupt, *[type(None)] * 5], key=str)
     assert list(queue) == list(range(6))  # that of the interrupted caller too, and each once
-    assert not queue._environment._waiting
+    assert not queue._environment._line
 
 
 def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
@@ -390,10 +390,10 @@ def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
             pass
 
     with monkeypatch.context() as patch:
-        patch.setattr(environment, "_writer", Interrupting())
+        patch.setattr(environment._line, "_right", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             queue.push("a")
-    assert not environment._waiting
+    assert not environment._line
     queue.push("b")
     assert list(queue) == ["b"]
 

@@ -74,6 +74,24 @@ def test_a_ring_through_another_bell_on_the_file_counts(bell, tmp_path):
     other.close()
 
 
+def test_who_rings_writes_only_if_somebody_has_ever_listened(tmp_path, monkeypatch):
+    path = os.fspath(tmp_path / "bell")
+    ringer, listener = Bell(path), Bell(path)
+    ringer.hang()
+    written = []
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *call: written.append(call) or real(*call))
+    ringer.ring()
+    assert not written
+    listener.listen()
+    written.clear()
+    ringer.ring()
+    Bell(path).ring()
+    assert len(written) == 2
+    ringer.close()
+    listener.close()
+
+
 @pytest.mark.usefixtures("no_ceiling")
 def test_a_ring_of_another_thread_ends_a_sleep_at_once(bell):
     ticket = bell.listen()
