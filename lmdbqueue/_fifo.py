@@ -216,6 +216,8 @@ def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
 
 def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
+    if _is_plain(txn, queue):
+        return _cut_off(txn, queue, min(n, count(txn, queue)))
     with txn.cursor(queue.items) as cursor:
         keys = list(islice(cursor.iternext(values=False), n))
         if keys:
@@ -223,6 +225,30 @@ def delete(txn: Txn, queue: Tables, n: int) -> int:
     if keys:
         _forget(txn, queue, keys)
     return len(keys)
+
+
+def _is_plain(txn: Txn, queue: Tables) -> bool:
+    """Tell whether the items are just the numbers from head to tail, and nobody notes anything of one that leaves."""
+    get, meta = txn.get, queue.meta
+    return (
+        get(queue.gaps, db=meta) is None and get(queue.counts, db=meta) is None and get(queue.readers, db=meta) is None
+    )
+
+
+def _cut_off(txn: Txn, queue: Tables, n: int) -> int:
+    """Remove the first ``n`` items, which are there, of a queue that is plain: quicker, since no key is looked at."""
+    with txn.cursor(queue.items) as cursor:
+        cursor.first()
+        for _ in range(n):
+            cursor.delete()
+        following = cursor.key()
+    if n:
+        head = _record(txn, queue, queue.head)
+        tail = txn.get(queue.tail, db=queue.meta) or pack(unpack(head) + n)
+        stop = following or tail  # which is n behind the head, unless something is lost or damaged
+        stop = max(head, min(stop, tail)) if len(stop) == len(tail) else tail
+        _records.replace(txn, queue, queue.head, head, stop)
+    return n
 
 
 def _forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:

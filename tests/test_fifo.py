@@ -348,6 +348,46 @@ def test_missing_record_is_damage_and_named(fifo, what):
     assert f"'{NAME}/{what}'" in caught.value.reason
 
 
+@pytest.mark.parametrize(
+    ("lost", "n", "head"),
+    [
+        ((), 2, 2),
+        ((), 9, 5),
+        ((1,), 2, 3),  # the next item tells where the head is, not how many went
+        ((3, 4), 3, 5),
+        ((0, 1, 2, 3, 4), 1, 0),
+    ],
+)
+def test_deleting_moves_the_head_to_the_next_item_whatever_is_lost(fifo, lost, n, head):
+    fifo.push([b"a", b"b", b"c", b"d", b"e"])
+    for number in lost:
+        fifo.write(lambda txn, queue, number=number: txn.delete(fmt.pack(number), db=queue.items))
+    left = 5 - len(lost)
+    assert fifo.write(_fifo.delete, n) == min(n, left)
+    assert fifo.bounds() == (head, 5)
+    assert len(fifo.entries()) == max(0, left - n)
+
+
+@pytest.mark.parametrize("stray", [b"\0", fmt.pack(7), b"\xff" * 8, b"\xff" * 20])
+def test_deleting_goes_on_beside_keys_that_no_item_can_have(fifo, stray):
+    fifo.push([b"a", b"b"])
+    fifo.write(lambda txn, queue: txn.put(stray, b"stray", db=queue.items))
+    for _ in range(3):
+        assert fifo.write(_fifo.delete, 1) == 1
+        head, tail = fifo.bounds()
+        assert 0 <= head <= tail == 2
+    assert fifo.write(_fifo.delete, 1) == 0
+    assert fifo.bounds() == (2, 2)
+    assert fifo.push([b"c"]) == range(2, 3)
+
+
+def test_deleting_needs_no_tail(fifo):
+    fifo.push([b"a", b"b"])
+    fifo.write(lambda txn, queue: txn.delete(queue.tail, db=queue.meta))
+    assert fifo.write(_fifo.delete, 1) == 1
+    assert fifo.entries() == [stored(1, b"b")]
+
+
 @pytest.mark.parametrize(("fn", "args"), [(_fifo.push, ([b"b"], 0, None)), (_fifo.clear, ())])
 def test_verb_that_misses_the_tail_changes_nothing(fifo, fn, args):
     fifo.push([b"a"])
