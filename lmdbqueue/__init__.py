@@ -53,6 +53,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_line``             the calls that wait for a transaction, and who runs them
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
+``_nesting``          the block of a user: which thread is in one, what spoils it
 ``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
 ``_remnants``         what a power cut leaves on free pages
 ``_pages``            LMDB's trees as bytes

@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from lmdbqueue import _fifo, _format, _generation, _group, _owner, _transaction
+from lmdbqueue import _fifo, _format, _generation, _group, _owner
 from lmdbqueue._directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
 from lmdbqueue._generation import Doubtful, Generation, Superseded, Txn
@@ -49,7 +49,7 @@ from lmdbqueue._proof import Progress
 from lmdbqueue._recovery import recover
 from lmdbqueue._session import Session
 from lmdbqueue._swap import Write, swap, write_copy
-from lmdbqueue._transaction import Transaction
+from lmdbqueue._transaction import Transaction, blocks
 from lmdbqueue._wakeup import Bell
 
 R = TypeVar("R")
@@ -165,7 +165,7 @@ class Environment:
         return self._read(Generation.glance, name, fn, args)
 
     def _read(self, read: Callable[..., Any], name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if (block := _transaction.current()) is not None:
+        if (block := blocks.current()) is not None:
             block.refuse_other(self)
             return block.read(name, fn, args)
         thread = threading.get_ident()
@@ -190,7 +190,7 @@ class Environment:
         ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
         it adds at the most.
         """
-        if (block := _transaction.current()) is not None:
+        if (block := blocks.current()) is not None:
             block.refuse_other(self)
             return block.write(name, fn, args, room)
         call = Call(name, fn, args, room)
@@ -221,7 +221,7 @@ class Environment:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Let all calls of this thread in the block be one transaction, durable when it is left (``_transaction``)."""
-        block = _transaction.current()
+        block = blocks.current()
         if block is not None:
             block.refuse_other(self)
             with block.joined():
@@ -230,7 +230,7 @@ class Environment:
         with self._held():
             with self.exclusive(_begin_on_the_disk) as (generation, txn):
                 block = Transaction(self, self.directory.path, generation, txn)
-                with block.entered():
+                with blocks.entered(block):
                     yield
                 transaction = block.commit()
                 if transaction:
@@ -252,7 +252,7 @@ class Environment:
 
     def refuse_inside(self, what: str, *advice: str) -> None:
         """Raise ``TransactionError`` if this thread is in a transaction."""
-        _transaction.refuse_inside(self.directory.path, what, *advice)
+        blocks.refuse_inside(self.directory.path, what, *advice)
 
     @contextmanager
     def exclusive(
@@ -284,7 +284,7 @@ class Environment:
 
     def prepare(self, name: str | None, progress: Progress | None = None) -> None:
         """Make sure that there is a queue ``name``, and open the handles of all. Waits for a transaction under way."""
-        if (block := _transaction.current()) is not None:
+        if (block := blocks.current()) is not None:
             block.refuse_other(self)
             if name is not None and not block.generation.knows(name):
                 self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
@@ -412,7 +412,7 @@ class Environment:
 
     def freeze(self, deadline: float) -> None:
         """Let no transaction be open in this process until ``thaw``, or note that there is one."""
-        block = _transaction.current()
+        block = blocks.current()
         locks = (self._writer, self._moving)
         self._torn = block is not None and block.owner is self  # by this very thread: waiting is of no use
         self._frozen = [

@@ -77,9 +77,12 @@ def test_the_replay_of_a_second_cut_finds_a_fault_in_the_recovery(name, tmp_path
 
 @pytest.mark.parametrize("name", mutants.OPENING_AGAIN)
 def test_the_replay_of_a_second_cut_finds_a_fault_in_the_proof(name, tmp_path, keep):
-    first = replay.record(mutants.OPENING_AGAIN[name].scenario, str(tmp_path / "recording"), seed=1)
-    recordings = replay.record_again(first, str(tmp_path / "again"), 10)
-    assert replay.replay(recordings, 3 * STATES // 10, keep, name).failures
+    def fails(seed: int) -> bool:
+        first = replay.record(mutants.OPENING_AGAIN[name].scenario, str(tmp_path / f"recording {seed}"), seed)
+        recordings = replay.record_again(first, str(tmp_path / f"again {seed}"), 10)
+        return bool(replay.replay(recordings, 3 * STATES // 10, keep, name).failures)
+
+    assert any(fails(seed) for seed in range(2, 2 + TRIES))  # one state of some 2,300 shows it, if that
 
 
 @pytest.mark.long

@@ -68,7 +68,7 @@ from typing import Any
 from lmdbqueue._directory import find_directory
 from lmdbqueue._errors import FormatError, SourceError
 from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._transaction import refuse_inside
+from lmdbqueue._transaction import blocks
 from lmdbqueue.legacy import _chunks, _file, _tables
 from lmdbqueue.legacy._aside import AsideFile
 from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle
@@ -128,7 +128,7 @@ def import_file(
     """
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)
-    refuse_inside(directory, "an import")
+    blocks.refuse_inside(directory, "an import")
     options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
     with suppress(FormatError):  # no queue is there: it is created, or that says why not
         found = find_directory(directory).options

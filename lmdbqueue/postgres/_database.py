@@ -32,7 +32,8 @@ from typing import Any, Final, LiteralString, NoReturn
 import psycopg
 
 from lmdbqueue._errors import CommitUnknownError, QueueError, ServerError
-from lmdbqueue.postgres import _block, _schema
+from lmdbqueue.postgres import _schema
+from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._ear import Ear
 from lmdbqueue.postgres._failures import Lost, explained, is_lost
 from lmdbqueue.postgres._session import Session, Step, shown
@@ -118,13 +119,13 @@ class Database:
 
     def view(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(step, *args)``, which changes nothing; in the block of this thread, if it is in one."""
-        if (block := _block.current()) is not None:
+        if (block := blocks.current()) is not None:
             return block.call(self, fn, args)
         return self._done_with("reading", patience, lambda session: session.view(fn, args))
 
     def run(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(step, *args)``, as one transaction, or as a part of the block of this thread."""
-        if (block := _block.current()) is not None:
+        if (block := blocks.current()) is not None:
             return block.call(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args))
 
@@ -133,13 +134,13 @@ class Database:
 
         What it did is undone if it does not say that it ``has_changed`` anything, inside of a block, too.
         """
-        if (block := _block.current()) is not None:
+        if (block := blocks.current()) is not None:
             return block.attempt(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
 
     def attempt(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
         """Do as ``claim``, for a function whose claim is all that it sends."""
-        if (block := _block.current()) is not None:
+        if (block := blocks.current()) is not None:
             return block.attempt(self, fn, args)
         return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True))
 
@@ -170,13 +171,14 @@ class Database:
     @contextmanager
     def transaction(self, patience: float) -> Iterator[Step]:
         """Let the calls of this thread be one transaction, for the block; an inner block is a part of the outer."""
-        block = _block.current()
+        block = blocks.current()
         if block is not None:
-            with block.joined(self):
+            block.refuse_other(self)
+            with block.joined():
                 yield block.step
             return
         session, step = self._done("a transaction", patience, Session.begin)
-        block = _block.Block(self, self.path, step)
+        block = Block(self, self.path, step)
         try:
             with block.entered():
                 yield step

@@ -18,7 +18,8 @@ from lmdbqueue._errors import ClosedError, DecodeError, GoneError
 from lmdbqueue._lease import DeadLetter, Lease, Leased
 from lmdbqueue._reader import FollowedQueue
 from lmdbqueue._reading import Entry
-from lmdbqueue.postgres import _away, _block, _items, _readers
+from lmdbqueue.postgres import _away, _items, _readers
+from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Found, Place
 from lmdbqueue.postgres._owner import Owner
@@ -55,7 +56,7 @@ class TableQueue(FollowedQueue[T]):
 
     def _append(self, payloads: Sequence[bytes]) -> range:
         database = self._open
-        if self.maxsize > 0 or _block.current() is not None:
+        if self.maxsize > 0 or blocks.current() is not None:
             numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
             return range(numbers[0], numbers[-1] + 1)
         values: dict[str, Any] = {"queue": self._place.id, "channel": self._place.channel, "n": len(payloads)}
@@ -288,7 +289,7 @@ class TableQueue(FollowedQueue[T]):
 
     def _listen(self) -> int:
         database = self._open
-        _block.refuse_inside(self._path, "a call would wait", "what was taken in it is locked meanwhile: use timeout=0")
+        blocks.refuse_inside(self._path, "a call would wait", "what was taken in it is locked meanwhile: use timeout=0")
         return database.ear.listen(self._place.channel)
 
     def _sleep(self, ticket: int, timeout: float) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, GoneError, QueueError, TransactionError
 from lmdbqueue._reading import checked_count
-from lmdbqueue.postgres import _away, _block, _items, _queues, _readers
+from lmdbqueue.postgres import _away, _items, _queues, _readers
+from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database, open_database
 from lmdbqueue.postgres._followed import FollowedTable
 from lmdbqueue.postgres._items import Place
@@ -131,7 +132,7 @@ class PostgresQueue(FollowedTable[T]):
         The server does so by itself, often; the room is used again in any case. ``force`` changes nothing.
         """
         database = self._open
-        _block.refuse_inside(self._path, "flush() was called")
+        blocks.refuse_inside(self._path, "flush() was called")
         shrunk: int = database.view(self.patience, _queues.vacuum)
         return shrunk
 
@@ -143,7 +144,7 @@ class PostgresQueue(FollowedTable[T]):
         """
         database = self._open
         _format.check_name(name)
-        _block.refuse_inside(self._path, "copy() was called")
+        blocks.refuse_inside(self._path, "copy() was called")
         if database.run(self.patience, _queues.copy, self._place, name) is None:
             self._refuse_if_gone()
             raise ExistsError(f"{name} in {self._path}")
@@ -215,7 +216,7 @@ class PostgresQueue(FollowedTable[T]):
         is no such queue.
         """
         database = self._open
-        _block.refuse_inside(self._path, "drop_queue() was called")
+        blocks.refuse_inside(self._path, "drop_queue() was called")
         number: int | None = database.run(self.patience, _queues.drop, name)
         if number is None:
             raise KeyError(name)
@@ -228,7 +229,7 @@ class PostgresQueue(FollowedTable[T]):
         It counts the items of all queues of the schema; what the server's files are like is for its own tools.
         """
         database = self._open
-        _block.refuse_inside(self._path, "check() was called")
+        blocks.refuse_inside(self._path, "check() was called")
         problems: list[str] = database.view(self.patience, _queues.problems)
         return problems
 

@@ -1,0 +1,98 @@
+"""The block of a user that is one transaction: which thread is in one, and what spoils it, whatever engine commits it.
+
+Owns: the blocks that are under way. Law: a block that somebody may rely on never goes on after half a call. Must not
+know: what a transaction is, how one ends.
+
+A call that refuses before it writes anything (``Full``) leaves the block as it was. Any other error of a call spoils
+it, even if the user catches it: what the call did halfway would be committed. So does an exception that leaves an
+inner block, which is a part of the outer one. A block that was under way at a fork is the parent's.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from lmdbqueue._errors import ForkError, TransactionError
+
+
+class Block:
+    """A block that is under way, in the thread that began it."""
+
+    covers = "directory"  # what one transaction covers
+
+    def __init__(self, owner: object, path: str) -> None:
+        """``owner``: whose queues may take part; ``path``, of it, is for errors."""
+        self.owner = owner
+        self.path = path
+        self.is_of_parent = False
+        self._spoiled_by: BaseException | None = None
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be a part of it, for an inner block."""
+        try:
+            yield
+        except BaseException as error:
+            self._spoiled_by = self._spoiled_by or error
+            raise
+
+    def refuse_other(self, owner: object) -> None:
+        """Raise ``TransactionError`` for a queue that cannot take part."""
+        if owner is not self.owner:
+            raise TransactionError(
+                self.path,
+                f"a queue of another {self.covers} was used inside of a transaction",
+                f"a transaction covers one {self.covers}: open both queues there, with two names",
+            )
+
+    def refuse_if_spoiled(self) -> None:
+        """Raise ``TransactionError`` if the block cannot go on, ``ForkError`` if it is the parent's."""
+        if self.is_of_parent:
+            raise ForkError(self.path)
+        if self._spoiled_by is not None:
+            raise TransactionError(
+                self.path,
+                f"a call inside of it failed ({type(self._spoiled_by).__name__}: {self._spoiled_by})",
+                "all of it is undone: do it again, or let the error leave the block",
+            ) from self._spoiled_by
+
+
+B = TypeVar("B", bound=Block)
+
+
+class Blocks(Generic[B]):
+    """The blocks of one engine."""
+
+    def __init__(self) -> None:
+        self._of_thread: dict[int, B] = {}
+
+    def current(self) -> B | None:
+        """Return the block that this thread is in."""
+        return self._of_thread.get(threading.get_ident()) if self._of_thread else None
+
+    @contextmanager
+    def entered(self, block: B) -> Iterator[None]:
+        """Let the calls of this thread join ``block`` meanwhile."""
+        self.enter(block)
+        try:
+            yield
+        finally:
+            self._of_thread.pop(threading.get_ident(), None)
+
+    def enter(self, block: B) -> None:
+        """Let the calls of this thread join ``block`` from now on."""
+        self._of_thread[threading.get_ident()] = block
+
+    def refuse_inside(self, path: str, what: str, advice: str = "call it outside of the block") -> None:
+        """Raise ``TransactionError`` if this thread is in a block."""
+        if self.current() is not None:
+            raise TransactionError(path, f"{what} inside of a transaction", advice)
+
+    def leave_to_the_parent(self) -> list[B]:
+        """Be in no block any more, in a forked child; return those that were under way."""
+        blocks = list(self._of_thread.values())
+        self._of_thread.clear()
+        for block in blocks:
+            block.is_of_parent = True
+        return blocks
