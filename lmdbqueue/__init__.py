@@ -43,12 +43,13 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_swap``             the swap of generations, step by step
 ``_salvage``          what can be saved of a damaged file
 ``_proof``            what "whole" means: every invariant
-``_away``             what does not wait: leased, delayed, dead; as functions of a transaction
+``_away``             what does not wait, leased, delayed, dead: how it goes and comes back; functions of a transaction
 ``_readers``          named readers, and what goes when all have passed it
 ``_times``            when what was pushed: a sparse record of times
 ``_fifo``             what a queue is: the verbs as functions of a transaction
 ``_notes``            what is known of items: attempts, unique keys, counts
 ``_positions``        where readers are, what is kept for them
+``_absent``           the records of what does not wait
 ``_records``          the records beside the items, and their weight, by which a torn transaction is seen
 ``_line``             the calls that wait for a transaction, and who runs them
 ``_group``            several calls in one transaction

@@ -1,18 +1,9 @@
 """What is not waiting in the queue: leased, delayed, dead. How it goes there, and comes back to its place.
 
-Owns: the records of AWAY but for the notes. Law: an item is in one place at a time: among the items, under a
+Owns: the moves of items between these. Law: an item is in one place at a time: among the items, under a
 lease, delayed, or dead, and it moves between them in one transaction; what a lease holds is changed by who
 has its token, or by who gives it back since its owner is dead or its time is over, and by nobody else.
 Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead), pickling.
-
-The records, each under the queue's name (see ``_format.away``)::
-
-    lease    token                 owner, deadline, the numbers of what it holds still
-    owner    owner, token          nothing: to find the leases of one that is dead
-    expiry   deadline, token       nothing, for a lease with a ttl: to find those whose time is over
-    leased   number                note and value of an item
-    delayed  due time, number      the same
-    dead     number                the same
 
 Times are in ns: deadlines on the system-wide monotonic clock, which a step of the wall clock does not move,
 and which a reboot begins anew, but then every owner is dead; due times on the wall clock, since they outlive a
@@ -24,20 +15,18 @@ Coming back. There is no timer: who looks for work finds in its own snapshot wha
 nothing, and the next one finds the same; nothing is lost or doubled, since giving back is a move.
 """
 
-import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes, _positions, _readers, _records
+from lmdbqueue import _absent, _fifo, _format, _notes, _positions, _readers, _records
+from lmdbqueue._absent import DAMAGED, NEVER, Lease, Record
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Counts, Note, away, pack, unpack
 from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._times import Moment
 
-NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
-_DAMAGED: Final = "its record was damaged"
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
 _FIRST_PLACE: Final = _format.place(0)
 
@@ -57,14 +46,6 @@ class Overdue(NamedTuple):
     owners: tuple[int, ...]
 
 
-class Record(NamedTuple):
-    """A dead letter as it stands on disk."""
-
-    seq: int
-    note: Note
-    value: bytes
-
-
 class Terms(NamedTuple):
     """Of a lease that is to be given."""
 
@@ -82,14 +63,6 @@ class Apart(NamedTuple):
     digests: Sequence[bytes]  # of keys, b"" for none
     maxsize: int
     max_bytes: int | None
-
-
-class Lease(NamedTuple):
-    """A lease as it stands on disk."""
-
-    owner: int
-    deadline: int
-    seqs: Sequence[int]
 
 
 # --- going
@@ -128,7 +101,7 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
     if seqs:
         token = counts.tokens + 1
         _records.add_away(txn, queue, records)
-        _put_lease(txn, queue, token, Lease(terms.owner, terms.deadline, seqs))
+        _absent.put_lease(txn, queue, token, Lease(terms.owner, terms.deadline, seqs))
         counts = counts._replace(tokens=token, leased=counts.leased + len(seqs))
     _notes.set_counts(txn, queue, counts)
     return token, seqs, attempts
@@ -184,7 +157,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
 
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    released = _release(txn, queue, token, seqs)
+    released = _absent.release(txn, queue, token, seqs)
     if released:
         _positions.skip(txn, queue, map(pack, released))
         counts = _notes.counts(txn, queue)
@@ -192,7 +165,7 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
         keys = [prefix + pack(seq) for seq in released]
         if counts.unique:
             for key in keys:
-                counts = _notes.free(txn, queue, _take(txn, queue, key).note, counts)
+                counts = _notes.free(txn, queue, _absent.take(txn, queue, key).note, counts)
         else:
             for key in keys:
                 _records.pop_away(txn, queue, key)
@@ -202,7 +175,7 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
 
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
     """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    released = _release(txn, queue, token, seqs)
+    released = _absent.release(txn, queue, token, seqs)
     if released:
         _give_back(txn, queue, released, how)
     return released
@@ -215,11 +188,11 @@ def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:
 
 def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
     """Give a lease another deadline; None if it is gone."""
-    found = _lease(txn, queue, token)
+    found = _absent.lease(txn, queue, token)
     if found is None:
         return None
     txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
-    _put_lease(txn, queue, token, found._replace(deadline=deadline))
+    _absent.put_lease(txn, queue, token, found._replace(deadline=deadline))
     return True
 
 
@@ -237,13 +210,9 @@ def look(
 
 def overdue(txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment) -> Overdue | None:
     """Tell what has to come back."""
-    counts = _notes.counts(txn, queue)
-    if not counts.leased and not counts.delayed:
-        return None
-    dead = tuple(owner for owner in _owners(txn, queue) if is_dead(owner))
-    if dead or _first(txn, queue, "expiry") <= now.monotonic or _first(txn, queue, "delayed") <= now.wall:
-        return Overdue(dead)
-    return None
+    expiry, due, owners = next_time(txn, queue)
+    dead = tuple(filter(is_dead, owners))
+    return Overdue(dead) if dead or expiry <= now.monotonic or due <= now.wall else None
 
 
 def next_time(txn: Txn, queue: Tables) -> tuple[int, int, list[int]]:
@@ -251,7 +220,8 @@ def next_time(txn: Txn, queue: Tables) -> tuple[int, int, list[int]]:
     counts = _notes.counts(txn, queue)
     if not counts.leased and not counts.delayed:
         return NEVER, NEVER, []
-    return _first(txn, queue, "expiry"), _first(txn, queue, "delayed"), list(_owners(txn, queue))
+    expiry, due = (_absent.first_time(txn, queue, kind) for kind in ("expiry", "delayed"))
+    return expiry, due, list(_absent.owners(txn, queue))
 
 
 def restore(txn: Txn, queue: Tables, owners: Iterable[int], now: Moment, max_attempts: int | None) -> int:
@@ -264,7 +234,7 @@ def restore(txn: Txn, queue: Tables, owners: Iterable[int], now: Moment, max_att
         how = Return(now.wall, "its consumer died", max_attempts=max_attempts)
         changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, _AT_ONCE - changed)
     how = Return(now.wall, "its lease expired", max_attempts=max_attempts)
-    while _first(txn, queue, "expiry") <= now.monotonic and changed < _AT_ONCE:
+    while _absent.first_time(txn, queue, "expiry") <= now.monotonic and changed < _AT_ONCE:
         changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
     return changed + _restore_delayed(txn, queue, now, _AT_ONCE - changed)
 
@@ -272,9 +242,9 @@ def restore(txn: Txn, queue: Tables, owners: Iterable[int], now: Moment, max_att
 def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
     """Give back leases that an index has under ``prefix``, until ``wanted`` items came back; return how many did."""
     changed = 0
-    while changed < wanted and (key := next(_keys(txn, queue, prefix), None)) is not None:
+    while changed < wanted and (key := next(_absent.keys(txn, queue, prefix), None)) is not None:
         token = unpack(key[-8:])
-        released = _release(txn, queue, token, None)
+        released = _absent.release(txn, queue, token, None)
         txn.delete(key, db=queue.away)
         if released:
             _give_back(txn, queue, released, how)
@@ -285,13 +255,13 @@ def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted:
 def _restore_delayed(txn: Txn, queue: Tables, now: Moment, wanted: int) -> int:
     due = [
         key
-        for key in islice(_keys(txn, queue, away(queue.name, "delayed")), max(0, wanted))
+        for key in islice(_absent.keys(txn, queue, away(queue.name, "delayed")), max(0, wanted))
         if unpack(key[-16:-8]) <= now.wall
     ]
     if not due:
         return 0
     counts = _notes.counts(txn, queue)
-    records = [_take(txn, queue, key) for key in due]
+    records = [_absent.take(txn, queue, key) for key in due]
     _notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
     if txn.get(queue.readers, db=queue.meta) is not None:
         _append_due(txn, queue, records, now)
@@ -299,8 +269,8 @@ def _restore_delayed(txn: Txn, queue: Tables, now: Moment, wanted: int) -> int:
     counts = _notes.counts(txn, queue)
     entries = []
     for record in records:
-        if record.note.reason == _DAMAGED:
-            counts = _bury(txn, queue, record, Return(now.wall, _DAMAGED), counts)
+        if record.note.reason == DAMAGED:
+            counts = _bury(txn, queue, record, Return(now.wall, DAMAGED), counts)
             continue
         entries.append((_format.place(record.seq, record.note.due), record.value))
         counts = _notes.put(txn, queue, record.seq, record.note, counts)
@@ -315,8 +285,8 @@ def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], now: Moment)
     counts = _notes.counts(txn, queue)
     for record in records:
         payload = _records.opened(queue, pack(record.seq), record.value)
-        if payload is None or record.note.reason == _DAMAGED:
-            counts = _bury(txn, queue, record, Return(now.wall, _DAMAGED), counts)
+        if payload is None or record.note.reason == DAMAGED:
+            counts = _bury(txn, queue, record, Return(now.wall, DAMAGED), counts)
             continue
         (seq,) = _fifo.push(txn, queue, [payload], 0, None)
         counts = _notes.put(txn, queue, seq, record.note._replace(due=0), counts)
@@ -332,10 +302,10 @@ def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> Non
     counts = counts._replace(leased=counts.leased - len(seqs))
     entries = []
     for seq in seqs:
-        record = _take(txn, queue, away(queue.name, "leased", seq))
+        record = _absent.take(txn, queue, away(queue.name, "leased", seq))
         note = record.note._replace(time=how.now, reason=how.reason)
-        if record.note.reason == _DAMAGED or (how.max_attempts is not None and note.attempts >= how.max_attempts):
-            reason = how.reason if record.note.reason != _DAMAGED else _DAMAGED
+        if record.note.reason == DAMAGED or (how.max_attempts is not None and note.attempts >= how.max_attempts):
+            reason = how.reason if record.note.reason != DAMAGED else DAMAGED
             counts = _bury(txn, queue, record, how._replace(reason=reason), counts)
         elif how.due:
             note = note._replace(due=how.due)
@@ -363,8 +333,8 @@ def _bury(txn: Txn, queue: Tables, record: Record, how: Return, counts: Counts) 
 def dead(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Record]:
     """Return the dead from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
     found = []
-    for key, value in _entries(txn, queue, away(queue.name, "dead"), pack(seq)):
-        found.append(_record(queue, key, value))
+    for key, value in _absent.entries(txn, queue, away(queue.name, "dead"), pack(seq)):
+        found.append(_absent.record(queue, key, value))
         max_bytes -= len(value)
         if max_bytes <= 0:
             break
@@ -386,8 +356,8 @@ def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
 
 def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
     prefix = away(queue.name, "dead")
-    keys = list(_keys(txn, queue, prefix)) if seqs is None else [away(queue.name, "dead", seq) for seq in sorted(seqs)]
-    records = [_take(txn, queue, key) for key in keys if txn.get(key, db=queue.away) is not None]
+    keys = list(_absent.keys(txn, queue, prefix)) if seqs is None else [prefix + pack(seq) for seq in sorted(seqs)]
+    records = [_absent.take(txn, queue, key) for key in keys if txn.get(key, db=queue.away) is not None]
     if records:
         counts = _notes.counts(txn, queue)
         _notes.set_counts(txn, queue, counts._replace(dead=counts.dead - len(records)))
@@ -397,159 +367,11 @@ def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Recor
 def clear(txn: Txn, queue: Tables) -> int:
     """Remove all that waits, is leased, delayed or dead; return how many items went."""
     counts = _notes.counts(txn, queue)
-    _positions.skip(txn, queue, (key[-8:] for key in _keys(txn, queue, away(queue.name, "leased"))))
+    _positions.skip(txn, queue, (key[-8:] for key in _absent.keys(txn, queue, away(queue.name, "leased"))))
     removed = _fifo.clear(txn, queue)
     if counts != Counts():
         for kind in ("lease", "owner", "expiry", "leased", "delayed", "dead", "note", "unique"):
-            for key in list(_keys(txn, queue, away(queue.name, kind))):
+            for key in list(_absent.keys(txn, queue, away(queue.name, kind))):
                 _records.pop_away(txn, queue, key)
         _notes.set_counts(txn, queue, Counts(tokens=counts.tokens))
     return removed + counts.leased + counts.delayed + counts.dead
-
-
-# --- all of it
-
-
-class Contents(NamedTuple):
-    """All records of a queue in AWAY."""
-
-    leases: dict[int, Lease]  # by token
-    owners: set[tuple[int, int]]  # owner, token
-    expiries: set[tuple[int, int]]  # deadline, token
-    leased: dict[int, Record]
-    delayed: dict[int, Record]
-    dead: dict[int, Record]
-    notes: dict[int, Note]
-    keys: dict[bytes, int]
-    damaged: list[bytes]
-
-    def counts(self, tokens: int) -> Counts:
-        """Return how many there are; ``tokens``: leases that were ever given."""
-        records: tuple[Sized, ...] = (self.leased, self.delayed, self.dead, self.notes, self.keys)
-        leased, delayed, dead, noted, unique = (len(each) for each in records)
-        return Counts(tokens, leased, delayed, dead, noted, unique)
-
-
-def contents(txn: Txn, queue: Tables) -> Contents:
-    """Return all records of a queue."""
-    return read(queue.name, _entries(txn, queue, _format.record(queue.name, ""), b""), sealed=queue.sealed)
-
-
-def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:
-    """Return what records are, all of which are of the queue ``name``."""
-    found = Contents({}, set(), set(), {}, {}, {}, {}, {}, [])
-    start = len(_format.record(name, ""))
-    for key, value in records:
-        kind, _, rest = key[start:].partition(b"/")
-        is_index = kind in (b"owner", b"expiry")
-        try:
-            if sealed and not is_index and not _format.is_intact(key, value):
-                raise ValueError  # noqa: TRY301  (as what cannot be read)
-            _add(found, kind, rest, value[: -_format.SEAL_SIZE] if sealed else value)
-        except (ValueError, KeyError, struct.error):
-            found.damaged.append(key)
-    return found
-
-
-def _add(found: Contents, kind: bytes, rest: bytes, data: bytes) -> None:
-    if kind in (b"owner", b"expiry"):
-        index = found.owners if kind == b"owner" else found.expiries
-        index.add((unpack(rest[:8]), unpack(rest[8:])))
-    elif kind == b"lease":
-        found.leases[unpack(rest)] = _unpack_lease(data)
-    elif kind == b"unique":
-        found.keys[rest] = unpack(data)
-    elif kind == b"note":
-        found.notes[unpack(rest)] = Note.unpack(data)[0]
-    else:
-        records = {b"leased": found.leased, b"delayed": found.delayed, b"dead": found.dead}[kind]
-        records[unpack(rest[-8:])] = Record(unpack(rest[-8:]), *Note.unpack(data))
-
-
-# --- records
-
-
-def _lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
-    key = away(queue.name, "lease", token)
-    value = txn.get(key, db=queue.away)
-    data = None if value is None else _records.opened(queue, key, value)
-    return None if data is None else _unpack_lease(data)
-
-
-def _unpack_lease(data: bytes) -> Lease:
-    seqs = [seq for each in _format.unpack_ranges(data[16:]) for seq in each]
-    return Lease(unpack(data[:8]), unpack(data[8:16]), seqs)
-
-
-def _put_lease(txn: Txn, queue: Tables, token: int, lease: Lease) -> None:
-    seqs = _format.pack_ranges(_format.ranges(sorted(lease.seqs)))
-    _records.put_away(txn, queue, away(queue.name, "lease", token), pack(lease.owner) + pack(lease.deadline) + seqs)
-    txn.put(away(queue.name, "owner", lease.owner, token), b"", db=queue.away)
-    if lease.deadline != NEVER:
-        txn.put(away(queue.name, "expiry", lease.deadline, token), b"", db=queue.away)
-
-
-def _release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None) -> list[int] | None:
-    """Strike what is wanted (None: all) off a lease, which ends with the last; None if it is gone."""
-    found = _lease(txn, queue, token)
-    if found is None:
-        return None
-    seqs = list(found.seqs) if wanted is None else [seq for seq in found.seqs if seq in wanted]
-    if len(seqs) == len(found.seqs):
-        _records.pop_away(txn, queue, away(queue.name, "lease", token))
-        txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
-        txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
-    elif seqs:
-        gone = set(seqs)
-        _put_lease(txn, queue, token, found._replace(seqs=[seq for seq in found.seqs if seq not in gone]))
-    return seqs
-
-
-def _take(txn: Txn, queue: Tables, key: bytes) -> Record:
-    """Remove and return a record of an item, which is there."""
-    value = _records.pop_away(txn, queue, key)
-    assert value is not None  # by the invariants
-    return _record(queue, key, value)
-
-
-def _record(queue: Tables, key: bytes, value: bytes) -> Record:
-    seq = unpack(key[-8:])
-    data = _records.opened(queue, key, value)
-    if data is None:
-        return Record(seq, Note(reason=_DAMAGED), value)
-    return Record(seq, *Note.unpack(data))
-
-
-def _first(txn: Txn, queue: Tables, kind: str) -> int:
-    """Return the first number that an index of times has, ``NEVER`` if it is empty."""
-    key = next(_keys(txn, queue, away(queue.name, kind)), None)
-    return NEVER if key is None else unpack(key[-16:-8])
-
-
-def _owners(txn: Txn, queue: Tables) -> Iterator[int]:
-    """Yield each owner of leases once."""
-    prefix = away(queue.name, "owner")
-    with txn.cursor(queue.away) as cursor:
-        found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
-            owner = unpack(cursor.key()[-16:-8])
-            yield owner
-            found = cursor.set_range(prefix + pack(owner) + pack(NEVER))
-
-
-def _keys(txn: Txn, queue: Tables, prefix: bytes) -> Iterator[bytes]:
-    with txn.cursor(queue.away) as cursor:
-        if cursor.set_range(prefix):
-            for key in cursor.iternext(values=False):
-                if not key.startswith(prefix):
-                    return
-                yield key
-
-
-def _entries(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
-    with txn.cursor(queue.away) as cursor:
-        if cursor.set_range(prefix + first):
-            for key, value in cursor.iternext():
-                if not key.startswith(prefix):
-                    return
-                yield key, value

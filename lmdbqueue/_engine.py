@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lmdbqueue import _away, _fifo, _format, _notes, _readers
+from lmdbqueue._absent import NEVER, Record
 from lmdbqueue._away import Overdue, Return
 from lmdbqueue._env import Environment
 from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full
@@ -142,10 +143,10 @@ class Engine(FollowedQueue[T]):
         return counts.dead
 
     def _dead_since(self, seq: int) -> list[DeadLetter[Any]]:
-        records: list[_away.Record] = self._read(self._open.view, _away.dead, seq, _BROWSE_BYTES)
+        records: list[Record] = self._read(self._open.view, _away.dead, seq, _BROWSE_BYTES)
         return [self._letter(record) for record in records]
 
-    def _letter(self, record: _away.Record) -> DeadLetter[T]:
+    def _letter(self, record: Record) -> DeadLetter[T]:
         entry = _format.pack(record.seq), record.value
         return DeadLetter(*self._open_payload(entry), record.note, partial(_only, self._decode, entry))
 
@@ -260,9 +261,9 @@ class Engine(FollowedQueue[T]):
     def _sleep(self, ticket: int, timeout: float) -> None:
         environment = self._open
         expiry, due, owners = environment.glance(self.name, _away.next_time)
-        if expiry != _away.NEVER:
+        if expiry != NEVER:
             timeout = min(timeout, max(_FAILED_LOOK, (expiry - time.monotonic_ns()) / _SECOND))
-        if due != _away.NEVER:
+        if due != NEVER:
             timeout = min(timeout, max(_FAILED_LOOK, (due - time.time_ns()) / _SECOND))
         if any(owner != self._owners.mine for owner in owners):
             timeout = min(timeout, _DEATH_LOOK)
@@ -281,7 +282,7 @@ _make = tuple.__new__  # half of the time of a named tuple's own
 
 
 def _deadline(ttl: float | None) -> int:
-    return _away.NEVER if ttl is None else time.monotonic_ns() + int(ttl * _SECOND)
+    return NEVER if ttl is None else time.monotonic_ns() + int(ttl * _SECOND)
 
 
 def _room_away(payloads: Sequence[bytes]) -> int:

@@ -9,7 +9,7 @@ A queue that never had a lease, a delay or a key has no record of counts, and pa
 
 from collections.abc import Iterable
 
-from lmdbqueue import _format, _records
+from lmdbqueue import _absent, _format, _records
 from lmdbqueue._format import Counts, Note, away, pack
 from lmdbqueue._generation import Tables, Txn
 from lmdbqueue._records import opened
@@ -60,10 +60,7 @@ def forget_all(txn: Txn, queue: Tables) -> None:
     """Forget what is known of all items that waited."""
     before = counts(txn, queue)
     if before.noted:
-        with txn.cursor(queue.away) as cursor:
-            prefix = away(queue.name, "note")
-            cursor.set_range(prefix)
-            keys = [key[-8:] for key in _keys(cursor.iternext(values=False), prefix)]
+        keys = [key[-8:] for key in _absent.keys(txn, queue, away(queue.name, "note"))]
         forget(txn, queue, keys)
 
 
@@ -100,10 +97,3 @@ def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
         return None
     data = opened(queue, key, value)
     return NONE if data is None else Note.unpack(data)[0]
-
-
-def _keys(keys: Iterable[bytes], prefix: bytes) -> Iterable[bytes]:
-    for key in keys:
-        if not key.startswith(prefix):
-            return
-        yield key

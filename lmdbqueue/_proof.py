@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from lmdbqueue import _away, _fifo, _format, _generation, _notes, _positions
+from lmdbqueue import _absent, _fifo, _format, _generation, _notes, _positions
 from lmdbqueue._generation import Snapshot, Tables, Txn
 
 _NO_ITEM: Final = -1
@@ -105,7 +105,7 @@ class _Items(NamedTuple):
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
     damaged |= {Damage(queue.name, seq) for seq in _add_items(txn, queue, problems, damaged)}
     if queue.away is not None:
-        contents = _away.contents(txn, queue)
+        contents = _absent.contents(txn, queue)
         for record in contents.damaged:
             damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
         if not contents.damaged:
@@ -164,7 +164,7 @@ def _items(txn: Txn, queue: Tables, head: int, tail: int) -> _Items:
     return _Items(total, total - came_back - behind, behind, gaps, returned_weight, damaged)
 
 
-def _away_problems(txn: Txn, queue: Tables, contents: _away.Contents) -> Iterator[str]:
+def _away_problems(txn: Txn, queue: Tables, contents: _absent.Contents) -> Iterator[str]:
     """Yield what is wrong with the records of what does not wait, and with the notes on what does."""
     counts = _notes.counts(txn, queue)
     found = contents.counts(counts.tokens)
@@ -174,7 +174,7 @@ def _away_problems(txn: Txn, queue: Tables, contents: _away.Contents) -> Iterato
     if held != sorted(contents.leased):
         yield f"queue {queue.name!r}: its leases are of items {held}, and leased are {sorted(contents.leased)}"
     owners = {(lease.owner, token) for token, lease in contents.leases.items()}
-    expiries = {(lease.deadline, token) for token, lease in contents.leases.items() if lease.deadline != _away.NEVER}
+    expiries = {(lease.deadline, token) for token, lease in contents.leases.items() if lease.deadline != _absent.NEVER}
     if (owners, expiries) != (contents.owners, contents.expiries):
         yield f"queue {queue.name!r}: the lists of its leases by owner and by time are not those of its leases"
     keys = {}

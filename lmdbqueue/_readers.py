@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
 
-from lmdbqueue import _fifo, _format, _notes, _positions, _times
+from lmdbqueue import _absent, _fifo, _format, _notes, _positions, _times
 from lmdbqueue._errors import GoneError
 from lmdbqueue._fifo import Entry
 from lmdbqueue._format import Position, Retention, away, pack
@@ -318,9 +318,5 @@ def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> list
     """Return the numbers of the items that are leased now, behind one place and before another."""
     if not _notes.counts(txn, queue).leased:
         return []
-    prefix = away(queue.name, "leased")
-    with txn.cursor(queue.away) as cursor:
-        if not cursor.set_range(prefix):
-            return []
-        keys = takewhile(lambda key: key.startswith(prefix) and key[-8:] < last, cursor.iternext(values=False))
-        return [key[-8:] for key in keys if key[-8:] > passed]
+    seqs = (key[-8:] for key in _absent.keys(txn, queue, away(queue.name, "leased")))
+    return [seq for seq in takewhile(lambda seq: seq < last, seqs) if seq > passed]

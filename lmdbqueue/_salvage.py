@@ -19,7 +19,7 @@ from itertools import chain, groupby
 from typing import Final
 
 from lmdbqueue import _format, _generation, _metapage
-from lmdbqueue._away import Contents, read
+from lmdbqueue._absent import Contents, read
 from lmdbqueue._disk import open_private, sync_directory, sync_file
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Counts, Gaps, Note
