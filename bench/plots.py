@@ -143,7 +143,7 @@ def _color(name: str, other: str | None = _OTHER) -> str | None:
     """Return the colour of this queue, of the floor, or of the others."""
     if name.startswith("lmdbqueue"):
         return _OURS
-    return _FLOOR if name == "raw" else other
+    return _FLOOR if name.startswith("raw") else other
 
 
 def _save(figure: Any, file: str) -> str:

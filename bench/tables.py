@@ -49,7 +49,7 @@ def _how(mode: str, peers: Sequence[type[Peer]]) -> list[str]:
         f"- {peer.name}: {peer.durable_by if mode == 'durable' else peer.relaxed_by}"
         + ("" if peer.pop_is == "one call" else f"; a pop is {peer.pop_is}")
         for peer in peers
-        if peer.can_be(mode) and not peer.is_variant
+        if peer.can_be(mode) and (peer.is_bound or not peer.is_variant)
     ]
     return ["\n".join(lines)]
 

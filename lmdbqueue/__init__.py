@@ -55,7 +55,8 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_group``            several calls in one transaction
 ``_transaction``      the calls of a user's block in one transaction
 ``_nesting``          the block of a user: which thread is in one, what spoils it
-``_generation``       one LMDB environment: when a commit is durable, room, LMDB's errors
+``_generation``       one LMDB environment: when a commit is durable, LMDB's errors
+``_room``             blocks that a file has before they are used
 ``_remnants``         what a power cut leaves on free pages
 ``_pages``            LMDB's trees as bytes
 ``_metapage``         LMDB's meta pages as bytes

@@ -25,11 +25,6 @@ drops what it could not write. The generation is *in doubt* then, for all proces
 committed to it any more (``Doubtful``), until its content, as it stands in memory, was written to a
 new file (``_env`` sees to that). Reading goes on.
 
-Room. Removing needs pages too, since LMDB writes no page in place. So blocks are allocated ahead of
-what is used, and a push, which says how much room it takes, is refused before it would use up the
-reserve that removals may need. On a full disk consumers go on; and when they have made free pages enough
-within the file, pushes do, too.
-
 What else LMDB demands, and where it is answered:
 
 - Opening a file twice in one process breaks its locks: ``_env`` keeps one Generation a file.
@@ -71,6 +66,7 @@ from lmdbqueue._errors import (
     QueueError,
     StorageError,
 )
+from lmdbqueue._room import Room, reserve
 from lmdbqueue._session import Session, stamp
 
 if TYPE_CHECKING:
@@ -86,8 +82,6 @@ _MAX_QUEUES: Final = _MAX_DBS - 2  # less META and AWAY
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 _LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
 _META_PAGES: Final = 2
-_RESERVE: Final = 64  # pages that removals may need at the least, and one more for each _RESERVE in use
-_AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most; between them a sixteenth of the file
 _DAMAGE: Final = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -373,14 +367,12 @@ class Generation(Snapshot):
         self._session = session
         self._is_full = options.durability == "full"
         self._is_flushed_once = is_proven_at_opening(options)
-        self._allocated = 0  # bytes, as far as this process has seen to it
-        self._added = 0  # bytes that the pushes of the transaction under way take
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         super().__init__(path, options)
         self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
-        self._page: int = self._env.stat()["psize"]
+        self._room = Room(path, self._env.stat()["psize"], self._map_size)
         self._folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
 
@@ -457,7 +449,7 @@ class Generation(Snapshot):
 
         Raises ``Superseded``; ``GoneError`` when somebody has removed the file.
         """
-        self._added = 0
+        self._room.granted = 0
         self.weight = 0
         if self.marking:
             self.marking = {}
@@ -596,29 +588,7 @@ class Generation(Snapshot):
 
         Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
         """
-        page = self._page
-        pages = self._env.info()["last_pgno"] + 1
-        kept = reserve(pages) * page
-        needed = pages * page + self._added + added + kept
-        if needed > self._allocated:
-            try:
-                self._allocate(needed, pages, added)
-            except Full:
-                if not self._has_free(txn, self._added + added + kept):
-                    raise
-        self._added += added
-
-    def _allocate(self, needed: int, pages: int, added: int) -> None:
-        if needed > self._map_size:
-            raise Full("bytes", self._map_size, pages * self._page, added)
-        ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self._page
-        with translated(self.path, "allocation"):
-            try:
-                allocate(self.path, min(needed + ahead, self._map_size))
-                self._allocated = needed + ahead
-            except OSError:
-                allocate(self.path, needed)  # less will do
-                self._allocated = needed
+        self._room.grant(self._env.info()["last_pgno"] + 1, added, self._has_free, txn)
 
     def _has_free(self, txn: Txn, size: int) -> bool:
         """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
@@ -650,11 +620,6 @@ def is_proven_at_opening(options: _format.Options) -> bool:
 def is_weighed(options: _format.Options) -> bool:
     """Tell whether the weight of the records is kept in such a queue, to tell a torn transaction by (``_records``)."""
     return options.checksum and options.durability == "full"
-
-
-def reserve(pages: int) -> int:
-    """Return how many pages are kept for removals in a file with so many pages in use."""
-    return _RESERVE + pages // _RESERVE
 
 
 def provide(path: str) -> None:

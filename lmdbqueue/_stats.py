@@ -8,8 +8,9 @@ import os
 from dataclasses import dataclass
 
 from lmdbqueue import _fifo, _notes, _readers, _times
-from lmdbqueue._generation import Generation, Tables, Txn, reserve
+from lmdbqueue._generation import Generation, Tables, Txn
 from lmdbqueue._readers import ReaderStats
+from lmdbqueue._room import reserve
 from lmdbqueue._times import Moment
 
 

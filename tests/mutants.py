@@ -15,7 +15,7 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _directory, _disk, _env, _format, _generation, _metapage, _recovery
+from lmdbqueue import _directory, _disk, _env, _format, _generation, _metapage, _recovery, _room
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ READING = {"no CRC": checks_no_checksum}
 
 def keeps_no_pages_back() -> None:
     _generation.Generation.make_room = lambda *_: None  # type: ignore[assignment,method-assign]
-    _generation.reserve = lambda _pages: 0  # type: ignore[assignment]
+    _replace_everywhere(_room.reserve, lambda _pages: 0)
 
 
 FILLING = {"no page reserve": keeps_no_pages_back}

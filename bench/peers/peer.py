@@ -28,6 +28,7 @@ class Peer(ABC):
     shares_threads: ClassVar[bool] = True  # one object for many threads
     shares_processes: ClassVar[bool] = True
     is_variant: ClassVar[bool] = False  # of another adapter: measured where the difference matters
+    is_bound: ClassVar[bool] = False  # no queue to be had: what is possible at the most, of single calls
 
     @abstractmethod
     def __init__(self, directory: str, *, durable: bool) -> None:

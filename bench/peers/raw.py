@@ -109,4 +109,33 @@ class Raw(Peer):
         return 0 if found is None else _NUMBER.unpack(found)[0]
 
 
-ADAPTERS = [Raw]
+class RawWithOneFlush(Peer):
+    """The same with one flush a commit, and nothing to tell a torn one by: what no queue on LMDB exceeds."""
+
+    name = "raw, one flush"
+    package = "lmdb"
+    durable_by = (
+        "sync=False, and one env.sync(True) after each commit, which alone is not safe; the bound of single calls"
+    )
+    relaxed_by = None
+    is_variant = True
+    is_bound = True
+
+    def __init__(self, directory: str, *, durable: bool) -> None:
+        assert durable
+        self.raw = Raw(directory, durable=False)
+
+    def push(self, item: Item) -> None:
+        self.raw.push(item)
+        self.raw.env.sync(True)  # noqa: FBT003 (its name for it is force)
+
+    def pop(self) -> Item:
+        item = self.raw.pop()
+        self.raw.env.sync(True)  # noqa: FBT003 (its name for it is force)
+        return item
+
+    def close(self) -> None:
+        self.raw.close()
+
+
+ADAPTERS = [Raw, RawWithOneFlush]

@@ -18,7 +18,7 @@ def measure_single(run: Run) -> None:
         contenders = {
             peer.name: partial(_push_and_pop, peer, mode, n, run.scale.seconds)
             for peer in run.peers
-            if peer.can_be(mode) and not peer.is_variant
+            if peer.can_be(mode) and (peer.is_bound or not peer.is_variant)
         }
         run.interleave("single", mode, "items/s", contenders)
 
