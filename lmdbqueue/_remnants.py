@@ -23,7 +23,7 @@ from lmdbqueue._disk import sync_file
 from lmdbqueue._metapage import MetaPage
 from lmdbqueue._pages import Pages
 
-_ZEROS: Final = bytes(1 << 20)
+_ZEROS: Final = bytes(1 << 16)
 
 
 def wipe(path: str, newest: MetaPage) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from lmdbqueue import Empty, PersistentQueue
 DEADLINE = 60.0  # seconds; far above what any of it takes
 LIBRARY = os.path.dirname(lmdbqueue.__file__) + os.sep
 KILLED = -signal.SIGKILL
+STEP = int(os.environ.get("LMDBQUEUE_STEP", "2"))  # of lines to be killed at; 1: at every line
 
 Options = dict[str, Any]
 
@@ -142,20 +144,22 @@ def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object
 def kill_at_every_line(
     root: str, modules: Iterable[str], run: Callable[[str], Callable[[], object]], judge: Callable[..., None]
 ) -> int:
-    """Run ``run(place)()`` on copies of ``root``, killed at its first line of these modules, its second, ...
+    """Run ``run(place)()`` on copies of ``root``, killed at one line of these modules that it executes after the other.
 
-    On all processors. ``judge(place, is_done)`` is called after each. Return how many kills there were.
+    Every ``STEP``-th of them, from a random one on. On all processors. ``judge(place, is_done)`` is called after each.
+    Return how many kills there were.
     """
     parts = os.cpu_count() or 1
+    first = 1 + random.randrange(STEP)  # noqa: S311
 
     def killed(number: int, place: str) -> None:
         killed_at_line(number, modules, run(place))
 
     def share(part: int) -> None:
         status = KILLED
-        number = part
+        number = first + (part - parts) * STEP
         while status:
-            number += parts
+            number += parts * STEP
             place = f"{root} {number}"
             shutil.copytree(root, place)
             status = status_of(forked(killed, number, place))
@@ -163,9 +167,9 @@ def kill_at_every_line(
             judge(place, is_done=status == 0)
             shutil.rmtree(place)
         with open(f"{root} kills", "a", encoding="ascii") as file:
-            file.write(f"{(number - part) // parts - 1}\n")
+            file.write(f"{(number - first) // STEP // parts}\n")
 
-    pids = [forked(share, part) for part in range(1 - parts, 1)]
+    pids = [forked(share, part) for part in range(parts)]
     assert [status_of(pid, 1200) for pid in pids] == [0] * parts
     with open(f"{root} kills", encoding="ascii") as file:
         return sum(map(int, file))

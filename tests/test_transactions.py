@@ -522,7 +522,7 @@ def test_four_workers_that_are_killed_again_and_again_handle_each_item_exactly_o
 
 
 def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, record_property):
-    modules = ["_transaction", "_env", "_generation", "_fifo", "_state", "_queue", "_verbs"]
+    modules = ["_transaction", "_nesting", "_env", "_generation", "_room", "_fifo", "_state", "_queue", "_verbs"]
 
     def block(place):
         with (
