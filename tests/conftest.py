@@ -17,6 +17,9 @@ from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
+# LMDB asks for 2 MB of zeros at each opening: as a mapping, always, they cost nothing until they are used
+os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 17))  # for the processes that are started from here
+
 settings.register_profile(
     "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import random
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ import pytest
 from processes import (
     DEADLINE,
     KILLED,
+    STEP,
     assert_each_item_came_once_and_in_order,
     browse,
     consume,
@@ -289,7 +291,7 @@ ITEMS = [f"item {number}" * 20 for number in range(300)]
 def _kill_flushes(place):
     with PersistentQueue("queue", place, **FAST) as queue:
         queue.push(ITEMS)
-        for number in itertools.count(1):
+        for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
             ended = status_of(forked(_flush_killed_at, number, place))
             assert queue.peek(400) == ITEMS, f"killed at line {number}"
             queue.push("new")

@@ -15,6 +15,7 @@ from processes import (
     DEADLINE,
     KILLED,
     LIBRARY,
+    STEP,
     Sleeps,
     assert_each_item_came_once_and_in_order,
     consume,
@@ -333,7 +334,7 @@ def _interrupted_at(number, place, verb, ended):
 
 def _interrupt_at_every_moment(root, verb):
     ended = os.path.join(root, "ended")
-    for number in itertools.count(1):
+    for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
         place = os.path.join(root, str(number))
         os.mkdir(place)
         with PersistentQueue("queue", place, durability="off") as queue:
