@@ -92,18 +92,8 @@ class Bell:
     def wait(self, ticket: int, timeout: float) -> None:
         """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
         deadline = time.monotonic() + min(timeout, CEILING)
-        while (left := deadline - time.monotonic()) > 0:
-            with self._lock:
-                watch = self._watch
-                if self._rings != ticket or self._is_closed or watch is None:
-                    return
-                turn = self._resting() if self._is_seat_taken() else None
-                if turn is None:
-                    self._sitting[threading.get_ident()] = deadline + _LATE
-            if turn is None:
-                self._sit(watch, left)
-            else:
-                self._rest(turn, left)
+        while (left := deadline - time.monotonic()) > 0 and self._sleep(ticket, left):
+            pass
 
     def close(self) -> None:
         """Wake the sleepers of this process and free the descriptors."""
@@ -118,8 +108,8 @@ class Bell:
                 if not self._is_seat_taken():
                     self.forget()
                     return
-                turn = self._resting()
-            self._rest(turn, CEILING)
+                turn = self._rest()
+            turn.acquire(timeout=CEILING)
 
     def forget(self) -> None:
         """Free the descriptors and nothing else, as a forked child must."""
@@ -146,35 +136,42 @@ class Bell:
         """Tell whether somebody sits on the watch, as far as is known."""
         return any(until > time.monotonic() for until in list(self._sitting.values()))
 
-    def _sit(self, watch: _Watch, timeout: float) -> None:
-        """Sleep on the watch."""
+    def _sleep(self, ticket: int, timeout: float) -> bool:
+        """Sleep on the watch, or, if somebody does, until told; tell whether there was a reason to."""
+        me = threading.get_ident()
+        turn = None
         rang = False
+        hands_on = True  # the seat, or what one was told who is interrupted
         try:
-            rang = watch.wait(timeout)
+            with self._lock:
+                self._sitting.pop(me, None)
+                watch = self._watch
+                if self._rings != ticket or self._is_closed or watch is None:
+                    return False
+                if self._is_seat_taken():
+                    turn = self._rest()
+                else:
+                    self._sitting[me] = time.monotonic() + timeout + _LATE
+            if turn is None:
+                rang = watch.wait(timeout)
+            else:
+                turn.acquire(timeout=timeout)
+                hands_on = False
+            return True
         finally:
             with self._lock:
-                self._sitting.pop(threading.get_ident(), None)
+                self._sitting.pop(me, None)
+                if turn is not None and turn in self._others:
+                    self._others.remove(turn)
                 self._rings += rang
-                self._tell(len(self._others) if rang else 1)
+                self._tell(len(self._others) if rang else hands_on)
 
-    def _resting(self) -> threading.Lock:
+    def _rest(self) -> threading.Lock:
         """Return a lock that is let go when there is something to tell."""
         turn = threading.Lock()
         turn.acquire()
         self._others.append(turn)
         return turn
-
-    def _rest(self, turn: threading.Lock, timeout: float) -> None:
-        """Sleep until told."""
-        try:
-            turn.acquire(timeout=timeout)
-        except BaseException:
-            with self._lock:
-                self._tell(1)  # what this one was told, maybe, and cannot do
-            raise
-        finally:
-            with self._lock, suppress(ValueError):
-                self._others.remove(turn)
 
     def _tell(self, n: int) -> None:
         for _ in range(min(n, len(self._others))):

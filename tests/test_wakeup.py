@@ -196,19 +196,30 @@ def test_a_seat_that_an_interrupted_sleeper_never_left_is_free_in_time(bell):
         assert slept.result(2 * PATIENCE) < PATIENCE / 2
 
 
-def test_an_interrupted_sleeper_tells_another_what_it_was_told(bell):
+def test_an_interrupted_sleeper_tells_another_what_it_was_told(bell, monkeypatch):
+    other = threading.Lock()
+    other.acquire()
+    bell._others.append(other)
+    ticket = bell.listen()
+    bell._sitting[0] = time.monotonic() + PATIENCE
+
     class Interrupting:
         def acquire(self, **_):
             raise KeyboardInterrupt
 
-    other = threading.Lock()
-    other.acquire()
-    bell.listen()
-    bell._others.append(other)
+    monkeypatch.setattr(bell, "_rest", Interrupting)
     with pytest.raises(KeyboardInterrupt):
-        bell._rest(Interrupting(), 1)
+        bell.wait(ticket, PATIENCE)
     assert other.acquire(timeout=PATIENCE)
     assert not bell._others
+    bell._sitting.clear()
+
+
+def test_an_interrupted_sleeper_that_never_left_its_seat_sits_down_again(bell):
+    bell._sitting[threading.get_ident()] = time.monotonic() + 10 * PATIENCE
+    ticket = bell.listen()
+    bell.ring()
+    assert _wait_seconds(bell, ticket) < PATIENCE / 2
 
 
 def test_a_ring_never_fails_since_what_it_follows_is_done(tmp_path):
