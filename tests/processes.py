@@ -29,7 +29,7 @@ from lmdbqueue import Empty, PersistentQueue
 DEADLINE = 60.0  # seconds; far above what any of it takes
 LIBRARY = os.path.dirname(lmdbqueue.__file__) + os.sep
 KILLED = -signal.SIGKILL
-STEP = int(os.environ.get("LMDBQUEUE_STEP", "2"))  # of lines to be killed at; 1: at every line
+STEP = int(os.environ.get("LMDBQUEUE_STEP", "3"))  # of lines to be killed at; 1: at every line
 
 Options = dict[str, Any]
 
