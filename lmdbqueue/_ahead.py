@@ -22,10 +22,14 @@ made a queue meanwhile) cannot be caught up with.
 """
 
 import os
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Self
 
-from lmdbqueue import _fifo
-from lmdbqueue._generation import Draft, Generation, Snapshot, Tables, Txn
+from lmdbqueue import _fifo, _format
+from lmdbqueue._fifo import Entry
+from lmdbqueue._format import pack
+from lmdbqueue._generation import Db, Draft, Generation, Snapshot, Tables, Txn
 from lmdbqueue._swap import complete, write_copy
 
 _OTHER = -1  # there is something that cannot be caught up with
@@ -85,13 +89,63 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
     for queue in live.queues():
         changed += queue.name not in known
         copied = draft.make(draft_txn, queue.name, _fifo.create)
-        changed += _fifo.follow(txn, queue, draft_txn, copied)
+        changed += _follow_items(txn, queue, draft_txn, copied)
         if _fifo.count(txn, queue) != _fifo.count(draft_txn, copied):
             return _OTHER
     for db, copy in ((live.meta, draft.meta), (live.away, draft.away)):
         if (db is None) != (copy is None):
             return _OTHER
         if db is not None:
-            changed += _fifo.follow_records(txn, db, draft_txn, copy)
+            changed += _follow_records(txn, db, draft_txn, copy)
     draft.weigh_as(draft_txn, live.last(txn)[1])
     return changed
+
+
+def _follow_items(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
+    """Make an older copy of the queue hold the items that it holds now; return how many left and came.
+
+    What has never left is the same in both as far as the copy goes. The records, such as the tail of the
+    copy, are as they were: ``_follow_records`` comes after it.
+    """
+    head, _, _ = _fifo.bounds(txn, queue)
+    never_left = pack(max(head, 1))  # since places that are no numbers are behind that of item 0
+    known = max(never_left, pack(_fifo.bounds(copy_txn, copy)[1]))
+    with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
+        now, was = (takewhile(lambda entry: entry[0] < never_left, each.iternext()) for each in (cursor, target))
+        changed = _change(copy_txn, copy.items, list(_differences(now, was)))
+        if cursor.set_range(known):
+            changed += target.putmulti(cursor.iternext(), append=True)[1]
+    return changed
+
+
+def _follow_records(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> int:
+    """Make the records of an older copy those that are there now; return how many differed."""
+    with txn.cursor(db) as cursor, copy_txn.cursor(copy) as known:
+        differences = list(_differences(cursor.iternext(), known.iternext()))
+    return _change(copy_txn, copy, [each for each in differences if each[0] != _format.LAST_TXN])
+
+
+def _change(txn: Txn, db: Db, records: Sequence[tuple[bytes, bytes | None]]) -> int:
+    """Put each record, or delete it if it has no value; return how many there were."""
+    for key, value in records:
+        if value is None:
+            txn.delete(key, db=db)
+        else:
+            txn.put(key, value, db=db)
+    return len(records)
+
+
+def _differences(now: Iterator[Entry], was: Iterator[Entry]) -> Iterator[tuple[bytes, bytes | None]]:
+    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
+    new, old = next(now, None), next(was, None)
+    while new or old:
+        if new and (old is None or new[0] < old[0]):
+            yield new
+            new = next(now, None)
+        elif old and (new is None or old[0] < new[0]):
+            yield old[0], None
+            old = next(was, None)
+        elif new and old:
+            if new[1] != old[1]:
+                yield new
+            new, old = next(now, None), next(was, None)

@@ -17,13 +17,13 @@ The records of a queue, and what holds of them between any two transactions:
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice, takewhile
 
 from lmdbqueue import _format, _notes, _positions, _records
 from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
-from lmdbqueue._generation import Cursor, Db, Tables, Txn
+from lmdbqueue._generation import Cursor, Tables, Txn
 
 _PAGE = 4096  # bytes, of LMDB
 _PAGE_HEADER = 16
@@ -318,56 +318,6 @@ def destroy(txn: Txn, queue: Tables) -> bool:
                     cursor.delete()
     queue.generation.weight += queue.generation.weighed(txn) - before
     return True
-
-
-def follow(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
-    """Make an older copy of the queue hold the items that it holds now; return how many left and came.
-
-    What has never left is the same in both as far as the copy goes. The records, such as the tail of the
-    copy, are as they were: ``follow_records`` comes after it.
-    """
-    head, _, _ = bounds(txn, queue)
-    never_left = pack(max(head, 1))  # since places that are no numbers are behind that of item 0
-    known = max(never_left, pack(_number(copy_txn, copy, copy.tail)))
-    with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
-        now, was = (takewhile(lambda entry: entry[0] < never_left, each.iternext()) for each in (cursor, target))
-        changed = _change(copy_txn, copy.items, list(_differences(now, was)))
-        if cursor.set_range(known):
-            changed += target.putmulti(cursor.iternext(), append=True)[1]
-    return changed
-
-
-def follow_records(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> int:
-    """Make the records of an older copy those that are there now; return how many differed."""
-    with txn.cursor(db) as cursor, copy_txn.cursor(copy) as known:
-        differences = list(_differences(cursor.iternext(), known.iternext()))
-    return _change(copy_txn, copy, [each for each in differences if each[0] != _format.LAST_TXN])
-
-
-def _change(txn: Txn, db: Db, records: Sequence[tuple[bytes, bytes | None]]) -> int:
-    """Put each record, or delete it if it has no value; return how many there were."""
-    for key, value in records:
-        if value is None:
-            txn.delete(key, db=db)
-        else:
-            txn.put(key, value, db=db)
-    return len(records)
-
-
-def _differences(now: Iterator[Entry], was: Iterator[Entry]) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
-    new, old = next(now, None), next(was, None)
-    while new or old:
-        if new and (old is None or new[0] < old[0]):
-            yield new
-            new = next(now, None)
-        elif old and (new is None or old[0] < new[0]):
-            yield old[0], None
-            old = next(was, None)
-        elif new and old:
-            if new[1] != old[1]:
-                yield new
-            new, old = next(now, None), next(was, None)
 
 
 def _number(txn: Txn, queue: Tables, key: bytes) -> int:

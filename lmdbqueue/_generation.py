@@ -514,7 +514,7 @@ class Generation(Snapshot):
 
     def secure_before(self, txn: Txn) -> int:
         """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
-        transaction = self._first_stamp + txn.id()
+        transaction = self.stamp(txn)
         if self._session.is_in_doubt(self.number):
             raise Doubtful
         self.is_crowded = self._is_full and not self._session.is_synced(transaction - 1)

@@ -147,6 +147,7 @@ class Bell:
                 self._sitting.pop(me, None)
                 watch = self._watch
                 if self._rings != ticket or self._is_closed or watch is None:
+                    hands_on = False
                     return False
                 if self._is_seat_taken():
                     turn = self._rest()

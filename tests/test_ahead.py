@@ -115,7 +115,7 @@ def test_what_cannot_be_followed_is_copied(open_queue, amid, monkeypatch):
     queue = open_queue()
     queue.push(list(range(10)))
     ended = amid(lambda: queue.push("after"))
-    monkeypatch.setattr(_ahead._fifo, "follow", lambda *_: 0)
+    monkeypatch.setattr(_ahead, "_follow_items", lambda *_: 0)
     queue.flush(force=True)
     assert "copied" in ended
     assert list(queue) == [*range(10), "after"]

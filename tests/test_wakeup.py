@@ -184,6 +184,7 @@ def test_a_sleeper_that_leaves_gives_the_seat_to_one_that_stays(tmp_path):
     bell.close()
 
 
+@pytest.mark.usefixtures("no_ceiling")
 def test_a_seat_that_an_interrupted_sleeper_never_left_is_free_in_time(bell):
     bell._sitting[0] = time.monotonic() + 0.1
     ticket = bell.listen()
@@ -215,6 +216,7 @@ def test_an_interrupted_sleeper_tells_another_what_it_was_told(bell, monkeypatch
     bell._sitting.clear()
 
 
+@pytest.mark.usefixtures("no_ceiling")
 def test_an_interrupted_sleeper_that_never_left_its_seat_sits_down_again(bell):
     bell._sitting[threading.get_ident()] = time.monotonic() + 10 * PATIENCE
     ticket = bell.listen()
