@@ -67,6 +67,7 @@ down this list only, and only ``_generation`` imports ``lmdb``, only ``postgres`
 ``_disk``             fsync, allocation, whose a new file is, the system's errors
 ``_flock``            locks that die with their process
 ``_format``           what the bytes on disk mean
+``_threads``          a thread that waits for another, or has one work beside it
 ``_errors``           every exception
 ====================  ============================================================================
 """

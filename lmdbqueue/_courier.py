@@ -20,6 +20,7 @@ was popped by a process that died.
 # ruff: noqa: SLF001  (the parts of the verbs of a queue are put together here in another way)
 
 import threading
+from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -138,7 +139,7 @@ class Courier:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
         self._sleepers: list[Job] = []
         self._is_wanted = threading.Event()  # the listener
-        self._threads: list[threading.Thread] = []
+        self._has_begun = False  # the threads
         self._is_closed = False  # to new calls
         self._has_ended = False
 
@@ -170,13 +171,10 @@ class Courier:
             self._send(Call(self._loop.create_future(), lambda: job.undo(self._queue, result)))
 
     def _send(self, job: Job | None) -> None:
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=target, name=f"lmdbqueue-aio-{target.__name__}", daemon=True)
-                for target in (self._work, self._listen)
-            ]
-            for thread in self._threads:
-                thread.start()
+        if not self._has_begun:
+            self._has_begun = True
+            start_new_thread(self._work, ())
+            start_new_thread(self._listen, ())
         self._jobs.put(job)
 
     def _deliver(self, results: Sequence[Result]) -> None:

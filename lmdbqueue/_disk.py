@@ -11,12 +11,12 @@ import fcntl
 import os
 import stat
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
+from lmdbqueue._threads import beating
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
 _STEADILY: Final = 0.01  # seconds between two syncs
@@ -57,31 +57,12 @@ def sync_file(fd: int) -> None:
         os.fsync(fd)
 
 
-@contextmanager
-def synced_steadily(fd: int) -> Iterator[None]:
+def synced_steadily(fd: int) -> AbstractContextManager[None]:
     """Bring a long file to the disk while the block writes it: one sync of all at the end would hold up others'.
 
     An error of a sync is raised at the end, since the next sync would not tell it again.
     """
-    done = threading.Event()
-    failed: list[OSError] = []
-
-    def sync() -> None:
-        try:
-            while not done.wait(_STEADILY):
-                sync_file(fd)
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=sync, daemon=True, name="lmdbqueue-sync")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    if failed:
-        raise failed[0]
+    return beating(lambda: sync_file(fd), _STEADILY)
 
 
 def sync_directory(path: str) -> None:

@@ -74,11 +74,12 @@ class Blocks(Generic[B]):
     @contextmanager
     def entered(self, block: B) -> Iterator[None]:
         """Let the calls of this thread join ``block`` meanwhile."""
+        thread = threading.get_ident()
         self.enter(block)
         try:
             yield
         finally:
-            self._of_thread.pop(threading.get_ident(), None)
+            self._of_thread.pop(thread, None)  # in one step, whatever interrupts
 
     def enter(self, block: B) -> None:
         """Let the calls of this thread join ``block`` from now on."""

@@ -11,6 +11,7 @@ import weakref
 from typing import Any, TypeVar
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
+from lmdbqueue._threads import Resting
 from lmdbqueue._verbs import Verbs
 
 T = TypeVar("T")
@@ -28,9 +29,7 @@ class StandardQueue(Verbs[T]):
     def _begin_with_empty_hands(self) -> None:
         """Begin anew: at first, and in a forked child, which has nothing of what the parent took."""
         self._hands = threading.Lock()
-        self._settled = threading.Condition(
-            self._hands
-        )  # notified when one of the two may have become empty, and by close
+        self._settled = Resting()  # in join; told when one of the two may have become empty, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
         self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
 
@@ -81,7 +80,7 @@ class StandardQueue(Verbs[T]):
                 self._in_hand += found is not None
                 self._reaching.pop(thread, None)
                 if not self._reaching:
-                    self._settled.notify_all()
+                    self._settled.tell()
         return found
 
     def put_nowait(self, item: T) -> None:
@@ -118,7 +117,7 @@ class StandardQueue(Verbs[T]):
                 raise ValueError(message)
             self._in_hand -= 1
             if not self._in_hand:
-                self._settled.notify_all()
+                self._settled.tell()
 
     def join(self) -> None:
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out.
@@ -134,8 +133,7 @@ class StandardQueue(Verbs[T]):
         self._watch()
         while True:
             self._await(lambda: self._is_empty() or None, None)
-            with self._hands:
-                self._settled.wait_for(is_settled)
+            self._settled.wait_for(self._hands, is_settled)
             if self._is_empty():  # what was reached for may have stayed, or more may have come
                 return
 
@@ -148,7 +146,7 @@ class StandardQueue(Verbs[T]):
     def close(self) -> None:
         """Close this object: a ``join`` that waits ends."""
         with self._hands:
-            self._settled.notify_all()
+            self._settled.tell()
 
     def shutdown(self, immediate: bool = False) -> None:
         """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.

@@ -15,9 +15,8 @@ One watch serves all sleepers of a process, and stays open: opening one for each
 told when the bell rang (all of them: each looks for itself) or when the seat is left for another reason (one of
 them: to take it).
 
-An interrupt (KeyboardInterrupt) may come anywhere, so no lock is held in a sleep, and none is let go and taken again
-amid a block that holds it, as a ``Condition`` does. A seat that an interrupted sleeper never left is free at the
-time by which it would have been.
+An interrupt (KeyboardInterrupt) may come anywhere (``_threads``): a seat that an interrupted sleeper never left is
+free at the time by which it would have been.
 """
 
 import mmap
@@ -26,11 +25,11 @@ import select
 import sys
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from typing import Final, Protocol
 
 from lmdbqueue._disk import open_private
+from lmdbqueue._threads import Resting
 
 CEILING: Final = 1.0  # seconds
 POLL: Final = 0.005  # seconds; 0.7 % of a core, 2.8 ms of delay
@@ -57,7 +56,7 @@ class Bell:
         self._watch: _Watch | None = None
         self._rings = 0
         self._sitting: dict[int, float] = {}  # on the watch: the thread, and by when it is gone, whatever happens
-        self._others: deque[threading.Lock] = deque()  # locks of sleepers that rest
+        self._others = Resting()
         self._is_closed = False
         self._lock = threading.Lock()  # entered in one step, whatever interrupts
 
@@ -102,13 +101,13 @@ class Bell:
         with self._lock:
             self._is_closed = True
             self._rings += 1
-            self._tell(len(self._others))
+            self._others.tell()
         while True:
             with self._lock:
                 if not self._is_seat_taken():
                     self.forget()
                     return
-                turn = self._rest()
+                turn = self._others.rest()
             turn.acquire(timeout=CEILING)
 
     def forget(self) -> None:
@@ -150,7 +149,7 @@ class Bell:
                     hands_on = False
                     return False
                 if self._is_seat_taken():
-                    turn = self._rest()
+                    turn = self._others.rest()
                 else:
                     self._sitting[me] = time.monotonic() + timeout + _LATE
             if turn is None:
@@ -162,21 +161,10 @@ class Bell:
         finally:
             with self._lock:
                 self._sitting.pop(me, None)
-                if turn is not None and turn in self._others:
-                    self._others.remove(turn)
+                if turn is not None:
+                    self._others.leave(turn)
                 self._rings += rang
-                self._tell(len(self._others) if rang else hands_on)
-
-    def _rest(self) -> threading.Lock:
-        """Return a lock that is let go when there is something to tell."""
-        turn = threading.Lock()
-        turn.acquire()
-        self._others.append(turn)
-        return turn
-
-    def _tell(self, n: int) -> None:
-        for _ in range(min(n, len(self._others))):
-            self._others.popleft().release()
+                self._others.tell(None if rang else hands_on)
 
 
 class _Inotify:

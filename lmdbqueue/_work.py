@@ -8,14 +8,14 @@ loop waits it raises, which ends the wait, and nothing was taken yet; at any oth
 The old handlers are back from then on, so a second signal does what it would have done without the loop.
 """
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._lease import Lease
 from lmdbqueue._signals import stopped_by_signals
+from lmdbqueue._threads import beating
 
 LOOK: Final = 1.0  # seconds between two looks at ``stop``
 
@@ -119,30 +119,38 @@ class Loop:
         self._is_stopped = False
         self._is_waiting = False
         self._worked = Worked()
+        self._lease: Lease[Any] | None = None  # what the handler has
 
     def run(self) -> Worked:
         """Work until told to stop."""
-        with stopped_by_signals(self._end), _Heart(self._ttl) as heart, suppress(ShutDown, _Stopped):
+        with stopped_by_signals(self._end), beating(self._keep, self._ttl / 3), suppress(ShutDown, _Stopped):
             while not self._is_stopped and not is_set(self._stop):
                 if self._wait():
-                    self._once(heart)
+                    self._once()
         return self._worked
 
-    def _once(self, heart: "_Heart") -> None:
+    def _keep(self) -> None:
+        """Let the lease live on, if there is one at the time."""
+        lease = self._lease
+        if lease is not None:
+            with suppress(QueueError):  # its ack will tell
+                lease.extend(self._ttl)
+
+    def _once(self) -> None:
         lease = self._queue.lease(self._items, ttl=self._ttl)
         if not lease:
             return  # another was faster
         error: Exception | None = None
         try:
             with lease:
-                heart.lease = lease
+                self._lease = lease
                 try:
                     self._handler(lease.items if self._items > 1 else lease.items[0])
                 except Exception as raised:
                     error = raised
                     give_back(lease, self._retry, error)
                 finally:
-                    heart.lease = None
+                    self._lease = None
         except LeaseExpiredError as late:
             warn(late)
             return
@@ -174,28 +182,3 @@ class Loop:
         self._is_stopped = True
         if self._is_waiting:
             raise _Stopped
-
-
-class _Heart:
-    """A thread that keeps a lease alive, if there is one at the time."""
-
-    def __init__(self, ttl: float) -> None:
-        self.lease: Lease[Any] | None = None
-        self._ttl = ttl
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lmdbqueue-heart", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._done.wait(self._ttl / 3):
-            lease = self.lease
-            if lease is not None:
-                with suppress(QueueError):  # its ack will tell
-                    lease.extend(self._ttl)

@@ -28,7 +28,6 @@ The source has one consumer, the forwarder. Who else pops from it may get what i
 that was not forwarded is ever removed. A target that keeps no mark gets the last batch again after a crash.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -37,6 +36,7 @@ from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue._errors import ForwardError, StorageError
 from lmdbqueue._signals import stopped_by_signals
 from lmdbqueue._source import QueueSource, ReaderSource, Source, source_of
+from lmdbqueue._threads import Flag
 
 __all__ = [
     "Batch",
@@ -101,7 +101,7 @@ class Forwarder:
         self._away = away
         self._pause = pause
         self._progress = progress
-        self._stopped = threading.Event()
+        self._stopped = Flag()
         self._done = Forwarded()
         self._failures = 0  # since something went well
         self._failed_at = ""  # which step of the target, while it is away

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from itertools import count, cycle, islice
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import lmdbqueue
 from lmdbqueue import Empty, PersistentQueue
@@ -29,7 +29,7 @@ from lmdbqueue import Empty, PersistentQueue
 DEADLINE = 60.0  # seconds; far above what any of it takes
 LIBRARY = os.path.dirname(lmdbqueue.__file__) + os.sep
 KILLED = -signal.SIGKILL
-STEP = int(os.environ.get("LMDBQUEUE_STEP", "3"))  # of lines to be killed at; 1: at every line
+STEP = int(os.environ.get("LMDBQUEUE_STEP", "5"))  # of lines to be killed at; 1: at every line
 
 Options = dict[str, Any]
 
@@ -43,6 +43,11 @@ def eventually(condition: Callable[[], object], within: float = DEADLINE) -> Non
     while not condition():
         assert time.monotonic() < deadline, f"did not come about within {within} s"
         time.sleep(0.001)
+
+
+def threads_of_this_process() -> int:
+    """Count those too that ``threading`` did not start."""
+    return len(os.listdir("/proc/self/task"))
 
 
 def start(method: str, target: Callable[..., None], *args: object) -> BaseProcess:
@@ -117,6 +122,37 @@ def called() -> None:
     module, name, args = pickle.load(sys.stdin.buffer)
     found = getattr(importlib.import_module(module), name)(*args)
     sys.stdout.buffer.write(pickle.dumps(found))
+
+
+class Moments:
+    """Call ``do`` at the ``number``-th moment of the block at which Python looks for signals, as a handler would be.
+
+    That is where a function begins and where one of C returns, in the library and in what it calls.
+    """
+
+    def __init__(self, number: int, do: Callable[[], object]) -> None:
+        self.left = number
+        self._do = do
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _look(self, frame: Any, event: str, _: object) -> None:
+        here = os.path.dirname(frame.f_code.co_filename) == os.path.dirname(__file__)
+        if event in {"call", "c_return"} and not here:
+            self.left -= 1
+            if self.left == 0:
+                sys.setprofile(None)
+                self._do()
+
+
+def interrupt() -> NoReturn:
+    """Raise what Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object], **options: object) -> None:

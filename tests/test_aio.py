@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 
 import pytest
-from processes import forked, has_ended, status_of
+from processes import eventually, forked, has_ended, status_of, threads_of_this_process
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue.aio import AsyncPersistentQueue
@@ -146,7 +146,7 @@ def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, pl
     async def test(queue):
         waiters = [asyncio.create_task(queue.get()) for _ in range(500)]
         await queue.count()  # they have all been tried and sleep
-        assert threading.active_count() <= threads + 3
+        assert threads_of_this_process() <= threads + 3
         if from_outside:
             pid = forked(_push, place, list(range(500)))
         else:
@@ -155,7 +155,7 @@ def test_500_waiters_get_an_item_each_in_their_order_and_cost_no_threads(run, pl
         if from_outside:
             assert status_of(pid) == 0
 
-    threads = threading.active_count()
+    threads = threads_of_this_process()
     run(test)
 
 
@@ -414,6 +414,7 @@ def test_loops_in_two_threads_share_a_directory(place):
 def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
     with place.open() as sync:
         sync.push(list(range(100)))
+        threads = threads_of_this_process()
 
         async def main():
             queue = await place.open_async()
@@ -422,9 +423,7 @@ def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
             await asyncio.sleep(0)
 
         asyncio.run(main())
-        for thread in threading.enumerate():
-            if thread.name.startswith("lmdbqueue-aio-_work"):
-                thread.join(1)
+        eventually(lambda: threads_of_this_process() <= threads)
         sync.push("probe")
         assert sync.pop(101) == [*range(100), "probe"]
         assert sync.check() == []

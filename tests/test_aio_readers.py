@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 
 import pytest
-from processes import eventually, forked, status_of
+from processes import eventually, forked, status_of, threads_of_this_process
 
 from lmdbqueue import ClosedError, DecodeError, Empty, GoneError, Reader, ShutDown
 
@@ -154,7 +154,7 @@ def test_many_readers_that_wait_get_every_item_and_cost_no_threads(run, place, f
         readers = [await queue.reader(f"reader {n % 5}") for n in range(5 * items)]
         waiters = [asyncio.create_task(reader.pop(1, blocking=True)) for reader in readers]
         await queue.count()  # they have all been tried and sleep
-        assert threading.active_count() <= threads + 3
+        assert threads_of_this_process() <= threads + 3
         pid = forked(_push, place, range(items)) if from_outside else None
         if pid is None:
             await queue.push(list(range(items)))
@@ -164,7 +164,7 @@ def test_many_readers_that_wait_get_every_item_and_cost_no_threads(run, place, f
         if pid is not None:
             assert status_of(pid) == 0
 
-    threads = threading.active_count() + 1  # that of to_thread
+    threads = threads_of_this_process() + 1  # that of to_thread
     run(test)
 
 

@@ -220,7 +220,7 @@ def test_a_fork_while_another_thread_counts_what_it_got_leaves_a_child_that_gets
     held, forked_already = threading.Event(), threading.Event()
 
     def count():
-        with queue._settled:  # as get() does, for a moment
+        with queue._hands:  # as get() does, for a moment
             held.set()
             assert forked_already.wait(DEADLINE)
 

@@ -1,12 +1,13 @@
 """Several processes and threads at one queue: exactly once, in order, woken when there is something to do."""
 
 import contextlib
+import faulthandler
 import itertools
 import os
 import random
 import select
+import shutil
 import signal
-import sys
 import threading
 import time
 
@@ -14,8 +15,8 @@ import pytest
 from processes import (
     DEADLINE,
     KILLED,
-    LIBRARY,
     STEP,
+    Moments,
     Sleeps,
     assert_each_item_came_once_and_in_order,
     consume,
@@ -25,10 +26,10 @@ from processes import (
     forked,
     generations,
     in_a_small_process,
+    interrupt,
     produce,
     start,
     status_of,
-    touch,
 )
 
 from lmdbqueue import Empty, PersistentQueue
@@ -274,52 +275,55 @@ def test_interrupts_anywhere_lose_nothing_acknowledged_and_leave_a_queue_that_wo
         assert status_of(child, 0.1) == 0
 
 
+def _lease_and_acknowledge(queue):
+    with queue.lease(1):
+        pass
+
+
+def _move_in_a_transaction(queue):
+    with queue.transaction():
+        queue.push(queue.pop())
+
+
+def _get_and_join(queue):
+    queue.get()
+    queue.task_done()
+    queue.join()
+
+
 def _get_or_not(queue):
     with contextlib.suppress(Empty):
         queue.get(timeout=0.01)
 
 
-def _interrupted_at(number, place, verb, ended):
-    """Call the verb and raise KeyboardInterrupt at the ``number``-th moment at which Python looks for signals.
+_INTERRUPTED = {
+    "push": lambda queue: queue.push("more"),
+    "pop": lambda queue: queue.pop(),
+    "get": _get_or_not,
+    "lease and ack": _lease_and_acknowledge,
+    "transaction": _move_in_a_transaction,
+    "join": _get_and_join,
+    "flush": _flush,
+    "count after a flush elsewhere": lambda queue: queue.count(),
+    "open": lambda queue: PersistentQueue("queue", queue.path, durability="off").close(),
+}
 
-    These are not all of them: where a function of the library begins, and where a with statement has
-    just taken the lock of a condition.
-    """
+
+def _interrupted_at(number, place, verb):
+    """Raise KeyboardInterrupt at the ``number``-th moment of the verb; tell whether there was one."""
     queue = PersistentQueue("queue", place, durability="off")
-    left = number
-
-    def look_for_signals():
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-
-    def trace(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.startswith(LIBRARY):
-            look_for_signals()
-        is_lock = frame.f_code.co_filename == threading.__file__ and frame.f_code.co_name == "__enter__"
-        if is_lock and event == "return":
-            look_for_signals()
-        return trace if is_lock else None
-
+    if verb != "get":
+        queue.push("first")
     if verb == "count after a flush elsewhere":
         assert status_of(forked(_flush, queue)) == 0
-    call = {
-        "push": lambda: queue.push("more"),
-        "pop": queue.pop,
-        "get": lambda: _get_or_not(queue),
-        "flush": lambda: queue.flush(force=True),
-        "count after a flush elsewhere": queue.count,
-        "open": lambda: PersistentQueue("queue", place, durability="off"),
-    }[verb]
-    sys.settrace(trace)
+    moments = Moments(number, interrupt)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            call()
-    finally:
-        sys.settrace(None)
-    if left > 0:
-        touch(ended)
+        with moments:
+            _INTERRUPTED[verb](queue)
+    except KeyboardInterrupt:
+        assert moments.left == 0
+    else:
+        assert moments.left > 0, "the interrupt was swallowed"
     queue.push("last")
     assert queue.peek() is not None
     other = threading.Thread(target=queue.push, args=("last",))  # to whom no lock of this thread is its own
@@ -330,26 +334,28 @@ def _interrupted_at(number, place, verb, ended):
         again.flush(force=True)
         assert again.check() == []
         assert drained(again)[-1] == "last"
+    return moments.left == 0
 
 
 def _interrupt_at_every_moment(root, verb):
-    ended = os.path.join(root, "ended")
+    """Return at how many; end with the stacks of all threads if one of them hangs."""
     for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
+        faulthandler.dump_traceback_later(DEADLINE, exit=True)
         place = os.path.join(root, str(number))
         os.mkdir(place)
-        with PersistentQueue("queue", place, durability="off") as queue:
-            if verb != "get":
-                queue.push("first")
-        child = forked(_interrupted_at, number, place, verb, ended)
-        assert status_of(child, 5) == 0, f"interrupted at moment {number}"
-        if os.path.exists(ended):
-            return number
+        try:
+            if not _interrupted_at(number, place, verb):
+                return number
+        except BaseException as error:
+            error.add_note(f"interrupted at moment {number}")
+            raise
+        shutil.rmtree(place)
     raise AssertionError
 
 
-@pytest.mark.parametrize("verb", ["push", "pop", "get", "flush", "count after a flush elsewhere", "open"])
+@pytest.mark.parametrize("verb", _INTERRUPTED)
 def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb):
-    assert in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb) > 5
+    assert in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb) > 50
 
 
 def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_open(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def _until(condition):
 
 def _sleeps(queue):
     """Tell whether a thread of this process sits on the queue's bell."""
-    return queue._environment.bell._is_seat_taken() or bool(queue._settled._waiters)
+    return queue._environment.bell._is_seat_taken() or len(queue._settled) > 0
 
 
 def _damage(directory, payload):

@@ -25,7 +25,7 @@ def _until(condition):
 def _waits(queue):
     """Tell whether some thread waits in a verb of the queue."""
     if isinstance(queue, Ours):
-        return queue._environment.bell._is_seat_taken() or bool(queue._settled._waiters)
+        return queue._environment.bell._is_seat_taken() or len(queue._settled) > 0
     conditions = (queue.not_empty, queue.not_full, queue.all_tasks_done)
     return any(condition._waiters for condition in conditions)
 

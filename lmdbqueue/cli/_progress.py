@@ -6,10 +6,11 @@ for who sees no bar. Must not know: what is under way.
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from lmdbqueue._threads import beating
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -62,21 +63,8 @@ def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
     """Return ``fn()``, which writes a draft (``.tmp``) of about ``total`` bytes into the directory ``place``."""
     with progress(what, in_bytes=True) as report:
         report(0, total)
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.wait(_LOOK):
-                report(min(_drafts(place), total), total)
-
-        watcher = threading.Thread(target=look, daemon=True)
-        if sys.stderr.isatty():
-            watcher.start()
-        try:
+        with beating(lambda: report(min(_drafts(place), total), total), _LOOK):
             return fn()
-        finally:
-            ended.set()
-            if watcher.is_alive():
-                watcher.join()
 
 
 def _drafts(place: str) -> int:

@@ -13,6 +13,7 @@ import os
 import select
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -20,6 +21,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from lmdbqueue._threads import Resting
 from lmdbqueue.postgres._session import Session
 
 CEILING: Final = 1.0  # seconds
@@ -33,12 +35,12 @@ class Ear:
         """``announce`` lets it be known that a channel is listened to; what is told from its return on is heard."""
         self._connect = connect
         self._announce = announce
-        self._lock = threading.Lock()  # entered in one step: an interrupt can come in amid a Condition's
-        self._changed = threading.Condition(self._lock)  # notified when anything was heard, and at the end
+        self._lock = threading.Lock()
+        self._sleepers = Resting()  # told when anything was heard, and at the end
         self._heard: dict[str, int] = {}  # how much, by channel
         self._is_ready = False  # all of these are listened to
         self._is_closed = False
-        self._thread: threading.Thread | None = None
+        self._has_begun = False  # the thread
         self._session: Session | None = None
         self._bell, self._hammer = os.pipe()  # ends the thread's wait
 
@@ -48,19 +50,18 @@ class Ear:
             if channel not in self._heard:
                 self._heard[channel] = 0
                 self._is_ready = False
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="lmdbqueue-ear", daemon=True)
-                    self._thread.start()
+                if not self._has_begun:
+                    self._has_begun = True
+                    start_new_thread(self._run, ())
                 self._strike()
-            self._changed.wait_for(lambda: self._is_ready or self._is_closed, CEILING)
-            return self._heard[channel]
+        self._sleepers.wait_for(self._lock, lambda: self._is_ready or self._is_closed, CEILING)
+        return self._heard[channel]
 
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
         """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
-        with self._lock:
-            self._changed.wait_for(
-                lambda: self._heard[channel] != ticket or self._is_closed, min(max(0.0, timeout), CEILING)
-            )
+        self._sleepers.wait_for(
+            self._lock, lambda: self._heard[channel] != ticket or self._is_closed, min(max(0.0, timeout), CEILING)
+        )
 
     def ring(self) -> None:
         """End the sleep of everybody in this process."""
@@ -71,8 +72,8 @@ class Ear:
         """End the thread and the connection."""
         with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
-            if self._thread is None:
+            self._sleepers.tell()
+            if not self._has_begun:
                 self._close_pipe()
             else:
                 self._strike()  # and the thread closes it, when it is back from wherever it is
@@ -95,7 +96,7 @@ class Ear:
         for channel in channels:
             if channel in self._heard:
                 self._heard[channel] += 1
-        self._changed.notify_all()
+        self._sleepers.tell()
 
     def _run(self) -> None:
         while not self._is_closed:
@@ -104,7 +105,7 @@ class Ear:
             except Exception:
                 with self._lock:
                     self._is_ready = True
-                    self._changed.notify_all()
+                    self._sleepers.tell()
                 time.sleep(_PAUSE)
                 continue
             with suppress(psycopg.Error):

@@ -1,0 +1,122 @@
+"""How a thread waits for another one of this process, or has one work beside it.
+
+Owns: a flag, those who rest until told, a thread that beats. Law: an interrupt (KeyboardInterrupt) or the handler of a
+signal may come in anywhere: no lock is held in a sleep, and each step that counts is one call of C. Must not know:
+what is waited for.
+
+The same of ``threading`` do not keep that law, since they are written in Python (3.11 to 3.14): a ``Condition`` lets a
+lock go and takes it again amid a block that holds it, so an interrupt there leaves as "release unlocked lock"; so does
+``Thread.start``, which waits for an ``Event``; and an ``Event`` that a signal's handler sets amid the wait of the same
+thread waits for itself.
+"""
+
+import time
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Lock
+from typing import Final
+
+_FOR_EVER: Final = -1.0  # as a timeout of a lock
+
+
+class Flag:
+    """What comes about once, an ``Event`` that is never cleared. One thread may wait for it, whoever sets it."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._gate = _closed()
+
+    def set(self) -> None:
+        """Let it have come about."""
+        self._is_set = True
+        with suppress(RuntimeError):  # it is open
+            self._gate.release()
+
+    def is_set(self) -> bool:
+        """Tell whether it has come about."""
+        return self._is_set
+
+    def wait(self, timeout: float = _FOR_EVER) -> bool:
+        """Wait for it, at most ``timeout`` seconds; tell whether it has come about."""
+        return self._is_set or self._gate.acquire(timeout=timeout)
+
+
+class Resting:
+    """Those who rest until they are told. Whoever calls holds the lock that guards what they wait for."""
+
+    def __init__(self) -> None:
+        self._turns: deque[Lock] = deque()
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def rest(self) -> Lock:
+        """Return a lock that can be had once there is something to tell."""
+        turn = _closed()
+        self._turns.append(turn)
+        return turn
+
+    def leave(self, turn: Lock) -> None:
+        """Forget a lock that is waited for no more."""
+        with suppress(ValueError):  # told
+            self._turns.remove(turn)
+
+    def tell(self, n: int | None = None) -> None:
+        """Wake ``n`` of them, or all."""
+        for _ in range(len(self._turns) if n is None else min(n, len(self._turns))):
+            self._turns.popleft().release()
+
+    def wait_for(self, lock: Lock, is_so: Callable[[], bool], timeout: float | None = None) -> None:
+        """Return when ``is_so()``, called with the lock, is true, or after ``timeout`` s. This one takes the lock."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while deadline is None or time.monotonic() < deadline:
+            with lock:
+                if is_so():
+                    return
+                turn = self.rest()
+            try:
+                turn.acquire(timeout=_FOR_EVER if deadline is None else max(0.0, deadline - time.monotonic()))
+            finally:
+                with lock:
+                    self.leave(turn)
+
+
+@contextmanager
+def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``fn`` each ``seconds`` seconds in another thread while the block runs; what it raises is raised at the end.
+
+    After that it is not called again. No call is under way when the block has ended, unless an interrupt ended the
+    wait for it.
+    """
+    stop, ended = _closed(), _closed()  # each is opened by one call of C, the first of its block
+    failed: list[BaseException] = []
+
+    def beat() -> None:
+        try:
+            while not stop.acquire(timeout=seconds):
+                fn()
+        except BaseException as error:  # it is raised where the block is
+            failed.append(error)
+        finally:
+            ended.release()
+
+    try:
+        try:
+            start_new_thread(beat, ())
+        except RuntimeError:  # there are too many threads
+            ended.release()
+            raise
+        yield
+    finally:
+        stop.release()
+        ended.acquire()
+    if failed:
+        raise failed[0]
+
+
+def _closed() -> Lock:
+    lock = Lock()
+    lock.acquire()
+    return lock

@@ -1,0 +1,210 @@
+"""Flags, those who rest, and threads that beat: whole wherever an interrupt or a signal's handler comes in."""
+
+import itertools
+import threading
+import time
+
+import pytest
+from processes import DEADLINE, Moments, eventually, interrupt, threads_of_this_process
+
+from lmdbqueue import PersistentQueue, _threads
+from lmdbqueue._threads import Flag, Resting, beating
+from lmdbqueue.forward import Forwarder, Target
+
+
+def _in_a_thread(fn):
+    """Return what ``fn()`` returns, in a thread that may hang."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fn()), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert found, "it hangs, or has failed"
+    return found[0]
+
+
+def _moments(at):
+    """Call ``at(number)`` for each moment, which tells whether there was one; return how many there were."""
+    for number in itertools.count(1):
+        if not _in_a_thread(lambda number=number: at(number)):
+            return number - 1
+    raise AssertionError
+
+
+# --- flags
+
+
+def test_a_flag_is_set_once_and_for_all():
+    flag = Flag()
+    assert not flag.is_set()
+    assert not flag.wait(0)
+    flag.set()
+    flag.set()
+    assert flag.is_set()
+    assert flag.wait()
+    assert flag.wait(0)
+
+
+def test_a_flag_that_is_set_ends_the_wait_of_another_thread():
+    flag = Flag()
+    waiter = threading.Thread(target=flag.wait)
+    waiter.start()
+    flag.set()
+    waiter.join(DEADLINE)
+    assert not waiter.is_alive()
+
+
+def test_the_handler_of_a_signal_may_set_a_flag_at_any_moment_of_a_wait():
+    def at(number):
+        flag = Flag()
+        with Moments(number, flag.set) as moments:
+            is_set = flag.wait(0.01)
+        assert is_set or flag.is_set() is (moments.left == 0)
+        return moments.left == 0
+
+    assert _moments(at) >= 2
+
+
+class _Away(Target):
+    """A target that is never there."""
+
+    def last(self, _origin):
+        raise OSError
+
+    def store(self, _batch):
+        raise OSError
+
+    def close(self):
+        pass
+
+
+def test_the_handler_of_a_signal_may_stop_a_forwarder_at_any_moment(tmp_path):
+    PersistentQueue("queue", tmp_path, durability="off").close()
+
+    def at(number):
+        forwarder = Forwarder(tmp_path / "queue", _Away(), follow=True, pause=0.0001)
+        with Moments(number, forwarder.stop) as moments:
+            forwarder.run()
+        return moments.left == 0
+
+    for number in range(1, 400, 7):  # it goes on until it is stopped
+        assert _in_a_thread(lambda number=number: at(number))
+
+
+# --- those who rest
+
+
+def test_who_rests_is_told_or_has_waited_long_enough():
+    lock, resting, what = threading.Lock(), Resting(), []
+    begun = time.monotonic()
+    resting.wait_for(lock, lambda: bool(what), 0.01)
+    assert time.monotonic() - begun >= 0.01
+    waiters = [threading.Thread(target=resting.wait_for, args=(lock, lambda: bool(what))) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
+    eventually(lambda: len(resting) == 3)
+    with lock:
+        resting.tell()  # for nothing
+    eventually(lambda: len(resting) == 3)
+    with lock:
+        what.append(1)
+        resting.tell()
+    for waiter in waiters:
+        waiter.join(DEADLINE)
+        assert not waiter.is_alive()
+    assert len(resting) == 0
+
+
+def test_as_many_are_told_as_shall_be():
+    resting = Resting()
+    turns = [resting.rest() for _ in range(3)]
+    resting.leave(turns[1])
+    resting.tell(1)
+    assert [turn.locked() for turn in turns] == [False, True, True]
+    resting.leave(turns[0])  # who was told already
+    resting.tell(5)
+    assert [turn.locked() for turn in turns] == [False, True, False]
+
+
+def test_an_interrupt_at_any_moment_of_a_rest_leaves_the_lock_free():
+    def at(number):
+        lock, resting = threading.Lock(), Resting()
+        moments = Moments(number, interrupt)
+        try:
+            with moments:
+                resting.wait_for(lock, lambda: False, 0.002)
+        except KeyboardInterrupt:
+            assert moments.left == 0
+        else:
+            assert moments.left > 0
+        assert not lock.locked()
+        return moments.left == 0
+
+    assert _moments(at) > 5
+
+
+# --- threads that beat
+
+
+def test_it_is_called_again_and_again_until_the_block_ends():
+    beats = []
+    with beating(lambda: beats.append(1), 0.0001):
+        eventually(lambda: len(beats) > 3)
+    heard = len(beats)
+    time.sleep(0.01)
+    assert len(beats) == heard
+
+
+def test_what_it_raises_ends_it_and_is_raised_at_the_end():
+    beats = []
+
+    def fail():
+        beats.append(1)
+        message = "it fails"
+        raise OSError(message)
+
+    with pytest.raises(OSError, match="it fails"), beating(fail, 0.0001):
+        eventually(lambda: beats)
+    assert len(beats) == 1
+
+
+def test_an_error_of_the_block_goes_first():
+    beats = []
+
+    def fail():
+        beats.append(1)
+        raise OSError
+
+    def block():
+        with beating(fail, 0.0001):
+            eventually(lambda: beats)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        block()
+
+
+def test_without_a_thread_to_be_had_the_block_is_not_begun(monkeypatch):
+    def none(*_):
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(_threads, "start_new_thread", none)
+    with pytest.raises(RuntimeError, match="can't start"), beating(lambda: None, 1):
+        pytest.fail("it was begun")
+
+
+def test_an_interrupt_at_any_moment_leaves_no_thread_behind():
+    def at(number):
+        moments = Moments(number, interrupt)
+        try:
+            with moments, beating(lambda: None, 0.0001):
+                pass
+        except KeyboardInterrupt:
+            assert moments.left == 0
+        else:
+            assert moments.left > 0
+        return moments.left == 0
+
+    threads = threads_of_this_process()
+    assert _moments(at) > 10
+    eventually(lambda: threads_of_this_process() <= threads)
