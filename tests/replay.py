@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from glob import glob
 from typing import Any
 
 import strace_log
@@ -26,9 +27,9 @@ import lmdbqueue
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
-BATCH = 250  # states a child
+BATCH = 100  # states a child
 BLOCK = 40  # moments in a row that are one processor's: those of others have other states
-ENOUGH = 5  # failures, after which a share is given up
+ENOUGH = 5  # failures, after which the rest is given up
 LONGEST = 12 * 3600.0  # seconds
 
 
@@ -155,14 +156,15 @@ class _Part:
     number: int
     parts: int
     place: str
-    keep: str
+    keep: str  # with a folder for each part
     mutant: str
+    enough: int
 
     def run(self, recordings: list[Recording], count: int) -> None:
         """Open ``count`` states of each recording, and write what came of it to a file."""
         pretend_reboot()
         os.mkdir(os.path.join(self.place, str(self.number)))
-        os.makedirs(self.keep, exist_ok=True)
+        os.makedirs(os.path.join(self.keep, str(self.number)), exist_ok=True)
         outcome = Outcome()
         for recording in recordings:
             outcome.add(self._share(recording, count // self.parts))
@@ -180,21 +182,26 @@ class _Part:
         moments = sum(event.kind not in ("done", "sync", "dsync") for event in recording.events)
         chance = random.Random(f"{recording.scenario} {self.number}")  # noqa: S311
         fruitless = 0  # passes through all moments
-        while len(outcome.keys) < count and fruitless < 3 and len(outcome.failures) < ENOUGH:
+        while len(outcome.keys) < count and fruitless < 3 and not self._is_enough():
             known = len(outcome.keys)
             for case in self._cases(recording, chance, max(3, (count - known) * self.parts // moments), outcome):
                 cases.append(case)
                 if len(cases) == BATCH:
                     outcome.failures += self._open(cases)
                     cases = []
-                if len(outcome.failures) >= ENOUGH:
-                    break
+                    if self._is_enough():
+                        break
             fruitless += len(outcome.keys) < known + 10
         outcome.failures += self._open(cases)
         return outcome
 
     def _open(self, cases: list[Case]) -> list[str]:
-        return open_all(cases, os.path.join(self.place, str(self.number)), self.keep, self.mutant)
+        number = str(self.number)
+        return open_all(cases, os.path.join(self.place, number), os.path.join(self.keep, number), self.mutant)
+
+    def _is_enough(self) -> bool:
+        """Tell whether all parts together have seen so many failures."""
+        return len(glob(os.path.join(self.keep, "*", "*"))) >= self.enough
 
     def _cases(self, recording: Recording, chance: random.Random, count: int, outcome: Outcome) -> Iterator[Case]:
         """Yield the cases that ``outcome`` does not know yet, some at each moment."""
@@ -235,15 +242,12 @@ def _accounts(recording: Recording, journal: Journal, results: dict[int, Any]) -
     return {"queue": Account([call for _, call in calls[seen + 1 :]], Found(tags, end))}
 
 
-def replay(recordings: list[Recording], count: int, keep: str, mutant: str = "") -> Outcome:
-    """Open ``count`` states of each recording, on all processors; keep those that fail in ``keep``."""
+def replay(recordings: list[Recording], count: int, keep: str, mutant: str = "", enough: int = ENOUGH) -> Outcome:
+    """Open ``count`` states of each recording, on all processors; keep those that fail, until ``enough`` do."""
     count_of_parts = os.cpu_count() or 1
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="lmdbqueue-replay-", dir=MEMORY) as place:
-        parts = [
-            _Part(number, count_of_parts, place, os.path.join(keep, str(number)), mutant)
-            for number in range(count_of_parts)
-        ]
+        parts = [_Part(number, count_of_parts, place, keep, mutant, enough) for number in range(count_of_parts)]
         gc.collect()
         gc.freeze()  # so that the children share this memory
         pids = [forked(part.run, recordings, count) for part in parts]

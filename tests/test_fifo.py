@@ -193,7 +193,7 @@ class FifoMachine(RuleBasedStateMachine):
 
 
 def test_functions_do_what_a_list_does():
-    run_state_machine_as_test(FifoMachine, settings=settings(max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(FifoMachine, settings=settings(max_examples=90, stateful_step_count=40))
 
 
 # --- max_bytes

@@ -274,4 +274,4 @@ class LeaseMachine(RuleBasedStateMachine):
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_leases_do_what_a_dict_does(monkeypatch):
     monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
-    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=300, stateful_step_count=30))
+    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=180, stateful_step_count=30))

@@ -519,4 +519,4 @@ class TimesMachine(RuleBasedStateMachine):
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_ages_are_those_of_a_list_that_knows(monkeypatch):
     monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
-    run_state_machine_as_test(TimesMachine, settings=settings(max_examples=150, stateful_step_count=30))
+    run_state_machine_as_test(TimesMachine, settings=settings(max_examples=90, stateful_step_count=30))
