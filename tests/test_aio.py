@@ -13,6 +13,7 @@ import pytest
 from processes import eventually, forked, has_ended, status_of, threads_of_this_process
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
+from lmdbqueue._courier import Call
 from lmdbqueue.aio import AsyncPersistentQueue
 
 
@@ -414,16 +415,18 @@ def test_loops_in_two_threads_share_a_directory(place):
 def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
     with place.open() as sync:
         sync.push(list(range(100)))
-        threads = threads_of_this_process()
 
         async def main():
             queue = await place.open_async()
             for _ in range(100):
                 asyncio.ensure_future(queue.get())  # noqa: RUF006
             await asyncio.sleep(0)
+            return queue._courier, asyncio.get_running_loop().create_future()
 
-        asyncio.run(main())
-        eventually(lambda: threads_of_this_process() <= threads)
+        courier, nobody = asyncio.run(main())
+        reached = threading.Event()
+        courier._jobs.put(Call(nobody, reached.set))
+        eventually(lambda: reached.is_set() or courier._has_ended)
         sync.push("probe")
         assert sync.pop(101) == [*range(100), "probe"]
         assert sync.check() == []

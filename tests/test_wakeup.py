@@ -198,9 +198,7 @@ def test_a_seat_that_an_interrupted_sleeper_never_left_is_free_in_time(bell):
 
 
 def test_an_interrupted_sleeper_tells_another_what_it_was_told(bell, monkeypatch):
-    other = threading.Lock()
-    other.acquire()
-    bell._others.append(other)
+    other = bell._others.rest()
     ticket = bell.listen()
     bell._sitting[0] = time.monotonic() + PATIENCE
 
@@ -208,7 +206,7 @@ def test_an_interrupted_sleeper_tells_another_what_it_was_told(bell, monkeypatch
         def acquire(self, **_):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bell, "_rest", Interrupting)
+    monkeypatch.setattr(bell._others, "rest", Interrupting)
     with pytest.raises(KeyboardInterrupt):
         bell.wait(ticket, PATIENCE)
     assert other.acquire(timeout=PATIENCE)
