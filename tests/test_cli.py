@@ -31,21 +31,55 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "COLUMNS": "80", "TERM": "xterm
 NO_QUEUE, UNTRUSTED, FULL, UNREADABLE, BROKEN_PIPE = 4, 5, 6, 7, 141
 
 
+_NURSERY = """
+import os, pickle, sys
+from lmdbqueue.cli import _care, _forward, _items, _lines, _watch, main
+while True:
+    arguments, place, files = pickle.load(sys.stdin.buffer)
+    pid = os.fork()
+    if not pid:
+        break
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    sys.stdout.buffer.write(pickle.dumps(code))
+    sys.stdout.buffer.flush()
+os.chdir(place)
+for fd, (name, mode) in enumerate(zip(files, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))):
+    os.dup2(os.open(name, mode), fd)
+sys.stdin = open(0)
+main(arguments)
+"""
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    """A process that has imported the command line, and forks one that runs a command: a tenth of the time."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _NURSERY], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        yield process
+        process.kill()
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, tmp_path_factory, nursery):
     """Run one command beside the queues, to its end."""
+    streams = tmp_path_factory.mktemp("streams")
+    files = [str(streams / name) for name in ("stdin", "stdout", "stderr")]
 
     def run_(*arguments, stdin=b"", code=0, **options):
-        result = subprocess.run(
-            [*COMMAND, *arguments],
-            cwd=tmp_path,
-            env=ENVIRONMENT,
-            input=stdin,
-            capture_output=True,
-            timeout=DEADLINE,
-            check=False,
-            **options,
-        )
+        if options:  # of a process of its own
+            command = [*COMMAND, *arguments]
+            here = {"cwd": tmp_path, "env": ENVIRONMENT, "timeout": DEADLINE, "capture_output": True}
+            result = subprocess.run(command, input=stdin, check=False, **here, **options)
+        else:
+            for name, content in zip(files, (stdin, b"", b""), strict=True):
+                with open(name, "wb") as file:
+                    file.write(content)
+            nursery.stdin.write(pickle.dumps(([str(each) for each in arguments], str(tmp_path), files)))
+            nursery.stdin.flush()
+            assert select.select([nursery.stdout], [], [], DEADLINE)[0], "it does not end"
+            ended = pickle.load(nursery.stdout)
+            result = subprocess.CompletedProcess(arguments, ended, *map(_content, files[1:]))
         assert result.returncode == code, result.stderr.decode()
         if code not in (0, 1, 3):
             assert result.stderr.count(b"\n") == 1, result.stderr.decode()
@@ -53,6 +87,11 @@ def run(tmp_path):
         return result
 
     return run_
+
+
+def _content(path):
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @pytest.fixture

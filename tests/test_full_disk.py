@@ -18,6 +18,7 @@ from lmdbqueue import DiskFullError, Full, PersistentQueue
 
 TREE = int(os.environ.get("LMDBQUEUE_TREE", str(1 << 30)))
 DISK = 10 << 20  # bytes
+DISK_OF_SMALL = 4 << 20  # many of them go in
 TOLD = "full disks"
 _SINGLY = 300  # pops in a row
 SIZES = [10, 300, 3_000, 40_000, 1_000_000]
@@ -49,6 +50,10 @@ def disk(kind: str, place: str, size: int) -> Iterator[str]:
             subprocess.run(["mount", "-o", "loop", image, mount_point], check=True)
         place = mount_point
     yield place
+
+
+def _disk_for(size: int) -> int:
+    return DISK if size > 1_000 else DISK_OF_SMALL
 
 
 def _item(number: int, size: int) -> bytes:
@@ -106,7 +111,7 @@ def _fill_and_drain(kind: str, place: str, room: int, size: int, drains: list[st
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "file size limit", "max_bytes"])
 def test_everything_can_be_taken_out_of_a_full_disk(kind, size, tmp_path, needs, record_property):
     needs("root", "mount", "mkfs.ext4", "loop devices")
-    fn = lambda: _fill_and_drain(kind, str(tmp_path), DISK, size, list(DRAINS))  # noqa: E731
+    fn = lambda: _fill_and_drain(kind, str(tmp_path), _disk_for(size), size, list(DRAINS))  # noqa: E731
     assert status_of(forked(fn)) == 0
     record_property(TOLD, len(DRAINS))
 
@@ -189,8 +194,9 @@ def test_a_consumer_with_leases_goes_on_on_a_full_disk(kind, size, tmp_path, nee
     needs("root", "mount", "mkfs.ext4", "loop devices")
 
     def use() -> None:
-        with disk(kind, str(tmp_path), DISK) as place, _open(place, kind, 0) as queue:
-            count = fill(queue, size, max(1, DISK // 50 // size), kind)
+        room = _disk_for(size)
+        with disk(kind, str(tmp_path), room) as place, _open(place, kind, 0) as queue:
+            count = fill(queue, size, max(1, room // 50 // size), kind)
             done = 0
             while lease := queue.lease(1 if done < _SINGLY else 200):
                 assert list(lease) == [_item(number, size) for number in range(done, done + len(lease))]
