@@ -175,6 +175,7 @@ TOLD = (
     "states after a power cut",
     "real power cuts",
     "kills",
+    "interrupts",
     "swaps of the file",
     "injected faults",
     "full disks",

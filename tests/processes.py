@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import count, cycle, islice
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -153,6 +154,37 @@ class Moments:
 def interrupt() -> NoReturn:
     """Raise what Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _lease_and_acknowledge(queue: Any) -> None:
+    with queue.lease(1):
+        pass
+
+
+def _move_in_a_transaction(queue: Any) -> None:
+    with queue.transaction():
+        queue.push(queue.pop())
+
+
+def _get_and_join(queue: Any) -> None:
+    queue.get()
+    queue.task_done()
+    queue.join()
+
+
+def _get_or_not(queue: Any) -> None:
+    with suppress(lmdbqueue.Empty):
+        queue.get(timeout=0.01)
+
+
+INTERRUPTED: dict[str, Callable[[Any], object]] = {
+    "push": lambda queue: queue.push("more"),
+    "pop": lambda queue: queue.pop(),
+    "get": _get_or_not,
+    "lease and ack": _lease_and_acknowledge,
+    "transaction": _move_in_a_transaction,
+    "join": _get_and_join,
+}
 
 
 def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object], **options: object) -> None:

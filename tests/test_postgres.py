@@ -1,15 +1,17 @@
 """What only PostgreSQL has: sessions, schemas, plans, connections, statements of the user's own."""
 
 import gc
+import itertools
 import os
 import pickle
 import random
 import signal
+import sys
 import threading
 
 import psycopg
 import pytest
-from processes import DEADLINE, KILLED, eventually, forked, status_of
+from processes import DEADLINE, INTERRUPTED, KILLED, STEP, Moments, eventually, forked, interrupt, status_of
 
 from lmdbqueue import DecodeError, ServerError, TransactionError, VersionError
 from lmdbqueue.postgres import PostgresQueue, _ear, _schema
@@ -486,3 +488,33 @@ def test_an_interrupt_amid_a_call_is_not_swallowed_and_leaves_the_queue_whole(qu
     assert seen == sorted(set(seen))
     assert queue.check() == []
     assert queue.push("next") == 1_000
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("verb", INTERRUPTED)
+def test_an_interrupt_at_any_moment_of_a_call_is_raised_and_leaves_the_queue_whole(
+    open_postgres, verb, monkeypatch, record_property
+):
+    swallowed = []  # by Python: amid the end of an object
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+    each = 7 * STEP
+    first = 1 + random.randrange(each)  # noqa: S311
+    for number in itertools.count(first, each):
+        with open_postgres() as queue:
+            queue.clear(all=True)
+            if verb != "get":
+                queue.push("first")
+            moments = Moments(number, interrupt)
+            try:
+                with moments:
+                    INTERRUPTED[verb](queue)
+            except KeyboardInterrupt:
+                assert moments.left == 0
+            else:
+                assert moments.left > 0 or swallowed, f"swallowed at moment {number}"
+            queue.push("last")
+            assert queue.pop(10)[-1] == "last"
+            assert queue.check() == []
+        if moments.left > 0:
+            record_property("interrupts", (number - first) // each)
+            return

@@ -1,6 +1,5 @@
 """Several processes and threads at one queue: exactly once, in order, woken when there is something to do."""
 
-import contextlib
 import faulthandler
 import itertools
 import os
@@ -14,6 +13,7 @@ import time
 import pytest
 from processes import (
     DEADLINE,
+    INTERRUPTED,
     KILLED,
     STEP,
     Moments,
@@ -32,7 +32,7 @@ from processes import (
     status_of,
 )
 
-from lmdbqueue import Empty, PersistentQueue
+from lmdbqueue import PersistentQueue
 from lmdbqueue._session import CLOSED, Session
 
 FAST = {"durability": "off"}
@@ -275,37 +275,11 @@ def test_interrupts_anywhere_lose_nothing_acknowledged_and_leave_a_queue_that_wo
         assert status_of(child, 0.1) == 0
 
 
-def _lease_and_acknowledge(queue):
-    with queue.lease(1):
-        pass
-
-
-def _move_in_a_transaction(queue):
-    with queue.transaction():
-        queue.push(queue.pop())
-
-
-def _get_and_join(queue):
-    queue.get()
-    queue.task_done()
-    queue.join()
-
-
-def _get_or_not(queue):
-    with contextlib.suppress(Empty):
-        queue.get(timeout=0.01)
-
-
 _kept = []  # an interrupt amid the end of what is let go is swallowed by Python
 
 
 _INTERRUPTED = {
-    "push": lambda queue: queue.push("more"),
-    "pop": lambda queue: queue.pop(),
-    "get": _get_or_not,
-    "lease and ack": _lease_and_acknowledge,
-    "transaction": _move_in_a_transaction,
-    "join": _get_and_join,
+    **INTERRUPTED,
     "flush": _flush,
     "count after a flush elsewhere": lambda queue: queue.count(),
     "open": lambda queue: _kept.append(PersistentQueue("queue", queue.path, durability="off")),
@@ -342,13 +316,14 @@ def _interrupted_at(number, place, verb):
 
 def _interrupt_at_every_moment(root, verb):
     """Return at how many; end with the stacks of all threads if one of them hangs."""
-    for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
+    first = 1 + random.randrange(STEP)  # noqa: S311
+    for number in itertools.count(first, STEP):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
         place = os.path.join(root, str(number))
         os.mkdir(place)
         try:
             if not _interrupted_at(number, place, verb):
-                return number
+                return (number - first) // STEP
         except BaseException as error:
             error.add_note(f"interrupted at moment {number}")
             raise
@@ -357,8 +332,10 @@ def _interrupt_at_every_moment(root, verb):
 
 
 @pytest.mark.parametrize("verb", _INTERRUPTED)
-def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb):
-    assert in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb) > 50
+def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb, record_property):
+    interrupts = in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb)
+    assert interrupts > 50 // STEP
+    record_property("interrupts", interrupts)
 
 
 def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_open(tmp_path, monkeypatch):

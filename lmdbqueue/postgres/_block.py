@@ -7,6 +7,7 @@ A forked child has no part in its parent's block: its calls there raise ``ForkEr
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ import psycopg
 
 from lmdbqueue import _nesting
 from lmdbqueue._errors import ForkError, Full, QueueError, TransactionError
-from lmdbqueue.postgres._failures import explained
+from lmdbqueue.postgres._failures import explained, interrupt_amid
 from lmdbqueue.postgres._session import Step
 
 blocks: _nesting.Blocks["Block"] = _nesting.Blocks()
@@ -44,12 +45,15 @@ class Block(_nesting.Block):
         """Return ``fn(step, *args)``, which looks before it writes."""
         self.refuse_other(database)
         self.refuse_if_spoiled()
+        handled = sys.exception()
         try:
             return fn(self.step, *args)
         except Full:
             raise
         except psycopg.Error as error:
             self._spoiled_by = error
+            if (interrupt := interrupt_amid(error, handled)) is not None:
+                raise interrupt from None
             raise explained(error, self.path, "a call in a transaction") from error
         except QueueError:
             if self.step.connection.info.transaction_status == psycopg.pq.TransactionStatus.INERROR:

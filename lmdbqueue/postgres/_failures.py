@@ -1,7 +1,7 @@
 """What the server's errors mean.
 
-Owns: which errors say that a connection is of no use any more, and which of ours stands for the others. Law: no
-exception of psycopg reaches a user of a queue. Must not know: what was being done.
+Owns: which errors say that a connection is of no use any more, which hide an interrupt, and which of ours stands for
+the others. Law: no exception of psycopg reaches a user of a queue. Must not know: what was being done.
 """
 
 from collections.abc import Iterator
@@ -53,6 +53,19 @@ def _chain(error: BaseException) -> Iterator[psycopg.Error]:
         if isinstance(found, psycopg.Error):
             yield found
         found = found.__context__
+
+
+def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseException | None:
+    """Return the interrupt that an error hides: psycopg says that it cannot leave a block, and drops why.
+
+    ``handled`` is what the caller was dealing with before.
+    """
+    found: BaseException | None = error
+    while found is not None and found is not handled:
+        if not isinstance(found, Exception):
+            return found
+        found = found.__context__
+    return None
 
 
 def is_answered(error: Exception) -> bool:

@@ -24,7 +24,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from lmdbqueue._errors import VersionError
-from lmdbqueue.postgres._failures import Lost, is_answered, is_lost, is_undone
+from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_undone
 from lmdbqueue.postgres._sql import Sql
 
 KINDS: Final = ("waiting", "leased", "delayed", "dead")
@@ -112,19 +112,6 @@ def shown(conninfo: str) -> str:
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
-def _interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseException | None:
-    """Return the interrupt that an error hides: psycopg says that it cannot leave its pipeline, and drops why.
-
-    ``handled`` is what the caller was dealing with before.
-    """
-    found: BaseException | None = error
-    while found is not None and found is not handled:
-        if not isinstance(found, Exception):
-            return found
-        found = found.__context__
-    return None
-
-
 class Step:
     """A transaction under way, or a reading: what functions of it use."""
 
@@ -195,7 +182,7 @@ class Session:
                 self.connection.execute(_LOCK, {"session": self.id})
         except BaseException as error:
             self.close()
-            raise (_interrupt_amid(error, handled) or error) from None
+            raise (interrupt_amid(error, handled) or error) from None
         return self
 
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -228,7 +215,7 @@ class Session:
                 commits = step.has_changed
                 self._finish(step)
         except Exception as error:
-            if (interrupt := _interrupt_amid(error, handled)) is not None:
+            if (interrupt := interrupt_amid(error, handled)) is not None:
                 raise interrupt from None
             self._undo()
             if is_undone(error):
