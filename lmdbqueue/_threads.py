@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Final
 
 _FOR_EVER: Final = -1.0  # as a timeout of a lock
+_LOOK: Final = 1.0  # seconds between two looks of who rests: who should have told it may have been interrupted
 
 
 class Flag:
@@ -70,14 +71,14 @@ class Resting:
 
     def wait_for(self, lock: Lock, is_so: Callable[[], bool], timeout: float | None = None) -> None:
         """Return when ``is_so()``, called with the lock, is true, or after ``timeout`` s. This one takes the lock."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while deadline is None or time.monotonic() < deadline:
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
             with lock:
                 if is_so():
                     return
                 turn = self.rest()
             try:
-                turn.acquire(timeout=_FOR_EVER if deadline is None else max(0.0, deadline - time.monotonic()))
+                turn.acquire(timeout=min(left, _LOOK))
             finally:
                 with lock:
                     self.leave(turn)

@@ -114,6 +114,18 @@ def test_who_rests_is_told_or_has_waited_long_enough():
     assert len(resting) == 0
 
 
+def test_who_was_told_nothing_looks_again(monkeypatch):
+    monkeypatch.setattr(_threads, "_LOOK", 0.001)
+    lock, resting, looks = threading.Lock(), Resting(), []
+
+    def third_look():
+        looks.append(1)
+        return len(looks) == 3
+
+    resting.wait_for(lock, third_look)
+    assert len(looks) == 3
+
+
 def test_as_many_are_told_as_shall_be():
     resting = Resting()
     turns = [resting.rest() for _ in range(3)]
