@@ -88,8 +88,8 @@ def test_items_that_come_due_are_seen_though_they_come_before_all_others(queue, 
 
 
 def test_an_item_that_was_due_before_others_but_came_after_them_is_seen(queue):
-    queue.push("late", delay=0.2)
-    queue.push("early", delay=0.1)
+    queue.push("late", delay=2)
+    queue.push("early", delay=0.5)
     follower = Follower(queue)
     assert follower.wait(SOON) == ["early"]
     assert follower.wait(SOON) == ["late"]

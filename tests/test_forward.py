@@ -100,7 +100,7 @@ def test_a_batch_is_limited_in_bytes_and_has_one_item_at_least(open_queue):
 def test_what_came_back_or_due_goes_in_the_order_in_which_consumers_would_get_it(open_queue):
     queue = raw(open_queue)
     queue.push([b"0", b"1", b"2", b"3"])
-    queue.push(b"due", delay=0.05)
+    queue.push(b"due", delay=1)
     queue.push(b"later", delay=100)
     lease = queue.lease(3)
     lease.nack(1)

@@ -89,11 +89,11 @@ def test_a_lease_is_kept_alive_while_its_handler_runs(open_queue):
     until = Until(1)
 
     def handle(_item):
-        ends = time.monotonic() + 1.0
+        ends = time.monotonic() + 2.5
         while time.monotonic() < ends:
             assert not other.lease()
 
-    assert queue.work(handle, ttl=0.3, stop=until, progress=until.progress).done == 1
+    assert queue.work(handle, ttl=1.0, stop=until, progress=until.progress).done == 1
     assert len(queue) == 0
 
 
@@ -271,9 +271,9 @@ def test_an_awaited_worker(run):
             if item == "bad":
                 raise LookupError(item)
             if item == "slow":
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(2)
 
-        worked = await queue.work(handle, ttl=0.3, retry=AT_ONCE, stop=until, progress=until.progress)
+        worked = await queue.work(handle, ttl=1.0, retry=AT_ONCE, stop=until, progress=until.progress)
         assert worked == Worked(2, 2, 1)
         assert tried == ["bad", "bad", "bad", "good", "slow"]
         assert await queue.dead.count() == 1

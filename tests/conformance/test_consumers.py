@@ -109,7 +109,7 @@ def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, en
     before = time.monotonic()
     lease = full.lease(2, ttl=0.3)
     assert 0.2 < lease.deadline - before < 0.3 + DEADLINE
-    assert other.peek() == "c"
+    assert other.peek() == "c" or time.monotonic() >= lease.deadline
     eventually(lambda: other.peek() == "a")
     assert time.monotonic() - before >= 0.29
     again = other.lease(2)
@@ -124,9 +124,9 @@ def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, en
 
 
 def test_what_is_extended_holds_longer(full):
-    lease = full.lease(ttl=0.3)
+    lease = full.lease(ttl=1.0)
     lease.extend(DEADLINE)
-    time.sleep(0.4)  # nothing happens
+    time.sleep(1.1)  # nothing happens
     assert full.peek() == "b"
     lease.extend(None)
     assert lease.deadline is None
@@ -165,7 +165,7 @@ def test_a_stopped_consumer_keeps_what_it_has_until_its_ttl_is_over(full):
     ear, mouth = os.pipe()
 
     def consume():
-        lease = full.lease(1, ttl=0.2)
+        lease = full.lease(1, ttl=1.0)
         kept = full.lease(1)
         os.write(mouth, b".")
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -242,7 +242,7 @@ def test_a_lease_waits_for_one_item(queue):
 def test_one_who_waits_gets_what_was_given_back_or_whose_ttl_is_over(queue):
     queue.push("f")
     for end in (lambda lease: lease.nack(), lambda _: None, lambda lease: lease.nack(delay=0.1)):
-        lease = queue.lease(ttl=0.2)
+        lease = queue.lease(ttl=1.0)
         thread = threading.Thread(target=queue.peek, kwargs={"blocking": True, "timeout": DEADLINE})
         thread.start()
         end(lease)
@@ -268,8 +268,8 @@ def test_clear_leaves_what_does_not_wait_unless_it_is_told(full):
 
 def test_items_with_a_delay_come_when_they_are_due_and_before_the_others(full):
     full.pop()
-    assert full.push(["x", "y"], delay=0.5) == range(6, 8)
-    assert full.push("z", delay=0.25) == 8
+    assert full.push(["x", "y"], delay=2) == range(6, 8)
+    assert full.push("z", delay=1) == 8
     assert full.push("g") == 9
     assert figures(full) == (6, 0, 3, 0)
     assert list(full) == list("bcdefg")
@@ -290,8 +290,8 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
 
 def test_what_is_given_back_with_a_delay_waits_for_it(full):
     with full.lease(3) as lease:
-        lease.nack(0, delay=0.4)
-        lease.nack(2, delay=0.2)
+        lease.nack(0, delay=2)
+        lease.nack(2, delay=1)
     assert figures(full) == (3, 0, 2, 0)
     eventually(lambda: len(full) == 5)
     assert list(full) == ["c", "a", "d", "e", "f"]
@@ -444,12 +444,12 @@ def test_a_lease_is_kept_alive_while_its_handler_runs(queue, engine):
     seen = []
 
     def handle(_item):
-        ends = time.monotonic() + 1.0
+        ends = time.monotonic() + 2.5
         while time.monotonic() < ends:
             assert not other.lease()
             time.sleep(0.01)
 
-    assert queue.work(handle, ttl=0.3, stop=lambda: bool(seen), progress=seen.append).done == 1
+    assert queue.work(handle, ttl=1.0, stop=lambda: bool(seen), progress=seen.append).done == 1
     assert len(queue) == 0
 
 
