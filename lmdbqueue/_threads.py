@@ -4,7 +4,7 @@ Owns: a flag, those who rest until told, a thread that beats. Law: an interrupt 
 signal may come in anywhere: no lock is held in a sleep, and each step that counts is one call of C. Must not know:
 what is waited for.
 
-The same of ``threading`` do not keep that law, since they are written in Python (3.11 to 3.14): a ``Condition`` lets a
+The same of ``threading`` do not keep that law, since they are written in Python: a ``Condition`` lets a
 lock go and takes it again amid a block that holds it, so an interrupt there leaves as "release unlocked lock"; so does
 ``Thread.start``, which waits for an ``Event``; and an ``Event`` that a signal's handler sets amid the wait of the same
 thread waits for itself.
@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Final
 
-_FOR_EVER: Final = -1.0  # as a timeout of a lock
 _LOOK: Final = 1.0  # seconds between two looks of who rests: who should have told it may have been interrupted
 
 
@@ -39,7 +38,7 @@ class Flag:
         """Tell whether it has come about."""
         return self._is_set
 
-    def wait(self, timeout: float = _FOR_EVER) -> bool:
+    def wait(self, timeout: float) -> bool:
         """Wait for it, at most ``timeout`` seconds; tell whether it has come about."""
         return self._is_set or self._gate.acquire(timeout=timeout)
 

@@ -30,7 +30,9 @@ from lmdbqueue import Empty, PersistentQueue
 DEADLINE = 60.0  # seconds; far above what any of it takes
 LIBRARY = os.path.dirname(lmdbqueue.__file__) + os.sep
 KILLED = -signal.SIGKILL
-STEP = int(os.environ.get("LMDBQUEUE_STEP", "5"))  # of lines to be killed at; 1: at every line
+STEP = int(
+    os.environ.get("LMDBQUEUE_STEP", "5")
+)  # of lines to be killed at, of moments to be interrupted at; 1: at all
 
 Options = dict[str, Any]
 
@@ -126,9 +128,10 @@ def called() -> None:
 
 
 class Moments:
-    """Call ``do`` at the ``number``-th moment of the block at which Python looks for signals, as a handler would be.
+    """Call ``do`` at the ``number``-th moment of the block, as the handler of a signal would be.
 
-    That is where a function begins and where one of C returns, in the library and in what it calls.
+    Moments are where a function begins and where one of C returns, in the library and in what it calls. Python looks
+    for signals there, and besides where a loop goes round.
     """
 
     def __init__(self, number: int, do: Callable[[], object]) -> None:

@@ -52,7 +52,7 @@ main(arguments)
 
 @pytest.fixture(scope="module")
 def nursery():
-    """A process that has imported the command line, and forks one that runs a command: a tenth of the time."""
+    """A process that has imported the command line, and forks one that runs a command, which takes less time."""
     with subprocess.Popen(
         [sys.executable, "-c", _NURSERY], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

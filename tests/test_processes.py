@@ -287,7 +287,7 @@ _INTERRUPTED = {
 
 
 def _interrupted_at(number, place, verb):
-    """Raise KeyboardInterrupt at the ``number``-th moment of the verb; tell whether there was one."""
+    """Raise KeyboardInterrupt at the ``number``-th moment (``Moments``) of the verb; tell whether there was one."""
     queue = PersistentQueue("queue", place, durability="off")
     if verb != "get":
         queue.push("first")

@@ -62,6 +62,8 @@ def _started(what: str, total: int | None, *, in_bytes: bool) -> "Progress":
 def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
     """Return ``fn()``, which writes a draft (``.tmp``) of about ``total`` bytes into the directory ``place``."""
     with progress(what, in_bytes=True) as report:
+        if not sys.stderr.isatty():
+            return fn()
         report(0, total)
         with beating(lambda: report(min(_drafts(place), total), total), _LOOK):
             return fn()

@@ -60,7 +60,7 @@ class Ear:
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
         """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
         self._sleepers.wait_for(
-            self._lock, lambda: self._heard[channel] != ticket or self._is_closed, min(max(0.0, timeout), CEILING)
+            self._lock, lambda: self._heard[channel] != ticket or self._is_closed, min(timeout, CEILING)
         )
 
     def ring(self) -> None:
