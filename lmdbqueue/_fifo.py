@@ -266,7 +266,8 @@ def _take_first(txn: Txn, queue: Tables, keys: list[bytes], cursor: Cursor) -> N
     head = unpack(first)
     last = keys[-1] if len(keys[-1]) == len(first) else keys[0]  # item 0 stands before what was due
     stop = unpack(last) + 1 if len(last) == len(first) and last >= first else head  # else they had all come back
-    if stop - head != len(keys) or keys[0] != first:  # else none had, and none was skipped
+    second = keys[:2][-1]  # which was due if any was, and item 0 is there
+    if stop - head != len(keys) or keys[0] != first or len(second) != len(first):  # else none had; none was skipped
         stop = min(stop, max(head, _number(txn, queue, queue.tail)))  # since a damaged place may be anywhere
         _pass(txn, queue, keys, range(head, stop))
     if stop != head:

@@ -408,6 +408,33 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(open_queue):
     assert time.monotonic() - before >= 0.15
 
 
+@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda queue, n, _: queue.pop(n),
+        lambda queue, n, _: queue.delete(n),
+        lambda queue, n, _: queue.lease(n).ack(),
+        lambda queue, n, _: queue.lease(n).nack(),
+        lambda queue, n, other: queue.move(n, to=other),
+        lambda queue, n, _: (queue.retain(len(queue)), queue.push(["new"] * n)),
+    ],
+    ids=["pop", "delete", "ack", "nack", "move", "retain"],
+)
+def test_the_first_item_of_all_and_what_came_due_behind_it_go_together(open_queue, clocks, take, n):
+    """Item 0 stands before them: a number that was skipped and a place that was not make up for each other."""
+    queue, other = open_queue(), open_queue(name="other")
+    queue.push("a")
+    queue.push(["x", "y"], delay=1)
+    queue.push(["b", "c"])
+    clocks.go_on(2)
+    assert list(queue) == ["a", "x", "y", "b", "c"]
+    take(queue, n, other)
+    assert queue.check() == []
+    queue.clear()
+    assert queue.check() == []
+
+
 def test_limits_hold_for_items_with_a_delay(open_queue):
     queue = open_queue(maxsize=2)
     queue.push(["a", "b"])
