@@ -319,8 +319,9 @@ def unsealed(values: Iterable[bytes]) -> list[bytes]:
 _WITHOUT_SEAL: Final = itemgetter(slice(-SEAL_SIZE))
 
 
-# --- the weight of a record, of which the sum stands beside the number of the last transaction (see _records).
-# A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel each other
+# --- the weight of a record, of which the sum stands beside the number of the last transaction
+# (see _model.weighed_records). A CRC-32 alone would not do: it is linear, so that differences which are alike would
+# cancel each other
 
 
 def weigh(key: bytes, value: bytes = b"") -> int:

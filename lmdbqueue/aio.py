@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
-from lmdbqueue._awaited import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
-from lmdbqueue._awaited_reader import AsyncReader
-from lmdbqueue._courier import Call, Courier, Job, Push, Take
+from lmdbqueue._async.courier import Call, Courier, Job, Push, Take
+from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
+from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue._errors import Empty
-from lmdbqueue._lease import Lease
-from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._reader import FollowedQueue, Start
-from lmdbqueue._readers import ReaderStats
-from lmdbqueue._reading import checked_count, shaped
-from lmdbqueue._verbs import Key
-from lmdbqueue._work import DEFAULT_RETRY, Retry, Stop, Worked
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._model.readers import ReaderStats
+from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.reader import FollowedQueue, Start
+from lmdbqueue._verbs.reading import checked_count, shaped
+from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry, Stop, Worked
+from lmdbqueue._verbs.writing import Key
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
 

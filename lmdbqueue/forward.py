@@ -32,11 +32,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue._errors import ForwardError, StorageError
-from lmdbqueue._signals import stopped_by_signals
-from lmdbqueue._source import QueueSource, ReaderSource, Source, source_of
-from lmdbqueue._threads import Flag
+from lmdbqueue._host.signals import stopped_by_signals
+from lmdbqueue._host.threads import Flag
+from lmdbqueue._local.source import QueueSource, ReaderSource, Source, source_of
+from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
 
 __all__ = [
     "Batch",

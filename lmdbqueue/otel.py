@@ -1,7 +1,7 @@
 """Figures of queues for OpenTelemetry: the extra ``otel``.
 
 Owns: the instruments. Law: a figure is read when it is collected, and never in between; a queue that cannot be read any
-more is left out, and the others are not. Must not know: names and meanings (``_metrics``).
+more is left out, and the others are not. Must not know: names and meanings (``_verbs.metrics``).
 
     from opentelemetry import metrics
     from lmdbqueue.otel import observe
@@ -17,8 +17,8 @@ from typing import Any
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from lmdbqueue._errors import QueueError
-from lmdbqueue._metrics import METRICS, Metric
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._verbs.metrics import METRICS, Metric
 
 __all__ = ["observe"]
 

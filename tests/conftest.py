@@ -12,7 +12,8 @@ import postgres_server
 import pytest
 from hypothesis import HealthCheck, settings
 
-from lmdbqueue import PersistentQueue, _generation
+from lmdbqueue import PersistentQueue
+from lmdbqueue._lmdb import generation
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
@@ -54,7 +55,7 @@ def queue(open_queue) -> PersistentQueue[Any]:
 @pytest.fixture
 def weighed_without_syncs(monkeypatch) -> None:
     """Let records be weighed with ``durability="off"``, too, so that a quick model proves that their weight is kept."""
-    monkeypatch.setattr(_generation, "is_weighed", lambda options: options.checksum)
+    monkeypatch.setattr(generation, "is_weighed", lambda options: options.checksum)
 
 
 @pytest.fixture(scope="session")

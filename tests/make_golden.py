@@ -7,7 +7,7 @@ import os
 import shutil
 from types import SimpleNamespace
 
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
 
@@ -79,9 +79,9 @@ def make_readers(filename: str) -> None:
 
 def make_times(filename: str) -> None:
     """Write a directory with items that were pushed over ten days of a clock of its own, one or two an hour."""
-    system = lmdbqueue._session._boot, lmdbqueue._engine.time
+    system = lmdbqueue._host.session._boot, lmdbqueue._local.engine.time
     clock = SimpleNamespace(now=0, monotonic_ns=lambda: clock.now, time_ns=lambda: EPOCH + clock.now)
-    lmdbqueue._session._boot, lmdbqueue._engine.time = lambda: bytes(range(16)), clock
+    lmdbqueue._host.session._boot, lmdbqueue._local.engine.time = lambda: bytes(range(16)), clock
     try:
         with PersistentQueue[object](filename, PLACE) as queue:
             for hour in range(240):
@@ -89,7 +89,7 @@ def make_times(filename: str) -> None:
                 queue.push([f"{hour}:00"] if hour % 7 else [f"{hour}:00", f"{hour}:00 too"])
             queue.delete(100)
     finally:
-        lmdbqueue._session._boot, lmdbqueue._engine.time = system
+        lmdbqueue._host.session._boot, lmdbqueue._local.engine.time = system
     _leave(filename)
 
 

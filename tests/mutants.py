@@ -15,7 +15,11 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _directory, _disk, _env, _format, _generation, _metapage, _recovery, _room
+from lmdbqueue import _format
+from lmdbqueue._host import directory, disk
+from lmdbqueue._lmdb import generation, meta_page, preallocation
+from lmdbqueue._local import environment as _env
+from lmdbqueue._local import recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class _UnsyncedEnvironment:
 
 
 def no_sync(_worker: Worker) -> None:
-    open_ = _generation.lmdb.open
+    open_ = generation.lmdb.open
 
     class Lmdb:
         def __getattr__(self, name: str) -> Any:
@@ -58,25 +62,25 @@ def no_sync(_worker: Worker) -> None:
         def open(self, *args: Any, **options: Any) -> Any:
             return _UnsyncedEnvironment(open_(*args, **{**options, "sync": False}))
 
-    _generation.lmdb = Lmdb()  # type: ignore[assignment]
+    generation.lmdb = Lmdb()  # type: ignore[assignment]
 
 
 def acknowledged_before_commit(worker: Worker) -> None:
-    commit = _generation.Generation._commit
+    commit = generation.Generation._commit
 
     def early(self: Any, *args: Any, **options: Any) -> Any:
         worker.acknowledge_early()
         return commit(self, *args, **options)
 
-    _generation.Generation._commit = early  # type: ignore[method-assign]
+    generation.Generation._commit = early  # type: ignore[method-assign]
 
 
 def no_directory_sync(_worker: Worker) -> None:
-    _replace_everywhere(_disk.sync_directory, lambda _path: None)
+    _replace_everywhere(disk.sync_directory, lambda _path: None)
 
 
 def no_sync_of_drafts(_worker: Worker) -> None:
-    _replace_everywhere(_disk.sync_file, lambda _fd: None)
+    _replace_everywhere(disk.sync_file, lambda _fd: None)
 
 
 def no_sync_before_the_next_commit(_worker: Worker) -> None:
@@ -85,7 +89,7 @@ def no_sync_before_the_next_commit(_worker: Worker) -> None:
         self._commit(txn)
         return transaction
 
-    _generation.Generation.commit = commit  # type: ignore[method-assign]
+    generation.Generation.commit = commit  # type: ignore[method-assign]
 
 
 RECORDING = {
@@ -123,33 +127,33 @@ def skips_the_recovery() -> None:
 def rolls_back_without_the_parity() -> None:
     def roll_back(path: str, newest: Any, before: Any) -> None:
         body = before.raw[16:-8] + (newest.transaction - 1).to_bytes(8, "little")
-        _metapage._write(path, newest.offset, newest.raw[:16] + body)
+        meta_page._write(path, newest.offset, newest.raw[:16] + body)
 
-    _recovery._metapage.roll_back = roll_back  # type: ignore[attr-defined]
+    recovery.meta_page.roll_back = roll_back  # type: ignore[attr-defined]
 
 
 def leaves_the_remnants(_worker: Worker | None = None) -> None:
-    _recovery._remnants.wipe = lambda _path, _newest: None  # type: ignore[attr-defined]
+    recovery.free_pages.wipe = lambda _path, _newest: None  # type: ignore[attr-defined]
 
 
 def weighs_no_records() -> None:
     """Take the records of a torn transaction for its own if their number is right."""
-    last = _generation.Snapshot.last
-    _generation.Snapshot.last = lambda self, txn: (last(self, txn)[0], None)  # type: ignore[method-assign]
+    last = generation.Snapshot.last
+    generation.Snapshot.last = lambda self, txn: (last(self, txn)[0], None)  # type: ignore[method-assign]
 
 
 def takes_any_items_for_those_it_had() -> None:
     """Look at the records of what came back, and not at the items."""
-    from lmdbqueue import _proof  # noqa: PLC0415
+    from lmdbqueue._model import invariants  # noqa: PLC0415
 
-    _proof._other = lambda *_: _proof.Damage("", 0, "")  # type: ignore[assignment]
-    of_records = _proof.of_records
+    invariants._other = lambda *_: invariants.Damage("", 0, "")  # type: ignore[assignment]
+    of_records = invariants.of_records
 
     def blind(*args: Any) -> Any:
         found = of_records(*args)
-        return found._replace(damaged=found.damaged - {_proof.Damage("", 0, "")})
+        return found._replace(damaged=found.damaged - {invariants.Damage("", 0, "")})
 
-    _proof.of_records = blind  # type: ignore[assignment]
+    invariants.of_records = blind  # type: ignore[assignment]
 
 
 OPENING = {
@@ -171,8 +175,8 @@ READING = {"no CRC": checks_no_checksum}
 
 
 def keeps_no_pages_back() -> None:
-    _generation.Generation.make_room = lambda *_: None  # type: ignore[assignment,method-assign]
-    _replace_everywhere(_room.reserve, lambda _pages: 0)
+    generation.Generation.make_room = lambda *_: None  # type: ignore[assignment,method-assign]
+    _replace_everywhere(preallocation.reserve, lambda _pages: 0)
 
 
 FILLING = {"no page reserve": keeps_no_pages_back}
@@ -186,15 +190,15 @@ def swaps_over_a_living_lock_file() -> None:
             if name.endswith(".mdb.tmp"):
                 os.rename(os.path.join(self.path, name), self.generation(1))
 
-    _directory.Directory.publish = publish  # type: ignore[method-assign]
-    _directory.Directory.generation = lambda self, _number: self.file("00000001.mdb")  # type: ignore[method-assign]
-    _directory.Directory.draft = lambda self, _number: self.file("00000001.mdb.tmp")  # type: ignore[method-assign]
-    _directory.Directory.clean = lambda *_, **__: None  # type: ignore[assignment,method-assign]
-    _generation.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
+    directory.Directory.publish = publish  # type: ignore[method-assign]
+    directory.Directory.generation = lambda self, _number: self.file("00000001.mdb")  # type: ignore[method-assign]
+    directory.Directory.draft = lambda self, _number: self.file("00000001.mdb.tmp")  # type: ignore[method-assign]
+    directory.Directory.clean = lambda *_, **__: None  # type: ignore[assignment,method-assign]
+    generation.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
 
 
 def looks_for_no_mark() -> None:
-    _generation.Generation._refuse_superseded = lambda *_: None  # type: ignore[method-assign]
+    generation.Generation._refuse_superseded = lambda *_: None  # type: ignore[method-assign]
 
 
 SWAPPING = {

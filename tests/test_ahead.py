@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 from processes import forked, status_of
 
-from lmdbqueue import PersistentQueue, StorageError, _ahead, _disk, _env
-from lmdbqueue._generation import Snapshot
+from lmdbqueue import PersistentQueue, StorageError
+from lmdbqueue._host import disk
+from lmdbqueue._lmdb.generation import Snapshot
+from lmdbqueue._local import catch_up, environment
 
 
 @pytest.fixture
@@ -22,21 +24,21 @@ def amid(monkeypatch) -> Callable[..., list[str]]:
     def amid_(*happenings: Callable[[], object]) -> list[str]:
         left = list(happenings)
         ended: list[str] = []
-        view, follow = _env.Environment.view, _ahead._follow
+        view, follow = environment.Environment.view, catch_up._follow
 
         def viewed(self, name, fn, *args):
             found = view(self, name, fn, *args)
-            if isinstance(getattr(fn, "__self__", None), _ahead.Ahead) and left:
+            if isinstance(getattr(fn, "__self__", None), catch_up.Ahead) and left:
                 left.pop(0)()
             return found
 
         def followed(*args):
             found = follow(*args)
-            ended.append("copied" if found == _ahead._OTHER else "followed")
+            ended.append("copied" if found == catch_up._OTHER else "followed")
             return found
 
-        monkeypatch.setattr(_env.Environment, "view", viewed)
-        monkeypatch.setattr(_ahead, "_follow", followed)
+        monkeypatch.setattr(environment.Environment, "view", viewed)
+        monkeypatch.setattr(catch_up, "_follow", followed)
         return ended
 
     return amid_
@@ -115,7 +117,7 @@ def test_what_cannot_be_followed_is_copied(open_queue, amid, monkeypatch):
     queue = open_queue()
     queue.push(list(range(10)))
     ended = amid(lambda: queue.push("after"))
-    monkeypatch.setattr(_ahead, "_follow_items", lambda *_: 0)
+    monkeypatch.setattr(catch_up, "_follow_items", lambda *_: 0)
     queue.flush(force=True)
     assert "copied" in ended
     assert list(queue) == [*range(10), "after"]
@@ -152,7 +154,7 @@ def test_a_sync_that_fails_while_the_copy_is_written_fails_the_flush(open_queue,
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(Snapshot, "copy", copied)
-    monkeypatch.setattr(_disk, "sync_file", sync)
+    monkeypatch.setattr(disk, "sync_file", sync)
     with pytest.raises(StorageError, match="Input/output error"):
         queue.flush(force=True)
     assert queue.check() == []

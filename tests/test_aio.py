@@ -13,7 +13,7 @@ import pytest
 from processes import eventually, forked, has_ended, status_of, threads_of_this_process
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
-from lmdbqueue._courier import Call
+from lmdbqueue._async.courier import Call
 from lmdbqueue.aio import AsyncPersistentQueue
 
 

@@ -17,7 +17,8 @@ from processes import forked, in_a_small_process, status_of, tree
 from replay import MEMORY
 
 import lmdbqueue
-from lmdbqueue import CorruptItemError, CorruptQueueError, GoneError, PersistentQueue, QueueError, _session
+from lmdbqueue import CorruptItemError, CorruptQueueError, GoneError, PersistentQueue, QueueError
+from lmdbqueue._host import session
 
 DAMAGES = int(os.environ.get("LMDBQUEUE_DAMAGES", "200000"))
 TOLD = "damaged files"
@@ -155,7 +156,7 @@ def _damage_again_and_again(root: str, seeds: range, prepare: Callable[[], None]
 
 def _pretend_that_nothing_happened() -> None:
     """Let nobody prove what a killed process left, so that LMDB meets the damage."""
-    _session.Session.is_standing = lambda _self: True  # type: ignore[method-assign]
+    session.Session.is_standing = lambda _self: True  # type: ignore[method-assign]
 
 
 PREPARED = {"after a reboot": pretend_reboot, "in the same session": _pretend_that_nothing_happened}

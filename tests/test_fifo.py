@@ -17,17 +17,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lmdbqueue import CorruptQueueError, Full, _fifo
+from lmdbqueue import CorruptQueueError, Full
 from lmdbqueue import _format as fmt
-from lmdbqueue._generation import Generation, build
-from lmdbqueue._group import Call, run
-from lmdbqueue._session import Session
+from lmdbqueue._host.session import Session
+from lmdbqueue._lmdb.generation import Generation, build
+from lmdbqueue._local.group_commit import Call, run
+from lmdbqueue._model import fifo as _fifo
 
 NAME = "jobs"
 
 
 class Fifo:
-    """The functions of ``_fifo`` on one queue of a generation, each in a transaction of its own."""
+    """The functions of ``_model.fifo`` on one queue of a generation, each in a transaction of its own."""
 
     def __init__(self, generation, name=NAME):
         self.generation = generation

@@ -282,7 +282,9 @@ def test_closing_ends_even_if_another_thread_is_just_finding_a_flush_by_others(t
 def _flush_killed_at(number, place):
     with PersistentQueue("queue", place, **FAST) as queue:
         queue.count()
-        killed_at_line(number, ("_compact", "_swap", "_directory", "_generation"), queue.flush, force=True)
+        killed_at_line(
+            number, ("_local/compaction", "_local/swap", "_host/directory", "_lmdb/generation"), queue.flush, force=True
+        )
 
 
 ITEMS = [f"item {number}" * 20 for number in range(300)]
@@ -316,7 +318,7 @@ def test_a_flush_killed_at_any_line_leaves_a_whole_queue_to_those_who_have_it_op
 
 
 def _copy_killed_at(number, queue):
-    killed_at_line(number, ("_compact", "_swap", "_directory"), queue.copy, new_filename="copy")
+    killed_at_line(number, ("_local/compaction", "_local/swap", "_host/directory"), queue.copy, new_filename="copy")
 
 
 def _kill_copies(place):

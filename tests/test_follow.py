@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lmdbqueue._follow import Follower, numbered
+from lmdbqueue._local.follow import Follower, numbered
 
 NOW = 0.0  # s to wait
 SOON = 20.0  # s; it is woken

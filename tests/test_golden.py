@@ -8,7 +8,7 @@ from zlib import crc32
 import pytest
 
 import lmdbqueue
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 from lmdbqueue import PersistentQueue, _format
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -97,7 +97,7 @@ def test_times_written_by_a_released_version_tell_the_age(tmp_path, monkeypatch)
     shutil.copytree(os.path.join(GOLDEN, "format-1-times"), tmp_path / "queue")
     now = 1_764_000_000 + 240 * 3600  # an hour after the last push
     clock = SimpleNamespace(monotonic_ns=lambda: 5 * 10**9, time_ns=lambda: now * 10**9)
-    monkeypatch.setattr(lmdbqueue._engine, "time", clock)
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
     with PersistentQueue("queue", tmp_path) as queue:
         assert queue.check() == []
         while item := queue.peek():
@@ -115,8 +115,8 @@ def test_present_format_version_has_a_golden_directory():
 
 def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypatch):
     clock = SimpleNamespace(monotonic_ns=lambda: 3600 * 10**9, time_ns=lambda: 1_764_000_000 * 10**9)
-    monkeypatch.setattr(lmdbqueue._engine, "time", clock)
-    monkeypatch.setattr(lmdbqueue._session, "_boot", lambda: bytes(range(16)))
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
+    monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: bytes(range(16)))
     with PersistentQueue("ex", tmp_path, str.encode, bytes.decode) as queue:
         queue.push(["hello", "world"])
         queue.pop()

@@ -27,7 +27,10 @@ from scenarios import any_verb
 import lmdbqueue
 from lmdbqueue import PersistentQueue
 
-MODULES = [module.name for module in pkgutil.iter_modules(lmdbqueue.__path__)]
+PACKAGES = ["", "_host/", "_lmdb/", "_local/", "_model/", "_verbs/"]
+MODULES = [
+    each + module.name for each in PACKAGES for module in pkgutil.iter_modules([f"{lmdbqueue.__path__[0]}/{each}"])
+]
 SEEDS = int(os.environ.get("LMDBQUEUE_SEEDS", "20"))
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000"))
 PROCESSES = 4

@@ -13,7 +13,7 @@ import lmdbqueue.postgres
 
 PACKAGE = os.path.dirname(os.path.abspath(lmdbqueue.__file__))
 ROOT = os.path.dirname(PACKAGE)
-FACES = ["cli", "legacy", "postgres"]  # packages within the package, each with a map
+PACKAGES = sorted(name for name in os.listdir(PACKAGE) if os.path.exists(f"{PACKAGE}/{name}/__init__.py"))
 
 
 def _modules_in(place):
@@ -22,7 +22,7 @@ def _modules_in(place):
 
 MODULES = [
     *_modules_in(PACKAGE),
-    *(f"{face}/{module}" for face in FACES for module in _modules_in(os.path.join(PACKAGE, face))),
+    *(f"{each}/{module}" for each in PACKAGES for module in _modules_in(os.path.join(PACKAGE, each))),
 ]
 
 
@@ -70,7 +70,7 @@ def _importers(name):
 
 
 def test_only_the_generation_imports_lmdb_and_only_postgres_imports_psycopg():
-    assert _importers("lmdb") == ["_generation"]
+    assert _importers("lmdb") == ["_lmdb/generation"]
     assert {os.path.dirname(name) for name in _importers("psycopg")} == {"postgres"}
 
 
@@ -80,17 +80,13 @@ def test_nothing_is_imported_behind_the_back_of_the_import_statement():
         assert not names & {"__import__", "importlib", "exec", "eval"}, module
 
 
-def test_every_folder_with_code_is_a_face_with_a_map():
-    assert sorted(name for name in os.listdir(PACKAGE) if os.path.exists(f"{PACKAGE}/{name}/__init__.py")) == FACES
-
-
-@pytest.mark.parametrize("package", ["", *FACES])
+@pytest.mark.parametrize("package", ["", *PACKAGES])
 def test_the_map_of_a_package_names_everything_in_it_once(package):
     there = {os.path.basename(each) for each in MODULES if os.path.dirname(each) == package} - {"__init__"}
-    assert sorted(_map(package)) == sorted([*there, *([] if package else FACES)])
+    assert sorted(_map(package)) == sorted([*there, *([] if package else PACKAGES)])
 
 
-@pytest.mark.parametrize("package", ["", *FACES])
+@pytest.mark.parametrize("package", ["", *PACKAGES])
 def test_imports_go_down_the_map_only(package):
     order = _map(package)
     prefix = ".".join(["lmdbqueue", *([package] if package else []), ""])
@@ -99,7 +95,7 @@ def test_imports_go_down_the_map_only(package):
         files += [each for each in MODULES if not package and each.startswith(f"{module}/")]
         names = set().union(*map(_imports, files))
         inside = {name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)}
-        assert inside & set(order) <= {*order[position + 1 :], *([module] if module in FACES else [])}, module
+        assert inside & set(order) <= {*order[position + 1 :], *([module] if module in PACKAGES else [])}, module
 
 
 def test_every_module_says_what_it_owns_its_law_and_what_it_must_not_know():
@@ -124,7 +120,7 @@ def _newly_imported(statement):
 
 def test_importing_the_library_leaves_out_what_few_need():
     imported = _newly_imported("import lmdbqueue")
-    assert {"lmdbqueue._queue", "lmdb"} <= imported
+    assert {"lmdbqueue._local.queue", "lmdb"} <= imported
     assert imported & HEAVY == set()
     assert not any(name.startswith(("psycopg", "lmdbqueue.postgres")) for name in imported)
 

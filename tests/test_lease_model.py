@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 from lmdbqueue import LeaseExpiredError, PersistentQueue
 
 SECOND = 10**9
@@ -61,7 +61,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @initialize(limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3), checksum=st.booleans())
     def create(self, limits, checksum):
-        self.clock = lmdbqueue._engine.time = Clock()
+        self.clock = lmdbqueue._local.engine.time = Clock()
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
         self.limits = limits
@@ -273,5 +273,5 @@ class LeaseMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_leases_do_what_a_dict_does(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
     run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=180, stateful_step_count=30))

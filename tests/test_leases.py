@@ -9,7 +9,7 @@ import time
 import pytest
 from processes import DEADLINE, KILLED, forked, status_of
 
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 from lmdbqueue import (
     ClosedError,
     CorruptItemError,
@@ -18,8 +18,8 @@ from lmdbqueue import (
     Full,
     LeaseExpiredError,
     PersistentQueue,
-    _away,
 )
+from lmdbqueue._model import leases as _away
 
 SECOND = 10**9
 
@@ -45,7 +45,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     found = Clocks()
-    monkeypatch.setattr(lmdbqueue._engine, "time", found)
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
     return found
 
 

@@ -10,8 +10,8 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from lmdbqueue import ReaderStats
-from lmdbqueue._metrics import METRICS, prometheus_text
-from lmdbqueue._stats import Stats
+from lmdbqueue._model.stats import Stats
+from lmdbqueue._verbs.metrics import METRICS, prometheus_text
 from lmdbqueue.otel import observe
 
 READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))

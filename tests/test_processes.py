@@ -33,7 +33,7 @@ from processes import (
 )
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._session import CLOSED, Session
+from lmdbqueue._host.session import CLOSED, Session
 
 FAST = {"durability": "off"}
 

@@ -12,19 +12,10 @@ from contextlib import suppress
 
 import pytest
 
-from lmdbqueue import (
-    ClosedError,
-    CorruptItemError,
-    DecodeError,
-    Empty,
-    ExistsError,
-    FormatError,
-    Full,
-    PersistentQueue,
-    _directory,
-    _env,
-    _verbs,
-)
+from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, ExistsError, FormatError, Full, PersistentQueue
+from lmdbqueue._host import directory as _directory
+from lmdbqueue._local import environment as _env
+from lmdbqueue._verbs import writing
 
 PATIENCE = 30  # seconds, for what happens at once when all is well
 
@@ -486,7 +477,7 @@ def test_an_item_of_any_size_comes_back_as_it_went(open_queue, size, checksum):
 
 
 def test_an_item_longer_than_lmdb_can_store_is_refused_and_nothing_is_stored(open_queue, monkeypatch):
-    monkeypatch.setattr(_verbs, "MAX_PAYLOAD", 10)  # it is 4 GiB
+    monkeypatch.setattr(writing, "MAX_PAYLOAD", 10)  # it is 4 GiB
     queue = open_queue(dumps=bytes, loads=bytes)
     queue.push(bytes(10))
     with pytest.raises(ValueError, match="11 bytes; at most 10"):

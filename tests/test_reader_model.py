@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 from postgres_server import age
 
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 from lmdbqueue import GoneError, PersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 
@@ -82,7 +82,7 @@ class ReaderMachine(RuleBasedStateMachine):
     # --- the engine
 
     def begin(self, checksum):
-        self.clock = lmdbqueue._engine.time = Clock()
+        self.clock = lmdbqueue._local.engine.time = Clock()
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
 
@@ -329,7 +329,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_readers_do_what_lists_do(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
     run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=150, stateful_step_count=30))
 
 

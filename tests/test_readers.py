@@ -6,8 +6,8 @@ import time
 import pytest
 from processes import forked, status_of
 
-import lmdbqueue._engine
-import lmdbqueue._reader
+import lmdbqueue._local.engine
+import lmdbqueue._verbs.reader
 from lmdbqueue import CorruptQueueError, Empty, PersistentQueue
 
 SECOND = 10**9
@@ -33,7 +33,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr(lmdbqueue._engine, "time", found)
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
     return found
 
 
@@ -123,7 +123,7 @@ def test_many_readers_cost_bytes_and_no_copies(tmp_path):
 @pytest.fixture
 def rests(monkeypatch):
     found = []
-    monkeypatch.setattr(lmdbqueue._reader.time, "sleep", found.append)
+    monkeypatch.setattr(lmdbqueue._verbs.reader.time, "sleep", found.append)
     return found
 
 

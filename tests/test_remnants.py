@@ -8,7 +8,8 @@ import pytest
 from lmdb import verify
 from processes import generations
 
-from lmdbqueue import PersistentQueue, _metapage, _remnants
+from lmdbqueue import PersistentQueue
+from lmdbqueue._lmdb import free_pages, meta_page
 
 
 @pytest.fixture
@@ -30,9 +31,9 @@ def _path(queue) -> str:
 
 
 def test_the_list_of_free_pages_is_read_as_lmdb_reads_it(worn):
-    newest, _ = _metapage.read(_path(worn))
+    newest, _ = meta_page.read(_path(worn))
     with open(_path(worn), "rb") as file:
-        found = list(_remnants.free_pages(file.fileno(), newest))
+        found = list(free_pages.free_pages(file.fileno(), newest))
         verifier = verify._Verifier(file, os.fstat(file.fileno()).st_size)
         verifier.verify()
     assert len(found) > 2 * newest.page_size // 8
@@ -50,8 +51,8 @@ def test_the_first_to_open_what_was_not_closed_here_writes_over_all_that_is_free
 
 
 def _free_bytes(queue):
-    newest, _ = _metapage.read(_path(queue))
+    newest, _ = meta_page.read(_path(queue))
     with open(_path(queue), "rb") as file:
-        for number in _remnants.free_pages(file.fileno(), newest):
+        for number in free_pages.free_pages(file.fileno(), newest):
             yield any(os.pread(file.fileno(), newest.page_size, number * newest.page_size))
         yield any(os.pread(file.fileno(), 1 << 30, newest.size))

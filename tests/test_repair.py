@@ -9,8 +9,9 @@ import pytest
 from processes import forked, generations, status_of, tree
 
 import lmdbqueue
-from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue, _metapage
-from lmdbqueue._pages import Pages, root_of
+from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.raw_pages import Pages, root_of
 from lmdbqueue.cli import main
 
 ITEMS = [f"item {number} ".encode() * (number % 7 + 1) for number in range(300)]
@@ -50,7 +51,7 @@ def _damage(place, *payloads):
 
 def _pages_of_items(place):
     """Return the numbers of the leaves of the items, in order."""
-    newest, _ = _metapage.read(_file(place))
+    newest, _ = meta_page.read(_file(place))
     with open(_file(place), "rb") as file:
         pages = Pages(file.fileno(), newest.page_size)
         root = root_of(dict(pages.nodes(newest.main_root))[b"queue/items"])
@@ -121,7 +122,7 @@ def test_a_damaged_page_costs_its_own_items_only(place):
 
 
 def test_a_queue_that_cannot_be_opened_can_be_repaired(place):
-    newest, _ = _metapage.read(_file(place))
+    newest, _ = meta_page.read(_file(place))
     with open(_file(place), "r+b") as file:
         file.seek(newest.offset)
         file.write(bytes(200))

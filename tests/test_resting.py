@@ -7,8 +7,9 @@ import time
 import pytest
 from processes import DEADLINE, Moments, eventually, interrupt, threads_of_this_process
 
-from lmdbqueue import PersistentQueue, _threads
-from lmdbqueue._threads import Flag, Resting, beating
+from lmdbqueue import PersistentQueue
+from lmdbqueue._host import threads as _threads
+from lmdbqueue._host.threads import Flag, Resting, beating
 from lmdbqueue.forward import Forwarder, Target
 
 

@@ -15,7 +15,7 @@ import pytest
 from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._generation import Generation
+from lmdbqueue._lmdb.generation import Generation
 
 READERS = int(os.environ.get("LMDBQUEUE_READERS", "3000"))
 SLOTS = 1022  # of LMDB's table of readers

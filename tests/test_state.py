@@ -90,7 +90,7 @@ def test_state_that_is_written_while_a_flush_copies_is_not_lost(open_queue, monk
     queue = open_queue()
     queue.push([b"x" * 1000] * 100)
     queue.state.update(before=1, gone=1)
-    copy = PersistentQueue.flush.__globals__["_compact"].Ahead.copy
+    copy = PersistentQueue.flush.__globals__["compaction"].Ahead.copy
 
     def copied(*args):
         result = copy(*args)
@@ -99,7 +99,7 @@ def test_state_that_is_written_while_a_flush_copies_is_not_lost(open_queue, monk
         del queue.state["gone"]
         return result
 
-    monkeypatch.setattr(PersistentQueue.flush.__globals__["_compact"].Ahead, "copy", copied)
+    monkeypatch.setattr(PersistentQueue.flush.__globals__["compaction"].Ahead, "copy", copied)
     queue.flush(force=True)
     assert dict(queue.state) == {"before": 2, "new": 3}
     assert len(queue) == 100
@@ -152,12 +152,13 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
         queue.state["k"] = name
     number = queues["a"]._environment._generation.number
     path = queues["a"]._environment._generation.path
-    from lmdbqueue import _generation, _salvage  # noqa: PLC0415
+    from lmdbqueue._lmdb import generation  # noqa: PLC0415
+    from lmdbqueue._local import salvage  # noqa: PLC0415
 
     draft = path + ".rebuilt"
     options = queues["a"]._environment.directory.options
-    assert _salvage.rebuild(path, draft, options, _salvage.Quarantine(path)) == []
-    snapshot = _generation.Snapshot(draft, options)
+    assert salvage.rebuild(path, draft, options, salvage.Quarantine(path)) == []
+    snapshot = generation.Snapshot(draft, options)
     try:
         found = snapshot.read(lambda txn, snapshot: dict(txn.cursor(snapshot.meta)))
     finally:

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import pytest
 from processes import eventually, finish, forked, start, status_of
 
-from lmdbqueue import PersistentQueue, _flock, _readers
+from lmdbqueue import PersistentQueue
+from lmdbqueue._host import flock
+from lmdbqueue._model import readers
 
 
 def test_figures_of_items_say_where_each_is(queue):
@@ -117,7 +119,7 @@ def test_lag_among_gaps_costs_no_more_than_the_way_to_the_nearer_end(queue):
             return getattr(self._cursor, name)
 
     def lag(txn, tables, name):
-        return _readers.lag(
+        return readers.lag(
             SimpleNamespace(cursor=lambda db: Cursor(txn.cursor(db)), get=txn.get, stat=txn.stat), tables, name
         )
 
@@ -211,5 +213,5 @@ def test_processes_are_not_known_where_the_system_does_not_tell(queue, monkeypat
     def refuse(*_args, **_kwargs):
         raise FileNotFoundError
 
-    monkeypatch.setattr(_flock, "open", refuse, raising=False)
+    monkeypatch.setattr(flock, "open", refuse, raising=False)
     assert queue.stats().processes is None

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-import lmdbqueue._engine
-from lmdbqueue import PersistentQueue, _format, _readers, _times
-from lmdbqueue._times import Mark, thinned
+import lmdbqueue._local.engine
+from lmdbqueue import PersistentQueue, _format
+from lmdbqueue._model import push_times, readers
+from lmdbqueue._model.push_times import Mark, thinned
 
 SECOND = 10**9
 YEAR = 365 * 86_400
@@ -45,7 +46,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     found = Clocks()
-    monkeypatch.setattr(lmdbqueue._engine, "time", found)
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
     return found
 
 
@@ -56,7 +57,7 @@ def reboot(clocks, monkeypatch):
 
     def reboot_(queue, place):
         queue.close()
-        monkeypatch.setattr(lmdbqueue._session, "_boot", lambda: bytes([next(numbers)] * 16))
+        monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: bytes([next(numbers)] * 16))
         clocks.mono = 10 * SECOND
         return PersistentQueue("queue", place)
 
@@ -189,13 +190,13 @@ def test_the_record_is_looked_at_once_a_second_and_written_if_no_other_process_d
 
 def test_who_waited_long_for_its_turn_changes_nothing_that_others_noted(queue, clocks):
     queue.push("a")
-    early = lmdbqueue._engine.now()
+    early = lmdbqueue._local.engine.now()
     clocks.go_on(50)
     queue.push("b")
     clocks.go_on(5)
     queue.push("c")
-    queue._environment.update("queue", _readers.retain, early, _format.Retention(age=100 * SECOND))
-    queue._environment.update("queue", _readers.push, [queue.dumps("d")], (0, None), early)
+    queue._environment.update("queue", readers.retain, early, _format.Retention(age=100 * SECOND))
+    queue._environment.update("queue", readers.push, [queue.dumps("d")], (0, None), early)
     clocks.go_on(46.5)
     assert age(queue) == 101.5
     queue.push("e")
@@ -286,7 +287,7 @@ def test_a_reboot_to_an_earlier_time_counts_as_none(tmp_path, clocks, reboot):
 
 
 def test_where_boots_cannot_be_told_apart_the_wall_clock_counts(tmp_path, clocks, monkeypatch):
-    monkeypatch.setattr(lmdbqueue._session, "_boot", lambda: b"")
+    monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: b"")
     with PersistentQueue("queue", tmp_path) as queue:
         queue.push("a")
         clocks.go_on(100)
@@ -320,7 +321,7 @@ def test_age_is_kept_by_flush_copy_and_a_restart(tmp_path, clocks):
 def test_items_of_a_version_that_noted_no_times_have_no_age_until_they_are_gone(queue, clocks, retained):
     queue.push(["a", "b"])
     tables = queue._environment._generation.table("queue")
-    queue._environment.update("queue", lambda txn, _: _times._records.delete_sealed(txn, tables, tables.times))
+    queue._environment.update("queue", lambda txn, _: push_times.weighed_records.delete_sealed(txn, tables, tables.times))
     queue._environment._generation.marked.clear()
     assert age(queue) is None
     if retained:
@@ -429,7 +430,7 @@ def test_marks_that_are_left_are_few_and_their_windows_short(between, age):
         assert not inside or later.time - earlier.time <= max(2 * SECOND, (now - later.time) // 8)
         assert not inside or age is None or later.time - earlier.time <= age // 64
     spans = zip(marks, marks[2:], strict=False)
-    assert all(later.time - earlier.time > _times._window(now - later.time, age) for earlier, later in spans)
+    assert all(later.time - earlier.time > push_times._window(now - later.time, age) for earlier, later in spans)
 
 
 @pytest.mark.parametrize(("seconds", "pause"), [(20_000, 1), (YEAR, 2_000), (10 * YEAR, 20_000)])
@@ -454,7 +455,7 @@ class TimesMachine(RuleBasedStateMachine):
 
     @initialize(retained=st.sampled_from([None, 20.0, 1_000.0]))
     def create(self, retained):
-        self.clocks = lmdbqueue._engine.time = Clocks()
+        self.clocks = lmdbqueue._local.engine.time = Clocks()
         self.place = tempfile.mkdtemp(dir="/dev/shm")
         self.queue = PersistentQueue("queue", self.place, durability="off")
         self.retained = retained
@@ -518,5 +519,5 @@ class TimesMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_ages_are_those_of_a_list_that_knows(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._engine, "time", lmdbqueue._engine.time)  # put back at the end
+    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
     run_state_machine_as_test(TimesMachine, settings=settings(max_examples=90, stateful_step_count=30))

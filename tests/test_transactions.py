@@ -11,16 +11,8 @@ import pytest
 from processes import DEADLINE, STEP, eventually, forked, killed_at_line, status_of
 
 import lmdbqueue
-from lmdbqueue import (
-    Empty,
-    ForkError,
-    Full,
-    GoneError,
-    PersistentQueue,
-    StorageError,
-    TransactionError,
-    _fifo,
-)
+from lmdbqueue import Empty, ForkError, Full, GoneError, PersistentQueue, StorageError, TransactionError
+from lmdbqueue._model import fifo
 
 FAST = {"durability": "off"}
 
@@ -115,7 +107,7 @@ def test_a_call_that_fails_halfway_undoes_the_block_even_if_its_error_is_caught(
     with pytest.raises(TransactionError, match="OSError"), inbox.transaction():  # noqa: PT012
         inbox.push(1)
         with monkeypatch.context() as patch, pytest.raises(OSError, match="halfway"):  # noqa: PT012
-            patch.setattr(_fifo, "push", halfway)
+            patch.setattr(fifo, "push", halfway)
             outbox.push(2)
         with pytest.raises(TransactionError, match="failed"):
             inbox.push(3)
@@ -139,7 +131,7 @@ def test_closing_inside_of_a_block_ends_the_object_and_not_the_block(tmp_path):
         queue.push(1)
         queue.close()
     directory = str(tmp_path / "queue")
-    assert directory not in [each.directory.path for each in lmdbqueue._env._environments.values()]
+    assert directory not in [each.directory.path for each in lmdbqueue._local.environment._environments.values()]
     with PersistentQueue("queue", tmp_path) as queue:
         assert list(queue) == [1]
 
@@ -295,7 +287,7 @@ def test_a_block_whose_commit_fails_has_done_nothing(pair, monkeypatch):
 
     with pytest.raises(StorageError, match="said the test"), inbox.transaction():  # noqa: PT012
         outbox.push(inbox.pop())
-        monkeypatch.setattr(lmdbqueue._generation.Generation, "commit", refuse)
+        monkeypatch.setattr(lmdbqueue._lmdb.generation.Generation, "commit", refuse)
     monkeypatch.undo()
     assert (list(inbox), list(outbox)) == ([1, 2], [])
 
@@ -522,7 +514,17 @@ def test_four_workers_that_are_killed_again_and_again_handle_each_item_exactly_o
 
 
 def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, record_property):
-    modules = ["_transaction", "_nesting", "_env", "_generation", "_room", "_fifo", "_state", "_queue", "_verbs"]
+    modules = [
+        "_local/transaction",
+        "_verbs/block",
+        "_local/environment",
+        "_lmdb/generation",
+        "_lmdb/preallocation",
+        "_model/fifo",
+        "_local/state",
+        "_local/queue",
+        "_verbs/writing",
+    ]
 
     def block(place):
         with (

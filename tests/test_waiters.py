@@ -17,7 +17,8 @@ from itertools import count
 import pytest
 from processes import DEADLINE, KILLED, LIBRARY, Sleeps, eventually, forked, has_ended, status_of
 
-from lmdbqueue import ClosedError, ShutDown, _wakeup
+from lmdbqueue import ClosedError, ShutDown
+from lmdbqueue._host import bell
 
 PROCESSES, THREADS = 5, 100
 WAITERS = 8
@@ -27,7 +28,7 @@ FAST = {"durability": "off"}
 
 @pytest.fixture(autouse=True)
 def no_ceiling(monkeypatch):
-    monkeypatch.setattr(_wakeup, "CEILING", 10 * DEADLINE)
+    monkeypatch.setattr(bell, "CEILING", 10 * DEADLINE)
 
 
 def _threads(number, target):

@@ -11,8 +11,9 @@ from contextlib import suppress
 
 import pytest
 
-from lmdbqueue import Empty, PersistentQueue, _wakeup
-from lmdbqueue._wakeup import Bell
+from lmdbqueue import Empty, PersistentQueue
+from lmdbqueue._host import bell as _wakeup
+from lmdbqueue._host.bell import Bell
 
 PATIENCE = 30  # seconds, for what happens at once when all is well
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="it counts descriptors in /proc, and watches by inotify")

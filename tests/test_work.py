@@ -9,7 +9,8 @@ import time
 import pytest
 from processes import DEADLINE, eventually, forked, status_of
 
-from lmdbqueue import LeaseExpiredError, PersistentQueue, Retry, Worked, _work
+from lmdbqueue import LeaseExpiredError, PersistentQueue, Retry, Worked
+from lmdbqueue._verbs import worker
 from lmdbqueue.aio import AsyncPersistentQueue
 
 AT_ONCE = Retry(max_attempts=3, base=0.0)
@@ -311,7 +312,7 @@ def test_an_awaited_worker_that_is_cancelled_gives_back_what_it_holds(run):
 
 
 def test_a_stop_that_is_set_at_first_ends_the_loop_at_once(open_queue):
-    assert _work.is_set(None) is False
+    assert worker.is_set(None) is False
     stop = threading.Event()
     stop.set()
     assert open_queue().work(print, stop=stop) == Worked()

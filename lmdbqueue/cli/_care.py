@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import click
 
-from lmdbqueue._metrics import Figures, prometheus_text
-from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._stats import Stats
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._model.stats import Stats
+from lmdbqueue._verbs.metrics import Figures, prometheus_text
 from lmdbqueue.cli import _bare
 from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument
 from lmdbqueue.cli._open import existing, names_in

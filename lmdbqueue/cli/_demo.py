@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from pydoc_data import topics
 from typing import Final
 
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue
 
 _BATCH: Final = 100
 _KILLS: Final = 5  # of each process

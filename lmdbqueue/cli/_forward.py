@@ -9,7 +9,7 @@ from contextlib import closing
 
 import click
 
-from lmdbqueue._source import QueueSource, ReaderSource
+from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, name_option, path_argument
 from lmdbqueue.cli._progress import progress
 from lmdbqueue.forward import Forwarded, Forwarder

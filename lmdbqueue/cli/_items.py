@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
-from lmdbqueue._follow import Follower
-from lmdbqueue._lease import DeadLetter
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._local.follow import Follower
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._verbs.lease import DeadLetter
 from lmdbqueue.cli._command import (
     NOTHING,
     Failure,

@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 
 import click
 
-from lmdbqueue._follow import numbered
+from lmdbqueue._local.follow import numbered
 from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
 from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, writable
 from lmdbqueue.cli._progress import progress

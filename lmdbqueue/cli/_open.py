@@ -22,11 +22,11 @@ from typing import Any, Final, Literal
 
 import click
 
-from lmdbqueue._directory import find_directory, strange_in
-from lmdbqueue._env import open_environment
 from lmdbqueue._errors import FormatError
 from lmdbqueue._format import Options, check_name
-from lmdbqueue._queue import PersistentQueue
+from lmdbqueue._host.directory import find_directory, strange_in
+from lmdbqueue._local.environment import open_environment
+from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
 from lmdbqueue.cli._progress import progress
 

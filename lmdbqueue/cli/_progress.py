@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from lmdbqueue._threads import beating
+from lmdbqueue._host.threads import beating
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from typing import BinaryIO
 
-from lmdbqueue._disk import open_private, sync_directory, sync_file, translated
+from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue.legacy._source import Aside
 
 

@@ -65,10 +65,10 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from lmdbqueue._directory import find_directory
 from lmdbqueue._errors import FormatError, SourceError
-from lmdbqueue._queue import PersistentQueue
-from lmdbqueue._transaction import blocks
+from lmdbqueue._host.directory import find_directory
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.transaction import blocks
 from lmdbqueue.legacy import _chunks, _file, _tables
 from lmdbqueue.legacy._aside import AsideFile
 from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, Source, Stamp, Value, is_pickle

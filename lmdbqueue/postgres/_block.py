@@ -14,15 +14,15 @@ from typing import Any
 
 import psycopg
 
-from lmdbqueue import _nesting
 from lmdbqueue._errors import ForkError, Full, QueueError, TransactionError
+from lmdbqueue._verbs import block
 from lmdbqueue.postgres._failures import explained, interrupt_amid
 from lmdbqueue.postgres._session import Step
 
-blocks: _nesting.Blocks["Block"] = _nesting.Blocks()
+blocks: block.Blocks["Block"] = block.Blocks()
 
 
-class Block(_nesting.Block):
+class Block(block.Block):
     """A block whose calls share a transaction of the database, with statements of the user's own."""
 
     covers = "schema of a database"

@@ -21,7 +21,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
-from lmdbqueue._threads import Resting
+from lmdbqueue._host.threads import Resting
 from lmdbqueue.postgres._session import Session
 
 CEILING: Final = 1.0  # seconds

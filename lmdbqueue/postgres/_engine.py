@@ -1,7 +1,8 @@
 """The steps that the verbs are made of, on tables of PostgreSQL.
 
-Owns: what ``lmdbqueue._verbs`` and ``_consumer`` ask of an engine. Law: each step is one call of the database; before
-a step tells what is there, everything that has to come back has. Must not know: SQL, how a queue is opened.
+Owns: what ``lmdbqueue._verbs.writing`` and ``_verbs.consuming`` ask of an engine. Law: each step is one call of the
+database; before a step tells what is there, everything that has to come back has. Must not know: SQL, how a queue is
+opened.
 
 ``pop`` and ``lease`` claim the first items that nobody else has claimed, decode them, and remove or lease them, in one
 transaction. So the user's ``loads`` runs inside of it, other than with LMDB: there everybody would wait, here nobody
@@ -15,9 +16,9 @@ from typing import Any, Final, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError
-from lmdbqueue._lease import DeadLetter, Lease, Leased
-from lmdbqueue._reader import FollowedQueue
-from lmdbqueue._reading import Entry
+from lmdbqueue._verbs.lease import DeadLetter, Lease, Leased
+from lmdbqueue._verbs.reader import FollowedQueue
+from lmdbqueue._verbs.reading import Entry
 from lmdbqueue.postgres import _away, _items, _readers
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database

@@ -1,6 +1,7 @@
 """The steps of named readers, on tables of PostgreSQL.
 
-Owns: what ``lmdbqueue._reader`` asks of an engine. Law: as in ``_engine``. Must not know: SQL, how a queue is opened.
+Owns: what ``lmdbqueue._verbs.reader`` asks of an engine. Law: as in ``_engine``. Must not know: SQL, how a
+queue is opened.
 """
 
 from collections.abc import Callable
@@ -9,9 +10,9 @@ from typing import Any, TypeVar
 
 from lmdbqueue._errors import GoneError
 from lmdbqueue._format import Retention
-from lmdbqueue._reader import Start
-from lmdbqueue._readers import ReaderStats
-from lmdbqueue._reading import Entry
+from lmdbqueue._model.readers import ReaderStats
+from lmdbqueue._verbs.reader import Start
+from lmdbqueue._verbs.reading import Entry
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._engine import TableQueue
 from lmdbqueue.postgres._items import Found, Place

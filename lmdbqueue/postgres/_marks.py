@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from lmdbqueue import _format
-from lmdbqueue._batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue._errors import GoneError, ServerError
+from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Apart, Place

@@ -1,7 +1,7 @@
 """``PostgresQueue``: the verbs on tables of PostgreSQL.
 
 Owns: what a user opens, passes around and closes; what concerns a queue as a whole. Law: what a step means stands in
-``_engine``, what a verb makes of it in ``lmdbqueue._verbs``. Must not know: SQL, connections.
+``_engine``, what a verb makes of it in ``lmdbqueue._verbs.writing``. Must not know: SQL, connections.
 """
 
 import pickle
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, GoneError, QueueError, TransactionError
-from lmdbqueue._reading import checked_count
+from lmdbqueue._verbs.reading import checked_count
 from lmdbqueue.postgres import _away, _items, _queues, _readers
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database, open_database
@@ -26,7 +26,7 @@ from lmdbqueue.postgres._state import TableState
 if TYPE_CHECKING:
     import psycopg
 
-    from lmdbqueue._stats import Stats
+    from lmdbqueue._model.stats import Stats
 
 T = TypeVar("T")
 
@@ -117,7 +117,7 @@ class PostgresQueue(FollowedTable[T]):
 
     def stats(self) -> "Stats":
         """Return how much of everything there is in the queue, at a cost that does not depend on it."""
-        from lmdbqueue._stats import Stats  # noqa: PLC0415  (dataclasses take long to import)
+        from lmdbqueue._model.stats import Stats  # noqa: PLC0415  (dataclasses take long to import)
 
         tail, waiting, leased, delayed, dead, head = self._figures()
         removed = tail - waiting - leased - delayed - dead

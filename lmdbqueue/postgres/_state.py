@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from lmdbqueue._state import StateMapping
+from lmdbqueue._local.state import StateMapping
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._session import Step

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from postgres_server import age
 
-import lmdbqueue._engine
+import lmdbqueue._local.engine
 
 
 class Engine:
@@ -68,7 +68,7 @@ def later(engine: Engine, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     """Give a function that lets seconds pass: a clock goes on, or all that a schema knows of times goes back."""
     if engine.kind == "lmdb":
         clock = Clock()
-        monkeypatch.setattr(lmdbqueue._engine, "time", clock)
+        monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
 
         def pass_(seconds: float) -> None:
             clock.now += int(seconds * 1e9)

@@ -22,8 +22,8 @@ from lmdbqueue import (
     ShutDown,
     StorageError,
 )
-from lmdbqueue._awaited import AsyncLease
-from lmdbqueue._awaited_reader import AsyncReader
+from lmdbqueue._async.leases import AsyncLease
+from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 

@@ -1,0 +1,303 @@
+"""The threads that carry the calls of an event loop to a queue, and the results back.
+
+Owns: what shares a commit, who of those that wait gets an item, what becomes of an item whose caller was
+cancelled. Law: an item that was taken is delivered once, or put back under its old number; the loop is
+woken once for a group of calls, and never blocked. Must not know: what the verbs mean to their callers.
+
+The worker does together what is there when it looks: pushes that follow each other are one push of all
+their items (when that has no room each tries for itself), and single takes one take. While the disk
+syncs the loop goes on, and the next group comes together; so 1,000 pushes at once share a few commits.
+
+A call that waits, for an item or for room, is a sleeper: it is tried before every group. The listener
+makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
+asks for a look, so no ring is missed (see ``_host.bell``). That is two threads, however many sleep.
+
+A caller that is cancelled: what was not begun is not done. A push under way is stored or not, as a whole.
+What a take or a lease under way has removed is put back; if the process dies just then it is lost, like anything that
+was popped by a process that died.
+"""
+
+# ruff: noqa: SLF001  (the parts of the verbs of a queue are put together here in another way)
+
+import threading
+from _thread import start_new_thread
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import chain, groupby
+from operator import attrgetter
+from queue import Empty as NothingLeft
+from queue import SimpleQueue
+from typing import Any, Final
+
+from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
+from lmdbqueue._verbs.reader import FollowedQueue
+from lmdbqueue._verbs.reading import Entry
+
+_SHARED: Final = 1 << 24  # bytes of payloads that share a push
+_LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
+
+AnyQueue = FollowedQueue[Any]
+Taken = tuple[list[Entry], list[Any]]
+
+
+class Job:
+    """A call, and the future that gets its result."""
+
+    kind: object = None  # jobs of one kind, that follow each other, may be done together
+    waits = False  # until ``run`` returns something else than None
+    is_late = False  # its time is over: to be tried once more
+    future: "Future[Any]"
+
+    def run(self, queue: AnyQueue) -> Any:
+        """Do it, in the worker."""
+        raise NotImplementedError
+
+    def undo(self, queue: AnyQueue, result: Any) -> None:
+        """Undo it, in the worker, if nobody got the result and that matters."""
+
+
+class Call(Job):
+    """A function of no arguments, and what undoes what it returned."""
+
+    def __init__(
+        self,
+        future: "Future[Any]",
+        fn: Callable[[], Any],
+        *,
+        undo: Callable[[Any], object] | None = None,
+        waits: bool = False,
+    ) -> None:
+        self.future = future
+        self.waits = waits
+        self.fn = fn
+        self.undone_by = undo
+
+    def run(self, queue: AnyQueue) -> Any:  # noqa: ARG002
+        """Call it."""
+        return self.fn()
+
+    def undo(self, queue: AnyQueue, result: Any) -> None:  # noqa: ARG002
+        """Undo it; a queue that was closed has done what can be done."""
+        if self.undone_by is not None:
+            with suppress(ClosedError):
+                self.undone_by(result)
+
+
+class Push(Job):
+    """A push of payloads, all or none; it gives their numbers."""
+
+    kind = "push"
+    refusal: Full
+
+    def __init__(self, future: "Future[Any]", payloads: list[bytes], *, waits: bool = False) -> None:
+        self.future = future
+        self.payloads = payloads
+        self.waits = waits
+
+    def run(self, queue: AnyQueue) -> range | None:
+        """Append them."""
+        queue._refuse_after_shutdown()
+        try:
+            return queue._append(self.payloads)
+        except Full as error:
+            if not self.waits or isinstance(error, DiskFullError):
+                raise
+            self.refusal = error
+            return None
+
+
+class Take(Job):
+    """A take of ``n`` items, or with ``waits`` not before there are so many; it gives entries and items."""
+
+    def __init__(self, future: "Future[Any]", n: int, *, waits: bool = False) -> None:
+        self.future = future
+        self.waits = waits
+        self.n = self.kind = n
+
+    def run(self, queue: AnyQueue) -> Taken | None:
+        """Remove them."""
+        return queue._if_enough(self.n, queue._take_entries) if self.waits else queue._take_entries(self.n, 0)
+
+    def undo(self, queue: AnyQueue, result: Taken) -> None:
+        """Put them back."""
+        if result[0]:
+            queue._put_back(result[0])
+
+
+Result = tuple[Job, Any, BaseException | None]
+_KIND: Final = attrgetter("kind")
+_PAYLOADS: Final = attrgetter("payloads")
+
+
+class Courier:
+    """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
+
+    def __init__(self, queue: AnyQueue, loop: AbstractEventLoop) -> None:
+        self._queue = queue
+        self._loop = loop
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
+        self._sleepers: list[Job] = []
+        self._is_wanted = threading.Event()  # the listener
+        self._has_begun = False  # the threads
+        self._is_closed = False  # to new calls
+        self._has_ended = False
+
+    # --- in the loop
+
+    def carry(self, job: Job) -> None:
+        """Have a job done. Raises ``ClosedError``."""
+        if self._is_closed:
+            raise ClosedError(self._queue._where)
+        self._send(job)
+
+    def look(self) -> None:
+        """Let the sleepers be tried again."""
+        if not self._is_closed:
+            self._send(None)
+
+    def close(self, future: "Future[Any]") -> None:
+        """Do what was called before, refuse what sleeps, close the queue, end the threads."""
+        self.carry(Call(future, self._end))
+        self._is_closed = True
+
+    def take_back(self, job: Job, result: Any) -> None:
+        """Undo what nobody got the result of."""
+        if self._is_closed:
+            reopen, arguments = self._queue.__reduce__()
+            with reopen(*arguments) as queue:
+                job.undo(queue, result)
+        else:
+            self._send(Call(self._loop.create_future(), lambda: job.undo(self._queue, result)))
+
+    def _send(self, job: Job | None) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            start_new_thread(self._work, ())
+            start_new_thread(self._listen, ())
+        self._jobs.put(job)
+
+    def _deliver(self, results: Sequence[Result]) -> None:
+        for job, result, error in results:
+            if job.future.done():  # cancelled, or its time is over
+                if result:
+                    self.take_back(job, result)
+            elif error is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(error)
+
+    # --- the worker
+
+    def _work(self) -> None:
+        while not self._has_ended:
+            jobs = [*self._sleepers, *self._wait_for_jobs()]
+            self._sleepers = []
+            live = [job for job in jobs if job is not None and not job.future.done()]
+            for kind, group in groupby(live, _KIND):
+                self._report(list(self._done(kind, list(group))))
+            if self._sleepers:
+                self._is_wanted.set()
+            else:
+                self._is_wanted.clear()
+        self._report([(job, None, ClosedError(self._queue._where)) for job in self._sleepers])
+        self._is_wanted.set()
+
+    def _wait_for_jobs(self) -> list[Job | None]:
+        jobs = [self._jobs.get()]
+        with suppress(NothingLeft):
+            while True:
+                jobs.append(self._jobs.get_nowait())
+        return jobs
+
+    def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
+        """Do jobs of one kind, together where that can be."""
+        if len(jobs) == 1:
+            return self._each(jobs)
+        if kind == Push.kind:
+            return self._pushed(jobs)
+        if kind == 1 and not self._queue._is_drained:
+            return self._taken(jobs)
+        return self._each(jobs)
+
+    def _pushed(self, jobs: list[Push]) -> Iterator[Result]:
+        payloads = list(chain.from_iterable(map(_PAYLOADS, jobs)))
+        if len(jobs) > 1 and sum(map(len, payloads)) > _SHARED:
+            half = len(jobs) // 2
+            yield from self._pushed(jobs[:half])
+            yield from self._pushed(jobs[half:])
+            return
+        try:
+            self._queue._refuse_after_shutdown()
+            start = self._queue._append(payloads).start
+        except Full:
+            yield from self._each(jobs)
+        except Exception as error:  # it goes to who called
+            yield from ((job, None, error) for job in jobs)
+        else:
+            for job in jobs:
+                stop = start + len(job.payloads)
+                yield job, range(start, stop), None
+                start = stop
+
+    def _taken(self, jobs: list[Take]) -> Iterator[Result]:
+        try:
+            found = self._available(len(jobs))
+        except CommitUnknownError as error:  # of items that may have left
+            yield from ((job, None, error) for job in jobs)
+            return
+        for entry, item in zip(*found or ((), ()), strict=True):
+            yield jobs.pop(0), ([entry], [item]), None
+        if found and not self._queue._is_shut_down:
+            self._sleepers += [job for job in jobs if job.waits and not job.is_late]
+            jobs = [job for job in jobs if not job.waits or job.is_late]
+        yield from self._each(jobs)
+
+    def _available(self, n: int) -> Taken | None:
+        """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""
+        try:
+            return self._queue._take_entries(n, 0)
+        except CommitUnknownError:
+            raise
+        except Exception:
+            return None
+
+    def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        for job in jobs:
+            try:
+                result = job.run(self._queue)
+            except Exception as error:  # it goes to who called
+                yield job, None, error
+            else:
+                if result is None and job.waits and not job.is_late:
+                    self._sleepers.append(job)
+                else:
+                    yield job, result, None
+
+    def _report(self, results: list[Result]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, results)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            for job, result, _ in results:
+                if result:
+                    job.undo(self._queue, result)
+            self._end()
+
+    def _end(self) -> None:
+        self._has_ended = True
+        self._queue.close()
+
+    # --- the listener
+
+    def _listen(self) -> None:
+        with suppress(ClosedError):
+            while not self._has_ended:
+                self._is_wanted.wait()
+                try:
+                    ticket = self._queue._listen()
+                    self._jobs.put(None)
+                    self._queue._sleep(ticket, _LONG)
+                except ClosedError:
+                    raise
+                except QueueError:  # a server that is away: those who wait are told when they are tried
+                    self._jobs.put(None)

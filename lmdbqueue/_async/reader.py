@@ -1,0 +1,169 @@
+"""A named reader, awaited.
+
+Owns: the verbs of ``Reader`` for an event loop, and what cancelling one means. Law: each means what its namesake
+there means; a read that is cancelled moves nothing. Must not know: threads, how positions are kept.
+
+A pop is two steps. It waits for the next items, and may be cancelled there at any time; then the reader passes
+them. Who is cancelled meanwhile sees that to its end and undoes it. One thing can forbid that: somebody else who has
+the same reader has moved it on since, and would not get these items any more. Then the pop returns them, as if the
+cancellation had come too late. Moves by one queue object never overlap, so they are not in each other's way.
+"""
+
+# ruff: noqa: SLF001  (the parts of the verbs of Reader are put together here in another way)
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
+
+from lmdbqueue._errors import ClosedError, Empty, ShutDown
+from lmdbqueue._verbs.reader import Move, Reader, Start
+from lmdbqueue._verbs.reading import Entry, checked_count, shaped
+
+T = TypeVar("T")
+Begin = Callable[..., "asyncio.Future[Any]"]  # what must not be called in the loop, with its arguments; ``undo``
+Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # what an attempt gives, None after its timeout
+
+
+class AsyncReader(Generic[T]):
+    """A named reader of a queue: as ``Reader``, with its verbs awaited.
+
+    ``async for item in reader`` waits for items, and passes each when the loop asks for the next. A ``pop`` that is
+    cancelled moves nothing: what it had passed already it passes back. Only if somebody else who has the same reader
+    has moved it on since it returns its items, and the cancellation comes too late.
+    """
+
+    def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
+        self.reader = reader
+        self._begin = begin
+        self._until = until
+        self._moving = moving  # held by each move, and while it is undone
+
+    def __repr__(self) -> str:
+        return repr(self.reader)
+
+    async def __aenter__(self) -> Self:
+        """Return this object."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await self.close()
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.reader.name
+
+    async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Return the next items and do not pass them."""
+        n = checked_count(items)
+        if not blocking or not n:
+            return shaped(n, await self._begin(self.reader._look, n, 0))
+        found = await self._gathered(partial(self.reader._if_enough, n, self.reader._look), timeout)
+        if found is None:
+            raise Empty(n, timeout)
+        return shaped(n, found)
+
+    async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
+        """Return the next items and pass them."""
+        n = checked_count(items)
+        left = timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if blocking and n:
+                entries = await self._gathered(partial(self.reader._if_enough, n, self._enough), left)
+                if entries is None:
+                    raise Empty(n, timeout)
+            else:
+                entries = await self._begin(self.reader._first, n)
+            found: list[T] | None = await self._passed(entries) if entries else []
+            if found is not None:
+                return shaped(n, found)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
+
+    async def delete(self, items: int = 1) -> int:
+        """Pass the next items without decoding them; return how many there were. Cancelled: all of them or none."""
+        count: int = await self._moved(self.reader.delete, items)
+        return count
+
+    async def count(self) -> int:
+        """Return how many items this reader has not passed: its lag."""
+        lag: int = await self._begin(self.reader.count)
+        return lag
+
+    async def position(self) -> int:
+        """Return the number of the item that is read next, or that the next item gets."""
+        number: int = await self._begin(lambda: self.reader.position)
+        return number
+
+    async def skipped(self) -> int:
+        """Return how many items left the queue before this reader had passed them, since it was made."""
+        count: int = await self._begin(lambda: self.reader.skipped)
+        return count
+
+    async def seek(self, where: Start) -> None:
+        """Go on from the item with that number, or the next that is there; or from ``"oldest"`` or ``"newest"``."""
+        await self._moved(self.reader.seek, where)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        """Wait for items, and pass each when the next is asked for; end after ``shutdown()`` when all were read."""
+        with suppress(ShutDown):
+            while True:
+                for entry in await self._gathered(self.reader._ahead, None):
+                    yield self.reader._decode([entry])[0]
+                    if not await self._moved(self.reader._remove, [entry[0]]):  # another was faster
+                        break
+
+    async def close(self) -> None:
+        """Close this object: waiting verbs of it, and every later call, raise ``ClosedError``. The reader stays."""
+        with suppress(ClosedError):
+            await self._begin(self.reader.close)
+
+    # --- what the verbs are made of
+
+    def _enough(self, n: int, least: int) -> list[Entry] | None:
+        entries = self.reader._first(n)
+        return entries if len(entries) >= least else None
+
+    async def _gathered(self, attempt: Callable[[], Any], timeout: float | None) -> Any:  # noqa: ASYNC109
+        rest = self.reader._rest(timeout)
+        if rest > 0:
+            await asyncio.sleep(rest)
+            timeout = None if timeout is None else timeout - rest
+        return await self._until(attempt, timeout)
+
+    async def _moved(self, fn: Callable[..., Any], *args: Any) -> Any:
+        async with self._moving:
+            return await self._begin(fn, *args)
+
+    async def _passed(self, entries: list[Entry]) -> list[T] | None:
+        """Pass entries that are the next, and return their items; None if they are not the next any more."""
+
+        def undo(taken: tuple[list[T], Move]) -> bool:
+            return self.reader.queue._reader_retreat(taken[1], entries)
+
+        async with self._moving:
+            passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self.reader._pass, entries, undo=undo)
+            try:
+                await asyncio.shield(passing)
+            except asyncio.CancelledError:
+                await _end_of(passing)
+                taken = None if passing.exception() else passing.result()
+                if taken is None:
+                    raise
+                undoing = self._begin(undo, taken)
+                await _end_of(undoing)
+                if undoing.exception() is None and undoing.result():
+                    raise
+            taken = passing.result()
+        return None if taken is None else taken[0]
+
+
+async def _end_of(future: "asyncio.Future[Any]") -> None:
+    """Wait for what must not be left alone, whoever cancels that."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])

@@ -1,0 +1,235 @@
+"""Waking sleepers, in this process and in others, after a commit.
+
+Owns: the doorbell, a file of one byte. Law: whoever looks after ``listen`` and sleeps with what that
+returned misses no ring: one that comes in between ends the sleep at once. Nobody sleeps for longer
+than ``CEILING`` without looking. Must not know: LMDB, queues, what is waited for.
+
+A committer writes the byte (``ring``) *after* its commit: watching the data file itself would wake
+sleepers before the commit can be seen. The byte is 0 until somebody listens for the first time, who sets it
+before he looks: until then nobody sleeps, and a look at memory tells so. Sleepers have the file watched: by inotify
+on Linux, by kqueue on macOS and the BSDs, elsewhere (and when the kernel has no watch left) by looking each
+``POLL`` s.
+
+One watch serves all sleepers of a process, and stays open: opening one for each sleep cost a p99 of
+15 ms instead of 0.3 ms. One sleeper at a time sits on the watch; the others rest, each at a lock of its own, and are
+told when the bell rang (all of them: each looks for itself) or when the seat is left for another reason (one of
+them: to take it).
+
+An interrupt (KeyboardInterrupt) may come anywhere (``_host.threads``): a seat that an interrupted sleeper never left is
+free at the time by which it would have been.
+"""
+
+import mmap
+import os
+import select
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Final, Protocol
+
+from lmdbqueue._host.disk import open_private
+from lmdbqueue._host.threads import Resting
+
+CEILING: Final = 1.0  # seconds
+POLL: Final = 0.005  # seconds; 0.7 % of a core, 2.8 ms of delay
+_LATE: Final = 1.0  # seconds that a sleeper may wake late
+_HEARD: Final = b"\1"
+
+
+class _Watch(Protocol):
+    def wait(self, timeout: float) -> bool:
+        """Sleep until the file is written to, at most ``timeout`` seconds; tell whether it may have been."""
+
+    def close(self) -> None:
+        """Free the descriptors."""
+
+
+class Bell:
+    """The doorbell of one directory, as this process has it."""
+
+    def __init__(self, path: str) -> None:
+        """Use the file at ``path``; it is made by ``hang``, or when it is first needed."""
+        self._path = path
+        self._fd: int | None = None
+        self._memory: mmap.mmap | None = None  # the byte
+        self._watch: _Watch | None = None
+        self._rings = 0
+        self._sitting: dict[int, float] = {}  # on the watch: the thread, and by when it is gone, whatever happens
+        self._others = Resting()
+        self._is_closed = False
+        self._lock = threading.Lock()  # entered in one step, whatever interrupts
+
+    def hang(self) -> None:
+        """Let the file be there. Under the directory lock: else another may meet one that is root's yet."""
+        with self._lock, suppress(OSError):  # on a full disk without it
+            self._open()
+
+    def ring(self) -> None:
+        """Wake every sleeper of every process. Call it after the commit.
+
+        It never fails: what it follows is done. On a full disk the sleepers wake at their ceiling.
+        """
+        with self._lock:  # so that close() cannot free the descriptor for another file meanwhile
+            if not self._is_closed and (self._memory is None or self._memory[0]):
+                try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
+                    os.pwrite(self._open(), _HEARD, 0)
+                except OSError:
+                    pass
+
+    def listen(self) -> int:
+        """Begin to notice rings; return what ``wait`` wants to know."""
+        with self._lock:
+            if self._watch is None and not self._is_closed:
+                fd = self._open()
+                if self._memory is None or not self._memory[0]:
+                    with suppress(OSError):  # a full disk
+                        os.pwrite(fd, _HEARD, 0)
+                self._watch = _watch(self._path)
+            return self._rings
+
+    def wait(self, ticket: int, timeout: float) -> None:
+        """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
+        deadline = time.monotonic() + min(timeout, CEILING)
+        while (left := deadline - time.monotonic()) > 0 and self._sleep(ticket, left):
+            pass
+
+    def close(self) -> None:
+        """Wake the sleepers of this process and free the descriptors."""
+        if self._watch is not None:
+            self.ring()
+        with self._lock:
+            self._is_closed = True
+            self._rings += 1
+            self._others.tell()
+        while True:
+            with self._lock:
+                if not self._is_seat_taken():
+                    self.forget()
+                    return
+                turn = self._others.rest()
+            turn.acquire(timeout=CEILING)
+
+    def forget(self) -> None:
+        """Free the descriptors and nothing else, as a forked child must."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self._fd = open_private(self._path, os.O_RDWR)
+        if self._memory is None:
+            if not os.fstat(self._fd).st_size:
+                os.ftruncate(self._fd, 1)  # to write a byte might undo what a listener wrote
+            self._memory = mmap.mmap(self._fd, 1, prot=mmap.PROT_READ)
+        return self._fd
+
+    def _is_seat_taken(self) -> bool:
+        """Tell whether somebody sits on the watch, as far as is known."""
+        return any(until > time.monotonic() for until in list(self._sitting.values()))
+
+    def _sleep(self, ticket: int, timeout: float) -> bool:
+        """Sleep on the watch, or, if somebody does, until told; tell whether there was a reason to."""
+        me = threading.get_ident()
+        turn = None
+        rang = False
+        hands_on = True  # the seat, or what one was told who is interrupted
+        try:
+            with self._lock:
+                self._sitting.pop(me, None)
+                watch = self._watch
+                if self._rings != ticket or self._is_closed or watch is None:
+                    hands_on = False
+                    return False
+                if self._is_seat_taken():
+                    turn = self._others.rest()
+                else:
+                    self._sitting[me] = time.monotonic() + timeout + _LATE
+            if turn is None:
+                rang = watch.wait(timeout)
+            else:
+                turn.acquire(timeout=timeout)
+                hands_on = False
+            return True
+        finally:
+            with self._lock:
+                self._sitting.pop(me, None)
+                if turn is not None:
+                    self._others.leave(turn)
+                self._rings += rang
+                self._others.tell(None if rang else hands_on)
+
+
+class _Inotify:
+    """Linux. By ctypes, since the standard library has no inotify and a dependency would be heavier."""
+
+    _IN_MODIFY = 0x2
+
+    def __init__(self, path: str) -> None:
+        import ctypes  # noqa: PLC0415  (12 ms that only those who wait shall pay)
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), self._IN_MODIFY) < 0:
+            error = ctypes.get_errno()
+            if self._fd >= 0:
+                os.close(self._fd)
+            raise OSError(error, os.strerror(error))
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def wait(self, timeout: float) -> bool:
+        rang = bool(self._poll.poll(timeout * 1000))
+        if rang:
+            with suppress(BlockingIOError):
+                os.read(self._fd, 4096)
+        return rang
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _Kqueue:
+    """macOS and the BSDs."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDONLY)
+        self._queue = select.kqueue()  # type: ignore[attr-defined]
+        event = select.kevent(  # type: ignore[attr-defined]
+            self._file,
+            filter=select.KQ_FILTER_VNODE,  # type: ignore[attr-defined]
+            flags=select.KQ_EV_ADD | select.KQ_EV_CLEAR,  # type: ignore[attr-defined]
+            fflags=select.KQ_NOTE_WRITE,  # type: ignore[attr-defined]
+        )
+        self._queue.control([event], 0)
+
+    def wait(self, timeout: float) -> bool:
+        return bool(self._queue.control(None, 8, timeout))
+
+    def close(self) -> None:
+        self._queue.close()
+        os.close(self._file)
+
+
+class _Polling:
+    """Anywhere: the sleeper looks each ``POLL`` seconds."""
+
+    def wait(self, timeout: float) -> bool:
+        time.sleep(min(timeout, POLL))
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+def _watch(path: str) -> _Watch:
+    with suppress(OSError, AttributeError):  # no watch left, or not that kind of system
+        return _Inotify(path) if sys.platform == "linux" else _Kqueue(path)
+    return _Polling()

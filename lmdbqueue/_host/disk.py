@@ -1,0 +1,112 @@
+"""What is asked of the operating system beyond reading and writing: durability, room, rights, its errors in our words.
+
+Owns: fsync, allocation, whose a new file is, the translation of ``OSError``. Law: when ``sync_file``
+returned the bytes are on the disk, and when ``allocate`` returned writing them cannot fail for want of
+room (as far as the file system keeps what it says). A file that root makes in the directory of another
+is that one's, who could not open it else. Must not know: what the files hold.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Final
+
+from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
+from lmdbqueue._host.threads import beating
+
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
+_STEADILY: Final = 0.01  # seconds between two syncs
+_NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
+
+
+@contextmanager
+def translated(path: str, operation: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, path, operation) from error
+
+
+def explain(error: OSError, path: str, operation: str) -> QueueError:
+    """Return our error for one of the operating system."""
+    reason = error.strerror or str(error)
+    if error.errno in NO_ROOM:
+        return disk_full(path)
+    if error.errno in _NO_ACCESS:
+        return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
+    return StorageError(path, operation, reason)
+
+
+def disk_full(path: str) -> DiskFullError:
+    """Return the error that says how full the file system of ``path`` is."""
+    space = os.statvfs(path)
+    total = space.f_blocks * space.f_frsize
+    return DiskFullError("bytes", total, total - space.f_bavail * space.f_frsize, 0)
+
+
+def sync_file(fd: int) -> None:
+    """Bring a file to the disk, through the disk's own cache on macOS too."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def synced_steadily(fd: int) -> AbstractContextManager[None]:
+    """Bring a long file to the disk while the block writes it: one sync of all at the end would hold up others'.
+
+    An error of a sync is raised at the end, since the next sync would not tell it again.
+    """
+    return beating(lambda: sync_file(fd), _STEADILY)
+
+
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the disk; no file's own fsync does that."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
+def allocate(path: str, size: int) -> None:
+    """Give the file at ``path`` blocks for its first ``size`` bytes, and at least that length; keep what it holds.
+
+    Only makes it where the system has no ``posix_fallocate`` (macOS).
+    """
+    fd = open_private(path, os.O_RDWR)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+    finally:
+        os.close(fd)
+
+
+def open_private(path: str, flags: int, *, beside: str | None = None) -> int:
+    """Open a file, which is made if it is not there, for its owner alone; return its descriptor.
+
+    Made by root, it is given to whoever owns the directory that it is in, or ``beside``. Root killed between the two
+    leaves a file of root's, which root's next opening gives away.
+    """
+    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0:
+            _give(fd, os.stat(beside or os.path.dirname(path)), os.lstat(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _give(fd: int, directory: os.stat_result, named: os.stat_result) -> None:
+    """Give a file of root's to the owner of a directory, unless it is one from elsewhere that this one put there."""
+    found = os.fstat(fd)
+    is_here = os.path.samestat(found, named) and stat.S_ISREG(found.st_mode) and found.st_nlink == 1  # no link
+    if directory.st_uid and not found.st_uid and is_here:
+        with suppress(PermissionError):  # a root without that right, as in some containers
+            os.fchown(fd, directory.st_uid, directory.st_gid)

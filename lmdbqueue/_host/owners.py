@@ -1,0 +1,134 @@
+"""Who holds leases: the life-sign of one open queue, and whether another's still stands.
+
+Owns: the files ``owner-``. Law: an owner has the exclusive ``flock`` of its file for as long
+as it lives, in no other process, and its id is never used again; so whoever can have that lock, or finds
+no file, knows for ever that the owner is dead. Must not know: leases, LMDB.
+
+An owner is an open queue and not a process id, which means nothing in another container, and may mean
+somebody else after a while. It is the lock that counts: it ends with its process, however that ends, and a
+stopped process keeps it.
+
+====  ==================================================  ================================================
+step  what is done, by a new owner                        killed after it; or another comes in between
+====  ==================================================  ================================================
+1     make the file                                       a file without a lock: swept when somebody looks
+2     lock it, waiting for who looks at it                the kernel frees it: as 1
+3     look whether the file is still there                somebody swept it between 1 and 2: begin anew
+4     only now use the id in a lease                      the owner is dead
+====  ==================================================  ================================================
+"""
+
+import os
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+from lmdbqueue._errors import ClosedError
+from lmdbqueue._host import flock
+from lmdbqueue._host.disk import open_private, translated
+
+_PREFIX = "owner-"
+
+
+class Owners:
+    """The owners of one directory, as one open queue sees them; it is one of them once it holds leases."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._mine: Owner | None = None
+        self._has_left = False
+
+    @property
+    def mine(self) -> int:
+        """The id of this queue as an owner, 0 until ``join``."""
+        return 0 if self._mine is None else self._mine.id
+
+    def join(self) -> int:
+        """Return the id of this queue as an owner. Raises ``ClosedError`` after ``leave``."""
+        with self._lock:
+            if self._has_left:
+                raise ClosedError(self._directory)
+            if self._mine is None:
+                self._mine = Owner(self._directory)
+            return self._mine.id
+
+    def is_dead(self, id_: int) -> bool:
+        """Tell whether an owner is dead, for ever."""
+        return id_ != self.mine and _is_dead(path(self._directory, id_))
+
+    def bury(self, ids: Iterable[int]) -> None:
+        """Remove the files of owners that are dead."""
+        for id_ in ids:
+            with suppress(OSError):
+                os.unlink(path(self._directory, id_))
+
+    def begin_anew(self) -> None:
+        """Be no owner, in a forked child, whose parent may be one."""
+        self._lock = threading.Lock()
+        self._mine = None
+
+    def leave(self) -> None:
+        """Let this queue be dead as an owner. Twice is harmless."""
+        with self._lock:
+            self._has_left = True
+            mine, self._mine = self._mine, None
+        if mine is not None:
+            mine.release()
+
+
+class Owner:
+    """The life-sign of one open queue, for as long as the object is not released."""
+
+    def __init__(self, directory: str) -> None:
+        """``directory``: where the owners' files are."""
+        with translated(directory, "locking"):
+            while True:
+                self.id = int.from_bytes(os.urandom(8)) or 1
+                self._path = path(directory, self.id)
+                os.close(open_private(self._path, os.O_RDWR | os.O_EXCL))
+                with suppress(FileNotFoundError):
+                    self._fd = flock.acquire(self._path)
+                    flock.make_exclusive(self._fd)
+                    if os.path.exists(self._path):
+                        return
+                    flock.release(self._fd)
+
+    def release(self) -> None:
+        """Take the life-sign down: from now on the owner counts as dead. Twice is harmless; in a forked child, too."""
+        if flock.is_held(self._fd):
+            with suppress(OSError):
+                os.unlink(self._path)
+            flock.release(self._fd)
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:  # no descriptor left: nobody knows
+        return False
+    try:
+        return flock.is_free(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(directory: str) -> None:
+    """Remove the files of the dead."""
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            with suppress(OSError):
+                if is_owner(name) and _is_dead(os.path.join(directory, name)):
+                    os.unlink(os.path.join(directory, name))
+
+
+def is_owner(name: str) -> bool:
+    """Tell whether a file is that of an owner."""
+    return name.startswith(_PREFIX)
+
+
+def path(directory: str, id_: int) -> str:
+    """Return the path of an owner's file."""
+    return os.path.join(directory, f"{_PREFIX}{id_:016x}")

@@ -1,0 +1,219 @@
+"""What the processes that have a queue open tell each other, and the next ones, about it.
+
+Owns: the file ``session``. Law: each process that has the queue open holds a shared ``flock`` on it,
+and nobody else does; so whoever can take it exclusively is alone, and no lock outlives its process.
+``synced`` names a transaction that is on the disk with all before it, and never one that is not. Must
+not know: LMDB, what recovery is.
+
+The file is mapped into memory, so that a word which one process writes is there for all at once, even
+when that process is killed the next moment. It is 4096 bytes long, in the machine's byte order::
+
+     0  8   MAGIC
+     8  8   synced    the newest transaction known to be durable: generation << 40 | transaction
+    16  8   doubt     the newest generation in which a sync failed, 0 for none
+    24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known,
+                      CLOSED when the last process had closed the queue
+    40   8  mount     id of the mount, never used again within a boot, 0 if not known
+    48   8  inode     of this file, so that a copy of the directory is known as such
+    56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
+    64  8   length of the note, 0 for none
+    72      note      what recovery must know if it is cut short itself
+  4088  8   joined    whether another process has come since the first one did
+
+A word on the disk may be older than it was in memory when the power went, which is harmless: a
+transaction that ``synced`` does not cover is proven, not lost. One that raises ``synced`` may write
+over a higher word of another process that came in between: that costs a sync, nothing else.
+"""
+
+import mmap
+import os
+import struct
+import sys
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from lmdbqueue._host import flock
+from lmdbqueue._host.disk import open_private, sync_file
+
+MAGIC: Final = b"lmdbqses"
+CLOSED: Final = b"closed".ljust(16)
+SIZE: Final = 4096
+_SYNCED: Final = 1  # indices of 8-byte words
+_DOUBT: Final = 2
+_JOINED: Final = 511
+_PLACE: Final = struct.Struct("=16s3Q")
+_PLACE_AT: Final = 24
+_LENGTH: Final = struct.Struct("=Q")
+_LENGTH_AT: Final = 64
+_NOTE_AT: Final = 72
+_TRANSACTION_BITS: Final = 40
+_BOOT: Final = "/proc/sys/kernel/random/boot_id"
+_AT_EMPTY_PATH: Final = 0x1000
+_STATX_BTIME: Final = 0x800
+_STATX_MNT_ID_UNIQUE: Final = 0x4000  # Linux 6.8
+_STATX_WANTED: Final = _STATX_BTIME | _STATX_MNT_ID_UNIQUE
+_STATX: Final = struct.Struct("=I 76x q I 52x Q 104x")  # of struct statx: mask, birth (s, ns), mount id
+
+
+def stamp(generation: int, transaction: int) -> int:
+    """Return one number for a transaction of a generation, that grows with both."""
+    return generation << _TRANSACTION_BITS | transaction
+
+
+class _Place(NamedTuple):
+    """Where a page cache stands: it is gone with the boot, or the mount."""
+
+    boot: bytes
+    mount: int
+    inode: int
+    birth: int
+
+
+class Session:
+    """The life-sign of this process on one queue, and the words it shares. Make it under the directory lock."""
+
+    def __init__(self, path: str) -> None:
+        """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
+        self.path = path
+        self.boot = _boot()
+        _make(path)
+        fd = flock.acquire(path)  # waits for one that has just died amid recovery
+        self.first = flock.alone(fd)
+        if not self.first:
+            flock.share(fd)
+        self._fd = fd
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._memory = mmap.mmap(self._file, SIZE)
+            self._words = memoryview(self._memory).cast("Q")
+            self._words[_JOINED] = not self.first
+        except BaseException:
+            os.close(self._file)
+            flock.release(fd)
+            raise
+
+    # --- the words
+
+    def is_synced(self, transaction: int) -> bool:
+        """Tell whether a transaction, given by its ``stamp``, is known to be on the disk."""
+        return self._words[_SYNCED] >= transaction
+
+    def set_synced(self, transaction: int) -> None:
+        """Tell that a transaction and all before it are on the disk."""
+        if self._words[_SYNCED] < transaction:  # noqa: PLR1730  (max() would write over what others write meanwhile)
+            self._words[_SYNCED] = transaction
+
+    def is_in_doubt(self, generation: int) -> bool:
+        """Tell whether a sync failed in this generation: no later one proves anything."""
+        return self._words[_DOUBT] >= generation
+
+    def set_in_doubt(self, generation: int) -> None:
+        """Tell that a sync failed in this generation."""
+        self._words[_DOUBT] = max(self._words[_DOUBT], generation)
+
+    def is_shared(self) -> bool:
+        """Tell whether another process has joined since the first did. Who joins says so before it opens anything."""
+        return self._words[_JOINED] != 0
+
+    # --- the first and the last
+
+    def is_standing(self) -> bool:
+        """Tell whether all that was ever written is still in the page cache: no power cut came in between."""
+        here = _place(self._file)
+        return bool(here.boot and here.mount) and self._place == here
+
+    def is_closed(self) -> bool:
+        """Tell whether all was on the disk when the last process left, and this is no copy of the directory."""
+        return self._place.boot == CLOSED and self._place[2:] == _place(self._file)[2:]
+
+    def settle(self, synced: int) -> None:
+        """Write down durably, as the first and once the files are known to be whole, where and how they stand."""
+        self._words[_SYNCED] = synced
+        self._words[_DOUBT] = 0
+        _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file))
+        self.save()
+
+    def close(self) -> None:
+        """Write down durably, as the last and once everything is on the disk, that it is."""
+        _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file)._replace(boot=CLOSED))
+        self.save()
+
+    @property
+    def _place(self) -> "_Place":
+        return _Place(*_PLACE.unpack_from(self._memory, _PLACE_AT))
+
+    def admit(self) -> None:
+        """Let others join, as the first; from now on this one is like any other."""
+        if self.first:
+            flock.share(self._fd)
+            self.first = False
+
+    def save(self) -> None:
+        """Bring the words to the disk."""
+        self._memory.flush()
+        sync_file(self._file)
+
+    def leave(self) -> None:
+        """Take the life-sign down, unless that was done."""
+        if not self._memory.closed:
+            self._words.release()
+            self._memory.close()
+            os.close(self._file)
+            flock.release(self._fd)
+
+    def is_alone(self) -> bool:
+        """Tell whether no other process is there. Under the directory lock, before ``leave``: others count no more."""
+        return flock.alone(self._fd)
+
+    def processes(self) -> int | None:
+        """Return how many processes are there, this one included, as far as can be seen; None if nothing can."""
+        return flock.holders(self._fd)
+
+    # --- the note
+
+    @property
+    def note(self) -> bytes:
+        """What recovery left for the next one, b"" for nothing."""
+        (length,) = _LENGTH.unpack_from(self._memory, _LENGTH_AT)
+        return bytes(self._memory[_NOTE_AT : _NOTE_AT + length])
+
+    @note.setter
+    def note(self, note: bytes) -> None:
+        self._memory[_NOTE_AT : _NOTE_AT + len(note)] = note
+        self.save()
+        _LENGTH.pack_into(self._memory, _LENGTH_AT, len(note))
+        self.save()
+
+
+def _make(path: str) -> None:
+    fd = open_private(path, os.O_RDWR)
+    try:
+        if os.fstat(fd).st_size != SIZE:
+            os.pwrite(fd, MAGIC.ljust(SIZE, b"\0"), 0)
+    finally:
+        os.close(fd)
+
+
+def _place(fd: int) -> _Place:
+    return _Place(_boot(), *_mount_and_birth(fd))
+
+
+def _boot() -> bytes:
+    with suppress(OSError, ValueError), open(_BOOT, encoding="ascii") as file:
+        return bytes.fromhex(file.read().strip().replace("-", ""))
+    return b""
+
+
+def _mount_and_birth(fd: int) -> tuple[int, int, int]:
+    """Return ids of the mount and of the file. By ctypes: Python has no statx before 3.15."""
+    inode = os.fstat(fd).st_ino
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415  (2 ms that only the first process pays)
+
+        found = ctypes.create_string_buffer(_STATX.size)
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "statx") and libc.statx(fd, b"", _AT_EMPTY_PATH, _STATX_WANTED, found) == 0:
+            mask, seconds, nanoseconds, mount = _STATX.unpack(found)
+            birth = seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0
+            return mount if mask & _STATX_MNT_ID_UNIQUE else 0, inode, birth
+    return 0, inode, 0

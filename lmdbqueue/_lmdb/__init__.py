@@ -1,0 +1,10 @@
+"""LMDB: everything that trusts or bypasses it. Only this package knows its files and pages.
+
+=================  =============================================================
+``generation``     one LMDB environment: when a commit is durable, LMDB's errors
+``preallocation``  blocks that a file has before they are used
+``free_pages``     what a power cut leaves on free pages
+``raw_pages``      LMDB's trees as bytes
+``meta_page``      LMDB's meta pages as bytes
+=================  =============================================================
+"""

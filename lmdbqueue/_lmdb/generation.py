@@ -1,0 +1,753 @@
+"""One generation: a file that is an LMDB environment, and one transaction at a time on it.
+
+Owns: everything LMDB, and when a transaction is durable. No other module imports ``lmdb``, so no other
+can be bitten by it. Law: functions of a transaction come in, results or our own errors go out; a
+transaction that was secured is on the disk, and none is committed before the one before it is. Must
+not know: which generation is the live one, who else has it open, what an item means.
+
+One flush a commit. LMDB's own durable commit flushes the data, and then the meta page, so that a meta
+page on the disk proves its data. Here the environment is open with ``sync=False``, and one flush after
+the commit covers both (``secure``); whether a meta page that a power cut left has its data is proven
+at the next opening instead (``_local.recovery``). That works because LMDB has two meta slots, written in
+turn, and transaction k never writes on pages of the snapshots k-1 and k-2. So a power cut amid the
+flush of k leaves k whole, or torn beside a whole k-1; and a torn k was never acknowledged, given that
+
+- k-1 is on the disk before k is committed (``commit``): LMDB frees the write lock *inside* its commit,
+  so the next writer, of another process, can come before the flush of the one before has ended;
+- no reader hands out what it saw in k before k is on the disk (``view``).
+
+Both look at a word that all processes share, the newest transaction known to be synced (``_host.session``),
+and flush themselves if it is too old. Where the proof would have nothing to hold on to, with
+``checksum=False``, the two flushes of LMDB stay. With ``durability="off"`` nothing is flushed.
+
+A flush that failed is never repeated: the second one would say that all is well, since the system
+drops what it could not write. The generation is *in doubt* then, for all processes: nothing is
+committed to it any more (``Doubtful``), until its content, as it stands in memory, was written to a
+new file (``_local.environment`` sees to that). Reading goes on.
+
+What else LMDB demands, and where it is answered:
+
+- Opening a file twice in one process breaks its locks: ``_local.environment`` keeps one Generation a file.
+- ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
+  here inside a write transaction, whose begin frees the GIL.
+- Ending a transaction in a forked child damages the parent's: ``_local.environment`` lets none be open at a fork.
+- A value cannot be written over 4 GiB; a map cannot be outgrown: it is reserved large, which costs
+  address space only, and less where that is limited (``ulimit -v``).
+- Who opens a file as the only one sets its lock file up; one that is killed amid that may keep LMDB's lock
+  a moment longer than the directory lock, and who waits inside LMDB for it then takes a lock file that is
+  half made for whole: it loses every commit. So it is waited for before (``_await_set_up``).
+- A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
+- When the meta page cannot be written every later call fails (``MDB_PANIC``): the generation ``is_broken``
+  then, and ``_local.environment`` opens it anew.
+"""
+
+import errno
+import fcntl
+import gc
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import lmdb
+
+from lmdbqueue import _format
+from lmdbqueue._errors import (
+    AccessError,
+    CommitUnknownError,
+    CorruptQueueError,
+    Full,
+    GoneError,
+    PidError,
+    QueueError,
+    StorageError,
+)
+from lmdbqueue._host.disk import allocate, disk_full, translated
+from lmdbqueue._host.session import Session, stamp
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.preallocation import Room, reserve
+
+if TYPE_CHECKING:
+    Txn = lmdb.Transaction[bytes]
+else:
+    Txn = lmdb.Transaction  # which is generic in its stubs only
+Db = Any  # lmdb's class for a handle has no public name
+Cursor = Any  # generic in lmdb's stubs only
+
+_MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down to 256 MiB
+_MAX_DBS: Final = 256  # 0.14 us more a read transaction than 8
+_MAX_QUEUES: Final = _MAX_DBS - 2  # less META and AWAY
+_MAX_READERS: Final = 1022  # 64 bytes each in the lock file
+_LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
+_META_PAGES: Final = 2
+_DAMAGE: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.NotFoundError,  # of a database that every queue has
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    SystemError,
+)
+_SECOND: Final = 10**9  # ns
+_TICK: Final = _SECOND // 50  # longer than a kernel takes two times for the same
+_COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
+_AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
+_DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
+
+
+class Superseded(Exception):
+    """The generation is continued in the next one; nothing was done."""
+
+
+class Doubtful(Exception):
+    """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
+
+
+class Tables(NamedTuple):
+    """Where one named queue's records are in one generation."""
+
+    generation: "Snapshot"
+    name: str
+    items: Db
+    meta: Db
+    away: Db
+    head: bytes
+    tail: bytes
+    gaps: bytes
+    counts: bytes
+    readers: bytes
+    retain: bytes
+    times: bytes
+    sealed: bool
+    weighed: bool
+
+
+class Snapshot:
+    """A file at rest: nobody writes to it. What can be read of a generation without taking part in it."""
+
+    _env: lmdb.Environment
+
+    def __init__(self, path: str, options: _format.Options) -> None:
+        """Open the file at ``path``, which exists, for reading."""
+        self.path = path
+        self.options = options
+        self._tables: dict[str, Tables] = {}
+        self.meta: Db = None
+        self.away: Db = None
+        self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
+        self._is_weighed = is_weighed(options)
+        self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
+        self.marked: dict[str, int] = {}  # when each queue's newest mark was made, in ns on the monotonic clock
+        self.marking: dict[str, int] = {}  # the same, of the transaction under way (see _model.push_times)
+        self.boot = b""  # id of the boot of the system that the monotonic clock belongs to; none if not known
+        self._is_closed = False
+        self.is_broken = False  # LMDB refuses everything until the file was opened anew
+        with self._translated("opening"):
+            self._env, self._map_size = self._open()
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        return _open(self.path, readonly=True, lock=False)
+
+    def close(self) -> None:
+        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        self._is_closed = True
+        self._env.close()
+
+    def read(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
+        with self._translated("reading"), self._env.begin() as txn:
+            self._open_tables(txn)
+            return fn(txn, self, *args)
+
+    def is_superseded(self) -> bool:
+        """Tell whether the queue goes on in the next generation."""
+        with self._translated("reading"), self._env.begin() as txn:
+            return txn.get(_format.NEXT_GENERATION) is not None
+
+    def table(self, name: str) -> Tables:
+        """Return where the records of a queue are. Raises ``GoneError`` if it was dropped."""
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise GoneError(os.path.dirname(self.path), name) from None
+
+    def knows(self, name: str) -> bool:
+        """Tell whether the handles of a queue are open."""
+        return name in self._tables
+
+    def names(self, txn: Txn) -> list[str]:
+        """Return the names of all queues that ``txn`` sees."""
+        with txn.cursor() as cursor:
+            found = map(_format.queue_of, cursor.iternext(values=False))
+            return [name for name in found if name is not None]
+
+    def recorded(self, txn: Txn) -> set[str]:
+        """Return the names of all queues that have a tail, which is not to say that they have items."""
+        with txn.cursor(self.meta) as cursor:
+            found = [_format.split_record(key) for key in cursor.iternext(values=False)]
+        return {name for name, what in found if what == "tail"}
+
+    def queues(self) -> list[Tables]:
+        """Return the queues whose handles are open."""
+        return list(self._tables.values())
+
+    def last(self, txn: Txn) -> tuple[int, int | None]:
+        """Return the number of the transaction that was the last to change anything, in its own words.
+
+        And the weight of the records that it left, None if it wrote none down.
+        """
+        value = txn.get(_format.LAST_TXN, db=self.meta)
+        return (-1, None) if value is None else _format.unpack_last(value)
+
+    def weighed(self, txn: Txn) -> int:
+        """Return the weight of the records, which ``last`` should say, too."""
+        with txn.cursor(self.meta) as cursor:
+            total = sum(_weight_in_meta(key, value) for key, value in cursor.iternext())
+        if self.away is not None:
+            with txn.cursor(self.away) as cursor:
+                total += sum(_format.weigh_sealed(value) for key, value in cursor.iternext() if value)
+        return total % (1 << 64)
+
+    def note_last(self, txn: Txn) -> tuple[int, int | None]:
+        """Write down which transaction changes something, and the weight of the records that it leaves; return both."""
+        number = txn.id()
+        weight = None
+        if self._is_weighed:
+            last, before = self._left
+            if last != number - 1:
+                before = self.last(txn)[1]
+            weight = self.weighed(txn) if before is None else before + self.weight
+        txn.put(_format.LAST_TXN, _format.pack_last(number, weight), db=self.meta)
+        return number, weight
+
+    def extent(self) -> int:
+        """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
+        return int(self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+
+    def used(self, txn: Txn) -> int:
+        """Return how many bytes the pages in use take, as ``txn`` sees it."""
+        handles = {_format.record(name, "items"): tables.items for name, tables in self._tables.items()}
+        handles |= {_format.META: self.meta, _format.AWAY: self.away}
+        total = txn.stat()
+        pages = _META_PAGES + _pages(total)
+        with txn.cursor() as cursor:
+            for key, value in cursor.iternext():
+                if key in handles:
+                    pages += _pages(txn.stat(handles[key]))
+                elif len(value) == _DB_RECORD.size:  # a queue that another process has made since
+                    pages += sum(_DB_RECORD.unpack(value)[3:6])
+        return pages * total["psize"]
+
+    def used_by(self, txn: Txn, db: Db) -> int:
+        """Return how many bytes the pages of one database take."""
+        stat = txn.stat(db)
+        return _pages(stat) * int(stat["psize"])
+
+    def knows_all(self, txn: Txn) -> bool:
+        """Tell whether the handles of all databases that ``txn`` sees are open."""
+        known = {_format.META, _format.AWAY, *(_format.record(name, "items") for name in self._tables)}
+        with txn.cursor() as cursor:
+            return known.issuperset(cursor.iternext(values=False))
+
+    def copy(self, fd: int) -> None:
+        """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
+        with self._translated("copying"):
+            self._env.copyfd(fd, compact=True)
+
+    def _open_tables(self, txn: Txn, *, create: bool = False) -> bool:
+        """Open the handles of every queue that is there; tell whether something was made (of a file before leases)."""
+        self.meta = self._env.open_db(_format.META, txn=txn, create=False)
+        is_there = txn.get(_format.AWAY) is not None
+        self.away = self._env.open_db(_format.AWAY, txn=txn) if is_there or create else None
+        self._tables = {each: self._table(txn, each) for each in self.names(txn)}
+        return create and not is_there
+
+    def _table(self, txn: Txn, name: str) -> Tables:
+        return Tables(
+            generation=self,
+            name=name,
+            items=self._env.open_db(_format.record(name, "items"), txn=txn),
+            meta=self.meta,
+            away=self.away,
+            head=_format.record(name, "head"),
+            tail=_format.record(name, "tail"),
+            gaps=_format.record(name, "gaps"),
+            counts=_format.record(name, "away"),
+            readers=_format.record(name, "readers"),
+            retain=_format.record(name, "retain"),
+            times=_format.record(name, "times"),
+            sealed=self.options.checksum,
+            weighed=is_weighed(self.options),
+        )
+
+    @contextmanager
+    def _translated(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, operation) from error
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        if not isinstance(error, (lmdb.Error, SystemError)):
+            return error
+        if isinstance(error, lmdb.PanicError):
+            self.is_broken = True
+        if self._is_closed or self.is_broken:
+            return Superseded()
+        if isinstance(error, _DAMAGE):
+            return CorruptQueueError(self.path, str(error))
+        if isinstance(error, lmdb.MapFullError):
+            return Full("bytes", self._map_size, self._map_size, 0)
+        if isinstance(error, lmdb.DbsFullError):
+            return Full("queues", _MAX_QUEUES, _MAX_QUEUES, 1)
+        return _failure(self.path, error, operation)
+
+
+class Draft(Snapshot):
+    """A copy that is being made: nobody else has it open."""
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        try:
+            return _open(self.path, sync=False, lock=False)
+        except lmdb.Error:
+            gc.collect()  # an interrupt may have left one behind that is open still
+            return _open(self.path, sync=False, lock=False)
+
+    def change(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``fn(txn, self, *args)`` changed in a transaction; nothing is written if that is nothing.
+
+        Not durable.
+        """
+        with self._translated("compaction"):
+            txn = self._env.begin(write=True)
+            self.weight = 0
+            try:
+                self._open_tables(txn)
+                result = fn(txn, self, *args)
+                if result:
+                    self.note_last(txn)
+                    txn.commit()
+            finally:
+                end(txn)
+            return result
+
+    def weigh_as(self, txn: Txn, weight: int | None) -> None:
+        """Let the weight of the records be this one, which is known of another file with the same; None: find out."""
+        _, before = self.last(txn)
+        if before is not None:
+            self.weight = (self.weighed(txn) if weight is None else weight) - before
+
+    def make(self, txn: Txn, name: str, create: Callable[[Txn, Tables], object]) -> Tables:
+        """Return where the records of a queue are, which is made if it is not there."""
+        if name not in self._tables:
+            self._tables[name] = self._table(txn, name)
+            create(txn, self._tables[name])
+        return self._tables[name]
+
+    def sync(self) -> None:
+        """Bring it to the disk."""
+        with self._translated("compaction"):
+            self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        return _failure(self.path, error, operation) if isinstance(error, lmdb.Error) else error
+
+
+class Generation(Snapshot):
+    """A file that takes part in the queue. At most one for a file in a process."""
+
+    def __init__(self, path: str, number: int, options: _format.Options, session: Session) -> None:
+        """Open the file at ``path``, which exists and is whole."""
+        self.number = number
+        self._first_stamp = stamp(number, 0)
+        self._session = session
+        self._is_full = options.durability == "full"
+        self._is_flushed_once = is_proven_at_opening(options)
+        self._is_tight = False  # it lives on free pages, since the file cannot grow
+        self.is_crowded = False  # the flush of another process was under way when this one last came to commit
+        super().__init__(path, options)
+        self.boot = session.boot
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
+        self._room = Room(path, self._env.stat()["psize"], self._map_size)
+        self._folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        _refuse_cut_off(self.path)
+        with translated(self.path, "opening"):
+            allocate(self.path + "-lock", _LOCK_FILE)
+            _await_set_up(self.path + "-lock")
+        env, map_size = _open(self.path, sync=not self._is_flushed_once)
+        env.reader_check()
+        return env, map_size
+
+    def close(self) -> None:
+        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        super().close()
+        fds, self._fd, self._folder = (self._fd, self._folder), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
+        """Open the handles of every queue that is there, and make the queue ``name`` sound by ``create``.
+
+        Takes the write lock, since LMDB wants it so; writes nothing where nothing is missing. Returns
+        the transaction for ``secure``, 0 for none.
+        """
+        txn = self.begin("opening")
+        try:
+            with self._translated("opening"):
+                changed = self._open_tables(txn, create=name is not None)
+                made = {}
+                if name is not None:
+                    made[name] = self._tables.get(name) or self._table(txn, name)
+                    changed = bool(create(txn, made[name])) or changed or name not in self._tables
+                if not changed:
+                    txn.commit()  # of nothing; undone, it would close the handles
+                    return 0
+                transaction = self.commit(txn)
+        finally:
+            end(txn)
+        self._tables |= made
+        return transaction
+
+    # --- reading
+
+    def view(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
+        result, transaction = self._glance(name, fn, args)
+        if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
+            with suppress(StorageError):  # a disk that fails must not stop those who only read
+                self._sync(transaction)
+        return result
+
+    def glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Do as ``view``, of a snapshot that a power cut could take back; for what a commit will depend on."""
+        return self._glance(name, fn, args)[0]
+
+    def _glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+        try:
+            with self._env.begin() as txn:
+                self._refuse_superseded(txn)
+                return fn(txn, self.table(name), *args), self._first_stamp + txn.id()
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, "reading") from error
+
+    def _refuse_superseded(self, txn: Txn) -> None:
+        if txn.get(_format.NEXT_GENERATION) is not None:
+            raise Superseded
+
+    # --- writing
+
+    def begin(self, operation: str) -> Txn:
+        """Begin a write transaction. To be ended by the caller, come what may.
+
+        Raises ``Superseded``; ``GoneError`` when somebody has removed the file.
+        """
+        self._room.granted = 0
+        self.weight = 0
+        if self.marking:
+            self.marking = {}
+        try:
+            txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
+            try:
+                self._refuse_superseded(txn)  # a swap removes the file too, but says so before
+                self._refuse_gone()
+            except BaseException:
+                txn.abort()
+                raise
+        except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
+            raise self.explain(error, operation) from error
+        return txn
+
+    def _begin_in_turn(self) -> Txn:
+        """Begin a write transaction, as the only process that waits for LMDB's lock.
+
+        A waiter that is killed when it was just woken can leave others asleep before a lock that is free (a lost
+        wake-up of robust mutexes: seen once in some hundred kills). The kernel passes an ``flock`` on whoever dies.
+        While a process is alone it needs no turn, and spares the two calls: whoever joins says so some ms before it
+        waits for anything, and takes turns itself.
+        """
+        try:
+            self._turn(fcntl.LOCK_EX)
+            return self._env.begin(write=True)
+        finally:
+            self._turn(fcntl.LOCK_UN)
+
+    def _turn(self, operation: int) -> None:
+        try:  # noqa: SIM105  (suppress() costs 0.4 us)
+            fcntl.flock(self._fd, operation)
+        except (OSError, ValueError):  # it is being closed, which LMDB says, too
+            pass
+
+    def _refuse_gone(self) -> None:
+        """Raise ``GoneError`` if somebody has removed the file.
+
+        Looks at the directory first. Whoever asks for the times of a file lets Linux (6.13 and later) note the next
+        write to it exactly, so asking the file itself in each transaction made each flush write its inode, too.
+        """
+        changed = os.fstat(self._folder).st_mtime_ns
+        if changed != self._there_since:
+            if not os.fstat(self._fd).st_nlink:
+                raise GoneError(self.path)
+            same = _TICK if changed % _SECOND else _COARSEST  # for so long another change may have the same time
+            if changed + same < time.time_ns():
+                self._there_since = changed
+
+    def stamp(self, txn: Txn) -> int:
+        """Return the transaction, for ``secure``."""
+        return self._first_stamp + txn.id()
+
+    def commit(self, txn: Txn) -> int:
+        """Commit; return the transaction for ``secure``. The only way in which a verb changes anything.
+
+        Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
+        """
+        transaction = self.secure_before(txn)
+        self._commit(txn)
+        return transaction
+
+    def secure_before(self, txn: Txn) -> int:
+        """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
+        transaction = self.stamp(txn)
+        if self._session.is_in_doubt(self.number):
+            raise Doubtful
+        self.is_crowded = self._is_full and not self._session.is_synced(transaction - 1)
+        if self.is_crowded:
+            self._sync(transaction - 1)
+        return transaction
+
+    def supersede(self, txn: Txn) -> None:
+        """Announce in ``txn``, and commit, that the queue goes on in the next generation. Not durable by itself."""
+        before = self.stamp(txn) - 1
+        if not self.is_secured(before) and not self._session.is_in_doubt(self.number):
+            self._sync(before)
+        with self._translated("compaction"):
+            txn.put(_format.NEXT_GENERATION, _format.pack(self.number + 1))
+            self._commit(txn)
+
+    def _commit(self, txn: Txn) -> None:
+        left = self.note_last(txn)
+        try:
+            txn.commit()
+        except lmdb.Error as error:
+            if self._can_be_read():
+                raise  # it was undone
+            self.is_broken = True
+            raise CommitUnknownError(self.path, "commit", str(error)) from error
+        self._left = left
+        if self.marking:
+            self.marked |= self.marking
+
+    def _can_be_read(self) -> bool:
+        with suppress(lmdb.Error), self._env.begin():
+            return True
+        return False
+
+    def is_secured(self, transaction: int) -> bool:
+        """Tell whether a transaction is known to be on the disk, as far as it has to be."""
+        return not self._is_full or self._session.is_synced(transaction)
+
+    def secure(self, transaction: int) -> None:
+        """Return when a transaction is on the disk. Raises ``CommitUnknownError`` if that cannot be had."""
+        if not self.is_secured(transaction):
+            try:
+                if self._session.is_in_doubt(self.number):
+                    raise StorageError(self.path, "sync", "a flush failed")  # noqa: TRY301  (as one that fails now)
+                self._sync(transaction)
+            except StorageError as error:
+                raise CommitUnknownError(self.path, error.operation, error.reason) from error
+
+    def settle(self) -> bool:
+        """Bring everything to the disk, as the last process to leave. Tell whether that could be done."""
+        if self._session.is_in_doubt(self.number):
+            return False
+        newest = self._first_stamp + self._env.info()["last_txnid"]
+        if not self._session.is_synced(newest):
+            self._sync(newest)
+        return True
+
+    def _sync(self, transaction: int) -> None:
+        if self._is_flushed_once:
+            try:
+                self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
+            except lmdb.Error as error:
+                if self._is_closed and not self.is_broken:
+                    return  # superseded: its content is on the disk, in the next one
+                self._session.set_in_doubt(self.number)
+                raise StorageError(self.path, "sync", str(error)) from error
+        self._session.set_synced(transaction)
+
+    def make_room(self, txn: Txn, added: int) -> None:
+        """See to it that pages for ``added`` bytes can be written, and those that removals need after that.
+
+        Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
+        """
+        self._room.grant(self._env.info()["last_pgno"] + 1, added, self._has_free, txn)
+
+    def _has_free(self, txn: Txn, size: int) -> bool:
+        """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
+        ages = (line.split()[-1] for line in self._env.readers().splitlines()[1:])
+        self._is_tight = all(age in ("-", str(txn.id() - 1)) for age in ages)
+        return self._is_tight and self.extent() - self.used(txn) >= size
+
+    def renew(self) -> bool:
+        """Let what the last transaction has freed be used by the next, if that may have been wanted; tell if so.
+
+        LMDB uses no page in the transaction after the one that freed it.
+        """
+        if not self._is_tight:
+            return False
+        self._is_tight = False
+        txn = self.begin("writing")
+        try:
+            self.commit(txn)
+        finally:
+            end(txn)
+        return True
+
+
+def is_proven_at_opening(options: _format.Options) -> bool:
+    """Tell whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
+    return options.checksum or options.durability == "off"
+
+
+def is_weighed(options: _format.Options) -> bool:
+    """Tell whether such a queue keeps the weight of its records, which shows torn transactions."""
+    return options.checksum and options.durability == "full"
+
+
+def provide(path: str) -> None:
+    """Give a new file, which nobody has open yet, its reserve and its lock file."""
+    newest, _ = meta_page.read(path)
+    allocate(path, newest.size + reserve(newest.last_page) * newest.page_size)
+    allocate(path + "-lock", _LOCK_FILE)
+
+
+def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = ()) -> None:
+    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys.
+
+    The weight of its records is written down by the next transaction: until then nothing of it can be torn.
+    """
+    try:
+        env, _ = _open(path, sync=False, lock=False)  # a lock file without room would kill the process
+        try:
+            for database, records in contents:
+                left = iter(records)
+                some = list(islice(left, _AT_A_TIME))
+                while True:  # once at the least, so that the database is there
+                    with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
+                        cursor.putmulti(some, append=True)
+                    if not (some := list(islice(left, _AT_A_TIME))):
+                        break
+            with env.begin(write=True) as txn:
+                meta = env.open_db(_format.META, txn=txn)
+                env.open_db(_format.AWAY, txn=txn)
+                txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=meta)
+        finally:
+            env.close()
+    except lmdb.Error as error:
+        raise _failure(path, error, "creation") from error
+    with translated(path, "allocation"):
+        provide(path)
+
+
+def _await_set_up(lock_file: str) -> None:
+    """Return when nobody is at setting LMDB's lock file up. Under the directory lock: then nobody begins to."""
+    fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH, 1)
+    finally:
+        os.close(fd)
+
+
+def _weight_in_meta(key: bytes, value: bytes) -> int:
+    if key == _format.LAST_TXN:
+        return 0
+    return _format.weigh_sealed(value) if _format.has_seal(key) else _format.weigh(key, value)
+
+
+def structural_problems(path: str) -> list[str]:
+    """Return what is wrong with the pages and trees of a file that nobody writes to meanwhile."""
+    from lmdb import verify  # noqa: PLC0415  (seldom needed, and imports must be quick)
+
+    try:
+        problems: list[str] = verify.verify(path)  # type: ignore[no-untyped-call]
+    except verify.VerifyError as error:
+        return [str(error)]
+    return problems
+
+
+def end(txn: Txn) -> None:
+    """Undo a transaction unless it has ended."""
+    if is_open(txn):
+        txn.abort()
+
+
+def is_open(txn: Txn) -> bool:
+    """Tell whether a transaction has not ended yet."""
+    with suppress(lmdb.Error):
+        txn.id()
+        return True
+    return False
+
+
+def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
+    """Open an environment with as large a map as there is address space for; return that size too."""
+    refusal: Exception | None = None
+    for map_size in _MAP_SIZES:
+        try:
+            env = lmdb.open(
+                path,
+                map_size=map_size,
+                subdir=False,
+                mode=0o600,
+                max_readers=_MAX_READERS,
+                max_dbs=_MAX_DBS,
+                lib_version=0,
+                **options,
+            )
+        except (lmdb.MemoryError, lmdb.Error) as error:
+            if "Cannot allocate memory" not in str(error):
+                raise
+            refusal = error
+        else:
+            return env, map_size
+    assert refusal is not None  # there is at least one size
+    raise refusal
+
+
+def _failure(path: str, error: Exception, operation: str) -> QueueError:
+    """Return our error for one of LMDB's that is about the system."""
+    reason = str(error)
+    if os.strerror(errno.EACCES) in reason:
+        return AccessError(path, reason)
+    if isinstance(error, lmdb.LockError) and os.strerror(errno.EAGAIN) in reason:  # of the byte ``pid`` of LMDB's file
+        return PidError(path, reason)
+    if isinstance(error, lmdb.DiskError) or os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
+        return disk_full(path)
+    return StorageError(path, operation, reason)
+
+
+def _pages(stat: Any) -> int:
+    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages
+
+
+def _refuse_cut_off(path: str) -> None:
+    """Raise ``CorruptQueueError`` for what LMDB would not survive: no meta page, or pages beyond the end.
+
+    LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
+    """
+    newest, _ = meta_page.read(path)
+    size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
+    # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
+    # allocated and freed in one transaction; the walk through all trees tells
+    if size < newest.size and structural_problems(path):
+        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")

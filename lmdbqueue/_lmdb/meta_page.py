@@ -1,0 +1,106 @@
+"""LMDB's two meta pages as bytes, for what must be known or done before LMDB may open a file.
+
+Owns: the layout of a meta page of LMDB 0.9 (64-bit). Law: it reads, and only ``roll_back`` and
+``restore`` write. Must not know: what the pages between them hold, the library ``lmdb``.
+
+LMDB writes its meta pages in turn: transaction k goes to slot k modulo 2, and the higher number is the
+snapshot that counts. A slot, from the beginning of its page, in the machine's byte order::
+
+      0  16  page header
+     16   8  magic 0xBEEFC0DE and version 1, 4 bytes each
+     24  16  address and size of the map
+     40  48  record of the database of the free pages: begins with the page size, ends with its root
+     88  48  record of the main database: ends with its root
+    136   8  last page in use
+    144   8  number of the transaction
+"""
+
+import os
+from contextlib import suppress
+from struct import Struct
+from typing import Final, NamedTuple
+
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host.disk import sync_file
+
+_SLOT: Final = Struct("=16x II 16x I 36x Q 40x QQQ")
+_HEADER: Final = 16
+_TRANSACTION: Final = Struct("=Q")
+_MAGIC: Final = (0xBEEFC0DE, 1)
+_PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
+
+
+class MetaPage(NamedTuple):
+    """One slot."""
+
+    offset: int
+    raw: bytes
+    page_size: int
+    free_root: int
+    main_root: int
+    last_page: int
+    transaction: int
+
+    @property
+    def size(self) -> int:
+        """The bytes up to the end of the last page in use. The file may end before: free pages may never be written."""
+        return (self.last_page + 1) * self.page_size
+
+
+def read(path: str) -> tuple[MetaPage, MetaPage]:
+    """Return the slot that counts and the other one; raise ``CorruptQueueError`` if one is none."""
+    with open(path, "rb") as file:
+        first = _slot(path, 0, file.read(_SLOT.size))
+        file.seek(first.page_size)
+        second = _slot(path, first.page_size, file.read(_SLOT.size))
+    return (second, first) if second.transaction > first.transaction else (first, second)
+
+
+def best(path: str) -> MetaPage:
+    """Return the slot that counts, or the one that is left when the other is damaged."""
+    found = []
+    with open(path, "rb") as file:
+        for offset in (0, *_PAGE_SIZES):
+            file.seek(offset)
+            with suppress(CorruptQueueError):
+                slot = _slot(path, offset, file.read(_SLOT.size))
+                if offset in (0, slot.page_size):
+                    found.append(slot)
+    if not found:
+        raise CorruptQueueError(path, "both meta pages of LMDB 0.9 are damaged")
+    return max(found, key=lambda slot: slot.transaction)
+
+
+def roll_back(path: str, newest: MetaPage, before: MetaPage) -> None:
+    """Make ``before`` count, durably, by writing it over ``newest``.
+
+    It gets the number of the transaction before it, which has the parity that its slot must have.
+    """
+    body = before.raw[_HEADER : -_TRANSACTION.size] + _TRANSACTION.pack(newest.transaction - 2)
+    _write(path, newest.offset, newest.raw[:_HEADER] + body)
+
+
+def restore(path: str, raw: bytes) -> None:
+    """Write back, durably, a slot as ``read`` returned it."""
+    transaction = _SLOT.unpack(raw)[-1]
+    first_or_second = transaction % 2
+    _write(path, first_or_second * _SLOT.unpack(raw)[2], raw)
+
+
+def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
+    where = "the second" if offset else "the first"
+    if len(raw) < _SLOT.size:
+        raise CorruptQueueError(path, f"it ends within {where} meta page of LMDB")
+    *magic, page_size, free_root, main_root, last_page, transaction = _SLOT.unpack(raw)
+    if tuple(magic) != _MAGIC or page_size not in _PAGE_SIZES:
+        raise CorruptQueueError(path, f"{where} meta page of LMDB 0.9 is damaged")
+    return MetaPage(offset, raw, page_size, free_root, main_root, last_page, transaction)
+
+
+def _write(path: str, offset: int, raw: bytes) -> None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, raw, offset)
+        sync_file(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""Room in a file: blocks that it has before they are used.
+
+Owns: how far a file is allocated, and how much is kept for removals. Law: what was granted can be written, and so can
+what removals need after that, whoever fills the disk. Must not know: LMDB, what is written.
+
+Removing needs pages too, since LMDB writes no page in place. So blocks are allocated ahead of what is used, and a
+push, which says how much it takes, is refused before it would use up the reserve that removals may need. On a full
+disk consumers go on; and when they have made free pages enough within the file, pushes do, too.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from lmdbqueue._errors import Full
+from lmdbqueue._host.disk import allocate, translated
+
+_RESERVE: Final = 64  # pages that removals may need at the least, and one more for each _RESERVE in use
+_AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most; between them a sixteenth of the file
+
+
+def reserve(pages: int) -> int:
+    """Return how many pages are kept for removals in a file with so many pages in use."""
+    return _RESERVE + pages // _RESERVE
+
+
+class Room:
+    """What one process knows of the room in a file, in one transaction after the other."""
+
+    def __init__(self, path: str, page: int, largest: int) -> None:
+        """``page``: bytes of one; ``largest``: bytes that the file may have."""
+        self._path = path
+        self._page = page
+        self._largest = largest
+        self._allocated = 0  # bytes, as far as this process has seen to it
+        self.granted = 0  # bytes, in the transaction under way
+
+    def grant(self, pages: int, added: int, has_free: Callable[..., bool], *of: Any) -> None:
+        """See to it that ``added`` bytes can be written into a file of so many pages, and what removals need then.
+
+        Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
+        ``DiskFullError``, or ``Full`` when the file is the largest.
+        """
+        kept = reserve(pages) * self._page
+        wanted = self.granted + added + kept
+        needed = pages * self._page + wanted
+        if needed > self._allocated:
+            try:
+                self._allocate(needed, pages, added)
+            except Full:
+                if not has_free(*of, wanted):
+                    raise
+        self.granted += added
+
+    def _allocate(self, needed: int, pages: int, added: int) -> None:
+        if needed > self._largest:
+            raise Full("bytes", self._largest, pages * self._page, added)
+        ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self._page
+        with translated(self._path, "allocation"):
+            try:
+                allocate(self._path, min(needed + ahead, self._largest))
+                self._allocated = needed + ahead
+            except OSError:
+                allocate(self._path, needed)  # less will do
+                self._allocated = needed

@@ -1,0 +1,20 @@
+"""The engine on LMDB: environment, group commit, transactions, recovery, compaction, check.
+
+================  ==================================================================
+``follow``        what comes into a queue, seen by who takes nothing
+``source``        the queue that is drained
+``queue``         ``PersistentQueue``: opening, closing, the verbs on an environment
+``engine``        the steps of the verbs, each as one call of an environment
+``compaction``    ``flush``, ``copy``, ``drop_queue``: when space is given back
+``check``         ``check``: the proof on a queue in use, and its repair
+``state``         ``state``: a mapping beside the items
+``catch_up``      a copy made before a swap, while writers go on
+``environment``   a directory as this process has it: sharing, swaps, forks
+``recovery``      after a power cut: which of the two newest snapshots counts
+``swap``          the swap of generations, step by step
+``salvage``       what can be saved of a damaged file
+``commit_line``   the calls that wait for a transaction, and who runs them
+``group_commit``  several calls in one transaction
+``transaction``   the calls of a user's block in one transaction
+================  ==================================================================
+"""

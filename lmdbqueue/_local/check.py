@@ -1,0 +1,103 @@
+"""The proof of every invariant on a queue, and its repair.
+
+Owns: how a living queue is held still for it, and the files around it. Law: a check changes nothing, and
+an empty answer means that all holds; a repair loses nothing that can be read. Must not know: what the
+invariants are (``_model.invariants``), what can be saved (``_local.salvage``).
+
+A repair writes a new generation and puts it in the place of the damaged one, by the swap that ``flush``
+uses (``_local.swap``): others may use the queue meanwhile, and a crash at any step leaves the old one. Where the
+queue cannot be opened any more, nobody else can have it open, so the new file just gets its name:
+
+====  ==================================================  ======================================
+step  what is done, under the directory lock              killed after it: the next repair
+====  ==================================================  ======================================
+1     damaged items to the quarantine, fsync              puts them there once more
+2     write the draft of N+1, fsync; fsync the directory  writes it again
+3     rename the draft to N+1, fsync the directory        finds a whole queue
+4     remove N                                            finds a whole queue
+====  ==================================================  ======================================
+"""
+
+import os
+
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host.directory import SESSION, Directory, find_directory
+from lmdbqueue._host.disk import sync_directory, translated
+from lmdbqueue._host.session import Session, stamp
+from lmdbqueue._lmdb import generation as _generation
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.generation import Generation, Txn
+from lmdbqueue._local import recovery
+from lmdbqueue._local.environment import Environment, open_environment
+from lmdbqueue._local.salvage import Quarantine, rebuild
+from lmdbqueue._model import invariants
+
+
+def check(path: str, *, repair: bool = False) -> list[str]:
+    """Return what is wrong with the queue directory at ``path``, which may be too damaged to open.
+
+    As ``PersistentQueue.check``, of all queues in it. Raises ``FormatError`` if no queue is there.
+    """
+    path = os.path.abspath(path)  # the quarantine's directory is made durable
+    directory = find_directory(path)
+    try:
+        environment = open_environment(path, directory.options, None)
+    except CorruptQueueError as error:
+        return [error.reason, *(_rebuild_alone(directory) if repair else ())]
+    try:
+        return check_open(environment, repair=repair)
+    finally:
+        environment.release()
+
+
+def check_open(environment: Environment, *, repair: bool) -> list[str]:
+    """Return a sentence for each thing that is wrong, and with ``repair`` one for each that was lost or put aside.
+
+    Holds the lock of flushes, the write lock and the directory lock meanwhile.
+    """
+    environment.refuse_inside("check")
+    with environment.directory.compaction():
+        return _check(environment, repair=repair)
+
+
+def _check(environment: Environment, *, repair: bool) -> list[str]:
+    environment.prepare(None)  # so that the handles of queues that others made are open
+    directory = environment.directory
+    with environment.exclusive() as (generation, txn), directory.lock():
+        problems = _generation.structural_problems(generation.path)
+        if not problems:  # else LMDB could come to harm by reading
+            problems = invariants.of_records(txn, generation, txn.id() - 1).sentences()
+        strangers = directory.strangers(generation.number)
+        if repair:  # nobody writes a draft: that takes the locks that are held here
+            directory.clean(generation.number, alone=True)
+    if problems and repair:
+
+        def write(damaged: Generation, _txn: Txn, draft: str) -> None:
+            problems.extend(rebuild(damaged.path, draft, damaged.options, _quarantine(directory)))
+
+        environment.swap(write)
+    return problems + [f"the file {stranger!r} does not belong there" for stranger in strangers]
+
+
+def _rebuild_alone(directory: Directory) -> list[str]:
+    with directory.lock(), translated(directory.path, "repair"):
+        session = Session(directory.file(SESSION))
+        try:
+            if not session.first:
+                return ["nothing was repaired, since another process has the queue open: end it first"]
+            number = directory.newest()
+            path = directory.generation(number)
+            recovery.take_back(path, number, session)
+            sentences = rebuild(path, directory.draft(number + 1), directory.options, _quarantine(directory))
+            sync_directory(directory.path)
+            directory.publish(number + 1)
+            newest, _ = meta_page.read(directory.generation(number + 1))
+            session.settle(stamp(number + 1, newest.transaction))
+            directory.clean(number + 1, alone=True)
+        finally:
+            session.leave()
+    return sentences
+
+
+def _quarantine(directory: Directory) -> Quarantine:
+    return Quarantine(directory.path)

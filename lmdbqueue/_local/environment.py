@@ -1,0 +1,475 @@
+"""One queue directory as this process has it open: shared, followed through swaps, kept safe at forks.
+
+Owns: which generation is the live one here, the reference counts. Law: whatever runs, runs in the live
+generation, and nothing of a user's code runs inside a transaction. Must not know: LMDB (that is
+``_lmdb.generation``), who of the callers runs whose call, what a verb means.
+
+Locks of one environment, in the order in which they may be taken; none is held while user code runs:
+
+``_writer``   the right of one thread to open a write transaction; LMDB's own write lock follows it
+``_moving``   held while the live generation is replaced
+
+Reading takes no lock. Closing a generation while others read it is safe: LMDB's binding waits for
+what it is doing right now, and refuses what comes after, which ``_lmdb.generation`` reports as superseded.
+A writer it would wait for, so a generation is closed by who holds ``_writer`` (``_retired``).
+
+Group commit. The calls of all threads stand in one line (``_local.commit_line``), and one of the callers runs what is
+there in one transaction, commits and flushes (``_local.group_commit``). Then each caller makes sure that its own is
+durable, so nobody depends on one that is interrupted in between.
+
+Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
+does anything (see ``_local.swap``). Whoever finds it moves this process on and tries again. A generation
+that is broken (LMDB wants it reopened) is left in the same way, for itself opened anew; one that is in
+doubt (a flush failed) is swapped for a copy before the next commit.
+
+Fork. ``fork`` waits until no transaction of this process is under way, since one that was open could
+not be ended in the child without damage to the parent's: writers by ``_writer``; readers, by hiding
+the generation from those who come and waiting for those in ``_verbs.reading``. In the child everything is
+dropped and opened anew at the next call. A fork that cannot wait (somebody's transaction lasts too
+long) leaves a child in which that queue raises ``ForkError``.
+
+An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted
+thread should have lowered: ``_verbs.reading`` has an entry a thread, which its next transaction clears.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Final, TypeVar
+
+from lmdbqueue import _format
+from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
+from lmdbqueue._host import owners
+from lmdbqueue._host.bell import Bell
+from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
+from lmdbqueue._host.session import Session
+from lmdbqueue._lmdb import generation as _generation
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Txn
+from lmdbqueue._local import group_commit
+from lmdbqueue._local.commit_line import Line
+from lmdbqueue._local.group_commit import Call
+from lmdbqueue._local.recovery import recover
+from lmdbqueue._local.swap import Write, swap, write_copy
+from lmdbqueue._local.transaction import Transaction, blocks
+from lmdbqueue._model import fifo
+from lmdbqueue._model.invariants import Progress
+
+R = TypeVar("R")
+
+_FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
+_FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
+
+_environments: dict[tuple[int, int, str], "Environment"] = {}
+_opening = threading.RLock()
+
+
+def open_environment(
+    path: str, wanted: _format.Options, name: str | None, progress: Progress | None = None
+) -> "Environment":
+    """Return this process's handle on the directory at ``path``, with a queue ``name`` in it (None: as it is)."""
+    with _opening:
+        directory = open_directory(path, wanted, _generation.build)
+        for option in ("checksum", "durability"):
+            stored, given = getattr(directory.options, option), getattr(wanted, option)
+            if stored != given:
+                raise OptionError(path, option, stored, given)
+        environment = _environments.get(directory.identity)
+        if environment is None:
+            environment = Environment(directory)
+            _environments[directory.identity] = environment
+        environment.handles += 1
+    try:
+        environment.prepare(name, progress)
+    except BaseException:
+        environment.release()
+        raise
+    return environment
+
+
+def _begin(generation: Generation) -> tuple[Generation, Txn]:
+    return generation, generation.begin("locking")
+
+
+def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
+    """Begin a transaction that sees nothing which a power cut could take back."""
+    txn = generation.begin("locking")
+    try:
+        generation.secure_before(txn)
+    except BaseException:
+        _generation.end(txn)
+        raise
+    return generation, txn
+
+
+class Environment:
+    """The shared handle of one directory. At most one for a directory in a process."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.handles = 0  # queue objects that use it
+        self._torn = False  # in a child: a transaction of the parent was open at the fork
+        self._start()
+
+    def _start(self) -> None:
+        """Begin with nothing open: at first, and again in a forked child."""
+        self.bell = Bell(self.directory.file(BELL))
+        self._session: Session | None = None
+        self._generation: Generation | None = None
+        self._retired: list[Generation] = []
+        self._writer = threading.Lock()
+        self._moving = threading.Lock()
+        self._line = Line(self._writer, self._run)
+        self._reading: dict[int, None] = {}  # the threads that have a read transaction open
+
+    def release(self) -> None:
+        """Give back one handle; the last one closes what is open, once its transactions have ended."""
+        with _opening:
+            self.handles -= 1
+            if self.handles:
+                return
+            _environments.pop(self.directory.identity, None)
+            with self._writer, self._moving:
+                generation, self._generation = self._generation, None
+                session, self._session = self._session, None
+                try:
+                    if generation is not None and session is not None:
+                        self._leave(generation, session)
+                finally:
+                    if generation is not None:
+                        generation.close()
+                    self._close_retired()
+                    if session is not None:
+                        session.leave()
+            self.bell.close()
+
+    def _leave(self, generation: Generation, session: Session) -> None:
+        """Leave nothing to prove for the next to open, if nobody else is there.
+
+        All in one hold of the directory lock, so that who comes next finds either us or nobody: it would
+        take itself for one of many, and not write down that the queue is open again. Closing never fails:
+        what was left undone is proven at the next opening.
+        """
+        with suppress(QueueError), self.directory.lock():
+            is_whole = session.is_alone() and generation.settle()
+            generation.close()
+            if is_whole:
+                session.close()
+            session.leave()
+
+    # --- transactions
+
+    def view(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, tables, *args)`` of a snapshot of the queue ``name`` that is on the disk."""
+        return self._read(Generation.view, name, fn, args)
+
+    def glance(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        """Do as ``view``, of a snapshot that a power cut could take back; for what an update will depend on."""
+        return self._read(Generation.glance, name, fn, args)
+
+    def _read(self, read: Callable[..., Any], name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if (block := blocks.current()) is not None:
+            block.refuse_other(self)
+            return block.read(name, fn, args)
+        thread = threading.get_ident()
+        while True:
+            self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
+            generation = self._generation
+            try:
+                if generation is not None:
+                    return read(generation, name, fn, args)
+            except Superseded:
+                if generation is not None and generation.is_broken:
+                    with self._writer:
+                        self._abandon_broken(generation)
+                    continue
+            finally:
+                self._reading.pop(thread, None)
+            self.follow(generation)
+
+    def update(self, name: str, fn: Callable[..., Any], *args: Any, room: int = 0) -> Any:
+        """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
+
+        ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
+        it adds at the most.
+        """
+        if (block := blocks.current()) is not None:
+            block.refuse_other(self)
+            return block.write(name, fn, args, room)
+        call = Call(name, fn, args, room)
+        self._line.pass_through(call)
+        if call.generation is not None:
+            with self._writer:  # so that no fork comes amid the flush
+                call.secure()
+        return call.outcome()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Tell whether the flush of another process was under way when this one last came to commit."""
+        generation = self._generation
+        return generation is not None and generation.is_crowded
+
+    def _run(self, calls: Sequence[Call]) -> None:
+        """Run calls in the live generation, and tell sleepers. Only who holds ``_writer`` may."""
+        try:
+            self._in_live(group_commit.run, calls)
+        finally:
+            if self._retired:
+                self._close_retired()
+            for call in calls:
+                if call.result:
+                    self.bell.ring()
+                    break
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make all calls of this thread in the block one transaction, durable when it is left (``transaction``)."""
+        block = blocks.current()
+        if block is not None:
+            block.refuse_other(self)
+            with block.joined():
+                yield
+            return
+        with self._held():
+            with self.exclusive(_begin_on_the_disk) as (generation, txn):
+                block = Transaction(self, self.directory.path, generation, txn)
+                with blocks.entered(block):
+                    yield
+                transaction = block.commit()
+                if transaction:
+                    generation.secure(transaction)
+            if transaction:
+                self.bell.ring()
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Be open for the block, whichever queue objects are closed in it."""
+        with _opening:
+            if not self.handles:
+                raise ClosedError(self.directory.path)
+            self.handles += 1
+        try:
+            yield
+        finally:
+            self.release()
+
+    def refuse_inside(self, what: str, *advice: str) -> None:
+        """Raise ``TransactionError`` if this thread is in a transaction."""
+        blocks.refuse_inside(self.directory.path, what, *advice)
+
+    @contextmanager
+    def exclusive(
+        self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
+    ) -> Iterator[tuple[Generation, Txn]]:
+        """Hold the write lock of the live generation; what the block does not commit is undone."""
+        process = os.getpid()
+        with self._writer:
+            generation, txn = self._in_live(begin)
+            try:
+                yield generation, txn
+            finally:
+                if os.getpid() == process:  # else it is not ours to end
+                    _generation.end(txn)
+                    if generation.is_broken:
+                        self._abandon_broken(generation)
+
+    def swap(self, write: Write = write_copy) -> int:
+        """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
+        with self.exclusive() as (generation, txn):
+            shrunk = self._swap(generation, txn, write)
+        self.follow(generation)
+        self.bell.ring()  # sleepers move on too, and let go of the old file
+        return shrunk
+
+    def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
+        assert self._session is not None  # it came before the generation
+        return swap(self.directory, self._session, generation, txn, write)
+
+    def prepare(self, name: str | None, progress: Progress | None = None) -> None:
+        """Make sure that there is a queue ``name``, and open the handles of all. Waits for a transaction under way."""
+        if (block := blocks.current()) is not None:
+            block.refuse_other(self)
+            if name is not None and not block.generation.knows(name):
+                self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
+            return
+        with self._writer:
+            if self._generation is None:
+                self.follow(None, progress)
+            self._in_live(_prepare, name)
+
+    def processes(self) -> int | None:
+        """Return how many processes have the directory open, as far as can be seen; None if nothing can."""
+        with self._moving:  # so that the session is not closed meanwhile
+            return None if self._session is None else self._session.processes()
+
+    # --- the live generation
+
+    def _in_live(self, fn: Callable[..., R], *args: Any) -> R:
+        """Return ``fn(generation, *args)`` of the live generation. Only who holds ``_writer`` may."""
+        while True:
+            generation = self._generation
+            if generation is None:
+                self.follow(None)
+                continue
+            try:
+                return fn(generation, *args)
+            except Superseded:
+                if not generation.is_broken:
+                    self.follow(generation)
+            except Doubtful:
+                self._rewrite(generation)
+            finally:
+                if generation.is_broken:
+                    self._abandon_broken(generation)
+
+    def _rewrite(self, generation: Generation) -> None:
+        """Put a copy in the place of a generation whose flush failed, unless another process did."""
+        with suppress(Superseded):
+            txn = generation.begin("locking")
+            try:
+                self._swap(generation, txn)
+            finally:
+                _generation.end(txn)
+        self.follow(generation)
+
+    def _abandon_broken(self, generation: Generation) -> None:
+        """Close a generation that LMDB wants reopened. Only who holds ``_writer`` may."""
+        with self._moving:
+            if self._generation is generation:
+                self._generation = None
+                generation.close()
+
+    def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
+        """Go from ``old`` to the live generation, unless another thread of this process did already."""
+        with self._moving:
+            if self._generation is not old:
+                return
+            if self._torn:
+                raise ForkError(self.directory.path)
+            if not self.handles:
+                raise ClosedError(self.directory.path)
+            self._generation = self._open_live(1 if old is None else old.number + 1, progress)
+            if old is not None:
+                self._retired.append(old)
+        if not self._writer.locked():  # else its holder does it; taken by "with", amid which no interrupt comes
+            with self._writer:
+                self._close_retired()
+
+    def _close_retired(self) -> None:
+        """Close the generations that were left. Only who holds ``_writer`` may: none of them is written to."""
+        while self._retired:
+            self._retired.pop().close()
+
+    def _open_live(self, number: int, progress: Progress | None) -> Generation:
+        while True:
+            with self.directory.lock():
+                number = self._published(number)
+                joins = self._session is None
+                session = self._session or Session(self.directory.file(SESSION))
+                try:
+                    self.bell.hang()
+                    generation = self._open_newest(number, session, progress)
+                    self.directory.clean(generation.number, alone=session.first)
+                    if session.first:
+                        owners.sweep(self.directory.path)
+                    session.admit()
+                except BaseException:
+                    if joins:
+                        session.leave()
+                    raise
+                self._session = session
+            try:
+                generation.prepare(None, fifo.create)
+            except Superseded:  # since we let go of the directory lock
+                generation.close()
+                number = generation.number + 1
+            except BaseException:
+                generation.close()
+                raise
+            else:
+                return generation
+
+    def _open_newest(self, number: int, session: Session, progress: Progress | None) -> Generation:
+        """Open the live generation, ``number`` or a later one. Under the directory lock."""
+        while True:
+            path = self.directory.generation(number)
+            if session.first:
+                recover(path, number, self.directory.options, session, progress)
+            generation = Generation(path, number, self.directory.options, session)
+            try:
+                if not generation.is_superseded():
+                    return generation
+            except BaseException:
+                generation.close()
+                raise
+            generation.close()
+            number = self._published(number + 1)
+
+    def _published(self, number: int) -> int:
+        """Return the newest generation, at least ``number``; end a creation or a swap that was cut short before."""
+        number = max(number, self.directory.newest())
+        self.directory.publish(number)
+        return number
+
+    # --- fork
+
+    def freeze(self, deadline: float) -> None:
+        """Let no transaction be open in this process until ``thaw``, or note that there is one."""
+        block = blocks.current()
+        locks = (self._writer, self._moving)
+        self._torn = block is not None and block.owner is self  # by this very thread: waiting is of no use
+        self._frozen = [
+            lock for lock in locks if not self._torn and lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        ]
+        self._torn = len(self._frozen) < len(locks)
+        if not self._torn:
+            generation, self._generation = self._generation, None  # who comes now waits for _moving
+            while self._reading.keys() - {threading.get_ident()} and not self._torn:
+                time.sleep(_FORK_LOOK)
+                self._torn = time.monotonic() > deadline
+            self._generation = generation
+
+    def thaw(self) -> None:
+        """Go on in the parent."""
+        self._torn = False
+        for lock in reversed(self._frozen):
+            lock.release()
+
+    def restart(self) -> None:
+        """Go on in the child, with nothing of the parent's but the files."""
+        self.bell.forget()
+        self._inherited = [*self._retired, self._generation]
+        if not self._torn:  # else closing them would harm the parent
+            for generation in self._inherited:
+                if generation is not None:
+                    generation.close()
+        if self._session is not None:
+            self._session.leave()
+        self._start()
+
+
+def _prepare(generation: Generation, name: str | None) -> None:
+    generation.secure(generation.prepare(name, fifo.create))
+
+
+def _freeze_all() -> None:
+    _opening.acquire()
+    deadline = time.monotonic() + _FORK_PATIENCE
+    for environment in _environments.values():
+        environment.freeze(deadline)
+
+
+def _thaw_all() -> None:
+    for environment in _environments.values():
+        environment.thaw()
+    _opening.release()
+
+
+def _restart_all() -> None:
+    for environment in _environments.values():
+        environment.restart()
+    _opening.release()
+
+
+os.register_at_fork(before=_freeze_all, after_in_parent=_thaw_all, after_in_child=_restart_all)

@@ -1,0 +1,144 @@
+"""Several calls in one transaction.
+
+Owns: what becomes of each call when they share a commit. Law: a call takes effect once or not at all,
+and one that raises does not spoil its neighbours. Must not know: LMDB, who waits for the calls.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
+from typing import Any
+
+from lmdbqueue._errors import CommitUnknownError, Full, QueueError
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, is_open
+
+
+class Call:
+    """A function of a write transaction that waits to be run, and then how it ended.
+
+    ``fn(txn, tables, *args)`` returns what it changed; an empty answer says that it changed nothing.
+    It looks before it writes: when it raises ``Full`` it has written nothing. ``room``: the bytes of
+    pages that it adds at the most.
+    """
+
+    __slots__ = ("args", "done", "error", "fn", "generation", "name", "result", "room", "transaction", "turn")
+
+    def __init__(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], room: int = 0) -> None:
+        self.name = name
+        self.fn = fn
+        self.args = args
+        self.room = room
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+        self.generation: Generation | None = None  # that it was run in, until that is durable
+        self.transaction = 0  # that it took part in, or that it saw
+        self.turn: Lock | None = None  # let go when the call is done, or its caller shall lead; from ``await_turn`` on
+
+    def await_turn(self, seconds: float) -> None:
+        """Wait to be told; the first time only make it possible, so that the caller looks once more."""
+        if self.turn is None:
+            turn = Lock()
+            turn.acquire()
+            self.turn = turn
+        else:
+            self.turn.acquire(timeout=seconds)
+
+    def wake(self) -> None:
+        """Tell the caller, who may wait for its turn."""
+        if self.turn is not None:
+            try:  # noqa: SIM105  (suppress() costs 0.4 us)
+                self.turn.release()
+            except RuntimeError:  # told before
+                pass
+
+    def secure(self) -> None:
+        """Return when what the call did, or saw, is on the disk. Raises ``CommitUnknownError``."""
+        if self.generation is not None:
+            self.generation.secure(self.transaction)
+
+    def outcome(self) -> Any:
+        """Return the result of a call that is done, or raise its error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) -> None:
+    """Run the calls that are not done in one transaction, commit it and flush; mark each ``done``.
+
+    They are done before the flush, so that an interrupt amid it undoes nothing. A call that still has a
+    ``generation`` is not known to be durable: its caller has to ``secure`` it, and is told if that fails.
+    A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
+    is undone, and each call gets one of its own, so that only the culprit fails. With ``again`` a call
+    that finds the disk full is run once more if free pages may be had for it then.
+    """
+    calls = [call for call in calls if not call.done]
+    if not calls:
+        return
+    try:
+        _run(generation, calls)
+    except (Superseded, Doubtful):
+        raise
+    except Exception as error:  # it goes to the callers that it belongs to
+        if len(calls) > 1 and not isinstance(error, CommitUnknownError):
+            for call in calls:
+                run(generation, [call])
+            return
+        explained = generation.explain(error, "writing")
+        if again and isinstance(explained, Full) and generation.renew():
+            run(generation, calls, again=False)
+            return
+        if isinstance(explained, Superseded):
+            raise explained from error
+        for call in calls:
+            call.error = explained
+        _finish(calls, None, 0)
+    else:
+        _secure(generation, calls)
+
+
+def _run(generation: Generation, calls: Sequence[Call]) -> None:
+    transaction = 0
+    txn = generation.begin("writing")
+    try:
+        transaction = generation.stamp(txn) - 1  # what it sees
+        changed = False
+        for call in calls:
+            call.error = None
+            try:
+                if call.room:
+                    generation.make_room(txn, call.room)
+                call.result = call.fn(txn, generation.table(call.name), *call.args)
+                if call.result:
+                    changed = True
+            except Full as error:
+                call.error = error
+        if changed:
+            transaction += 1
+            generation.commit(txn)
+        else:
+            txn.abort()
+    except BaseException as error:
+        if is_open(txn):
+            txn.abort()
+        elif not isinstance(error, Exception):  # interrupted after the end: it counts
+            _finish(calls, generation, transaction)
+        raise
+    _finish(calls, generation, transaction)
+
+
+def _secure(generation: Generation, calls: Sequence[Call]) -> None:
+    """Bring the transaction of the calls to the disk, so that none of them has to."""
+    try:
+        generation.secure(calls[0].transaction)
+    except QueueError:  # each caller finds that out for itself
+        return
+    for call in calls:
+        call.generation = None
+
+
+def _finish(calls: Iterable[Call], generation: Generation | None, transaction: int) -> None:
+    for call in calls:
+        call.generation = generation
+        call.transaction = transaction
+        call.done = True

@@ -1,0 +1,275 @@
+"""``PersistentQueue``: the verbs on an LMDB environment.
+
+Owns: what a user opens, passes around and closes. Law: each step is one call of the environment; what
+it means stands in ``_model.fifo``, what a verb makes of it in ``_verbs.writing``. Must not know: LMDB, generations.
+"""
+
+import os
+import pickle
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from lmdbqueue import _format
+from lmdbqueue._errors import QueueError, TransactionError
+from lmdbqueue._host.owners import Owners
+from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._local import compaction
+from lmdbqueue._local.engine import Engine, now
+from lmdbqueue._local.environment import Environment, open_environment
+from lmdbqueue._local.state import State
+from lmdbqueue._model import fifo, leases, readers
+from lmdbqueue._model.leases import Return
+from lmdbqueue._verbs.reading import checked_count
+
+if TYPE_CHECKING:
+    from lmdbqueue._model.stats import Stats
+
+T = TypeVar("T")
+
+
+class PersistentQueue(Engine[T]):
+    """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
+
+    ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
+    be. ``name`` picks one of several queues in it. ``dumps`` turns an item into bytes and ``loads``
+    back; with pickle, the default, opening a queue means trusting whoever can write to it.
+    ``maxsize`` (items in this queue) and ``max_bytes`` (pages in use in the directory's environment)
+    limit what this object pushes; 0 and None: no limit. ``flush_limit``: bytes of empty space below
+    which ``flush`` does nothing. ``max_attempts``: how often an item is leased before it goes to ``dead``
+    instead of coming back, when this object gives it back; None: for ever.
+
+    ``durability`` and ``checksum`` are fixed when the directory is created. With ``"full"`` a call
+    that returned is on disk: neither a killed process nor a power cut takes it back. With ``"off"``
+    it survives a killed process, and after a power cut nothing is promised.
+
+    The first to open a queue after a power cut proves the file before it is used, and takes back a
+    torn transaction, which was never acknowledged; the logger ``lmdbqueue`` tells of it. A large file
+    takes its time (137 MiB/s were seen): ``progress(done, total)`` is called with bytes meanwhile.
+
+    One object may be used by many threads. A forked child may go on using it; sent to a spawned
+    process, by pickling, it opens the same queue there.
+
+    Raises, on opening: ``FormatError``, ``VersionError``, ``OptionError``, ``AccessError``,
+    ``CorruptQueueError``; nothing at the path is touched then.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        path: str | os.PathLike[str] = ".",
+        dumps: Callable[[T], bytes] = pickle.dumps,
+        loads: Callable[[bytes], T] = pickle.loads,
+        flush_limit: int = 1048576,
+        *,
+        name: str = "queue",
+        maxsize: int = 0,
+        max_bytes: int | None = None,
+        max_attempts: int | None = None,
+        durability: _format.Durability = "full",
+        checksum: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        if durability not in ("full", "off"):
+            message = f"durability is 'full' or 'off', not {durability!r}"
+            raise ValueError(message)
+        super().__init__()
+        self.filename = filename
+        self.path = path
+        self.dumps = dumps
+        self.loads = loads
+        self.flush_limit = flush_limit
+        self.name = _format.check_name(name)
+        self.maxsize = maxsize
+        self.max_bytes = max_bytes
+        self.max_attempts = max_attempts
+        self.durability = durability
+        self.checksum = checksum
+        self._directory = os.path.abspath(os.path.join(path, filename))
+        environment = open_environment(
+            self._directory, _format.Options(checksum=checksum, durability=durability), name, progress
+        )
+        self._environment: Environment | None = environment
+        self._owners = Owners(environment.directory.path)
+        self._release = weakref.finalize(self, _let_go, environment, self._owners)
+
+    def __repr__(self) -> str:
+        state = "" if self._environment is not None else ", closed"
+        return f"<{type(self).__name__} {self.name!r} in {self._directory!r}{state}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same queue in the process that unpickles it."""
+        return _reopen, (type(self), self._directory, self._options())
+
+    @property
+    def _where(self) -> str:
+        return self._directory
+
+    def count(self) -> int:
+        """Return how many items wait in the queue, at a cost that does not depend on it."""
+        found: int = self._read(self._open.view, fifo.count)
+        return found
+
+    def stats(self) -> "Stats":
+        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
+        from dataclasses import replace  # noqa: PLC0415  (they take long to import)
+
+        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415
+
+        environment = self._open
+        found: Stats = self._read(environment.view, of_queue, now())
+        return replace(found, processes=environment.processes())
+
+    def flush(self, force: bool = False) -> int:
+        """Give empty space back to the file system; return by how many bytes the file shrank.
+
+        Does nothing if less than ``flush_limit`` bytes are empty, unless ``force``. Without it the
+        space is used again for new items, so a queue needs it only after it was much longer than it
+        will be. Other processes go on meanwhile: readers at once, writers when the copy is done. It
+        covers all queues of the directory, needs room on disk for a copy of what is in use, and
+        changes nothing if it fails (``DiskFullError``) or its process dies.
+        """
+        return compaction.flush(self._open, self.name, -1 if force else max(0, self.flush_limit))
+
+    def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
+        """Make a compacted copy of the whole directory, a queue of its own, and return it opened.
+
+        It is a snapshot of one moment, durable when this returns. ``path=None``: beside this one.
+        Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
+        """
+        target = os.path.dirname(self._directory) if path is None else path
+        compaction.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
+        return type(self)(new_filename, target, **self._options())
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make what this thread does in the block, with all queues of this directory, one atomic step.
+
+        It is durable when the block is left; an exception that leaves it undoes all, and so does a
+        kill or a power cut before. Every verb in it sees what those before it did, and nobody else
+        sees any of it before the end. Blocks may be nested: the inner one is a part of the outer.
+
+        It holds the one right to write to the directory, of all processes, so keep it short: nothing
+        that waits belongs here (leases are for that), least of all ``await``. Readers go on meanwhile.
+
+        Raises ``TransactionError`` for what cannot be a part of it: a queue of another directory, a queue
+        that is not there yet, waiting, ``flush``, ``copy``, ``check``, ``drop_queue``; and at the end if a
+        call in it failed halfway, even if that error was caught. ``Full`` can be caught. ``StorageError``
+        at the end: nothing was stored; ``CommitUnknownError``: look.
+        """
+        with self._open.transaction():
+            yield
+
+    @property
+    def state(self) -> State:
+        """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
+        return State(self._open, self.name, self.dumps, self.loads)
+
+    def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
+        """Move the first items to the tail of another queue of this directory, as one atomic step.
+
+        They are not decoded; ``to`` should have the same ``dumps`` and ``loads``. Returns how many there
+        were, at most ``items``. Raises ``Full`` by the limits of ``to`` (nothing is moved then),
+        ``CorruptItemError``, ``TransactionError`` if ``to`` is in another directory, ``ValueError`` if
+        it is this queue.
+        """
+        n = checked_count(items)
+        target = to._as_target(self._open, self.name)  # noqa: SLF001  (of its own class)
+        while entries := self._first(n):
+            payloads = self._payloads(entries)
+            keys = [key for key, _ in entries]
+            moved: int = self._open.update(
+                self.name, readers.move, keys, payloads, target, room=fifo.room_for(payloads)
+            )
+            if moved:
+                return moved
+        return 0
+
+    def _as_target(self, environment: Environment, name: str) -> readers.Target:
+        """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
+        self._refuse_after_shutdown()
+        if self._open is not environment:
+            raise TransactionError(
+                environment.directory.path, f"{self!r} is in another directory", "open both in one, with two names"
+            )
+        if self.name == name:
+            message = f"{self!r}: a queue cannot move items to itself"
+            raise ValueError(message)
+        return self.name, (self.maxsize, self.max_bytes), now()
+
+    def queues(self) -> list[str]:
+        """Return the names of all queues of this directory."""
+        names: list[str] = self._open.view(self.name, _names)
+        return names
+
+    def drop_queue(self, name: str) -> None:
+        """Remove the queue ``name`` of this directory, with its items and state, and give its space back.
+
+        Durable when this returns. Writers wait while the directory is copied twice, so it is not for
+        every day. Objects that are open on that queue, of any process, raise ``GoneError`` from then on.
+        Raises ``KeyError`` if there is no such queue.
+        """
+        if name not in self.queues():
+            raise KeyError(name)
+        compaction.drop(self._open, name)
+
+    def check(self, repair: bool = False) -> list[str]:
+        """Return what is wrong with the files: an empty list, or a sentence for each problem.
+
+        Looks at all queues of the directory: the structure of the file, each checksum, head and tail
+        against the items, files that should not be there. Writers wait meanwhile. With ``repair`` every
+        item that is whole is written to a new file, which takes the place of the damaged one, durably,
+        while others go on; a damaged item is kept as it was found in the file ``<queue>.quarantine``
+        beside the directory (JSON lines: queue, seq, value in base64), and the answer tells what was lost.
+        For a queue that cannot be opened: ``lmdbqueue.check``.
+        """
+        from lmdbqueue._local.check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
+
+        return check_open(self._open, repair=repair)
+
+    def close(self) -> None:
+        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
+
+        What it holds in leases is given back at once. Closing is not needed for durability: there is nothing in
+        memory. Doing it twice is harmless.
+        """
+        environment, self._environment = self._environment, None
+        if environment is not None:
+            environment.bell.ring()
+            super().close()
+            if self._owners.mine:
+                with suppress(QueueError):  # else who looks next finds a dead owner
+                    how = Return(time.time_ns(), "its queue was closed", max_attempts=self.max_attempts)
+                    environment.update(self.name, leases.give_up, self._owners.mine, how)
+            self._release()
+
+    def _options(self) -> dict[str, Any]:
+        names = (
+            *("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "max_attempts"),
+            *("durability", "checksum"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+
+def _names(txn: Txn, queue: Tables) -> list[str]:
+    return sorted(queue.generation.names(txn))
+
+
+def _let_go(environment: Environment, owners: Owners) -> None:
+    try:
+        owners.leave()
+    finally:
+        environment.release()
+
+
+def _reopen(cls: type[PersistentQueue[Any]], directory: str, options: dict[str, Any]) -> PersistentQueue[Any]:
+    path, filename = os.path.split(directory)
+    return cls(filename, path, **options)

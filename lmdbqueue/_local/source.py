@@ -1,0 +1,213 @@
+"""A queue on this machine as what a forwarder drains.
+
+Owns: what is read of a queue without decoding it, and how just that is removed again. Law: what was not read is never
+removed, whatever others do with the queue meanwhile; removing twice is removing once, since a number is never given
+again. Must not know: where the items go.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue import _format
+from lmdbqueue._errors import Empty
+from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._local.engine import now
+from lmdbqueue._local.environment import open_environment
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._model import fifo, item_notes, readers
+from lmdbqueue._model.fifo import Entry
+from lmdbqueue._verbs.batch import Origin
+from lmdbqueue._verbs.reader import Reader
+
+
+class Bounds(NamedTuple):
+    """How far a source has come."""
+
+    tail: int  # the number that its next item gets
+    removed: int  # how many items have left, or how far a reader has come: never less than before
+    waiting: int
+
+
+class Source(ABC):
+    """What a forwarder drains: the items that wait in a queue, in their order, or those of a reader of it."""
+
+    path: str
+    origin: Origin
+
+    @abstractmethod
+    def bounds(self) -> Bounds:
+        """Return how far it has come."""
+
+    @abstractmethod
+    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
+        """Return the numbers and payloads of the first items, at most so many, and about so many bytes."""
+
+    @abstractmethod
+    def remove(self, seqs: Collection[int]) -> int:
+        """Remove just the items of these numbers, those that are still there; return how many, durably."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> None:
+        """Wait until there is an item, at most so many seconds."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what this object holds."""
+
+
+class QueueSource(Source):
+    """The items of a queue directory, as bytes."""
+
+    def __init__(self, path: str | os.PathLike[str], name: str = "queue") -> None:
+        """Open the queue; raise ``FormatError`` if no directory is there, ``KeyError`` if no queue of the name is."""
+        self.path = os.path.abspath(path)
+        options = find_directory(self.path).options
+        if name not in _names(self.path, options):
+            raise KeyError(name)
+        self._queue = PersistentQueue[bytes](
+            self.path,
+            dumps=bytes,
+            loads=bytes,
+            name=name,
+            durability=options.durability,
+            checksum=options.checksum,
+        )
+        self.origin = Origin(options.uuid, name)
+
+    def bounds(self) -> Bounds:
+        """Return how far the queue has come."""
+        stats = self._queue.stats()
+        return Bounds(stats.tail, stats.removed, stats.waiting)
+
+    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
+        """Return the first items. Raises ``CorruptItemError``, with which somebody has to deal first."""
+        seqs: list[int] = []
+        payloads: list[bytes] = []
+        place = b""
+        while len(seqs) < items and size > 0:
+            entries = self._behind(place)[: items - len(seqs)]
+            if not entries:
+                break
+            for entry, payload in zip(entries, self._queue._payloads(entries), strict=True):  # noqa: SLF001
+                if size <= 0:
+                    break
+                seqs.append(_format.number(entry[0]))
+                payloads.append(payload)
+                size -= len(payload)
+            place = entries[-1][0]
+        return seqs, payloads
+
+    def _behind(self, place: bytes) -> list[Entry]:
+        """Return some entries behind a place, b"" for the first."""
+        return self._queue._since(place)  # noqa: SLF001  (undecoded)
+
+    def remove(self, seqs: Collection[int]) -> int:
+        """Remove just these items from among those that wait."""
+        if not seqs:
+            return 0
+        removed: int = self._queue._open.update(self._queue.name, _remove, frozenset(seqs))  # noqa: SLF001
+        return removed
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is an item."""
+        with suppress(Empty):
+            self._queue.peek(1, blocking=True, timeout=timeout)
+
+    def close(self) -> None:
+        """Close the queue."""
+        self._queue.close()
+
+
+class ReaderSource(QueueSource):
+    """What a named reader of a queue directory has not passed, as bytes. The reader is made if it is not there.
+
+    To remove is to pass. What came back meanwhile to a place before the last item of a batch is passed, too, and
+    counted as skipped: just as if the reader had moved when it read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], name: str, reader: str) -> None:
+        """Open the queue, and raise, as ``QueueSource`` does."""
+        super().__init__(path, name)
+        self._reader = self._queue.reader(reader)
+        self.origin = Origin(self.origin.uuid, f"{name}/{reader}")
+
+    def bounds(self) -> Bounds:
+        """Return how far the reader has come."""
+        come: int = self._queue._open.view(self._queue.name, readers.come, self._reader.name)  # noqa: SLF001
+        return Bounds(self._queue.stats().tail, come, self._reader.count())
+
+    def _behind(self, place: bytes) -> list[Entry]:
+        if place:
+            return super()._behind(place)
+        return self._queue._reader_first(self._reader.name, 1, durable=True)  # noqa: SLF001
+
+    def remove(self, seqs: Collection[int]) -> int:
+        """Let the reader pass these items."""
+        if not seqs:
+            return 0
+        args = self._reader.name, frozenset(seqs), now()
+        passed: int = self._queue._open.update(self._queue.name, readers.settle, *args)  # noqa: SLF001
+        return passed
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is an item."""
+        with suppress(Empty):
+            self._reader.peek(1, blocking=True, timeout=timeout)
+
+
+def _names(path: str, options: _format.Options) -> list[str]:
+    """Return the names of the queues of a directory, without making one."""
+    environment = open_environment(path, options, None)
+    try:
+        with environment.exclusive() as (generation, txn):
+            return list(generation.names(txn))
+    finally:
+        environment.release()
+
+
+_LONG: Final = 8  # bytes of the place of an item without a delay; those with one come first, but for item 0
+
+
+def _remove(txn: Txn, queue: Tables, seqs: Collection[int]) -> int:
+    """Remove the items of these numbers that wait; what stands between them goes back to its place."""
+    last = _format.place(max(seqs))
+    entries: list[Entry] = []
+    until = 0
+    found = 0
+    with txn.cursor(queue.items) as cursor:
+        for entry in cursor.iternext():
+            if len(entry[0]) == _LONG and entry[0] > last:
+                break
+            entries.append(entry)
+            if _format.number(entry[0]) in seqs:
+                until = len(entries)
+                found += 1
+                if found == len(seqs):
+                    break
+    before = entries[:until]
+    ours = [place for place, _ in before if _format.number(place) in seqs]
+    if ours and fifo.take(txn, queue, [place for place, _ in before]):
+        item_notes.forget(txn, queue, ours)
+        strangers = [entry for entry in before if _format.number(entry[0]) not in seqs]
+        if strangers:
+            fifo.put_back(txn, queue, strangers)
+    return len(ours)
+
+
+def source_of(local: Any) -> Source:
+    """Return what drains a queue, given by itself or by the path of its directory, or a reader of it; or a source."""
+    if isinstance(local, Source):
+        return local
+    if isinstance(local, PersistentQueue):
+        return QueueSource(local._directory, local.name)  # noqa: SLF001  (of a queue of this library)
+    if isinstance(local, Reader):
+        queue = local.queue
+        if not isinstance(queue, PersistentQueue):
+            message = f"only a reader of a PersistentQueue can be forwarded, and this is one of {queue!r}"
+            raise TypeError(message)
+        return ReaderSource(queue._directory, queue.name, local.name)  # noqa: SLF001
+    return QueueSource(local)

@@ -1,0 +1,104 @@
+"""The swap of generations: a new file takes the place of the live one while others go on working.
+
+Owns: the steps of the swap. Law: at every moment exactly one generation is live, and a write can only
+ever be committed to that one. Must not know: why it is done (``_local.compaction``, ``_local.environment``),
+verbs, items.
+
+====  ==================================================  ======================================
+step  what is done; N is the live generation              killed after it: who puts it right
+====  ==================================================  ======================================
+1     take the write lock of N: nobody else writes        the kernel frees the lock
+2     remove an old draft of N+1; write N to the draft,   N is live; the draft is worthless: the
+      or let a copy catch up that was made before         next swap, or the next process to open
+      (``_local.catch_up``); allocate its reserve and lock file    the queue alone, removes it
+3     fsync the draft and the directory                   as 2
+4     take the directory lock: nobody opens meanwhile     as 2
+5     commit the mark "next = N+1" to N. *The switch.*    N is closed for ever, the draft whole:
+                                                          whoever sees the mark does step 6
+6     rename the draft to N+1, fsync the directory        N+1 is live: whoever opens the queue
+                                                          does step 7
+7     remove N and its lock file                          nothing is left to do
+====  ==================================================  ======================================
+
+Every transaction, of any process, looks for the mark in its own snapshot before it does anything, and
+moves on to N+1 if it is there. It cannot be missed by a writer, who has the write lock. A reader that
+began before the switch reads the queue as it was then.
+
+A power cut. The mark needs no flush of its own, since nothing is committed to N+1 before step 6 is on
+the disk (whoever moves on sees to that). Before it is, the mark and the name may have arrived or not:
+
+- neither, or a torn transaction of the mark: N counts, and the draft is a leftover
+- the mark only: the draft, which was on the disk before the mark was made, gets its name
+- the name, with the mark or without: the highest number counts, and has all that N had
+
+When N is in doubt (a flush of it failed, see ``_lmdb.generation``) its pages are read from memory, and if
+they were dropped there, from a disk that never got them: the draft is proven before the switch.
+
+Removing N is safe while others have it open or read it: the file lives on, nameless, until they move
+on. Nobody can be about to open it by name, since opening takes the directory lock. Each generation
+has a lock file of its own: LMDB loses data when a new file comes under an old lock file.
+"""
+
+import os
+from collections.abc import Callable
+
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host.directory import Directory
+from lmdbqueue._host.disk import open_private, sync_directory, sync_file, synced_steadily, translated
+from lmdbqueue._host.session import Session, stamp
+from lmdbqueue._lmdb import generation as _generation
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.generation import Generation, Snapshot, Txn
+from lmdbqueue._model import invariants
+
+Write = Callable[[Generation, Txn, str], None]
+
+
+def swap(directory: Directory, session: Session, generation: Generation, txn: Txn, write: Write) -> int:
+    """Put what ``write(generation, txn, path)`` makes of it in the place of the live generation.
+
+    ``txn`` holds its write lock, and is ended. Return by how many bytes the file shrank.
+    """
+    number = generation.number + 1
+    with translated(directory.path, "compaction"):
+        write(generation, txn, directory.draft(number))
+        sync_directory(directory.path)
+        shrunk = os.stat(generation.path).st_size - os.stat(directory.draft(number)).st_size
+        if session.is_in_doubt(generation.number):
+            _refuse_damaged(directory.draft(number), generation)
+        with directory.lock():
+            generation.supersede(txn)
+            directory.publish(number)
+            session.set_synced(stamp(number, meta_page.read(directory.generation(number))[0].transaction))
+            directory.clean(number, alone=False)
+    return max(0, shrunk)
+
+
+def _refuse_damaged(draft: str, generation: Generation) -> None:
+    """Raise ``CorruptQueueError`` if what could not be flushed is gone from memory too."""
+    if found := invariants.of_file(draft, generation.options):
+        raise CorruptQueueError(generation.path, f"a flush failed, and then {found.sentences()[0]}")
+
+
+def write_copy(generation: Snapshot, _txn: Txn, path: str) -> None:
+    """Write a compacted copy of the newest snapshot to ``path``, durably but for its name."""
+    for name in (path, path + "-lock"):
+        if os.path.exists(name):
+            os.unlink(name)
+    fd = open_private(path, os.O_RDWR | os.O_EXCL)
+    try:
+        with synced_steadily(fd):
+            generation.copy(fd)
+    finally:
+        os.close(fd)
+    complete(path)
+
+
+def complete(path: str) -> None:
+    """Give a new file its reserve and its lock file, and bring it to the disk."""
+    _generation.provide(path)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,88 @@
+"""The block of a user as one transaction: what the calls in it do until it ends.
+
+Owns: the transaction of a block. Law: what the calls of a block change is committed together or not at all. Must not
+know: who holds which lock (``_local.environment``), what spoils a block (``_verbs.block``), what a call means.
+
+====  ====================================================  =====================================
+step  what is done                                          killed after it; or the power goes
+====  ====================================================  =====================================
+1     take the right to write of this process (``_writer``)  nothing was changed; the kernel and
+      and LMDB's write lock: nobody else writes              LMDB free the locks
+2     flush, if what is seen here is not on the disk yet     as 1
+3     run the block: each verb of this thread on a queue     as 1
+      of this directory runs in its transaction at once
+4     commit                                                 killed: all of it is there; power:
+                                                             all or nothing, as of any commit
+5     flush; then the block is left, which says that it is   all of it is there
+      durable, and sleepers are woken
+====  ====================================================  =====================================
+
+A fork inside of a block gives a child whose queues of that directory raise ``ForkError``; leaving the block
+there does too, and ends nothing: the transaction is the parent's (see ``_local.environment`` on forks).
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lmdbqueue._errors import Full, StorageError
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Txn
+from lmdbqueue._verbs.block import Block, Blocks
+
+blocks: Blocks["Transaction"] = Blocks()
+_of_parent: list["Transaction"] = []  # in a child: kept, since LMDB's binding would end what is let go
+
+
+class Transaction(Block):
+    """A block whose calls share a transaction of LMDB's."""
+
+    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn) -> None:
+        super().__init__(owner, path)
+        self.generation = generation
+        self._txn = txn
+        self._has_changed = False
+
+    def read(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Return ``fn(txn, tables, *args)``, which changes nothing."""
+        self.refuse_if_spoiled()
+        try:
+            return fn(self._txn, self.generation.table(name), *args)
+        except Exception as error:
+            self._raise(error, "reading")
+
+    def write(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
+        """Return ``fn(txn, tables, *args)``, which looks before it writes."""
+        self.refuse_if_spoiled()
+        table = self.generation.table(name)
+        try:
+            if room:
+                self.generation.make_room(self._txn, room)
+            result = fn(self._txn, table, *args)
+        except Full:
+            raise
+        except BaseException as error:
+            self._spoiled_by = error
+            self._raise(error, "writing")
+        self._has_changed = bool(result) or self._has_changed
+        return result
+
+    def commit(self) -> int:
+        """Commit what was changed; return the transaction for ``secure``, 0 if nothing was."""
+        self.refuse_if_spoiled()
+        if not self._has_changed:
+            return 0
+        try:
+            return self.generation.commit(self._txn)
+        except Exception as error:
+            self._raise(error, "commit")
+
+    def _raise(self, error: BaseException, operation: str) -> NoReturn:
+        explained = self.generation.explain(error, operation) if isinstance(error, Exception) else error
+        if isinstance(explained, (Superseded, Doubtful)):  # which only tell what this library must do
+            explained = StorageError(self.path, operation, str(error) or "a flush failed")
+        if explained is error:
+            raise error
+        raise explained from error
+
+
+os.register_at_fork(after_in_child=lambda: _of_parent.extend(blocks.leave_to_the_parent()))

@@ -1,0 +1,100 @@
+"""What ``stats()`` says, for those who collect figures.
+
+Owns: names, units and meanings of the figures as metrics, and what each is of; Prometheus' text. Law: each field of
+``Stats``, and of its readers, is here once; what is of a directory has no queue as a label, so that nobody adds it up.
+Must not know: who asks, how a figure is had.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue._model.stats import Stats
+
+Figures = tuple[str, str, Stats]  # path and name of a queue, and what its stats() said
+Labels = dict[str, str]
+Sample = tuple[Labels, float]
+
+
+def _queue(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    yield {"path": path, "queue": name}, stats
+
+
+def _directory(path: str, _name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    yield {"path": path}, stats
+
+
+def _reader(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
+    for reader in stats.readers:
+        yield {"path": path, "queue": name, "reader": reader.name}, reader
+
+
+class Metric(NamedTuple):
+    """A figure as a metric."""
+
+    field: str  # of what it is of
+    name: str  # for Prometheus
+    unit: str  # of UCUM, as OpenTelemetry has it
+    meaning: str
+    is_total: bool = False  # it only grows
+    of: Callable[[str, str, Stats], Iterable[tuple[Labels, Any]]] = _queue  # labels, and the thing that has the field
+
+    def samples(self, path: str, name: str, stats: Stats) -> Iterator[Sample]:
+        """Yield each figure that is known, with what tells it from others."""
+        for labels, thing in self.of(path, name, stats):
+            value: float | None = getattr(thing, self.field)
+            if value is not None:
+                yield labels, value
+
+    @property
+    def key(self) -> str:
+        """Its name for OpenTelemetry, within ``lmdbqueue``."""
+        return f"reader.{self.field}" if self.of is _reader else self.field
+
+
+METRICS: Final = (
+    Metric("waiting", "lmdbqueue_items_waiting", "{item}", "Items that wait."),
+    Metric("leased", "lmdbqueue_items_leased", "{item}", "Items that consumers hold."),
+    Metric("delayed", "lmdbqueue_items_delayed", "{item}", "Items that come due later."),
+    Metric("dead", "lmdbqueue_items_dead", "{item}", "Dead letters."),
+    Metric("pushed", "lmdbqueue_items_pushed_total", "{item}", "Items ever pushed.", is_total=True),
+    Metric("removed", "lmdbqueue_items_removed_total", "{item}", "Items ever removed.", is_total=True),
+    Metric("head", "lmdbqueue_head", "1", "Number of the first item that never left."),
+    Metric("tail", "lmdbqueue_tail", "1", "Number that the next item gets."),
+    Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "How long the item has waited that waits longest."),
+    Metric("lag", "lmdbqueue_reader_lag", "{item}", "Items that a reader has not passed.", of=_reader),
+    Metric("position", "lmdbqueue_reader_position", "1", "Number that a reader reads next.", of=_reader),
+    Metric("skipped", "lmdbqueue_reader_skipped_total", "{item}", "Items lost to a reader.", is_total=True, of=_reader),
+    Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "When a reader moved last, since 1970.", of=_reader),
+    Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", of=_directory),
+    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would give back.", of=_directory),
+    Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", of=_directory),
+    Metric("generation", "lmdbqueue_generation", "1", "Generation of the file.", of=_directory),
+    Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have it open.", of=_directory),
+)
+
+
+def prometheus_text(figures: Iterable[Figures]) -> str:
+    """Return the figures in Prometheus' text format, as the node exporter's textfile collector reads it."""
+    figures = list(figures)
+    lines: list[str] = []
+    for metric in METRICS:
+        samples = {
+            _sample(metric.name, labels): value
+            for path, name, stats in figures
+            for labels, value in metric.samples(path, name, stats)
+        }
+        if samples:
+            lines += [
+                f"# HELP {metric.name} {metric.meaning}",
+                f"# TYPE {metric.name} {'counter' if metric.is_total else 'gauge'}",
+                *(f"{sample} {value}" for sample, value in samples.items()),
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _sample(name: str, labels: Labels) -> str:
+    return name + "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
