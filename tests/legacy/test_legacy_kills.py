@@ -17,9 +17,8 @@ from collections.abc import Iterator
 
 import pytest
 from old_queues import write_acks, write_chunks, write_file, write_litequeue, write_queuelib
-from processes import KILLED, forked, in_a_small_process, kill_at_every_line, status_of, tree
+from processes import KILLED, MODULES, forked, in_a_small_process, kill_at_every_line, status_of, tree
 from replay import MEMORY
-from test_kills import MODULES
 
 from lmdbqueue import PersistentQueue, legacy
 from lmdbqueue.legacy import Imported, import_file

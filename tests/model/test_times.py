@@ -321,7 +321,9 @@ def test_age_is_kept_by_flush_copy_and_a_restart(tmp_path, clocks):
 def test_items_of_a_version_that_noted_no_times_have_no_age_until_they_are_gone(queue, clocks, retained):
     queue.push(["a", "b"])
     tables = queue._environment._generation.table("queue")
-    queue._environment.update("queue", lambda txn, _: push_times.weighed_records.delete_sealed(txn, tables, tables.times))
+    queue._environment.update(
+        "queue", lambda txn, _: push_times.weighed_records.delete_sealed(txn, tables, tables.times)
+    )
     queue._environment._generation.marked.clear()
     assert age(queue) is None
     if retained:

@@ -33,7 +33,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DATABASE = "postgresql://localhost/app"  # as the documents call it
 PLACE = "/srv/app"  # as the documents call the directory
 IS_WRITING = os.environ.get("LMDBQUEUE_WRITE_EXAMPLES") == "1"

@@ -50,5 +50,7 @@ def test_the_versions_that_it_names_are_those_that_the_tests_install(package):
 
 
 def test_the_page_is_named_where_old_files_are_met():
-    assert os.path.exists(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), PAGE))
+    assert os.path.exists(
+        os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), PAGE)
+    )
     assert "docs/migrating.md" in read("README.md")

@@ -38,7 +38,7 @@ def test_every_figure_is_a_metric_once():
 
 
 def test_rules_of_the_document_are_of_metrics_that_there_are():
-    with open(os.path.join(os.path.dirname(__file__), "..", "docs", "operations.md"), encoding="utf-8") as file:
+    with open(os.path.join(os.path.dirname(__file__), "..", "..", "docs", "operations.md"), encoding="utf-8") as file:
         (rules,) = re.findall(r"^```yaml\n(.*?)^```$", file.read(), re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"lmdbqueue_\w+", rules))
     assert len(named) == 5

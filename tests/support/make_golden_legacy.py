@@ -1,4 +1,4 @@
-"""Writes queues with old releases of other libraries: ``python tests/make_golden_legacy.py``.
+"""Writes queues with old releases of other libraries: ``python tests/support/make_golden_legacy.py``.
 
 Each release is installed in a directory of its own, since they cannot stand beside those that the tests use, and
 writes what is in ``golden_legacy`` under its name and version. What is in them stands in ``test_legacy_golden.py``.
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import closing
 
-PLACE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden_legacy")
+PLACE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "legacy", "golden_legacy")
 ITEMS = ["gone", "first", ("second", 2), None, "x" * 5_000]
 TEXTS = ["gone", "first", "second, \u00fc", "", "x" * 5_000]
 BYTES = [text.encode() for text in TEXTS]

@@ -41,7 +41,7 @@ def test_a_call_that_the_disk_fails_is_told_and_everything_acknowledged_is_there
     work = subprocess.run(
         ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-e", f"trace={call}", "-e", inject,
          sys.executable, "-c", WORK, str(tmp_path)],
-        cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if work.returncode:  # the queue could not even be opened, and that was told in our words
         assert "lmdbqueue._errors." in work.stderr.splitlines()[-1], work.stderr
@@ -102,7 +102,7 @@ def test_a_disk_that_fails_again_and_again_takes_nothing_that_was_acknowledged(
     work = subprocess.run(
         ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-e", f"trace={call}", "-e", f"inject={fault}:when=20+{step}",
          sys.executable, "-c", WORK_ON, str(tmp_path), str(step)],
-        cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60, check=False,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     faults = (tmp_path / "trace").read_text().count("(INJECTED)")
     assert work.returncode == 0, work.stderr

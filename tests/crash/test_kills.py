@@ -7,7 +7,6 @@ form tries, and LMDBQUEUE_KILLS how many kills it deals out.
 import fcntl
 import functools
 import os
-import pkgutil
 import random
 import select
 import shutil
@@ -20,17 +19,12 @@ from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
-from processes import eventually, forked, in_a_small_process, kill_at_every_line, status_of
+from processes import MODULES, eventually, forked, in_a_small_process, kill_at_every_line, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
-import lmdbqueue
 from lmdbqueue import PersistentQueue
 
-PACKAGES = ["", "_host/", "_lmdb/", "_local/", "_model/", "_verbs/"]
-MODULES = [
-    each + module.name for each in PACKAGES for module in pkgutil.iter_modules([f"{lmdbqueue.__path__[0]}/{each}"])
-]
 SEEDS = int(os.environ.get("LMDBQUEUE_SEEDS", "20"))
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000"))
 PROCESSES = 4

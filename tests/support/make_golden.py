@@ -1,4 +1,4 @@
-"""Writes the golden directory of the present format: ``python tests/make_golden.py``, once a format version.
+"""Writes the golden directory of the present format: ``python tests/support/make_golden.py``, once a format version.
 
 What is in them stands in ``test_golden.py``. A golden directory that was released is never written again.
 """
@@ -11,7 +11,7 @@ import lmdbqueue._local.engine
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
 
-PLACE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+PLACE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model", "golden")
 LONG = "x" * 10_000  # in pages of its own
 EPOCH = 1_764_000_000 * 10**9  # ns since 1970, when the clock of ``make_times`` begins
 
