@@ -14,8 +14,8 @@ file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only 
 ``legacy``    ``import_file``: queues of other libraries, taken over; a package, too
 ``otel``      figures for OpenTelemetry
 ``forward``   ``Forwarder``: a queue drained into a central one, each item exactly once
-``aio``       ``AsyncPersistentQueue``: the verbs, awaited
 ``postgres``  ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
+``aio``       ``AsyncPersistentQueue``: the verbs, awaited
 ``_async``    calls of an event loop, carried by threads
 ``_local``    ``PersistentQueue`` on LMDB
 ``_verbs``    what each verb means, on any engine
