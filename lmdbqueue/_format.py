@@ -1,14 +1,15 @@
 """What the bytes on disk mean, and nothing else.
 
-Owns: the format version, ``queue.json``, the names of the sub-databases and records, sequence numbers,
-the seal of a payload and the weight of a record. Law: pure functions of bytes; whoever reads
-``docs/format.md`` finds each line of it here. Must not know: files, transactions, LMDB.
+Owns: the format version, ``queue.json``, the names of the sub-databases and records, the keys of items, what stands
+behind a payload, the seal, the weight of a record. Law: pure functions of bytes; each line of ``docs/format.md`` has
+its line here. Must not know: files, transactions, LMDB.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from operator import add, itemgetter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
+from operator import add, itemgetter, mul
 from struct import Struct
 from typing import Final, Literal, NamedTuple, get_args
 from zlib import crc32
@@ -16,7 +17,6 @@ from zlib import crc32
 from lmdbqueue._errors import CorruptQueueError, VersionError
 
 VERSION: Final = 1
-MAX_PAYLOAD: Final = 0xFFFF_FFFF - 4  # LMDB's largest value, less the seal
 
 Durability = Literal["full", "off"]
 
@@ -32,14 +32,17 @@ def unpack(data: bytes) -> int:
     return number
 
 
+unpack_from = _NUMBER.unpack_from
 _ALL: Final = (1 << 64) - 1
+_NONE: Final = _ALL  # in a place of a number that may be missing
 
 # --- names inside the environment
 
 NEXT_GENERATION: Final = b"next"  # in the unnamed database, readable before any other is open
 META: Final = b"meta"
-AWAY: Final = b"away"  # what is not waiting: leased, delayed, dead; and notes on what is
-LAST_TXN: Final = b"txn"  # in META, as are the heads and tails
+AWAY: Final = b"away"  # items held back: leased, delayed, dead; and notes on those that wait
+LAST_TXN: Final = b"txn"  # in META
+DIRECTORY: Final = b"directory"  # in META: what all queues of the directory share
 
 _NAME: Final = re.compile(r"[^/\0]+")
 _MAX_KEY: Final = 511  # bytes, of LMDB
@@ -48,14 +51,22 @@ _MAX_NAME: Final = 200  # bytes
 
 def check_name(name: str) -> str:
     """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
-    if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME:
+    if not _NAME.fullmatch(name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
         message = f"a queue's name is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
         raise ValueError(message)
     return name
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def record(name: str, what: str) -> bytes:
-    """Return the key of something that belongs to the queue ``name``: its items, head or tail."""
+    """Return the key of something that belongs to the queue ``name``, such as its record or its items."""
     return f"{name}/{what}".encode()
 
 
@@ -75,11 +86,11 @@ def state_key(record: bytes) -> str:
 
 
 def has_seal(record: bytes) -> bool:
-    """Tell whether a record of META has a seal: a state, and what is known of readers."""
+    """Return whether a record of META has a seal: those of the state, of readers, of what is retained."""
     return record.split(b"/", 2)[1:2] in _WITH_SEAL
 
 
-_WITH_SEAL: Final = ([b"state"], [b"readers"], [b"retain"], [b"times"])
+_WITH_SEAL: Final = ([b"state"], [b"reader"], [b"retain"])
 
 
 def split_record(key: bytes) -> tuple[str, str]:
@@ -97,75 +108,199 @@ def queue_of(key: bytes) -> str | None:
     return name if name and what == "items" else None
 
 
-# --- places: where an item waits, which is its key among the items. Its number, or, once a delay is over,
-# the time that it was due at, and its number: so what was due comes before what was not, in that order (and
-# before all numbers but 0: nothing of 8 bytes or more sorts before that)
+# --- the key of an item: 1 byte priority class, 7 bytes number in that class. The order of keys is the order of
+# delivery, and an item that comes back has the key that it had
 
-_FRONT: Final = pack(0)
-
-
-def place(seq: int, due: int = 0) -> bytes:
-    """Return the key of the item ``seq`` among the items; ``due``: ns since 1970, 0 for one without a delay."""
-    return _FRONT + pack(due) + pack(seq) if due else pack(seq)
+CLASS: Final = 128  # of items without a priority
+_CLASS_BITS: Final = 56
+BASE: Final = CLASS << _CLASS_BITS  # the first key of that class
+KEY_SIZE: Final = 8
+PRIORITIES: Final = range(-CLASS, CLASS)
 
 
-def number(place: bytes) -> int:
-    """Return the number of the item at a place."""
-    return unpack(place[-8:])
+def key_of(seq: int) -> bytes:
+    """Return the key of the item that users know by the number ``seq``."""
+    return pack(seq + BASE)
 
 
-def due(place: bytes) -> int:
-    """Return when the item at a place was due, 0 for one without a delay."""
-    return unpack(place[8:16]) if len(place) > len(_FRONT) else 0
+def seq_of(key: bytes) -> int:
+    """Return the number by which users know the item under a key."""
+    return unpack(key) - BASE
 
 
-# --- gaps: how the items that a queue has differ from all the numbers from its head to its tail
+def class_of(priority: int) -> int:
+    """Return the class of items with a priority."""
+    return priority + CLASS
 
 
-class Gaps(NamedTuple):
-    """How many numbers between head and tail have no item, and which; which items came back. No record: none."""
+def class_of_key(key: bytes) -> int:
+    """Return the class of the item under a key."""
+    return key[0]
 
-    skipped: int = 0  # numbers from the head to below the tail without an item
-    skipped_weight: int = 0  # of their places
-    returned_weight: int = 0  # of the places of the items that came back
+
+def first_of(number: int) -> int:
+    """Return the first key, as a number, of the class that a key, given as a number, is in."""
+    return number >> _CLASS_BITS << _CLASS_BITS
+
+
+def class_record(name: str, number: int) -> bytes:
+    """Return the key of the bounds of a class other than ``CLASS``."""
+    return record(name, f"class/{number:03}")
+
+
+class Bounds(NamedTuple):
+    """Which keys of a class have an item. ``head`` and ``tail`` are keys, as numbers.
+
+    From ``head`` to below ``tail`` all have one but for ``skipped`` of them; below ``head`` none has one but for
+    ``returned`` of them. The weights are sums over just those keys, so the four tell which they are.
+    """
+
+    head: int
+    tail: int
+    skipped: int = 0
+    skipped_weight: int = 0
+    returned: int = 0
+    returned_weight: int = 0
+
+    def pack(self) -> bytes:
+        """Return the record of a class."""
+        return _CLASS_VERSION + _BOUNDS.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Bounds":
+        """Read the record of a class."""
+        return cls(*_BOUNDS.unpack_from(data, 1))
+
+    @classmethod
+    def empty(cls, number: int) -> "Bounds":
+        """Return the bounds of a class in which nothing ever was."""
+        return cls(number << _CLASS_BITS, number << _CLASS_BITS)
+
+
+_BOUNDS: Final = Struct(">6Q")
+_CLASS_VERSION: Final = b"\1"
+
+
+# --- the record of a queue: all that a plain push or pop has to know. Fields that a later version adds stand behind
+# those of this one and before the serializer's name, and are kept by whoever does not know them
+
+READERS: Final = 1  # flags: it has named readers
+RETAINED: Final = 2  # it has a limit of what is retained
+CLASSES: Final = 4  # it has items in other classes than CLASS, or had
+SIZED: Final = 8  # the bytes of its items are counted, in the record of what is retained
+
+FLAGS_AT: Final = 1
+HEAD_AT: Final = 16
+TAIL_AT: Final = 24
+_IDENTITY: Final = slice(4, 16)
+_NOT_PLAIN: Final = slice(32, 104)  # the numbers that are 0 where the items are just those from head to tail
+_NOTHING: Final = bytes(72)
+_HEADER: Final = Struct(">BBBBIQ")
+_NUMBERS: Final = Struct(">15Q")
+_FIXED: Final = _HEADER.size + _NUMBERS.size
+_QUEUE_VERSION: Final = 1
+
+
+class Numbers(NamedTuple):
+    """The numbers of a queue's record."""
+
+    head: int = BASE
+    tail: int = BASE
+    skipped: int = 0
+    skipped_weight: int = 0
+    returned: int = 0
+    returned_weight: int = 0
+    leased: int = 0  # items
+    delayed: int = 0  # items
+    noted: int = 0  # notes on items that wait
+    keys: int = 0  # of ``unique``
+    expiring: int = 0  # items with a time of expiry, wherever they are
+    dead: int = 0  # items
+    tokens: int = 0  # the last token that was given to a lease
+    dropped: int = 0  # items that left beyond what is retained, ever
+    expired: int = 0  # items that left since their time was over, ever
+
+    def bounds(self) -> Bounds:
+        """Return which keys of the class ``CLASS`` have an item."""
+        return Bounds(*self[:6])
+
+    def bounded(self, bounds: Bounds) -> "Numbers":
+        """Return them with other bounds."""
+        return self._replace(**bounds._asdict())
+
+
+def new_queue(number: int, serializer: str, salt: int) -> bytes:
+    """Return the record of a new queue, the ``number``-th of its directory. Its tokens are given in no other one."""
+    name = serializer.encode()
+    header = _HEADER.pack(_QUEUE_VERSION, 0, len(name), _FIXED, salt, number)
+    return header + _NUMBERS.pack(*Numbers(tokens=number << 40)) + name
+
+
+def identity(queue: bytes) -> bytes:
+    """Return what tells a queue from one that had its name before."""
+    return queue[_IDENTITY]
+
+
+def salt(queue: bytes) -> int:
+    """Return the number that the checksums of a queue's items begin with."""
+    return int.from_bytes(queue[4:8])
+
+
+def flags(queue: bytes) -> int:
+    """Return the flags of a queue's record."""
+    return queue[FLAGS_AT]
+
+
+def with_flags(queue: bytes, now: int) -> bytes:
+    """Return a queue's record with other flags."""
+    return queue[:FLAGS_AT] + bytes([now]) + queue[FLAGS_AT + 1 :]
+
+
+def serializer(queue: bytes) -> str:
+    """Return the name of the serializer of a queue."""
+    return queue[queue[3] : queue[3] + queue[2]].decode()
+
+
+def with_serializer(queue: bytes, name: str) -> bytes:
+    """Return a queue's record with the name of another serializer."""
+    data = name.encode()
+    return queue[:2] + bytes([len(data)]) + queue[3 : queue[3]] + data
+
+
+def numbers(queue: bytes) -> Numbers:
+    """Return the numbers of a queue's record."""
+    return _new(Numbers, _NUMBERS.unpack_from(queue, HEAD_AT))
+
+
+def with_numbers(queue: bytes, now: Numbers) -> bytes:
+    """Return a queue's record with other numbers."""
+    return queue[:HEAD_AT] + _NUMBERS.pack(*now) + queue[_FIXED:]
+
+
+def is_plain(queue: bytes) -> bool:
+    """Return whether its items are just the keys from head to tail, and nobody notes anything of one that leaves."""
+    return queue[FLAGS_AT] == 0 and queue[_NOT_PLAIN] == _NOTHING
+
+
+_new = tuple.__new__  # half of the time of a named tuple's own
+
+
+class Directory(NamedTuple):
+    """What all queues of a directory share."""
+
+    queues: int = 0  # that were ever made
 
     def pack(self) -> bytes:
         """Return the record."""
-        return _GAPS.pack(self.skipped, self.skipped_weight & _ALL, self.returned_weight & _ALL)
+        return b"\1" + pack(self.queues)
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Gaps":
-        """Read the record."""
-        return cls(*_GAPS.unpack(data))
-
-
-_GAPS: Final = Struct(">3Q")
+    def unpack(cls, data: bytes | None) -> "Directory":
+        """Read the record; None: none was written yet."""
+        return cls() if data is None else cls(unpack_from(data, 1)[0])
 
 
 # --- away
-
-
-class Counts(NamedTuple):
-    """How much of a queue is in AWAY; a record in META, which a queue has once anything was."""
-
-    tokens: int = 0  # leases that were ever given
-    leased: int = 0  # items
-    delayed: int = 0  # items
-    dead: int = 0  # items
-    noted: int = 0  # notes on items that wait
-    unique: int = 0  # keys
-
-    def pack(self) -> bytes:
-        """Return the record."""
-        return _COUNTS.pack(*self)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> "Counts":
-        """Read the record."""
-        return cls(*_COUNTS.unpack(data))
-
-
-_COUNTS: Final = Struct(">6Q")
 
 
 def away(name: str, kind: str, *parts: int | bytes) -> bytes:
@@ -177,27 +312,39 @@ class Note(NamedTuple):
     """What is known of an item beside its payload."""
 
     attempts: int = 0  # leases of it
-    due: int = 0  # ns since 1970, of its place, or of the time that it waits for
+    due: int = 0  # ns since 1970, of a delayed item: when it can be had again
     time: int = 0  # ns since 1970, when it last came back, or died
+    expires: int = 0  # ns since 1970, when its time is over, 0 for never
     unique: bytes = b""  # the digest of its key, 16 bytes or none
     reason: str = ""  # why it last came back, or died
+    trace: str = ""  # the traceback of that
 
     def pack(self) -> bytes:
         """Return what stands before the item, or alone."""
-        reason = self.reason.encode(errors="replace")[:_MAX_REASON]
-        return _NOTE.pack(self.attempts, self.due, self.time, self.unique, len(reason)) + reason
+        reason = _cut(self.reason, _MAX_REASON)
+        trace = _cut(self.trace, _MAX_TRACE)
+        sizes = len(reason), len(trace)
+        return _NOTE.pack(1, self.attempts, self.due, self.time, self.expires, self.unique, *sizes) + reason + trace
 
     @classmethod
-    def unpack(cls, data: bytes) -> tuple["Note", bytes]:
-        """Return a note and what stands behind it."""
-        attempts, due, time, unique, length = _NOTE.unpack_from(data)
-        end = _NOTE.size + length
-        reason = data[_NOTE.size : end].decode(errors="replace")
-        return cls(attempts, due, time, unique if unique.strip(b"\0") else b"", reason), data[end:]
+    def unpack(cls, data: bytes, at: int = 0) -> tuple["Note", bytes]:
+        """Return the note that begins at ``at``, and what stands behind it."""
+        _, *numbers, unique, reason, trace = _NOTE.unpack_from(data, at)
+        middle = at + _NOTE.size + reason
+        end = middle + trace
+        texts = data[at + _NOTE.size : middle].decode(errors="replace"), data[middle:end].decode(errors="replace")
+        return cls(*numbers, unique if unique.strip(b"\0") else b"", *texts), data[end:]
 
 
-_NOTE: Final = Struct(">IQQ16sH")
+def _cut(text: str, size: int) -> bytes:
+    """Return at most ``size`` bytes of a text, in whole characters."""
+    data = text.encode(errors="replace")
+    return data if len(data) <= size else data[:size].decode(errors="ignore").encode()
+
+
+_NOTE: Final = Struct(">BIQQQ16sHH")
 _MAX_REASON: Final = 1_000  # bytes
+_MAX_TRACE: Final = 8_000  # bytes
 
 
 # --- readers
@@ -206,53 +353,44 @@ _MAX_REASON: Final = 1_000  # bytes
 class Position(NamedTuple):
     """How far a named reader is."""
 
-    passed: bytes  # place of the last item that it is through with, and with all before; b"": with none
+    passed: bytes  # key of the last item that it is through with, and with all before; ``BEFORE_ALL``: with none
     skipped: int  # items that left before it had passed them
     seen: int  # ns since 1970, when it last moved
 
+    def pack(self) -> bytes:
+        """Return the record of a reader."""
+        return _POSITION.pack(1, self.passed, self.skipped, self.seen)
+
     @classmethod
-    def unpack_all(cls, data: bytes) -> dict[str, "Position"]:
-        """Return the readers that a record has, by their names."""
-        found = {}
-        while data:
-            skipped, seen, length, named = _POSITION.unpack_from(data)
-            end = _POSITION.size + length
-            found[data[end : end + named].decode()] = cls(data[_POSITION.size : end], skipped, seen)
-            data = data[end + named :]
-        return found
-
-    @staticmethod
-    def pack_all(readers: "dict[str, Position]") -> bytes:
-        """Return the record of all readers."""
-        names = ((name.encode(), each) for name, each in sorted(readers.items()))
-        return b"".join(
-            _POSITION.pack(each.skipped, each.seen, len(each.passed), len(name)) + each.passed + name
-            for name, each in names
-        )
+    def unpack(cls, data: bytes) -> "Position":
+        """Read the record of a reader."""
+        return cls(*_POSITION.unpack_from(data)[1:])
 
 
-_POSITION: Final = Struct(">QQBB")
+BEFORE_ALL: Final = bytes(KEY_SIZE)
+_POSITION: Final = Struct(">B8sQQ")
 
 
 class Retention(NamedTuple):
     """What of a queue is kept, whoever has passed it; None: no limit of that kind."""
 
     items: int | None = None
-    bytes: int | None = None  # of the pages of its items
+    bytes: int | None = None  # of payloads
     age: int | None = None  # ns
 
-    def pack(self) -> "_Bytes":
-        """Return the record."""
-        return _RETENTION.pack(*(_ALL if each is None else each for each in self))
+    def pack(self, held: int) -> "_Bytes":
+        """Return the record; ``held``: bytes of the payloads that wait, kept where there is a limit of bytes."""
+        return _RETENTION.pack(1, *(_NONE if each is None else each for each in self), held)
 
     @classmethod
-    def unpack(cls, data: "_Bytes") -> "Retention":
-        """Read the record."""
-        return cls(*(None if each == _ALL else each for each in _RETENTION.unpack(data)))
+    def unpack(cls, data: "_Bytes") -> tuple["Retention", int]:
+        """Read the record: what is kept, and the bytes that wait."""
+        *limits, held = _RETENTION.unpack_from(data)[1:]
+        return cls(*(None if each == _NONE else each for each in limits)), held
 
 
 _Bytes = bytes  # which a field is called
-_RETENTION: Final = Struct(">3Q")
+_RETENTION: Final = Struct(">B4Q")
 
 
 # --- ranges of numbers: first and number after the last of each
@@ -280,52 +418,112 @@ def unpack_ranges(data: bytes) -> list[range]:
     return [range(start, stop) for start, stop in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
-# --- the seal: a CRC-32 over key and payload, little-endian and *behind* the payload, since the CRC
-# over data and its own little-endian CRC is a constant: checking needs no slice
+# --- the trailer of an item: when it was pushed, and what else is known of it from then on. It stands behind the
+# payload, so that payloads without headers are taken from many values at once
+
+TRAILER: Final = 8  # bytes of one without headers
+_WITH_HEADERS: Final = 1 << 63
+_MOST_HEADERS: Final = 0xFFFF  # bytes
+MAX_PAYLOAD: Final = 0xFFFF_FFFF - TRAILER - 4 - 4 - _MOST_HEADERS  # LMDB's largest value, less trailer and seal
+
+
+class Trailer(NamedTuple):
+    """What stands behind a payload."""
+
+    pushed_at: int  # ns since 1970, when it could first be seen: at its push, or at the end of its delay
+    expires: int = 0  # ns since 1970, 0 for never
+    headers: Mapping[str, str] = {}
+
+    def pack(self) -> bytes:
+        """Return the trailer."""
+        if not self.expires and not self.headers:
+            return pack(self.pushed_at)
+        parts = [pack(self.expires)]
+        for text in (each for pair in self.headers.items() for each in pair):
+            data = text.encode()
+            parts += (len(data).to_bytes(2), data)
+        block = b"".join(parts)
+        if len(block) > _MOST_HEADERS:
+            message = f"headers of {len(block):,} bytes; at most {_MOST_HEADERS:,} can be stored"
+            raise ValueError(message)
+        return block + len(block).to_bytes(4) + pack(self.pushed_at | _WITH_HEADERS)
+
+    @classmethod
+    def of(cls, body: bytes) -> tuple["Trailer", int]:
+        """Return the trailer of a payload and its trailer, and the size of the payload."""
+        pushed_at = unpack(body[-TRAILER:])
+        if pushed_at < _WITH_HEADERS:
+            return cls(pushed_at), len(body) - TRAILER
+        end = len(body) - TRAILER - 4
+        begin = end - int.from_bytes(body[end : end + 4])
+        texts = []
+        at = begin + 8
+        while at < end:
+            size = int.from_bytes(body[at : at + 2])
+            texts.append(body[at + 2 : at + 2 + size].decode())
+            at += 2 + size
+        headers = dict(zip(texts[::2], texts[1::2], strict=True))
+        return cls(pushed_at - _WITH_HEADERS, unpack(body[begin : begin + 8]), headers), begin
+
+
+# --- the seal: a CRC-32 over key and what is stored, little-endian and *behind* it, since the CRC over data and its
+# own little-endian CRC is a constant: checking needs no slice. That of an item begins from the salt of its queue, so
+# that an item of another queue never fits
 
 _SEAL: Final = Struct("<I")
 SEAL_SIZE: Final = _SEAL.size
 _RESIDUE: Final = 0x2144DF1C
 
 
-def seal(key: bytes, payload: bytes) -> bytes:
-    """Return the value to store under ``key``: the payload and its checksum."""
-    return payload + _SEAL.pack(crc32(payload, crc32(key)))
+def seal(key: bytes, data: bytes, salt: int = 0) -> bytes:
+    """Return the value to store under ``key``: the data and its checksum."""
+    return data + _SEAL.pack(crc32(data, crc32(key, salt)))
 
 
-def is_intact(key: bytes, value: bytes) -> bool:
-    """Tell whether a sealed value is what was stored under ``key``."""
-    return crc32(value, crc32(key)) == _RESIDUE
+def is_intact(key: bytes, value: bytes, salt: int = 0) -> bool:
+    """Return whether a sealed value is what was stored under ``key``."""
+    return crc32(value, crc32(key, salt)) == _RESIDUE
 
 
 # of many at once: ``map`` runs no Python between two of them, which takes half of the time
 
 
-def seal_all(keys: Iterable[bytes], payloads: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the values to store under the keys."""
-    return map(add, payloads, map(_SEAL.pack, map(crc32, payloads, map(crc32, keys))))
+def seal_all(keys: Iterable[bytes], data: Sequence[bytes], salt: int = 0) -> tuple[list[bytes], int]:
+    """Return the values to store under the keys, and their weight."""
+    checksums = list(map(crc32, data, map(crc32, keys, repeat(salt))))
+    return list(map(add, data, map(_SEAL.pack, checksums))), sum(map(mul, checksums, checksums))
 
 
-def are_intact(keys: Iterable[bytes], values: Iterable[bytes]) -> bool:
-    """Tell whether sealed values are all what was stored under the keys."""
-    return {_RESIDUE}.issuperset(map(crc32, values, map(crc32, keys)))
+def are_intact(keys: Iterable[bytes], values: Iterable[bytes], salt: int = 0) -> bool:
+    """Return whether sealed values are all what was stored under the keys."""
+    return {_RESIDUE}.issuperset(map(crc32, values, map(crc32, keys, repeat(salt))))
 
 
-def unsealed(values: Iterable[bytes]) -> list[bytes]:
-    """Return the payloads of sealed values."""
-    return list(map(_WITHOUT_SEAL, values))
+def bodies(values: Sequence[bytes], *, sealed: bool) -> Sequence[bytes]:
+    """Return what items hold without their seals: payloads and trailers."""
+    return list(map(_WITHOUT_SEAL, values)) if sealed else values
+
+
+def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
+    """Return the payloads of items."""
+    marks, without = _OF_SEALED if sealed else _OF_PLAIN
+    if max(map(marks, values), default=0) < _MARKED:
+        return list(map(without, values))
+    return [body[: Trailer.of(body)[1]] for body in bodies(values, sealed=sealed)]
 
 
 _WITHOUT_SEAL: Final = itemgetter(slice(-SEAL_SIZE))
+_OF_SEALED: Final = itemgetter(-SEAL_SIZE - TRAILER), itemgetter(slice(-SEAL_SIZE - TRAILER))
+_OF_PLAIN: Final = itemgetter(-TRAILER), itemgetter(slice(-TRAILER))
+_MARKED: Final = 0x80  # the first byte of a time with headers before it
 
 
-# --- the weight of a record, of which the sum stands beside the number of the last transaction
-# (see _model.weighed_records). A CRC-32 alone would not do: it is linear, so that differences which are alike would
-# cancel each other
+# --- the weight of a record, of which the sum stands beside the number of the last transaction (see
+# _model.weighed_records). A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel
 
 
 def weigh(key: bytes, value: bytes = b"") -> int:
-    """Return the weight of a record that is not sealed, or of a place."""
+    """Return the weight of a record that is not sealed, or of a key."""
     crc = crc32(value, crc32(key))
     return crc * crc
 
@@ -336,23 +534,40 @@ def weigh_sealed(value: bytes) -> int:
     return crc * crc
 
 
-def pack_last(transaction: int, weight: int | None) -> bytes:
-    """Return the record of the last transaction, with the weight of all other records; None: it is not kept."""
-    number = pack(transaction)
-    if weight is None:
-        return number
-    crc = crc32(number, _LAST_TXN_CRC)
-    return number + pack((weight + crc * crc) & _ALL)
+def weigh_in(is_away: bool, key: bytes, value: bytes) -> int:  # noqa: FBT001  (there are two)
+    """Return what a record of META, or of AWAY, adds to the weight of the records."""
+    if is_away:
+        return weigh_sealed(value) if key.split(b"/", 2)[1:2] not in INDEXES else 0
+    if key == LAST_TXN:
+        return 0
+    return weigh_sealed(value) if has_seal(key) else weigh(key, value)
 
 
-def unpack_last(data: bytes) -> tuple[int, int | None]:
-    """Return the last transaction, and the weight of all other records: None where it is not written down."""
-    number = data[:8]
-    weight = (unpack(data[8:]) - weigh(LAST_TXN, number)) & _ALL if len(data) > len(number) else None
-    return unpack(number), weight
+INDEXES: Final = ([b"owner"], [b"expiry"], [b"expires"], [b"passed"])  # in AWAY: they follow from other records
 
 
-_LAST_TXN_CRC: Final = crc32(LAST_TXN)
+class Last(NamedTuple):
+    """The record of the last transaction."""
+
+    transaction: int
+    weight: int | None = None  # of all other records of META and AWAY; None: not kept
+    content: int = 0  # of the items that the transaction added
+
+    def pack(self) -> bytes:
+        """Return the record."""
+        if self.weight is None:
+            return pack(self.transaction)
+        return _LAST.pack(self.transaction, self.weight & _ALL, self.content & _ALL)
+
+    @classmethod
+    def unpack(cls, data: bytes | None) -> "Last":
+        """Read the record; None: there is none."""
+        if data is None:
+            return cls(-1)
+        return cls(unpack(data)) if len(data) == _NUMBER.size else cls(*_LAST.unpack_from(data))
+
+
+_LAST: Final = Struct(">3Q")
 
 
 # --- queue.json
@@ -367,7 +582,7 @@ class Options(NamedTuple):
 
     def to_json(self) -> bytes:
         """Return the content of ``queue.json``, with a new UUID if there is none."""
-        import json  # noqa: PLC0415  (as below: for who opens a queue, not for who imports)
+        import json  # noqa: PLC0415  (as below: needed at opening, not at import)
 
         options = self._replace(uuid=self.uuid or os.urandom(16).hex())
         return json.dumps({"format": VERSION, **options._asdict()}, indent=2).encode() + b"\n"

@@ -14,12 +14,14 @@ LMDB's list of free pages is a tree: each record is a count and that many page n
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from itertools import count, groupby
 from struct import unpack_from
 from typing import Final
 
 from lmdbqueue._host.disk import sync_file
+from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import Pages
 
@@ -47,6 +49,23 @@ def free_pages(fd: int, newest: MetaPage) -> Iterator[int]:
     """Yield the numbers of the pages that are in LMDB's list, in no order."""
     for _, numbers in Pages(fd, newest.page_size).nodes(newest.free_root):
         yield from unpack_from(f"={len(numbers) // 8 - 1}Q", numbers, 8)
+
+
+def used(path: str, transaction: int) -> int | None:
+    """Return how many bytes the pages in use take that a transaction sees, None if that is not known any more.
+
+    A reading transaction has the number of its snapshot, a writing one the next number.
+    """
+    slots = {each.transaction: each for each in meta_page.read(path)}
+    snapshot = slots.get(transaction, slots.get(transaction - 1))
+    if snapshot is None:
+        return None
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        free = sum(int.from_bytes(numbers[:8], sys.byteorder) for _, numbers in Pages(fd, snapshot.page_size).nodes(snapshot.free_root))
+    finally:
+        os.close(fd)
+    return snapshot.size - free * snapshot.page_size
 
 
 def _wipe(fd: int, start: int, end: int) -> None:

@@ -49,8 +49,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
 
 import lmdb
 
@@ -67,7 +67,8 @@ from lmdbqueue._errors import (
 )
 from lmdbqueue._host.disk import allocate, disk_full, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb import free_pages, meta_page
+from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.preallocation import Room, reserve
 
 if TYPE_CHECKING:
@@ -78,11 +79,10 @@ Db = Any  # lmdb's class for a handle has no public name
 Cursor = Any  # generic in lmdb's stubs only
 
 _MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down to 256 MiB
-_MAX_DBS: Final = 256  # 0.14 us more a read transaction than 8
-_MAX_QUEUES: Final = _MAX_DBS - 2  # less META and AWAY
+_MAX_DBS: Final = 64  # handles at first; a process that needs more opens the file anew
+_MANY_DBS: Final = 1 << 15  # of a file at rest, where it costs some megabytes for a moment
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 _LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
-_META_PAGES: Final = 2
 _DAMAGE: Final = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -95,7 +95,6 @@ _SECOND: Final = 10**9  # ns
 _TICK: Final = _SECOND // 50  # longer than a kernel takes two times for the same
 _COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
-_DB_RECORD: Final = Struct("=IHHQQQQQ")  # LMDB's MDB_db; fields 3 to 5: branch, leaf and overflow pages
 
 
 class Superseded(Exception):
@@ -106,23 +105,29 @@ class Doubtful(Exception):
     """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
 
 
+class Ref(NamedTuple):
+    """Which queue of a directory: a queue that was dropped and one that has its name since are two."""
+
+    name: str
+    identity: bytes
+
+
 class Tables(NamedTuple):
     """Where one named queue's records are in one generation."""
 
     generation: "Snapshot"
     name: str
+    identity: bytes
+    salt: int  # that the seals of its items begin with
     items: Db
     meta: Db
     away: Db
-    head: bytes
-    tail: bytes
-    gaps: bytes
-    counts: bytes
-    readers: bytes
-    retain: bytes
-    times: bytes
+    queue: bytes  # key of its record
+    seed: int  # checksum of that key
+    retain: bytes  # key of the record of what is retained
     sealed: bool
     weighed: bool
+    behind: int  # bytes behind each payload
 
 
 class Snapshot:
@@ -133,23 +138,22 @@ class Snapshot:
     def __init__(self, path: str, options: _format.Options) -> None:
         """Open the file at ``path``, which exists, for reading."""
         self.path = path
+        self.directory = os.path.dirname(path)
         self.options = options
-        self._tables: dict[str, Tables] = {}
+        self._tables: dict[Ref, Tables] = {}
         self.meta: Db = None
         self.away: Db = None
         self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
+        self.content = Content()  # the items that it adds
         self._is_weighed = is_weighed(options)
         self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
-        self.marked: dict[str, int] = {}  # when each queue's newest mark was made, in ns on the monotonic clock
-        self.marking: dict[str, int] = {}  # the same, of the transaction under way (see _model.push_times)
-        self.boot = b""  # id of the boot of the system that the monotonic clock belongs to; none if not known
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
             self._env, self._map_size = self._open()
 
     def _open(self) -> tuple[lmdb.Environment, int]:
-        return _open(self.path, readonly=True, lock=False)
+        return _open(self.path, readonly=True, lock=False, max_dbs=_MANY_DBS)
 
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
@@ -159,128 +163,131 @@ class Snapshot:
     def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
         with self._translated("reading"), self._env.begin() as txn:
-            self._open_tables(txn)
+            self.open_all(txn)
             return fn(txn, self, *args)
 
     def is_superseded(self) -> bool:
-        """Tell whether the queue goes on in the next generation."""
+        """Return whether the queue goes on in the next generation."""
         with self._translated("reading"), self._env.begin() as txn:
             return txn.get(_format.NEXT_GENERATION) is not None
 
-    def table(self, name: str) -> Tables:
+    def table(self, ref: Ref) -> Tables:
         """Return where the records of a queue are. Raises ``GoneError`` if it was dropped."""
         try:
-            return self._tables[name]
+            return self._tables[ref]
         except KeyError:
-            raise GoneError(os.path.dirname(self.path), name) from None
+            raise GoneError(self.directory, ref.name) from None
 
-    def knows(self, name: str) -> bool:
-        """Tell whether the handles of a queue are open."""
-        return name in self._tables
+    def knows(self, ref: Ref) -> bool:
+        """Return whether the handles of a queue are open."""
+        return ref in self._tables
 
     def names(self, txn: Txn) -> list[str]:
-        """Return the names of all queues that ``txn`` sees."""
+        """Return the names of all queues that ``txn`` sees, in order."""
         with txn.cursor() as cursor:
             found = map(_format.queue_of, cursor.iternext(values=False))
-            return [name for name in found if name is not None]
+            return sorted(name for name in found if name is not None)
 
     def recorded(self, txn: Txn) -> set[str]:
-        """Return the names of all queues that have a tail, which is not to say that they have items."""
+        """Return the names of all queues that have a record, which is not to say that they have items."""
         with txn.cursor(self.meta) as cursor:
             found = [_format.split_record(key) for key in cursor.iternext(values=False)]
-        return {name for name, what in found if what == "tail"}
+        return {name for name, what in found if what == "queue"}
 
     def queues(self) -> list[Tables]:
         """Return the queues whose handles are open."""
         return list(self._tables.values())
 
-    def last(self, txn: Txn) -> tuple[int, int | None]:
-        """Return the number of the transaction that was the last to change anything, in its own words.
-
-        And the weight of the records that it left, None if it wrote none down.
-        """
-        value = txn.get(_format.LAST_TXN, db=self.meta)
-        return (-1, None) if value is None else _format.unpack_last(value)
+    def last(self, txn: Txn) -> _format.Last:
+        """Return the record of the transaction that was the last to change anything."""
+        return _format.Last.unpack(txn.get(_format.LAST_TXN, db=self.meta))
 
     def weighed(self, txn: Txn) -> int:
         """Return the weight of the records, which ``last`` should say, too."""
-        with txn.cursor(self.meta) as cursor:
-            total = sum(_weight_in_meta(key, value) for key, value in cursor.iternext())
-        if self.away is not None:
-            with txn.cursor(self.away) as cursor:
-                total += sum(_format.weigh_sealed(value) for key, value in cursor.iternext() if value)
+        total = 0
+        for db in (self.meta, self.away):
+            with txn.cursor(db) as cursor:
+                total += sum(_format.weigh_in(db is self.away, key, value) for key, value in cursor.iternext())
         return total % (1 << 64)
 
     def note_last(self, txn: Txn) -> tuple[int, int | None]:
-        """Write down which transaction changes something, and the weight of the records that it leaves; return both."""
+        """Write down which transaction changes something, and what it leaves; return its number and that weight."""
         number = txn.id()
         weight = None
         if self._is_weighed:
             last, before = self._left
             if last != number - 1:
-                before = self.last(txn)[1]
-            weight = self.weighed(txn) if before is None else before + self.weight
-        txn.put(_format.LAST_TXN, _format.pack_last(number, weight), db=self.meta)
+                before = self.last(txn).weight
+            weight = (self.weighed(txn) if before is None else before + self.weight) % (1 << 64)
+        txn.put(_format.LAST_TXN, _format.Last(number, weight, self.content.weight).pack(), db=self.meta)
         return number, weight
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
         return int(self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
 
+    def used_at_most(self, _txn: Txn) -> int:
+        """Return a number of bytes that the pages in use do not exceed."""
+        return self.extent()
+
     def used(self, txn: Txn) -> int:
-        """Return how many bytes the pages in use take, as ``txn`` sees it."""
-        handles = {_format.record(name, "items"): tables.items for name, tables in self._tables.items()}
-        handles |= {_format.META: self.meta, _format.AWAY: self.away}
-        total = txn.stat()
-        pages = _META_PAGES + _pages(total)
-        with txn.cursor() as cursor:
-            for key, value in cursor.iternext():
-                if key in handles:
-                    pages += _pages(txn.stat(handles[key]))
-                elif len(value) == _DB_RECORD.size:  # a queue that another process has made since
-                    pages += sum(_DB_RECORD.unpack(value)[3:6])
-        return pages * total["psize"]
+        """Return how many bytes the pages in use take, as ``txn`` sees it: all but the free ones, once that is known."""
+        found = free_pages.used(self.path, txn.id())
+        return found if found is not None else self.extent()
 
     def used_by(self, txn: Txn, db: Db) -> int:
         """Return how many bytes the pages of one database take."""
         stat = txn.stat(db)
         return _pages(stat) * int(stat["psize"])
 
-    def knows_all(self, txn: Txn) -> bool:
-        """Tell whether the handles of all databases that ``txn`` sees are open."""
-        known = {_format.META, _format.AWAY, *(_format.record(name, "items") for name in self._tables)}
-        with txn.cursor() as cursor:
-            return known.issuperset(cursor.iternext(values=False))
-
     def copy(self, fd: int) -> None:
         """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
         with self._translated("copying"):
             self._env.copyfd(fd, compact=True)
 
-    def _open_tables(self, txn: Txn, *, create: bool = False) -> bool:
-        """Open the handles of every queue that is there; tell whether something was made (of a file before leases)."""
-        self.meta = self._env.open_db(_format.META, txn=txn, create=False)
-        is_there = txn.get(_format.AWAY) is not None
-        self.away = self._env.open_db(_format.AWAY, txn=txn) if is_there or create else None
-        self._tables = {each: self._table(txn, each) for each in self.names(txn)}
-        return create and not is_there
+    def open_all(self, txn: Txn) -> list[Tables]:
+        """Open the handles of every queue that ``txn`` sees, until it ends; return where their records are."""
+        self._open_shared(txn, create=False)
+        found = [self._existing(txn, each) for each in self.names(txn)]
+        return [each for each in found if each is not None]
 
-    def _table(self, txn: Txn, name: str) -> Tables:
+    def _open_shared(self, txn: Txn, *, create: bool) -> None:
+        self.meta = self._env.open_db(_format.META, txn=txn, create=create)
+        self.away = self._env.open_db(_format.AWAY, txn=txn, create=create)
+
+    def _existing(self, txn: Txn, name: str) -> Tables | None:
+        """Return where the records of a queue are, None if there is no such queue."""
+        record = txn.get(_format.record(name, "queue"), db=self.meta)
+        key = _format.record(name, "items")
+        if record is None or txn.get(key) is None:
+            return None
+        return self._add(name, record, self._env.open_db(key, txn=txn, create=False))
+
+    def _add(self, name: str, record: bytes, items: Db) -> Tables:
+        identity = _format.identity(record)
+        found = self._tables.get(Ref(name, identity))
+        if found is None:
+            found = self._table(name, items)._replace(identity=identity, salt=_format.salt(record))
+            self._tables[Ref(name, identity)] = found
+        return found
+
+    def _table(self, name: str, items: Db) -> Tables:
+        key = _format.record(name, "queue")
+        sealed = self.options.checksum
         return Tables(
             generation=self,
             name=name,
-            items=self._env.open_db(_format.record(name, "items"), txn=txn),
+            identity=b"",
+            salt=0,
+            items=items,
             meta=self.meta,
             away=self.away,
-            head=_format.record(name, "head"),
-            tail=_format.record(name, "tail"),
-            gaps=_format.record(name, "gaps"),
-            counts=_format.record(name, "away"),
-            readers=_format.record(name, "readers"),
+            queue=key,
+            seed=crc32(key),
             retain=_format.record(name, "retain"),
-            times=_format.record(name, "times"),
-            sealed=self.options.checksum,
-            weighed=is_weighed(self.options),
+            sealed=sealed,
+            weighed=self._is_weighed,
+            behind=_format.TRAILER + (_format.SEAL_SIZE if sealed else 0),
         )
 
     @contextmanager
@@ -294,16 +301,14 @@ class Snapshot:
         """Return our error for one of LMDB's; any other passes."""
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
-        if isinstance(error, lmdb.PanicError):
-            self.is_broken = True
+        if isinstance(error, (lmdb.PanicError, lmdb.DbsFullError)):
+            self.is_broken = True  # it has to be opened anew, with room for more handles
         if self._is_closed or self.is_broken:
             return Superseded()
         if isinstance(error, _DAMAGE):
             return CorruptQueueError(self.path, str(error))
         if isinstance(error, lmdb.MapFullError):
             return Full("bytes", self._map_size, self._map_size, 0)
-        if isinstance(error, lmdb.DbsFullError):
-            return Full("queues", _MAX_QUEUES, _MAX_QUEUES, 1)
         return _failure(self.path, error, operation)
 
 
@@ -312,10 +317,10 @@ class Draft(Snapshot):
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         try:
-            return _open(self.path, sync=False, lock=False)
+            return _open(self.path, sync=False, lock=False, max_dbs=_MANY_DBS)
         except lmdb.Error:
             gc.collect()  # an interrupt may have left one behind that is open still
-            return _open(self.path, sync=False, lock=False)
+            return _open(self.path, sync=False, lock=False, max_dbs=_MANY_DBS)
 
     def change(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return what ``fn(txn, self, *args)`` changed in a transaction; nothing is written if that is nothing.
@@ -325,8 +330,9 @@ class Draft(Snapshot):
         with self._translated("compaction"):
             txn = self._env.begin(write=True)
             self.weight = 0
+            self.content = Content()
             try:
-                self._open_tables(txn)
+                self.open_all(txn)
                 result = fn(txn, self, *args)
                 if result:
                     self.note_last(txn)
@@ -336,17 +342,14 @@ class Draft(Snapshot):
             return result
 
     def weigh_as(self, txn: Txn, weight: int | None) -> None:
-        """Let the weight of the records be this one, which is known of another file with the same; None: find out."""
-        _, before = self.last(txn)
+        """Adopt the weight of the records of a file that has the same ones; recompute it if None."""
+        before = self.last(txn).weight
         if before is not None:
             self.weight = (self.weighed(txn) if weight is None else weight) - before
 
-    def make(self, txn: Txn, name: str, create: Callable[[Txn, Tables], object]) -> Tables:
-        """Return where the records of a queue are, which is made if it is not there."""
-        if name not in self._tables:
-            self._tables[name] = self._table(txn, name)
-            create(txn, self._tables[name])
-        return self._tables[name]
+    def database(self, txn: Txn, key: bytes) -> Db:
+        """Return the handle of a sub-database, which is made if it is not there."""
+        return self._env.open_db(key, txn=txn)
 
     def sync(self) -> None:
         """Bring it to the disk."""
@@ -361,8 +364,11 @@ class Draft(Snapshot):
 class Generation(Snapshot):
     """A file that takes part in the queue. At most one for a file in a process."""
 
-    def __init__(self, path: str, number: int, options: _format.Options, session: Session) -> None:
-        """Open the file at ``path``, which exists and is whole."""
+    def __init__(
+        self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = _MAX_DBS
+    ) -> None:
+        """Open the file at ``path``, which exists and is whole. ``max_dbs``: handles that may be open at once."""
+        self._max_dbs = max_dbs
         self.number = number
         self._first_stamp = stamp(number, 0)
         self._session = session
@@ -371,7 +377,6 @@ class Generation(Snapshot):
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         super().__init__(path, options)
-        self.boot = session.boot
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
         self._room = Room(path, self._env.stat()["psize"], self._map_size)
         self._folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -382,7 +387,7 @@ class Generation(Snapshot):
         with translated(self.path, "opening"):
             allocate(self.path + "-lock", _LOCK_FILE)
             _await_set_up(self.path + "-lock")
-        env, map_size = _open(self.path, sync=not self._is_flushed_once)
+        env, map_size = _open(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
         env.reader_check()
         return env, map_size
 
@@ -394,48 +399,75 @@ class Generation(Snapshot):
             if fd >= 0:
                 os.close(fd)
 
-    def prepare(self, name: str | None, create: Callable[[Txn, Tables], object]) -> int:
-        """Open the handles of every queue that is there, and make the queue ``name`` sound by ``create``.
+    def prepare(self, names: Iterable[str]) -> None:
+        """Open the handles of these queues, as far as they are there, for good.
 
-        Takes the write lock, since LMDB wants it so; writes nothing where nothing is missing. Returns
-        the transaction for ``secure``, 0 for none.
+        Takes the write lock, since LMDB wants it so, and writes nothing.
         """
         txn = self.begin("opening")
         try:
             with self._translated("opening"):
-                changed = self._open_tables(txn, create=name is not None)
-                made = {}
-                if name is not None:
-                    made[name] = self._tables.get(name) or self._table(txn, name)
-                    changed = bool(create(txn, made[name])) or changed or name not in self._tables
-                if not changed:
-                    txn.commit()  # of nothing; undone, it would close the handles
-                    return 0
-                transaction = self.commit(txn)
+                self._open_shared(txn, create=False)
+                for name in names:
+                    self._existing(txn, name)
+                txn.commit()  # of nothing; undone, it would close the handles
         finally:
             end(txn)
-        self._tables |= made
-        return transaction
+
+    def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
+        """Open the handle of a queue, which ``make`` makes if it is not there.
+
+        Return where its records are, its own record, and the transaction for ``secure``, 0 for none.
+        """
+        txn = self.begin("opening")
+        transaction = 0
+        try:
+            with self._translated("opening"):
+                self._open_shared(txn, create=False)
+                found = self._existing(txn, name)
+                if found is None:
+                    items = self._env.open_db(_format.record(name, "items"), txn=txn)
+                    record = make(txn, self._table(name, items))
+                    transaction = self.commit(txn)
+                    found = self._add(name, record, items)
+                else:
+                    record = txn.get(found.queue, db=self.meta)
+                    txn.commit()
+        finally:
+            end(txn)
+        return found, record, transaction
+
+    def drop(self, queue: Tables, destroy: Callable[[Txn, Tables], object]) -> int:
+        """Remove a queue, with its handle, which nobody in this process may use meanwhile; return the transaction."""
+        txn = self.begin("dropping")
+        try:
+            with self._translated("dropping"):
+                destroy(txn, queue)
+                self._tables.pop(Ref(queue.name, queue.identity), None)  # its handle is gone, whatever comes of it
+                txn.drop(queue.items, delete=True)
+                return self.commit(txn)
+        finally:
+            end(txn)
 
     # --- reading
 
-    def view(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def view(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
-        result, transaction = self._glance(name, fn, args)
+        result, transaction = self._glance(ref, fn, args)
         if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
             with suppress(StorageError):  # a disk that fails must not stop those who only read
                 self._sync(transaction)
         return result
 
-    def glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def glance(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Do as ``view``, of a snapshot that a power cut could take back; for what a commit will depend on."""
-        return self._glance(name, fn, args)[0]
+        return self._glance(ref, fn, args)[0]
 
-    def _glance(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+    def _glance(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
         try:
             with self._env.begin() as txn:
                 self._refuse_superseded(txn)
-                return fn(txn, self.table(name), *args), self._first_stamp + txn.id()
+                return fn(txn, self.table(ref), *args), self._first_stamp + txn.id()
         except (lmdb.Error, SystemError) as error:
             raise self.explain(error, "reading") from error
 
@@ -452,8 +484,7 @@ class Generation(Snapshot):
         """
         self._room.granted = 0
         self.weight = 0
-        if self.marking:
-            self.marking = {}
+        self.content = Content()
         try:
             txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
             try:
@@ -542,8 +573,6 @@ class Generation(Snapshot):
             self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
         self._left = left
-        if self.marking:
-            self.marked |= self.marking
 
     def _can_be_read(self) -> bool:
         with suppress(lmdb.Error), self._env.begin():
@@ -649,7 +678,7 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
             with env.begin(write=True) as txn:
                 meta = env.open_db(_format.META, txn=txn)
                 env.open_db(_format.AWAY, txn=txn)
-                txn.put(_format.LAST_TXN, _format.pack(txn.id()), db=meta)
+                txn.put(_format.LAST_TXN, _format.Last(txn.id()).pack(), db=meta)
         finally:
             env.close()
     except lmdb.Error as error:
@@ -665,12 +694,6 @@ def _await_set_up(lock_file: str) -> None:
         fcntl.lockf(fd, fcntl.LOCK_SH, 1)
     finally:
         os.close(fd)
-
-
-def _weight_in_meta(key: bytes, value: bytes) -> int:
-    if key == _format.LAST_TXN:
-        return 0
-    return _format.weigh_sealed(value) if _format.has_seal(key) else _format.weigh(key, value)
 
 
 def structural_problems(path: str) -> list[str]:
@@ -709,7 +732,6 @@ def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
                 subdir=False,
                 mode=0o600,
                 max_readers=_MAX_READERS,
-                max_dbs=_MAX_DBS,
                 lib_version=0,
                 **options,
             )

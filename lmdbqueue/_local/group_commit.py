@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any
 
 from lmdbqueue._errors import CommitUnknownError, Full, QueueError
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, is_open
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, is_open
 
 
 class Call:
@@ -20,10 +20,10 @@ class Call:
     pages that it adds at the most.
     """
 
-    __slots__ = ("args", "done", "error", "fn", "generation", "name", "result", "room", "transaction", "turn")
+    __slots__ = ("args", "done", "error", "fn", "generation", "ref", "result", "room", "transaction", "turn")
 
-    def __init__(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], room: int = 0) -> None:
-        self.name = name
+    def __init__(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int = 0) -> None:
+        self.ref = ref
         self.fn = fn
         self.args = args
         self.room = room
@@ -108,7 +108,7 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
             try:
                 if call.room:
                     generation.make_room(txn, call.room)
-                call.result = call.fn(txn, generation.table(call.name), *call.args)
+                call.result = call.fn(txn, generation.table(call.ref), *call.args)
                 if call.result:
                     changed = True
             except Full as error:

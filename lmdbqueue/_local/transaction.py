@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from lmdbqueue._errors import Full, StorageError
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Txn
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
 blocks: Blocks["Transaction"] = Blocks()
@@ -41,19 +41,20 @@ class Transaction(Block):
         self.generation = generation
         self._txn = txn
         self._has_changed = False
+        generation.content.in_block = True
 
-    def read(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""
         self.refuse_if_spoiled()
         try:
-            return fn(self._txn, self.generation.table(name), *args)
+            return fn(self._txn, self.generation.table(ref), *args)
         except Exception as error:
             self._raise(error, "reading")
 
-    def write(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
+    def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
         """Return ``fn(txn, tables, *args)``, which looks before it writes."""
         self.refuse_if_spoiled()
-        table = self.generation.table(name)
+        table = self.generation.table(ref)
         try:
             if room:
                 self.generation.make_room(self._txn, room)

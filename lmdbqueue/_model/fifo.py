@@ -1,85 +1,127 @@
 """The verbs as plain functions of a transaction: what a queue *is*.
 
-Owns: the order of items, head and tail. Law: items leave in the order of their sequence numbers; a
-number is given once, to the tail; a function looks before it writes. Must not know: opening,
-committing, waiting, clocks, threads, pickling.
+Owns: the order of items, which keys have one. Law: items leave in the order of their keys; a number is given once, at
+the tail of its class; an item that comes back has the key that it had; a function looks before it writes. Must
+not know: opening, committing, waiting, clocks, threads, pickling.
 
 The records of a queue, and what holds of them between any two transactions:
 
-- ``items``: place -> value (the payload, sealed if the queue has checksums). A place is the sequence
-  number, or, of an item that had a delay, longer, and before all numbers (``_format.place``)
-- ``tail``: the next number to be given, so also how many items were ever pushed
-- ``head``: every item from this number on has never left; those before it came back
-- ``gaps``: how many numbers from ``head`` to below ``tail`` have no item, since they were given to items with
-  a delay, or are of items that were lost to damage; all others have one. And by their weight, which numbers
-  these are, and which items came back: so the records tell exactly which items there are (``_model.weighed_records``)
+- ``items``: key -> value. A key is the priority class and the number in that class (``_format.key_of``), a value is
+  payload, trailer and, if the queue has checksums, seal
+- the record of the queue (``_format.Numbers``) has the bounds of the class of items without a priority, and all that a
+  plain push or pop needs to know; the bounds of each other class have a record of their own
+- bounds (``_format.Bounds``): ``tail``, the next key to be given; ``head``, which never goes back: from it on every key
+  has an item but for those that were *skipped*, below it none but for those that *returned*. How many these are, and
+  the sums of their weights, are noted: so the records tell exactly which items there are (``_model.weighed_records``)
+
+``head`` need not be the first item: it may lag behind, since it passes skipped keys a bounded number at a time.
 
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
-from collections.abc import Sequence
-from itertools import islice, takewhile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import NamedTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, Full
-from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
-from lmdbqueue._lmdb.generation import Cursor, Tables, Txn
+from lmdbqueue._errors import CorruptQueueError, GoneError
+from lmdbqueue._format import (
+    CLASS,
+    CLASSES,
+    HEAD_AT,
+    KEY_SIZE,
+    RETAINED,
+    SEAL_SIZE,
+    SIZED,
+    TAIL_AT,
+    TRAILER,
+    Bounds,
+    class_of_key,
+    pack,
+    unpack,
+    unpack_from,
+    weigh,
+)
+from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
 
-_PAGE = 4096  # bytes, of LMDB
-_PAGE_HEADER = 16
-_LARGE = _PAGE // 2 - _PAGE_HEADER  # bytes of an item that stands in pages of its own
-_OVERHEAD = 32  # bytes of an item's node, key, seal and index
-_FIRST = pack(0)
-_NO_GAPS = Gaps()
-_PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
+_BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
+_PASSED = 1_000  # skipped keys that the head passes in a call, beyond those of its own items
 
 Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
 
 
-def create(txn: Txn, queue: Tables) -> bool:
-    """Make the records of an empty queue, or those of one that was made before there were leases what they are now."""
-    if txn.get(queue.tail, db=queue.meta) is None:
-        weighed_records.put(txn, queue, queue.head, pack(0))
-        weighed_records.put(txn, queue, queue.tail, pack(0))
-        return True
-    if not is_of_before_leases(txn, queue):
-        return False
-    head = _head(txn, queue)
-    weighed_records.put(txn, queue, queue.head, pack(head))
-    with txn.cursor(queue.items) as cursor:
-        returned = list(takewhile(lambda place: place < pack(head), cursor.iternext(values=False)))
-    _set_gaps(txn, queue, Gaps(returned_weight=sum(map(weigh, returned))))
-    return weighed_records.delete(txn, queue, _format.record(queue.name, "missing"))
+class Removed(NamedTuple):
+    """Of a removal."""
+
+    items: int
+    following: Entry | None = None  # the first item now, where nothing else can come before it
 
 
-def is_of_before_leases(txn: Txn, queue: Tables) -> bool:
-    """Tell whether a queue has no gaps noted, but what was there before these."""
-    return txn.get(_format.record(queue.name, "missing"), db=queue.meta) is not None
+# --- the record of the queue
 
 
-def bounds(txn: Txn, queue: Tables) -> tuple[int, int, int]:
-    """Return head, tail, and how many numbers between them have no item."""
-    return _head(txn, queue), _number(txn, queue, queue.tail), gaps(txn, queue).skipped
+def record(txn: Txn, queue: Tables) -> bytes:
+    """Return the record of the queue. Raises ``GoneError`` if the queue was dropped, whatever has its name now."""
+    found: bytes | None = txn.get(queue.queue, db=queue.meta)
+    if found is None or found[4:16] != queue.identity:
+        raise GoneError(queue.generation.directory, queue.name)
+    return found
 
 
-def _head(txn: Txn, queue: Tables) -> int:
-    missing = txn.get(_format.record(queue.name, "missing"), db=queue.meta)  # until there were leases
-    lost = [] if missing is None else _format.unpack_ranges(missing)
-    return max([_number(txn, queue, queue.head), *(each.stop for each in lost)])
+def numbers(txn: Txn, queue: Tables) -> _format.Numbers:
+    """Return the numbers of the record of the queue."""
+    return _format.numbers(record(txn, queue))
 
 
-def gaps(txn: Txn, queue: Tables) -> Gaps:
-    """Return how the items differ from the numbers between head and tail."""
-    value = txn.get(queue.gaps, db=queue.meta)
-    return _NO_GAPS if value is None else Gaps.unpack(value)
+def set_numbers(txn: Txn, queue: Tables, before: bytes, now: _format.Numbers) -> bytes:
+    """Write other numbers into the record of the queue, which was ``before``; return it."""
+    after = _format.with_numbers(before, now)
+    if after != before:
+        weighed_records.replace_queue(txn, queue, before, after)
+    return after
 
 
-def _set_gaps(txn: Txn, queue: Tables, now: Gaps) -> None:
-    if any(now):
-        weighed_records.put(txn, queue, queue.gaps, now.pack())
+def set_flag(txn: Txn, queue: Tables, flag: int, *, to: bool) -> None:
+    """Set a flag in the record of the queue, or clear it."""
+    before = record(txn, queue)
+    now = _format.flags(before) | flag if to else _format.flags(before) & ~flag
+    if now != _format.flags(before):
+        weighed_records.replace_queue(txn, queue, before, _format.with_flags(before, now))
+
+
+def bounds(txn: Txn, queue: Tables, number: int = CLASS) -> Bounds:
+    """Return the bounds of a class."""
+    if number == CLASS:
+        return numbers(txn, queue).bounds()
+    data = txn.get(_format.class_record(queue.name, number), db=queue.meta)
+    return Bounds.empty(number) if data is None else Bounds.unpack(data)
+
+
+def set_bounds(txn: Txn, queue: Tables, number: int, now: Bounds) -> None:
+    if number == CLASS:
+        before = record(txn, queue)
+        set_numbers(txn, queue, before, _format.numbers(before).bounded(now))
     else:
-        weighed_records.delete(txn, queue, queue.gaps)
+        weighed_records.put(txn, queue, _format.class_record(queue.name, number), now.pack())
+
+
+def classes(txn: Txn, queue: Tables) -> list[int]:
+    """Return the classes that have, or had, items."""
+    if not _format.flags(record(txn, queue)) & CLASSES:
+        return [CLASS]
+    prefix = _format.record(queue.name, "class/")
+    found = {CLASS}
+    with txn.cursor(queue.meta) as cursor:
+        if cursor.set_range(prefix):
+            for key in cursor.iternext(values=False):
+                if not key.startswith(prefix):
+                    break
+                found.add(int(key[len(prefix) :]))
+    return sorted(found)
+
+
+# --- reading
 
 
 def count(txn: Txn, queue: Tables) -> int:
@@ -87,21 +129,26 @@ def count(txn: Txn, queue: Tables) -> int:
     return txn.stat(queue.items)["entries"]
 
 
-def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
-    """Return how many items stand behind a place, b"" for all.
+def owed(txn: Txn, queue: Tables) -> int:
+    """Return how many items the queue owes: those that wait, and those that are leased or delayed."""
+    found = numbers(txn, queue)
+    return count(txn, queue) + found.leased + found.delayed
 
-    By counting them, or those up to it, whichever are fewer, only if numbers have no item there.
+
+def count_after(txn: Txn, queue: Tables, key: bytes) -> int:
+    """Return how many items stand behind a key, of a queue whose items all are of one class.
+
+    By counting them, or those up to it, whichever are fewer, only if keys have no item there.
     """
-    if not place:
-        return count(txn, queue)
-    head, tail, skipped = bounds(txn, queue)
-    if not skipped and len(place) == len(_FIRST) and place > _FIRST and (next_ := _format.number(place) + 1) >= head:
-        return max(0, tail - next_)
+    head, tail, skipped, _, returned, _ = bounds(txn, queue)
+    following = unpack(key) + 1
+    if not skipped and not returned:
+        return max(0, tail - max(head, following))
     total = count(txn, queue)
     with txn.cursor(queue.items) as behind, txn.cursor(queue.items) as before:
-        if not behind.set_range(place + b"\0"):
+        if not behind.set_range(pack(following)):
             return 0
-        before.set_range(place + b"\0")
+        before.set_range(pack(following))
         if not before.prev():
             return total
         ahead = behind.iternext(values=False)
@@ -109,66 +156,28 @@ def count_after(txn: Txn, queue: Tables, place: bytes) -> int:
         return pairs if next(ahead, None) is None else total - pairs
 
 
-def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> range:
-    """Append the payloads, all or none; return their sequence numbers.
-
-    Raises ``Full`` if more than ``maxsize`` items (0: no limit) would be in the queue, or more than
-    ``max_bytes`` (None: no limit) of pages in use in its environment.
-    """
-    if maxsize > 0 or max_bytes is not None:
-        refuse_full(txn, queue, payloads, maxsize, max_bytes)
-    before = _record(txn, queue, queue.tail)
-    tail = unpack(before)
-    given = range(tail, tail + len(payloads))
-    if _append(txn, queue, given, payloads) != len(given):  # py-lmdb skips what is out of order without a word
-        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail, {tail}")
-    weighed_records.replace(txn, queue, queue.tail, before, pack(given.stop))
-    return given
-
-
-def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], maxsize: int, max_bytes: int | None) -> None:
-    """Raise ``Full`` if ``push`` has to."""
-    if maxsize > 0 and (waiting := count(txn, queue)) + len(payloads) > maxsize:
-        raise Full("items", maxsize, waiting, len(payloads))
-    if max_bytes is not None:
-        used, added = queue.generation.used(txn), _space_for(payloads, txn.stat(queue.items)["psize"])
-        if used + added > max_bytes:
-            raise Full("bytes", max_bytes, used, added)
-
-
-def skip(txn: Txn, queue: Tables, n: int) -> range:
-    """Give ``n`` numbers to items that do not wait here; return them."""
-    tail = _number(txn, queue, queue.tail)
-    given = range(tail, tail + n)
-    weighed_records.put(txn, queue, queue.tail, pack(given.stop))
-    before = gaps(txn, queue)
-    weight = before.skipped_weight + sum(map(weigh, map(pack, given)))
-    _set_gaps(txn, queue, before._replace(skipped=before.skipped + n, skipped_weight=weight))
-    return given
-
-
-def _append(txn: Txn, queue: Tables, numbers: range, payloads: Sequence[bytes]) -> int:
-    """Put items behind all others; return how many it took."""
-    if len(numbers) == 1:  # 2 us less than by a cursor
-        key, payload = pack(numbers.start), payloads[0]
-        return txn.put(key, seal(key, payload) if queue.sealed else payload, append=True, db=queue.items)
-    keys = list(map(pack, numbers))
-    values = _format.seal_all(keys, payloads) if queue.sealed else payloads
+def first(txn: Txn, queue: Tables, n: int, max_bytes: int | None = None) -> list[Entry]:
+    """Return the first ``n`` entries, or as many as there are; of at most so many bytes of payload, but one always."""
+    record(txn, queue)
     with txn.cursor(queue.items) as cursor:
-        return cursor.putmulti(zip(keys, values, strict=True), append=True)[1]
+        entries = islice(cursor.iternext(), n)
+        return list(entries) if max_bytes is None else list(_within(entries, max_bytes))
 
 
-def first(txn: Txn, queue: Tables, n: int) -> list[Entry]:
-    """Return the first ``n`` entries, or as many as there are."""
-    with txn.cursor(queue.items) as cursor:
-        return list(islice(cursor.iternext(), n))
+def _within(entries: Iterator[Entry], size: int) -> Iterator[Entry]:
+    for number, entry in enumerate(entries):
+        size -= len(entry[1]) - _BEHIND
+        if size < 0 and number:
+            break
+        yield entry
 
 
-def since(txn: Txn, queue: Tables, place: bytes, max_bytes: int) -> list[Entry]:
-    """Return the entries behind ``place``, at least one if there is one, up to about ``max_bytes`` of them."""
+def since(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Entry]:
+    """Return the entries behind ``key`` (b"": all), at least one if there is one, up to about ``max_bytes`` of them."""
+    record(txn, queue)
     entries = []
     with txn.cursor(queue.items) as cursor:
-        if cursor.set_range(place + b"\0"):
+        if cursor.set_range(key + b"\0"):
             for entry in cursor.iternext():
                 entries.append(entry)
                 max_bytes -= len(entry[1])
@@ -177,66 +186,120 @@ def since(txn: Txn, queue: Tables, place: bytes, max_bytes: int) -> list[Entry]:
     return entries
 
 
-def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> int:
-    """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
-    if not take(txn, queue, keys):
+def at(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> list[Entry]:
+    """Return the entries of these keys that wait, in the order of their keys."""
+    record(txn, queue)
+    found = ((key, txn.get(key, db=queue.items)) for key in sorted(keys))
+    return [(key, value) for key, value in found if value is not None]
+
+
+# --- coming back
+
+
+def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
+    """Insert items that were taken out, under the keys that they had; return how many there are."""
+    if not entries:
         return 0
-    _forget(txn, queue, keys)
-    return len(keys)
+    with txn.cursor(queue.items) as cursor:
+        for key, value in entries:
+            if not cursor.put(key, value, overwrite=False):
+                seq = _format.seq_of(key)
+                raise CorruptQueueError(queue.generation.path, f"item {seq}, which had left, is there")
+    if queue.weighed:
+        keys, values = [key for key, _ in entries], [value for _, value in entries]
+        queue.generation.content.add(queue.name, keys, values, sum(map(_format.weigh_sealed, values)))
+    for number, keys in _by_class(key for key, _ in entries):
+        set_bounds(txn, queue, number, _present(queue, bounds(txn, queue, number), keys))
+    if _format.flags(record(txn, queue)) & SIZED:
+        reader_records.weigh_down(txn, queue, sum(len(value) - queue.behind for _, value in entries))
+    return len(entries)
+
+
+# --- leaving
+
+
+def remove(txn: Txn, queue: Tables, keys: list[bytes], *, if_plain: bool = False) -> Removed | None:
+    """Remove the first items if they are just those of ``keys``, else nothing, and return None.
+
+    ``if_plain``: nor if anything else could have to come before them.
+    """
+    before = record(txn, queue)
+    is_plain = _format.is_plain(before)
+    if keys == [before[HEAD_AT:TAIL_AT]] and is_plain and not queue.generation.content.asks:  # the most frequent case
+        (key,) = keys
+        with txn.cursor(queue.items) as cursor:
+            if not cursor.first() or cursor.key() != key:
+                return None
+            cursor.delete()
+            following = cursor.item() if cursor.key() else None
+        now = before[:HEAD_AT] + pack(unpack(key) + 1) + before[TAIL_AT:]
+        weighed_records.replace_queue(txn, queue, before, now)
+        return Removed(1, following)
+    if (if_plain and not is_plain) or not take(txn, queue, keys):
+        return None
+    forget(txn, queue, keys)
+    return Removed(len(keys))
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
-    """Take the first items out if they are just those of ``keys``, and leave what is known of them; tell if so."""
+    """Take the first items out if they are just those of ``keys``, and leave what is known of them; return if so."""
+    before = record(txn, queue)
     if not keys:
         return False
+    size = 0
     with txn.cursor(queue.items) as cursor:
         if list(islice(cursor.iternext(values=False), len(keys))) != keys:
             return False
-        _take_first(txn, queue, keys, cursor)
+        cursor.first()
+        for _ in keys:
+            if before[1] & SIZED:
+                size += len(cursor.value()) - queue.behind
+            cursor.delete()
+    _gone(txn, queue, keys, size)
     return True
 
 
+def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
+    """Take the items of these keys out, wherever they stand, as far as they wait; return them."""
+    found = at(txn, queue, keys)
+    for key, _ in found:
+        txn.delete(key, db=queue.items)
+    if found:
+        _gone(txn, queue, [key for key, _ in found], sum(len(value) - queue.behind for _, value in found))
+    return found
+
+
+def _gone(txn: Txn, queue: Tables, keys: Sequence[bytes], size: int) -> None:
+    """Note that items, in the order of their keys, wait no more; ``size``: bytes of their payloads, if counted."""
+    content = queue.generation.content
+    if content.asks:
+        content.remove(queue.name, keys)
+    for number, some in _by_class(keys):
+        set_bounds(txn, queue, number, absent(txn, queue, bounds(txn, queue, number), some))
+    if size:
+        reader_records.weigh_down(txn, queue, -size)
+
+
 def are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
-    """Tell whether the first items are just those of ``keys``."""
+    """Return whether the first items are just those of ``keys``."""
     with txn.cursor(queue.items) as cursor:
         return list(islice(cursor.iternext(values=False), len(keys))) == keys
 
 
-def put_back(txn: Txn, queue: Tables, entries: list[Entry]) -> bool:
-    """Insert items that were taken out at the places that they had: they come before all that never left."""
-    before = gaps(txn, queue)
-    returned = before.returned_weight + sum(weigh(place) for place, _ in entries)
-    _set_gaps(txn, queue, before._replace(returned_weight=returned))
-    with txn.cursor(queue.items) as cursor:
-        for place, value in entries:
-            if not cursor.put(place, value, overwrite=False):
-                seq = _format.number(place)
-                raise CorruptQueueError(queue.generation.path, f"item {seq}, which had left, is there")
-    return True
-
-
 def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
-    if _is_plain(txn, queue):
-        return _cut_off(txn, queue, min(n, count(txn, queue)))
+    before = record(txn, queue)
+    if _format.is_plain(before) and not queue.generation.content.asks:
+        return _cut_off(txn, queue, before, min(n, count(txn, queue)))
     with txn.cursor(queue.items) as cursor:
         keys = list(islice(cursor.iternext(values=False), n))
-        if keys:
-            _take_first(txn, queue, keys, cursor)
     if keys:
-        _forget(txn, queue, keys)
+        take(txn, queue, keys)
+        forget(txn, queue, keys)
     return len(keys)
 
 
-def _is_plain(txn: Txn, queue: Tables) -> bool:
-    """Tell whether the items are just the numbers from head to tail, and nobody notes anything of one that leaves."""
-    get, meta = txn.get, queue.meta
-    return (
-        get(queue.gaps, db=meta) is None and get(queue.counts, db=meta) is None and get(queue.readers, db=meta) is None
-    )
-
-
-def _cut_off(txn: Txn, queue: Tables, n: int) -> int:
+def _cut_off(txn: Txn, queue: Tables, before: bytes, n: int) -> int:
     """Remove the first ``n`` items, which are there, of a queue that is plain: quicker, since no key is looked at."""
     with txn.cursor(queue.items) as cursor:
         cursor.first()
@@ -244,122 +307,121 @@ def _cut_off(txn: Txn, queue: Tables, n: int) -> int:
             cursor.delete()
         following = cursor.key()
     if n:
-        head = _record(txn, queue, queue.head)
-        tail = txn.get(queue.tail, db=queue.meta) or pack(unpack(head) + n)
-        stop = following or tail  # which is n behind the head, unless something is lost or damaged
-        stop = max(head, min(stop, tail)) if len(stop) == len(tail) else tail
-        weighed_records.replace(txn, queue, queue.head, head, stop)
+        tail = before[TAIL_AT : TAIL_AT + 8]
+        stop = max(before[HEAD_AT:TAIL_AT], min(following or tail, tail))  # whatever damage says
+        now = before[:HEAD_AT] + stop + before[TAIL_AT:]
+        weighed_records.replace_queue(txn, queue, before, now)
     return n
 
 
-def _forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
+def forget(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> None:
     """Note that items left for good."""
     item_notes.forget(txn, queue, keys)
     reader_records.skip(txn, queue, keys)
 
 
-def _take_first(txn: Txn, queue: Tables, keys: list[bytes], cursor: Cursor) -> None:
-    """Take out the first items, which are those of ``keys``, by a cursor, and move the head past them."""
-    cursor.first()
-    for _ in keys:
-        cursor.delete()
-    first = _record(txn, queue, queue.head)
-    head = unpack(first)
-    last = keys[-1] if len(keys[-1]) == len(first) else keys[0]  # item 0 stands before what was due
-    stop = unpack(last) + 1 if len(last) == len(first) and last >= first else head  # else they had all come back
-    second = keys[:2][-1]  # which was due if any was, and item 0 is there
-    if stop - head != len(keys) or keys[0] != first or len(second) != len(first):  # else none had; none was skipped
-        stop = min(stop, max(head, _number(txn, queue, queue.tail)))  # since a damaged place may be anywhere
-        _pass(txn, queue, keys, range(head, stop))
-    if stop != head:
-        weighed_records.replace(txn, queue, queue.head, first, pack(stop))
-
-
-def _pass(txn: Txn, queue: Tables, keys: list[bytes], passed: range) -> None:
-    """Note that items are taken which came back, or behind numbers that were skipped; the head moves as far."""
-    before = gaps(txn, queue)
-    first = pack(passed.start)
-    returned = [key for key in keys if len(key) > len(first) or key < first]
-    skipped = before.skipped - (len(passed) - (len(keys) - len(returned)))
-    weight = before.skipped_weight
-    if skipped != before.skipped:
-        weight -= sum(map(weigh, {*map(pack, passed)}.difference(keys)))
-    now = Gaps(max(0, skipped), weight, before.returned_weight - sum(map(weigh, returned)))
-    _set_gaps(txn, queue, now)
-
-
 def clear(txn: Txn, queue: Tables) -> int:
-    """Remove all items; return how many went. The tail stays: no number is given twice."""
+    """Remove all items that wait; return how many went. Tails stay: no number is given twice."""
     removed = count(txn, queue)
     if removed:
-        reader_records.skip_each(txn, queue, lambda position: count_after(txn, queue, position.passed))
+        before = record(txn, queue)
+        item_notes.forget_waiting(txn, queue)
+        reader_records.skip_waiting(txn, queue)
+        if queue.generation.content.asks:
+            with txn.cursor(queue.items) as cursor:
+                queue.generation.content.remove(queue.name, cursor.iternext(values=False))
         txn.drop(queue.items, delete=False)
-        weighed_records.put(txn, queue, queue.head, pack(_number(txn, queue, queue.tail)))
-        _set_gaps(txn, queue, _NO_GAPS)
-        item_notes.forget_all(txn, queue)
+        for number in classes(txn, queue):
+            tail = bounds(txn, queue, number).tail
+            set_bounds(txn, queue, number, Bounds(tail, tail))
+        if before[1] & RETAINED:
+            reader_records.set_held(txn, queue, 0)
     return removed
 
 
 def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
     """Return the records of the queue's state, sealed if it has checksums."""
     prefix = _format.state_record(queue.name, "")
+    found = []
     with txn.cursor(queue.meta) as cursor:
-        cursor.set_range(prefix)
-        return list(takewhile(lambda record: record[0].startswith(prefix), cursor.iternext()))
+        if cursor.set_range(prefix):
+            for key, value in cursor.iternext():
+                if not key.startswith(prefix):
+                    break
+                found.append((key, value))
+    return found
 
 
 def destroy(txn: Txn, queue: Tables) -> bool:
-    """Remove the queue with all that belongs to it. Its handles are void then, so of a draft only."""
-    txn.drop(queue.items)
-    before = queue.generation.weighed(txn)
+    """Remove the records of the queue; its items are removed by the generation, with their tree."""
     for db in (queue.meta, queue.away):
-        if db is not None:
-            with txn.cursor(db) as cursor:
-                prefix = _format.record(queue.name, "")
-                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
-                    cursor.delete()
-    queue.generation.weight += queue.generation.weighed(txn) - before
+        prefix = _format.record(queue.name, "")
+        with txn.cursor(db) as cursor:
+            while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                if queue.weighed:
+                    key, value = cursor.item()
+                    queue.generation.weight -= _format.weigh_in(db is queue.away, key, value)
+                cursor.delete()
     return True
 
 
-def _number(txn: Txn, queue: Tables, key: bytes) -> int:
-    return unpack(_record(txn, queue, key))
+# --- which keys have an item
 
 
-def _record(txn: Txn, queue: Tables, key: bytes) -> bytes:
-    value = txn.get(key, db=queue.meta)
-    if value is None:
-        raise CorruptQueueError(queue.generation.path, f"the record {key.decode()!r} is missing")
-    return value
+def _by_class(keys: Iterable[bytes]) -> list[tuple[int, list[bytes]]]:
+    """Return keys by their classes; those that only damage can have made are left out: nothing counts them."""
+    sound = sorted(key for key in keys if len(key) == KEY_SIZE)
+    return [(number, list(some)) for number, some in groupby(sound, class_of_key)]
 
 
-def room_for(payloads: Sequence[bytes]) -> int:
-    """Return the bytes of pages that the payloads take at the most, roughly: three times what they are.
+def absent(txn: Txn, queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bounds:
+    """Return the bounds once the keys, in their order, have no item any more. Whatever damage there is, it can be done."""
+    head, tail = pack(now.head), pack(now.tail)
+    behind = [key for key in keys if head <= key < tail]
+    returned = [key for key in keys if key < head]
+    if returned:
+        now = now._replace(
+            returned=max(0, now.returned - len(returned)), returned_weight=_less(queue, now.returned_weight, returned)
+        )
+    if not behind:
+        return now
+    if not now.skipped and behind[0] == head and unpack(behind[-1]) - now.head + 1 == len(behind):
+        return now._replace(head=now.head + len(behind))
+    now = now._replace(skipped=now.skipped + len(behind), skipped_weight=_more(queue, now.skipped_weight, behind))
+    return _advanced(txn, queue, now, len(behind) + _PASSED)
 
-    An item of up to half a page stands in a leaf, which may stay half empty; a longer one in pages of its
-    own, of which the last may be nearly empty.
-    """
-    return 3 * (sum(map(len, payloads)) + _OVERHEAD * len(payloads)) + _PATHS
+
+def _advanced(txn: Txn, queue: Tables, now: Bounds, most: int) -> Bounds:
+    """Return the bounds with the head moved on to the next item, or past ``most`` keys that have none."""
+    with txn.cursor(queue.items) as cursor:
+        found = unpack(cursor.key()) if cursor.set_range(pack(now.head)) else now.tail
+    head = min(found, now.tail, now.head + most)
+    passed = list(map(pack, range(now.head, head)))
+    if not passed:
+        return now
+    skipped_weight = _less(queue, now.skipped_weight, passed)
+    return now._replace(head=head, skipped=max(0, now.skipped - len(passed)), skipped_weight=skipped_weight)
 
 
-def room_of(size: int) -> int:
-    """Return the bytes of pages that an item takes whose value has this size."""
-    return size + _OVERHEAD if size < _LARGE else -(-(size + _PAGE_HEADER) // _PAGE) * _PAGE
+def _present(queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bounds:
+    """Return the bounds once the keys have an item again."""
+    head = pack(now.head)
+    behind = [key for key in keys if key >= head]
+    before = [key for key in keys if key < head]
+    return now._replace(
+        skipped=max(0, now.skipped - len(behind)),
+        skipped_weight=_less(queue, now.skipped_weight, behind),
+        returned=now.returned + len(before),
+        returned_weight=_more(queue, now.returned_weight, before),
+    )
 
 
-def _space_for(payloads: Sequence[bytes], page: int) -> int:
-    """Return the bytes of pages that the payloads take at the most, appended to a tree of LMDB."""
-    header, node = 16, 8 + 8 + 2  # of a page; of an item: its node's header, key, index in the page
-    overflow = 0
-    leaves = 0
-    largest = 0
-    for payload in payloads:
-        size = node + SEAL_SIZE + len(payload) + 1  # rounded up to an even size
-        if size > page // 2 - header:  # in pages of its own, with a page number in the leaf
-            overflow += -(-(header + SEAL_SIZE + len(payload)) // page)
-            size = node + 8
-        leaves += size
-        largest = max(largest, size)
-    full = -(-leaves // (page - header - largest)) + 1  # a leaf is closed when the next does not fit
-    branches = full // 50 + 3
-    return (overflow + full + branches) * page
+def _more(queue: Tables, weight: int, keys: Sequence[bytes]) -> int:
+    return (weight + sum(map(weigh, keys))) & _ALL if queue.weighed else 0
+
+
+def _less(queue: Tables, weight: int, keys: Sequence[bytes]) -> int:
+    return (weight - sum(map(weigh, keys))) & _ALL if queue.weighed else 0
+
+
+_ALL = (1 << 64) - 1

@@ -1,100 +1,122 @@
-"""What is known of the items of a queue beside their payloads: attempts, unique keys, how many are where.
+"""What is known of the items of a queue beside their payloads: attempts, unique keys, when they expire.
 
-Owns: the record of counts, the notes on items that wait, the keys of ``unique``. Law: an item without a note
-was never leased and has no key; a key stands for an item that waits, is leased or delayed, and for no other;
-the counts are those of the records. Must not know: the order of items, why something is noted.
+Owns: the notes on items that wait, the keys of ``unique``, the index of times of expiry. Law: an item without a note
+was never leased, has no key and never expires; a key stands for an item that waits, is leased or delayed, and for no
+other; the numbers in the record of the queue are those of the records. Must not know: the order of items, why
+something is noted.
 
-A queue that never had a lease, a delay or a key has no record of counts, and pays a look for it.
+A queue that never had a lease, a delay, a key or an expiry pays nothing for any of it.
 """
 
 from collections.abc import Iterable
 
 from lmdbqueue import _format
-from lmdbqueue._format import Counts, Note, away, pack
+from lmdbqueue._format import Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import lease_records, weighed_records
 from lmdbqueue._model.weighed_records import opened
 
-DIGEST = 16  # bytes
-
-
-def counts(txn: Txn, queue: Tables) -> Counts:
-    """Return how much of the queue is away."""
-    value = txn.get(queue.counts, db=queue.meta)
-    return Counts() if value is None else Counts.unpack(value)
-
-
-def set_counts(txn: Txn, queue: Tables, now: Counts) -> None:
-    """Write them down."""
-    weighed_records.put(txn, queue, queue.counts, now.pack())
-
-
-def lift(txn: Txn, queue: Tables, keys: Iterable[bytes], now: Counts) -> tuple[list[Note], Counts]:
-    """Remove and return the notes on items, in their order."""
-    if not now.noted:
-        return [NONE] * len(list(keys)), now
-    notes = [_lift(txn, queue, _format.number(key)) for key in keys]
-    return [note or NONE for note in notes], now._replace(noted=now.noted - sum(note is not None for note in notes))
-
-
-def put(txn: Txn, queue: Tables, seq: int, note: Note, now: Counts) -> Counts:
-    """Note something on an item that waits, if there is anything to note."""
-    if not note.attempts and not note.unique:
-        return now
-    weighed_records.put_away(txn, queue, away(queue.name, "note", seq), note.pack())
-    return now._replace(noted=now.noted + 1)
-
-
-def forget(txn: Txn, queue: Tables, keys: list[bytes]) -> None:
-    """Forget what is known of items that left for good."""
-    if txn.get(queue.counts, db=queue.meta) is None:
-        return
-    before = counts(txn, queue)
-    notes, now = lift(txn, queue, keys, before)
-    for note in notes:
-        now = free(txn, queue, note, now)
-    if now != before:
-        set_counts(txn, queue, now)
-
-
-def forget_all(txn: Txn, queue: Tables) -> None:
-    """Forget what is known of all items that waited."""
-    before = counts(txn, queue)
-    if before.noted:
-        keys = [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "note"))]
-        forget(txn, queue, keys)
-
-
-def held_by(txn: Txn, queue: Tables, unique: bytes) -> int | None:
-    """Return the number of the item that has a key."""
-    key = away(queue.name, "unique", unique)
-    value = txn.get(key, db=queue.away)
-    found = None if value is None else opened(queue, key, value)
-    return None if found is None else _format.unpack(found)
-
-
-def hold(txn: Txn, queue: Tables, unique: bytes, seq: int, now: Counts) -> Counts:
-    """Note that an item has a key."""
-    key = away(queue.name, "unique", unique)
-    is_new = txn.get(key, db=queue.away) is None  # else it was damaged
-    weighed_records.put_away(txn, queue, key, pack(seq))
-    return now._replace(unique=now.unique + is_new)
-
-
-def free(txn: Txn, queue: Tables, note: Note, now: Counts) -> Counts:
-    """Give the key of an item free, if it has one."""
-    if note.unique and weighed_records.pop_away(txn, queue, away(queue.name, "unique", note.unique)) is not None:
-        return now._replace(unique=now.unique - 1)
-    return now
-
-
 NONE = Note()
 
 
-def _lift(txn: Txn, queue: Tables, seq: int) -> Note | None:
-    key = away(queue.name, "note", seq)
-    value = weighed_records.pop_away(txn, queue, key)
+def lift(txn: Txn, queue: Tables, keys: Iterable[bytes], now: Numbers) -> tuple[list[Note], Numbers]:
+    """Remove and return the notes on items, in their order."""
+    if not now.noted:
+        return [NONE] * len(list(keys)), now
+    notes = [_lift(txn, queue, key) for key in keys]
+    return [note or NONE for note in notes], now._replace(noted=now.noted - sum(note is not None for note in notes))
+
+
+def _lift(txn: Txn, queue: Tables, key: bytes) -> Note | None:
+    name = away(queue.name, "note", key)
+    value = weighed_records.pop_away(txn, queue, name)
     if value is None:
         return None
-    data = opened(queue, key, value)
+    data = opened(queue, name, value)
     return NONE if data is None else Note.unpack(data)[0]
+
+
+def put(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:
+    """Note something on an item that waits, if there is anything to note."""
+    if not note.attempts and not note.unique and not note.expires:
+        return now
+    weighed_records.put_away(txn, queue, away(queue.name, "note", key), note.pack())
+    return now._replace(noted=now.noted + 1)
+
+
+def get(txn: Txn, queue: Tables, key: bytes) -> Note:
+    """Return the note on an item that waits."""
+    name = away(queue.name, "note", key)
+    value = txn.get(name, db=queue.away)
+    data = None if value is None else opened(queue, name, value)
+    return NONE if data is None else Note.unpack(data)[0]
+
+
+def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
+    """Forget what is known of items that waited and left for good."""
+    before: bytes = txn.get(queue.queue, db=queue.meta)
+    numbers = _format.numbers(before)
+    if numbers.noted:
+        notes, now = lift(txn, queue, keys, numbers)
+        for key, note in zip(keys, notes, strict=True):
+            now = settle(txn, queue, key, note, now)
+        weighed_records.replace_queue(txn, queue, before, _format.with_numbers(before, now))
+
+
+def forget_waiting(txn: Txn, queue: Tables) -> None:
+    """Forget what is known of all items that wait."""
+    forget(txn, queue, [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "note"))])
+
+
+def settle(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:
+    """Give free what an item has that leaves for good: its unique key, its entry in the index of expiry."""
+    if note.expires and txn.delete(away(queue.name, "expires", note.expires, key), db=queue.away):
+        now = now._replace(expiring=now.expiring - 1)
+    if note.unique and held_by(txn, queue, note.unique) == key:
+        weighed_records.pop_away(txn, queue, away(queue.name, "unique", note.unique))
+        now = now._replace(keys=now.keys - 1)
+    return now
+
+
+# --- unique keys
+
+
+def held_by(txn: Txn, queue: Tables, unique: bytes) -> bytes | None:
+    """Return the key of the newest item with a unique key."""
+    return where(txn, queue, unique)[0]
+
+
+def where(txn: Txn, queue: Tables, unique: bytes) -> tuple[bytes | None, int]:
+    """Return the key of the newest item with a unique key, and when it is due, in ns since 1970, if it is delayed."""
+    name = away(queue.name, "unique", unique)
+    value = txn.get(name, db=queue.away)
+    data = None if value is None else opened(queue, name, value)
+    return (None, 0) if data is None else (data[:8], unpack(data[8:16]))
+
+
+def hold(txn: Txn, queue: Tables, unique: bytes, key: bytes, now: Numbers, due: int = 0) -> Numbers:
+    """Note that an item has a unique key, and when it is due; whatever had that before has it no more."""
+    name = away(queue.name, "unique", unique)
+    is_new = txn.get(name, db=queue.away) is None
+    weighed_records.put_away(txn, queue, name, key + pack(due))
+    return now._replace(keys=now.keys + is_new)
+
+
+# --- expiry
+
+
+def expire(txn: Txn, queue: Tables, time: int, key: bytes, now: Numbers, due: int = 0) -> Numbers:
+    """Note when the time of an item is over, and when it is due, if it is delayed."""
+    name = away(queue.name, "expires", time, key)
+    is_new = txn.get(name, db=queue.away) is None
+    txn.put(name, pack(due), db=queue.away)
+    return now._replace(expiring=now.expiring + is_new)
+
+
+def moved(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers, due: int) -> Numbers:
+    """Note that an item waits again (0), or when it is due."""
+    if note.unique and held_by(txn, queue, note.unique) == key:
+        now = hold(txn, queue, note.unique, key, now, due)
+    if note.expires:
+        now = expire(txn, queue, note.expires, key, now, due)
+    return now

@@ -1,18 +1,22 @@
-"""The records of what is not waiting: leases, and the items that are leased, delayed or dead.
+"""The records of items held back: leases, and the items that are leased, delayed or dead.
 
-Owns: how AWAY is written and read, but for the notes. Law: a record that is damaged is known as such, and never
-taken for what it was. Must not know: why an item goes there or comes back (``_model.leases``), clocks.
+Owns: how AWAY is written and read, but for notes and unique keys. Law: a record that is damaged is known as such, and
+never taken for what it was. Must not know: why an item goes there or comes back (``_model.leases``), clocks.
 
 The records, each under the queue's name (see ``_format.away``)::
 
-    lease    token                 owner, deadline, the numbers of what it holds still
+    lease    token                 owner, deadline, how many items it still holds
+    held     token                 the keys of the items that it was given, in ranges; never changed
     owner    owner, token          nothing: to find the leases of one that is dead
     expiry   deadline, token       nothing, for a lease with a ttl: to find those whose time is over
-    leased   number                note and value of an item
-    delayed  due time, number      the same
-    dead     number                the same
+    leased   key                   token, note and value of an item
+    delayed  due time, key         note and value
+    dead     key                   note and value
+    expires  time, key             nothing: to find items whose time is over, wherever they are
 
-Times are in ns: deadlines on the system-wide monotonic clock, due times on the wall clock. A token is given once.
+Times are in ns: deadlines on the system-wide monotonic clock, all others on the wall clock. A token is given once in a
+directory. An item belongs to a lease as long as its record under ``leased`` has the token of that, so settling
+one item touches two small records, however many the lease holds.
 """
 
 import struct
@@ -20,21 +24,25 @@ from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
 from typing import Final, NamedTuple
 
 from lmdbqueue import _format
-from lmdbqueue._format import Counts, Note, away, pack, unpack
+from lmdbqueue._format import Note, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import weighed_records
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 DAMAGED: Final = "its record was damaged"
+_LEASE: Final = struct.Struct(">B3Q")
+_TOKEN: Final = 8  # bytes
+_NOTHING: Final = Note()
 Entry = tuple[bytes, bytes]  # key and value of a record, as they stand on disk
 
 
 class Record(NamedTuple):
     """An item that is leased, delayed or dead."""
 
-    seq: int
+    key: bytes  # that it has among the items
     note: Note
     value: bytes
+    token: int = 0  # of the lease that holds it
 
 
 class Lease(NamedTuple):
@@ -42,7 +50,16 @@ class Lease(NamedTuple):
 
     owner: int
     deadline: int
-    seqs: Sequence[int]
+    items: int  # that it still holds
+
+    def pack(self) -> bytes:
+        """Return the record."""
+        return _LEASE.pack(1, *self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Lease":
+        """Read the record."""
+        return cls(*_LEASE.unpack_from(data)[1:])
 
 
 # --- one by one
@@ -53,39 +70,81 @@ def lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
     key = away(queue.name, "lease", token)
     value = txn.get(key, db=queue.away)
     data = None if value is None else weighed_records.opened(queue, key, value)
-    return None if data is None else _unpack(data)
+    return None if data is None else Lease.unpack(data)
 
 
-def _unpack(data: bytes) -> Lease:
-    seqs = [seq for each in _format.unpack_ranges(data[16:]) for seq in each]
-    return Lease(unpack(data[:8]), unpack(data[8:16]), seqs)
+def add_lease(txn: Txn, queue: Tables, token: int, owner: int, deadline: int, keys: Sequence[bytes]) -> None:
+    """Write a new lease down, with the keys of what it holds, and where it is found by its owner and its time."""
+    ranges = _format.pack_ranges(_format.ranges(map(unpack, keys)))
+    records = [
+        (away(queue.name, "lease", token), Lease(owner, deadline, len(keys)).pack()),
+        (away(queue.name, "held", token), ranges),
+    ]
+    weighed_records.add_away(txn, queue, records)
+    txn.put(away(queue.name, "owner", owner, token), b"", db=queue.away)
+    if deadline != NEVER:
+        txn.put(away(queue.name, "expiry", deadline, token), b"", db=queue.away)
 
 
-def put_lease(txn: Txn, queue: Tables, token: int, lease: Lease) -> None:
-    """Write a lease down, and where it is found by its owner and its time."""
-    seqs = _format.pack_ranges(_format.ranges(sorted(lease.seqs)))
-    weighed_records.put_away(
-        txn, queue, away(queue.name, "lease", token), pack(lease.owner) + pack(lease.deadline) + seqs
-    )
-    txn.put(away(queue.name, "owner", lease.owner, token), b"", db=queue.away)
-    if lease.deadline != NEVER:
-        txn.put(away(queue.name, "expiry", lease.deadline, token), b"", db=queue.away)
+def set_deadline(txn: Txn, queue: Tables, token: int, before: Lease, deadline: int) -> None:
+    """Give a lease another deadline."""
+    if before.deadline != NEVER:
+        txn.delete(away(queue.name, "expiry", before.deadline, token), db=queue.away)
+    if deadline != NEVER:
+        txn.put(away(queue.name, "expiry", deadline, token), b"", db=queue.away)
+    now = before._replace(deadline=deadline).pack()
+    weighed_records.put_away(txn, queue, away(queue.name, "lease", token), now)
 
 
-def release(txn: Txn, queue: Tables, token: int, wanted: Collection[int] | None) -> list[int] | None:
-    """Strike what is wanted (None: all) off a lease, which ends with the last; None if it is gone."""
+def release(
+    txn: Txn, queue: Tables, token: int, wanted: Collection[bytes] | None, *, read: bool = True
+) -> list[Record] | None:
+    """Take the items of these keys (None: all) that a lease holds out of it; None if it is gone.
+
+    It ends with the last of them. Without ``read`` their notes are not looked at, nor whether they are damaged.
+    """
     found = lease(txn, queue, token)
     if found is None:
         return None
-    seqs = list(found.seqs) if wanted is None else [seq for seq in found.seqs if seq in wanted]
-    if len(seqs) == len(found.seqs):
-        weighed_records.pop_away(txn, queue, away(queue.name, "lease", token))
-        txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
+    released = [
+        record
+        for key in (held(txn, queue, token) if wanted is None else sorted(wanted))
+        if (record := _pop_leased(txn, queue, token, key, read=read)) is not None
+    ]
+    if wanted is None or len(released) >= found.items:
+        _end(txn, queue, token, found)
+    elif released:
+        now = found._replace(items=found.items - len(released)).pack()
+        weighed_records.put_away(txn, queue, away(queue.name, "lease", token), now)
+    return released
+
+
+def held(txn: Txn, queue: Tables, token: int) -> list[bytes]:
+    """Return the keys of the items that a lease was given; it may hold some of them no more."""
+    key = away(queue.name, "held", token)
+    value = txn.get(key, db=queue.away)
+    data = None if value is None else weighed_records.opened(queue, key, value)
+    return [pack(number) for each in _format.unpack_ranges(data or b"") for number in each]
+
+
+def _pop_leased(txn: Txn, queue: Tables, token: int, key: bytes, *, read: bool) -> Record | None:
+    """Remove and return an item if that lease holds it."""
+    name = away(queue.name, "leased", key)
+    value = weighed_records.pop_away(txn, queue, name)
+    if value is None:
+        return None
+    if unpack(value[:_TOKEN]) != token:
+        weighed_records.restore_away(txn, queue, name, value)
+        return None
+    return record(queue, name, value) if read else Record(key, _NOTHING, value, token)
+
+
+def _end(txn: Txn, queue: Tables, token: int, found: Lease) -> None:
+    weighed_records.pop_away(txn, queue, away(queue.name, "lease", token))
+    weighed_records.pop_away(txn, queue, away(queue.name, "held", token))
+    txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
+    if found.deadline != NEVER:
         txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
-    elif seqs:
-        gone = set(seqs)
-        put_lease(txn, queue, token, found._replace(seqs=[seq for seq in found.seqs if seq not in gone]))
-    return seqs
 
 
 def take(txn: Txn, queue: Tables, key: bytes) -> Record:
@@ -97,34 +156,57 @@ def take(txn: Txn, queue: Tables, key: bytes) -> Record:
 
 def record(queue: Tables, key: bytes, value: bytes) -> Record:
     """Return the item that a record has."""
-    seq = unpack(key[-8:])
+    item, at = key[-_format.KEY_SIZE :], _TOKEN if _kind(queue.name, key) == b"leased" else 0
     data = weighed_records.opened(queue, key, value)
+    token = unpack(value[:_TOKEN]) if at else 0
     if data is None:
-        return Record(seq, Note(reason=DAMAGED), value)
-    return Record(seq, *Note.unpack(data))
+        return Record(item, Note(reason=DAMAGED), value, token)
+    return Record(item, *Note.unpack(data, at), token)
+
+
+def _kind(name: str, key: bytes) -> bytes:
+    start = len(_format.record(name, ""))
+    return key[start : key.index(b"/", start)]
+
+
+def leased(token: int, note: Note, value: bytes) -> bytes:
+    """Return the record of an item that a lease holds."""
+    return pack(token) + note.pack() + value
 
 
 def first_time(txn: Txn, queue: Tables, kind: str) -> int:
     """Return the first number that an index of times has, ``NEVER`` if it is empty."""
-    key = next(keys(txn, queue, away(queue.name, kind)), None)
-    return NEVER if key is None else unpack(key[-16:-8])
+    prefix = away(queue.name, kind)
+    with txn.cursor(queue.away) as cursor:
+        if cursor.set_range(prefix) and (key := cursor.key()).startswith(prefix):
+            return unpack(key[len(prefix) : len(prefix) + 8])
+    return NEVER
 
 
-def owners(txn: Txn, queue: Tables) -> Iterator[int]:
-    """Yield each owner of leases once."""
+def owners(txn: Txn, queue: Tables, after: int, most: int) -> list[int]:
+    """Return ``most`` owners of leases, each once, from the one behind ``after`` on and then from the first on."""
     prefix = away(queue.name, "owner")
+    found: list[int] = []
     with txn.cursor(queue.away) as cursor:
-        found = cursor.set_range(prefix)
-        while found and cursor.key().startswith(prefix):
-            owner = unpack(cursor.key()[-16:-8])
-            yield owner
-            found = cursor.set_range(prefix + pack(owner) + pack(NEVER))
+        start, wrapped = prefix + pack(after) + pack(NEVER), after == 0
+        while len(found) < most:
+            if cursor.set_range(start) and cursor.key().startswith(prefix):
+                owner = unpack(cursor.key()[-16:-8])
+                if found and wrapped and after and owner > after:
+                    break
+                found.append(owner)
+                start = prefix + pack(owner) + pack(NEVER)
+            elif wrapped:
+                break
+            else:
+                start, wrapped = prefix, True
+    return list(dict.fromkeys(found))
 
 
-def keys(txn: Txn, queue: Tables, prefix: bytes) -> Iterator[bytes]:
-    """Yield the keys that begin with ``prefix``."""
+def keys(txn: Txn, queue: Tables, prefix: bytes, behind: bytes = b"") -> Iterator[bytes]:
+    """Yield the keys that begin with ``prefix``, from ``prefix + behind`` on."""
     with txn.cursor(queue.away) as cursor:
-        if cursor.set_range(prefix):
+        if cursor.set_range(prefix + behind):
             for key in cursor.iternext(values=False):
                 if not key.startswith(prefix):
                     return
@@ -148,20 +230,34 @@ class Contents(NamedTuple):
     """All records of a queue in AWAY."""
 
     leases: dict[int, Lease]  # by token
+    held: dict[int, list[bytes]]  # keys by token
     owners: set[tuple[int, int]]  # owner, token
     expiries: set[tuple[int, int]]  # deadline, token
-    leased: dict[int, Record]
-    delayed: dict[int, Record]
-    dead: dict[int, Record]
-    notes: dict[int, Note]
-    keys: dict[bytes, int]
+    leased: dict[bytes, Record]
+    delayed: dict[bytes, Record]
+    dead: dict[bytes, Record]
+    notes: dict[bytes, Note]
+    unique: dict[bytes, bytes]  # keys by digest
+    expires: set[tuple[int, bytes]]  # time, key
+    readers: set[tuple[bytes, str]]  # passed, name
     damaged: list[bytes]
 
-    def counts(self, tokens: int) -> Counts:
-        """Return how many there are; ``tokens``: leases that were ever given."""
-        records: tuple[Sized, ...] = (self.leased, self.delayed, self.dead, self.notes, self.keys)
-        leased, delayed, dead, noted, unique = (len(each) for each in records)
-        return Counts(tokens, leased, delayed, dead, noted, unique)
+    @classmethod
+    def nothing(cls) -> "Contents":
+        """Return those of a queue that has none."""
+        return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), [])
+
+    def counts(self) -> tuple[int, ...]:
+        """Return how many there are: leased, delayed, noted, keys, expiring, dead."""
+        records: tuple[Sized, ...] = (
+            self.leased,
+            self.delayed,
+            self.notes,
+            self.unique,
+            self.expires,
+            self.dead,
+        )
+        return tuple(map(len, records))
 
 
 def contents(txn: Txn, queue: Tables) -> Contents:
@@ -171,16 +267,15 @@ def contents(txn: Txn, queue: Tables) -> Contents:
 
 def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:
     """Return what records are, all of which are of the queue ``name``."""
-    found = Contents({}, set(), set(), {}, {}, {}, {}, {}, [])
+    found = Contents.nothing()
     start = len(_format.record(name, ""))
     for key, value in records:
         kind, _, rest = key[start:].partition(b"/")
-        is_index = kind in (b"owner", b"expiry")
         try:
-            if sealed and not is_index and not _format.is_intact(key, value):
+            if sealed and [kind] not in _format.INDEXES and not _format.is_intact(key, value):
                 raise ValueError  # noqa: TRY301  (as what cannot be read)
             _add(found, kind, rest, value[: -_format.SEAL_SIZE] if sealed else value)
-        except (ValueError, KeyError, struct.error):
+        except (ValueError, KeyError, struct.error, IndexError):
             found.damaged.append(key)
     return found
 
@@ -189,12 +284,20 @@ def _add(found: Contents, kind: bytes, rest: bytes, data: bytes) -> None:
     if kind in (b"owner", b"expiry"):
         index = found.owners if kind == b"owner" else found.expiries
         index.add((unpack(rest[:8]), unpack(rest[8:])))
+    elif kind == b"expires":
+        found.expires.add((unpack(rest[:8]), rest[8:]))
+    elif kind == b"passed":
+        found.readers.add((rest[:8], rest[8:].decode()))
     elif kind == b"lease":
-        found.leases[unpack(rest)] = _unpack(data)
+        found.leases[unpack(rest)] = Lease.unpack(data)
+    elif kind == b"held":
+        found.held[unpack(rest)] = [pack(number) for each in _format.unpack_ranges(data) for number in each]
     elif kind == b"unique":
-        found.keys[rest] = unpack(data)
+        found.unique[rest] = data
     elif kind == b"note":
-        found.notes[unpack(rest)] = Note.unpack(data)[0]
+        found.notes[rest] = Note.unpack(data)[0]
+    elif kind == b"leased":
+        found.leased[rest] = Record(rest, *Note.unpack(data, _TOKEN), unpack(data[:_TOKEN]))
     else:
-        records = {b"leased": found.leased, b"delayed": found.delayed, b"dead": found.dead}[kind]
-        records[unpack(rest[-8:])] = Record(unpack(rest[-8:]), *Note.unpack(data))
+        records = {b"delayed": found.delayed, b"dead": found.dead}[kind]
+        records[rest[-8:]] = Record(rest[-8:], *Note.unpack(data))

@@ -1,4 +1,4 @@
-"""What is not waiting in the queue: leased, delayed, dead. How it goes there, and comes back to its place.
+"""Items held back: leased, delayed, dead. How an item goes there, and comes back to its place.
 
 Owns: the moves of items between these. Law: an item is in one place at a time: among the items, under a
 lease, delayed, or dead, and it moves between them in one transaction; what a lease holds is changed by who
@@ -6,30 +6,45 @@ has its token, or by who gives it back since its owner is dead or its time is ov
 Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead), pickling.
 
 Times are in ns: deadlines on the system-wide monotonic clock, which a step of the wall clock does not move,
-and which a reboot begins anew, but then every owner is dead; due times on the wall clock, since they outlive a
+and which a reboot begins anew, but then every owner is dead; all others on the wall clock, since they outlive a
 reboot. A token is given once. A lease that is not there any more is gone for ever: an ack that comes late
 finds nothing, whoever has the items now.
 
-Coming back. There is no timer: who looks for work finds in its own snapshot what must come back before
-(``overdue``), and gives it back in a transaction of its own (``restore``). Killed before that commit it did
+Coming back. There is no timer: a consumer that looks for work finds in its own snapshot what must come back, or go,
+before (``overdue``), and sees to it in a transaction of its own (``restore``). Killed before that commit it did
 nothing, and the next one finds the same; nothing is lost or doubled, since giving back is a move.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from lmdbqueue import _format
-from lmdbqueue._format import Counts, Note, away, pack, unpack
+from lmdbqueue._format import CLASS, READERS, RETAINED, Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, readers, weighed_records
-from lmdbqueue._model.fifo import Entry
-from lmdbqueue._model.lease_records import DAMAGED, NEVER, Lease, Record
-from lmdbqueue._model.push_times import Moment
+from lmdbqueue._model import fifo, item_notes, lease_records, pushing, reader_records, retention, weighed_records
+from lmdbqueue._model.pushing import Limits
+from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
+_LOOKED_AT: Final = 16  # owners that a look asks after, in turn with the others
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
-_FIRST_PLACE: Final = _format.place(0)
+
+
+class Now(NamedTuple):
+    """A time."""
+
+    monotonic: int  # ns, of the system since it booted
+    wall: int  # ns since 1970
+
+
+class Watch(Protocol):
+    """What knows which owners of leases are dead."""
+
+    after: int  # the owner that it was asked after last
+
+    def dead_among(self, owners: Sequence[int]) -> tuple[int, ...]:
+        """Return which of these are dead."""
 
 
 class Return(NamedTuple):
@@ -39,10 +54,11 @@ class Return(NamedTuple):
     reason: str = ""
     due: int = 0  # ns since 1970, 0 for at once
     max_attempts: int | None = None  # with so many an item is dead
+    trace: str = ""  # the traceback of what happened
 
 
 class Overdue(NamedTuple):
-    """There is something that has to come back first: of these owners, or of leases and delays whose time is over."""
+    """There is something to be done first: for these owners, or since the time of something is over."""
 
     owners: tuple[int, ...]
 
@@ -53,17 +69,27 @@ class Terms(NamedTuple):
     owner: int
     deadline: int  # ns, ``NEVER`` for as long as the owner lives
     now: int  # ns since 1970
-    unreadable: dict[bytes, str]  # places of items that go to the dead instead, and why
+    unreadable: dict[bytes, str]  # keys of items that go to the dead instead, and why
 
 
 class Apart(NamedTuple):
     """How items are pushed that do not just wait."""
 
-    now: Moment
-    due: int  # ns since 1970, 0 for no delay
-    digests: Sequence[bytes]  # of keys, b"" for none
-    maxsize: int
-    max_bytes: int | None
+    now: int  # ns since 1970
+    trailer: bytes
+    due: int = 0  # ns since 1970, 0 for no delay
+    unique: Sequence[bytes] = ()  # digests of keys, b"" for none; empty: no item has one
+    replace: bool = False  # an item with a key takes the place of the one that has it
+    expires: int = 0  # ns since 1970, 0 for never
+    number: int = CLASS
+    limits: Limits | None = None
+
+
+class Pushed(NamedTuple):
+    """What became of an item that was pushed."""
+
+    key: int  # its key, or that of the item that has its unique key
+    is_stored: bool
 
 
 # --- going
@@ -74,83 +100,151 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
 
     Returns the token (0 if all were unreadable), the numbers of what was leased, and the attempts at each.
     """
-    places = [place for place, _ in entries]
-    if not fifo.take(txn, queue, places):
+    keys = [key for key, _ in entries]
+    if not fifo.take(txn, queue, keys):
         return None
-    notes, counts = item_notes.lift(txn, queue, places, item_notes.counts(txn, queue))
-    seqs = []
+    before = fifo.record(txn, queue)
+    notes, now = item_notes.lift(txn, queue, keys, _format.numbers(before))
+    token = now.tokens + 1
+    leased = []
     attempts = []
     records = []
-    prefix = away(queue.name, "leased")
-    for (place, value), note in zip(entries, notes, strict=True):
-        key = prefix + place[-8:]
-        seq = unpack(place[-8:])
-        header = _FIRST
-        times = 1
-        if note is not item_notes.NONE or len(place) > len(_FIRST_PLACE) or terms.unreadable:  # else it takes a third
-            taken = note._replace(attempts=note.attempts + 1, due=_format.due(place))
-            if place in terms.unreadable:
-                how = Return(terms.now, terms.unreadable[place])
-                counts = _bury(txn, queue, Record(seq, taken, value), how, counts)
-                continue
-            header = taken.pack()
-            times = taken.attempts
-        seqs.append(seq)
-        attempts.append(times)
-        records.append((key, header + value))
-    token = 0
-    if seqs:
-        token = counts.tokens + 1
+    prefix, header = away(queue.name, "leased"), pack(token)
+    for (key, value), note in zip(entries, notes, strict=True):
+        if key in terms.unreadable:
+            how = Return(terms.now, terms.unreadable[key])
+            now = _bury(txn, queue, Record(key, note._replace(attempts=note.attempts + 1), value), how, now)
+            continue
+        leased.append(key)
+        attempts.append(note.attempts + 1)
+        taken = _FIRST if note is item_notes.NONE else note._replace(attempts=note.attempts + 1).pack()
+        records.append((prefix + key, header + taken + value))
+    if leased:
         weighed_records.add_away(txn, queue, records)
-        lease_records.put_lease(txn, queue, token, Lease(terms.owner, terms.deadline, seqs))
-        counts = counts._replace(tokens=token, leased=counts.leased + len(seqs))
-    item_notes.set_counts(txn, queue, counts)
-    return token, seqs, attempts
+        lease_records.add_lease(txn, queue, token, terms.owner, terms.deadline, leased)
+        now = now._replace(tokens=token, leased=now.leased + len(leased))
+    fifo.set_numbers(txn, queue, before, now)
+    return token if leased else 0, list(map(_format.seq_of, leased)), attempts
 
 
-def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[int]:
-    """Append payloads, or let them wait for their time; return their numbers.
+def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[Pushed]:
+    """Append payloads that have a delay, unique keys, an expiry or a priority; return what became of each.
 
-    What has a key that an item has already is not stored, and that item's number is given. Raises ``Full``
-    as ``_model.fifo.push``.
+    Raises ``Full`` as ``_model.pushing.push``, ``OptionError`` for a priority beside readers.
     """
-    held = {digest: item_notes.held_by(txn, queue, digest) for digest in apart.digests if digest}
-    numbers: list[int | None] = []
+    digests = apart.unique or [b""] * len(payloads)
     new: list[tuple[bytes, bytes]] = []  # payloads and digests
-    for payload, digest in zip(payloads, apart.digests, strict=True):
-        number = held.get(digest)
-        if number is None:
-            number = -1 - len(new)  # until it gets one
+    places: dict[bytes, int] = {}  # in ``new``, of those with a digest
+    found: list[int | bytes] = []  # for each payload its place in ``new``, or the key of the item that has its digest
+    repeated: set[int] = set()
+    for number, (payload, digest) in enumerate(zip(payloads, digests, strict=True)):
+        holder = item_notes.held_by(txn, queue, digest) if digest and not apart.replace else None
+        if holder is not None:
+            found.append(holder)
+            continue
+        place = places.setdefault(digest, len(new)) if digest else len(new)
+        found.append(place)
+        if place == len(new):
             new.append((payload, digest))
-            if digest:
-                held[digest] = number
-        numbers.append(number)
+        elif apart.replace:  # the newest of a call wins, too
+            new[place] = payload, digest
+        else:
+            repeated.add(number)
+    if apart.limits is not None and new:
+        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits)
+    if apart.replace:
+        for digest in places:
+            _replace(txn, queue, digest)
     given = _push_new(txn, queue, new, apart) if new else range(0)
-    return [given[-1 - number] if number < 0 else number for number in numbers if number is not None]
+    return [
+        Pushed(unpack(place), is_stored=False)
+        if isinstance(place, bytes)
+        else Pushed(given[place], is_stored=number not in repeated)
+        for number, place in enumerate(found)
+    ]
+
+
+def _replace(txn: Txn, queue: Tables, digest: bytes) -> None:
+    """Remove the item with a unique key, if it waits or is delayed; one that is leased is left to its consumer."""
+    key, due = item_notes.where(txn, queue, digest)
+    if key is not None:
+        _drop(txn, queue, key, due)
+
+
+def _drop(txn: Txn, queue: Tables, key: bytes, due: int) -> bool:
+    """Remove an item that waits, or is delayed until ``due``, for good; return whether it was there."""
+    if fifo.take_out(txn, queue, [key]):
+        fifo.forget(txn, queue, [key])
+        return True
+    name = away(queue.name, "delayed", due, key)
+    if not due or txn.get(name, db=queue.away) is None:
+        return False
+    record = lease_records.take(txn, queue, name)
+    before = fifo.record(txn, queue)
+    now = item_notes.settle(txn, queue, key, record.note, _format.numbers(before))
+    fifo.set_numbers(txn, queue, before, now._replace(delayed=now.delayed - 1))
+    return True
 
 
 def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart: Apart) -> range:
     payloads = [payload for payload, _ in new]
-    counts = item_notes.counts(txn, queue)
     if apart.due:
-        fifo.refuse_full(txn, queue, payloads, apart.maxsize, apart.max_bytes)
-        given = fifo.skip(txn, queue, len(new))
-        counts = counts._replace(delayed=counts.delayed + len(new))
+        given = pushing.skip(txn, queue, len(new), apart.number)
     else:
-        given = fifo.push(txn, queue, payloads, apart.maxsize, apart.max_bytes)
-    for seq, (payload, digest) in zip(given, new, strict=True):
-        note = Note(due=apart.due, unique=digest)
+        given, _ = pushing.append(txn, queue, payloads, apart.trailer, None, apart.number)
+    before = fifo.record(txn, queue)
+    now = _format.numbers(before)
+    if apart.due:
+        now = now._replace(delayed=now.delayed + len(new))
+    for key, (payload, digest) in zip(map(pack, given), new, strict=True):
+        note = Note(due=apart.due, expires=apart.expires, unique=digest)
         if apart.due:
-            value = _format.seal(pack(seq), payload) if queue.sealed else payload
-            weighed_records.put_away(txn, queue, away(queue.name, "delayed", apart.due, seq), note.pack() + value)
+            body = payload + apart.trailer
+            value = _format.seal(key, body, queue.salt) if queue.sealed else body
+            weighed_records.put_away(txn, queue, away(queue.name, "delayed", apart.due, key), note.pack() + value)
         else:
-            counts = item_notes.put(txn, queue, seq, note, counts)
+            now = item_notes.put(txn, queue, key, note, now)
         if digest:
-            counts = item_notes.hold(txn, queue, digest, seq, counts)
-    item_notes.set_counts(txn, queue, counts)
-    if not apart.due:
-        readers.appended(txn, queue, given.start, apart.now)  # once all is noted of what may go at once
+            now = item_notes.hold(txn, queue, digest, key, now, apart.due)
+        if apart.expires:
+            now = item_notes.expire(txn, queue, apart.expires, key, now, apart.due)
+    after = fifo.set_numbers(txn, queue, before, now)
+    if not apart.due and _format.flags(after) & RETAINED:
+        retention.trim(txn, queue, apart.now)  # once all is noted of what may go at once
     return given
+
+
+# --- by key
+
+
+def find(txn: Txn, queue: Tables, digest: bytes) -> int | None:
+    """Return the number of the item that has a unique key."""
+    key = item_notes.held_by(txn, queue, digest)
+    return None if key is None else _format.seq_of(key)
+
+
+def cancel(txn: Txn, queue: Tables, digest: bytes) -> bool:
+    """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+    key, due = item_notes.where(txn, queue, digest)
+    return key is not None and _drop(txn, queue, key, due)
+
+
+def delete_items(txn: Txn, queue: Tables, keys: Collection[bytes]) -> int:
+    """Remove the items of these keys that wait, wherever they stand, for good; return how many."""
+    found = [key for key, _ in fifo.take_out(txn, queue, keys)]
+    fifo.forget(txn, queue, found)
+    return len(found)
+
+
+def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) -> int:
+    """Put the items of these keys that wait to the dead letters; return how many."""
+    found = fifo.take_out(txn, queue, keys)
+    before = fifo.record(txn, queue)
+    notes, now = item_notes.lift(txn, queue, [key for key, _ in found], _format.numbers(before))
+    for (key, value), note in zip(found, notes, strict=True):
+        now = _bury(txn, queue, Record(key, note, value), how, now)
+    fifo.set_numbers(txn, queue, before, now)
+    return len(found)
 
 
 # --- what the holder of a lease does
@@ -158,28 +252,32 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
 
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    released = lease_records.release(txn, queue, token, seqs)
-    if released:
-        reader_records.skip(txn, queue, map(pack, released))
-        counts = item_notes.counts(txn, queue)
-        prefix = away(queue.name, "leased")
-        keys = [prefix + pack(seq) for seq in released]
-        if counts.unique:
-            for key in keys:
-                counts = item_notes.free(txn, queue, lease_records.take(txn, queue, key).note, counts)
-        else:
-            for key in keys:
-                weighed_records.pop_away(txn, queue, key)
-        item_notes.set_counts(txn, queue, counts._replace(leased=counts.leased - len(released)))
-    return released
+    before = fifo.record(txn, queue)
+    now = _format.numbers(before)
+    is_noted = bool(now.keys or now.expiring)
+    released = lease_records.release(txn, queue, token, _keys(seqs), read=is_noted)
+    if not released:
+        return released and []
+    keys = [record.key for record in released]
+    reader_records.skip(txn, queue, keys)
+    if is_noted:
+        for record in released:
+            now = item_notes.settle(txn, queue, record.key, record.note, now)
+    fifo.set_numbers(txn, queue, before, now._replace(leased=now.leased - len(released)))
+    return list(map(_format.seq_of, keys))
+
+
+def _keys(seqs: Collection[int] | None) -> list[bytes] | None:
+    return None if seqs is None else list(map(_format.key_of, seqs))
 
 
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
     """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    released = lease_records.release(txn, queue, token, seqs)
-    if released:
-        _give_back(txn, queue, released, how)
-    return released
+    released = lease_records.release(txn, queue, token, _keys(seqs))
+    if not released:
+        return released and []
+    _give_back(txn, queue, released, how)
+    return [_format.seq_of(record.key) for record in released]
 
 
 def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:
@@ -192,60 +290,81 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
     found = lease_records.lease(txn, queue, token)
     if found is None:
         return None
-    txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
-    lease_records.put_lease(txn, queue, token, found._replace(deadline=deadline))
+    lease_records.set_deadline(txn, queue, token, found, deadline)
     return True
 
 
 # --- coming back
 
 
-def look(
-    txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment, fn: Callable[..., Any], *args: Any
-) -> Any:
-    """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to come back before."""
-    if txn.get(queue.counts, db=queue.meta) is not None and (found := overdue(txn, queue, is_dead, now)) is not None:
+def look(txn: Txn, queue: Tables, watch: Watch, now: Now, fn: Callable[..., Any], *args: Any) -> Any:
+    """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to be done before."""
+    if (found := overdue(txn, queue, watch, now)) is not None:
         return found
     return fn(txn, queue, *args)
 
 
-def overdue(txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment) -> Overdue | None:
-    """Tell what has to come back."""
-    expiry, due, owners = next_time(txn, queue)
-    dead = tuple(filter(is_dead, owners))
-    return Overdue(dead) if dead or expiry <= now.monotonic or due <= now.wall else None
+def overdue(txn: Txn, queue: Tables, watch: Watch, now: Now) -> Overdue | None:
+    """Return what has to be done before anybody reads, if there is something."""
+    record = fifo.record(txn, queue)
+    if _format.is_plain(record):
+        return None
+    numbers = _format.numbers(record)
+    is_over = _format.flags(record) & RETAINED and retention.is_beyond(txn, queue, now.wall)
+    dead: tuple[int, ...] = ()
+    if numbers.leased:
+        is_over = is_over or lease_records.first_time(txn, queue, "expiry") <= now.monotonic
+        dead = watch.dead_among(lease_records.owners(txn, queue, watch.after, _LOOKED_AT))
+    if numbers.delayed:
+        is_over = is_over or lease_records.first_time(txn, queue, "delayed") <= now.wall
+    if numbers.expiring:
+        is_over = is_over or lease_records.first_time(txn, queue, "expires") <= now.wall
+    return Overdue(dead) if dead or is_over else None
 
 
 def next_time(txn: Txn, queue: Tables) -> tuple[int, int, list[int]]:
-    """Return when the next lease expires, when the next item comes due, and the owners of leases."""
-    counts = item_notes.counts(txn, queue)
-    if not counts.leased and not counts.delayed:
-        return NEVER, NEVER, []
-    expiry, due = (lease_records.first_time(txn, queue, kind) for kind in ("expiry", "delayed"))
-    return expiry, due, list(lease_records.owners(txn, queue))
+    """Return when the next lease expires, when the next item comes due, and some owners of leases."""
+    numbers = fifo.numbers(txn, queue)
+    expiry, due, owners = NEVER, NEVER, list[int]()
+    if numbers.leased:
+        expiry = lease_records.first_time(txn, queue, "expiry")
+        owners = lease_records.owners(txn, queue, 0, 2)
+    if numbers.delayed:
+        due = lease_records.first_time(txn, queue, "delayed")
+    return expiry, due, owners
 
 
-def restore(txn: Txn, queue: Tables, owners: Iterable[int], now: Moment, max_attempts: int | None) -> int:
-    """Give back what these owners, who are dead, hold, and everything whose time is over; return how much it was.
+def restore(
+    txn: Txn,
+    queue: Tables,
+    owners: Iterable[int],
+    now: Now,
+    max_attempts: int | None,
+    most: int = _AT_ONCE,
+    *,
+    bury_expired: bool = False,
+) -> int:
+    """Give back what these owners, who are dead, hold, and all whose time has come; remove what has expired.
 
-    About ``_AT_ONCE`` items at a time: it may have to be done again.
+    Return how many items it was, about ``most`` at a time: it may have to be done again.
     """
     changed = 0
     for owner in owners:
         how = Return(now.wall, "its consumer died", max_attempts=max_attempts)
-        changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, _AT_ONCE - changed)
+        changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, most - changed)
     how = Return(now.wall, "its lease expired", max_attempts=max_attempts)
-    while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < _AT_ONCE:
+    while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < most:
         changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
-    return changed + _restore_delayed(txn, queue, now, _AT_ONCE - changed)
+    changed += _expire(txn, queue, now.wall, most - changed, bury=bury_expired)
+    changed += _restore_delayed(txn, queue, now.wall, most - changed)
+    return changed + retention.trim(txn, queue, now.wall)
 
 
 def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
     """Give back leases that an index has under ``prefix``, until ``wanted`` items came back; return how many did."""
     changed = 0
     while changed < wanted and (key := next(lease_records.keys(txn, queue, prefix), None)) is not None:
-        token = unpack(key[-8:])
-        released = lease_records.release(txn, queue, token, None)
+        released = lease_records.release(txn, queue, unpack(key[-8:]), None)
         txn.delete(key, db=queue.away)
         if released:
             _give_back(txn, queue, released, how)
@@ -253,103 +372,186 @@ def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted:
     return changed
 
 
-def _restore_delayed(txn: Txn, queue: Tables, now: Moment, wanted: int) -> int:
-    due = [
-        key
-        for key in islice(lease_records.keys(txn, queue, away(queue.name, "delayed")), max(0, wanted))
-        if unpack(key[-16:-8]) <= now.wall
-    ]
+def _restore_delayed(txn: Txn, queue: Tables, now: int, wanted: int) -> int:
+    prefix = away(queue.name, "delayed")
+    some = islice(lease_records.keys(txn, queue, prefix), max(0, wanted))
+    due = [key for key in some if unpack(key[-16:-8]) <= now]
     if not due:
         return 0
-    counts = item_notes.counts(txn, queue)
     records = [lease_records.take(txn, queue, key) for key in due]
-    item_notes.set_counts(txn, queue, counts._replace(delayed=counts.delayed - len(due)))
-    if txn.get(queue.readers, db=queue.meta) is not None:
-        _append_due(txn, queue, records, now)
-        return len(due)
-    counts = item_notes.counts(txn, queue)
-    entries = []
-    for record in records:
-        if record.note.reason == DAMAGED:
-            counts = _bury(txn, queue, record, Return(now.wall, DAMAGED), counts)
-            continue
-        entries.append((_format.place(record.seq, record.note.due), record.value))
-        counts = item_notes.put(txn, queue, record.seq, record.note, counts)
-    fifo.put_back(txn, queue, entries)
-    item_notes.set_counts(txn, queue, counts)
+    before = fifo.record(txn, queue)
+    numbers = _format.numbers(before)
+    fifo.set_numbers(txn, queue, before, numbers._replace(delayed=numbers.delayed - len(due)))
+    _wait(txn, queue, records, now)
     return len(due)
 
 
-def _append_due(txn: Txn, queue: Tables, records: Iterable[Record], now: Moment) -> None:
-    """Let items whose time has come wait with new numbers, where every reader finds them."""
-    first = fifo.bounds(txn, queue)[1]
-    counts = item_notes.counts(txn, queue)
-    for record in records:
-        payload = weighed_records.opened(queue, pack(record.seq), record.value)
-        if payload is None or record.note.reason == DAMAGED:
-            counts = _bury(txn, queue, record, Return(now.wall, DAMAGED), counts)
-            continue
-        (seq,) = fifo.push(txn, queue, [payload], 0, None)
-        counts = item_notes.put(txn, queue, seq, record.note._replace(due=0), counts)
-        if record.note.unique:
-            counts = item_notes.hold(txn, queue, record.note.unique, seq, counts)
-    item_notes.set_counts(txn, queue, counts)
-    readers.appended(txn, queue, first, now)
-
-
-def _give_back(txn: Txn, queue: Tables, seqs: Sequence[int], how: Return) -> None:
-    """Let items that a lease held wait again, or be delayed, or dead."""
-    counts = item_notes.counts(txn, queue)
-    counts = counts._replace(leased=counts.leased - len(seqs))
+def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
+    """Make items wait whose time has come: in their places, or, where there are readers, with new keys at the tail."""
     entries = []
-    for seq in seqs:
-        record = lease_records.take(txn, queue, away(queue.name, "leased", seq))
-        note = record.note._replace(time=how.now, reason=how.reason)
-        if record.note.reason == DAMAGED or (how.max_attempts is not None and note.attempts >= how.max_attempts):
-            reason = how.reason if record.note.reason != DAMAGED else DAMAGED
-            counts = _bury(txn, queue, record, how._replace(reason=reason), counts)
+    for record in records:
+        before = fifo.record(txn, queue)
+        numbers = _format.numbers(before)
+        if record.note.reason == DAMAGED:
+            fifo.set_numbers(txn, queue, before, _bury(txn, queue, record, Return(now, DAMAGED), numbers))
+        elif _format.flags(before) & READERS:
+            _wait_at_the_tail(txn, queue, record, now)
+        else:
+            entries.append((record.key, record.value))
+            note = record.note._replace(due=0)
+            numbers = item_notes.moved(txn, queue, record.key, note, numbers, 0)
+            fifo.set_numbers(txn, queue, before, item_notes.put(txn, queue, record.key, note, numbers))
+    fifo.put_back(txn, queue, entries)
+
+
+def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None:
+    before = fifo.record(txn, queue)
+    if queue.sealed and not _format.is_intact(record.key, record.value, queue.salt):
+        numbers = _bury(txn, queue, record, Return(now, DAMAGED), _format.numbers(before))
+        fifo.set_numbers(txn, queue, before, numbers)
+        return
+    (body,) = _format.bodies([record.value], sealed=queue.sealed)
+    size = _format.Trailer.of(body)[1]
+    numbers = item_notes.settle(txn, queue, record.key, record.note, _format.numbers(before))
+    fifo.set_numbers(txn, queue, before, numbers)
+    (number,) = pushing.push(txn, queue, [body[:size]], body[size:], None, now)
+    before = fifo.record(txn, queue)
+    numbers = _format.numbers(before)
+    key, note = pack(number), record.note._replace(due=0)
+    if note.unique:
+        numbers = item_notes.hold(txn, queue, note.unique, key, numbers)
+    if note.expires:
+        numbers = item_notes.expire(txn, queue, note.expires, key, numbers)
+    fifo.set_numbers(txn, queue, before, item_notes.put(txn, queue, key, note, numbers))
+
+
+def _give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) -> None:
+    """Make items that a lease held wait again, or delay them, or put them to the dead."""
+    before = fifo.record(txn, queue)
+    now = _format.numbers(before)
+    now = now._replace(leased=now.leased - len(released))
+    entries = []
+    for record in released:
+        key = record.key
+        note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
+        if record.note.reason == DAMAGED:
+            now = _bury(txn, queue, record, how._replace(reason=DAMAGED), now)
+        elif note.expires and note.expires <= how.now:
+            now = item_notes.settle(txn, queue, key, note, now)
+            now = now._replace(expired=now.expired + 1)
+        elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it meanwhile
+            now = item_notes.settle(txn, queue, key, note, now)
+        elif how.max_attempts is not None and note.attempts >= how.max_attempts:
+            now = _bury(txn, queue, record, how, now)
         elif how.due:
             note = note._replace(due=how.due)
-            weighed_records.put_away(
-                txn, queue, away(queue.name, "delayed", how.due, record.seq), note.pack() + record.value
-            )
-            counts = counts._replace(delayed=counts.delayed + 1)
+            name = away(queue.name, "delayed", how.due, key)
+            weighed_records.put_away(txn, queue, name, note.pack() + record.value)
+            now = item_notes.moved(txn, queue, key, note, now, how.due)
+            now = now._replace(delayed=now.delayed + 1)
         else:
-            entries.append((_format.place(record.seq, note.due), record.value))
-            counts = item_notes.put(txn, queue, record.seq, note, counts)
+            entries.append((key, record.value))
+            now = item_notes.put(txn, queue, key, note, now)
+    after = fifo.set_numbers(txn, queue, before, now)
     fifo.put_back(txn, queue, entries)
-    item_notes.set_counts(txn, queue, counts)
+    if entries and _format.flags(after) & RETAINED:
+        retention.trim(txn, queue, how.now)
+
+
+def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int:
+    """Remove what has expired, or put it to the dead; what a consumer holds is left to it. Return how many."""
+    prefix = away(queue.name, "expires")
+    if not fifo.numbers(txn, queue).expiring:
+        return 0
+    over = []
+    for name, value in islice(lease_records.entries(txn, queue, prefix, b""), max(0, wanted)):
+        if unpack(name[-16:-8]) > now:
+            break
+        over.append((name[-8:], name, unpack(value)))
+    for key, name, due in over:
+        record = _expired(txn, queue, key, due)
+        before = fifo.record(txn, queue)
+        numbers = _format.numbers(before)
+        if record is None:  # it is leased: its note tells, when it comes back
+            txn.delete(name, db=queue.away)
+            numbers = numbers._replace(expiring=numbers.expiring - 1)
+        else:
+            numbers = numbers._replace(expired=numbers.expired + 1)
+            if bury:
+                numbers = _bury(txn, queue, record, Return(now, "it expired"), numbers)
+            else:
+                reader_records.skip(txn, queue, [key])
+                numbers = item_notes.settle(txn, queue, key, record.note, numbers)
+        fifo.set_numbers(txn, queue, before, numbers)
+    return len(over)
+
+
+def _expired(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
+    """Take an item out that waits, or is delayed until ``due``, with its note; None if it is neither."""
+    found = fifo.take_out(txn, queue, [key])
+    before = fifo.record(txn, queue)
+    now = _format.numbers(before)
+    if found:
+        (note,), now = item_notes.lift(txn, queue, [key], now)
+        fifo.set_numbers(txn, queue, before, now)
+        return Record(key, note, found[0][1])
+    name = away(queue.name, "delayed", due, key)
+    if not due or txn.get(name, db=queue.away) is None:
+        return None
+    record = lease_records.take(txn, queue, name)
+    fifo.set_numbers(txn, queue, before, now._replace(delayed=now.delayed - 1))
+    return record
 
 
 # --- the dead
 
 
-def _bury(txn: Txn, queue: Tables, record: Record, how: Return, counts: Counts) -> Counts:
-    """Put an item to the dead; its key is free then."""
-    reader_records.skip(txn, queue, [pack(record.seq)])
-    counts = item_notes.free(txn, queue, record.note, counts)
-    note = record.note._replace(time=how.now, reason=how.reason, unique=b"")
-    weighed_records.put_away(txn, queue, away(queue.name, "dead", record.seq), note.pack() + record.value)
-    return counts._replace(dead=counts.dead + 1)
+def _bury(txn: Txn, queue: Tables, record: Record, how: Return, now: Numbers) -> Numbers:
+    """Put an item to the dead; its unique key is free then."""
+    reader_records.skip(txn, queue, [record.key])
+    now = item_notes.settle(txn, queue, record.key, record.note, now)
+    note = record.note._replace(due=0, expires=0, time=how.now, reason=how.reason, trace=how.trace)
+    weighed_records.put_away(txn, queue, away(queue.name, "dead", record.key), note.pack() + record.value)
+    return now._replace(dead=now.dead + 1)
 
 
-def dead(txn: Txn, queue: Tables, seq: int, max_bytes: int) -> list[Record]:
-    """Return the dead from number ``seq`` on, at least one if there is one, up to about ``max_bytes`` of them."""
+def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
+    """Return the dead from a key on, at least one if there is one, up to about ``max_bytes`` of them."""
+    fifo.record(txn, queue)
     found = []
-    for key, value in lease_records.entries(txn, queue, away(queue.name, "dead"), pack(seq)):
-        found.append(lease_records.record(queue, key, value))
+    for name, value in lease_records.entries(txn, queue, away(queue.name, "dead"), key):
+        found.append(lease_records.record(queue, name, value))
         max_bytes -= len(value)
         if max_bytes <= 0:
             break
     return found
 
 
-def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
-    """Let the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did."""
+def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
+    """Make the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did.
+
+    One whose unique key another item has by now stays dead.
+    """
     records = _exhume(txn, queue, seqs)
-    entries = [(_format.place(record.seq, record.note.due), record.value) for record in records]
+    before = fifo.record(txn, queue)
+    numbers = _format.numbers(before)
+    entries = []
+    for record in records:
+        unique = record.note.unique
+        if unique and item_notes.held_by(txn, queue, unique) is not None:
+            name = away(queue.name, "dead", record.key)
+            weighed_records.put_away(txn, queue, name, record.note.pack() + record.value)
+            numbers = numbers._replace(dead=numbers.dead + 1)
+            continue
+        if unique:
+            numbers = item_notes.hold(txn, queue, unique, record.key, numbers)
+            numbers = item_notes.put(txn, queue, record.key, Note(unique=unique), numbers)
+        entries.append((record.key, record.value))
+    after = fifo.set_numbers(txn, queue, before, numbers)
     fifo.put_back(txn, queue, entries)
-    return len(records)
+    if entries and _format.flags(after) & RETAINED:
+        retention.trim(txn, queue, now)
+    return len(entries)
 
 
 def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
@@ -359,24 +561,35 @@ def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
 
 def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
     prefix = away(queue.name, "dead")
-    keys = (
-        list(lease_records.keys(txn, queue, prefix)) if seqs is None else [prefix + pack(seq) for seq in sorted(seqs)]
+    names = (
+        list(lease_records.keys(txn, queue, prefix))
+        if seqs is None
+        else [prefix + _format.key_of(seq) for seq in sorted(seqs)]
     )
-    records = [lease_records.take(txn, queue, key) for key in keys if txn.get(key, db=queue.away) is not None]
+    records = [lease_records.take(txn, queue, name) for name in names if txn.get(name, db=queue.away) is not None]
     if records:
-        counts = item_notes.counts(txn, queue)
-        item_notes.set_counts(txn, queue, counts._replace(dead=counts.dead - len(records)))
+        before = fifo.record(txn, queue)
+        numbers = _format.numbers(before)
+        fifo.set_numbers(txn, queue, before, numbers._replace(dead=numbers.dead - len(records)))
     return records
 
 
 def clear(txn: Txn, queue: Tables) -> int:
     """Remove all that waits, is leased, delayed or dead; return how many items went."""
-    counts = item_notes.counts(txn, queue)
-    reader_records.skip(txn, queue, (key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"))))
+    before = fifo.numbers(txn, queue)
+    leased = [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"))]
+    reader_records.skip(txn, queue, leased)
     removed = fifo.clear(txn, queue)
-    if counts != Counts():
-        for kind in ("lease", "owner", "expiry", "leased", "delayed", "dead", "note", "unique"):
-            for key in list(lease_records.keys(txn, queue, away(queue.name, kind))):
+    for kind in ("lease", "held", "owner", "expiry", "leased", "delayed", "dead", "note", "unique", "expires"):
+        is_index = [kind.encode()] in _format.INDEXES
+        for key in list(lease_records.keys(txn, queue, away(queue.name, kind))):
+            if is_index:
+                txn.delete(key, db=queue.away)
+            else:
                 weighed_records.pop_away(txn, queue, key)
-        item_notes.set_counts(txn, queue, Counts(tokens=counts.tokens))
-    return removed + counts.leased + counts.delayed + counts.dead
+    record = fifo.record(txn, queue)
+    numbers = _format.numbers(record)
+    none = {name: 0 for name in ("leased", "delayed", "noted", "keys", "expiring", "dead")}
+    fifo.set_numbers(txn, queue, record, numbers._replace(**none))
+    return removed + before.leased + before.delayed + before.dead
+

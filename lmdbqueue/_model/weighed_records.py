@@ -1,43 +1,51 @@
-"""The records beside the items, and their weight, by which pages of another time are seen.
+"""The records beside the items, their weight, and that of the items which a transaction adds.
 
 Owns: how META and AWAY are written, by every other file. Law: whatever changes there, the weight that is noted
 with the transaction changes with it. Must not know: what the records mean.
 
 Why. A power cut may leave transaction k torn: its meta page is on the disk, and some of its pages are not
 (see ``_lmdb.generation``). What stands in the places of those then is what was there before: pages of k-3 or
-earlier, which k has used again, often at the very same place in the same tree, since LMDB uses pages in
-turn. Such a page fits: its number is right, its items have their checksums, and what it says was true
-once. So each tree must be tied to its transaction by something that a page of another time cannot have:
+earlier, of another queue, or of an attempt at k that was killed before it was committed. Such a page fits: its
+number is right, its items have their checksums, and what it says was true once, or might have been. So each tree is
+tied to its transaction by something that a page of another time cannot have:
 
 - the record ``txn`` in META has the number of the transaction, which the meta page tells, too;
 - it has the sum of the weights of all other records of META and AWAY, so that all of these are of that transaction;
-- the records in META tell which items there are: head, tail and gaps (``_model.fifo``), and an item never changes.
+- it has the *content weight*: the sum of the weights of the items that this transaction added to any queue and that
+  are there at its end, but for those that were there, under the same key, at its beginning;
+- the records in META tell which keys have an item: head, tail, skipped and returned ones (``fifo``).
 
-A weight is the square of the CRC-32 of key and value, and the sum is modulo 2^64, so it costs a record that
-changes one multiplication, and nothing where nothing changes. With ``checksum=False`` there is no weight, and
-two flushes instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised.
-The indexes of leases are not weighed: they follow from the leases.
+A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
+since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
+instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised. The
+indexes of leases and readers are not weighed: they follow from those.
 """
+
+from zlib import crc32
 
 from lmdbqueue import _format
 from lmdbqueue._format import weigh, weigh_sealed
 from lmdbqueue._lmdb.generation import Db, Tables, Txn
 
 
+def replace_queue(txn: Txn, queue: Tables, before: bytes, now: bytes) -> None:
+    """Write the record of a queue, which was ``before``."""
+    if queue.weighed:
+        old, new = crc32(before, queue.seed), crc32(now, queue.seed)
+        queue.generation.weight += new * new - old * old
+    txn.put(queue.queue, now, db=queue.meta)
+
+
 def put(txn: Txn, queue: Tables, key: bytes, value: bytes) -> None:
     """Write a record of META that is not sealed."""
-    replace(txn, queue, key, txn.get(key, db=queue.meta) if queue.weighed else None, value)
-
-
-def replace(txn: Txn, queue: Tables, key: bytes, before: bytes | None, value: bytes) -> None:
-    """Do as ``put``, for who knows what is there."""
     if queue.weighed:
+        before = txn.get(key, db=queue.meta)
         queue.generation.weight += weigh(key, value) - (0 if before is None else weigh(key, before))
     txn.put(key, value, db=queue.meta)
 
 
 def delete(txn: Txn, queue: Tables, key: bytes) -> bool:
-    """Delete a record of META that is not sealed; tell whether it was there."""
+    """Delete a record of META that is not sealed; return whether it was there."""
     before = txn.pop(key, db=queue.meta)
     if before is not None and queue.weighed:
         queue.generation.weight -= weigh(key, before)
@@ -50,7 +58,7 @@ def put_sealed(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
 
 
 def delete_sealed(txn: Txn, queue: Tables, key: bytes) -> bool:
-    """Delete a record of META that has a seal; tell whether it was there."""
+    """Delete a record of META that has a seal; return whether it was there."""
     return _pop_sealed(txn, queue, queue.meta, key) is not None
 
 
@@ -64,13 +72,21 @@ def pop_away(txn: Txn, queue: Tables, key: bytes) -> bytes | None:
     return _pop_sealed(txn, queue, queue.away, key)
 
 
+def restore_away(txn: Txn, queue: Tables, key: bytes, value: bytes) -> None:
+    """Write a record of AWAY as ``pop_away`` returned it."""
+    if queue.weighed:
+        queue.generation.weight += weigh_sealed(value)
+    txn.put(key, value, db=queue.away)
+
+
 def add_away(txn: Txn, queue: Tables, records: list[tuple[bytes, bytes]]) -> None:
     """Write new records of AWAY, which get seals."""
     if queue.sealed:
-        keys, values = zip(*records, strict=True)
-        records = list(zip(keys, _format.seal_all(keys, values), strict=True))
-    if queue.weighed:
-        queue.generation.weight += sum(weigh_sealed(value) for _, value in records)
+        keys, data = zip(*records, strict=True)
+        values, weight = _format.seal_all(keys, data)
+        records = list(zip(keys, values, strict=True))
+        if queue.weighed:
+            queue.generation.weight += weight
     with txn.cursor(queue.away) as cursor:
         cursor.putmulti(records)
 

@@ -1,0 +1,52 @@
+"""The items that a transaction adds, for the content weight in its record (see ``_model.weighed_records``).
+
+Owns: which of them count. Law: what a transaction both adds and removes is no part of it, nor is what it removes and
+puts back: what counts is the difference between its beginning and its end.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+
+from lmdbqueue._format import weigh_sealed
+
+
+class Content:
+    """The items that a transaction has added so far. Only a user's block can put back what it removed itself."""
+
+    __slots__ = ("added", "in_block", "pending", "removed", "weight")
+
+    def __init__(self, *, in_block: bool = False) -> None:
+        self.in_block = in_block
+        self.weight = 0
+        self.pending: list[tuple[str, Sequence[bytes], Sequence[bytes]]] = []  # queue, keys, values: not in ``added`` yet
+        self.added: dict[tuple[str, bytes], int] = {}  # queue and key of an item, and its weight
+        self.removed: set[tuple[str, bytes]] = set()
+
+    def add(self, name: str, keys: Sequence[bytes], values: Sequence[bytes], weight: int) -> None:
+        """Note that sealed items were added, whose weight is known."""
+        if self.removed and not self.removed.isdisjoint(zip(repeat(name), keys)):
+            for key, value in zip(keys, values, strict=True):
+                if (name, key) in self.removed:
+                    self.removed.discard((name, key))
+                else:
+                    self.add(name, [key], [value], weigh_sealed(value))
+        else:
+            self.weight += weight
+            self.pending.append((name, keys, values))
+
+    def remove(self, name: str, keys: Iterable[bytes]) -> None:
+        """Note that items were removed."""
+        for queue, there, values in self.pending:
+            self.added.update(zip(zip(repeat(queue), there), map(weigh_sealed, values)))
+        self.pending.clear()
+        for key in keys:
+            weight = self.added.pop((name, key), None)
+            if weight is not None:
+                self.weight -= weight
+            elif self.in_block:
+                self.removed.add((name, key))
+
+    @property
+    def asks(self) -> bool:
+        """Whether it has to be told which items are removed."""
+        return self.in_block or bool(self.pending or self.added)

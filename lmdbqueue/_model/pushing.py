@@ -1,0 +1,202 @@
+"""How items come into a queue: at the tail of their class, with the time of their push behind them.
+
+Owns: making a queue, appending, what "full" means. Law: a number is given once; all payloads of a call are stored or
+none; what is beyond what is retained goes in the same step. Must not know: clocks (it is told the time), pickling.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from lmdbqueue import _format
+from lmdbqueue._errors import CorruptQueueError, Full, OptionError
+from lmdbqueue._format import (
+    CLASS,
+    CLASSES,
+    READERS,
+    RETAINED,
+    SEAL_SIZE,
+    SIZED,
+    TAIL_AT,
+    TRAILER,
+    pack,
+    unpack_from,
+)
+from lmdbqueue._lmdb.generation import Ref, Tables, Txn
+from lmdbqueue._model import fifo, reader_records, retention, weighed_records
+
+_PAGE: Final = 4096  # bytes, of LMDB
+_BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload
+_OVERHEAD: Final = 20 + _BEHIND  # bytes of an item's node, key, index and what is behind its payload
+_PATHS: Final = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
+
+
+class Limits(NamedTuple):
+    """Of what a push may add to."""
+
+    maxsize: int = 0  # items, 0: no limit
+    max_bytes: int | None = None  # of pages in use in the environment; None: no limit
+
+
+class Target(NamedTuple):
+    """Of a move: the other queue."""
+
+    ref: Ref
+    limits: Limits | None
+    now: int  # ns since 1970
+
+
+def create(txn: Txn, queue: Tables, salt: int, serializer: str) -> bytes:
+    """Make the record of an empty queue, and return it."""
+    value = txn.get(_format.DIRECTORY, db=queue.meta)
+    directory = _format.Directory.unpack(value)
+    number = directory.queues + 1
+    weighed_records.put(txn, queue, _format.DIRECTORY, directory._replace(queues=number).pack())
+    made = _format.new_queue(number, serializer, salt)
+    weighed_records.put(txn, queue, queue.queue, made)
+    return made
+
+
+def push(
+    txn: Txn,
+    queue: Tables,
+    payloads: Sequence[bytes],
+    trailer: bytes,
+    limits: Limits | None,
+    now: int,
+    number: int = CLASS,
+) -> range:
+    """Append payloads, each with the trailer, to a class, all or none; return their keys, as numbers.
+
+    Raises ``Full`` if the queue would owe more than it may, or more bytes of pages would be in use. What is not
+    retained any more goes at once.
+    """
+    given, flags = append(txn, queue, payloads, trailer, limits, number)
+    if flags & RETAINED:
+        retention.trim(txn, queue, now)
+    return given
+
+
+def append(
+    txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer: bytes, limits: Limits | None, number: int = CLASS
+) -> tuple[range, int]:
+    """Do as ``push``, but for what is retained; return the keys, and the flags of the queue."""
+    before = fifo.record(txn, queue)
+    if limits is not None:
+        refuse_full(txn, queue, payloads, limits)
+    if number != CLASS:
+        given = _append_to_class(txn, queue, before, payloads, trailer, number)
+    else:
+        (tail,) = unpack_from(before, TAIL_AT)
+        given = range(tail, tail + len(payloads))
+        if _put(txn, queue, given, payloads, trailer, is_last=not before[1] & CLASSES) != len(given):
+            raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail")
+        weighed_records.replace_queue(txn, queue, before, before[:TAIL_AT] + pack(given.stop) + before[TAIL_AT + 8 :])
+    if before[1] & SIZED:
+        reader_records.weigh_down(txn, queue, sum(map(len, payloads)) + (len(trailer) - TRAILER) * len(payloads))
+    return given, before[1]
+
+
+def _append_to_class(
+    txn: Txn, queue: Tables, record: bytes, payloads: Sequence[bytes], trailer: bytes, number: int
+) -> range:
+    if _format.flags(record) & READERS:
+        raise OptionError(queue.generation.directory, "priority", "named readers", "a priority")
+    before = fifo.bounds(txn, queue, number)
+    given = range(before.tail, before.tail + len(payloads))
+    if _put(txn, queue, given, payloads, trailer, is_last=False) != len(given):
+        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind the tail of a class")
+    fifo.set_bounds(txn, queue, number, before._replace(tail=given.stop))
+    fifo.set_flag(txn, queue, CLASSES, to=True)
+    return given
+
+
+def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trailer: bytes, *, is_last: bool) -> int:
+    """Put items behind all others of their class; return how many it took. ``is_last``: and of all classes."""
+    content = queue.generation.content
+    if len(given) == 1:  # kept short: most pushes are of one item
+        key, value = pack(given.start), payloads[0] + trailer
+        if queue.sealed:
+            checksum = crc32(value, crc32(key, queue.salt))
+            value += checksum.to_bytes(SEAL_SIZE, "little")
+            if queue.weighed and not content.removed:
+                content.weight += checksum * checksum
+                content.pending.append((queue.name, (key,), (value,)))
+            elif queue.weighed:
+                content.add(queue.name, (key,), (value,), checksum * checksum)
+        return txn.put(key, value, append=is_last, overwrite=False, db=queue.items)
+    keys = list(map(pack, given))
+    values = [payload + trailer for payload in payloads]
+    if queue.sealed:
+        values, weight = _format.seal_all(keys, values, queue.salt)
+        if queue.weighed:
+            content.add(queue.name, keys, values, weight)
+    with txn.cursor(queue.items) as cursor:
+        return cursor.putmulti(zip(keys, values, strict=True), append=is_last, overwrite=False)[1]
+
+
+def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits) -> None:
+    """Raise ``Full`` if ``push`` has to."""
+    if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) + len(payloads) > limits.maxsize:
+        raise Full("items", limits.maxsize, there, len(payloads))
+    if limits.max_bytes is not None:
+        added = _space_for(payloads, txn.stat(queue.items)["psize"])
+        used = queue.generation.used_at_most(txn)
+        if used + added > limits.max_bytes and (used := queue.generation.used(txn)) + added > limits.max_bytes:
+            raise Full("bytes", limits.max_bytes, used, added)
+
+
+def skip(txn: Txn, queue: Tables, n: int, number: int = CLASS) -> range:
+    """Give ``n`` keys of a class to items that do not wait here; return them, as numbers."""
+    before = fifo.bounds(txn, queue, number)
+    given = range(before.tail, before.tail + n)
+    grown = before._replace(tail=given.stop)
+    fifo.set_bounds(txn, queue, number, fifo.absent(txn, queue, grown, list(map(pack, given))))
+    if number != CLASS:
+        fifo.set_flag(txn, queue, CLASSES, to=True)
+    return given
+
+
+def move(
+    txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], trailers: Sequence[bytes], target: Target
+) -> int:
+    """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
+
+    ``payloads`` and ``trailers`` are theirs. Raises ``Full`` as ``push``.
+    """
+    if not keys or not fifo.are_first(txn, queue, keys):
+        return 0
+    other = queue.generation.table(target.ref)
+    if target.limits is not None:
+        refuse_full(txn, other, payloads, target.limits)
+    for key, payload, trailer in zip(keys, payloads, trailers, strict=True):
+        push(txn, other, [payload], trailer, None, target.now, _format.class_of_key(key))
+    fifo.remove(txn, queue, keys)
+    return len(keys)
+
+
+def room_for(payloads: Sequence[bytes]) -> int:
+    """Return the bytes of pages that the payloads take at the most, roughly: three times what they are.
+
+    An item of up to half a page stands in a leaf, which may stay half empty; a longer one in pages of its
+    own, of which the last may be nearly empty.
+    """
+    return 3 * (sum(map(len, payloads)) + _OVERHEAD * len(payloads)) + _PATHS
+
+
+def _space_for(payloads: Sequence[bytes], page: int) -> int:
+    """Return the bytes of pages that the payloads take at the most, appended to a tree of LMDB."""
+    header, node = 16, 8 + 8 + 2  # of a page; of an item: its node's header, key, index in the page
+    overflow = 0
+    leaves = 0
+    largest = 0
+    for payload in payloads:
+        size = node + _BEHIND + len(payload) + 1  # rounded up to an even size
+        if size > page // 2 - header:  # in pages of its own, with a page number in the leaf
+            overflow += -(-(header + _BEHIND + len(payload)) // page)
+            size = node + 8
+        leaves += size
+        largest = max(largest, size)
+    full = -(-leaves // (page - header - largest)) + 1  # a leaf is closed when the next does not fit
+    branches = full // 50 + 3
+    return (overflow + full + branches) * page

@@ -1,0 +1,99 @@
+"""What leaves a queue by itself: items that all readers have passed, and those beyond what is retained.
+
+Owns: when an item is removed without being asked for. Law: an item that all readers have passed goes with the move of
+the last of them, unless it is retained; nothing beyond what is retained is there at the end of a transaction that
+added something. Must not know: clocks (it is told the time), who reads.
+
+Trimming is a step of the same transaction that made it due. What all readers have passed goes in portions of
+``_AT_ONCE`` items; what is left goes with the next.
+"""
+
+from itertools import islice, takewhile
+from typing import Final
+
+from lmdbqueue import _format
+from lmdbqueue._format import Retention, unpack
+from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._model import fifo, reader_records
+
+_AT_ONCE: Final = 10_000  # items
+
+
+def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bool:
+    """Set what is kept, whoever has passed it, and beyond which nothing is kept."""
+    held = 0
+    if retention is not None and retention.bytes is not None:
+        with txn.cursor(queue.items) as cursor:
+            held = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
+    reader_records.set_retention(txn, queue, retention, held)
+    trim(txn, queue, now)
+    return True
+
+
+def trim(txn: Txn, queue: Tables, now: int) -> int:
+    """Remove what nobody needs any more; return how many items went."""
+    found = reader_records.retention(txn, queue)
+    if found is not None:
+        removed = _trim_to(txn, queue, found[0], now)
+        if removed:
+            before = fifo.record(txn, queue)
+            numbers = _format.numbers(before)
+            fifo.set_numbers(txn, queue, before, numbers._replace(dropped=numbers.dropped + removed))
+        return removed
+    place = reader_records.last_passed(txn, queue)
+    if place is None:
+        return 0
+    with txn.cursor(queue.items) as cursor:
+        keys = islice(cursor.iternext(values=False), _AT_ONCE)
+        n = sum(1 for _ in takewhile(lambda key: key <= place, keys))
+    return fifo.delete(txn, queue, n) if n else 0
+
+
+def is_beyond(txn: Txn, queue: Tables, now: int) -> bool:
+    """Return whether the first item is older than what is retained."""
+    found = reader_records.retention(txn, queue)
+    return found is not None and found[0].age is not None and _older(txn, queue, now - found[0].age) > 0
+
+
+def _trim_to(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
+    removed = 0
+    if retention.items is not None:
+        removed += fifo.delete(txn, queue, max(0, fifo.count(txn, queue) - retention.items))
+    if retention.age is not None:
+        while n := _older(txn, queue, now - retention.age):
+            removed += fifo.delete(txn, queue, n)
+    if retention.bytes is not None:
+        removed += fifo.delete(txn, queue, _beyond(txn, queue, retention.bytes))
+    return removed
+
+
+def _beyond(txn: Txn, queue: Tables, size: int) -> int:
+    """Return how many of the first items have to go so that the payloads of the others take at most so many bytes."""
+    found = reader_records.retention(txn, queue)
+    over = 0 if found is None else found[1] - size
+    n = 0
+    if over > 0:
+        with txn.cursor(queue.items) as cursor:
+            for value in cursor.iternext(keys=False):
+                n += 1
+                over -= len(value) - queue.behind
+                if over <= 0:
+                    break
+    return n
+
+
+def _older(txn: Txn, queue: Tables, time: int) -> int:
+    """Return how many of the first items were pushed before a time, at most ``_AT_ONCE``."""
+    n = 0
+    with txn.cursor(queue.items) as cursor:
+        for value in islice(cursor.iternext(keys=False), _AT_ONCE):
+            if pushed_at(queue, value) >= time:
+                break
+            n += 1
+    return n
+
+
+def pushed_at(queue: Tables, value: bytes) -> int:
+    """Return when an item was pushed, or its delay ended, in ns since 1970; in the far future for a damaged one."""
+    end = len(value) - (_format.SEAL_SIZE if queue.sealed else 0)
+    return unpack(value[end - 8 : end]) & (1 << 63) - 1 if end >= _format.TRAILER else 1 << 63
