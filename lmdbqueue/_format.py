@@ -553,18 +553,17 @@ class Last(NamedTuple):
     weight: int | None = None  # of all other records of META and AWAY; None: not kept
     content: int = 0  # of the items that the transaction added
 
-    def pack(self) -> bytes:
-        """Return the record."""
-        if self.weight is None:
-            return pack(self.transaction)
-        return _LAST.pack(self.transaction, self.weight & _ALL, self.content & _ALL)
-
     @classmethod
     def unpack(cls, data: bytes | None) -> "Last":
         """Read the record; None: there is none."""
         if data is None:
             return cls(-1)
         return cls(unpack(data)) if len(data) == _NUMBER.size else cls(*_LAST.unpack_from(data))
+
+
+def pack_last(transaction: int, weight: int | None = None, content: int = 0) -> bytes:
+    """Return the record of the last transaction, with the weight that it leaves and that of the items it added."""
+    return pack(transaction) if weight is None else _LAST.pack(transaction, weight, content & _ALL)
 
 
 _LAST: Final = Struct(">3Q")

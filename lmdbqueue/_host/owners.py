@@ -20,7 +20,7 @@ step  what is done, by a new owner                        killed after it; or an
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from lmdbqueue._errors import ClosedError
@@ -38,6 +38,7 @@ class Owners:
         self._lock = threading.Lock()
         self._mine: Owner | None = None
         self._has_left = False
+        self.after = 0  # the owner that was asked after last
 
     @property
     def mine(self) -> int:
@@ -53,9 +54,10 @@ class Owners:
                 self._mine = Owner(self._directory)
             return self._mine.id
 
-    def is_dead(self, id_: int) -> bool:
-        """Tell whether an owner is dead, for ever."""
-        return id_ != self.mine and _is_dead(path(self._directory, id_))
+    def dead_among(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return which of these owners are dead, for ever; the next ones to ask after come behind the last of them."""
+        self.after = ids[-1] if ids else 0
+        return tuple(id_ for id_ in ids if id_ != self.mine and _is_dead(path(self._directory, id_)))
 
     def bury(self, ids: Iterable[int]) -> None:
         """Remove the files of owners that are dead."""

@@ -91,10 +91,18 @@ _DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_ALL: Final = (1 << 64) - 1
 _SECOND: Final = 10**9  # ns
 _TICK: Final = _SECOND // 50  # longer than a kernel takes two times for the same
 _COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
 _AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
+
+
+class _NotDone:
+    """What a lone call answers that could not be done the short way."""
+
+
+NOT_DONE: Final = _NotDone()
 
 
 class Superseded(Exception):
@@ -146,7 +154,9 @@ class Snapshot:
         self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
         self.content = Content()  # the items that it adds
         self._is_weighed = is_weighed(options)
+        self._is_full = options.durability == "full"
         self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
+        self._leaves = self._left  # the same, of the transaction under way
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -210,17 +220,18 @@ class Snapshot:
                 total += sum(_format.weigh_in(db is self.away, key, value) for key, value in cursor.iternext())
         return total % (1 << 64)
 
-    def note_last(self, txn: Txn) -> tuple[int, int | None]:
-        """Write down which transaction changes something, and what it leaves; return its number and that weight."""
-        number = txn.id()
-        weight = None
-        if self._is_weighed:
-            last, before = self._left
-            if last != number - 1:
-                before = self.last(txn).weight
-            weight = (self.weighed(txn) if before is None else before + self.weight) % (1 << 64)
-        txn.put(_format.LAST_TXN, _format.Last(number, weight, self.content.weight).pack(), db=self.meta)
-        return number, weight
+    def note_last(self, txn: Txn) -> None:
+        """Write down which transaction changes something, and what it leaves; nothing where nothing is promised."""
+        if self._is_full:
+            number = txn.id()
+            weight = None
+            if self._is_weighed:
+                last, before = self._left
+                if last != number - 1:
+                    before = self.last(txn).weight
+                weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
+            self._leaves = number, weight
+            txn.put(_format.LAST_TXN, _format.pack_last(number, weight, self.content.weight), db=self.meta)
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
@@ -301,8 +312,8 @@ class Snapshot:
         """Return our error for one of LMDB's; any other passes."""
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
-        if isinstance(error, (lmdb.PanicError, lmdb.DbsFullError)):
-            self.is_broken = True  # it has to be opened anew, with room for more handles
+        if isinstance(error, lmdb.PanicError):
+            self.is_broken = True
         if self._is_closed or self.is_broken:
             return Superseded()
         if isinstance(error, _DAMAGE):
@@ -365,14 +376,14 @@ class Generation(Snapshot):
     """A file that takes part in the queue. At most one for a file in a process."""
 
     def __init__(
-        self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = _MAX_DBS
+        self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = 0
     ) -> None:
         """Open the file at ``path``, which exists and is whole. ``max_dbs``: handles that may be open at once."""
-        self._max_dbs = max_dbs
+        self._max_dbs = max(max_dbs, _MAX_DBS)
+        self.wanted_dbs = 0  # handles that it would have needed, once it was out of them
         self.number = number
         self._first_stamp = stamp(number, 0)
         self._session = session
-        self._is_full = options.durability == "full"
         self._is_flushed_once = is_proven_at_opening(options)
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
@@ -390,6 +401,13 @@ class Generation(Snapshot):
         env, map_size = _open(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
         env.reader_check()
         return env, map_size
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        if isinstance(error, lmdb.DbsFullError):  # it has to be opened anew, with room for more handles
+            self.wanted_dbs = 4 * self._max_dbs
+            self.is_broken = True
+        return super().explain(error, operation)
 
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
@@ -437,13 +455,22 @@ class Generation(Snapshot):
             end(txn)
         return found, record, transaction
 
-    def drop(self, queue: Tables, destroy: Callable[[Txn, Tables], object]) -> int:
-        """Remove a queue, with its handle, which nobody in this process may use meanwhile; return the transaction."""
+    def drop(self, name: str, destroy: Callable[[Txn, Tables], object]) -> int:
+        """Remove a queue with its handle, which nobody in this process may use meanwhile.
+
+        Return the transaction, 0 if there is no such queue.
+        """
         txn = self.begin("dropping")
         try:
             with self._translated("dropping"):
+                self._open_shared(txn, create=False)
+                queue = self._existing(txn, name)
+                if queue is None:
+                    txn.commit()  # of nothing; undone, it would close handles
+                    return 0
                 destroy(txn, queue)
-                self._tables.pop(Ref(queue.name, queue.identity), None)  # its handle is gone, whatever comes of it
+                for ref in [each for each in self._tables if each.name == name]:
+                    del self._tables[ref]  # the handle is gone, whatever comes of it
                 txn.drop(queue.items, delete=True)
                 return self.commit(txn)
         finally:
@@ -477,6 +504,34 @@ class Generation(Snapshot):
 
     # --- writing
 
+    def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
+        """Return what ``fn(txn, tables, *args)`` changed, durable: a lone call, the short way.
+
+        ``NOT_DONE`` if anything is in the way: then nothing was done. Raises ``CommitUnknownError``.
+        """
+        txn = None
+        try:
+            txn = self.begin("writing")
+            if room:
+                self.make_room(txn, room)
+            result = fn(txn, self._tables[ref], *args)
+            if not result:
+                seen = self._first_stamp + txn.id() - 1
+                txn.abort()
+                return result if self.is_secured(seen) else NOT_DONE
+            transaction = self.commit(txn)
+        except CommitUnknownError:
+            raise
+        except BaseException as error:
+            if txn is not None and is_open(txn):
+                txn.abort()
+            if isinstance(error, Exception):  # it will be met again, where it is dealt with
+                return NOT_DONE
+            raise
+        if self._is_full:
+            self.secure(transaction)
+        return result
+
     def begin(self, operation: str) -> Txn:
         """Begin a write transaction. To be ended by the caller, come what may.
 
@@ -488,8 +543,10 @@ class Generation(Snapshot):
         try:
             txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
             try:
-                self._refuse_superseded(txn)  # a swap removes the file too, but says so before
-                self._refuse_gone()
+                if txn.get(_format.NEXT_GENERATION) is not None:  # a swap removes the file too, but says so before
+                    raise Superseded  # noqa: TRY301  (to end the transaction)
+                if os.fstat(self._folder).st_mtime_ns != self._there_since:
+                    self._refuse_gone()
             except BaseException:
                 txn.abort()
                 raise
@@ -546,12 +603,13 @@ class Generation(Snapshot):
 
     def secure_before(self, txn: Txn) -> int:
         """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
-        transaction = self.stamp(txn)
-        if self._session.is_in_doubt(self.number):
-            raise Doubtful
-        self.is_crowded = self._is_full and not self._session.is_synced(transaction - 1)
-        if self.is_crowded:
-            self._sync(transaction - 1)
+        transaction = self._first_stamp + txn.id()
+        if self._is_full:
+            if self._session.is_in_doubt(self.number):
+                raise Doubtful
+            self.is_crowded = not self._session.is_synced(transaction - 1)
+            if self.is_crowded:
+                self._sync(transaction - 1)
         return transaction
 
     def supersede(self, txn: Txn) -> None:
@@ -564,7 +622,7 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        left = self.note_last(txn)
+        self.note_last(txn)
         try:
             txn.commit()
         except lmdb.Error as error:
@@ -572,7 +630,7 @@ class Generation(Snapshot):
                 raise  # it was undone
             self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
-        self._left = left
+        self._left = self._leaves
 
     def _can_be_read(self) -> bool:
         with suppress(lmdb.Error), self._env.begin():
@@ -678,7 +736,7 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
             with env.begin(write=True) as txn:
                 meta = env.open_db(_format.META, txn=txn)
                 env.open_db(_format.AWAY, txn=txn)
-                txn.put(_format.LAST_TXN, _format.Last(txn.id()).pack(), db=meta)
+                txn.put(_format.LAST_TXN, _format.pack_last(txn.id()), db=meta)
         finally:
             env.close()
     except lmdb.Error as error:

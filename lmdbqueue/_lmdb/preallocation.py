@@ -40,7 +40,7 @@ class Room:
         Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
         ``DiskFullError``, or ``Full`` when the file is the largest.
         """
-        kept = reserve(pages) * self._page
+        kept = (_RESERVE + pages // _RESERVE) * self._page  # as reserve() has it
         wanted = self.granted + added + kept
         needed = pages * self._page + wanted
         if needed > self._allocated:

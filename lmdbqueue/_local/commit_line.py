@@ -32,16 +32,16 @@ class Line:
         """``right``: who holds it may ``run`` calls, which marks each ``done`` unless it raises."""
         self._right = right
         self._run = run
-        self._waiting: deque[Call] = deque()
+        self.waiting: deque[Call] = deque()
         self._leader: dict[str, Call] = {}  # one at most; by setdefault, which is one step, whatever interrupts
         self._company = 1  # calls in a group, of late
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def pass_through(self, call: Call) -> None:
         """Return when a call is done, whoever ran it."""
-        self._waiting.append(call)  # before the look for a leader: a leader does it the other way round
+        self.waiting.append(call)  # before the look for a leader: a leader does it the other way round
         try:
             while not call.done:
                 leader = self._leader.setdefault("", call)
@@ -54,25 +54,25 @@ class Line:
                     call.await_turn(_PATIENCE)
         except BaseException:
             call.done = True  # nobody waits for it any more; before anything that another interrupt could stop
-            if call in self._waiting:
-                self._waiting.remove(call)
+            if call in self.waiting:
+                self.waiting.remove(call)
             raise
         finally:
             if self._leader.get("") is call:
                 self._leader.pop("", None)
-            if self._waiting and not self._leader:
+            if self.waiting and not self._leader:
                 self._hand_on()
 
     def _lead(self) -> None:
         """Run all calls that wait. Only who holds the right may."""
         if self._company > 1:
             self._gather()
-        calls = self._waiting.copy()
+        calls = self.waiting.copy()
         try:
             self._run(calls)
         finally:
-            while self._waiting and self._waiting[0].done:
-                self._waiting.popleft()
+            while self.waiting and self.waiting[0].done:
+                self.waiting.popleft()
             self._company = max(len(calls), self._company - 1)
             for call in calls:
                 call.wake()
@@ -80,10 +80,10 @@ class Line:
     def _gather(self) -> None:
         """Wait a moment for the callers of the group before, who were just woken and may come again."""
         deadline = time.perf_counter() + _GATHERING
-        while len(self._waiting) < self._company and time.perf_counter() < deadline:
+        while len(self.waiting) < self._company and time.perf_counter() < deadline:
             time.sleep(0)  # lets go of the GIL
 
     def _hand_on(self) -> None:
         """Wake one who waits, to lead those who came while the group before was under way."""
         with suppress(IndexError):  # another leader has taken them all
-            self._waiting[0].wake()
+            self.waiting[0].wake()

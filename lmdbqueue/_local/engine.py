@@ -1,294 +1,467 @@
-"""The steps that verbs are made of, each as one call of an environment.
+"""``LocalEngine``: the steps of the verbs in an LMDB environment.
 
 Owns: which function of a transaction a step is, what time it is, how long a sleeper may sleep. Law: whoever looks
 finds what has to come back in its place again. Must not know: LMDB, generations; what a verb makes of the steps.
 """
 
-import time
+import os
+import struct
+import weakref
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full
+from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full, QueueError
+from lmdbqueue._format import BASE, Note, Trailer, pack
 from lmdbqueue._host.owners import Owners
+from lmdbqueue._lmdb.generation import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
-from lmdbqueue._model import fifo, item_notes, leases, readers
-from lmdbqueue._model.lease_records import NEVER, Record
-from lmdbqueue._model.leases import Overdue, Return
-from lmdbqueue._model.push_times import Moment
-from lmdbqueue._model.readers import Move, ReaderStats
-from lmdbqueue._verbs.lease import DeadLetter, Leased
-from lmdbqueue._verbs.reader import FollowedQueue, Start
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._model import fifo, leases, pushing, reader_records, readers, retention
+from lmdbqueue._model.lease_records import NEVER
+from lmdbqueue._model.leases import Apart, Overdue, Return
+from lmdbqueue._model.pushing import Limits, Target
+from lmdbqueue._model.readers import Move
+from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
+from lmdbqueue._verbs.engine import Decode, SortOut
 
 T = TypeVar("T")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
-_BROWSE_BYTES = 1 << 18  # of items that iteration reads at a time
-_SECOND = 10**9  # ns
-_DEATH_LOOK = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
-_SMALL = 1 << 14  # bytes of an item that is leased on a full disk
-_FEW = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
-_FAILED_LOOK = 0.05  # seconds until a sleeper tries again what could not come back
+_BROWSE_BYTES: Final = 1 << 18  # of items that iteration reads at a time
+_SECOND: Final = 10**9  # ns
+_DEATH_LOOK: Final = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
+_SMALL: Final = 1 << 14  # bytes of an item that is leased on a full disk
+_FEW: Final = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
+_AT_ONCE: Final = 10_000  # items that come back in one transaction
+_FEW_AT_ONCE: Final = 1_000  # the same, where a verb needs the first only
+_FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
 
 # a record of AWAY: its key, its note
-_AWAY_OVERHEAD = 100  # bytes
+_AWAY_OVERHEAD: Final = 100  # bytes
+
+_engines: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
 
 
-class Engine(FollowedQueue[T]):
-    """A queue on an environment: the steps of its verbs."""
+class LocalEngine:
+    """The engine of one queue object on an environment."""
 
-    _directory: str
-    _environment: Environment | None
-    _owners: Owners
-    max_bytes: int | None
-    checksum: bool
+    environment: Environment  # once closed, what raises ClosedError
 
-    @property
-    def _open(self) -> Environment:
-        environment = self._environment
-        if environment is None:
-            raise ClosedError(self._directory)
-        return environment
+    def __init__(
+        self,
+        environment: Environment,
+        path: str,
+        name: str,
+        serializer: str = "",
+        *,
+        maxsize: int = 0,
+        max_bytes: int | None = None,
+        max_attempts: int | None = None,
+        clock: Clock = now,
+    ) -> None:
+        """Use an environment, which was opened at ``path``, and release it when this object is closed, or gone."""
+        self.environment = environment
+        self.name = name
+        self.path = path
+        self.maxsize = maxsize
+        self.max_bytes = max_bytes
+        self.max_attempts = max_attempts
+        self.checksum = environment.directory.options.checksum
+        self.clock = clock
+        self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
+        self.is_shut_down = self.is_drained = self.is_closed = False
+        self.owners = Owners(environment.directory.path)
+        self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
+        self.salt = _format.salt(self.record)
+        self._release = weakref.finalize(self, _let_go, environment, self.ref, self.owners)
+        _engines.add(self)
 
-    def _append(self, payloads: Sequence[bytes]) -> range:
-        given: range = self._open.update(
-            self.name,
-            readers.push,
-            payloads,
-            (self.maxsize, self.max_bytes),
-            now(),
-            room=fifo.room_for(payloads),
-        )
-        return given
+    # --- items that wait
 
-    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
-        moment = now()
-        due = moment.wall + int(delay * _SECOND) if delay else 0
-        apart = leases.Apart(moment, due, keys, self.maxsize, self.max_bytes)
-        numbers: list[int] = self._open.update(self.name, leases.push, payloads, apart, room=_room_away(payloads))
-        return numbers
+    def count(self) -> int:
+        """Return how many items wait."""
+        return self._view(fifo.count)
 
-    def _first(self, n: int) -> list[Entry]:
-        entries: list[Entry] = self._read(self._open.view, fifo.first, n)
-        return entries
+    def append(self, payloads: Sequence[bytes]) -> range:
+        """Append all payloads or none (``Full``)."""
+        wall = self.clock().wall
+        room = pushing.room_for(payloads)
+        limits = self._limits() if self.maxsize or self.max_bytes is not None else None
+        given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
+        return range(given.start - BASE, given.stop - BASE)
 
-    def _candidates(self, n: int) -> list[Entry]:
-        entries: list[Entry] = self._read(self._open.glance, fifo.first, n)
-        return entries
+    def _limits(self) -> Limits:
+        return Limits(self.maxsize, self.max_bytes)
 
-    def _since(self, place: bytes) -> list[Entry]:
-        entries: list[Entry] = self._read(self._open.view, fifo.since, place, _BROWSE_BYTES)
-        return entries
+    def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
+        """Append payloads that do not just wait."""
+        wall = self.clock().wall
+        due = wall + int(how.delay * _SECOND) if how.delay else 0
+        expires = 0 if how.expires is None else wall + int(how.expires * _SECOND)
+        trailer = Trailer(due or wall, expires, how.headers or {}).pack()
+        number = _format.class_of(how.priority)
+        apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits())
+        found = self.environment.update(self.ref, leases.push, payloads, apart, room=_room_away(payloads))
+        return [Pushed(each.key - BASE, each.is_stored) for each in found]
 
-    def _read(self, read: Callable[..., Any], fn: Callable[..., Any], *args: Any) -> Any:
-        """Return ``fn(txn, tables, *args)`` by ``read``, once everything that has to come back has."""
-        while True:
-            moment = now()
-            found = read(self.name, leases.look, self._owners.is_dead, moment, fn, *args)
-            if not isinstance(found, Overdue):
-                return found
-            if not self._restore(found.owners, moment):
-                return read(self.name, fn, *args)
+    def first(self, n: int) -> list[Entry]:
+        """Return the first ``n`` entries."""
+        return self._view(fifo.first, n)
 
-    def _restore(self, owners: Sequence[int], moment: Moment) -> int:
-        """Let come back what these owners, who are dead, hold, and what is due; return how much, 0 if it cannot."""
+    def candidates(self, n: int) -> list[Entry]:
+        """Return the first ``n`` entries, durable or not."""
+        return self._glance(n, fifo.first, n)
+
+    def since(self, key: bytes) -> list[Entry]:
+        """Return some entries behind that of ``key``."""
+        return self._view(fifo.since, key, _BROWSE_BYTES)
+
+    def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Read the first items, decode them, remove *just those*.
+
+        If another consumer was faster the removal does nothing, and this begins anew: no item goes to two consumers,
+        and one that cannot be decoded never left. The transaction that removes an item has seen the one that is first
+        then: the next call begins with that one, and spares the reading.
+        """
+        if n == 1 and self._next:
+            with suppress(IndexError):  # another thread was faster
+                entries = [self._next.pop()]
+                items = decode(entries)
+                if self._remove(fifo.remove_if_plain, entries):
+                    return entries, items
+        while len(entries := self.candidates(n)) >= least:
+            if not entries:
+                if not self.first(1):  # empty, and durably so
+                    return [], []
+                continue
+            items = decode(entries)
+            if self._remove(fifo.remove, entries):
+                return entries, items
+        return None
+
+    def _remove(self, remove: Callable[[Txn, Tables, list[bytes]], fifo.Removed | None], entries: list[Entry]) -> bool:
+        """Remove the first items if they are just these; return whether they were."""
+        removed = self.environment.update(self.ref, remove, [key for key, _ in entries])
+        if removed is None:
+            return False
+        if removed.following is not None:
+            self._next = [removed.following]
+        return True
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """Undo ``take``."""
+        room = pushing.room_for([value for _, value in entries])
+        self.environment.update(self.ref, fifo.put_back, entries, room=room)
+
+    def delete(self, n: int) -> int:
+        """Remove the first ``n`` items."""
+        return self.environment.update(self.ref, fifo.delete, n)
+
+    def clear(self) -> int:
+        """Remove all items that wait."""
+        return self.environment.update(self.ref, fifo.clear)
+
+    def clear_all(self) -> int:
+        """Remove all items."""
+        return self.environment.update(self.ref, leases.clear)
+
+    def move(self, n: int, to: "LocalEngine") -> int:
+        """Move the first ``n`` items, or as many as there are, to the tail of another queue; return how many."""
+        while entries := self.first(n):
+            payloads = self.payloads(entries)
+            keys, bodies = [key for key, _ in entries], self._bodies(entries)
+            trailers = [body[len(payload) :] for body, payload in zip(bodies, payloads, strict=True)]
+            target = Target(to.ref, to._limits(), self.clock().wall)  # noqa: SLF001  (of its own class)
+            room = pushing.room_for(bodies)
+            if moved := self.environment.update(self.ref, pushing.move, keys, payloads, trailers, target, room=room):
+                return moved
+        return 0
+
+    def payloads(self, entries: list[Entry]) -> list[bytes]:
+        """Return the payloads of the entries, found undamaged."""
+        values = [value for _, value in entries]
+        if self.checksum and not _format.are_intact([key for key, _ in entries], values, self.salt):
+            key, value = next(each for each in entries if not _format.is_intact(*each, self.salt))
+            raise CorruptItemError(_format.seq_of(key), value[: -_format.SEAL_SIZE])
+        return _format.payloads(values, sealed=self.checksum)
+
+    def _bodies(self, entries: list[Entry]) -> Sequence[bytes]:
+        return _format.bodies([value for _, value in entries], sealed=self.checksum)
+
+    def trailer(self, entry: Entry) -> Trailer:
+        """Return what stands behind the payload of an undamaged entry."""
+        return Trailer.of(*self._bodies([entry]))[0]
+
+    def opened(self, entry: Entry) -> tuple[int, bytes]:
+        """Return an entry's sequence number and payload, damaged or not."""
+        key, value = entry
+        with suppress(ValueError, IndexError, struct.error):
+            return _format.seq_of(key), *_format.payloads([value], sealed=self.checksum)
+        return _format.seq_of(key), value
+
+    # --- what has to come back first
+
+    def _view(self, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(txn, tables, *args)`` of what is on the disk, once everything that has to come back has."""
+        moment = self.clock()
+        found = self.environment.view(self.ref, leases.look, self.owners, moment, fn, *args)
+        while isinstance(found, Overdue):
+            if not self._restore(found.owners, moment, _AT_ONCE):
+                return self.environment.view(self.ref, fn, *args)
+            moment = self.clock()
+            found = self.environment.view(self.ref, leases.look, self.owners, moment, fn, *args)
+        return found
+
+    def _glance(self, n: int, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(txn, tables, *args)`` of what need not be durable yet, once ``n`` items at least have come back.
+
+        Where very many come due at once, each call brings back a part of them.
+        """
+        moment = self.clock()
+        found = self.environment.glance(self.ref, leases.look, self.owners, moment, fn, *args)
+        if isinstance(found, Overdue):
+            self._restore(found.owners, moment, max(n, _FEW_AT_ONCE))
+            return self.environment.glance(self.ref, fn, *args)
+        return found
+
+    def _restore(self, owners: Sequence[int], moment: Moment, most: int) -> int:
+        """Requeue the items of dead owners and those now due; return the count, 0 if the disk is full."""
         try:
-            changed: int = self._open.update(self.name, leases.restore, owners, moment, self.max_attempts)
+            changed = self.environment.update(self.ref, leases.restore, owners, moment, self.max_attempts, most)
         except Full:  # of the disk: when consumers have made room it comes back
             return 0
-        self._owners.bury(owners)
+        self.owners.bury(owners)
         return changed
 
     # --- leases
 
+    def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
+        """Lease the first ``n`` items, or as many as there are; None if there are none, durably."""
+        while entries := self.candidates(n) or self.first(n):
+            items, unreadable = sort_out(entries)
+            try:
+                leased = self._lease(entries, unreadable, ttl)
+            except DiskFullError:
+                if len(entries) == 1:
+                    raise
+                n = 1  # which needs next to no room
+                continue
+            if leased is not None and items:
+                return items, leased
+        return None
+
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
-        deadline = _deadline(ttl)
-        terms = leases.Terms(self._owners.join(), deadline, time.time_ns(), unreadable)
-        update = partial(self._open.update, self.name, leases.lease, entries, terms)
-        leased: tuple[int, list[int], list[int]] | None
+        """Lease the first items, if they are just these; None if not. ``unreadable`` ones die, for those reasons."""
+        environment = self.environment
+        moment = self.clock()
+        deadline = _deadline(moment, ttl)
+        terms = leases.Terms(self.owners.join(), deadline, moment.wall, unreadable)
+        room = _room_away([value for _, value in entries])
         try:
-            leased = update(room=_room_away([value for _, value in entries]))
+            leased = environment.update(self.ref, leases.lease, entries, terms, room=room)
         except DiskFullError:
-            counts: _format.Counts = self._open.glance(self.name, item_notes.counts)
-            if len(entries) > 1 or len(entries[0][1]) > _SMALL or counts.leased > _FEW:
+            numbers = environment.glance(self.ref, fifo.numbers)
+            if len(entries) > 1 or len(entries[0][1]) > _SMALL or numbers.leased > _FEW:
                 raise
-            leased = update()  # from the reserve, as removals are
-        self._refuse_if_closed()  # by another thread meanwhile: then the owner is dead
+            leased = environment.update(self.ref, leases.lease, entries, terms)  # from the reserve, as removals are
+        self.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
         if leased is None:
             return None
         token, seqs, attempts = leased
         return Leased(token, seqs, attempts, None if ttl is None else deadline / _SECOND)
 
-    def _ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        settled: list[int] | None = self._open.update(self.name, leases.ack, token, seqs)
-        return settled
+    def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
+        """Remove what a lease holds, for good."""
+        return self.environment.update(self.ref, leases.ack, token, seqs)
 
-    def _nack(
+    def nack(
         self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
     ) -> list[int] | None:
-        wall = time.time_ns()
+        """Give back what a lease holds."""
+        wall = self.clock().wall
         due = wall + int(delay * _SECOND) if delay else 0
         how = Return(wall, reason, due, self.max_attempts if max_attempts is None else max_attempts)
-        settled: list[int] | None = self._open.update(self.name, leases.nack, token, seqs, how)
-        return settled
+        return self.environment.update(self.ref, leases.nack, token, seqs, how)
 
-    def _extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
-        deadline = _deadline(ttl)
-        if not self._open.update(self.name, leases.extend, token, deadline):
+    def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
+        """Give a lease another deadline."""
+        deadline = _deadline(self.clock(), ttl)
+        if not self.environment.update(self.ref, leases.extend, token, deadline):
             return None
         return (None if ttl is None else deadline / _SECOND,)
 
-    def _count_dead(self) -> int:
-        counts: _format.Counts = self._read(self._open.view, item_notes.counts)
-        return counts.dead
+    def count_dead(self) -> int:
+        """Return how many dead letters there are."""
+        return self._view(fifo.numbers).dead
 
-    def _dead_since(self, seq: int) -> list[DeadLetter[Any]]:
-        records: list[Record] = self._read(self._open.view, leases.dead, seq, _BROWSE_BYTES)
-        return [self._letter(record) for record in records]
+    def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
+        """Return some dead letters from number ``seq`` on."""
+        records = self._view(leases.dead, _format.key_of(seq), _BROWSE_BYTES)
+        return [((record.key, record.value), record.note) for record in records]
 
-    def _letter(self, record: Record) -> DeadLetter[T]:
-        entry = _format.pack(record.seq), record.value
-        return DeadLetter(*self._open_payload(entry), record.note, partial(_only, self._decode, entry))
+    def requeue(self, seqs: Collection[int] | None) -> int:
+        """Let dead letters wait again."""
+        return self.environment.update(self.ref, leases.requeue, seqs, self.clock().wall)
 
-    def _requeue(self, seqs: Collection[int] | None) -> int:
-        count: int = self._open.update(self.name, leases.requeue, seqs)
-        return count
-
-    def _delete_dead(self, seqs: Collection[int] | None) -> int:
-        count: int = self._open.update(self.name, leases.bury_for_good, seqs)
-        return count
-
-    def _begin_with_empty_hands(self) -> None:
-        super()._begin_with_empty_hands()
-        if hasattr(self, "_owners"):  # not so in the constructor of the base class
-            self._owners.begin_anew()
+    def delete_dead(self, seqs: Collection[int] | None) -> int:
+        """Remove dead letters."""
+        return self.environment.update(self.ref, leases.bury_for_good, seqs)
 
     # --- readers
 
-    def _reader_create(self, name: str, where: Start) -> None:
-        if not self._read(self._open.view, readers.exists, name):
-            self._open.update(self.name, readers.create, name, where, now(), room=_SMALL)
+    def reader_create(self, name: str, where: Start) -> None:
+        """Make a reader unless it is there."""
+        if not self._view(reader_records.exists, name):
+            self.environment.update(self.ref, readers.create, name, where, self.clock().wall, room=_SMALL)
 
-    def _reader_drop(self, name: str) -> bool:
-        dropped: bool = self._open.update(self.name, readers.drop, name)
+    def reader_drop(self, name: str) -> bool:
+        """Remove a reader."""
+        dropped = self.environment.update(self.ref, readers.drop, name)
         self._trim()
         return dropped
 
-    def _reader_seek(self, name: str, where: Start) -> None:
-        self._read(self._open.glance, readers.exists, name)  # so that what is due has come
-        self._open.update(self.name, readers.seek, name, where, now())
+    def reader_seek(self, name: str, where: Start) -> None:
+        """Let a reader go on from another item."""
+        self._glance(0, reader_records.exists, name)  # so that what is due has come
+        self.environment.update(self.ref, readers.seek, name, where, self.clock().wall)
         self._trim()
 
     def _trim(self) -> None:
-        while self._open.update(self.name, readers.trim, now()):
+        while self.environment.update(self.ref, retention.trim, self.clock().wall):
             pass
 
-    def _reader_first(self, name: str, n: int, *, durable: bool) -> list[Entry]:
-        read = self._open.view if durable else self._open.glance
-        entries: list[Entry] = self._read(read, readers.first, name, n)
-        return entries
+    def reader_first(self, name: str, n: int) -> list[Entry]:
+        """Return the next ``n`` entries of a reader."""
+        return self._view(readers.first, name, n)
 
-    def _reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        move: Move | None = self._open.update(self.name, readers.advance, name, keys, now())
-        return move
+    def reader_candidates(self, name: str, n: int) -> list[Entry]:
+        """Return the next ``n`` entries of a reader, durable or not."""
+        return self._glance(n, readers.first, name, n)
 
-    def _reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
-        room = fifo.room_for([value for _, value in entries[: move.gone]])
-        undone: bool = self._open.update(self.name, readers.retreat, move, entries, now(), room=room)
-        return undone
+    def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        """Let a reader pass its next items if they are just those of ``keys``."""
+        return self.environment.update(self.ref, readers.advance, name, keys, self.clock().wall)
 
-    def _reader_delete(self, name: str, n: int) -> int:
-        passed: int = self._open.update(self.name, readers.delete, name, n, now())
-        return passed
+    def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since."""
+        room = pushing.room_for([value for _, value in entries[: move.gone]])
+        return self.environment.update(self.ref, readers.retreat, move, entries, self.clock().wall, room=room)
 
-    def _reader_lag(self, name: str) -> int:
-        lag: int = self._read(self._open.view, readers.lag, name)
-        return lag
+    def reader_delete(self, name: str, n: int) -> int:
+        """Let a reader pass its next ``n`` items."""
+        return self.environment.update(self.ref, readers.delete, name, n, self.clock().wall)
 
-    def _reader_stats(self, name: str | None) -> list[ReaderStats]:
-        if name is None:
-            found: list[ReaderStats] = self._read(self._open.view, readers.stats)
-            return found
-        return [self._read(self._open.view, readers.stats_of, name)]
+    def reader_lag(self, name: str) -> int:
+        """Return how many items a reader has not passed."""
+        return self._view(readers.lag, name)
 
-    def _retain(self, retention: _format.Retention | None) -> None:
-        self._open.update(self.name, readers.retain, now(), retention, room=_SMALL)
+    def reader_stats(self, name: str | None) -> list[ReaderStats]:
+        """Return what is known of a reader, None for all."""
+        return self._view(readers.stats) if name is None else [self._view(readers.stats_of, name)]
+
+    def retain(self, limits: _format.Retention | None) -> None:
+        """Set what is kept."""
+        self.environment.update(self.ref, retention.retain, self.clock().wall, limits, room=_SMALL)
         self._trim()
 
-    def _is_crowded(self) -> bool:
-        return self._open.is_crowded
+    def is_crowded(self) -> bool:
+        """Return whether the last move of a reader had to wait for the flush of another process."""
+        return self.environment.is_crowded
 
-    # --- removing
+    # --- waiting, and the whole
 
-    def _remove(self, keys: list[bytes]) -> int:
-        removed: int = self._open.update(self.name, fifo.remove, keys)
-        return removed
-
-    def _put_back(self, entries: list[Entry]) -> None:
-        room = fifo.room_for([value for _, value in entries])
-        self._open.update(self.name, fifo.put_back, entries, room=room)
-
-    def _delete(self, n: int) -> int:
-        removed: int = self._open.update(self.name, fifo.delete, n)
-        return removed
-
-    def _clear(self, *, all: bool) -> int:  # noqa: A002
-        removed: int = self._open.update(self.name, leases.clear if all else fifo.clear)
-        return removed
-
-    def _payloads(self, entries: list[Entry]) -> list[bytes]:
-        values = [value for _, value in entries]
-        if not self.checksum:
-            return values
-        if not _format.are_intact([key[-8:] for key, _ in entries], values):
-            key, value = next(each for each in entries if not _format.is_intact(each[0][-8:], each[1]))
-            raise CorruptItemError(_format.number(key), value[: -_format.SEAL_SIZE])
-        return _format.unsealed(values)
-
-    def _open_payload(self, entry: Entry) -> tuple[int, bytes]:
-        key, value = entry
-        return _format.number(key), value[: -_format.SEAL_SIZE] if self.checksum else value
-
-    def _refuse_if_closed(self) -> None:
-        if self._environment is None:
-            raise ClosedError(self._directory)
-
-    def _listen(self) -> int:
-        environment = self._open
+    def listen(self) -> int:
+        """Return a ticket for ``sleep``."""
+        environment = self.environment
         environment.refuse_inside("a call would wait", "nobody else can change anything meanwhile: use timeout=0")
         return environment.bell.listen()
 
-    def _sleep(self, ticket: int, timeout: float) -> None:
-        environment = self._open
-        expiry, due, owners = environment.glance(self.name, leases.next_time)
+    def sleep(self, ticket: int, timeout: float) -> None:
+        """Sleep until something changed after the ticket was given, or has to come back, or for ``timeout`` s."""
+        environment = self.environment
+        expiry, due, owners = environment.glance(self.ref, leases.next_time)
+        moment = self.clock()
         if expiry != NEVER:
-            timeout = min(timeout, max(_FAILED_LOOK, (expiry - time.monotonic_ns()) / _SECOND))
+            timeout = min(timeout, max(_FAILED_LOOK, (expiry - moment.monotonic) / _SECOND))
         if due != NEVER:
-            timeout = min(timeout, max(_FAILED_LOOK, (due - time.time_ns()) / _SECOND))
-        if any(owner != self._owners.mine for owner in owners):
+            timeout = min(timeout, max(_FAILED_LOOK, (due - moment.wall) / _SECOND))
+        if any(owner != self.owners.mine for owner in owners):
             timeout = min(timeout, _DEATH_LOOK)
         environment.bell.wait(ticket, timeout)
 
-    def _wake(self) -> None:
-        self._open.bell.ring()
+    def wake(self) -> None:
+        """End the sleep of every waiter."""
+        self.environment.bell.ring()
+
+    def watch(self) -> None:
+        """Do nothing: whoever removes items wakes those who wait, in any case."""
+
+    def stats(self) -> Stats:
+        """Return the figures of the queue, and of its directory."""
+        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (for who asks, not for who imports)
+
+        environment = self.environment
+        return self._view(of_queue, self.clock())._replace(processes=environment.processes())
+
+    def refuse_if_closed(self) -> None:
+        """Raise ``ClosedError`` after ``close()``."""
+        if self.is_closed:
+            raise ClosedError(self.path)
+
+    def close(self) -> None:
+        """Give back what is leased, and the environment."""
+        environment = self.environment
+        was_closed, self.is_closed = self.is_closed, True
+        if was_closed:
+            return
+        self.environment = cast("Environment", _Closed(self.path))
+        environment.bell.ring()
+        if self.owners.mine:
+            with suppress(QueueError):  # else who looks next finds a dead owner
+                how = Return(self.clock().wall, "its queue was closed", max_attempts=self.max_attempts)
+                environment.update(self.ref, leases.give_up, self.owners.mine, how)
+        self._release()
+
+    def begin_anew(self) -> None:
+        """Hold no leases, in a forked child, whose parent may hold some."""
+        self.owners.begin_anew()
 
 
-def now() -> Moment:
-    """Return what time it is."""
-    return _make(Moment, (time.monotonic_ns(), time.time_ns()))
+class _Closed:
+    """What stands for the environment of a closed queue."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        raise ClosedError(self._path)
 
 
-_make = tuple.__new__  # half of the time of a named tuple's own
-
-
-def _deadline(ttl: float | None) -> int:
-    return NEVER if ttl is None else time.monotonic_ns() + int(ttl * _SECOND)
+def _deadline(moment: Moment, ttl: float | None) -> int:
+    return NEVER if ttl is None else moment.monotonic + int(ttl * _SECOND)
 
 
 def _room_away(payloads: Sequence[bytes]) -> int:
-    return fifo.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
+    return pushing.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
 
 
-def _only(decode: Callable[[list[Entry]], list[T]], entry: Entry) -> T:
-    return decode([entry])[0]
+def _make(serializer: str, txn: Txn, queue: Tables) -> bytes:
+    return pushing.create(txn, queue, int.from_bytes(os.urandom(4)), serializer)
+
+
+def _let_go(environment: Environment, ref: Ref, owners: Owners) -> None:
+    try:
+        owners.leave()
+    finally:
+        environment.release(ref)
+
+
+def _begin_anew_in_child() -> None:
+    for engine in list(_engines):
+        engine.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)

@@ -35,9 +35,10 @@ thread should have lowered: ``_verbs.reading`` has an entry a thread, which its 
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
@@ -46,7 +47,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb import generation as _generation
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Txn
+from lmdbqueue._lmdb.generation import NOT_DONE, Doubtful, Generation, Ref, Superseded, Tables, Txn
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -57,6 +58,7 @@ from lmdbqueue._model import fifo
 from lmdbqueue._model.invariants import Progress
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
@@ -65,10 +67,8 @@ _environments: dict[tuple[int, int, str], "Environment"] = {}
 _opening = threading.RLock()
 
 
-def open_environment(
-    path: str, wanted: _format.Options, name: str | None, progress: Progress | None = None
-) -> "Environment":
-    """Return this process's handle on the directory at ``path``, with a queue ``name`` in it (None: as it is)."""
+def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> "Environment":
+    """Return this process's handle on the directory at ``path``; it has to be released."""
     with _opening:
         directory = open_directory(path, wanted, _generation.build)
         for option in ("checksum", "durability"):
@@ -81,7 +81,7 @@ def open_environment(
             _environments[directory.identity] = environment
         environment.handles += 1
     try:
-        environment.prepare(name, progress)
+        environment.prepare(progress)
     except BaseException:
         environment.release()
         raise
@@ -109,6 +109,7 @@ class Environment:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.handles = 0  # queue objects that use it
+        self._queues: Counter[Ref] = Counter()  # that they use
         self._torn = False  # in a child: a transaction of the parent was open at the fork
         self._start()
 
@@ -122,10 +123,14 @@ class Environment:
         self._moving = threading.Lock()
         self._line = Line(self._writer, self._run)
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
+        self._max_dbs = 0  # handles that a generation needs room for, at the least
 
-    def release(self) -> None:
-        """Give back one handle; the last one closes what is open, once its transactions have ended."""
+    def release(self, ref: Ref | None = None) -> None:
+        """Give back one handle, of a queue; the last one closes what is open, once its transactions have ended."""
         with _opening:
+            if ref is not None:
+                self._queues[ref] -= 1
+                self._queues += Counter()  # forgets those that nobody uses
             self.handles -= 1
             if self.handles:
                 return
@@ -160,25 +165,27 @@ class Environment:
 
     # --- transactions
 
-    def view(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
-        """Return ``fn(txn, tables, *args)`` of a snapshot of the queue ``name`` that is on the disk."""
-        return self._read(Generation.view, name, fn, args)
+    def view(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(txn, tables, *args)`` of a snapshot of a queue that is on the disk."""
+        result: R = self._read(Generation.view, ref, fn, args)
+        return result
 
-    def glance(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    def glance(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
         """Do as ``view``, of a snapshot that a power cut could take back; for what an update will depend on."""
-        return self._read(Generation.glance, name, fn, args)
+        result: R = self._read(Generation.glance, ref, fn, args)
+        return result
 
-    def _read(self, read: Callable[..., Any], name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if (block := blocks.current()) is not None:
+    def _read(self, read: Callable[..., Any], ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
-            return block.read(name, fn, args)
+            return block.read(ref, fn, args)
         thread = threading.get_ident()
         while True:
             self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
             generation = self._generation
             try:
                 if generation is not None:
-                    return read(generation, name, fn, args)
+                    return read(generation, ref, fn, args)
             except Superseded:
                 if generation is not None and generation.is_broken:
                     with self._writer:
@@ -188,21 +195,36 @@ class Environment:
                 self._reading.pop(thread, None)
             self.follow(generation)
 
-    def update(self, name: str, fn: Callable[..., Any], *args: Any, room: int = 0) -> Any:
+    def update(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts, room: int = 0) -> R:
         """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
 
         ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
         it adds at the most.
+
+        A call that finds nobody in the line and the right to write free runs by itself, the short way; if anything
+        is in its way there, it has done nothing, and goes to the line.
         """
-        if (block := blocks.current()) is not None:
+        result: R
+        if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
-            return block.write(name, fn, args, room)
-        call = Call(name, fn, args, room)
+            result = block.write(ref, fn, args, room)
+            return result
+        generation = self._generation
+        if generation is not None and not self._line.waiting and not self._retired and not self._writer.locked():
+            with self._writer:
+                done = generation.write(ref, fn, args, room)
+            if done is not NOT_DONE:
+                if done:
+                    self.bell.ring()
+                result = done
+                return result
+        call = Call(ref, fn, args, room)
         self._line.pass_through(call)
         if call.generation is not None:
             with self._writer:  # so that no fork comes amid the flush
                 call.secure()
-        return call.outcome()
+        result = call.outcome()
+        return result
 
     @property
     def is_crowded(self) -> bool:
@@ -286,17 +308,57 @@ class Environment:
         assert self._session is not None  # it came before the generation
         return swap(self.directory, self._session, generation, txn, write)
 
-    def prepare(self, name: str | None, progress: Progress | None = None) -> None:
-        """Make sure that there is a queue ``name``, and open the handles of all. Waits for a transaction under way."""
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Open the live generation, unless it is. Waits for a transaction under way."""
+        if blocks.current() is None:
+            with self._writer:
+                if self._generation is None:
+                    self.follow(None, progress)
+
+    def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Ref, bytes]:
+        """Return which queue ``name`` is, which ``make`` makes if it is not there, and its record.
+
+        Waits for a transaction under way.
+        """
         if (block := blocks.current()) is not None:
             block.refuse_other(self)
-            if name is not None and not block.generation.knows(name):
+            queue = next((each for each in block.generation.queues() if each.name == name), None)
+            if queue is None:
                 self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
-            return
+            assert queue is not None
+            ref = Ref(name, queue.identity)
+            record = block.read(ref, fifo.record, ())
+        else:
+            with self._writer:
+                queue, record, transaction, generation = self._in_live(_open_queue, name, make)
+                generation.secure(transaction)
+            ref = Ref(name, queue.identity)
+        with _opening:
+            self._queues[ref] += 1
+        return ref, record
+
+    def drop_queue(self, name: str) -> bool:
+        """Remove a queue; return whether it was there. Durable when this returns.
+
+        No thread of this process reads meanwhile: LMDB closes the handle at once.
+        """
+        self.refuse_inside("dropping a queue")
         with self._writer:
-            if self._generation is None:
-                self.follow(None, progress)
-            self._in_live(_prepare, name)
+            dropped = self._in_live(self._drop, name)
+        self.bell.ring()
+        return dropped
+
+    def _drop(self, generation: Generation, name: str) -> bool:
+        with self._moving:
+            self._generation = None  # readers wait for _moving
+            try:
+                while self._reading.keys() - {threading.get_ident()}:
+                    time.sleep(_FORK_LOOK)
+                transaction = generation.drop(name, fifo.destroy)
+            finally:
+                self._generation = generation
+        generation.secure(transaction)
+        return transaction > 0
 
     def processes(self) -> int | None:
         """Return how many processes have the directory open, as far as can be seen; None if nothing can."""
@@ -321,6 +383,7 @@ class Environment:
                 self._rewrite(generation)
             finally:
                 if generation.is_broken:
+                    self._max_dbs = max(self._max_dbs, generation.wanted_dbs)
                     self._abandon_broken(generation)
 
     def _rewrite(self, generation: Generation) -> None:
@@ -380,7 +443,7 @@ class Environment:
                     raise
                 self._session = session
             try:
-                generation.prepare(None, fifo.create)
+                generation.prepare([ref.name for ref in list(self._queues)])
             except Superseded:  # since we let go of the directory lock
                 generation.close()
                 number = generation.number + 1
@@ -396,7 +459,7 @@ class Environment:
             path = self.directory.generation(number)
             if session.first:
                 recover(path, number, self.directory.options, session, progress)
-            generation = Generation(path, number, self.directory.options, session)
+            generation = Generation(path, number, self.directory.options, session, self._max_dbs)
             try:
                 if not generation.is_superseded():
                     return generation
@@ -449,8 +512,10 @@ class Environment:
         self._start()
 
 
-def _prepare(generation: Generation, name: str | None) -> None:
-    generation.secure(generation.prepare(name, fifo.create))
+def _open_queue(
+    generation: Generation, name: str, make: Callable[[Txn, Tables], bytes]
+) -> tuple[Tables, bytes, int, Generation]:
+    return *generation.open_queue(name, make), generation
 
 
 def _freeze_all() -> None:

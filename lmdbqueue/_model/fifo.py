@@ -44,12 +44,10 @@ from lmdbqueue._format import (
 )
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
+from lmdbqueue._values import Entry
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
 _PASSED = 1_000  # skipped keys that the head passes in a call, beyond those of its own items
-
-Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
-
 
 class Removed(NamedTuple):
     """Of a removal."""
@@ -218,27 +216,31 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
 # --- leaving
 
 
-def remove(txn: Txn, queue: Tables, keys: list[bytes], *, if_plain: bool = False) -> Removed | None:
-    """Remove the first items if they are just those of ``keys``, else nothing, and return None.
+def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
+    """Remove the first items if they are just those of ``keys``, else nothing, and return None."""
+    removed = remove_if_plain(txn, queue, keys) if len(keys) == 1 else None
+    if removed is None and take(txn, queue, keys):
+        forget(txn, queue, keys)
+        removed = Removed(len(keys))
+    return removed
 
-    ``if_plain``: nor if anything else could have to come before them.
+
+def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
+    """Remove the first item if it is the one of ``keys``, and nothing else could have to come before it.
+
+    Nothing but that may be noted of the queue. It is what nearly every ``pop`` does, and so kept short.
     """
     before = record(txn, queue)
-    is_plain = _format.is_plain(before)
-    if keys == [before[HEAD_AT:TAIL_AT]] and is_plain and not queue.generation.content.asks:  # the most frequent case
-        (key,) = keys
-        with txn.cursor(queue.items) as cursor:
-            if not cursor.first() or cursor.key() != key:
-                return None
-            cursor.delete()
-            following = cursor.item() if cursor.key() else None
-        now = before[:HEAD_AT] + pack(unpack(key) + 1) + before[TAIL_AT:]
-        weighed_records.replace_queue(txn, queue, before, now)
-        return Removed(1, following)
-    if (if_plain and not is_plain) or not take(txn, queue, keys):
+    if before[HEAD_AT:TAIL_AT] != keys[0] or not _format.is_plain(before) or queue.generation.content.asks:
         return None
-    forget(txn, queue, keys)
-    return Removed(len(keys))
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.first() or cursor.key() != keys[0]:
+            return None
+        cursor.delete()
+        following = cursor.item() if cursor.key() else None
+    now = before[:HEAD_AT] + pack(unpack(keys[0]) + 1) + before[TAIL_AT:]
+    weighed_records.replace_queue(txn, queue, before, now)
+    return Removed(1, following)
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:

@@ -17,25 +17,22 @@ nothing, and the next one finds the same; nothing is lost or doubled, since givi
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import CLASS, READERS, RETAINED, Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, pushing, reader_records, retention, weighed_records
 from lmdbqueue._model.pushing import Limits
+from lmdbqueue._values import Entry, Moment
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
 _LOOKED_AT: Final = 16  # owners that a look asks after, in turn with the others
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
-
-
-class Now(NamedTuple):
-    """A time."""
-
-    monotonic: int  # ns, of the system since it booted
-    wall: int  # ns since 1970
 
 
 class Watch(Protocol):
@@ -297,14 +294,14 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 # --- coming back
 
 
-def look(txn: Txn, queue: Tables, watch: Watch, now: Now, fn: Callable[..., Any], *args: Any) -> Any:
+def look(txn: Txn, queue: Tables, watch: Watch, now: Moment, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R | Overdue:
     """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to be done before."""
     if (found := overdue(txn, queue, watch, now)) is not None:
         return found
     return fn(txn, queue, *args)
 
 
-def overdue(txn: Txn, queue: Tables, watch: Watch, now: Now) -> Overdue | None:
+def overdue(txn: Txn, queue: Tables, watch: Watch, now: Moment) -> Overdue | None:
     """Return what has to be done before anybody reads, if there is something."""
     record = fifo.record(txn, queue)
     if _format.is_plain(record):
@@ -338,7 +335,7 @@ def restore(
     txn: Txn,
     queue: Tables,
     owners: Iterable[int],
-    now: Now,
+    now: Moment,
     max_attempts: int | None,
     most: int = _AT_ONCE,
     *,

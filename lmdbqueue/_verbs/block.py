@@ -65,11 +65,11 @@ class Blocks(Generic[B]):
     """The blocks of one engine."""
 
     def __init__(self) -> None:
-        self._of_thread: dict[int, B] = {}
+        self.of_thread: dict[int, B] = {}
 
     def current(self) -> B | None:
         """Return the block that this thread is in."""
-        return self._of_thread.get(threading.get_ident()) if self._of_thread else None
+        return self.of_thread.get(threading.get_ident()) if self.of_thread else None
 
     @contextmanager
     def entered(self, block: B) -> Iterator[None]:
@@ -79,11 +79,11 @@ class Blocks(Generic[B]):
         try:
             yield
         finally:
-            self._of_thread.pop(thread, None)  # in one step, whatever interrupts
+            self.of_thread.pop(thread, None)  # in one step, whatever interrupts
 
     def enter(self, block: B) -> None:
         """Let the calls of this thread join ``block`` from now on."""
-        self._of_thread[threading.get_ident()] = block
+        self.of_thread[threading.get_ident()] = block
 
     def refuse_inside(self, path: str, what: str, advice: str = "call it outside of the block") -> None:
         """Raise ``TransactionError`` if this thread is in a block."""
@@ -92,8 +92,8 @@ class Blocks(Generic[B]):
 
     def leave_to_the_parent(self) -> list[B]:
         """Be in no block any more, in a forked child; return those that were under way."""
-        blocks = list(self._of_thread.values())
-        self._of_thread.clear()
+        blocks = list(self.of_thread.values())
+        self.of_thread.clear()
         for block in blocks:
             block.is_of_parent = True
         return blocks
