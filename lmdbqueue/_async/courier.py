@@ -125,6 +125,15 @@ class Take(Job):
             queue._put_back(result[0])
 
 
+def _of_future(error: BaseException) -> BaseException:
+    """Return the error as a future takes it: a StopIteration, which none takes, becomes what it is in a coroutine."""
+    if not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError("a function of the caller's raised StopIteration")
+    raised.__cause__ = error
+    return raised
+
+
 Result = tuple[Job, Any, BaseException | None]
 _KIND: Final = attrgetter("kind")
 _PAYLOADS: Final = attrgetter("payloads")
@@ -185,7 +194,7 @@ class Courier:
             elif error is None:
                 job.future.set_result(result)
             else:
-                job.future.set_exception(error)
+                job.future.set_exception(_of_future(error))
 
     # --- the worker
 

@@ -196,7 +196,8 @@ class Reading(ABC, Generic[T]):
         payloads = self._payloads(entries)
         items: list[T] = []
         try:
-            items.extend(map(self.loads, payloads))
+            for payload in payloads:  # by no map, which takes a StopIteration of loads for its own end
+                items.append(self.loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
         except Exception as error:
             seq, payload = self._open_payload(entries[len(items)])
             raise _decode_error(seq, payload, error) from error

@@ -154,7 +154,7 @@ class Verbs(Reading[T]):
             raise ShutDown
 
     def _encode(self, items: list[T]) -> list[bytes]:
-        payloads = list(map(self.dumps, items))
+        payloads = [self.dumps(item) for item in items]  # by no map, which takes a StopIteration of dumps for its end
         if set(map(type, payloads)) == _BYTES and max(map(len, payloads)) <= MAX_PAYLOAD:
             return payloads
         return list(map(_as_payload, payloads))
