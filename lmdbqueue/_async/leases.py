@@ -84,6 +84,10 @@ class AsyncLease(Sequence[T]):
         """Give back what the lease still holds, or those of ``seqs``."""
         await self._call(self.lease.nack, seqs, delay, reason)
 
+    async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
+        """Set aside what the lease still holds, or those of ``seqs``, as dead letters."""
+        await self._call(self.lease.reject, seqs, reason)
+
     async def extend(self, ttl: float | None) -> None:
         """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object."""
         await self._call(self.lease.extend, ttl)

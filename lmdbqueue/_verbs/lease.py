@@ -106,6 +106,13 @@ class Lease(Sequence[T]):
         checked_delay(delay)
         self._nack(seqs, delay, reason)
 
+    def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
+        """Set aside what the lease still holds, or those of ``seqs``: they are dead letters, however often leased.
+
+        Raises ``LeaseExpiredError`` as ``nack`` does. ``dead.requeue`` tries them again.
+        """
+        self._nack(seqs, 0.0, "it was rejected" if reason is None else reason, 0)
+
     def _nack(
         self, seqs: int | Iterable[int] | None, delay: float, reason: str | None, max_attempts: int | None = None
     ) -> None:
