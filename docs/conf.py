@@ -20,7 +20,7 @@ project = "lmdbqueue"
 release = lmdbqueue.__version__
 copyright = "the lmdbqueue founders"  # noqa: A001  (Sphinx calls it so)
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "bench/results/*.md", "docs/**"]
 exclude_patterns = ["docs/conf.py"]
@@ -48,12 +48,15 @@ CONTENTS = """
 {pages}
 ```
 """
+INTEGRATIONS = ("logging",)
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],
+    "Integrations": [f"integrations/{name}" for name in INTEGRATIONS],
     "Reference": [
         "reference/lmdbqueue",
         *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),
+        *(f"reference/integrations.{name}" for name in INTEGRATIONS),
     ],
     "How it works": ["design", "format"],
 }

@@ -8,24 +8,7 @@
 The map: one floor a package, imports go down it only. Each package lists its files in its own docstring, top down; each
 file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
 
-============  ============================================================================
-``__main__``  ``python -m lmdbqueue``
-``cli``       the command line, a package with a map of its own
-``legacy``    ``import_file``: queues of other libraries, taken over; a package, too
-``otel``      figures for OpenTelemetry
-``forward``   ``Forwarder``: a queue drained into a central one, each item exactly once
-``postgres``  ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
-``aio``       ``AsyncPersistentQueue``: the verbs, awaited
-``_async``    calls of an event loop, carried by threads
-``_local``    ``PersistentQueue`` on LMDB
-``_verbs``    what each verb means, on any engine
-``_model``    what a queue is: functions of a transaction
-``_lmdb``     everything that trusts or bypasses LMDB
-``_host``     files, processes, threads
-``_format``   what the bytes on disk mean
-``_errors``   every exception
-============  ============================================================================
-"""
+================  ==========================================================================="""
 
 import sys
 from typing import TYPE_CHECKING
@@ -61,13 +44,12 @@ from lmdbqueue._errors import (
     VersionError,
 )
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._model.readers import ReaderStats
+from lmdbqueue._values import ReaderStats, Stats
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._verbs.reader import Reader
 
 if TYPE_CHECKING:
     from lmdbqueue._local.check import check
-    from lmdbqueue._model.stats import Stats
     from lmdbqueue._verbs.worker import Retry, Worked
 else:
 
@@ -75,8 +57,6 @@ else:
         """Import at its first use what few need: 5 % of what an import takes."""
         if name == "check":
             from lmdbqueue._local import check as module  # noqa: PLC0415
-        elif name == "Stats":
-            from lmdbqueue._model import stats as module  # noqa: PLC0415
         elif name in ("Retry", "Worked"):
             from lmdbqueue._verbs import worker as module  # noqa: PLC0415
         else:

@@ -98,6 +98,23 @@ def test_what_cannot_be_decoded_stays_and_every_caller_is_told(run):
     run(test, dumps=bytes, loads=loads)
 
 
+def test_stop_iteration_from_a_function_of_the_users_is_told_and_changes_nothing(run):
+    async def test(queue):
+        for push in (queue.push(b""), queue.push([b"a", b""]), queue.push([b"a", b""], delay=9), queue.put(b"")):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await push
+        assert (await queue.stats()).tail == 0
+        queue.queue.dumps = bytes
+        await queue.push([b"a", b""])
+        for read in (queue.peek(2), queue.pop(2), queue.pop(2, blocking=True)):
+            with pytest.raises(DecodeError, match="StopIteration"):
+                await read
+        assert await queue.count() == 2
+
+    empty = iter(())
+    run(test, dumps=lambda item: item or next(empty), loads=lambda payload: payload or next(empty))
+
+
 def test_an_item_is_encoded_before_push_gives_way(run):
     async def test(queue):
         item = ["before"]
@@ -457,7 +474,7 @@ def test_a_waiting_process_that_is_killed_takes_nothing(place):
 def test_a_damaged_item_is_told_and_stays(tmp_path):
     with PersistentQueue("queue", str(tmp_path), dumps=bytes, loads=bytes) as queue:
         queue.push(b"precious payload")
-        path = queue._open._generation.path
+        path = queue._engine.environment._generation.path
     with open(path, "r+b") as file:
         content = file.read()
         for at in [at for at in range(len(content)) if content.startswith(b"precious", at)]:

@@ -62,8 +62,13 @@ def read(name: str) -> str:
 
 
 def documents() -> list[str]:
-    pages = sorted(name for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md"))
-    return ["README.md", *(f"docs/{name}" for name in pages)]
+    pages = [
+        f"{folder}/{name}"
+        for folder in ("docs", "docs/integrations")
+        for name in sorted(os.listdir(os.path.join(ROOT, folder)))
+        if name.endswith(".md")
+    ]
+    return ["README.md", *pages]
 
 
 def blocks(name: str, language: str) -> list[str]:

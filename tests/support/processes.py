@@ -258,14 +258,14 @@ class Sleeps:
 
     def __init__(self, queue: PersistentQueue[Any], tell: Callable[[], object] = lambda: None) -> None:
         self.count = 0
-        sleep = queue._sleep
+        sleep = queue._engine.sleep
 
         def told(ticket: int, timeout: float) -> None:
             self.count += 1
             tell()
             sleep(ticket, timeout)
 
-        queue._sleep = told  # type: ignore[method-assign]
+        queue._engine.sleep = told  # type: ignore[method-assign]
 
 
 # --- producers and consumers

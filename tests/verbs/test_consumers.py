@@ -382,6 +382,24 @@ def test_the_dead_are_listed_in_the_order_of_their_numbers_and_removed(engine):
     assert list(queue.dead) == []
 
 
+def test_what_is_rejected_is_dead_at_once_and_the_rest_of_the_lease_holds(engine):
+    queue = engine(max_attempts=9)
+    queue.push(list(range(4)))
+    with queue.lease(4) as lease:
+        lease.reject(1, reason="no use")
+        lease.reject([2])
+    assert [(letter.item, letter.attempts, letter.reason) for letter in queue.dead] == [
+        (1, 1, "no use"),
+        (2, 1, "it was rejected"),
+    ]
+    assert figures(queue) == (0, 0, 0, 2)
+    lease.reject(0)  # it was acknowledged
+    with pytest.raises(ValueError, match="not in this lease"):
+        lease.reject(9)
+    assert queue.dead.requeue() == 2
+    assert list(queue) == [1, 2]
+
+
 def test_one_that_kills_its_consumers_is_dead_in_the_end(engine):
     queue = engine(max_attempts=3)
     queue.push(["poison", "good"])

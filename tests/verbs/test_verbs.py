@@ -49,6 +49,61 @@ def test_push_stores_nothing_of_a_list_whose_last_item_cannot_be_encoded(queue):
     assert queue.push("next") == 0
 
 
+def empty(_):
+    """Do what ``next(csv.reader([]))`` and ``next(iter({}))`` do in a function of the user's."""
+    return next(iter(()))
+
+
+def test_dumps_that_raises_stop_iteration_stores_nothing(engine):
+    queue = engine(dumps=lambda item: item or empty(item), loads=bytes)
+    for push in (
+        lambda: queue.push(b""),
+        lambda: queue.push([b"a", b""]),
+        lambda: queue.push([b"a", b"", b"c"], delay=9),
+        lambda: queue.push([b"a", b""], unique=["x", "y"]),
+        lambda: queue.put(b""),
+        lambda: queue.state.update({"k": b""}),
+    ):
+        with pytest.raises(StopIteration):
+            push()
+    assert (queue.count(), queue.stats().delayed, dict(queue.state)) == (0, 0, {})
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_loads_that_raises_stop_iteration_is_told_and_everything_stays(engine, bad):
+    queue = engine(dumps=bytes, loads=lambda payload: payload or empty(payload))
+    queue.push([b"" if n == bad else b"%d" % n for n in range(3)])
+    reader = queue.reader("r")
+    for read in (
+        lambda: queue.peek(3),
+        lambda: queue.pop(3),
+        lambda: queue.pop(3, blocking=True, timeout=5),
+        lambda: list(queue),
+        lambda: reader.peek(3),
+        lambda: reader.pop(3),
+    ):
+        with pytest.raises(DecodeError, match="StopIteration"):
+            read()
+        assert queue.count() == 3
+    queue.drop_reader("r")
+    lease = queue.lease(3)
+    assert lease.seqs == [n for n in range(3) if n != bad]
+    assert [(letter.seq, letter.payload) for letter in queue.dead] == [(bad, b"")]
+    with pytest.raises(DecodeError, match="StopIteration"):
+        next(iter(queue.dead)).item  # noqa: B018
+
+
+def test_stop_iteration_in_a_block_undoes_it_and_is_what_the_caller_gets(queue):
+    def fail():
+        with queue.transaction():
+            queue.push("undone")
+            empty(None)
+
+    with pytest.raises(StopIteration):
+        fail()
+    assert queue.count() == 0
+
+
 def test_dumps_that_gives_no_bytes_is_refused(engine):
     queue = engine(dumps=str)
     with pytest.raises(TypeError, match="dumps must return bytes"):

@@ -1,0 +1,8 @@
+"""Where programs already are: their frameworks, with this queue beneath. Each module has an extra of its own.
+
+Nothing else in the package imports these, and they do not import each other. One page of ``docs/integrations`` each.
+
+==============  ==========================================================================================
+``logging``     ``DurableHandler`` and ``DurableListener``: log records that survive the program
+==============  ==========================================================================================
+"""

@@ -1,0 +1,373 @@
+"""Log records that survive the program: a handler that stores them, a listener that hands them on. No extra needed.
+
+Owns: how a record is stored (a JSON object), when it counts as handled. Law: no error of the queue reaches the program
+that logs; a record is acknowledged after every handler has taken it, and one that cannot be decoded or handled is set
+aside while the listener goes on. Must not know: LMDB, what handlers do.
+
+====  ========================================  ===============================================================
+step  what is done, by the listener's thread    its process is killed after it
+====  ========================================  ===============================================================
+1     lease some records                        they are back in their places at once
+2     hand each to every handler                some handlers have taken some of them: they get those again
+3     give back or set aside those that failed  they come again after their delay, or are dead letters
+4     acknowledge the others                    they are done
+====  ========================================  ===============================================================
+
+No sentinel ends a listener, so none can be left behind for the next one.
+
+Three ways lead from a log call to the queue. The plain one pushes before the call returns. With ``linger``, and where a
+push is impossible (in a transaction of another directory, or amid another push of the same thread: a signal's handler
+that logs, a warning of this library's), a thread of the handler pushes a moment later.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from functools import partial
+from typing import Any, Final, Self
+
+from lmdbqueue._errors import Empty, FormatError, QueueError, ShutDown, TransactionError
+from lmdbqueue._format import Durability
+from lmdbqueue._host.directory import find_directory
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry
+
+__all__ = ["DurableHandler", "DurableListener", "decode", "encode"]
+
+_DERIVED: Final = ("args", "exc_info", "filename", "levelname", "module", "msecs")  # another field tells each
+_MADE: Final = {"name", "levelno", "pathname", "lineno", "msg", "funcName", "stack_info"}  # by LogRecord's constructor
+_LOOK: Final = 1.0  # seconds between two looks of a thread that waits
+_PLAIN: Final = logging.Formatter()
+_dumps: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
+
+
+def encode(record: logging.LogRecord) -> bytes:
+    """Return a record as JSON: its attributes by name, its message in ``msg``, a traceback as text.
+
+    What JSON does not have, among the attributes that a program added, becomes its ``repr``.
+    """
+    return _encoded(_fields(record, None))
+
+
+def _fields(record: logging.LogRecord, formatter: logging.Formatter | None) -> dict[str, Any]:
+    """Return what is stored of a record; nothing in it depends on what the program changes later."""
+    fields = dict(record.__dict__)
+    if formatter is not None:
+        fields["msg"] = formatter.format(record)
+        fields["exc_text"] = fields["stack_info"] = None  # they are in the message
+    else:
+        fields["msg"] = record.getMessage()
+        if record.exc_info and not record.exc_text:
+            fields["exc_text"] = _PLAIN.formatException(record.exc_info)
+    for name in _DERIVED:
+        fields.pop(name, None)
+    return fields
+
+
+def _encoded(fields: dict[str, Any]) -> bytes:
+    try:
+        return _dumps(fields).encode()
+    except (TypeError, ValueError, RecursionError):  # a dict with keys of another kind, a circle
+        return _dumps({name: _harmless(value) for name, value in fields.items()}).encode()
+
+
+def _harmless(value: object) -> object:
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+
+def decode(payload: bytes) -> logging.LogRecord:
+    """Return the record that ``encode`` made this of. Raises ``ValueError`` for anything else."""
+    fields = json.loads(payload)
+    if not isinstance(fields, dict) or not fields.keys() >= _MADE:
+        message = "this is no log record"
+        raise ValueError(message)
+    record = logging.LogRecord(
+        fields.pop("name"),
+        fields.pop("levelno"),
+        fields.pop("pathname"),
+        fields.pop("lineno"),
+        fields.pop("msg"),
+        (),
+        None,
+        fields.pop("funcName"),
+        fields.pop("stack_info"),
+    )
+    record.__dict__.update(fields)
+    record.msecs = float(int((record.created % 1) * 1000))
+    return record
+
+
+class DurableHandler(logging.Handler):
+    """Push each record to a queue in a directory of its own, for a ``DurableListener`` of any process.
+
+    When the log call returns the record survives the death of the program; with ``durability="full"`` a power cut, too,
+    and then each call waits for the disk (threads that log at once share a sync). Nothing is raised into the program:
+    what fails goes to ``handleError``, as with every handler. A forked child may go on logging.
+
+    A formatter, if one is set, makes the message; the listener's handlers then have that to format.
+
+    Args:
+        path: The directory of the queue. It is made if it is not there; its parent must be.
+        level: As of every handler.
+        name: The queue in the directory.
+        retain: The number of newest records that are kept while nobody listens; older ones are dropped. None keeps all.
+        durability: ``"off"`` or ``"full"``, for a directory that is made now; one that is there has its own.
+        linger: Seconds for which a thread collects records before it pushes them in one step. The log call is then a
+            third of the cost, and a program that is killed loses what it logged in that time. 0 pushes each at once.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        level: int | str = logging.NOTSET,
+        *,
+        name: str = "queue",
+        retain: int | None = 1_000_000,
+        durability: Durability = "off",
+        linger: float = 0.0,
+    ) -> None:
+        super().__init__(level)
+        self.queue = _opened(path, name, durability)
+        self.queue.retain(retain)
+        self._linger = linger
+        self._begin_anew()
+
+    def createLock(self) -> None:  # noqa: N802  (logging's name)
+        """Have a lock that nobody waits for: the queue needs none, and threads that log at once share a sync."""
+        self.lock = _NoLock()  # type: ignore[assignment]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Store the record; called by ``logging``."""
+        try:
+            if self._process != os.getpid():
+                self._begin_anew()
+            fields = _fields(record, self.formatter)
+            if self._linger or getattr(self._here, "is_pushing", False):
+                self._hand_over(fields)
+                return
+            self._here.is_pushing = True
+            try:
+                self.queue.push(_encoded(fields))
+            except TransactionError:
+                self._hand_over(fields)
+            finally:
+                self._here.is_pushing = False
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Wait until what was logged before is in the queue, or has failed."""
+        if self._process == os.getpid() and threading.current_thread() is not self._thread:
+            self._wanted.set()
+            while self._pending and self._thread is not None and self._thread.is_alive():
+                time.sleep(0.001)
+
+    def close(self) -> None:
+        """Push what waits in memory, and close the queue. Later records go to ``handleError``."""
+        self._is_closed = True
+        if self._process == os.getpid() and self._thread is not None:
+            self._wanted.set()
+            self._thread.join()
+        self.queue.close()
+        super().close()
+
+    def _begin_anew(self) -> None:
+        """Have no thread and nothing in memory, in a new handler or in a forked child."""
+        self._process = os.getpid()
+        self._here = threading.local()
+        self._pending: deque[dict[str, Any]] = deque()  # the first ones may be in a push
+        self._wanted = threading.Event()  # a push without more lingering
+        self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def _hand_over(self, fields: dict[str, Any]) -> None:
+        """Let the thread push this."""
+        self._pending.append(fields)
+        if not self._linger:
+            self._wanted.set()
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    thread = threading.Thread(target=self._push_on, name="lmdbqueue-log", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def _push_on(self) -> None:
+        self._here.is_pushing = True  # what the push itself logs waits for the next one
+        while self._pending or not self._is_closed:
+            self._wanted.wait(self._linger if self._pending else _LOOK)
+            self._wanted.clear()
+            if some := list(self._pending):
+                try:
+                    self.queue.push(list(map(_encoded, some)))
+                except Exception:  # they are lost, and one of them tells of all
+                    self.handleError(logging.makeLogRecord(some[-1]))
+                for _ in some:
+                    self._pending.popleft()
+
+
+class _NoLock:
+    """What ``logging`` takes for a lock around ``emit``."""
+
+    def acquire(self) -> None: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def _at_fork_reinit(self) -> None: ...
+
+
+class DurableListener:
+    """Hand the records of a queue to handlers, in a thread, until ``stop``; any number of listeners may share a queue.
+
+    A record is acknowledged when every handler has taken it, so a listener that is killed loses none, and up to
+    ``batch`` records may be handed on twice. A handler fails if it raises, or calls its ``handleError``, as those of
+    the standard library do; the record then comes to this handler again by ``retry``, and after its last attempt it is
+    a dead letter: ``listener.queue.dead``. What is no record goes there at once.
+
+    Args:
+        source: The path of the directory, which is made if it is not there, or a ``PersistentQueue`` on it (the
+            listener opens its own).
+        handlers: What the records are handed to.
+        name: The queue in the directory, if ``source`` is a path.
+        batch: The number of records that are leased and acknowledged at a time.
+        retry: When a record comes again whose handler failed; None: ``Retry()``, at most five times.
+        respect_handler_level: Whether a handler gets records of its level and above only, as in ``QueueListener``.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | PersistentQueue[Any],
+        *handlers: logging.Handler,
+        name: str = "queue",
+        batch: int = 100,
+        retry: Retry | None = None,
+        respect_handler_level: bool = False,
+    ) -> None:
+        if isinstance(source, PersistentQueue):
+            self._where = os.path.join(source.path, source.filename), source.name
+        else:
+            self._where = os.fspath(source), name
+        self.handlers = handlers
+        self._batch = batch
+        self._retry = DEFAULT_RETRY if retry is None else retry
+        self._respects_level = respect_handler_level
+        self._took: dict[int, set[int]] = {}  # which handlers have taken a record that comes again
+        self._failure: BaseException | None = None  # of the handler that is at it
+        self._thread: threading.Thread | None = None
+        self._ident = 0  # of that thread
+        self._left: int | None = None  # how many records are to be handled before the end, once that is wanted
+        self.queue = self._open()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to hand on records, in a new thread; again after ``stop``. Does nothing if it runs."""
+        if self._thread is None:
+            self._left = None
+            self.queue = self._open()
+            self._thread = threading.Thread(target=self._run, name="lmdbqueue-listener", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Hand on what waits now, and end the thread. What comes again later, by ``retry``, stays in the queue."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._left = self.queue.count()
+            self.queue.shutdown()  # which ends the wait
+            thread.join()
+        self.queue.close()
+
+    def _open(self) -> PersistentQueue[logging.LogRecord]:
+        return _opened(*self._where, loads=decode)  # a death of a listener counts against no record
+
+    def _run(self) -> None:
+        self._ident = threading.get_ident()
+        originals = [handler.handleError for handler in self.handlers]
+        for handler, original in zip(self.handlers, originals, strict=True):
+            handler.handleError = partial(self._noted, original)  # type: ignore[method-assign]
+        try:
+            while self._left is None or self._left > 0:
+                try:
+                    lease = self.queue.lease(self._batch, blocking=True, timeout=_LOOK)
+                    self._hand_on(lease)
+                except Empty:
+                    continue
+                except ShutDown:
+                    return
+                except QueueError:  # the disk; this thread lives on
+                    logging.getLogger("lmdbqueue").exception("a log listener tries again")
+                    time.sleep(_LOOK)
+                else:
+                    if self._left is not None:
+                        self._left -= len(lease)
+        finally:
+            for handler, original in zip(self.handlers, originals, strict=True):
+                handler.handleError = original  # type: ignore[method-assign]
+
+    def _noted(self, original: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+        """Do as ``handleError`` of a handler, which may be at work in other threads, too, as that of a logger."""
+        if threading.get_ident() == self._ident:
+            self._failure = sys.exception()
+        else:
+            original(record)
+
+    def _hand_on(self, lease: Lease[logging.LogRecord]) -> None:
+        with lease:
+            for record, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
+                failure = self._handled(record, seq)
+                if failure is not None:
+                    reason = f"{type(failure).__name__}: {failure}"
+                    if self._retry.max_attempts is not None and attempts >= self._retry.max_attempts:
+                        self._took.pop(seq, None)
+                        lease.reject(seq, reason)
+                    else:
+                        lease.nack(seq, self._retry.delay(attempts), reason)
+
+    def _handled(self, record: logging.LogRecord, seq: int) -> BaseException | None:
+        """Hand a record to each handler that has not taken it; return what one of them failed at."""
+        took = self._took.pop(seq, set())
+        found: BaseException | None = None
+        for number, handler in enumerate(self.handlers):
+            if number in took or (self._respects_level and record.levelno < handler.level):
+                continue
+            self._failure = None
+            try:
+                handler.handle(copy(record))  # a handler may change it, and another must not see that
+            except Exception as error:
+                self._failure = error
+            if self._failure is None:
+                took.add(number)
+            else:
+                found = self._failure
+        if found is not None:
+            self._took[seq] = took
+        return found
+
+
+def _opened(
+    path: str | os.PathLike[str], name: str, durability: Durability = "off", **options: Any
+) -> PersistentQueue[Any]:
+    """Open a queue of records, as its directory is, or made with this durability."""
+    checksum = True
+    with suppress(FormatError):
+        found = find_directory(os.path.abspath(path)).options
+        durability, checksum = found.durability, found.checksum
+    return PersistentQueue(path, dumps=bytes, name=name, durability=durability, checksum=checksum, **options)
