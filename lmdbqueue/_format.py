@@ -329,11 +329,11 @@ class Note(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes, at: int = 0) -> tuple["Note", bytes]:
         """Return the note that begins at ``at``, and what stands behind it."""
-        _, *numbers, unique, reason, trace = _NOTE.unpack_from(data, at)
+        _, attempts, due, time, expires, unique, reason, trace = _NOTE.unpack_from(data, at)
         middle = at + _NOTE.size + reason
         end = middle + trace
         texts = data[at + _NOTE.size : middle].decode(errors="replace"), data[middle:end].decode(errors="replace")
-        return cls(*numbers, unique if unique.strip(b"\0") else b"", *texts), data[end:]
+        return cls(attempts, due, time, expires, unique if unique.strip(b"\0") else b"", *texts), data[end:]
 
 
 def _cut(text: str, size: int) -> bytes:

@@ -18,7 +18,9 @@ class Content:
     def __init__(self, *, in_block: bool = False) -> None:
         self.in_block = in_block
         self.weight = 0
-        self.pending: list[tuple[str, Sequence[bytes], Sequence[bytes]]] = []  # queue, keys, values: not in ``added`` yet
+        self.pending: list[
+            tuple[str, Sequence[bytes], Sequence[bytes]]
+        ] = []  # queue, keys, values: not in ``added`` yet
         self.added: dict[tuple[str, bytes], int] = {}  # queue and key of an item, and its weight
         self.removed: set[tuple[str, bytes]] = set()
 

@@ -62,7 +62,10 @@ def used(path: str, transaction: int) -> int | None:
         return None
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        free = sum(int.from_bytes(numbers[:8], sys.byteorder) for _, numbers in Pages(fd, snapshot.page_size).nodes(snapshot.free_root))
+        free = sum(
+            int.from_bytes(numbers[:8], sys.byteorder)
+            for _, numbers in Pages(fd, snapshot.page_size).nodes(snapshot.free_root)
+        )
     finally:
         os.close(fd)
     return snapshot.size - free * snapshot.page_size

@@ -156,7 +156,7 @@ class Snapshot:
         self._is_weighed = is_weighed(options)
         self._is_full = options.durability == "full"
         self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
-        self._leaves = self._left  # the same, of the transaction under way
+        self._leaves: tuple[int, int | None] = (-1, None)  # the same, of the transaction under way
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         with self._translated("opening"):
@@ -173,6 +173,7 @@ class Snapshot:
     def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
         with self._translated("reading"), self._env.begin() as txn:
+            self._tables.clear()  # the handles of a reading transaction end with it
             self.open_all(txn)
             return fn(txn, self, *args)
 
@@ -257,10 +258,24 @@ class Snapshot:
             self._env.copyfd(fd, compact=True)
 
     def open_all(self, txn: Txn) -> list[Tables]:
-        """Open the handles of every queue that ``txn`` sees, until it ends; return where their records are."""
+        """Open the handles of every queue that ``txn`` sees; return where their records are.
+
+        LMDB allows that to one transaction of a process at a time: a writing one, or any of a file at rest.
+        """
         self._open_shared(txn, create=False)
         found = [self._existing(txn, each) for each in self.names(txn)]
         return [each for each in found if each is not None]
+
+    def known(self, txn: Txn) -> list[Tables] | None:
+        """Return where the records of all queues are that ``txn`` sees, None if a handle is not open."""
+        found = []
+        for name in self.names(txn):
+            record = txn.get(_format.record(name, "queue"), db=self.meta)
+            tables = None if record is None else self._tables.get(Ref(name, _format.identity(record)))
+            if tables is None:
+                return None
+            found.append(tables)
+        return found
 
     def _open_shared(self, txn: Txn, *, create: bool) -> None:
         self.meta = self._env.open_db(_format.META, txn=txn, create=create)
@@ -342,6 +357,7 @@ class Draft(Snapshot):
             txn = self._env.begin(write=True)
             self.weight = 0
             self.content = Content()
+            self._tables.clear()
             try:
                 self.open_all(txn)
                 result = fn(txn, self, *args)
@@ -375,9 +391,7 @@ class Draft(Snapshot):
 class Generation(Snapshot):
     """A file that takes part in the queue. At most one for a file in a process."""
 
-    def __init__(
-        self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = 0
-    ) -> None:
+    def __init__(self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = 0) -> None:
         """Open the file at ``path``, which exists and is whole. ``max_dbs``: handles that may be open at once."""
         self._max_dbs = max(max_dbs, _MAX_DBS)
         self.wanted_dbs = 0  # handles that it would have needed, once it was out of them
@@ -417,8 +431,8 @@ class Generation(Snapshot):
             if fd >= 0:
                 os.close(fd)
 
-    def prepare(self, names: Iterable[str]) -> None:
-        """Open the handles of these queues, as far as they are there, for good.
+    def prepare(self, names: Iterable[str] | None) -> None:
+        """Open the handles of these queues, or of all, as far as they are there, for good.
 
         Takes the write lock, since LMDB wants it so, and writes nothing.
         """
@@ -426,7 +440,7 @@ class Generation(Snapshot):
         try:
             with self._translated("opening"):
                 self._open_shared(txn, create=False)
-                for name in names:
+                for name in self.names(txn) if names is None else names:
                     self._existing(txn, name)
                 txn.commit()  # of nothing; undone, it would close the handles
         finally:
@@ -449,7 +463,7 @@ class Generation(Snapshot):
                     transaction = self.commit(txn)
                     found = self._add(name, record, items)
                 else:
-                    record = txn.get(found.queue, db=self.meta)
+                    record = txn.get(found.queue, db=self.meta) or b""
                     txn.commit()
         finally:
             end(txn)

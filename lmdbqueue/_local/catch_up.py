@@ -17,8 +17,8 @@ step  what is done, by who has the lock of flushes          killed after it
 
 Catching up: what has left is deleted from the copy, what has come is appended, what stands before the
 head, since it came back, is written anew, and so are the records that differ. That is all there can be,
-since an item never changes and a number is given once. What this process does not know of (another has
-made a queue meanwhile) cannot be caught up with.
+since an item never changes and a number is given once. A queue whose record is as it was has the items that it had:
+each that comes, leaves or comes back changes the record. Queues that were made or dropped meanwhile are followed, too.
 """
 
 import os
@@ -33,7 +33,6 @@ from lmdbqueue._local.swap import complete, write_copy
 from lmdbqueue._model import fifo
 from lmdbqueue._values import Entry
 
-_OTHER = -1  # there is something that cannot be caught up with
 _FEW = 1_000  # items that may be left for step 4
 
 
@@ -60,60 +59,79 @@ class Ahead:
 
     def approach(self, txn: Txn, queue: Tables) -> bool:
         """Catch up with ``txn``; tell whether much was new. As what is read of a queue in a transaction."""
-        return self._source is queue.generation and self._catch_up(txn, queue.generation) > _FEW
+        queues = queue.generation.known(txn)
+        return (
+            self._source is queue.generation
+            and queues is not None
+            and self._catch_up(txn, queue.generation, queues) > _FEW
+        )
 
     def finish(self, generation: Generation, txn: Txn, path: str) -> None:
         """Write what ``generation`` holds to ``path``, durably but for its name. ``txn`` holds its write lock."""
-        if self._source is generation and self._catch_up(txn, generation) != _OTHER:
+        if self._source is generation:
+            self._catch_up(txn, generation, generation.open_all(txn))
             complete(self._path)
             os.rename(self._path + "-lock", path + "-lock")
             os.rename(self._path, path)
         else:
             write_copy(generation, txn, path)
 
-    def _catch_up(self, txn: Txn, generation: Snapshot) -> int:
+    def _catch_up(self, txn: Txn, generation: Snapshot, queues: Sequence[Tables]) -> int:
         draft = Draft(self._path, generation.options)  # for a moment only: a forked child must not inherit it
         try:
-            changed: int = draft.change(_follow, txn, generation)
+            changed: int = draft.change(_follow, txn, generation, queues)
             draft.sync()
         finally:
             draft.close()
         return changed
 
 
-def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot) -> int:
-    """Make a draft hold what ``txn`` sees of the live generation; return how many items differed, or ``_OTHER``."""
-    if not live.knows_all(txn):
-        return _OTHER
-    known = {queue.name for queue in draft.queues()}
+def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot, queues: Sequence[Tables]) -> int:
+    """Make a draft hold what ``txn`` sees of the live generation; return how many items differed."""
+    copies = {queue.name: queue for queue in draft.queues()}
     changed = 0
-    for queue in live.queues():
-        changed += queue.name not in known
-        copied = draft.make(draft_txn, queue.name, fifo.create)
-        changed += _follow_items(txn, queue, draft_txn, copied)
-        if fifo.count(txn, queue) != fifo.count(draft_txn, copied):
-            return _OTHER
-    for db, copy in ((live.meta, draft.meta), (live.away, draft.away)):
-        if (db is None) != (copy is None):
-            return _OTHER
-        if db is not None:
-            changed += _follow_records(txn, db, draft_txn, copy)
-    draft.weigh_as(draft_txn, live.last(txn)[1])
+    for queue in queues:
+        copy = copies.pop(queue.name, None)
+        now = txn.get(queue.queue, db=live.meta)
+        was = None if copy is None else draft_txn.get(queue.queue, db=draft.meta)
+        if copy is None or was is None or _format.identity(was) != queue.identity:
+            changed += 1 + _copy_items(txn, queue, draft_txn, draft, copy)
+        elif now != was:  # else nothing has come, left or come back: each of those changes the record
+            changed += _follow_items(txn, queue, draft_txn, copy)
+    for gone in copies.values():
+        draft_txn.drop(gone.items, delete=True)
+        changed += 1
+    changed += _follow_records(txn, live.meta, draft_txn, draft.meta)
+    changed += _follow_records(txn, live.away, draft_txn, draft.away)
+    draft.weigh_as(draft_txn, live.last(txn).weight)
     return changed
+
+
+def _copy_items(txn: Txn, queue: Tables, draft_txn: Txn, draft: Draft, before: Tables | None) -> int:
+    """Give a draft the items of a queue that it does not have, or has another one of that name instead of."""
+    if before is not None:
+        draft_txn.drop(before.items, delete=True)
+    items = draft.database(draft_txn, _format.record(queue.name, "items"))
+    with txn.cursor(queue.items) as cursor, draft_txn.cursor(items) as target:
+        return target.putmulti(cursor.iternext(), append=True)[1] if cursor.first() else 0
 
 
 def _follow_items(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
     """Make an older copy of the queue hold the items that it holds now; return how many left and came.
 
-    What has never left is the same in both as far as the copy goes. The records, such as the tail of the
-    copy, are as they were: ``_follow_records`` comes after it.
+    Where all keys from the head to the tail have an item, then as now, those are the same as far as the copy goes. The
+    records, such as the tail of the copy, are as they were: ``_follow_records`` comes after it.
     """
-    head, _, _ = fifo.bounds(txn, queue)
-    never_left = pack(max(head, 1))  # since places that are no numbers are behind that of item 0
-    known = max(never_left, pack(fifo.bounds(copy_txn, copy)[1]))
+    now, was = (_format.numbers(a_txn.get(queue.queue, db=each.meta)) for a_txn, each in ((txn, queue), (copy_txn, copy)))
+    in_order = not now.skipped and not was.skipped and len(fifo.classes(txn, queue)) == 1
+    never_left = pack(now.head)
+    known = max(never_left, pack(was.tail))
     with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
-        now, was = (takewhile(lambda entry: entry[0] < never_left, each.iternext()) for each in (cursor, target))
-        changed = _change(copy_txn, copy.items, list(_differences(now, was)))
+        entries, copied = cursor.iternext(), target.iternext()
+        if not in_order:
+            return _change(copy_txn, copy.items, list(_differences(entries, copied)))
+        differences = _differences(*(takewhile(lambda entry: entry[0] < never_left, each) for each in (entries, copied)))
+        changed = _change(copy_txn, copy.items, list(differences))
         if cursor.set_range(known):
             changed += target.putmulti(cursor.iternext(), append=True)[1]
     return changed

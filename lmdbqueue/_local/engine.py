@@ -151,6 +151,10 @@ class LocalEngine:
             self._next = [removed.following]
         return True
 
+    def is_plain(self) -> bool:
+        """Return whether items came and left in their order only, and nothing is noted of any."""
+        return self.environment.view(self.ref, fifo.is_plain)
+
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``."""
         room = pushing.room_for([value for _, value in entries])
@@ -199,7 +203,8 @@ class LocalEngine:
         """Return an entry's sequence number and payload, damaged or not."""
         key, value = entry
         with suppress(ValueError, IndexError, struct.error):
-            return _format.seq_of(key), *_format.payloads([value], sealed=self.checksum)
+            (payload,) = _format.payloads([value], sealed=self.checksum)
+            return _format.seq_of(key), payload
         return _format.seq_of(key), value
 
     # --- what has to come back first

@@ -337,6 +337,11 @@ class Environment:
             self._queues[ref] += 1
         return ref, record
 
+    def open_every_queue(self) -> None:
+        """Open the handles of all queues of the directory, until the next swap."""
+        with self._writer:
+            self._in_live(Generation.prepare, None)
+
     def drop_queue(self, name: str) -> bool:
         """Remove a queue; return whether it was there. Durable when this returns.
 

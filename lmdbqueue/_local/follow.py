@@ -1,23 +1,22 @@
 """What is in a queue and what comes into it, seen by somebody who takes nothing.
 
 Owns: what a follower has seen; numbers beside items. Law: it removes nothing, sleeps on the bell as every waiter does,
-and gives each item that waits once, in the order of places; what others take before it looks, it misses. Must not
-know: LMDB, who prints.
+and gives each item that waits once; what others take before it looks, it misses. Must not know: LMDB, who prints.
 
-Most items come behind all others, so the last place that was seen is all there is to remember. What was delayed comes
-before all others, in the order in which it was due, which need not be the order in which it comes: of those the places
-that are there are remembered.
+Most items come behind all others, so the last key that was seen is nearly all there is to remember. What had a delay or
+has a priority may come before it: it is told by the time in its trailer, from which on it could be seen.
 """
 
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from lmdbqueue import _format
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.reading import head_of
 
 T = TypeVar("T")
+_MARGIN: Final = 10**9  # ns that a push may take from the time in its trailer to its commit
 
 
 class Follower(Generic[T]):
@@ -25,47 +24,56 @@ class Follower(Generic[T]):
 
     def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False) -> None:
         self._head = head_of(queue)
-        self._engine = self._head.engine
-        self._place = b""  # the last that was seen
-        self._due: set[bytes] = set()  # places of items that were delayed and are there
+        self._engine = local_engine_of(queue)
+        self._key = b""  # the last that was seen
+        self._looked = 0  # ns since 1970, when this last looked
+        self._lately: dict[bytes, int] = {}  # keys that were seen, and the times of those items, as far as they are new
         if new_only:
-            tail = queue.stats().tail
-            self._place = _format.place(tail - 1) if tail else b""
-            self._came_due()
+            while entries := self._engine.since(self._key):
+                self._see(entries)
+            self._looked = self._engine.clock().wall
 
     def wait(self, timeout: float) -> list[T]:
         """Return items that came since the last call; wait for some for ``timeout`` seconds, then return none."""
         return self._head.decode(self._head.wait(self._look, timeout) or [])
 
     def _look(self) -> list[Entry] | None:
-        found = self._came_due()
-        while not found and (entries := self._engine.since(self._place)):
-            self._place = entries[-1][0]
-            found = [entry for entry in entries if not _format.due(entry[0])]
+        now = self._engine.clock().wall
+        found = [] if self._engine.is_plain() else self._come_before()
+        found += self._see(self._engine.since(self._key))
+        if not found or found[-1][0] == self._key:
+            self._looked = now
+        self._lately = {key: time for key, time in self._lately.items() if time >= self._looked - _MARGIN}
         return found or None
 
-    def _came_due(self) -> list[Entry]:
-        """Return what was delayed and was not seen yet."""
+    def _see(self, entries: list[Entry]) -> list[Entry]:
+        if entries:
+            self._key = max(self._key, entries[-1][0])
+            self._lately.update((entry[0], self._engine.trailer(entry).pushed_at) for entry in entries)
+        return entries
+
+    def _come_before(self) -> list[Entry]:
+        """Return what came since the last look and stands before what was seen then."""
         found: list[Entry] = []
-        there: set[bytes] = set()
-        place = _format.place(0)  # which stands before them, all others behind
-        entries = self._engine.first(2)
-        while entries and any(_format.due(key) for key, _ in entries):
-            entries = self._engine.since(place)
-            delayed = [entry for entry in entries if _format.due(entry[0])]
-            found += [entry for entry in delayed if entry[0] not in self._due]
-            there.update(key for key, _ in delayed)
-            place = entries[-1][0] if entries else place
-        self._due = there
-        return found
+        key = b""
+        while (entries := self._engine.since(key)) and key < self._key:
+            key = entries[-1][0]
+            found += [
+                entry
+                for entry in entries
+                if entry[0] < self._key
+                and entry[0] not in self._lately
+                and self._engine.trailer(entry).pushed_at >= self._looked - _MARGIN
+            ]
+        return self._see(found)
 
 
 def numbered(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes]]:
     """Browse as iteration does, and give the numbers and the bytes of the items."""
-    engine = head_of(queue).engine
-    place = b""
-    while entries := engine.since(place):
+    engine = local_engine_of(queue)
+    key = b""
+    while entries := engine.since(key):
         for entry in entries:
             (payload,) = engine.payloads([entry])
-            yield _format.number(entry[0]), payload
-        place = entries[-1][0]
+            yield _format.seq_of(entry[0]), payload
+        key = entries[-1][0]

@@ -72,7 +72,7 @@ class PersistentQueue(Queue[T]):
             raise ValueError(message)
         directory = os.path.abspath(os.path.join(path, filename))
         options = _format.Options(checksum=checksum, durability=durability)
-        environment = open_environment(directory, options, _format.check_name(name), progress)
+        environment = open_environment(directory, options, progress)
         super().__init__(
             LocalEngine(environment, directory, name, maxsize=maxsize, max_bytes=max_bytes, max_attempts=max_attempts),
             dumps,
@@ -110,7 +110,7 @@ class PersistentQueue(Queue[T]):
         covers all queues of the directory, needs room on disk for a copy of what is in use, and
         changes nothing if it fails (``DiskFullError``) or its process dies.
         """
-        return compaction.flush(self._engine.environment, self.name, -1 if force else max(0, self.flush_limit))
+        return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else max(0, self.flush_limit))
 
     def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
         """Make a compacted copy of the whole directory, a queue of its own, and return it opened.
@@ -119,7 +119,7 @@ class PersistentQueue(Queue[T]):
         Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
         """
         target = os.path.dirname(self._engine.path) if path is None else path
-        compaction.copy(self._engine.environment, self.name, os.path.abspath(os.path.join(target, new_filename)))
+        compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
     @contextmanager
@@ -145,7 +145,7 @@ class PersistentQueue(Queue[T]):
     def state(self) -> State:
         """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
         self._engine.refuse_if_closed()
-        return State(self._engine.environment, self.name, self.dumps, self.loads)
+        return State(self._engine.environment, self._engine.ref, self.dumps, self.loads)
 
     def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
         """Move the first items to the tail of another queue of this directory, as one atomic step.
@@ -170,18 +170,17 @@ class PersistentQueue(Queue[T]):
 
     def queues(self) -> list[str]:
         """Return the names of all queues of this directory."""
-        return self._engine.environment.view(self.name, _names)
+        return self._engine.environment.view(self._engine.ref, _names)
 
     def drop_queue(self, name: str) -> None:
-        """Remove the queue ``name`` of this directory, with its items and state, and give its space back.
+        """Remove the queue ``name`` of this directory, with its items and state, at the cost of a commit.
 
-        Durable when this returns. Writers wait while the directory is copied twice, so it is not for
-        every day. Objects that are open on that queue, of any process, raise ``GoneError`` from then on.
-        Raises ``KeyError`` if there is no such queue.
+        Durable when this returns. Its pages are used again; ``flush`` gives them back. Objects that are open on that
+        queue, of any process, raise ``GoneError`` from then on, also if a queue of that name is made anew. Raises
+        ``KeyError`` if there is no such queue.
         """
-        if name not in self.queues():
+        if not self._engine.environment.drop_queue(name):
             raise KeyError(name)
-        compaction.drop(self._engine.environment, name)
 
     def check(self, repair: bool = False) -> list[str]:
         """Return what is wrong with the files: an empty list, or a sentence for each problem.

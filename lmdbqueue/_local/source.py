@@ -14,10 +14,9 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
 from lmdbqueue._host.directory import find_directory
-from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._model import fifo, item_notes, readers
+from lmdbqueue._model import leases, readers
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.batch import Origin
 from lmdbqueue._verbs.reader import Reader
@@ -95,7 +94,7 @@ class QueueSource(Source):
             for entry, payload in zip(entries, self._engine.payloads(entries), strict=True):
                 if size <= 0:
                     break
-                seqs.append(_format.number(entry[0]))
+                seqs.append(_format.seq_of(entry[0]))
                 payloads.append(payload)
                 size -= len(payload)
             place = entries[-1][0]
@@ -109,7 +108,7 @@ class QueueSource(Source):
         """Remove just these items from among those that wait."""
         if not seqs:
             return 0
-        return self._engine.environment.update(self._engine.name, _remove, frozenset(seqs))
+        return self._engine.environment.update(self._engine.ref, leases.delete_items, list(map(_format.key_of, seqs)))
 
     def wait(self, timeout: float) -> None:
         """Wait until there is an item."""
@@ -136,7 +135,7 @@ class ReaderSource(QueueSource):
 
     def bounds(self) -> Bounds:
         """Return how far the reader has come."""
-        come = self._engine.environment.view(self._engine.name, readers.come, self._reader.name)
+        come = self._engine.environment.view(self._engine.ref, readers.come, self._reader.name)
         return Bounds(self._queue.stats().tail, come, self._reader.count())
 
     def _behind(self, place: bytes) -> list[Entry]:
@@ -148,8 +147,8 @@ class ReaderSource(QueueSource):
         """Let the reader pass these items."""
         if not seqs:
             return 0
-        args = self._reader.name, frozenset(seqs), self._engine.clock()
-        return self._engine.environment.update(self._engine.name, readers.settle, *args)
+        args = self._reader.name, frozenset(seqs), self._engine.clock().wall
+        return self._engine.environment.update(self._engine.ref, readers.settle, *args)
 
     def wait(self, timeout: float) -> None:
         """Wait until there is an item."""
@@ -159,41 +158,12 @@ class ReaderSource(QueueSource):
 
 def _names(path: str, options: _format.Options) -> list[str]:
     """Return the names of the queues of a directory, without making one."""
-    environment = open_environment(path, options, None)
+    environment = open_environment(path, options)
     try:
         with environment.exclusive() as (generation, txn):
             return list(generation.names(txn))
     finally:
         environment.release()
-
-
-_LONG: Final = 8  # bytes of the place of an item without a delay; those with one come first, but for item 0
-
-
-def _remove(txn: Txn, queue: Tables, seqs: Collection[int]) -> int:
-    """Remove the items of these numbers that wait; what stands between them goes back to its place."""
-    last = _format.place(max(seqs))
-    entries: list[Entry] = []
-    until = 0
-    found = 0
-    with txn.cursor(queue.items) as cursor:
-        for entry in cursor.iternext():
-            if len(entry[0]) == _LONG and entry[0] > last:
-                break
-            entries.append(entry)
-            if _format.number(entry[0]) in seqs:
-                until = len(entries)
-                found += 1
-                if found == len(seqs):
-                    break
-    before = entries[:until]
-    ours = [place for place, _ in before if _format.number(place) in seqs]
-    if ours and fifo.take(txn, queue, [place for place, _ in before]):
-        item_notes.forget(txn, queue, ours)
-        strangers = [entry for entry in before if _format.number(entry[0]) not in seqs]
-        if strangers:
-            fifo.put_back(txn, queue, strangers)
-    return len(ours)
 
 
 def source_of(local: Any) -> Source:

@@ -11,9 +11,9 @@ from typing import Any
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import SEAL_SIZE
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.generation import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
-from lmdbqueue._model import fifo, weighed_records
+from lmdbqueue._model import fifo, pushing, weighed_records
 from lmdbqueue._verbs.state import StateMapping
 
 
@@ -21,36 +21,36 @@ class State(StateMapping):
     """The mapping of a queue of an environment."""
 
     def __init__(
-        self, environment: Environment, name: str, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
+        self, environment: Environment, ref: Ref, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
     ) -> None:
         super().__init__(dumps, loads)
         self._environment = environment
-        self._name = name
+        self._ref = ref
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._name!r} in {self._environment.directory.path!r}>"
+        return f"<{type(self).__name__} of {self._ref.name!r} in {self._environment.directory.path!r}>"
 
     def clear(self) -> None:
         """Remove all keys."""
-        self._environment.update(self._name, _clear)
+        self._environment.update(self._ref, _clear)
 
     def _record(self, key: str) -> bytes:
-        return _format.state_record(self._name, key)
+        return _format.state_record(self._ref.name, key)
 
     def _get(self, record: bytes) -> bytes | None:
-        return self._environment.view(self._name, _get, record)
+        return self._environment.view(self._ref, _get, record)
 
     def _has(self, record: bytes) -> bool:
-        return self._environment.view(self._name, _has, record)
+        return self._environment.view(self._ref, _has, record)
 
     def _put(self, record: bytes, payload: bytes) -> None:
-        self._environment.update(self._name, _put, record, payload, room=fifo.room_for([payload]))
+        self._environment.update(self._ref, _put, record, payload, room=pushing.room_for([payload]))
 
     def _delete(self, record: bytes) -> bool:
-        return self._environment.update(self._name, _delete, record)
+        return self._environment.update(self._ref, _delete, record)
 
     def _keys(self) -> list[str]:
-        return self._environment.view(self._name, _keys)
+        return self._environment.view(self._ref, _keys)
 
     def _transaction(self) -> AbstractContextManager[object]:
         return self._environment.transaction()

@@ -24,7 +24,7 @@ from itertools import groupby, islice
 from typing import NamedTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, GoneError
+from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import (
     CLASS,
     CLASSES,
@@ -44,10 +44,12 @@ from lmdbqueue._format import (
 )
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
+from lmdbqueue._model.weighed_records import queue_record as record
 from lmdbqueue._values import Entry
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
 _PASSED = 1_000  # skipped keys that the head passes in a call, beyond those of its own items
+
 
 class Removed(NamedTuple):
     """Of a removal."""
@@ -57,14 +59,6 @@ class Removed(NamedTuple):
 
 
 # --- the record of the queue
-
-
-def record(txn: Txn, queue: Tables) -> bytes:
-    """Return the record of the queue. Raises ``GoneError`` if the queue was dropped, whatever has its name now."""
-    found: bytes | None = txn.get(queue.queue, db=queue.meta)
-    if found is None or found[4:16] != queue.identity:
-        raise GoneError(queue.generation.directory, queue.name)
-    return found
 
 
 def numbers(txn: Txn, queue: Tables) -> _format.Numbers:
@@ -125,6 +119,11 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
 def count(txn: Txn, queue: Tables) -> int:
     """Return how many items there are, from LMDB's own count."""
     return txn.stat(queue.items)["entries"]
+
+
+def is_plain(txn: Txn, queue: Tables) -> bool:
+    """Return whether the items are just the keys from head to tail, and nothing is noted of any."""
+    return _format.is_plain(record(txn, queue))
 
 
 def owed(txn: Txn, queue: Tables) -> int:

@@ -54,7 +54,7 @@ def get(txn: Txn, queue: Tables, key: bytes) -> Note:
 
 def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
     """Forget what is known of items that waited and left for good."""
-    before: bytes = txn.get(queue.queue, db=queue.meta)
+    before = weighed_records.queue_record(txn, queue)
     numbers = _format.numbers(before)
     if numbers.noted:
         notes, now = lift(txn, queue, keys, numbers)

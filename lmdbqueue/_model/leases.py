@@ -253,8 +253,10 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
     now = _format.numbers(before)
     is_noted = bool(now.keys or now.expiring)
     released = lease_records.release(txn, queue, token, _keys(seqs), read=is_noted)
+    if released is None:
+        return None
     if not released:
-        return released and []
+        return []
     keys = [record.key for record in released]
     reader_records.skip(txn, queue, keys)
     if is_noted:
@@ -271,8 +273,10 @@ def _keys(seqs: Collection[int] | None) -> list[bytes] | None:
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
     """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
     released = lease_records.release(txn, queue, token, _keys(seqs))
+    if released is None:
+        return None
     if not released:
-        return released and []
+        return []
     _give_back(txn, queue, released, how)
     return [_format.seq_of(record.key) for record in released]
 
@@ -294,7 +298,9 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 # --- coming back
 
 
-def look(txn: Txn, queue: Tables, watch: Watch, now: Moment, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R | Overdue:
+def look(
+    txn: Txn, queue: Tables, watch: Watch, now: Moment, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts
+) -> R | Overdue:
     """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to be done before."""
     if (found := overdue(txn, queue, watch, now)) is not None:
         return found
@@ -589,4 +595,3 @@ def clear(txn: Txn, queue: Tables) -> int:
     none = {name: 0 for name in ("leased", "delayed", "noted", "keys", "expiring", "dead")}
     fifo.set_numbers(txn, queue, record, numbers._replace(**none))
     return removed + before.leased + before.delayed + before.dead
-

@@ -117,7 +117,7 @@ def _index(queue: Tables, position: Position, name: str) -> bytes:
 
 
 def _flags(txn: Txn, queue: Tables) -> int:
-    return _format.flags(txn.get(queue.queue, db=queue.meta))
+    return _format.flags(weighed_records.queue_record(txn, queue))
 
 
 # --- what is kept
@@ -137,7 +137,7 @@ def retention(txn: Txn, queue: Tables) -> tuple[Retention, int] | None:
 
 def set_retention(txn: Txn, queue: Tables, now: Retention | None, held: int) -> None:
     """Write down what is kept."""
-    before: bytes = txn.get(queue.queue, db=queue.meta)
+    before = weighed_records.queue_record(txn, queue)
     flags = _format.flags(before) & ~(RETAINED | SIZED)
     if now is None:
         weighed_records.delete_sealed(txn, queue, queue.retain)

@@ -19,7 +19,6 @@ from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, re
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
 
 
-
 class Move(NamedTuple):
     """What a reader passed at once."""
 

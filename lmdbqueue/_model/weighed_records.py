@@ -24,8 +24,17 @@ indexes of leases and readers are not weighed: they follow from those.
 from zlib import crc32
 
 from lmdbqueue import _format
+from lmdbqueue._errors import GoneError
 from lmdbqueue._format import weigh, weigh_sealed
 from lmdbqueue._lmdb.generation import Db, Tables, Txn
+
+
+def queue_record(txn: Txn, queue: Tables) -> bytes:
+    """Return the record of a queue. Raises ``GoneError`` if the queue was dropped, whatever has its name now."""
+    found = txn.get(queue.queue, db=queue.meta)
+    if found is None or found[4:16] != queue.identity:
+        raise GoneError(queue.generation.directory, queue.name)
+    return found
 
 
 def replace_queue(txn: Txn, queue: Tables, before: bytes, now: bytes) -> None:

@@ -108,7 +108,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
     options = find_directory(os.path.abspath(path)).options
     with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
-        environment = open_environment(os.path.abspath(path), options, None, report)
+        environment = open_environment(os.path.abspath(path), options, report)
     try:
         with _told_if_it_lasts(), environment.exclusive() as (generation, txn):
             names = sorted(generation.names(txn))
