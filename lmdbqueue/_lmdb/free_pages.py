@@ -45,7 +45,7 @@ def wipe(path: str, newest: MetaPage) -> None:
 
 def free_pages(fd: int, newest: MetaPage) -> Iterator[int]:
     """Yield the numbers of the pages that are in LMDB's list, in no order."""
-    for _, numbers in Pages(fd, newest.page_size).nodes(newest.free_root):
+    for _, numbers in Pages(fd, newest.page_size).nodes(newest.free.root):
         yield from unpack_from(f"={len(numbers) // 8 - 1}Q", numbers, 8)
 
 

@@ -69,6 +69,7 @@ from lmdbqueue._host.disk import allocate, disk_full, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.preallocation import Room, reserve
+from lmdbqueue._lmdb.structure import problems_of
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -673,17 +674,6 @@ def _weight_in_meta(key: bytes, value: bytes) -> int:
     return _format.weigh_sealed(value) if _format.has_seal(key) else _format.weigh(key, value)
 
 
-def structural_problems(path: str) -> list[str]:
-    """Return what is wrong with the pages and trees of a file that nobody writes to meanwhile."""
-    from lmdb import verify  # noqa: PLC0415  (seldom needed, and imports must be quick)
-
-    try:
-        problems: list[str] = verify.verify(path)  # type: ignore[no-untyped-call]
-    except verify.VerifyError as error:
-        return [str(error)]
-    return problems
-
-
 def end(txn: Txn) -> None:
     """Undo a transaction unless it has ended."""
     if is_open(txn):
@@ -749,5 +739,5 @@ def _refuse_cut_off(path: str) -> None:
     size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
     # allocated and freed in one transaction; the walk through all trees tells
-    if size < newest.size and structural_problems(path):
+    if size < newest.size and problems_of(path):
         raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")

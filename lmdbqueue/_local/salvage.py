@@ -184,12 +184,12 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
     try:
         newest = meta_page.best(path)
         pages = Pages(fd, newest.page_size)
-        queues = _queues(path, pages, newest.main_root, sealed=options.checksum)
+        queues = _queues(path, pages, newest.main.root, sealed=options.checksum)
 
         def contents() -> Iterator[tuple[bytes, Iterator[Node]]]:
             for queue in queues:
                 yield _format.record(queue.name, "items"), _whole(pages, queue, options, quarantine)
-                _put_away(pages, queue, newest.main_root, quarantine)
+                _put_away(pages, queue, newest.main.root, quarantine)
             yield _format.AWAY, chain.from_iterable(queue.records_away(sealed=options.checksum) for queue in queues)
             records = (queue.records(_whole_records(queue, options, quarantine)) for queue in queues)
             yield _format.META, chain.from_iterable(records)

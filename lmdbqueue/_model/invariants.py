@@ -5,16 +5,28 @@ know: how the file came to be as it is, what is done about it.
 """
 
 import os
+import struct
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from lmdbqueue import _format
-from lmdbqueue._lmdb import generation
+from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._lmdb.generation import Snapshot, Tables, Txn
+from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes
+_SAID_BY_THE_BYTES: Final = (  # by records that nobody wrote like that; other errors are the system's, and no finding
+    CorruptQueueError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 Progress = Callable[[int, int], None]
 
 _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its origin
@@ -49,10 +61,11 @@ class Findings(NamedTuple):
 def of_file(path: str, options: _format.Options, progress: Progress | None = None) -> Findings:
     """Prove a file that nobody has open. LMDB sees it only once its structure is proven.
 
+    Only what the bytes say is found: an error of the system is raised.
     ``progress(done, total)``: bytes, of the structure in one step and then of the items.
     """
     total = 2 * os.stat(path).st_size
-    if problems := generation.structural_problems(path):
+    if problems := problems_of(path):
         return Findings(tuple(problems))
     if progress is not None:
         progress(total // 2, total)
@@ -62,7 +75,7 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
             found: Findings = snapshot.read(of_records, None)
         finally:
             snapshot.close()
-    except Exception as error:  # records that nobody wrote like that
+    except _SAID_BY_THE_BYTES as error:
         return Findings((f"{type(error).__name__}: {error}",))
     if progress is not None:
         progress(total, total)
