@@ -105,7 +105,7 @@ class Session:
 
     def is_in_doubt(self, generation: int) -> bool:
         """Tell whether a sync failed in this generation: no later one proves anything."""
-        return self._words[_DOUBT] >= generation
+        return self._words[_DOUBT] == generation  # one before it is superseded, and one behind it is a damaged word
 
     def set_in_doubt(self, generation: int) -> None:
         """Tell that a sync failed in this generation."""

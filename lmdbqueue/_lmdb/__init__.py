@@ -4,7 +4,9 @@
 ``generation``     one LMDB environment: when a commit is durable, LMDB's errors
 ``preallocation``  blocks that a file has before they are used
 ``free_pages``     what a power cut leaves on free pages
-``raw_pages``      LMDB's trees as bytes
+``structure``      the proof that all pages are as LMDB leaves them
 ``meta_page``      LMDB's meta pages as bytes
+``sound_pages``    pages that are read only if they are as LMDB writes them
+``raw_pages``      LMDB's trees as bytes, damaged or not
 =================  =============================================================
 """

@@ -47,7 +47,7 @@ def wipe(path: str, newest: MetaPage) -> None:
 
 def free_pages(fd: int, newest: MetaPage) -> Iterator[int]:
     """Yield the numbers of the pages that are in LMDB's list, in no order."""
-    for _, numbers in Pages(fd, newest.page_size).nodes(newest.free_root):
+    for _, numbers in Pages(fd, newest.page_size).nodes(newest.free.root):
         yield from unpack_from(f"={len(numbers) // 8 - 1}Q", numbers, 8)
 
 
@@ -64,7 +64,7 @@ def used(path: str, transaction: int) -> int | None:
     try:
         free = sum(
             int.from_bytes(numbers[:8], sys.byteorder)
-            for _, numbers in Pages(fd, snapshot.page_size).nodes(snapshot.free_root)
+            for _, numbers in Pages(fd, snapshot.page_size).nodes(snapshot.free.root)
         )
     finally:
         os.close(fd)

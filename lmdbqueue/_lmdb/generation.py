@@ -70,6 +70,7 @@ from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import free_pages, meta_page
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.preallocation import Room, reserve
+from lmdbqueue._lmdb.structure import problems_of
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -737,7 +738,7 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
     The weight of its records is written down by the next transaction: until then nothing of it can be torn.
     """
     try:
-        env, _ = _open(path, sync=False, lock=False)  # a lock file without room would kill the process
+        env, _ = _open(path, sync=False, lock=False, max_dbs=_MANY_DBS)  # a lock file without room would kill the process
         try:
             for database, records in contents:
                 left = iter(records)
@@ -766,17 +767,6 @@ def _await_set_up(lock_file: str) -> None:
         fcntl.lockf(fd, fcntl.LOCK_SH, 1)
     finally:
         os.close(fd)
-
-
-def structural_problems(path: str) -> list[str]:
-    """Return what is wrong with the pages and trees of a file that nobody writes to meanwhile."""
-    from lmdb import verify  # noqa: PLC0415  (seldom needed, and imports must be quick)
-
-    try:
-        problems: list[str] = verify.verify(path)  # type: ignore[no-untyped-call]
-    except verify.VerifyError as error:
-        return [str(error)]
-    return problems
 
 
 def end(txn: Txn) -> None:
@@ -843,5 +833,5 @@ def _refuse_cut_off(path: str) -> None:
     size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
     # allocated and freed in one transaction; the walk through all trees tells
-    if size < newest.size and structural_problems(path):
+    if size < newest.size and problems_of(path):
         raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")

@@ -9,8 +9,8 @@ snapshot that counts. A slot, from the beginning of its page, in the machine's b
       0  16  page header
      16   8  magic 0xBEEFC0DE and version 1, 4 bytes each
      24  16  address and size of the map
-     40  48  record of the database of the free pages: begins with the page size, ends with its root
-     88  48  record of the main database: ends with its root
+     40  48  record of the tree of the free pages (``_lmdb.raw_pages.Tree``), whose first field is the page size
+     88  48  record of the main tree
     136   8  last page in use
     144   8  number of the transaction
 """
@@ -22,11 +22,13 @@ from typing import Final, NamedTuple
 
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.disk import sync_file
+from lmdbqueue._lmdb.raw_pages import Tree
 
-_SLOT: Final = Struct("=16x II 16x I 36x Q 40x QQQ")
+_SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
+_IS_META: Final = 8  # flag of the page
 _PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
 
 
@@ -36,8 +38,8 @@ class MetaPage(NamedTuple):
     offset: int
     raw: bytes
     page_size: int
-    free_root: int
-    main_root: int
+    free: Tree  # of the list of free pages
+    main: Tree
     last_page: int
     transaction: int
 
@@ -82,19 +84,20 @@ def roll_back(path: str, newest: MetaPage, before: MetaPage) -> None:
 
 def restore(path: str, raw: bytes) -> None:
     """Write back, durably, a slot as ``read`` returned it."""
-    transaction = _SLOT.unpack(raw)[-1]
-    first_or_second = transaction % 2
-    _write(path, first_or_second * _SLOT.unpack(raw)[2], raw)
+    slot = _slot(path, 0, raw)
+    first_or_second = slot.transaction % 2
+    _write(path, first_or_second * slot.page_size, raw)
 
 
 def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
     where = "the second" if offset else "the first"
     if len(raw) < _SLOT.size:
         raise CorruptQueueError(path, f"it ends within {where} meta page of LMDB")
-    *magic, page_size, free_root, main_root, last_page, transaction = _SLOT.unpack(raw)
-    if tuple(magic) != _MAGIC or page_size not in _PAGE_SIZES:
+    flags, *magic, free, main, last_page, transaction = _SLOT.unpack(raw)
+    page_size = Tree.unpack(free).pad
+    if tuple(magic) != _MAGIC or not flags & _IS_META or page_size not in _PAGE_SIZES:
         raise CorruptQueueError(path, f"{where} meta page of LMDB 0.9 is damaged")
-    return MetaPage(offset, raw, page_size, free_root, main_root, last_page, transaction)
+    return MetaPage(offset, raw, page_size, Tree.unpack(free), Tree.unpack(main), last_page, transaction)
 
 
 def _write(path: str, offset: int, raw: bytes) -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator
 from struct import Struct, error, unpack_from
-from typing import Final
+from typing import Final, NamedTuple
 
 HEADER: Final = 16
 NO_ROOT: Final = 0xFFFF_FFFF_FFFF_FFFF  # of an empty tree
@@ -29,6 +29,29 @@ _OVERFLOW: Final = 4
 _ELSEWHERE: Final = 1  # flag of a node: its data are on pages of their own
 
 Node = tuple[bytes, bytes]  # key and data
+
+
+class Tree(NamedTuple):
+    """What LMDB notes of a tree: its MDB_db."""
+
+    pad: int
+    flags: int
+    depth: int
+    branches: int  # pages
+    leaves: int  # pages
+    overflow: int  # pages
+    entries: int
+    root: int  # page
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Tree":
+        """Read the record."""
+        return cls(*_TREE.unpack(data))
+
+
+_TREE: Final = Struct("=IHHQQQQQ")
+TREE_SIZE: Final = _TREE.size
+EMPTY: Final = Tree(0, 0, 0, 0, 0, 0, 0, NO_ROOT)
 
 
 def root_of(database: bytes) -> int:

@@ -122,7 +122,7 @@ def _follow_items(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
     Where all keys from the head to the tail have an item, then as now, those are the same as far as the copy goes. The
     records, such as the tail of the copy, are as they were: ``_follow_records`` comes after it.
     """
-    now, was = (_format.numbers(a_txn.get(queue.queue, db=each.meta)) for a_txn, each in ((txn, queue), (copy_txn, copy)))
+    now, was = fifo.numbers(txn, queue), fifo.numbers(copy_txn, copy)
     in_order = not now.skipped and not was.skipped and len(fifo.classes(txn, queue)) == 1
     never_left = pack(now.head)
     known = max(never_left, pack(was.tail))
@@ -130,7 +130,9 @@ def _follow_items(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
         entries, copied = cursor.iternext(), target.iternext()
         if not in_order:
             return _change(copy_txn, copy.items, list(_differences(entries, copied)))
-        differences = _differences(*(takewhile(lambda entry: entry[0] < never_left, each) for each in (entries, copied)))
+        differences = _differences(
+            *(takewhile(lambda entry: entry[0] < never_left, each) for each in (entries, copied))
+        )
         changed = _change(copy_txn, copy.items, list(differences))
         if cursor.set_range(known):
             changed += target.putmulti(cursor.iternext(), append=True)[1]

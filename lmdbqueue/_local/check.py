@@ -18,15 +18,16 @@ step  what is done, under the directory lock              killed after it: the n
 ====  ==================================================  ======================================
 """
 
+import errno
 import os
 
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.directory import SESSION, Directory, find_directory
-from lmdbqueue._host.disk import sync_directory, translated
+from lmdbqueue._host.disk import explain, sync_directory, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import generation as _generation
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.generation import Generation, Txn
+from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._local import recovery
 from lmdbqueue._local.environment import Environment, open_environment
 from lmdbqueue._local.salvage import Quarantine, rebuild
@@ -41,7 +42,7 @@ def check(path: str, *, repair: bool = False) -> list[str]:
     path = os.path.abspath(path)  # the quarantine's directory is made durable
     directory = find_directory(path)
     try:
-        environment = open_environment(path, directory.options, None)
+        environment = open_environment(path, directory.options)
     except CorruptQueueError as error:
         return [error.reason, *(_rebuild_alone(directory) if repair else ())]
     try:
@@ -61,10 +62,10 @@ def check_open(environment: Environment, *, repair: bool) -> list[str]:
 
 
 def _check(environment: Environment, *, repair: bool) -> list[str]:
-    environment.prepare(None)  # so that the handles of queues that others made are open
+    environment.open_every_queue()
     directory = environment.directory
     with environment.exclusive() as (generation, txn), directory.lock():
-        problems = _generation.structural_problems(generation.path)
+        problems = _structural_problems(generation.path)
         if not problems:  # else LMDB could come to harm by reading
             problems = invariants.of_records(txn, generation, txn.id() - 1).sentences()
         strangers = directory.strangers(generation.number)
@@ -77,6 +78,16 @@ def _check(environment: Environment, *, repair: bool) -> list[str]:
 
         environment.swap(write)
     return problems + [f"the file {stranger!r} does not belong there" for stranger in strangers]
+
+
+def _structural_problems(path: str) -> list[str]:
+    """Return what is wrong with the structure of a file; that the disk cannot read it is a problem, too."""
+    try:
+        return problems_of(path)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise explain(error, path, "check") from error
+        return [f"the disk cannot read it: {error.strerror}"]
 
 
 def _rebuild_alone(directory: Directory) -> list[str]:

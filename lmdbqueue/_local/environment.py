@@ -56,6 +56,7 @@ from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import Transaction, blocks
 from lmdbqueue._model import fifo
 from lmdbqueue._model.invariants import Progress
+from lmdbqueue._model.weighed_records import queue_record
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -327,7 +328,7 @@ class Environment:
                 self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
             assert queue is not None
             ref = Ref(name, queue.identity)
-            record = block.read(ref, fifo.record, ())
+            record = block.read(ref, queue_record, ())
         else:
             with self._writer:
                 queue, record, transaction, generation = self._in_live(_open_queue, name, make)

@@ -114,7 +114,11 @@ def _prove(path: str, number: int, options: _format.Options, session: Session, p
     if found and newest.transaction == before.transaction + 1 > 1:
         session.note = _format.pack(number) + newest.raw
         meta_page.roll_back(path, newest, before)
-        earlier = invariants.of_file(path, options, progress)
+        try:
+            earlier = invariants.of_file(path, options, progress)
+        except BaseException:  # of the system: nothing is known, and nothing may be changed
+            take_back(path, number, session)
+            raise
         if not earlier.problems and (found.problems or not found.damaged <= earlier.damaged):
             torn, found = found, earlier
             _report(

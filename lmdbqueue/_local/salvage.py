@@ -13,14 +13,16 @@ is delivered twice is better than one that never comes back. Who holds such a le
 """
 
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from heapq import merge
 from itertools import chain, groupby
 from typing import Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Counts, Gaps, Note
+from lmdbqueue._format import Bounds, Note, Numbers, Position
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import generation, meta_page
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
@@ -28,11 +30,8 @@ from lmdbqueue._model.lease_records import Contents, read
 
 _NUMBER: Final = 8  # bytes
 _DATABASE: Final = 48  # bytes of its record
+_ALL: Final = (1 << 64) - 1
 _NAMED: Final = 10  # numbers that a sentence names
-
-
-def _gaps(data: bytes) -> Gaps:
-    return Gaps.unpack(data) if len(data) == len(Gaps().pack()) else Gaps()
 
 
 class Quarantine:
@@ -62,97 +61,112 @@ class _Queue:
     """One queue while it is being saved."""
 
     def __init__(self, name: str, root: int, records: dict[bytes, bytes], away: Contents) -> None:
-        def number(what: str) -> int | None:
-            data = records.get(_format.record(name, what), b"")
-            return _format.unpack(data) if len(data) == _NUMBER else None
-
         prefix = _format.record(name, "")
         self.name = name
         self.root = root
-        self.head = number("head")
-        self.tail = number("tail")
-        self.gaps = _gaps(records.get(_format.record(name, "gaps"), b""))
-        for lost in _format.unpack_ranges(records.get(_format.record(name, "missing"), b"")):  # before leases
-            self.head = max(self.head or 0, lost.stop)
-        counts = records.get(_format.record(name, "away"))
-        self.counts = Counts() if counts is None else Counts.unpack(counts)
+        self.record = _sound(records.get(_format.record(name, "queue"), b""))
+        self.numbers = Numbers() if self.record is None else _format.numbers(self.record)
         self.away = away
-        self.notes = away.notes | {seq: record.note for seq, record in away.leased.items()}
+        self.notes = away.notes | {key: each.note for key, each in away.leased.items()}
         self.with_seal = [each for each in records.items() if each[0].startswith(prefix) and _format.has_seal(each[0])]
+        self.noted_bounds = _bounds(name, records, self.numbers, has_record=self.record is not None)
         self.damaged: list[int] = []
         self.damaged_records: list[str] = []
-        self.noted: dict[int, Note] = {}  # of items that are kept
-        self.first: int | None = None  # number that is kept in its own place
-        self.in_order = 0  # items that are kept from the head on
-        self.weight = 0  # of all places that are kept
-        self.weight_in_order = 0
-        self.next = 0
+        self.noted: dict[bytes, Note] = {}  # on items that are kept
+        self.kept: dict[int, _Kept] = {}  # by class
+        self.size = 0  # bytes of what is kept
 
-    def keep(self, place: bytes) -> None:
-        """Note that the item at a place is kept; they come in order."""
-        seq = _format.number(place)
-        weight = _format.weigh(place)
-        self.weight += weight
-        if len(place) == _NUMBER:
-            self.first = seq if self.first is None else self.first
-            if self.head is None or seq >= self.head:
-                self.in_order += 1
-                self.weight_in_order += weight
-            self.next = seq + 1
-        note = self.notes.get(seq)
-        if note is not None and _format.place(seq, note.due) == place:
-            self.noted[seq] = note
+    @property
+    def salt(self) -> int | None:
+        """The number that the checksums of its items begin with, None if it was lost."""
+        return None if self.record is None else _format.salt(self.record)
+
+    def keep(self, key: bytes, value: bytes) -> None:
+        """Note that the item under a key is kept; they come in order."""
+        number = _format.class_of_key(key)
+        self.kept.setdefault(number, _Kept(self.noted_bounds.get(number))).add(key)
+        self.size += len(value)
+        if key in self.notes:
+            self.noted[key] = self.notes[key]._replace(due=0)
 
     def items(self, pages: Pages) -> Iterator[Node]:
-        """Yield what stands among the items, and what was leased, in the order of their places."""
-        leased = sorted((_format.place(seq, each.note.due), each.value) for seq, each in self.away.leased.items())
+        """Yield what stands among the items, and what was leased, in the order of their keys."""
+        leased = sorted((key, each.value) for key, each in self.away.leased.items())
         before = None
-        for place, value in merge(pages.nodes(self.root), leased):
-            if place != before:
-                yield place, value
-            before = place
+        for key, value in merge(pages.nodes(self.root), leased):
+            if key != before:
+                yield key, value
+            before = key
 
-    def bounds(self) -> tuple[int, int]:
-        """Return head and tail, as far as they can be told."""
-        away = max((*self.away.delayed, *self.away.dead, -1)) + 1
-        tail = max(self.next, away) if self.tail is None else max(self.tail, self.next)
-        if self.head is not None:
-            return min(self.head, tail), tail
-        return tail if self.first is None else self.first, tail
+    def bounds(self) -> dict[int, Bounds]:
+        """Return the bounds of all classes in the new file."""
+        away: dict[int, int] = {}
+        for key in (*self.away.delayed, *self.away.dead):
+            number = _format.class_of_key(key)
+            away[number] = max(away.get(number, 0), _format.unpack(key) + 1)
+        classes = {_format.CLASS, *self.kept, *self.noted_bounds, *away}
+        return {
+            number: self.kept.get(number, _Kept(self.noted_bounds.get(number))).bounds(number, away.get(number, 0))
+            for number in classes
+        }
+
+    def tail_of(self, key: bytes) -> int:
+        """Return the key, as a number, before which an item of that class has to be."""
+        noted = self.noted_bounds.get(_format.class_of_key(key))
+        return 1 << 64 if noted is None else noted.tail
 
     def records(self, with_seal: Iterator[Node]) -> list[Node]:
         """Return the records of the queue in the new file, in the order of their keys, with those that have a seal."""
-        head, tail = self.bounds()
-        gaps = Gaps(returned_weight=self.weight - self.weight_in_order)
-        if self.in_order != tail - head:  # numbers are missing, perhaps very many: all items come back
-            head, gaps = tail, Gaps(returned_weight=self.weight)
-        away = self.away._replace(leased={}, notes=self.noted, keys=self.keys())
-        counts = away.counts(self.counts.tokens)
-        found = {"head": _format.pack(head), "tail": _format.pack(tail)}
-        if any(gaps):
-            found["gaps"] = gaps.pack()
-        if any(counts):
-            found["away"] = counts.pack()
-        return sorted([*((_format.record(self.name, what), data) for what, data in found.items()), *with_seal])
+        sealed = list(with_seal)
+        names = [record for record, _ in sealed]
+        readers = any(record.split(b"/", 2)[1] == b"reader" for record in names)
+        retained = _format.record(self.name, "retain") in names
+        bounds = self.bounds()
+        others = {number: each for number, each in bounds.items() if number != _format.CLASS}
+        keys = self.keys()
+        numbers = self.numbers.bounded(bounds[_format.CLASS])._replace(
+            leased=0,
+            delayed=len(self.away.delayed),
+            noted=len(self.noted),
+            keys=len(keys),
+            expiring=len(self.expires()),
+            dead=len(self.away.dead),
+        )
+        record = self.record or _format.new_queue(0, "", int.from_bytes(os.urandom(4)))
+        flags = _format.flags(record) & _format.SIZED if retained else 0
+        flags |= _format.READERS * readers | _format.RETAINED * retained | _format.CLASSES * bool(others)
+        found = {_format.record(self.name, "queue"): _format.with_flags(_format.with_numbers(record, numbers), flags)}
+        found |= {_format.class_record(self.name, number): each.pack() for number, each in others.items()}
+        return sorted([*found.items(), *sealed])
 
-    def keys(self) -> dict[bytes, int]:
-        """Return the unique keys of what is kept."""
-        notes = [*self.noted.items(), *((seq, each.note) for seq, each in self.away.delayed.items())]
-        return {note.unique: seq for seq, note in notes if note.unique}
+    def keys(self) -> dict[bytes, tuple[bytes, int]]:
+        """Return the unique keys of what is kept: the keys of those items, and when they are due."""
+        notes = [*self.noted.items(), *((key, each.note) for key, each in self.away.delayed.items())]
+        return {note.unique: (key, note.due) for key, note in notes if note.unique}
 
-    def records_away(self, *, sealed: bool) -> Iterator[Node]:
-        """Yield what does not wait, in the order of the keys."""
-        found = {_format.away(self.name, "unique", key): _format.pack(seq) for key, seq in self.keys().items()}
-        found |= {_format.away(self.name, "note", seq): note.pack() for seq, note in self.noted.items()}
+    def expires(self) -> dict[tuple[int, bytes], int]:
+        """Return when what is kept expires, and when it is due."""
+        notes = [*self.noted.items(), *((key, each.note) for key, each in self.away.delayed.items())]
+        return {(note.expires, key): note.due for key, note in notes if note.expires}
+
+    def records_away(self, readers: Iterable[tuple[str, bytes]], *, sealed: bool) -> Iterator[Node]:
+        """Yield items held back, notes and indexes, in the order of the keys; ``readers``: their names and records."""
+        name = self.name
+        found = {_format.away(name, "unique", d): key + _format.pack(due) for d, (key, due) in self.keys().items()}
+        found |= {_format.away(name, "note", key): note.pack() for key, note in self.noted.items()}
         found |= {
-            _format.away(self.name, "dead", seq): each.note.pack() + each.value for seq, each in self.away.dead.items()
+            _format.away(name, "dead", key): each.note.pack() + each.value for key, each in self.away.dead.items()
         }
         found |= {
-            _format.away(self.name, "delayed", each.note.due, seq): each.note.pack() + each.value
-            for seq, each in self.away.delayed.items()
+            _format.away(name, "delayed", each.note.due, key): each.note.pack() + each.value
+            for key, each in self.away.delayed.items()
         }
-        for key, data in sorted(found.items()):
-            yield key, _format.seal(key, data) if sealed else data
+        whole = {key: _format.seal(key, data) if sealed else data for key, data in found.items()}
+        whole |= {_format.away(name, "expires", *each): _format.pack(due) for each, due in self.expires().items()}
+        whole |= {
+            _format.away(name, "passed", Position.unpack(data).passed, each.encode()): b"" for each, data in readers
+        }
+        yield from sorted(whole.items())
 
     def sentences(self, quarantine: str) -> Iterator[str]:
         """Yield what became of items that are not in the new file."""
@@ -162,14 +176,68 @@ class _Queue:
         if self.damaged_records:
             keys = ", ".join(self.damaged_records[:_NAMED]) + ", ..." * (len(self.damaged_records) > _NAMED)
             yield f"queue {self.name!r}: damaged records are now in {quarantine!r}: {keys}"
-        head, tail = self.bounds()
-        expected = tail - head - self.gaps.skipped + self.counts.leased + self.counts.delayed + self.counts.dead
-        found = self.in_order + len(self.away.leased) + len(self.away.delayed) + len(self.away.dead)
+        there = [each.tail - each.head - each.skipped + each.returned for each in self.noted_bounds.values()]
+        expected = sum(there) + self.numbers.leased + self.numbers.delayed + self.numbers.dead
+        found = sum(each.items for each in self.kept.values()) + len(self.away.delayed) + len(self.away.dead)
         in_quarantine = len(self.damaged) + sum("/lea" in each or "/de" in each for each in self.damaged_records)
         if (lost := expected - found - in_quarantine) > 0:
             yield f"queue {self.name!r}: {lost} items could not be read and are lost"
-        if self.head is None or self.tail is None:
-            yield f"queue {self.name!r}: its head or tail was lost: items that had left may be there again"
+        if self.record is None:
+            yield f"queue {self.name!r}: its record was lost: items that had left may be there again"
+
+
+class _Kept:
+    """The items of a class that are kept."""
+
+    def __init__(self, noted: Bounds | None) -> None:
+        self.noted = noted
+        self.items = 0
+        self.last = -1
+        self.first = -1
+        self.before = 0  # of the items, those before the head
+        self.weight = 0
+        self.weight_before = 0
+
+    def add(self, key: bytes) -> None:
+        """Keep an item; they come in order."""
+        number, weight = _format.unpack(key), _format.weigh(key)
+        self.first = number if self.first < 0 else self.first
+        self.last = number
+        self.items += 1
+        self.weight += weight
+        if self.noted is not None and number < self.noted.head:
+            self.before += 1
+            self.weight_before += weight
+
+    def bounds(self, number: int, least_tail: int) -> Bounds:
+        """Return bounds that are true of what is kept. Where keys are missing all of it counts as come back."""
+        noted = self.noted or Bounds.empty(number)
+        tail = max(noted.tail, self.last + 1, least_tail)
+        head = noted.head if self.noted is not None or self.first < 0 else self.first
+        if self.items - self.before == tail - head:
+            return Bounds(head, tail, returned=self.before, returned_weight=self.weight_before & _ALL)
+        return Bounds(tail, tail, returned=self.items, returned_weight=self.weight & _ALL)
+
+
+def _sound(record: bytes) -> bytes | None:
+    """Return the record of a queue, None for what is none."""
+    with suppress(IndexError, struct.error, UnicodeDecodeError):
+        numbers = _format.numbers(record)
+        _format.serializer(record)
+        if record[0] == 1 and numbers.head <= numbers.tail:
+            return record
+    return None
+
+
+def _bounds(name: str, records: dict[bytes, bytes], numbers: Numbers, *, has_record: bool) -> dict[int, Bounds]:
+    """Return the bounds of the classes that are noted."""
+    found = {_format.CLASS: numbers.bounds()} if has_record else {}
+    prefix = _format.record(name, "class/")
+    for key, data in records.items():
+        if key.startswith(prefix):
+            with suppress(ValueError, struct.error):
+                found[int(key[len(prefix) :])] = Bounds.unpack(data)
+    return found
 
 
 def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarantine) -> list[str]:
@@ -184,15 +252,26 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
     try:
         newest = meta_page.best(path)
         pages = Pages(fd, newest.page_size)
-        queues = _queues(path, pages, newest.main_root, sealed=options.checksum)
+        queues = _queues(path, pages, newest.main.root, sealed=options.checksum)
 
         def contents() -> Iterator[tuple[bytes, Iterator[Node]]]:
             for queue in queues:
                 yield _format.record(queue.name, "items"), _whole(pages, queue, options, quarantine)
-                _put_away(pages, queue, newest.main_root, quarantine)
-            yield _format.AWAY, chain.from_iterable(queue.records_away(sealed=options.checksum) for queue in queues)
-            records = (queue.records(_whole_records(queue, options, quarantine)) for queue in queues)
-            yield _format.META, chain.from_iterable(records)
+                _put_away(pages, queue, newest.main.root, quarantine)
+            whole = {queue.name: list(_whole_records(queue, options, quarantine)) for queue in queues}
+            readers = {
+                name: [(each[0].split(b"/", 2)[2].decode(), each[1]) for each in some if b"/reader/" in each[0]]
+                for name, some in whole.items()
+            }
+            sealed = options.checksum
+            yield (
+                _format.AWAY,
+                chain.from_iterable(queue.records_away(readers[queue.name], sealed=sealed) for queue in queues),
+            )
+            made = max((_number_of(queue.record) for queue in queues), default=0) + len(queues)
+            shared = [(_format.DIRECTORY, _format.Directory(made).pack())]
+            records = merge(shared, *(queue.records(iter(whole[queue.name])) for queue in queues))
+            yield _format.META, records
 
         generation.build(draft, contents())
     finally:
@@ -229,6 +308,11 @@ def _records_away(pages: Pages, root: int) -> Iterator[Node]:
     return pages.nodes(_roots(pages, root).get(_format.AWAY, NO_ROOT))
 
 
+def _number_of(record: bytes | None) -> int:
+    """Return the number of a queue in its directory."""
+    return 0 if record is None else int.from_bytes(_format.identity(record)[4:])
+
+
 def _name(key: bytes) -> str:
     """Return the name of the queue that a record belongs to, whatever stands behind it, "" for none."""
     name, slash, _ = key.partition(b"/")
@@ -238,16 +322,16 @@ def _name(key: bytes) -> str:
 def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
     """Yield the items that are whole; put the others away."""
     before = b""
-    end = 1 << 64 if queue.tail is None else queue.tail
-    for place, value in queue.items(pages):
-        seq = int.from_bytes(place[-_NUMBER:])
-        is_place = place == _format.place(seq, _format.due(place)) if len(place) >= _NUMBER else False
-        is_whole = is_place and (not options.checksum or _format.is_intact(place[-_NUMBER:], value))
-        if is_whole and seq < end and place > before:
-            before = place
-            queue.keep(place)
-            yield place, value
+    for key, value in queue.items(pages):
+        is_key = len(key) == _NUMBER and _format.unpack(key) < queue.tail_of(key)
+        salt = queue.salt
+        is_whole = is_key and (not options.checksum or (salt is not None and _format.is_intact(key, value, salt)))
+        if is_whole and key > before:
+            before = key
+            queue.keep(key, value)
+            yield key, value
         else:
+            seq = int.from_bytes(key[-_NUMBER:]) - _format.BASE
             quarantine.add(queue.name, value, seq=seq)
             queue.damaged.append(seq)
 

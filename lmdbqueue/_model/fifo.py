@@ -39,12 +39,11 @@ from lmdbqueue._format import (
     class_of_key,
     pack,
     unpack,
-    unpack_from,
     weigh,
 )
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
-from lmdbqueue._model.weighed_records import queue_record as record
+from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
@@ -63,7 +62,7 @@ class Removed(NamedTuple):
 
 def numbers(txn: Txn, queue: Tables) -> _format.Numbers:
     """Return the numbers of the record of the queue."""
-    return _format.numbers(record(txn, queue))
+    return _format.numbers(queue_record(txn, queue))
 
 
 def set_numbers(txn: Txn, queue: Tables, before: bytes, now: _format.Numbers) -> bytes:
@@ -76,7 +75,7 @@ def set_numbers(txn: Txn, queue: Tables, before: bytes, now: _format.Numbers) ->
 
 def set_flag(txn: Txn, queue: Tables, flag: int, *, to: bool) -> None:
     """Set a flag in the record of the queue, or clear it."""
-    before = record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.flags(before) | flag if to else _format.flags(before) & ~flag
     if now != _format.flags(before):
         weighed_records.replace_queue(txn, queue, before, _format.with_flags(before, now))
@@ -92,7 +91,7 @@ def bounds(txn: Txn, queue: Tables, number: int = CLASS) -> Bounds:
 
 def set_bounds(txn: Txn, queue: Tables, number: int, now: Bounds) -> None:
     if number == CLASS:
-        before = record(txn, queue)
+        before = queue_record(txn, queue)
         set_numbers(txn, queue, before, _format.numbers(before).bounded(now))
     else:
         weighed_records.put(txn, queue, _format.class_record(queue.name, number), now.pack())
@@ -100,7 +99,7 @@ def set_bounds(txn: Txn, queue: Tables, number: int, now: Bounds) -> None:
 
 def classes(txn: Txn, queue: Tables) -> list[int]:
     """Return the classes that have, or had, items."""
-    if not _format.flags(record(txn, queue)) & CLASSES:
+    if not _format.flags(queue_record(txn, queue)) & CLASSES:
         return [CLASS]
     prefix = _format.record(queue.name, "class/")
     found = {CLASS}
@@ -123,7 +122,7 @@ def count(txn: Txn, queue: Tables) -> int:
 
 def is_plain(txn: Txn, queue: Tables) -> bool:
     """Return whether the items are just the keys from head to tail, and nothing is noted of any."""
-    return _format.is_plain(record(txn, queue))
+    return _format.is_plain(queue_record(txn, queue))
 
 
 def owed(txn: Txn, queue: Tables) -> int:
@@ -155,7 +154,7 @@ def count_after(txn: Txn, queue: Tables, key: bytes) -> int:
 
 def first(txn: Txn, queue: Tables, n: int, max_bytes: int | None = None) -> list[Entry]:
     """Return the first ``n`` entries, or as many as there are; of at most so many bytes of payload, but one always."""
-    record(txn, queue)
+    queue_record(txn, queue)
     with txn.cursor(queue.items) as cursor:
         entries = islice(cursor.iternext(), n)
         return list(entries) if max_bytes is None else list(_within(entries, max_bytes))
@@ -171,7 +170,7 @@ def _within(entries: Iterator[Entry], size: int) -> Iterator[Entry]:
 
 def since(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Entry]:
     """Return the entries behind ``key`` (b"": all), at least one if there is one, up to about ``max_bytes`` of them."""
-    record(txn, queue)
+    queue_record(txn, queue)
     entries = []
     with txn.cursor(queue.items) as cursor:
         if cursor.set_range(key + b"\0"):
@@ -185,7 +184,7 @@ def since(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Entry]:
 
 def at(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> list[Entry]:
     """Return the entries of these keys that wait, in the order of their keys."""
-    record(txn, queue)
+    queue_record(txn, queue)
     found = ((key, txn.get(key, db=queue.items)) for key in sorted(keys))
     return [(key, value) for key, value in found if value is not None]
 
@@ -207,7 +206,7 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
         queue.generation.content.add(queue.name, keys, values, sum(map(_format.weigh_sealed, values)))
     for number, keys in _by_class(key for key, _ in entries):
         set_bounds(txn, queue, number, _present(queue, bounds(txn, queue, number), keys))
-    if _format.flags(record(txn, queue)) & SIZED:
+    if _format.flags(queue_record(txn, queue)) & SIZED:
         reader_records.weigh_down(txn, queue, sum(len(value) - queue.behind for _, value in entries))
     return len(entries)
 
@@ -229,7 +228,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
 
     Nothing but that may be noted of the queue. It is what nearly every ``pop`` does, and so kept short.
     """
-    before = record(txn, queue)
+    before = queue_record(txn, queue)
     if before[HEAD_AT:TAIL_AT] != keys[0] or not _format.is_plain(before) or queue.generation.content.asks:
         return None
     with txn.cursor(queue.items) as cursor:
@@ -244,7 +243,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
     """Take the first items out if they are just those of ``keys``, and leave what is known of them; return if so."""
-    before = record(txn, queue)
+    before = queue_record(txn, queue)
     if not keys:
         return False
     size = 0
@@ -289,7 +288,7 @@ def are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
 
 def delete(txn: Txn, queue: Tables, n: int) -> int:
     """Remove the first ``n`` items, or as many as there are; return how many went."""
-    before = record(txn, queue)
+    before = queue_record(txn, queue)
     if _format.is_plain(before) and not queue.generation.content.asks:
         return _cut_off(txn, queue, before, min(n, count(txn, queue)))
     with txn.cursor(queue.items) as cursor:
@@ -325,7 +324,7 @@ def clear(txn: Txn, queue: Tables) -> int:
     """Remove all items that wait; return how many went. Tails stay: no number is given twice."""
     removed = count(txn, queue)
     if removed:
-        before = record(txn, queue)
+        before = queue_record(txn, queue)
         item_notes.forget_waiting(txn, queue)
         reader_records.skip_waiting(txn, queue)
         if queue.generation.content.asks:

@@ -5,16 +5,31 @@ know: how the file came to be as it is, what is done about it.
 """
 
 import os
+import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lmdbqueue import _format
-from lmdbqueue._lmdb import generation
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._format import Bounds, pack
 from lmdbqueue._lmdb.generation import Snapshot, Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, reader_records
+from lmdbqueue._lmdb.structure import problems_of
+from lmdbqueue._model import fifo, lease_records, reader_records
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes
+_SAID_BY_THE_BYTES: Final = (  # by records that nobody wrote like that; other errors are the system's, and no finding
+    CorruptQueueError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 Progress = Callable[[int, int], None]
 
 _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its origin
@@ -49,10 +64,11 @@ class Findings(NamedTuple):
 def of_file(path: str, options: _format.Options, progress: Progress | None = None) -> Findings:
     """Prove a file that nobody has open. LMDB sees it only once its structure is proven.
 
+    Only what the bytes say is found: an error of the system is raised.
     ``progress(done, total)``: bytes, of the structure in one step and then of the items.
     """
     total = 2 * os.stat(path).st_size
-    if problems := generation.structural_problems(path):
+    if problems := problems_of(path):
         return Findings(tuple(problems))
     if progress is not None:
         progress(total // 2, total)
@@ -62,7 +78,7 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
             found: Findings = snapshot.read(of_records, None)
         finally:
             snapshot.close()
-    except Exception as error:  # records that nobody wrote like that
+    except _SAID_BY_THE_BYTES as error:
         return Findings((f"{type(error).__name__}: {error}",))
     if progress is not None:
         progress(total, total)
@@ -74,17 +90,15 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     problems: list[str] = []
     damaged: set[Damage] = set()
     transaction = txn.id() if newest is None else newest
-    record, weight = snapshot.last(txn)
-    if transaction not in (record, _FIRST_OF_A_COPY):
+    record, weight, _ = snapshot.last(txn)
+    if snapshot.options.durability == "full" and transaction not in (record, _FIRST_OF_A_COPY):
         problems.append(f"its newest transaction is {transaction}, and its record says {record}")
     if weight is not None and (difference := weight - snapshot.weighed(txn)):
         damaged.add(_other("", f"the weight of its records differs from what transaction {record} noted", difference))
-    known = {queue.name for queue in snapshot.queues()}
-    if lost := snapshot.recorded(txn).symmetric_difference(known):
+    if lost := snapshot.recorded(txn).symmetric_difference(snapshot.names(txn)):
         problems.append(f"of the queues {sorted(lost)} it has records and no items, or items and no records")
     for queue in snapshot.queues():
-        if queue.name not in lost:
-            _add_queue(txn, queue, problems, damaged)
+        _add_queue(txn, queue, problems, damaged)
     return Findings(tuple(problems), frozenset(damaged))
 
 
@@ -94,99 +108,144 @@ def _other(queue: str, what: str, *differences: int) -> Damage:
 
 
 class _Items(NamedTuple):
-    """What was found among the items of a queue."""
+    """What was found among the items of a class."""
 
-    total: int
-    in_order: int  # numbers from head to below tail that have an item
+    skipped: int
+    gaps: list[range]  # that those are
+    returned: int
+    returned_weight: int
     behind: int  # items behind the tail
-    gaps: list[range]  # numbers that have none
-    returned_weight: int  # of the places of those that came back
     damaged: list[int]
 
 
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
     damaged |= {Damage(queue.name, seq) for seq in _add_items(txn, queue, problems, damaged)}
-    if queue.away is not None:
-        contents = lease_records.contents(txn, queue)
-        for record in contents.damaged:
-            damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
-        if not contents.damaged:
-            problems += _away_problems(txn, queue, contents)
+    contents = lease_records.contents(txn, queue)
+    for record in contents.damaged:
+        damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
+    if not contents.damaged:
+        problems += _away_problems(txn, queue, contents)
     for record, value in (*fifo.state(txn, queue), *reader_records.records(txn, queue)) if queue.sealed else ():
         if not _format.is_intact(record, value):
-            what = f"the state {_format.state_key(record)!r}" if record.count(b"/") > 1 else f"the record {record!r}"
+            what = f"the state {_format.state_key(record)!r}" if b"/state/" in record else f"the record {record!r}"
             damaged.add(Damage(queue.name, _NO_ITEM, f"{what} is damaged, its checksum does not fit"))
 
 
 def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> list[int]:
     """Prove that the items are those that the records tell of; return which of them are damaged."""
-    head, tail, skipped = fifo.bounds(txn, queue)
+    damaged_items: list[int] = []
+    total = 0
+    for number in fifo.classes(txn, queue):
+        noted = fifo.bounds(txn, queue, number)
+        found = _items(txn, queue, noted)
+        damaged_items += found.damaged
+        here = noted.tail - noted.head - found.skipped + found.returned
+        total += here + found.behind
+        name = f"queue {queue.name!r}" + (f", priority {number - _format.CLASS}" if number != _format.CLASS else "")
+        head, tail = (each - (number << 56) for each in noted[:2])
+        if found.behind:
+            problems.append(f"{name}: its tail is {tail}, and there are {found.behind} items from that number on")
+        if (found.skipped, found.returned) != (noted.skipped, noted.returned):
+            problems.append(
+                f"{name}: its head is {head}, its tail {tail}; {noted.skipped} numbers between them have no item by its "
+                f"record, and {found.skipped} have none; {noted.returned} before them have one by its record, and "
+                f"{found.returned} have one"
+            )
+        elif not found.behind and queue.weighed:
+            skipped_weight = sum(_format.weigh(pack(key)) for gap in found.gaps for key in gap)
+            differences = (
+                noted.skipped_weight - skipped_weight,
+                noted.returned_weight - found.returned_weight,
+            )
+            if any(each % (1 << 64) for each in differences):
+                damaged.add(_other(queue.name, "its items are not those that its records tell of", *differences))
     count = fifo.count(txn, queue)
-    found = _items(txn, queue, head, tail)
-    if found.total != count:
-        problems.append(f"queue {queue.name!r}: it has {found.total} items, and its tree counts {count}")
-    if found.behind:
+    if total != count:
         problems.append(
-            f"queue {queue.name!r}: its tail is {tail}, and there are {found.behind} items from that number on"
+            f"queue {queue.name!r}: {total} items are in the classes that it has, and its tree counts {count}"
         )
-    if found.in_order != tail - head - skipped:
-        problems.append(
-            f"queue {queue.name!r}: its head is {head}, its tail {tail}, {skipped} numbers between them have no item, "
-            f"and {found.in_order} have one"
-        )
-    elif not found.behind and not fifo.is_of_before_leases(txn, queue):
-        noted = fifo.gaps(txn, queue)
-        skipped_weight = sum(_format.weigh(_format.pack(seq)) for gap in found.gaps for seq in gap)
-        differences = noted.skipped_weight - skipped_weight, noted.returned_weight - found.returned_weight
-        if any(each % (1 << 64) for each in differences):
-            damaged.add(_other(queue.name, "its items are not those that its records tell of", *differences))
-    return found.damaged
+    return damaged_items
 
 
-def _items(txn: Txn, queue: Tables, head: int, tail: int) -> _Items:
-    expected = head
-    gaps = []
+def _items(txn: Txn, queue: Tables, noted: Bounds) -> _Items:
+    expected = noted.head
     damaged = []
-    came_back = behind = total = returned_weight = 0
+    gaps = []
+    behind = skipped = returned = returned_weight = 0
     with txn.cursor(queue.items) as cursor:
-        for place, value in cursor.iternext():
-            total += 1
-            seq = _format.number(place)
-            if len(place) > _NUMBER or seq < head:
-                came_back += 1
-                returned_weight += _format.weigh(place)
+        entries = cursor.iternext() if cursor.set_range(pack(_format.first_of(noted.head))) else iter(())
+        for key, value in entries:
+            if len(key) != _NUMBER:
+                behind += 1  # a key that only damage can have made
+                continue
+            number = _format.unpack(key)
+            if _format.first_of(number) != _format.first_of(noted.head):
+                break
+            if number >= noted.tail:
+                behind += 1
+            elif number < noted.head:
+                returned += 1
+                returned_weight += _format.weigh(key)
             else:
-                if seq != expected:
-                    gaps.append(range(expected, seq))
-                expected = seq + 1
-                behind += seq >= tail
-            if queue.sealed and not _format.is_intact(place[-_NUMBER:], value):
-                damaged.append(seq)
-    gaps.append(range(expected, max(expected, tail)))
-    return _Items(total, total - came_back - behind, behind, gaps, returned_weight, damaged)
+                if number != expected:
+                    gaps.append(range(expected, number))
+                    skipped += number - expected
+                expected = number + 1
+            if queue.sealed and not _format.is_intact(key, value, queue.salt):
+                damaged.append(number - _format.BASE)
+    gaps.append(range(expected, max(expected, noted.tail)))
+    skipped += max(0, noted.tail - expected)
+    return _Items(skipped, gaps, returned, returned_weight, behind, damaged)
 
 
 def _away_problems(txn: Txn, queue: Tables, contents: lease_records.Contents) -> Iterator[str]:
-    """Yield what is wrong with the records of what does not wait, and with the notes on what does."""
-    counts = item_notes.counts(txn, queue)
-    found = contents.counts(counts.tokens)
-    if found != counts:
-        yield f"queue {queue.name!r}: there are {found}, and its record says {counts}"
-    held = sorted(seq for lease in contents.leases.values() for seq in lease.seqs)
-    if held != sorted(contents.leased):
-        yield f"queue {queue.name!r}: its leases are of items {held}, and leased are {sorted(contents.leased)}"
+    """Yield what is wrong with the records of items held back, and with the notes on those that wait."""
+    where = f"queue {queue.name!r}"
+    numbers = fifo.numbers(txn, queue)
+    noted = (numbers.leased, numbers.delayed, numbers.noted, numbers.keys, numbers.expiring, numbers.dead)
+    if contents.counts() != noted:
+        yield (
+            f"{where}: there are {contents.counts()} leased, delayed, noted, unique, expiring and dead, and its record "
+            f"says {noted}"
+        )
+    held = Counter(record.token for record in contents.leased.values())
+    if held != {token: lease.items for token, lease in contents.leases.items() if lease.items}:
+        yield f"{where}: its leases hold {contents.leases}, and leased are {dict(held)}, by token"
+    if contents.held.keys() != contents.leases.keys() or any(
+        record.key not in contents.held.get(record.token, ()) for record in contents.leased.values()
+    ):
+        yield f"{where}: the keys that its leases were given are not those of the items that they hold"
+    if contents.leases and max(contents.leases) > numbers.tokens:
+        yield f"{where}: a lease has the token {max(contents.leases)}, and the last that was given is {numbers.tokens}"
     owners = {(lease.owner, token) for token, lease in contents.leases.items()}
     expiries = {
         (lease.deadline, token) for token, lease in contents.leases.items() if lease.deadline != lease_records.NEVER
     }
     if (owners, expiries) != (contents.owners, contents.expiries):
-        yield f"queue {queue.name!r}: the lists of its leases by owner and by time are not those of its leases"
-    keys = {}
-    for seq, note in contents.notes.items():
-        if txn.get(_format.place(seq, note.due), db=queue.items) is None:
-            yield f"queue {queue.name!r}: there is a note on item {seq}, which is not there"
-        keys[note.unique] = seq
-    keys |= {record.note.unique: record.seq for record in (*contents.leased.values(), *contents.delayed.values())}
-    keys.pop(b"", None)
-    if keys != contents.keys:
-        yield f"queue {queue.name!r}: its keys are of items {contents.keys}, and its items have {keys}"
+        yield f"{where}: the lists of its leases by owner and by time are not those of its leases"
+    for key in contents.notes:
+        if txn.get(key, db=queue.items) is None:
+            yield f"{where}: there is a note on item {_format.seq_of(key)}, which is not there"
+    there = {
+        **contents.notes,
+        **{record.key: record.note for record in (*contents.leased.values(), *contents.delayed.values())},
+    }
+    for digest, value in contents.unique.items():
+        note = there.get(value[:8])
+        if note is None or note.unique != digest:
+            yield f"{where}: a unique key is held by item {_format.seq_of(value[:8])}, which does not have it"
+    for time, key in contents.expires:
+        if key not in there or there[key].expires != time:
+            yield f"{where}: item {_format.seq_of(key)} is listed as one that expires, and it is none"
+    positions = set()
+    for name in reader_records.names(txn, queue):
+        with suppress(CorruptQueueError):
+            positions.add((reader_records.position(txn, queue, name).passed, name))
+    if positions != contents.readers:
+        yield f"{where}: the list of its readers is {sorted(contents.readers)}, and they are {sorted(positions)}"
+    kept = reader_records.retention(txn, queue)
+    if kept is not None and kept[0].bytes is not None:
+        with txn.cursor(queue.items) as cursor:
+            size = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
+        if size != kept[1]:
+            yield f"{where}: its items take {size} bytes, and its record says {kept[1]}"

@@ -23,9 +23,10 @@ from lmdbqueue import _format
 from lmdbqueue._format import CLASS, READERS, RETAINED, Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, pushing, reader_records, retention, weighed_records
-from lmdbqueue._model.pushing import Limits
-from lmdbqueue._values import Entry, Moment
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
+from lmdbqueue._model.pushing import Limits
+from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._values import Entry, Moment
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -100,7 +101,7 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
     keys = [key for key, _ in entries]
     if not fifo.take(txn, queue, keys):
         return None
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     notes, now = item_notes.lift(txn, queue, keys, _format.numbers(before))
     token = now.tokens + 1
     leased = []
@@ -177,7 +178,7 @@ def _drop(txn: Txn, queue: Tables, key: bytes, due: int) -> bool:
     if not due or txn.get(name, db=queue.away) is None:
         return False
     record = lease_records.take(txn, queue, name)
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = item_notes.settle(txn, queue, key, record.note, _format.numbers(before))
     fifo.set_numbers(txn, queue, before, now._replace(delayed=now.delayed - 1))
     return True
@@ -189,7 +190,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
         given = pushing.skip(txn, queue, len(new), apart.number)
     else:
         given, _ = pushing.append(txn, queue, payloads, apart.trailer, None, apart.number)
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.numbers(before)
     if apart.due:
         now = now._replace(delayed=now.delayed + len(new))
@@ -236,7 +237,7 @@ def delete_items(txn: Txn, queue: Tables, keys: Collection[bytes]) -> int:
 def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) -> int:
     """Put the items of these keys that wait to the dead letters; return how many."""
     found = fifo.take_out(txn, queue, keys)
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     notes, now = item_notes.lift(txn, queue, [key for key, _ in found], _format.numbers(before))
     for (key, value), note in zip(found, notes, strict=True):
         now = _bury(txn, queue, Record(key, note, value), how, now)
@@ -249,7 +250,7 @@ def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) ->
 
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.numbers(before)
     is_noted = bool(now.keys or now.expiring)
     released = lease_records.release(txn, queue, token, _keys(seqs), read=is_noted)
@@ -309,7 +310,7 @@ def look(
 
 def overdue(txn: Txn, queue: Tables, watch: Watch, now: Moment) -> Overdue | None:
     """Return what has to be done before anybody reads, if there is something."""
-    record = fifo.record(txn, queue)
+    record = queue_record(txn, queue)
     if _format.is_plain(record):
         return None
     numbers = _format.numbers(record)
@@ -382,7 +383,7 @@ def _restore_delayed(txn: Txn, queue: Tables, now: int, wanted: int) -> int:
     if not due:
         return 0
     records = [lease_records.take(txn, queue, key) for key in due]
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     numbers = _format.numbers(before)
     fifo.set_numbers(txn, queue, before, numbers._replace(delayed=numbers.delayed - len(due)))
     _wait(txn, queue, records, now)
@@ -393,7 +394,7 @@ def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
     """Make items wait whose time has come: in their places, or, where there are readers, with new keys at the tail."""
     entries = []
     for record in records:
-        before = fifo.record(txn, queue)
+        before = queue_record(txn, queue)
         numbers = _format.numbers(before)
         if record.note.reason == DAMAGED:
             fifo.set_numbers(txn, queue, before, _bury(txn, queue, record, Return(now, DAMAGED), numbers))
@@ -408,7 +409,7 @@ def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
 
 
 def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None:
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     if queue.sealed and not _format.is_intact(record.key, record.value, queue.salt):
         numbers = _bury(txn, queue, record, Return(now, DAMAGED), _format.numbers(before))
         fifo.set_numbers(txn, queue, before, numbers)
@@ -418,7 +419,7 @@ def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None
     numbers = item_notes.settle(txn, queue, record.key, record.note, _format.numbers(before))
     fifo.set_numbers(txn, queue, before, numbers)
     (number,) = pushing.push(txn, queue, [body[:size]], body[size:], None, now)
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     numbers = _format.numbers(before)
     key, note = pack(number), record.note._replace(due=0)
     if note.unique:
@@ -430,7 +431,7 @@ def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None
 
 def _give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) -> None:
     """Make items that a lease held wait again, or delay them, or put them to the dead."""
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.numbers(before)
     now = now._replace(leased=now.leased - len(released))
     entries = []
@@ -473,7 +474,7 @@ def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> in
         over.append((name[-8:], name, unpack(value)))
     for key, name, due in over:
         record = _expired(txn, queue, key, due)
-        before = fifo.record(txn, queue)
+        before = queue_record(txn, queue)
         numbers = _format.numbers(before)
         if record is None:  # it is leased: its note tells, when it comes back
             txn.delete(name, db=queue.away)
@@ -492,7 +493,7 @@ def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> in
 def _expired(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
     """Take an item out that waits, or is delayed until ``due``, with its note; None if it is neither."""
     found = fifo.take_out(txn, queue, [key])
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.numbers(before)
     if found:
         (note,), now = item_notes.lift(txn, queue, [key], now)
@@ -520,7 +521,7 @@ def _bury(txn: Txn, queue: Tables, record: Record, how: Return, now: Numbers) ->
 
 def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
     """Return the dead from a key on, at least one if there is one, up to about ``max_bytes`` of them."""
-    fifo.record(txn, queue)
+    queue_record(txn, queue)
     found = []
     for name, value in lease_records.entries(txn, queue, away(queue.name, "dead"), key):
         found.append(lease_records.record(queue, name, value))
@@ -536,7 +537,7 @@ def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> 
     One whose unique key another item has by now stays dead.
     """
     records = _exhume(txn, queue, seqs)
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     numbers = _format.numbers(before)
     entries = []
     for record in records:
@@ -571,7 +572,7 @@ def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Recor
     )
     records = [lease_records.take(txn, queue, name) for name in names if txn.get(name, db=queue.away) is not None]
     if records:
-        before = fifo.record(txn, queue)
+        before = queue_record(txn, queue)
         numbers = _format.numbers(before)
         fifo.set_numbers(txn, queue, before, numbers._replace(dead=numbers.dead - len(records)))
     return records
@@ -590,7 +591,7 @@ def clear(txn: Txn, queue: Tables) -> int:
                 txn.delete(key, db=queue.away)
             else:
                 weighed_records.pop_away(txn, queue, key)
-    record = fifo.record(txn, queue)
+    record = queue_record(txn, queue)
     numbers = _format.numbers(record)
     none = {name: 0 for name in ("leased", "delayed", "noted", "keys", "expiring", "dead")}
     fifo.set_numbers(txn, queue, record, numbers._replace(**none))

@@ -24,6 +24,7 @@ from lmdbqueue._format import (
 )
 from lmdbqueue._lmdb.generation import Ref, Tables, Txn
 from lmdbqueue._model import fifo, reader_records, retention, weighed_records
+from lmdbqueue._model.weighed_records import queue_record
 
 _PAGE: Final = 4096  # bytes, of LMDB
 _BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload
@@ -81,7 +82,7 @@ def append(
     txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer: bytes, limits: Limits | None, number: int = CLASS
 ) -> tuple[range, int]:
     """Do as ``push``, but for what is retained; return the keys, and the flags of the queue."""
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     if limits is not None:
         refuse_full(txn, queue, payloads, limits)
     if number != CLASS:

@@ -9,13 +9,14 @@ comes due or comes back gets a new key at the tail (``_model.leases``), and a pu
 
 from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import OptionError
-from lmdbqueue._format import BEFORE_ALL, CLASS, CLASSES, READERS, RETAINED, Position, Retention, away, pack, unpack
+from lmdbqueue._format import BEFORE_ALL, CLASSES, READERS, Position, away, pack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention
+from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
 
 
@@ -42,7 +43,7 @@ def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bo
 
 def refuse_beside_classes(txn: Txn, queue: Tables) -> None:
     """Raise ``OptionError`` if the queue has items with a priority."""
-    if _format.flags(fifo.record(txn, queue)) & CLASSES:
+    if _format.flags(queue_record(txn, queue)) & CLASSES:
         raise OptionError(queue.generation.directory, "reader", "priorities", "a named reader")
 
 
@@ -103,7 +104,7 @@ def note_again(txn: Txn, queue: Tables, keys: Sequence[bytes], notes: Sequence[_
     """Note on items that were put back what was known of them before."""
     if not any(note != item_notes.NONE for note in notes):
         return
-    before = fifo.record(txn, queue)
+    before = queue_record(txn, queue)
     now = _format.numbers(before)
     for key, note in zip(keys, notes, strict=False):
         kept = note
@@ -155,7 +156,7 @@ def lag(txn: Txn, queue: Tables, name: str) -> int:
 
 def stats(txn: Txn, queue: Tables) -> list[ReaderStats]:
     """Return all readers, by their names."""
-    if not _format.flags(fifo.record(txn, queue)) & READERS:
+    if not _format.flags(queue_record(txn, queue)) & READERS:
         return []
     return [stats_of(txn, queue, name) for name in reader_records.names(txn, queue)]
 

@@ -15,6 +15,7 @@ from lmdbqueue import _format
 from lmdbqueue._format import Retention, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, reader_records
+from lmdbqueue._model.weighed_records import queue_record
 
 _AT_ONCE: Final = 10_000  # items
 
@@ -36,7 +37,7 @@ def trim(txn: Txn, queue: Tables, now: int) -> int:
     if found is not None:
         removed = _trim_to(txn, queue, found[0], now)
         if removed:
-            before = fifo.record(txn, queue)
+            before = queue_record(txn, queue)
             numbers = _format.numbers(before)
             fifo.set_numbers(txn, queue, before, numbers._replace(dropped=numbers.dropped + removed))
         return removed

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
 from lmdbqueue._format import Note, Retention
-from lmdbqueue._values import Entry, Leased, ReaderStats, Start, Stats
+from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 
 T = TypeVar("T")
 
@@ -41,11 +41,8 @@ class Engine(Protocol):
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
 
-    def append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
-        """Append payloads that wait for ``delay`` s, and whose keys (b"" for none) no other item may have.
-
-        Return their numbers, or those of the items that have the keys. All or none (``Full``).
-        """
+    def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
+        """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
 
     def first(self, n: int) -> list[Entry]:
         """Return the first ``n`` entries, or as many as there are."""

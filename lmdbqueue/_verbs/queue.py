@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
-from lmdbqueue._values import NOTHING, ReaderStats, Start, Stats
+from lmdbqueue._values import NOTHING, Push, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import Key, checked_delay, digest, payload_of, payloads_of
 from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
@@ -385,12 +385,13 @@ def push_apart(
     """Push items with a delay or with keys."""
     checked_delay(delay)
     if not isinstance(items, list):
-        return engine.append_apart([payload_of(dumps, items)], delay, [digest(unique)])[0]  # type: ignore[arg-type]
+        return engine.append_apart([payload_of(dumps, items)], Push(delay, [digest(unique)]))[0].seq  # type: ignore[arg-type]
     keys = [None] * len(items) if unique is None else unique
     if isinstance(keys, (str, bytes)) or len(keys) != len(items):
         message = f"a list of {len(items)} items needs a list of as many keys"
         raise ValueError(message)
-    numbers = engine.append_apart(payloads_of(dumps, items), delay, list(map(digest, keys))) if items else []
+    pushed = engine.append_apart(payloads_of(dumps, items), Push(delay, list(map(digest, keys)))) if items else []
+    numbers = [each.seq for each in pushed]
     if unique is not None:
         return numbers
     return range(numbers[0], numbers[-1] + 1) if numbers else range(0)

@@ -24,6 +24,7 @@ The map; imports go down this list only.
 ``_session``    one connection: its transactions, and the proof of which of them took place
 ``_schema``     the tables, and how they come about
 ``_failures``   what the server's errors mean
+``_places``     where an item waits, as the key of an entry
 ``_sql``        statements with the names of one schema filled in
 ==============  ==================================================================================
 

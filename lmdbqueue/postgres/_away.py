@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue import _format
 from lmdbqueue._format import Note
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres import _positions, _readers
+from lmdbqueue.postgres import _places, _positions, _readers
 from lmdbqueue.postgres._items import BROWSE_BYTES, Place, tell, where
 from lmdbqueue.postgres._session import KINDS, Step
 from lmdbqueue.postgres._sql import NEVER
@@ -152,11 +151,11 @@ class Figures(NamedTuple):
 def lease(step: Step, place: Place, entries: Sequence[Entry], terms: Terms) -> tuple[int, list[int], list[int]]:
     """Lease entries that were claimed, but for the unreadable ones, which die; return token, numbers, attempts."""
     unreadable = terms.unreadable
-    seqs = [_format.number(key) for key, _ in entries if key not in unreadable]
+    seqs = [_places.number(key) for key, _ in entries if key not in unreadable]
     if unreadable:
         _positions.skip(step, place.id, map(where, unreadable))
         reasons = list(map(_as_text, unreadable.values()))
-        step.execute(_BURY, queue=place.id, seqs=list(map(_format.number, unreadable)), reasons=reasons)
+        step.execute(_BURY, queue=place.id, seqs=list(map(_places.number, unreadable)), reasons=reasons)
     step.count(place.id, waiting=-len(entries), leased=len(seqs), dead=len(unreadable))
     if not seqs:
         return 0, [], []
@@ -257,7 +256,7 @@ def dead(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
     rows = step.execute(_DEAD, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
     return [
         (
-            (_format.place(number, 0 if due == NEVER else due), payload),
+            (_places.place(number, 0 if due == NEVER else due), payload),
             Note(attempts, time=int((changed or 0) * 1e9), reason=reason or ""),
         )
         for number, due, payload, attempts, reason, changed in rows

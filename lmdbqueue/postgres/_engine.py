@@ -16,12 +16,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
-from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError, QueueError
 from lmdbqueue._format import Note, Retention
-from lmdbqueue._values import Entry, Leased, ReaderStats, Start, Stats
+from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut
-from lmdbqueue.postgres import _away, _items, _queues, _readers
+from lmdbqueue.postgres import _away, _items, _places, _queues, _readers
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Found, Place
@@ -84,7 +83,7 @@ class PostgresEngine:
         """Append all payloads or none (``Full``); return their sequence numbers."""
         database = self.database
         if self.maxsize > 0 or blocks.current() is not None:
-            numbers = self.append_apart(payloads, 0.0, [b""] * len(payloads))
+            numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
             return range(numbers[0], numbers[-1] + 1)
         values: dict[str, Any] = {"queue": self.place.id, "channel": self.place.channel, "n": len(payloads)}
         if len(payloads) == 1:
@@ -92,12 +91,16 @@ class PostgresEngine:
         else:
             row = database.once(self.patience, _items.PUSH, values | {"payloads": payloads})
         if row is None:  # it is gone, or more than a push has to be done
-            numbers = self.append_apart(payloads, 0.0, [b""] * len(payloads))
+            numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
             return range(numbers[0], numbers[-1] + 1)
         return range(row[0], row[0] + len(payloads))
 
-    def append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
-        """Append payloads that wait for ``delay`` s, and whose keys (b"" for none) no other item may have."""
+    def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
+        """Append payloads with a delay or with keys."""
+        keys = list(how.keys) or [b""] * len(payloads)
+        return [Pushed(number, is_stored=True) for number in self._append_apart(payloads, how.delay, keys)]
+
+    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
         apart = _items.Apart(keys, delay, self.maxsize)
         numbers = self.database.run(self.patience, _readers.push, self.place, payloads, apart)
         if numbers is None:
@@ -386,7 +389,7 @@ class PostgresEngine:
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
-        return _format.number(entry[0]), entry[1]
+        return _places.number(entry[0]), entry[1]
 
     # --- waiting
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue import _format
 from lmdbqueue._errors import Full
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres import _places, _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._positions import Where
 from lmdbqueue.postgres._session import Step
@@ -284,12 +284,12 @@ def seen(rows: list[tuple[bytes | None, int, int]]) -> Found:
 
 
 def _key(seq: int, due: int) -> bytes:
-    return _format.pack(seq) if due == NEVER else _format.place(seq, due)
+    return _format.pack(seq) if due == NEVER else _places.place(seq, due)
 
 
 def where(place: bytes) -> Where:
     """Return what stands in the table for the key of an entry."""
-    return _format.due(place) or NEVER, _format.number(place)
+    return _places.due(place) or NEVER, _places.number(place)
 
 
 # --- changing
@@ -393,7 +393,7 @@ def keep(step: Step, place: Place, taken: Found) -> None:
 
 def remove(step: Step, place: Place, keys: Sequence[bytes]) -> int:
     """Remove the first items if they are just those of ``keys``, else nothing; return how many went."""
-    seqs = [_format.number(key) for key in keys]
+    seqs = [_places.number(key) for key in keys]
     rows = step.execute(_ARE_FIRST, queue=place.id, n=len(seqs)).fetchall()
     if not seqs or [row[0] for row in rows] != seqs:
         return 0

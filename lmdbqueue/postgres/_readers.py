@@ -12,10 +12,9 @@ waits for nobody.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from lmdbqueue import _format
 from lmdbqueue._format import Retention
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
-from lmdbqueue.postgres import _items, _positions
+from lmdbqueue.postgres import _items, _places, _positions
 from lmdbqueue.postgres._items import STATUS, Apart, Appended, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach, Where
 from lmdbqueue.postgres._session import Step
@@ -143,12 +142,12 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     number = _positions.moves(rows, move.reader)
     if number != move.number:
         return None if number is None else False
-    if back := [entry for entry in entries if _format.number(entry[0]) in move.gone]:
+    if back := [entry for entry in entries if _places.number(entry[0]) in move.gone]:
         _items.put_back(step, place, back)
     (due, seq), (last_due, last) = move.before, move.after
     between = step.execute(_THERE, queue=place.id, due=due, seq=seq, last_due=last_due, last=last).fetchall()
     there = {seq for (seq,) in between}
-    known = {_format.number(key) for key, _ in entries}
+    known = {_places.number(key) for key, _ in entries}
     lost = len(known - there) - len(there - known)  # left since; will be met again
     _positions.put(step, place.id, move.reader, move.before, lost)
     readers = {**_positions.places(rows), move.reader: move.before}

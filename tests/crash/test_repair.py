@@ -54,7 +54,7 @@ def _pages_of_items(place):
     newest, _ = meta_page.read(_file(place))
     with open(_file(place), "rb") as file:
         pages = Pages(file.fileno(), newest.page_size)
-        root = root_of(dict(pages.nodes(newest.main_root))[b"queue/items"])
+        root = root_of(dict(pages.nodes(newest.main.root))[b"queue/items"])
         file.seek(root * newest.page_size)
         page = file.read(newest.page_size)
         _, offsets = pages._header(root, page)

@@ -119,8 +119,8 @@ def in_a_small_process(fn: Callable[..., Any], *args: object) -> Any:
     What forks very often goes there: from a process of pytest's, with all that tests have imported, a fork takes
     ten times as long.
     """
-    module = os.path.basename(fn.__code__.co_filename).removesuffix(".py")
-    told = pickle.dumps(sys.path) + pickle.dumps((module, fn.__name__, args))
+    folder, module = os.path.split(fn.__code__.co_filename.removesuffix(".py"))
+    told = pickle.dumps([*sys.path, folder]) + pickle.dumps((module, fn.__name__, args))
     code = "import sys, pickle; sys.path = pickle.load(sys.stdin.buffer); import processes; processes.called()"
     done = subprocess.run([sys.executable, "-c", code], input=told, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
