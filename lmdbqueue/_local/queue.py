@@ -70,6 +70,7 @@ class PersistentQueue(Queue[T]):
         if durability not in ("full", "off"):
             message = f"durability is 'full' or 'off', not {durability!r}"
             raise ValueError(message)
+        _format.check_name(name)
         directory = os.path.abspath(os.path.join(path, filename))
         options = _format.Options(checksum=checksum, durability=durability)
         environment = open_environment(directory, options, progress)

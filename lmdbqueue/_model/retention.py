@@ -64,7 +64,8 @@ def _trim_to(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
         while n := _older(txn, queue, now - retention.age):
             removed += fifo.delete(txn, queue, n)
     if retention.bytes is not None:
-        removed += fifo.delete(txn, queue, _beyond(txn, queue, retention.bytes))
+        beyond = min(_beyond(txn, queue, retention.bytes), fifo.count(txn, queue) - 1)  # the newest stays in any case
+        removed += fifo.delete(txn, queue, max(0, beyond))
     return removed
 
 
