@@ -14,7 +14,7 @@ file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only 
 ``cli``           the command line, a package with a map of its own
 ``legacy``        ``import_file``: queues of other libraries, taken over; a package, too
 ``otel``          figures for OpenTelemetry
-``forward``       ``Forwarder``: a queue drained into a central one, each item exactly once
+``forward``       ``Forwarder``: a queue drained into a central one, a URL, a topic; a package, too
 ``postgres``      ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
 ``aio``           ``AsyncPersistentQueue``: the verbs, awaited
 ``_async``        calls of an event loop, carried by threads
