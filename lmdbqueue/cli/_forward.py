@@ -42,9 +42,9 @@ from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_b
 def forward(path: str, url: str, *, name: str, reader: str, batch: int | None, follow: bool, **how: Any) -> None:
     """Drain a queue into PostgreSQL, to a URL or to a topic of MQTT.
 
-    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. In order, each item exactly once
-    to PostgreSQL and at least once to the others, whatever is killed meanwhile; it tries again while the target is away, and says since when. What it refuses becomes a dead letter.
-    SIGTERM ends it cleanly.
+    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. In order, whatever is killed
+    meanwhile: each item exactly once to PostgreSQL, at least once to the others. It tries again while the target is
+    away, and says since when. What it refuses becomes a dead letter. SIGTERM ends it cleanly.
     """
     try:
         target = _target(path, url, name, batch, **how)
