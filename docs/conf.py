@@ -52,7 +52,7 @@ INTEGRATIONS = ("logging",)
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],
-    "Integrations": [f"integrations/{name}" for name in INTEGRATIONS],
+    "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt")],
     "Reference": [
         "reference/lmdbqueue",
         *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),

@@ -8,7 +8,26 @@
 The map: one floor a package, imports go down it only. Each package lists its files in its own docstring, top down; each
 file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
 
-================  ==========================================================================="""
+================  ==================================================================================
+``integrations``  what programs already use, with this queue beneath; a package with a map of its own
+``__main__``      ``python -m lmdbqueue``
+``cli``           the command line, a package with a map of its own
+``legacy``        ``import_file``: queues of other libraries, taken over; a package, too
+``otel``          figures for OpenTelemetry
+``forward``       ``Forwarder``: a queue drained into a central one, a URL, a topic; a package, too
+``postgres``      ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
+``aio``           ``AsyncPersistentQueue``: the verbs, awaited
+``_async``        calls of an event loop, carried by threads
+``_local``        ``PersistentQueue`` on LMDB
+``_verbs``        what each verb means, on any engine
+``_model``        what a queue is: functions of a transaction
+``_lmdb``         everything that trusts or bypasses LMDB
+``_host``         files, processes, threads
+``_values``       values that cross floors
+``_format``       what the bytes on disk mean
+``_errors``       every exception
+================  ==================================================================================
+"""
 
 import sys
 from typing import TYPE_CHECKING

@@ -738,7 +738,9 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
     The weight of its records is written down by the next transaction: until then nothing of it can be torn.
     """
     try:
-        env, _ = _open(path, sync=False, lock=False, max_dbs=_MANY_DBS)  # a lock file without room would kill the process
+        env, _ = _open(
+            path, sync=False, lock=False, max_dbs=_MANY_DBS
+        )  # a lock file without room would kill the process
         try:
             for database, records in contents:
                 left = iter(records)

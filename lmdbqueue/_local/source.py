@@ -6,10 +6,11 @@ again. Must not know: where the items go.
 """
 
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
@@ -48,6 +49,11 @@ class Source(ABC):
     def remove(self, seqs: Collection[int]) -> int:
         """Remove just the items of these numbers, those that are still there; return how many, durably."""
 
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Let the items of these numbers be dead, those that are still there, for these reasons."""
+        message = f"{type(self).__name__} has no dead letters, and the target refused {len(reasons)} items: {reasons}"
+        raise NotImplementedError(message)
+
     @abstractmethod
     def wait(self, timeout: float) -> None:
         """Wait until there is an item, at most so many seconds."""
@@ -66,16 +72,20 @@ class QueueSource(Source):
         options = find_directory(self.path).options
         if name not in _names(self.path, options):
             raise KeyError(name)
-        self._queue = PersistentQueue[bytes](
+        self._options = options
+        self._queue = self._opened(name)
+        self._engine = local_engine_of(self._queue)
+        self.origin = Origin(options.uuid, name)
+
+    def _opened(self, name: str) -> PersistentQueue[bytes]:
+        return PersistentQueue(
             self.path,
             dumps=bytes,
             loads=bytes,
             name=name,
-            durability=options.durability,
-            checksum=options.checksum,
+            durability=self._options.durability,
+            checksum=self._options.checksum,
         )
-        self._engine = local_engine_of(self._queue)
-        self.origin = Origin(options.uuid, name)
 
     def bounds(self) -> Bounds:
         """Return how far the queue has come."""
@@ -110,6 +120,21 @@ class QueueSource(Source):
             return 0
         return self._engine.environment.update(self._engine.ref, leases.delete_items, list(map(_format.key_of, seqs)))
 
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Let these items be dead letters of the queue. What waits before them is leased for the moment."""
+        left = set(reasons)
+        n = len(left)
+        while left:
+            with self._queue.lease(n) as lease:
+                found = left.intersection(lease.seqs)
+                for seq in found:
+                    lease.reject(seq, reasons[seq])
+                left -= found
+                if not found and (len(lease) < n or min(lease.seqs) > max(left)):
+                    left.clear()  # others took them
+                n = n + len(lease) if found or left else n
+                lease.nack(reason="it was leased with what a target refused")
+
     def wait(self, timeout: float) -> None:
         """Wait until there is an item."""
         with suppress(Empty):
@@ -131,12 +156,21 @@ class ReaderSource(QueueSource):
         """Open the queue, and raise, as ``QueueSource`` does."""
         super().__init__(path, name)
         self._reader = self._queue.reader(reader)
+        self._refused: set[int] = set()  # items that are dead letters, and that the reader has not passed
         self.origin = Origin(self.origin.uuid, f"{name}/{reader}")
 
     def bounds(self) -> Bounds:
         """Return how far the reader has come."""
         come = self._engine.environment.view(self._engine.ref, readers.come, self._reader.name)
         return Bounds(self._queue.stats().tail, come, self._reader.count())
+
+    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
+        """Return the first items that were not refused."""
+        if not self._refused:
+            return super().read(items, size)
+        seqs, payloads = super().read(items + len(self._refused), size)
+        some = [each for each in zip(seqs, payloads, strict=True) if each[0] not in self._refused][:items]
+        return [seq for seq, _ in some], [payload for _, payload in some]
 
     def _behind(self, place: bytes) -> list[Entry]:
         if place:
@@ -147,8 +181,40 @@ class ReaderSource(QueueSource):
         """Let the reader pass these items."""
         if not seqs:
             return 0
+        passed = self._pass(seqs)
+        self._pass_refused()
+        return passed
+
+    def _pass(self, seqs: Collection[int]) -> int:
         args = self._reader.name, frozenset(seqs), self._engine.clock().wall
         return self._engine.environment.update(self._engine.ref, readers.settle, *args)
+
+    def refuse(self, reasons: Mapping[int, str]) -> None:
+        """Let these items be dead letters of the queue ``NAME-READER-refused``, and pass them in their turn.
+
+        The items themselves stay where they are, for other readers. Killed before the reader has passed them, the next
+        run sends them again, and they may be dead letters twice.
+        """
+        seqs, payloads = self.read(_AHEAD, sys.maxsize)
+        some = {seq: payload for seq, payload in zip(seqs, payloads, strict=True) if seq in reasons}
+        if some:
+            name = f"{self._queue.name}-{self._reader.name}-refused"
+            with self._opened(name) as aside:
+                for seq, payload in some.items():
+                    aside.push(payload)
+                    with aside.lease() as lease:
+                        lease.reject(reason=f"item {seq}: {reasons[seq]}")
+            self._refused.update(some)
+            self._pass_refused()
+
+    def _pass_refused(self) -> None:
+        """Let the reader pass what was refused, as far as nothing stands before it."""
+        while self._refused:
+            seqs, _ = super().read(1, 1)
+            if not self._refused.intersection(seqs):
+                return
+            self._refused.difference_update(seqs)
+            self._pass(seqs)
 
     def wait(self, timeout: float) -> None:
         """Wait until there is an item."""
@@ -164,6 +230,9 @@ def _names(path: str, options: _format.Options) -> list[str]:
             return list(generation.names(txn))
     finally:
         environment.release()
+
+
+_AHEAD: Final = 10_000  # items in which those of a batch are looked for
 
 
 def source_of(local: Any) -> Source:

@@ -6,6 +6,7 @@ they are stored.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 
@@ -34,7 +35,13 @@ class Batch(NamedTuple):
 
 
 class Target(ABC):
-    """What items are forwarded to. Each method may raise: the forwarder tries again, from ``last`` on."""
+    """What items are forwarded to. Each method may raise: the forwarder tries again, from ``last`` on.
+
+    ``limit`` and ``max_bytes``: items of a batch and their bytes, at the most; None: as many as the forwarder likes.
+    """
+
+    limit: int | None = None
+    max_bytes: int | None = None
 
     @abstractmethod
     def last(self, origin: Origin) -> Mark | None:
@@ -46,7 +53,11 @@ class Target(ABC):
 
     @abstractmethod
     def store(self, batch: Batch) -> None:
-        """Store a batch, all of it, so that it is safe when this returns."""
+        """Store a batch, all of it, so that it is safe when this returns.
+
+        Raise ``RefusedError`` for items that will never be taken: they go to the dead letters of the source, and the
+        others come in a new batch. A target that keeps marks raises it before it has stored anything of the batch.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -55,3 +66,34 @@ class Target(ABC):
 
 class BusyError(Exception):
     """Another forwarder of the same source is at work, or has been."""
+
+
+class RefusedError(Exception):
+    """Items of a batch that the target will never take. ``stored``: what it has taken; the rest comes again."""
+
+    def __init__(self, refused: Mapping[int, str], stored: Collection[int] = ()) -> None:
+        """``refused``: the numbers of the items, and why."""
+        super().__init__(f"{len(refused)} refused")
+        self.refused = dict(refused)
+        self.stored = stored
+
+
+class AwayError(OSError):
+    """The target cannot be reached, or takes nothing now.
+
+    ``retry_after``: seconds for which it wants to be left alone, None: as the forwarder likes. ``stored`` and
+    ``refused``: as of ``RefusedError``, what became of a part of the batch before.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry_after: float | None = None,
+        stored: Collection[int] = (),
+        refused: Mapping[int, str] | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.stored = stored
+        self.refused = dict(refused or {})

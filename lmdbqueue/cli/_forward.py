@@ -1,36 +1,93 @@
-"""The command ``forward``: a queue on this machine drained into a central one.
+"""The command ``forward``: a queue on this machine drained into a central one, or to a URL or a topic.
 
 Owns: what the command prints. Law: nothing is on the standard output but the last line. Must not know: how items are
 forwarded.
 """
 
+import os
+import ssl
 import time
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import click
 
+from lmdbqueue._host.directory import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
+from lmdbqueue._verbs.batch import Target
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, name_option, path_argument
+from lmdbqueue.cli._open import Form
 from lmdbqueue.cli._progress import progress
-from lmdbqueue.forward import Forwarded, Forwarder
+from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_bytes, as_json, load
 
 
 @command("forward", example="lmdbqueue forward spool postgresql://central/app --name jobs --follow")
 @path_argument
 @click.argument("url")
 @name_option
-@click.option("--to", default="", metavar="NAME", help="The name of the queue there.  [default: the same]")
+@click.option("--to", default="", metavar="NAME", help="The name of the queue in a database.  [default: the same]")
 @click.option(
     "--reader", default="", metavar="READER", help="Drain what this reader has not passed; all stays for others."
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1_000, show_default=True, help="Items at a time.")
+@click.option("--batch", type=click.IntRange(min=1), help="Items at a time.  [default: 1000, in an HTTP request 1]")
 @click.option("--follow", is_flag=True, help="Wait for more items.")
-def forward(path: str, url: str, *, name: str, to: str, reader: str, batch: int, follow: bool) -> None:
-    """Drain a queue into a PostgreSQL database, each item exactly once.
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="One more header of HTTP requests.")
+@click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="Of MQTT messages.")
+@click.option("--bytes", "form", flag_value="bytes", help="Send items over HTTP and MQTT as they are.  [default: JSON]")
+@click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
+def forward(path: str, url: str, *, name: str, reader: str, batch: int | None, follow: bool, **how: Any) -> None:
+    """Drain a queue into PostgreSQL, to a URL or to a topic of MQTT.
 
-    URL is the address of the database. In order, whatever is killed meanwhile; it tries again while the database is
-    away, and says since when. SIGTERM ends it cleanly.
+    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. In order, whatever is killed
+    meanwhile: each item exactly once to PostgreSQL, at least once to the others. It tries again while the target is
+    away, and says since when. What it refuses becomes a dead letter. SIGTERM ends it cleanly.
     """
+    try:
+        target = _target(path, url, name, batch, **how)
+        opened = ReaderSource(path, name, reader) if reader else QueueSource(path, name)
+        with closing(opened) as source, progress("forwarding") as report:
+
+            def show(now: Forwarded) -> None:
+                report(now.items, now.items + now.waiting, _away(now))
+
+            done = Forwarder(source, target, batch=batch or 1000, follow=follow, progress=show).run()
+    except KeyError as error:
+        raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
+    batches = "1 batch" if done.batches == 1 else f"{done.batches:,} batches"
+    told = f"{path}: {counted(done.items)} in {batches}; failures of the target: {done.failures:,}"
+    refused = f"; refused, now dead letters: {done.refused:,}" if done.refused else ""
+    click.echo(told + refused + (f", {_away(done)}" if _away(done) else ""))
+
+
+def _target(
+    path: str,
+    url: str,
+    name: str,
+    batch: int | None,
+    *,
+    to: str,
+    headers: tuple[str, ...],
+    qos: int,
+    form: Form,
+    trust: bool,
+) -> Target:
+    """Return what a URL stands for."""
+    scheme = urlsplit(url).scheme
+    if scheme in ("http", "https", "mqtt", "mqtts"):
+        stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
+        loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
+        encode: Callable[[Any], bytes] = as_bytes if form == "bytes" else as_json
+        try:
+            if scheme.startswith("http"):
+                given = dict(_header(each) for each in headers)
+                return HttpTarget(url, given, encode, batch or 1, loads=loads)
+            return _broker(url, encode=encode, loads=loads, qos=qos, batch=batch or 1000)
+        except ValueError as error:
+            raise Failure(str(error), USAGE) from error
     try:
         from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
     except ImportError as error:
@@ -39,19 +96,38 @@ def forward(path: str, url: str, *, name: str, to: str, reader: str, batch: int,
     def there() -> PostgresQueue[bytes]:
         return PostgresQueue(url, to or name, bytes, bytes, patience=1.0)
 
-    try:
-        opened = ReaderSource(path, name, reader) if reader else QueueSource(path, name)
-        with closing(opened) as source, progress("forwarding") as report:
+    return PostgresTarget(there)
 
-            def show(now: Forwarded) -> None:
-                report(now.items, now.items + now.waiting, _away(now))
 
-            done = Forwarder(source, PostgresTarget(there), batch=batch, follow=follow, progress=show).run()
-    except KeyError as error:
-        raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
-    batches = "1 batch" if done.batches == 1 else f"{done.batches:,} batches"
-    told = f"{path}: {counted(done.items)} in {batches}; failures of the target: {done.failures:,}"
-    click.echo(told + (f", {_away(done)}" if _away(done) else ""))
+def _broker(url: str, **how: Any) -> MqttTarget:
+    if find_spec("paho") is None:
+        raise Failure("forward to a broker needs paho-mqtt: pip install 'lmdbqueue[mqtt]'", USAGE)
+    parts = urlsplit(url)
+    is_secret = parts.scheme == "mqtts"
+    return MqttTarget(
+        parts.hostname or "localhost",
+        parts.port or (8883 if is_secret else 1883),
+        topic=unquote(parts.path.removeprefix("/")),
+        tls=ssl.create_default_context() if is_secret else None,
+        username=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
+        **how,
+    )
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        message = f"a header is NAME:VALUE, not {text!r}"
+        raise ValueError(message)
+    return name.strip(), value.strip()
+
+
+def _loaded(payload: bytes, *, stranger: str) -> object:
+    if stranger and payload.startswith(b"\x80"):
+        message = f"it is a pickle, and {stranger}: --trust unpickles it, --bytes sends the bytes"
+        raise ValueError(message)
+    return load(payload)
 
 
 def _away(now: Forwarded) -> str:

@@ -1,6 +1,7 @@
 """Where programs already are: their frameworks, with this queue beneath. Each module has an extra of its own.
 
 Nothing else in the package imports these, and they do not import each other. One page of ``docs/integrations`` each.
+(What sends items over HTTP and MQTT is a part of ``forward``.)
 
 ==============  ==========================================================================================
 ``logging``     ``DurableHandler`` and ``DurableListener``: log records that survive the program

@@ -6,7 +6,9 @@ from examples import Document, documents, masked, not_run, with_asserts
 NOT_RUN = {
     "README.md": 1,
     "docs/cli.md": 1,
+    "docs/integrations/http.md": 1,
     "docs/integrations/logging.md": 1,
+    "docs/integrations/mqtt.md": 3,
     "docs/operations.md": 1,
     "docs/quickstart.md": 1,
     "docs/scaling.md": 2,

@@ -258,7 +258,7 @@ def test_a_reboot_to_an_earlier_time_counts_as_none(tmp_path, clocks, reboot):
 
 def test_where_boots_cannot_be_told_apart_the_wall_clock_counts(tmp_path, clocks, monkeypatch):
     monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: b"")
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         queue.push("a")
         clocks.go_on(100)
         queue.push("b")
@@ -275,15 +275,15 @@ def test_where_boots_cannot_be_told_apart_the_wall_clock_counts(tmp_path, clocks
 
 
 def test_age_is_kept_by_flush_copy_and_a_restart(tmp_path, clocks):
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         queue.push(["a", "b"])
         clocks.go_on(100)
         queue.flush(force=True)
         assert age(queue) == 100
-        with queue.copy("copy") as copy:
+        with clocks.given_to(queue.copy("copy")) as copy:
             assert age(copy) == 100
     clocks.go_on(100)
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         assert age(queue) == 200
 
 

@@ -114,7 +114,7 @@ def has_ended(pid: int) -> bool:
 
 
 def in_a_small_process(fn: Callable[..., Any], *args: object) -> Any:
-    """Return ``fn(*args)``, of a module in this folder, called in a new process, which has imported little yet.
+    """Return ``fn(*args)``, of a module of the tests, called in a new process, which has imported little yet.
 
     What forks very often goes there: from a process of pytest's, with all that tests have imported, a fork takes
     ten times as long.

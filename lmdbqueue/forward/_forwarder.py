@@ -1,6 +1,4 @@
-"""Forwarding: what is in a queue on this machine goes to a central one, each item exactly once.
-
-    Forwarder(PersistentQueue('jobs'), PostgresQueue('postgresql://central/app', 'jobs')).run()
+"""Draining a source into a target: each item exactly once if the target keeps marks, else at least once.
 
 Owns: the order of the steps, waiting, stopping. Law: an item is removed here only after it was stored there; and no
 batch is begun before the one before is gone here. So only the last batch can be in doubt, and its mark, which is
@@ -26,30 +24,22 @@ A reader of a queue is drained in the same way, with "the reader passes" for "re
 
 The source has one consumer, the forwarder. Who else pops from it may get what is just being forwarded; but nothing
 that was not forwarded is ever removed. A target that keeps no mark gets the last batch again after a crash.
+
+What a target refuses for good (``RefusedError``) goes to the dead letters, or a reader passes it and it becomes a dead
+letter of a queue of its own; what it has taken of the batch is removed; then step 4. Killed before that, the next run
+sends it again, and is refused again.
 """
 
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lmdbqueue._errors import ForwardError, StorageError
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag
-from lmdbqueue._local.source import QueueSource, ReaderSource, Source, source_of
-from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
-
-__all__ = [
-    "Batch",
-    "BusyError",
-    "Forwarded",
-    "Forwarder",
-    "Mark",
-    "Origin",
-    "QueueSource",
-    "ReaderSource",
-    "Source",
-    "Target",
-]
+from lmdbqueue._local.source import source_of
+from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target
 
 if TYPE_CHECKING:
     import logging
@@ -67,17 +57,19 @@ class Forwarded(NamedTuple):
     failures: int = 0  # of the target; after each it was tried again
     waiting: int = 0  # items, here, when it was looked last
     away_since: float | None = None  # seconds since 1970, when the target was found away; None: it is there
+    refused: int = 0  # items that are dead letters now
 
 
 class Forwarder:
-    """Drains a queue into a target, in order, each item exactly once.
+    """Drains a queue into a target, in order, each item exactly once, or at least once if the target keeps no marks.
 
     ``local`` is a ``PersistentQueue``, the path of its directory, a reader of it (``queue.reader("central")``: then the
-    items stay for others, and only that reader moves), or a ``Source``; ``remote`` is a ``PostgresQueue`` or a
-    ``Target`` of your own. ``batch``: items at a time, of ``max_bytes`` together. With ``follow`` it waits for
-    more items, else it ends when none is left. ``away``: which errors of the target mean that it is away; then it is
-    tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells since when, and when it is back.
-    ``progress`` is called with a ``Forwarded`` after each batch, each failure, and when the target is back.
+    items stay for others, and only that reader moves), or a ``Source``; ``remote`` is a ``PostgresQueue``, an
+    ``HttpTarget``, an ``MqttTarget``, or a ``Target`` of your own. ``batch``: items at a time, of ``max_bytes``
+    together. With ``follow`` it waits for more items, else it ends when none is left. ``away``: which errors of the
+    target mean that it is away; then it is tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue``
+    tells since when, and when it is back. ``progress`` is called with a ``Forwarded`` after each batch, each failure,
+    and when the target is back.
     """
 
     def __init__(
@@ -155,7 +147,14 @@ class Forwarder:
                 self._target.store(batch)
             except BusyError:
                 return True
+            except RefusedError as error:
+                self._answered("store")
+                self._settle(batch, error)
+                number -= 1
+                continue
             except self._away as error:
+                if isinstance(error, AwayError):
+                    self._settle(batch, error)
                 self._tell("store", error)
                 return True
             self._answered("store")
@@ -181,11 +180,30 @@ class Forwarder:
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()
         self._done = self._done._replace(waiting=bounds.waiting)
-        seqs, payloads = self._source.read(self._batch, self._max_bytes)
+        items = min(self._batch, self._target.limit or self._batch)
+        size = min(self._max_bytes, self._target.max_bytes or self._max_bytes)
+        seqs, payloads = self._source.read(items, size)
         if not seqs:
             return None
         mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs))
         return Batch(self._source.origin, mark, payloads)
+
+    def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:
+        """Let what the target refused of a batch be dead, and remove what it has taken, as far as that is all."""
+        if error.refused:
+            self._source.refuse(error.refused)
+            self._done = self._done._replace(refused=self._done.refused + len(error.refused))
+            seq, reason = next(iter(error.refused.items()))
+            told = "the target refused %d items, dead letters now; item %d: %s"
+            _logger().warning(told, len(error.refused), seq, reason)
+            if self._progress is not None:
+                self._progress(self._done)
+        known = {*error.stored, *error.refused}
+        pairs = zip(batch.mark.seqs, batch.payloads, strict=True)
+        prefix = [pair for pair in takewhile(lambda pair: pair[0] in known, pairs) if pair[0] not in error.refused]
+        if prefix:
+            self._source.remove([seq for seq, _ in prefix])
+            self._count(batch._replace(payloads=[payload for _, payload in prefix]))
 
     def _count(self, batch: Batch) -> None:
         done = self._done
@@ -215,7 +233,8 @@ class Forwarder:
         since = time.time() if done.away_since is None else done.away_since
         self._done = done._replace(failures=done.failures + 1, away_since=since)
         self._failed_at = step
-        pause = min(self._pause, 0.1 * 2.0**self._failures)
+        wish = getattr(error, "retry_after", None)
+        pause = min(self._pause, 0.1 * 2.0**self._failures) if wish is None else wish
         self._failures = min(self._failures + 1, 20)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
         _logger().warning("the target is away since %s, next try in %.1f s: %s", when, pause, error)

@@ -1,0 +1,42 @@
+"""Forwarding: what is in a queue on this machine goes elsewhere: to PostgreSQL, over HTTP, over MQTT, or where you say.
+
+    Forwarder(PersistentQueue('jobs'), PostgresQueue('postgresql://central/app', 'jobs')).run()
+    Forwarder(PersistentQueue('readings'), HttpTarget('https://example.org/readings')).run()
+
+The map, top down:
+
+==============  ==========================================================
+``_mqtt``       ``MqttTarget``: a topic of a broker
+``_http``       ``HttpTarget``: requests to a URL
+``_bodies``     what becomes of an item outside: JSON, or its bytes
+``_forwarder``  ``Forwarder``: the order of the steps, waiting, stopping
+==============  ==========================================================
+"""
+
+from lmdbqueue._local.source import QueueSource, ReaderSource, Source
+from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import as_bytes, as_json, as_json_lines, load
+from lmdbqueue.forward._forwarder import Forwarded, Forwarder
+from lmdbqueue.forward._http import HttpTarget
+from lmdbqueue.forward._mqtt import MqttTarget
+
+__all__ = [
+    "AwayError",
+    "Batch",
+    "BusyError",
+    "Forwarded",
+    "Forwarder",
+    "HttpTarget",
+    "Mark",
+    "MqttTarget",
+    "Origin",
+    "QueueSource",
+    "ReaderSource",
+    "RefusedError",
+    "Source",
+    "Target",
+    "as_bytes",
+    "as_json",
+    "as_json_lines",
+    "load",
+]

@@ -1,0 +1,182 @@
+"""Items as HTTP requests.
+
+Owns: what an answer means. Law: a request that was not answered with 2xx may have been taken all the same, so each
+carries a key that is the same each time the same items are sent. Must not know: where items come from.
+
+============================  ===============================================================================
+answer                        what becomes of the items of the request
+============================  ===============================================================================
+2xx                           done
+413, and other 4xx            sent again in halves; an item that is refused alone becomes a dead letter with the
+                              status and the answer's text
+429, 503                      sent again, after ``Retry-After`` if that is given
+401, 407, 408, 421, 425       sent again: they speak of the sender, or of the moment, and not of the items
+3xx, 5xx, none, a broken one  sent again, after a pause that doubles each time
+============================  ===============================================================================
+"""
+
+import http.client
+import ssl
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+from lmdbqueue._verbs.batch import AwayError, Batch, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import as_json, as_json_lines, load
+
+_DONE, _MOVED, _REFUSED = 2, 3, 4  # hundreds of a status
+_SENDER: Final = {401, 407, 408, 421, 425, 429}  # 4xx that say nothing of the items
+_TYPES: Final = {as_json: "application/json", as_json_lines: "application/x-ndjson"}
+_TOLD: Final = 500  # characters of an answer that a reason has
+_READ: Final = 1 << 16  # bytes of an answer that are read; with more the connection is closed
+_LONGEST: Final = 3600.0  # seconds that ``Retry-After`` may ask for
+
+
+class HttpTarget(Target):
+    """Send items as POST requests to a URL, in order, each at least once, one request at a time.
+
+    Each request has a header ``Idempotency-Key``, made of the uuid of the queue's directory and the numbers of the
+    items: a server that remembers keys takes each item once. With ``batch=1`` the key is that of an item; with more
+    it is that of a batch, and after a crash the same items may come in other batches.
+
+    Args:
+        url: An ``http`` or ``https`` address; ``user:password@`` in it becomes basic authentication.
+        headers: More headers for each request; yours win.
+        encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
+            ``as_json_lines``, ``as_bytes``, or a function of your own. An item that it cannot encode is refused.
+        batch: The number of items of a request, at the most.
+        max_bytes: The size of the payloads of a request, at the most, unless a single item is larger.
+        timeout: Seconds without any answer after which the server counts as away.
+        loads: Makes the item of a payload: ``load`` (the default) takes pickles and JSON texts; ``bytes`` takes all.
+        context: For ``https``; None: certificates are verified with what the system trusts.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        encode: Callable[[Any], bytes] = as_json,
+        batch: int = 1,
+        max_bytes: int | None = None,
+        timeout: float = 10.0,
+        *,
+        loads: Callable[[bytes], Any] = load,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            message = f"a URL begins with http:// or https:// and has a host, not {url!r}"
+            raise ValueError(message)
+        if batch < 1:
+            message = f"a request has at least one item, not {batch}"
+            raise ValueError(message)
+        self.limit = self._size = batch
+        self.max_bytes = max_bytes
+        self._encode = encode
+        self._loads = loads
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._headers = {"Content-Type": _TYPES.get(encode, "application/octet-stream"), "User-Agent": "lmdbqueue"}
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
+        given = dict(headers or {})
+        names = {name.lower() for name in given}
+        self._headers = {name: value for name, value in self._headers.items() if name.lower() not in names} | given
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            self._connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=context)
+        else:
+            self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+
+    def last(self, origin: Origin) -> Mark | None:
+        """Return None: a server keeps no mark."""
+        del origin
+        return None
+
+    def store(self, batch: Batch) -> None:
+        """Send the items; raise what ``Target.store`` says."""
+        stored: list[int] = []
+        refused: dict[int, str] = {}
+        whole = list(zip(batch.mark.seqs, batch.payloads, strict=True))
+        left = [whole[at : at + self._size] for at in range(0, len(whole), self._size)][::-1]
+        while left:
+            some = left.pop()
+            answer = self._try(batch.origin, [seq for seq, _ in some], [payload for _, payload in some])
+            if answer.is_done:
+                stored += [seq for seq, _ in some]
+            elif not answer.is_refusal:
+                raise AwayError(answer.text, retry_after=answer.pause, stored=stored, refused=refused)
+            elif len(some) == 1:
+                refused[some[0][0]] = answer.text
+            else:
+                half = len(some) // 2
+                left += [some[half:], some[:half]]
+        if refused:
+            raise RefusedError(refused, stored)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _try(self, origin: Origin, seqs: list[int], payloads: list[bytes]) -> "_Answer":
+        """Send one request; return what became of it."""
+        try:
+            items = list(map(self._loads, payloads))
+            body = self._encode(items[0] if self._size == 1 else items)
+        except Exception as error:
+            return _Answer(None, f"it cannot be encoded: {type(error).__name__}: {error}", is_refusal=True)
+        numbers = str(seqs[0]) if self._size == 1 else f"{seqs[0]}-{seqs[-1]}-{len(seqs)}"
+        headers = {"Idempotency-Key": f"{origin.uuid}-{quote(origin.name, safe='')}-{numbers}", **self._headers}
+        is_used = self._connection.sock is not None
+        try:
+            try:
+                return self._post(body, headers)
+            except (ConnectionError, http.client.BadStatusLine):
+                self._connection.close()
+                if not is_used:
+                    raise
+                return self._post(body, headers)  # the server had closed it since the last request
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            return _Answer(None, f"{type(error).__name__}: {error}")
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
+        self._connection.request("POST", self._path, body, headers)
+        answer = self._connection.getresponse()
+        text = answer.read(_READ)
+        if not answer.isclosed():
+            self._connection.close()
+        told = " ".join(text.decode("utf-8", "replace").split())[:_TOLD] or answer.reason
+        kind = answer.status // 100
+        if kind == _MOVED:
+            told = f"it is at {answer.headers.get('Location')}: give that address"
+        return _Answer(
+            _seconds(answer.headers.get("Retry-After")),
+            f"{answer.status} {told}",
+            is_done=kind == _DONE,
+            is_refusal=kind == _REFUSED and answer.status not in _SENDER,
+        )
+
+
+class _Answer(NamedTuple):
+    """What became of a request; neither done nor refused: it is to be sent again."""
+
+    pause: float | None  # seconds for which the server wants to be left alone
+    text: str
+    is_done: bool = False
+    is_refusal: bool = False
+
+
+def _seconds(after: str | None) -> float | None:
+    """Return what ``Retry-After`` says, a number of seconds or a date."""
+    if after is None:
+        return None
+    if after.strip().isdigit():
+        return min(float(after), _LONGEST)
+    with suppress(ValueError):
+        return min(max(0.0, parsedate_to_datetime(after).timestamp() - time.time()), _LONGEST)
+    return None

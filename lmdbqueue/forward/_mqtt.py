@@ -1,0 +1,228 @@
+"""Items as messages on an MQTT topic; needs paho-mqtt, the extra ``mqtt``.
+
+Owns: when a message counts as sent. Law: an item is done when the broker has acknowledged it (PUBACK, PUBCOMP; with
+``qos=0`` when it was written to the connection); a connection that failed is never used again, so nothing of a batch
+that failed is sent behind the back of the next one. Must not know: where items come from.
+"""
+
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from lmdbqueue._verbs.batch import AwayError, Batch, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import as_json, load
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client
+
+_REFUSED: Final = {0x95: "the message is too large for the broker", 0x99: "the broker takes no such payload"}
+_FAILED: Final = 0x80  # reason codes from here on
+_FLIGHT: Final = 100  # messages that no answer has come to, at the most
+
+
+class MqttTarget(Target):
+    """Publish each item as a message, in order, each at least once.
+
+    MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
+    and the number of the item, so a subscriber can leave out what it has. A message that is larger than the broker
+    takes becomes a dead letter; any other error means that the broker is away.
+
+    Args:
+        host: The broker.
+        port: Its port; 8883 is usual with TLS.
+        topic: What the messages are published to.
+        qos: 1: done when the broker has acknowledged it; 2: with MQTT's own handshake; 0: when it was written, which
+            loses messages when the connection does.
+        tls: The context of a TLS connection, such as ``ssl.create_default_context()``; None for none.
+        username: For the broker, with ``password``.
+        password: See there.
+        client_id: "" lets the broker give one.
+        encode: Makes the payload of an item: ``as_json`` (the default), ``as_bytes``, or a function of your own.
+        loads: Makes the item of what is stored: ``load`` (the default) takes pickles and JSON texts.
+        batch: The number of items that are published before the first of them is acknowledged, at the most.
+        timeout: Seconds without any answer after which the broker counts as away.
+    """
+
+    max_bytes = None
+
+    def __init__(
+        self,
+        host: str,
+        port: int = 1883,
+        *,
+        topic: str,
+        qos: int = 1,
+        tls: ssl.SSLContext | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        client_id: str = "",
+        encode: Callable[[Any], bytes] = as_json,
+        loads: Callable[[bytes], Any] = load,
+        batch: int = 1000,
+        timeout: float = 10.0,
+    ) -> None:
+        if not topic or set(topic) & set("+#\0"):
+            message = f"a topic to publish to has no wildcards and is not empty, and this is {topic!r}"
+            raise ValueError(message)
+        if qos not in (0, 1, 2):
+            message = f"qos is 0, 1 or 2, not {qos!r}"
+            raise ValueError(message)
+        self.limit = batch
+        self._address = host, port
+        self._topic = topic
+        self._qos = qos
+        self._tls = tls
+        self._user = username, password
+        self._client_id = client_id
+        self._encode = encode
+        self._loads = loads
+        self._timeout = timeout
+        self._connection: _Connection | None = None
+
+    def last(self, origin: Origin) -> Mark | None:
+        """Return None: a broker keeps no mark."""
+        del origin
+        return None
+
+    def store(self, batch: Batch) -> None:
+        """Publish the items; raise what ``Target.store`` says."""
+        refused: dict[int, str] = {}
+        stored: list[int] = []
+        try:
+            connection = self._connected()
+            sent: dict[int, int] = {}  # message id to number of the item
+            for seq, payload in zip(batch.mark.seqs, batch.payloads, strict=True):
+                try:
+                    body = self._encode(self._loads(payload))
+                except Exception as error:
+                    refused[seq] = f"it cannot be encoded: {type(error).__name__}: {error}"
+                    continue
+                if len(body) + len(self._topic) + 200 > connection.max_size:
+                    refused[seq] = _REFUSED[0x95]
+                    continue
+                identity = f"{batch.origin.uuid}/{batch.origin.name}/{seq}"
+                sent[connection.publish(self._topic, body, self._qos, identity)] = seq
+            for message_id, code in connection.answers(set(sent)):
+                seq = sent[message_id]
+                if code in _REFUSED:
+                    refused[seq] = _REFUSED[code]
+                elif code < _FAILED:
+                    stored.append(seq)
+                else:
+                    raise AwayError(f"the broker answered with reason code {code:#x}")
+        except OSError as error:
+            self.close()
+            raise AwayError(str(error), stored=sorted(stored), refused=refused) from error
+        if refused:
+            raise RefusedError(refused, sorted(stored))
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> "_Connection":
+        if self._connection is None:
+            self._connection = _Connection(self._client(), *self._address, self._timeout)
+        return self._connection
+
+    def _client(self) -> "Client":
+        from paho.mqtt.client import Client, MQTTv5  # noqa: PLC0415  (the extra mqtt)
+        from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
+
+        client = Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=MQTTv5, reconnect_on_failure=False)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        if self._user[0] is not None:
+            client.username_pw_set(*self._user)
+        return client
+
+
+class _Connection:
+    """One connection to a broker, until it fails."""
+
+    def __init__(self, client: "Client", host: str, port: int, timeout: float) -> None:
+        self.max_size = 1 << 28  # what MQTT allows
+        self._client = client
+        self._timeout = timeout
+        self._codes: dict[int, int] = {}  # what the broker said of a message, by its id
+        self._flying = 0  # messages that it has said nothing of
+        self._flight = _FLIGHT
+        self._changed = threading.Condition()
+        self._is_up = False
+        self._failure = ""
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_publish = self._on_publish
+        client.connect_timeout = timeout
+        client.max_inflight_messages_set(0)  # paho knows nothing of what the broker takes at a time
+        client.connect(host, port)
+        client.loop_start()
+        try:
+            self._wait(lambda: self._is_up)
+        except BaseException:
+            self.close()
+            raise
+
+    def publish(self, topic: str, body: bytes, qos: int, identity: str) -> int:
+        """Send a message, or let it wait for its turn; return its id."""
+        from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
+        from paho.mqtt.properties import Properties  # noqa: PLC0415
+
+        self._wait(lambda: self._flying < self._flight)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.UserProperty = ("lmdbqueue-id", identity)
+        with self._changed:
+            self._flying += 1
+        info = self._client.publish(topic, body, qos, properties=properties)
+        if info.rc:
+            raise AwayError(self._failure or f"the connection is lost ({info.rc})")
+        return info.mid
+
+    def answers(self, wanted: set[int]) -> "list[tuple[int, int]]":
+        """Wait for what the broker says of messages; return each id with its reason code."""
+        while wanted - self._codes.keys():
+            known = len(self._codes)
+            self._wait(lambda: len(self._codes) > known)  # noqa: B023  (it is called here only)
+        with self._changed:
+            return [(each, self._codes.pop(each)) for each in sorted(wanted)]
+
+    def close(self) -> None:
+        """Leave the broker, and end the thread."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _wait(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._timeout
+        with self._changed:
+            while not is_so():
+                if self._failure:
+                    raise AwayError(self._failure)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise AwayError(f"the broker has not answered for {self._timeout:g} s")
+                self._changed.wait(left)
+
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, code: Any, properties: Any) -> None:
+        with self._changed:
+            if code.is_failure:
+                self._failure = f"the broker refuses the connection: {code}"
+            else:
+                self.max_size = getattr(properties, "MaximumPacketSize", self.max_size)
+                self._flight = min(getattr(properties, "ReceiveMaximum", _FLIGHT), _FLIGHT)
+                self._is_up = True
+            self._changed.notify_all()
+
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, code: Any, _properties: Any) -> None:
+        with self._changed:
+            self._failure = self._failure or f"the connection is lost: {code}"
+            self._changed.notify_all()
+
+    def _on_publish(self, _client: Any, _data: Any, message_id: int, code: Any, _properties: Any) -> None:
+        with self._changed:
+            self._codes[message_id] = code.value
+            self._flying -= 1
+            self._changed.notify_all()

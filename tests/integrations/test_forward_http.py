@@ -1,0 +1,451 @@
+"""Items over HTTP, against a real server that fails in every way."""
+
+import base64
+import http.server
+import json
+import os
+import pickle
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from email.utils import formatdate
+
+import pytest
+from processes import KILLED, forked, status_of
+
+from lmdbqueue import PersistentQueue
+from lmdbqueue.forward import (
+    Batch,
+    Forwarder,
+    HttpTarget,
+    Mark,
+    Origin,
+    RefusedError,
+    Target,
+    as_bytes,
+    as_json_lines,
+)
+
+QUICK = {"pause": 0.01}
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers as its ``script`` says, one entry a request, then with 200; keeps what came."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script = []
+        self.requests = []  # (headers, body) of each
+        self.taken = []  # bodies that were answered with 200
+        self.judge = lambda _body: None  # returns an answer, None for 200
+        self.url = f"http://127.0.0.1:{self.server_port}/items?a=b"
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def stop(self):
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((dict(self.headers), body, self.path))
+        answer = self.server.script.pop(0) if self.server.script else self.server.judge(body)
+        if answer == "hang up":
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.close_connection = True
+            return
+        if answer == "nonsense":
+            self.wfile.write(b"SMTP ready\r\n\r\n")
+            self.close_connection = True
+            return
+        if answer == "half":
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"only this")
+            self.close_connection = True
+            return
+        if answer == "silence":
+            time.sleep(0.3)
+            self.close_connection = True
+            return
+        status, text, headers = answer or (200, "", {})
+        if status == 200:
+            self.server.taken.append(body)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+        if "Close" in headers:
+            self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+def answered(status, text="", **headers):
+    return status, text, {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+# --- what is sent
+
+
+def test_each_item_is_a_request_of_its_own_in_order_with_a_key(server, open_queue):
+    queue = open_queue()
+    queue.push([{"sensor": 7, "value": 21.5}, "text", None])
+    target = HttpTarget(server.url, {"X-Site": "north", "user-agent": "mine"})
+    done = Forwarder(queue, target).run()
+    assert [json.loads(body) for body in server.taken] == [{"sensor": 7, "value": 21.5}, "text", None]
+    assert (done.items, done.batches, done.refused, len(queue)) == (3, 3, 0, 0)
+    headers = [headers for headers, _, _ in server.requests]
+    uuid = queue._environment.directory.options.uuid
+    assert [each["Idempotency-Key"] for each in headers] == [f"{uuid}-queue-{seq}" for seq in range(3)]
+    assert {(each["Content-Type"], each["X-Site"], each["user-agent"]) for each in headers} == {
+        ("application/json", "north", "mine")
+    }
+    assert {path for _, _, path in server.requests} == {"/items?a=b"}
+
+
+def test_a_batch_is_one_request(server, open_queue):
+    queue = open_queue(dumps=lambda item: json.dumps(item).encode(), loads=json.loads)
+    queue.push(list(range(7)))
+    Forwarder(queue, HttpTarget(server.url, batch=3)).run()
+    queue.push(list(range(3)))
+    Forwarder(queue, HttpTarget(server.url, None, as_json_lines, 3)).run()
+    assert server.taken == [b"[0,1,2]", b"[3,4,5]", b"[6]", b"0\n1\n2\n"]
+    assert server.requests[0][0]["Idempotency-Key"].endswith("-queue-0-2-3")
+    assert server.requests[3][0]["Content-Type"] == "application/x-ndjson"
+    queue.push(["x" * 100] * 3)
+    Forwarder(queue, HttpTarget(server.url, batch=3, max_bytes=150)).run()
+    assert list(map(len, server.taken[4:])) == [207, 104]
+
+
+def test_bytes_go_as_they_are(server, open_queue):
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push([b"\x80\x81", b""])
+    url = server.url.replace("//", "//Ann:a%40b@")
+    Forwarder(queue, HttpTarget(url, {"Content-Type": "x/y"}, as_bytes, loads=bytes)).run()
+    assert server.taken == [b"\x80\x81", b""]
+    assert server.requests[0][0]["Content-Type"] == "x/y"
+    assert base64.b64decode(server.requests[0][0]["Authorization"].removeprefix("Basic ")) == b"Ann:a@b"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "x"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ValueError, match="a URL begins with"):
+        HttpTarget(url)
+    with pytest.raises(ValueError, match="at least one"):
+        HttpTarget("http://x", batch=0)
+
+
+# --- what an answer means
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "hang up",
+        "nonsense",
+        "silence",
+        answered(500),
+        answered(502, "x" * 200_000),
+        answered(503),
+        answered(301, Location="/elsewhere"),
+        *map(answered, (401, 407, 408, 421, 425, 429)),
+    ],
+)
+def test_what_speaks_of_the_server_is_tried_again(server, open_queue, answer):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    server.script = [None, answer, answer]
+    done = Forwarder(queue, HttpTarget(server.url, timeout=0.1), **QUICK).run()
+    assert server.taken == [b'"a"', b'"b"']
+    assert (done.refused, len(queue), len(queue.dead)) == (0, 0, 0)
+    assert done.failures >= 1
+
+
+def test_a_status_counts_though_the_rest_of_the_answer_is_lost(server, open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    server.script = ["half"]
+    done = Forwarder(queue, HttpTarget(server.url), **QUICK).run()
+    assert (server.taken, done.failures) == ([b'"b"'], 0)
+
+
+def test_a_server_that_is_not_there_is_away(open_queue, server, caplog):
+    queue = open_queue()
+    queue.push("a")
+    server.server_close()
+    forwarder = Forwarder(
+        queue, HttpTarget(server.url), progress=lambda now: now.failures < 3 or forwarder.stop(), **QUICK
+    )
+    assert forwarder.run().away_since is not None
+    assert "ConnectionRefusedError" in caplog.text
+    assert len(queue) == 1
+
+
+@pytest.mark.parametrize("how", ["1", "date"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_wants_to_be_left_alone_is(server, open_queue, status, how):
+    queue = open_queue()
+    queue.push("a")
+    after = formatdate(time.time() + 2, usegmt=True) if how == "date" else how
+    server.script = [answered(status, Retry_After=after)]
+    before = time.monotonic()
+    Forwarder(queue, HttpTarget(server.url), **QUICK).run()
+    assert time.monotonic() - before >= 0.9
+    assert len(server.requests) == 2
+
+
+def test_nonsense_in_retry_after_is_none(server, open_queue):
+    queue = open_queue()
+    queue.push("a")
+    server.script = [answered(503, Retry_After="soon"), answered(503, Retry_After="-1")]
+    Forwarder(queue, HttpTarget(server.url), **QUICK).run()
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 410, 413, 422])
+def test_an_item_that_is_refused_is_a_dead_letter_with_the_answer_and_the_others_go_on(server, open_queue, status):
+    queue = open_queue()
+    queue.push(["a", "bad", "c"])
+    server.judge = lambda body: answered(status, "no\n such  thing") if body == b'"bad"' else None
+    done = Forwarder(queue, HttpTarget(server.url)).run()
+    assert server.taken == [b'"a"', b'"c"']
+    assert (done.items, done.refused, done.failures) == (2, 1, 0)
+    (letter,) = queue.dead
+    assert (letter.seq, letter.item, letter.reason) == (1, "bad", f"{status} no such thing")
+    queue.dead.requeue()
+    server.judge = lambda _: None
+    assert Forwarder(queue, HttpTarget(server.url)).run().items == 1
+    assert server.taken[-1] == b'"bad"'
+
+
+def test_what_cannot_be_encoded_or_read_is_refused(server, open_queue):
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push([pickle.dumps({1, 2}), b"rotten", b"1", pickle.dumps(b"x")])
+    done = Forwarder(queue, HttpTarget(server.url, batch=4)).run()
+    assert (server.taken, done.refused) == ([b"[1]"], 3)
+    assert "not JSON serializable" in next(iter(queue.dead)).reason
+
+
+@pytest.mark.parametrize("status", [413, 400])
+def test_a_batch_that_is_refused_is_split_until_the_one_is_found(server, open_queue, status):
+    queue = open_queue()
+    queue.push(list(range(20)))
+    server.judge = lambda body: answered(status, "bad") if b"13" in body else None
+    Forwarder(queue, HttpTarget(server.url, batch=10)).run()
+    taken = [number for body in server.taken for number in json.loads(body)]
+    assert taken == [number for number in range(20) if number != 13]
+    assert [letter.item for letter in queue.dead] == [13]
+    assert len(queue) == 0
+
+
+def test_a_server_that_takes_small_bodies_only_gets_small_bodies(server, open_queue):
+    queue = open_queue()
+    queue.push(["x" * 30] * 16)
+    server.judge = lambda body: answered(413) if len(body) > 100 else None
+    done = Forwarder(queue, HttpTarget(server.url, batch=16)).run()
+    assert (len(server.taken), done.refused) == (8, 0)
+
+
+def test_what_was_taken_of_a_split_batch_is_not_sent_again(server, open_queue):
+    queue = open_queue()
+    queue.push([0, 1, 2, 3])
+    server.script = [answered(413), None, answered(500)]
+    Forwarder(queue, HttpTarget(server.url, batch=4), **QUICK).run()
+    assert server.taken == [b"[0,1]", b"[2,3]"]
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_opened_again(server, open_queue):
+    queue = open_queue()
+    queue.push([0, 1, 2])
+    server.judge = lambda _: answered(200, Close="soon")
+    done = Forwarder(queue, HttpTarget(server.url)).run()
+    assert (server.taken, done.failures) == ([b"0", b"1", b"2"], 0)
+
+
+def test_the_command_posts_and_tells_what_was_refused(server, open_queue):
+    queue = open_queue()
+    queue.push([1, {"a": 2}, "bad"])
+    server.judge = lambda body: answered(422, "no") if b"bad" in body else None
+    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._directory]
+
+    def run(*arguments):
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+    done = run(server.url, "--header", "X-Site: north", "--batch", "1")
+    assert done.stdout.endswith("2 items in 2 batches; failures of the target: 0; refused, now dead letters: 1\n")
+    assert server.taken == [b"1", b'{"a":2}']
+    assert server.requests[0][0]["X-Site"] == "north"
+    queue.push(b"whole")
+    assert run(server.url, "--bytes").returncode == 0
+    assert pickle.loads(server.taken[-1]) == b"whole"
+    for wrong in ("http://", "https:///x"):
+        assert run(wrong).returncode == 2
+    assert run(server.url, "--header", "nothing").returncode == 2
+    assert run(server.url, "--name", "jobs").returncode == 4
+
+
+# --- refusals of any target
+
+
+class Picky(Target):
+    """Takes nothing that is odd; keeps marks, or not."""
+
+    def __init__(self, *, keeps):
+        self.keeps, self.mark, self.items = keeps, None, []
+
+    def last(self, _origin):
+        return self.mark
+
+    def store(self, batch):
+        odd = {seq: "odd" for seq, payload in zip(batch.mark.seqs, batch.payloads, strict=True) if int(payload) % 2}
+        if odd:
+            raise RefusedError(odd)
+        self.items += map(int, batch.payloads)
+        if self.keeps:
+            assert batch.mark.number == (self.mark.number if self.mark else 0) + 1
+            self.mark = batch.mark
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_target_of_your_own_refuses_items(open_queue, keeps):
+    queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
+    queue.push(list(range(25)))
+    done = Forwarder(queue, Picky(keeps=keeps), batch=10).run()
+    assert done[:2] == (13, 2)
+    assert done.refused == 12
+    assert [letter.item for letter in queue.dead] == list(range(1, 25, 2))
+    assert {letter.reason for letter in queue.dead} == {"odd"}
+
+
+def test_only_what_was_refused_is_dead_whatever_came_back_before_it(open_queue):
+    queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
+    queue.push(list(range(8)))
+    held = queue.lease(3)
+    target = Picky(keeps=False)
+    store = target.store
+
+    def meanwhile(batch):
+        if held:
+            held.nack()
+        store(batch)
+
+    target.store = meanwhile
+    Forwarder(queue, target, batch=2).run()
+    assert sorted(target.items) == [0, 2, 4, 6]
+    assert sorted(letter.item for letter in queue.dead) == [1, 3, 5, 7]
+
+
+def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(open_queue, tmp_path):
+    queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
+    queue.push(list(range(6)))
+    queue.reader("other")
+    target = Picky(keeps=True)
+    Forwarder(queue.reader("central"), target, batch=4).run()
+    assert target.items == [0, 2, 4]
+    assert (len(queue), queue.reader("central").position, len(queue.dead)) == (6, 6, 0)
+    aside = PersistentQueue("queue", tmp_path, name="queue-central-refused", dumps=bytes, loads=int)
+    assert [(letter.item, letter.reason) for letter in aside.dead] == [(n, f"item {n}: odd") for n in (1, 3, 5)]
+    aside.close()
+
+
+def test_a_source_without_dead_letters_says_so():
+    target = Picky(keeps=False)
+    with pytest.raises(RefusedError) as caught:
+        target.store(Batch(Origin("", ""), Mark(1, [0], 1, 1), [b"1"]))
+    assert (caught.value.refused, caught.value.stored) == ({0: "odd"}, ())
+
+
+# --- kills
+
+
+def _account(server, place, items, kills, record_property):
+    with PersistentQueue("spool", place) as queue:
+        queue.push(list(range(items)))
+    bad = set(random.sample(range(items), items // 50))
+    seen = []
+    moments = sorted(random.sample(range(items), kills))
+    failures = 0
+
+    def judge(body):
+        nonlocal failures
+        number = json.loads(body)
+        if number in bad:
+            return answered(422, "bad")
+        chance = random.random()  # noqa: S311
+        if chance < 0.01:
+            failures += 1
+            return random.choice(["hang up", answered(500), answered(503)])  # noqa: S311
+        after = chance > 0.5
+        if after:
+            seen.append(number)
+        if moments and number >= moments[0]:
+            moments.pop(0)
+            os.kill(pid, signal.SIGKILL)
+        if not after:
+            seen.append(number)
+        return None
+
+    server.judge = judge
+    path = os.path.join(place, "spool")
+    killed = 0
+    while True:
+        gate_r, gate_w = os.pipe()
+
+        def child(gate=gate_r):
+            os.read(gate, 1)  # until the server knows whom to kill
+            Forwarder(path, HttpTarget(server.url), **QUICK).run()
+
+        pid = forked(child)
+        os.write(gate_w, b"x")
+        status = status_of(pid, 300)
+        os.close(gate_r)
+        os.close(gate_w)
+        if status == 0:
+            break
+        assert status == KILLED
+        killed += 1
+    assert killed == kills
+    expected = [number for number in range(items) if number not in bad]
+    assert list(dict.fromkeys(seen)) == expected, "lost, or out of order"
+    assert len(seen) - len(expected) <= killed + failures
+    with PersistentQueue("spool", place) as queue:
+        assert len(queue) == 0
+        assert {letter.item for letter in queue.dead} == bad
+        assert {letter.reason for letter in queue.dead} == {"422 bad"}
+        assert queue.check() == []
+    record_property("kills", killed)
+
+
+def test_a_sender_that_is_killed_loses_none_and_keeps_the_order(server, tmp_path, record_property):
+    _account(server, tmp_path, 600, 12, record_property)
+
+
+@pytest.mark.long
+def test_a_sender_is_killed_fifty_times_in_20_000_items(server, tmp_path, record_property):
+    _account(server, tmp_path, 20_000, 50, record_property)
