@@ -68,7 +68,8 @@ def used(path: str, transaction: int) -> int | None:
         )
     finally:
         os.close(fd)
-    return snapshot.size - free * snapshot.page_size
+    of_the_list = snapshot.free.branches + snapshot.free.leaves + snapshot.free.overflow
+    return snapshot.size - (free + of_the_list) * snapshot.page_size
 
 
 def _wipe(fd: int, start: int, end: int) -> None:

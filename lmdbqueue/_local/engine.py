@@ -188,8 +188,9 @@ class LocalEngine:
         """Return the payloads of the entries, found undamaged."""
         values = [value for _, value in entries]
         if self.checksum and not _format.are_intact([key for key, _ in entries], values, self.salt):
-            key, value = next(each for each in entries if not _format.is_intact(*each, self.salt))
-            raise CorruptItemError(_format.seq_of(key), value[: -_format.SEAL_SIZE])
+            raise CorruptItemError(
+                *self.opened(next(each for each in entries if not _format.is_intact(*each, self.salt)))
+            )
         return _format.payloads(values, sealed=self.checksum)
 
     def _bodies(self, entries: list[Entry]) -> Sequence[bytes]:
