@@ -23,6 +23,7 @@ file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only 
 ``_model``        what a queue is: functions of a transaction
 ``_lmdb``         everything that trusts or bypasses LMDB
 ``_host``         files, processes, threads
+``_values``       values that cross floors
 ``_format``       what the bytes on disk mean
 ``_errors``       every exception
 ================  ==================================================================================
@@ -62,13 +63,12 @@ from lmdbqueue._errors import (
     VersionError,
 )
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._model.readers import ReaderStats
+from lmdbqueue._values import ReaderStats, Stats
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease
 from lmdbqueue._verbs.reader import Reader
 
 if TYPE_CHECKING:
     from lmdbqueue._local.check import check
-    from lmdbqueue._model.stats import Stats
     from lmdbqueue._verbs.worker import Retry, Worked
 else:
 
@@ -76,8 +76,6 @@ else:
         """Import at its first use what few need: 5 % of what an import takes."""
         if name == "check":
             from lmdbqueue._local import check as module  # noqa: PLC0415
-        elif name == "Stats":
-            from lmdbqueue._model import stats as module  # noqa: PLC0415
         elif name in ("Retry", "Worked"):
             from lmdbqueue._verbs import worker as module  # noqa: PLC0415
         else:

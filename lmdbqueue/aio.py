@@ -4,8 +4,6 @@ Owns: arguments and results of the asynchronous verbs, time limits, what cancell
 Law: a verb means what its namesake without ``await`` means. Must not know: threads, commits.
 """
 
-# ruff: noqa: SLF001  (the parts of the verbs of a queue are used here)
-
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -17,12 +15,12 @@ from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Ope
 from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue._errors import Empty
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._model.readers import ReaderStats
+from lmdbqueue._values import ReaderStats, Start
+from lmdbqueue._verbs.encoding import Key, payload_of, payloads_of
 from lmdbqueue._verbs.lease import Lease
-from lmdbqueue._verbs.reader import FollowedQueue, Start
-from lmdbqueue._verbs.reading import checked_count, shaped
+from lmdbqueue._verbs.queue import Queue, is_empty, push_apart
+from lmdbqueue._verbs.reading import checked_count, head_of, shaped
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry, Stop, Worked
-from lmdbqueue._verbs.writing import Key
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
 
@@ -42,9 +40,11 @@ class AsyncQueue(Generic[T]):
     the first again, under its old number. A reader that is cancelled stands where it stood.
     """
 
-    def __init__(self, queue: FollowedQueue[T]) -> None:
+    def __init__(self, queue: Queue[T]) -> None:
         """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
         self.queue = queue
+        self._head = head_of(queue)
+        self._engine = self._head.engine
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
         self._settled = asyncio.Event()
         self._is_closed = False
@@ -53,7 +53,7 @@ class AsyncQueue(Generic[T]):
         self._moving = asyncio.Lock()  # readers
 
     @classmethod
-    def _opened_by(cls, open_: Callable[[], FollowedQueue[T]]) -> Opening[Self]:
+    def _opened_by(cls, open_: Callable[[], Queue[T]]) -> Opening[Self]:
         async def opened() -> Self:
             return cls(await asyncio.to_thread(open_))
 
@@ -77,12 +77,13 @@ class AsyncQueue(Generic[T]):
         self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
     ) -> Any:
         """Append an item, or each item of a list, as one step; encoded before this gives way to others."""
-        self.queue._refuse_after_shutdown()
+        self._head.refuse_push()
+        dumps = self.queue.dumps
         if delay or unique is not None:
-            return await self._call(partial(self.queue._push_apart, items, delay, unique))
+            return await self._call(push_apart, self._engine, dumps, items, delay, unique)
         if not isinstance(items, list):
-            return (await self._pushed([self.queue._encoded(items)])).start
-        return await self._pushed(self.queue._encode(items)) if items else range(0)
+            return (await self._pushed([payload_of(dumps, items)])).start
+        return await self._pushed(payloads_of(dumps, items)) if items else range(0)
 
     def _pushed(self, payloads: list[bytes]) -> "asyncio.Future[range]":
         push = Push(self._loop.create_future(), payloads)
@@ -91,13 +92,13 @@ class AsyncQueue(Generic[T]):
 
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
         """Return the first items and leave them."""
-        queue, n = self.queue, checked_count(items)
+        head, n = self._head, checked_count(items)
         if blocking and n:
-            found = await self._until(lambda: queue._if_enough(n, queue._look), timeout)
+            found = await self._until(lambda: head.if_enough(n, head.look), timeout)
             if found is None:
                 raise Empty(n, timeout)
         else:
-            found = await self._call(queue._look, n, 0) or []
+            found = await self._call(head.look, n, 0) or []
         return shaped(n, found)
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
@@ -134,11 +135,11 @@ class AsyncQueue(Generic[T]):
         blocking: bool,
         timeout: float | None,  # noqa: ASYNC109
     ) -> AsyncLease[T]:
-        queue = self.queue
+        queue, head = self.queue, self._head
         if blocking and checked_count(items):
 
             def attempt() -> Lease[T] | None:
-                return queue._if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
+                return head.if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
 
             found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), timeout)
             if found is None:
@@ -150,7 +151,7 @@ class AsyncQueue(Generic[T]):
     @property
     def dead(self) -> AsyncDeadLetters[T]:
         """The items that were leased ``max_attempts`` times in vain, or cannot be decoded."""
-        return AsyncDeadLetters(self.queue, self._call)
+        return AsyncDeadLetters(self._head, self._call)
 
     async def work(
         self,
@@ -167,15 +168,16 @@ class AsyncQueue(Generic[T]):
         As ``PersistentQueue.work``. One that is cancelled gives back what it holds.
         """
         n = max(1, checked_count(items))
-        loop = AsyncLoop(self, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress)
+        lease = partial(self._leased, n, ttl, blocking=False, timeout=None)
+        loop = AsyncLoop(lease, self._anything, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress)
         return await loop.run()
 
     async def _anything(self, timeout: float) -> bool:  # noqa: ASYNC109
         """Wait for an item, at most ``timeout`` seconds; tell whether there is one."""
-        queue = self.queue
+        head = self._head
 
         def attempt() -> bool | None:
-            return queue._if_enough(1, lambda n, _: bool(queue._candidates(n)) or None)
+            return head.if_enough(1, lambda n, _: bool(head.candidates(n)) or None)
 
         return bool(await self._until(attempt, timeout))
 
@@ -225,16 +227,16 @@ class AsyncQueue(Generic[T]):
     async def __aiter__(self) -> AsyncIterator[T]:
         """Browse from the head to the tail and remove nothing."""
         place = b""
-        while entries := await self._call(self.queue._since, place):
+        while entries := await self._call(self._engine.since, place):
             for entry in entries:
                 place = entry[0]
-                yield self.queue._decode([entry])[0]
+                yield self._head.decode([entry])[0]
 
     # --- the verbs of asyncio.Queue
 
     async def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Append exactly one item, a list too; wait for room if the queue is full."""
-        push = Push(self._future(), [self.queue._encoded(item)], waits=block)
+        push = Push(self._future(), [payload_of(self.queue.dumps, item)], waits=block)
         if await self._waited_for(push, timeout) is None:
             raise push.refusal
 
@@ -278,9 +280,9 @@ class AsyncQueue(Generic[T]):
 
     async def join(self) -> None:
         """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
-        await self._call(self.queue._watch)
+        await self._call(self._engine.watch)
         while True:
-            await self._until(lambda: self.queue._is_empty() or None, None)
+            await self._until(lambda: is_empty(self._engine) or None, None)
             if not self._in_hand:  # what left the queue before was delivered before
                 return
             await self._settled.wait()

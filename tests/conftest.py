@@ -10,6 +10,7 @@ from typing import Any
 
 import postgres_server
 import pytest
+from clocks import Clock
 from hypothesis import HealthCheck, settings
 
 from lmdbqueue import PersistentQueue
@@ -36,14 +37,27 @@ def open_queue(tmp_path) -> Iterator[OpenQueue]:
 
     def open_(filename: str = "queue", **options: Any) -> PersistentQueue[Any]:
         queue: PersistentQueue[Any] = PersistentQueue(filename, tmp_path, **options)
+        if open_.clock is not None:
+            open_.clock.given_to(queue)
         opened.append(queue)
         return queue
 
+    open_.clock = None
+    open_.opened = opened
     yield open_
     for queue in opened:
-        if queue._environment is not None:
+        if not queue._engine.is_closed:
             assert queue.check() == []
             queue.close()
+
+
+@pytest.fixture
+def clocks(open_queue) -> Clock:
+    """Give the clock of all queues that ``open_queue`` opens, and has opened."""
+    open_queue.clock = Clock()
+    for queue in open_queue.opened:
+        open_queue.clock.given_to(queue)
+    return open_queue.clock
 
 
 @pytest.fixture
@@ -120,7 +134,7 @@ def open_postgres(postgres, schema) -> Iterator[Callable[..., PostgresQueue[Any]
 
     yield open_
     for queue in opened:
-        if queue._database is not None:
+        if not queue._engine.is_closed:
             assert queue.check() == []
             queue.close()
 
@@ -139,8 +153,9 @@ class Place:
     def commits(self, queue):
         """Return how many changes there were."""
         if self.kind == "lmdb":
-            return queue.queue._open._generation._env.info()["last_txnid"]
-        return queue.queue._open.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
+            return queue.queue._engine.environment._generation._env.info()["last_txnid"]
+        database = queue.queue._engine.database
+        return database.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
 
 
 @pytest.fixture(params=["lmdb", "postgres"])

@@ -17,8 +17,6 @@ What a take or a lease under way has removed is put back; if the process dies ju
 was popped by a process that died.
 """
 
-# ruff: noqa: SLF001  (the parts of the verbs of a queue are put together here in another way)
-
 import threading
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future
@@ -31,13 +29,15 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
-from lmdbqueue._verbs.reader import FollowedQueue
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._values import Entry
+from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import head_of
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
 
-AnyQueue = FollowedQueue[Any]
+AnyHead = Head[Any]
 Taken = tuple[list[Entry], list[Any]]
 
 
@@ -49,11 +49,11 @@ class Job:
     is_late = False  # its time is over: to be tried once more
     future: "Future[Any]"
 
-    def run(self, queue: AnyQueue) -> Any:
+    def run(self, head: AnyHead) -> Any:
         """Do it, in the worker."""
         raise NotImplementedError
 
-    def undo(self, queue: AnyQueue, result: Any) -> None:
+    def undo(self, head: AnyHead, result: Any) -> None:
         """Undo it, in the worker, if nobody got the result and that matters."""
 
 
@@ -73,11 +73,11 @@ class Call(Job):
         self.fn = fn
         self.undone_by = undo
 
-    def run(self, queue: AnyQueue) -> Any:  # noqa: ARG002
+    def run(self, head: AnyHead) -> Any:  # noqa: ARG002
         """Call it."""
         return self.fn()
 
-    def undo(self, queue: AnyQueue, result: Any) -> None:  # noqa: ARG002
+    def undo(self, head: AnyHead, result: Any) -> None:  # noqa: ARG002
         """Undo it; a queue that was closed has done what can be done."""
         if self.undone_by is not None:
             with suppress(ClosedError):
@@ -95,11 +95,11 @@ class Push(Job):
         self.payloads = payloads
         self.waits = waits
 
-    def run(self, queue: AnyQueue) -> range | None:
+    def run(self, head: AnyHead) -> range | None:
         """Append them."""
-        queue._refuse_after_shutdown()
+        head.refuse_push()
         try:
-            return queue._append(self.payloads)
+            return head.engine.append(self.payloads)
         except Full as error:
             if not self.waits or isinstance(error, DiskFullError):
                 raise
@@ -115,14 +115,14 @@ class Take(Job):
         self.waits = waits
         self.n = self.kind = n
 
-    def run(self, queue: AnyQueue) -> Taken | None:
+    def run(self, head: AnyHead) -> Taken | None:
         """Remove them."""
-        return queue._if_enough(self.n, queue._take_entries) if self.waits else queue._take_entries(self.n, 0)
+        return head.if_enough(self.n, head.take) if self.waits else head.take(self.n, 0)
 
-    def undo(self, queue: AnyQueue, result: Taken) -> None:
+    def undo(self, head: AnyHead, result: Taken) -> None:
         """Put them back."""
         if result[0]:
-            queue._put_back(result[0])
+            head.engine.put_back(result[0])
 
 
 def _of_future(error: BaseException) -> BaseException:
@@ -142,8 +142,10 @@ _PAYLOADS: Final = attrgetter("payloads")
 class Courier:
     """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
 
-    def __init__(self, queue: AnyQueue, loop: AbstractEventLoop) -> None:
-        self._queue = queue
+    def __init__(self, queue: Queue[Any], loop: AbstractEventLoop) -> None:
+        self._queue = queue  # to be opened once more, for what is put back when it was closed
+        self._head = head_of(queue)
+        self._engine = self._head.engine
         self._loop = loop
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
         self._sleepers: list[Job] = []
@@ -157,7 +159,7 @@ class Courier:
     def carry(self, job: Job) -> None:
         """Have a job done. Raises ``ClosedError``."""
         if self._is_closed:
-            raise ClosedError(self._queue._where)
+            raise ClosedError(self._engine.path)
         self._send(job)
 
     def look(self) -> None:
@@ -173,11 +175,11 @@ class Courier:
     def take_back(self, job: Job, result: Any) -> None:
         """Undo what nobody got the result of."""
         if self._is_closed:
-            reopen, arguments = self._queue.__reduce__()
+            reopen, arguments, *_ = self._queue.__reduce__()
             with reopen(*arguments) as queue:
-                job.undo(queue, result)
+                job.undo(head_of(queue), result)
         else:
-            self._send(Call(self._loop.create_future(), lambda: job.undo(self._queue, result)))
+            self._send(Call(self._loop.create_future(), lambda: job.undo(self._head, result)))
 
     def _send(self, job: Job | None) -> None:
         if not self._has_begun:
@@ -209,7 +211,7 @@ class Courier:
                 self._is_wanted.set()
             else:
                 self._is_wanted.clear()
-        self._report([(job, None, ClosedError(self._queue._where)) for job in self._sleepers])
+        self._report([(job, None, ClosedError(self._engine.path)) for job in self._sleepers])
         self._is_wanted.set()
 
     def _wait_for_jobs(self) -> list[Job | None]:
@@ -225,7 +227,7 @@ class Courier:
             return self._each(jobs)
         if kind == Push.kind:
             return self._pushed(jobs)
-        if kind == 1 and not self._queue._is_drained:
+        if kind == 1 and not self._engine.is_drained:
             return self._taken(jobs)
         return self._each(jobs)
 
@@ -237,8 +239,8 @@ class Courier:
             yield from self._pushed(jobs[half:])
             return
         try:
-            self._queue._refuse_after_shutdown()
-            start = self._queue._append(payloads).start
+            self._head.refuse_push()
+            start = self._engine.append(payloads).start
         except Full:
             yield from self._each(jobs)
         except Exception as error:  # it goes to who called
@@ -257,7 +259,7 @@ class Courier:
             return
         for entry, item in zip(*found or ((), ()), strict=True):
             yield jobs.pop(0), ([entry], [item]), None
-        if found and not self._queue._is_shut_down:
+        if found and not self._engine.is_shut_down:
             self._sleepers += [job for job in jobs if job.waits and not job.is_late]
             jobs = [job for job in jobs if not job.waits or job.is_late]
         yield from self._each(jobs)
@@ -265,7 +267,7 @@ class Courier:
     def _available(self, n: int) -> Taken | None:
         """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""
         try:
-            return self._queue._take_entries(n, 0)
+            return self._head.take(n, 0)
         except CommitUnknownError:
             raise
         except Exception:
@@ -274,7 +276,7 @@ class Courier:
     def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
         for job in jobs:
             try:
-                result = job.run(self._queue)
+                result = job.run(self._head)
             except Exception as error:  # it goes to who called
                 yield job, None, error
             else:
@@ -289,7 +291,7 @@ class Courier:
         except RuntimeError:  # the loop is closed: nobody waits any more
             for job, result, _ in results:
                 if result:
-                    job.undo(self._queue, result)
+                    job.undo(self._head, result)
             self._end()
 
     def _end(self) -> None:
@@ -303,9 +305,9 @@ class Courier:
             while not self._has_ended:
                 self._is_wanted.wait()
                 try:
-                    ticket = self._queue._listen()
+                    ticket = self._engine.listen()
                     self._jobs.put(None)
-                    self._queue._sleep(ticket, _LONG)
+                    self._engine.sleep(ticket, _LONG)
                 except ClosedError:
                     raise
                 except QueueError:  # a server that is away: those who wait are told when they are tried

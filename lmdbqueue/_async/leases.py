@@ -15,8 +15,8 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import SIGNALS
-from lmdbqueue._verbs.lease import DeadLetter, Lease
-from lmdbqueue._verbs.reader import FollowedQueue
+from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease, letters_since
 from lmdbqueue._verbs.worker import LOOK, Retry, Stop, Worked, give_back, is_set, warn
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class AsyncLease(Sequence[T]):
 
     def __init__(self, lease: Lease[T], call: Calls) -> None:
         self.lease = lease
-        self._call = call
+        self.call = call  # runs a function outside of the loop
 
     def __repr__(self) -> str:
         return repr(self.lease)
@@ -72,25 +72,25 @@ class AsyncLease(Sequence[T]):
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Acknowledge what is held, or give it back after an exception."""
-        await asyncio.shield(asyncio.ensure_future(self._call(self.lease.__exit__, kind, error, trace)))
+        await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
 
     async def ack(self, seqs: int | Iterable[int] | None = None) -> None:
         """Remove what the lease still holds, or those of ``seqs``, for good."""
-        await self._call(self.lease.ack, seqs)
+        await self.call(self.lease.ack, seqs)
 
     async def nack(
         self, seqs: int | Iterable[int] | None = None, delay: float = 0.0, reason: str | None = None
     ) -> None:
         """Give back what the lease still holds, or those of ``seqs``."""
-        await self._call(self.lease.nack, seqs, delay, reason)
+        await self.call(self.lease.nack, seqs, delay, reason)
 
     async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
         """Set aside what the lease still holds, or those of ``seqs``, as dead letters."""
-        await self._call(self.lease.reject, seqs, reason)
+        await self.call(self.lease.reject, seqs, reason)
 
     async def extend(self, ttl: float | None) -> None:
         """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object."""
-        await self._call(self.lease.extend, ttl)
+        await self.call(self.lease.extend, ttl)
 
 
 class Opening(Generic[C]):
@@ -117,31 +117,32 @@ class Opening(Generic[C]):
 class AsyncDeadLetters(Generic[T]):
     """The dead letters of a queue: as ``DeadLetters``, awaited."""
 
-    def __init__(self, queue: FollowedQueue[T], call: Calls) -> None:
-        self._queue = queue
+    def __init__(self, head: Head[T], call: Calls) -> None:
+        self._head = head
+        self._dead = DeadLetters(head.engine, head.decode)
         self._call = call
 
     async def count(self) -> int:
         """Return how many there are."""
-        found: int = await self._call(self._queue._count_dead)  # noqa: SLF001
+        found: int = await self._call(self._head.engine.count_dead)
         return found
 
     async def __aiter__(self) -> AsyncIterator[DeadLetter[T]]:
         """Yield each, by sequence number."""
         seq = 0
-        while letters := await self._call(self._queue._dead_since, seq):  # noqa: SLF001
+        while letters := await self._call(letters_since, self._head.engine, self._head.decode, seq):
             for letter in letters:
                 yield letter
             seq = letters[-1].seq + 1
 
     async def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
         """Let all, or those of ``seqs``, wait in their places again; return how many there were."""
-        count: int = await self._call(self._queue.dead.requeue, seqs)
+        count: int = await self._call(self._dead.requeue, seqs)
         return count
 
     async def delete(self, seqs: int | Iterable[int] | None = None) -> int:
         """Remove all, or those of ``seqs``, for good; return how many there were."""
-        count: int = await self._call(self._queue.dead.delete, seqs)
+        count: int = await self._call(self._dead.delete, seqs)
         return count
 
 
@@ -150,7 +151,8 @@ class AsyncLoop:
 
     def __init__(
         self,
-        queue: Any,
+        lease: Callable[[], Awaitable["AsyncLease[Any]"]],
+        anything: Callable[[float], Awaitable[bool]],
         handler: Callable[[Any], Awaitable[object]],
         *,
         items: int,
@@ -159,7 +161,8 @@ class AsyncLoop:
         stop: Stop | None,
         progress: Callable[[Worked], object] | None,
     ) -> None:
-        self._queue = queue
+        self._take = lease
+        self._anything = anything
         self._handler = handler
         self._items = items
         self._ttl = ttl
@@ -178,7 +181,7 @@ class AsyncLoop:
         return self._worked
 
     async def _wait(self) -> bool:
-        found = asyncio.ensure_future(self._queue._anything(LOOK))  # noqa: SLF001
+        found = asyncio.ensure_future(self._anything(LOOK))
         stopped = asyncio.ensure_future(self._stopped.wait())
         try:
             await asyncio.wait({found, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -188,7 +191,7 @@ class AsyncLoop:
             stopped.cancel()
 
     async def _once(self) -> None:
-        lease: AsyncLease[Any] = await self._queue.lease(self._items, ttl=self._ttl)
+        lease = await self._take()
         if not lease:
             return  # another was faster
         error: Exception | None = None
@@ -199,7 +202,7 @@ class AsyncLoop:
                     await self._handler(lease.items if self._items > 1 else lease.items[0])
                 except Exception as raised:
                     error = raised
-                    await lease._call(partial(give_back, lease.lease, self._retry, raised))  # noqa: SLF001
+                    await lease.call(partial(give_back, lease.lease, self._retry, raised))
                 finally:
                     heart.cancel()
         except LeaseExpiredError as late:

@@ -9,8 +9,6 @@ the same reader has moved it on since, and would not get these items any more. T
 cancellation had come too late. Moves by one queue object never overlap, so they are not in each other's way.
 """
 
-# ruff: noqa: SLF001  (the parts of the verbs of Reader are put together here in another way)
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,8 +17,10 @@ from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from lmdbqueue._errors import ClosedError, Empty, ShutDown
-from lmdbqueue._verbs.reader import Move, Reader, Start
-from lmdbqueue._verbs.reading import Entry, checked_count, shaped
+from lmdbqueue._values import Entry, Start
+from lmdbqueue._verbs.engine import Move
+from lmdbqueue._verbs.reader import Reader, position_of
+from lmdbqueue._verbs.reading import checked_count, shaped
 
 T = TypeVar("T")
 Begin = Callable[..., "asyncio.Future[Any]"]  # what must not be called in the loop, with its arguments; ``undo``
@@ -37,6 +37,7 @@ class AsyncReader(Generic[T]):
 
     def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
         self.reader = reader
+        self._head = position_of(reader)
         self._begin = begin
         self._until = until
         self._moving = moving  # held by each move, and while it is undone
@@ -61,8 +62,8 @@ class AsyncReader(Generic[T]):
         """Return the next items and do not pass them."""
         n = checked_count(items)
         if not blocking or not n:
-            return shaped(n, await self._begin(self.reader._look, n, 0))
-        found = await self._gathered(partial(self.reader._if_enough, n, self.reader._look), timeout)
+            return shaped(n, await self._begin(self._head.look, n, 0))
+        found = await self._gathered(partial(self._head.if_enough, n, self._head.look), timeout)
         if found is None:
             raise Empty(n, timeout)
         return shaped(n, found)
@@ -74,11 +75,11 @@ class AsyncReader(Generic[T]):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if blocking and n:
-                entries = await self._gathered(partial(self.reader._if_enough, n, self._enough), left)
+                entries = await self._gathered(partial(self._head.if_enough, n, self._enough), left)
                 if entries is None:
                     raise Empty(n, timeout)
             else:
-                entries = await self._begin(self.reader._first, n)
+                entries = await self._begin(self._head.first, n)
             found: list[T] | None = await self._passed(entries) if entries else []
             if found is not None:
                 return shaped(n, found)
@@ -112,9 +113,9 @@ class AsyncReader(Generic[T]):
         """Wait for items, and pass each when the next is asked for; end after ``shutdown()`` when all were read."""
         with suppress(ShutDown):
             while True:
-                for entry in await self._gathered(self.reader._ahead, None):
-                    yield self.reader._decode([entry])[0]
-                    if not await self._moved(self.reader._remove, [entry[0]]):  # another was faster
+                for entry in await self._gathered(self._head.ahead, None):
+                    yield self._head.decode([entry])[0]
+                    if not await self._moved(self._head.advance, [entry[0]]):  # another was faster
                         break
 
     async def close(self) -> None:
@@ -125,11 +126,11 @@ class AsyncReader(Generic[T]):
     # --- what the verbs are made of
 
     def _enough(self, n: int, least: int) -> list[Entry] | None:
-        entries = self.reader._first(n)
+        entries = self._head.first(n)
         return entries if len(entries) >= least else None
 
     async def _gathered(self, attempt: Callable[[], Any], timeout: float | None) -> Any:  # noqa: ASYNC109
-        rest = self.reader._rest(timeout)
+        rest = self._head.rest(timeout)
         if rest > 0:
             await asyncio.sleep(rest)
             timeout = None if timeout is None else timeout - rest
@@ -143,10 +144,10 @@ class AsyncReader(Generic[T]):
         """Pass entries that are the next, and return their items; None if they are not the next any more."""
 
         def undo(taken: tuple[list[T], Move]) -> bool:
-            return self.reader.queue._reader_retreat(taken[1], entries)
+            return self._head.engine.reader_retreat(taken[1], entries)
 
         async with self._moving:
-            passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self.reader._pass, entries, undo=undo)
+            passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self._head.pass_by, entries, undo=undo)
             try:
                 await asyncio.shield(passing)
             except asyncio.CancelledError:

@@ -31,7 +31,7 @@ from lmdbqueue._format import pack
 from lmdbqueue._lmdb.generation import Db, Draft, Generation, Snapshot, Tables, Txn
 from lmdbqueue._local.swap import complete, write_copy
 from lmdbqueue._model import fifo
-from lmdbqueue._model.fifo import Entry
+from lmdbqueue._values import Entry
 
 _OTHER = -1  # there is something that cannot be caught up with
 _FEW = 1_000  # items that may be left for step 4

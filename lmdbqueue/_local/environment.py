@@ -37,7 +37,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
@@ -46,7 +46,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb import generation as _generation
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Txn
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Superseded, Tables, Txn
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -57,6 +57,7 @@ from lmdbqueue._model import fifo
 from lmdbqueue._model.invariants import Progress
 
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
@@ -160,13 +161,15 @@ class Environment:
 
     # --- transactions
 
-    def view(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    def view(self, name: str, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(txn, tables, *args)`` of a snapshot of the queue ``name`` that is on the disk."""
-        return self._read(Generation.view, name, fn, args)
+        result: R = self._read(Generation.view, name, fn, args)
+        return result
 
-    def glance(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    def glance(self, name: str, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
         """Do as ``view``, of a snapshot that a power cut could take back; for what an update will depend on."""
-        return self._read(Generation.glance, name, fn, args)
+        result: R = self._read(Generation.glance, name, fn, args)
+        return result
 
     def _read(self, read: Callable[..., Any], name: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if (block := blocks.current()) is not None:
@@ -188,7 +191,7 @@ class Environment:
                 self._reading.pop(thread, None)
             self.follow(generation)
 
-    def update(self, name: str, fn: Callable[..., Any], *args: Any, room: int = 0) -> Any:
+    def update(self, name: str, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts, room: int = 0) -> R:
         """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
 
         ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
@@ -196,13 +199,15 @@ class Environment:
         """
         if (block := blocks.current()) is not None:
             block.refuse_other(self)
-            return block.write(name, fn, args, room)
+            written: R = block.write(name, fn, args, room)
+            return written
         call = Call(name, fn, args, room)
         self._line.pass_through(call)
         if call.generation is not None:
             with self._writer:  # so that no fork comes amid the flush
                 call.secure()
-        return call.outcome()
+        result: R = call.outcome()
+        return result
 
     @property
     def is_crowded(self) -> bool:

@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._values import Entry
+from lmdbqueue._verbs.reading import head_of
 
 T = TypeVar("T")
 
@@ -23,7 +24,8 @@ class Follower(Generic[T]):
     """Somebody who follows a queue. ``new_only``: what waits already does not count as coming."""
 
     def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False) -> None:
-        self._queue = queue
+        self._head = head_of(queue)
+        self._engine = self._head.engine
         self._place = b""  # the last that was seen
         self._due: set[bytes] = set()  # places of items that were delayed and are there
         if new_only:
@@ -33,12 +35,11 @@ class Follower(Generic[T]):
 
     def wait(self, timeout: float) -> list[T]:
         """Return items that came since the last call; wait for some for ``timeout`` seconds, then return none."""
-        entries = self._queue._await(self._look, timeout)  # noqa: SLF001  (as the verbs wait)
-        return self._queue._decode(entries or [])  # noqa: SLF001
+        return self._head.decode(self._head.wait(self._look, timeout) or [])
 
     def _look(self) -> list[Entry] | None:
         found = self._came_due()
-        while not found and (entries := self._queue._since(self._place)):  # noqa: SLF001  (what iteration reads)
+        while not found and (entries := self._engine.since(self._place)):
             self._place = entries[-1][0]
             found = [entry for entry in entries if not _format.due(entry[0])]
         return found or None
@@ -48,9 +49,9 @@ class Follower(Generic[T]):
         found: list[Entry] = []
         there: set[bytes] = set()
         place = _format.place(0)  # which stands before them, all others behind
-        entries = self._queue._first(2)  # noqa: SLF001
+        entries = self._engine.first(2)
         while entries and any(_format.due(key) for key, _ in entries):
-            entries = self._queue._since(place)  # noqa: SLF001
+            entries = self._engine.since(place)
             delayed = [entry for entry in entries if _format.due(entry[0])]
             found += [entry for entry in delayed if entry[0] not in self._due]
             there.update(key for key, _ in delayed)
@@ -61,9 +62,10 @@ class Follower(Generic[T]):
 
 def numbered(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes]]:
     """Browse as iteration does, and give the numbers and the bytes of the items."""
+    engine = head_of(queue).engine
     place = b""
-    while entries := queue._since(place):  # noqa: SLF001
+    while entries := engine.since(place):
         for entry in entries:
-            (payload,) = queue._payloads([entry])  # noqa: SLF001
+            (payload,) = engine.payloads([entry])
             yield _format.number(entry[0]), payload
         place = entries[-1][0]

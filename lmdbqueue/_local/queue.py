@@ -1,36 +1,29 @@
 """``PersistentQueue``: the verbs on an LMDB environment.
 
-Owns: what a user opens, passes around and closes. Law: each step is one call of the environment; what
-it means stands in ``_model.fifo``, what a verb makes of it in ``_verbs.writing``. Must not know: LMDB, generations.
+Owns: what a user opens and passes around; what concerns a directory as a whole. Law: what a verb means stands in
+``_verbs.queue``, what its steps are in ``_local.engine``. Must not know: LMDB.
 """
 
 import os
 import pickle
-import time
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
 
 from lmdbqueue import _format
-from lmdbqueue._errors import QueueError, TransactionError
-from lmdbqueue._host.owners import Owners
+from lmdbqueue._errors import TransactionError
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._local import compaction
-from lmdbqueue._local.engine import Engine, now
-from lmdbqueue._local.environment import Environment, open_environment
+from lmdbqueue._local.engine import LocalEngine
+from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.state import State
-from lmdbqueue._model import fifo, leases, readers
-from lmdbqueue._model.leases import Return
-from lmdbqueue._verbs.reading import checked_count
-
-if TYPE_CHECKING:
-    from lmdbqueue._model.stats import Stats
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import checked_count, head_of
 
 T = TypeVar("T")
 
 
-class PersistentQueue(Engine[T]):
+class PersistentQueue(Queue[T]):
     """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
 
     ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
@@ -56,6 +49,8 @@ class PersistentQueue(Engine[T]):
     ``CorruptQueueError``; nothing at the path is touched then.
     """
 
+    _engine: LocalEngine
+
     def __init__(
         self,
         filename: str | os.PathLike[str],
@@ -75,58 +70,36 @@ class PersistentQueue(Engine[T]):
         if durability not in ("full", "off"):
             message = f"durability is 'full' or 'off', not {durability!r}"
             raise ValueError(message)
-        super().__init__()
+        directory = os.path.abspath(os.path.join(path, filename))
+        options = _format.Options(checksum=checksum, durability=durability)
+        environment = open_environment(directory, options, _format.check_name(name), progress)
+        super().__init__(
+            LocalEngine(environment, directory, name, maxsize=maxsize, max_bytes=max_bytes, max_attempts=max_attempts),
+            dumps,
+            loads,
+        )
         self.filename = filename
         self.path = path
-        self.dumps = dumps
-        self.loads = loads
         self.flush_limit = flush_limit
-        self.name = _format.check_name(name)
-        self.maxsize = maxsize
-        self.max_bytes = max_bytes
-        self.max_attempts = max_attempts
         self.durability = durability
         self.checksum = checksum
-        self._directory = os.path.abspath(os.path.join(path, filename))
-        environment = open_environment(
-            self._directory, _format.Options(checksum=checksum, durability=durability), name, progress
-        )
-        self._environment: Environment | None = environment
-        self._owners = Owners(environment.directory.path)
-        self._release = weakref.finalize(self, _let_go, environment, self._owners)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """How many bytes of pages may be in use for a push of this object to be taken; None: no limit."""
+        return self._engine.max_bytes
+
+    @max_bytes.setter
+    def max_bytes(self, size: int | None) -> None:
+        self._engine.max_bytes = size
 
     def __repr__(self) -> str:
-        state = "" if self._environment is not None else ", closed"
-        return f"<{type(self).__name__} {self.name!r} in {self._directory!r}{state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        state = ", closed" if self._engine.is_closed else ""
+        return f"<{type(self).__name__} {self.name!r} in {self._engine.path!r}{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same queue in the process that unpickles it."""
-        return _reopen, (type(self), self._directory, self._options())
-
-    @property
-    def _where(self) -> str:
-        return self._directory
-
-    def count(self) -> int:
-        """Return how many items wait in the queue, at a cost that does not depend on it."""
-        found: int = self._read(self._open.view, fifo.count)
-        return found
-
-    def stats(self) -> "Stats":
-        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
-        from dataclasses import replace  # noqa: PLC0415  (they take long to import)
-
-        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415
-
-        environment = self._open
-        found: Stats = self._read(environment.view, of_queue, now())
-        return replace(found, processes=environment.processes())
+        return _reopen, (type(self), self._engine.path, self._options())
 
     def flush(self, force: bool = False) -> int:
         """Give empty space back to the file system; return by how many bytes the file shrank.
@@ -137,7 +110,7 @@ class PersistentQueue(Engine[T]):
         covers all queues of the directory, needs room on disk for a copy of what is in use, and
         changes nothing if it fails (``DiskFullError``) or its process dies.
         """
-        return compaction.flush(self._open, self.name, -1 if force else max(0, self.flush_limit))
+        return compaction.flush(self._engine.environment, self.name, -1 if force else max(0, self.flush_limit))
 
     def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
         """Make a compacted copy of the whole directory, a queue of its own, and return it opened.
@@ -145,8 +118,8 @@ class PersistentQueue(Engine[T]):
         It is a snapshot of one moment, durable when this returns. ``path=None``: beside this one.
         Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
         """
-        target = os.path.dirname(self._directory) if path is None else path
-        compaction.copy(self._open, self.name, os.path.abspath(os.path.join(target, new_filename)))
+        target = os.path.dirname(self._engine.path) if path is None else path
+        compaction.copy(self._engine.environment, self.name, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
     @contextmanager
@@ -165,13 +138,14 @@ class PersistentQueue(Engine[T]):
         call in it failed halfway, even if that error was caught. ``Full`` can be caught. ``StorageError``
         at the end: nothing was stored; ``CommitUnknownError``: look.
         """
-        with self._open.transaction():
+        with self._engine.environment.transaction():
             yield
 
     @property
     def state(self) -> State:
         """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
-        return State(self._open, self.name, self.dumps, self.loads)
+        self._engine.refuse_if_closed()
+        return State(self._engine.environment, self.name, self.dumps, self.loads)
 
     def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
         """Move the first items to the tail of another queue of this directory, as one atomic step.
@@ -182,33 +156,21 @@ class PersistentQueue(Engine[T]):
         it is this queue.
         """
         n = checked_count(items)
-        target = to._as_target(self._open, self.name)  # noqa: SLF001  (of its own class)
-        while entries := self._first(n):
-            payloads = self._payloads(entries)
-            keys = [key for key, _ in entries]
-            moved: int = self._open.update(
-                self.name, readers.move, keys, payloads, target, room=fifo.room_for(payloads)
-            )
-            if moved:
-                return moved
-        return 0
-
-    def _as_target(self, environment: Environment, name: str) -> readers.Target:
-        """Return the name and the limits of this queue, as one that the queue ``name`` may move items to."""
-        self._refuse_after_shutdown()
-        if self._open is not environment:
+        target = local_engine_of(to)
+        self._engine.refuse_if_closed()
+        head_of(to).refuse_push()
+        if target.environment is not self._engine.environment:
             raise TransactionError(
-                environment.directory.path, f"{self!r} is in another directory", "open both in one, with two names"
+                self._engine.path, f"{to!r} is in another directory", "open both in one, with two names"
             )
-        if self.name == name:
-            message = f"{self!r}: a queue cannot move items to itself"
+        if to.name == self.name:
+            message = f"{to!r}: a queue cannot move items to itself"
             raise ValueError(message)
-        return self.name, (self.maxsize, self.max_bytes), now()
+        return self._engine.move(n, target)
 
     def queues(self) -> list[str]:
         """Return the names of all queues of this directory."""
-        names: list[str] = self._open.view(self.name, _names)
-        return names
+        return self._engine.environment.view(self.name, _names)
 
     def drop_queue(self, name: str) -> None:
         """Remove the queue ``name`` of this directory, with its items and state, and give its space back.
@@ -219,7 +181,7 @@ class PersistentQueue(Engine[T]):
         """
         if name not in self.queues():
             raise KeyError(name)
-        compaction.drop(self._open, name)
+        compaction.drop(self._engine.environment, name)
 
     def check(self, repair: bool = False) -> list[str]:
         """Return what is wrong with the files: an empty list, or a sentence for each problem.
@@ -233,23 +195,7 @@ class PersistentQueue(Engine[T]):
         """
         from lmdbqueue._local.check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
 
-        return check_open(self._open, repair=repair)
-
-    def close(self) -> None:
-        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
-
-        What it holds in leases is given back at once. Closing is not needed for durability: there is nothing in
-        memory. Doing it twice is harmless.
-        """
-        environment, self._environment = self._environment, None
-        if environment is not None:
-            environment.bell.ring()
-            super().close()
-            if self._owners.mine:
-                with suppress(QueueError):  # else who looks next finds a dead owner
-                    how = Return(time.time_ns(), "its queue was closed", max_attempts=self.max_attempts)
-                    environment.update(self.name, leases.give_up, self._owners.mine, how)
-            self._release()
+        return check_open(self._engine.environment, repair=repair)
 
     def _options(self) -> dict[str, Any]:
         names = (
@@ -263,11 +209,9 @@ def _names(txn: Txn, queue: Tables) -> list[str]:
     return sorted(queue.generation.names(txn))
 
 
-def _let_go(environment: Environment, owners: Owners) -> None:
-    try:
-        owners.leave()
-    finally:
-        environment.release()
+def local_engine_of(queue: PersistentQueue[Any]) -> LocalEngine:
+    """Return the engine of a queue on LMDB, for who does with its items what no verb does."""
+    return queue._engine  # noqa: SLF001  (the one way in)
 
 
 def _reopen(cls: type[PersistentQueue[Any]], directory: str, options: dict[str, Any]) -> PersistentQueue[Any]:

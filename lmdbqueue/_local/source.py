@@ -16,11 +16,10 @@ from lmdbqueue import _format
 from lmdbqueue._errors import Empty
 from lmdbqueue._host.directory import find_directory
 from lmdbqueue._lmdb.generation import Tables, Txn
-from lmdbqueue._local.engine import now
 from lmdbqueue._local.environment import open_environment
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import fifo, item_notes, readers
-from lmdbqueue._model.fifo import Entry
+from lmdbqueue._values import Entry
 from lmdbqueue._verbs.batch import Origin
 from lmdbqueue._verbs.reader import Reader
 
@@ -76,6 +75,7 @@ class QueueSource(Source):
             raise KeyError(name)
         self._options = options
         self._queue = self._opened(name)
+        self._engine = local_engine_of(self._queue)
         self.origin = Origin(options.uuid, name)
 
     def _opened(self, name: str) -> PersistentQueue[bytes]:
@@ -102,7 +102,7 @@ class QueueSource(Source):
             entries = self._behind(place)[: items - len(seqs)]
             if not entries:
                 break
-            for entry, payload in zip(entries, self._queue._payloads(entries), strict=True):  # noqa: SLF001
+            for entry, payload in zip(entries, self._engine.payloads(entries), strict=True):
                 if size <= 0:
                     break
                 seqs.append(_format.number(entry[0]))
@@ -113,14 +113,13 @@ class QueueSource(Source):
 
     def _behind(self, place: bytes) -> list[Entry]:
         """Return some entries behind a place, b"" for the first."""
-        return self._queue._since(place)  # noqa: SLF001  (undecoded)
+        return self._engine.since(place)
 
     def remove(self, seqs: Collection[int]) -> int:
         """Remove just these items from among those that wait."""
         if not seqs:
             return 0
-        removed: int = self._queue._open.update(self._queue.name, _remove, frozenset(seqs))  # noqa: SLF001
-        return removed
+        return self._engine.environment.update(self._engine.name, _remove, frozenset(seqs))
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Let these items be dead letters of the queue. What waits before them is leased for the moment."""
@@ -163,7 +162,7 @@ class ReaderSource(QueueSource):
 
     def bounds(self) -> Bounds:
         """Return how far the reader has come."""
-        come: int = self._queue._open.view(self._queue.name, readers.come, self._reader.name)  # noqa: SLF001
+        come = self._engine.environment.view(self._engine.name, readers.come, self._reader.name)
         return Bounds(self._queue.stats().tail, come, self._reader.count())
 
     def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
@@ -177,7 +176,7 @@ class ReaderSource(QueueSource):
     def _behind(self, place: bytes) -> list[Entry]:
         if place:
             return super()._behind(place)
-        return self._queue._reader_first(self._reader.name, 1, durable=True)  # noqa: SLF001
+        return self._engine.reader_first(self._reader.name, 1)
 
     def remove(self, seqs: Collection[int]) -> int:
         """Let the reader pass these items."""
@@ -188,9 +187,8 @@ class ReaderSource(QueueSource):
         return passed
 
     def _pass(self, seqs: Collection[int]) -> int:
-        args = self._reader.name, frozenset(seqs), now()
-        passed: int = self._queue._open.update(self._queue.name, readers.settle, *args)  # noqa: SLF001
-        return passed
+        args = self._reader.name, frozenset(seqs), self._engine.clock()
+        return self._engine.environment.update(self._engine.name, readers.settle, *args)
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Let these items be dead letters of the queue ``NAME-READER-refused``, and pass them in their turn.
@@ -270,11 +268,11 @@ def source_of(local: Any) -> Source:
     if isinstance(local, Source):
         return local
     if isinstance(local, PersistentQueue):
-        return QueueSource(local._directory, local.name)  # noqa: SLF001  (of a queue of this library)
+        return QueueSource(local_engine_of(local).path, local.name)
     if isinstance(local, Reader):
         queue = local.queue
         if not isinstance(queue, PersistentQueue):
             message = f"only a reader of a PersistentQueue can be forwarded, and this is one of {queue!r}"
             raise TypeError(message)
-        return ReaderSource(queue._directory, queue.name, local.name)  # noqa: SLF001
+        return ReaderSource(local_engine_of(queue).path, queue.name, local.name)
     return QueueSource(local)

@@ -25,6 +25,7 @@ from lmdbqueue._errors import CorruptQueueError, Full
 from lmdbqueue._format import SEAL_SIZE, Gaps, pack, seal, unpack, weigh
 from lmdbqueue._lmdb.generation import Cursor, Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
+from lmdbqueue._values import Entry
 
 _PAGE = 4096  # bytes, of LMDB
 _PAGE_HEADER = 16
@@ -33,8 +34,6 @@ _OVERHEAD = 32  # bytes of an item's node, key, seal and index
 _FIRST = pack(0)
 _NO_GAPS = Gaps()
 _PATHS = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
-
-Entry = tuple[bytes, bytes]  # key and value of an item, as they stand on disk
 
 
 def create(txn: Txn, queue: Tables) -> bool:

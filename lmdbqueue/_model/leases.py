@@ -17,15 +17,17 @@ nothing, and the next one finds the same; nothing is lost or doubled, since givi
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import Counts, Note, away, pack, unpack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, readers, weighed_records
-from lmdbqueue._model.fifo import Entry
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Lease, Record
-from lmdbqueue._model.push_times import Moment
+from lmdbqueue._values import Entry, Moment
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
@@ -201,8 +203,13 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 
 
 def look(
-    txn: Txn, queue: Tables, is_dead: Callable[[int], bool], now: Moment, fn: Callable[..., Any], *args: Any
-) -> Any:
+    txn: Txn,
+    queue: Tables,
+    is_dead: Callable[[int], bool],
+    now: Moment,
+    fn: Callable[[Txn, Tables, *Ts], R],
+    *args: *Ts,
+) -> R | Overdue:
     """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to come back before."""
     if txn.get(queue.counts, db=queue.meta) is not None and (found := overdue(txn, queue, is_dead, now)) is not None:
         return found

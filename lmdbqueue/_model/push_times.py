@@ -29,6 +29,7 @@ from lmdbqueue import _format
 from lmdbqueue._format import away, pack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import item_notes, weighed_records
+from lmdbqueue._values import Moment
 
 _INTERVAL: Final = 10**9  # ns
 _PART: Final = 8  # of an age, that a window may be
@@ -36,13 +37,6 @@ _PART_OF_RETENTION: Final = 64
 _HEADER: Final = Struct(">16sQ")
 _MARK: Final = Struct(">qQ")  # a clock may be stepped to the very beginning
 _FIRST: Final = pack(0)
-
-
-class Moment(NamedTuple):
-    """A time."""
-
-    monotonic: int  # ns, of the system since it booted
-    wall: int  # ns since 1970
 
 
 class Mark(NamedTuple):

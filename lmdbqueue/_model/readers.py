@@ -21,24 +21,11 @@ from lmdbqueue._errors import GoneError
 from lmdbqueue._format import Position, Retention, away, pack
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, push_times, reader_records
-from lmdbqueue._model.fifo import Entry
-from lmdbqueue._model.push_times import Moment
+from lmdbqueue._values import NEWEST, OLDEST, Entry, Moment, ReaderStats
 
 _AT_ONCE = 10_000  # items
 Limits = tuple[int, int | None]  # maxsize and max_bytes of a push
 Target = tuple[str, Limits, Moment]  # of a move: name and limits of the other queue, and now
-OLDEST = "oldest"
-NEWEST = "newest"
-
-
-class ReaderStats(NamedTuple):
-    """A named reader: what it reads next, how much is before it, how much it lost, when it moved last."""
-
-    name: str
-    position: int  # number of the item that it reads next, or that the next item gets
-    lag: int  # items that it has not passed
-    skipped: int  # items that were removed before it had passed them
-    seen: float  # seconds since 1970, when it last moved
 
 
 class Move(NamedTuple):

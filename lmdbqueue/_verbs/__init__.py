@@ -1,15 +1,18 @@
 """What each verb means on any engine: arguments, encoding, waiting, leases, workers, readers.
 
-================  =====================================================================
-``metrics``       figures as metrics, Prometheus' text
-``reader``        ``reader``, ``readers``, ``retain``: many who read all
-``consuming``     ``lease``, ``dead``, ``work``: consumers that can die
-``worker``        the loop of a worker
-``lease``         what a consumer holds
-``batch``         what a forwarder hands to its target, and how far that has come
-``stdlib_queue``  ``put``, ``get``, ``join``, ``shutdown``: the face of ``queue.Queue``
-``writing``       what each verb means that writes: arguments, encoding
-``reading``       what it means to read: decoding, waiting
-``block``         the block of a user: which thread is in one, what spoils it
-================  =====================================================================
+============  ==========================================================================================
+``metrics``   figures as metrics, Prometheus' text
+``state``     ``state``: a mapping beside the items, whatever engine keeps it
+``batch``     what a forwarder hands to its target, and how far that has come
+``queue``     ``Queue``: every verb of a queue; the base of ``PersistentQueue`` and ``PostgresQueue``
+``worker``    the loop of a worker
+``lease``     what a consumer holds: leases, dead letters
+``reader``    ``Reader``: one of many who read all
+``reading``   ``peek``, ``pop``, ``delete``: the verbs that a queue and a reader share
+``head``      from where items are read, decoded, waited for and taken
+``hands``     what ``get`` gave out and ``join`` waits for
+``encoding``  items and keys as bytes
+``engine``    the ``Engine`` protocol: what the verbs ask of whoever keeps the items
+``block``     the block of a user: which thread is in one, what spoils it
+============  ==========================================================================================
 """

@@ -7,39 +7,16 @@ remembered, since a transaction that took part may be undone. Must not know: how
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, overload
+from functools import partial
+from typing import Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note
-from lmdbqueue._verbs.writing import checked_delay
+from lmdbqueue._values import Entry, Leased
+from lmdbqueue._verbs.encoding import checked_delay
+from lmdbqueue._verbs.engine import Decode, Engine
 
 T = TypeVar("T")
-
-
-class Holder(Protocol):
-    """What keeps leases: each method is one atomic step; None says that the lease is gone."""
-
-    name: str
-
-    def _ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None: ...
-
-    def _nack(
-        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
-    ) -> list[int] | None: ...
-
-    def _extend(self, token: int, ttl: float | None) -> tuple[float | None] | None: ...
-
-
-class Leased(NamedTuple):
-    """What a queue knows of a lease that it has given."""
-
-    token: int  # 0: of nothing
-    seqs: list[int]
-    attempts: list[int]
-    deadline: float | None
-
-
-NOTHING = Leased(0, [], [], None)
 
 
 class Lease(Sequence[T]):
@@ -54,18 +31,18 @@ class Lease(Sequence[T]):
     together; ``deadline`` is on ``time.monotonic()``, None for a lease that lasts as long as its queue object.
     """
 
-    def __init__(self, queue: Holder, items: list[T], leased: Leased) -> None:
+    def __init__(self, engine: Engine, items: list[T], leased: Leased) -> None:
         self.items = items
         self.seqs = leased.seqs
         self.attempts = leased.attempts
         self.deadline = leased.deadline
-        self._queue = queue
+        self._engine = engine
         self._token = leased.token
         self._held = set(leased.seqs)  # as far as this object was told
         self._process = os.getpid()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of items {self.seqs} of queue {self._queue.name!r}>"
+        return f"<{type(self).__name__} of items {self.seqs} of queue {self._engine.name!r}>"
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -95,31 +72,33 @@ class Lease(Sequence[T]):
         """Remove what the lease still holds, or those of ``seqs``, for good. What was settled before is left alone."""
         wanted = self._wanted(seqs)
         if self._token:
-            self._settle(wanted, self._queue._ack(self._token, wanted))  # noqa: SLF001  (its own protocol)
+            self._settle(wanted, self._engine.ack(self._token, wanted))
 
-    def nack(self, seqs: int | Iterable[int] | None = None, delay: float = 0.0, reason: str | None = None) -> None:
+    def nack(
+        self,
+        seqs: int | Iterable[int] | None = None,
+        delay: float = 0.0,
+        reason: str | None = None,
+        *,
+        max_attempts: int | None = None,
+    ) -> None:
         """Give back what the lease still holds, or those of ``seqs``.
 
         They are in their places again at once, or after ``delay`` seconds before all that waits. An item that
-        was leased ``max_attempts`` times (of the queue object) goes to the dead letters, with the reason.
+        was leased ``max_attempts`` times (None: as the queue object has it) goes to the dead letters, with the reason.
         """
         checked_delay(delay)
-        self._nack(seqs, delay, reason)
+        wanted = self._wanted(seqs)
+        reason = "it was given back" if reason is None else reason
+        if self._token:
+            self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts))
 
     def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
         """Set aside what the lease still holds, or those of ``seqs``: they are dead letters, however often leased.
 
         Raises ``LeaseExpiredError`` as ``nack`` does. ``dead.requeue`` tries them again.
         """
-        self._nack(seqs, 0.0, "it was rejected" if reason is None else reason, 0)
-
-    def _nack(
-        self, seqs: int | Iterable[int] | None, delay: float, reason: str | None, max_attempts: int | None = None
-    ) -> None:
-        wanted = self._wanted(seqs)
-        reason = "it was given back" if reason is None else reason
-        if self._token:
-            self._settle(wanted, self._queue._nack(self._token, wanted, delay, reason, max_attempts))  # noqa: SLF001
+        self.nack(seqs, reason="it was rejected" if reason is None else reason, max_attempts=0)
 
     def extend(self, ttl: float | None) -> None:
         """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object.
@@ -129,11 +108,11 @@ class Lease(Sequence[T]):
         if not self._token:
             return
         self._refuse_child()
-        found = self._queue._extend(self._token, ttl)  # noqa: SLF001
+        found = self._engine.extend(self._token, ttl)
         if found is not None:
             (self.deadline,) = found
         elif self._held:
-            raise LeaseExpiredError(self._queue.name, sorted(self._held))
+            raise LeaseExpiredError(self._engine.name, sorted(self._held))
 
     def _wanted(self, seqs: int | Iterable[int] | None) -> Collection[int] | None:
         self._refuse_child()
@@ -148,12 +127,12 @@ class Lease(Sequence[T]):
     def _settle(self, wanted: Collection[int] | None, settled: list[int] | None) -> None:
         asked = self._held if wanted is None else self._held.intersection(wanted)
         if settled is None and asked:
-            raise LeaseExpiredError(self._queue.name, sorted(asked))
+            raise LeaseExpiredError(self._engine.name, sorted(asked))
         self._held -= asked
 
     def _refuse_child(self) -> None:
         if self._process != os.getpid():
-            raise LeaseExpiredError(self._queue.name, self.seqs)
+            raise LeaseExpiredError(self._engine.name, self.seqs)
 
 
 class DeadLetter(Generic[T]):
@@ -180,40 +159,40 @@ class DeadLetter(Generic[T]):
         return f"<{type(self).__name__} {self.seq}, {self.attempts} attempts: {self.reason}>"
 
 
-class DeadKeeper(Protocol):
-    """What keeps dead letters."""
-
-    def _count_dead(self) -> int: ...
-
-    def _dead_since(self, seq: int) -> list[DeadLetter[Any]]: ...
-
-    def _requeue(self, seqs: Collection[int] | None) -> int: ...
-
-    def _delete_dead(self, seqs: Collection[int] | None) -> int: ...
-
-
 class DeadLetters(Generic[T]):
     """The dead letters of a queue, by sequence number. Each method is one atomic step, durable when it returns."""
 
-    def __init__(self, queue: DeadKeeper) -> None:
-        self._queue = queue
+    def __init__(self, engine: Engine, decode: Decode[T]) -> None:
+        self._engine = engine
+        self._decode = decode
 
     def __len__(self) -> int:
-        return self._queue._count_dead()  # noqa: SLF001  (its own protocol)
+        return self._engine.count_dead()
 
     def __iter__(self) -> Iterator[DeadLetter[T]]:
         seq = 0
-        while letters := self._queue._dead_since(seq):  # noqa: SLF001
+        while letters := letters_since(self._engine, self._decode, seq):
             yield from letters
             seq = letters[-1].seq + 1
 
     def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
         """Let all, or those of ``seqs``, wait in their places again, as if never tried; return how many there were."""
-        return self._queue._requeue(_some(seqs))  # noqa: SLF001
+        return self._engine.requeue(_some(seqs))
 
     def delete(self, seqs: int | Iterable[int] | None = None) -> int:
         """Remove all, or those of ``seqs``, for good; return how many there were."""
-        return self._queue._delete_dead(_some(seqs))  # noqa: SLF001
+        return self._engine.delete_dead(_some(seqs))
+
+
+def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
+    """Return some dead letters from number ``seq`` on; none only if there are none."""
+    return [
+        DeadLetter(*engine.opened(entry), note, partial(_only, decode, entry)) for entry, note in engine.dead_since(seq)
+    ]
+
+
+def _only(decode: Decode[T], entry: Entry) -> T:
+    return decode([entry])[0]
 
 
 def _some(seqs: int | Iterable[int] | None) -> Collection[int] | None:

@@ -8,7 +8,7 @@ Must not know: who asks, how a figure is had.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._model.stats import Stats
+from lmdbqueue._values import Stats
 
 Figures = tuple[str, str, Stats]  # path and name of a queue, and what its stats() said
 Labels = dict[str, str]

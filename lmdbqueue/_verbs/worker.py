@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
+from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease
 
 LOOK: Final = 1.0  # seconds between two looks at ``stop``
@@ -76,7 +77,7 @@ def give_back(lease: Lease[Any], retry: Retry, error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}"
     for attempts in set(lease.attempts):
         seqs = [seq for seq, each in zip(lease.seqs, lease.attempts, strict=True) if each == attempts]
-        lease._nack(seqs, retry.delay(attempts), reason, retry.max_attempts)  # noqa: SLF001  (with another limit)
+        lease.nack(seqs, retry.delay(attempts), reason, max_attempts=retry.max_attempts)
 
 
 def warn(late: LeaseExpiredError) -> None:
@@ -100,7 +101,7 @@ class Loop:
 
     def __init__(
         self,
-        queue: Any,
+        head: Head[Any],
         handler: Callable[[Any], object],
         *,
         items: int,
@@ -109,7 +110,7 @@ class Loop:
         stop: Stop | None,
         progress: Callable[[Worked], object] | None,
     ) -> None:
-        self._queue = queue
+        self._head = head
         self._handler = handler
         self._items = items
         self._ttl = ttl
@@ -137,9 +138,11 @@ class Loop:
                 lease.extend(self._ttl)
 
     def _once(self) -> None:
-        lease = self._queue.lease(self._items, ttl=self._ttl)
-        if not lease:
+        engine = self._head.engine
+        found = engine.lease(self._items, self._ttl, self._head.sort_out)
+        if found is None:
             return  # another was faster
+        lease = Lease(engine, *found)
         error: Exception | None = None
         try:
             with lease:
@@ -162,21 +165,20 @@ class Loop:
         """Wait for an item, for a while; tell whether there is one."""
         if self._anything():
             return True
-        ticket = self._queue._listen()  # noqa: SLF001  (as the verbs wait)
+        ticket = self._head.engine.listen()
         if self._anything():
             return True
         with suppress(_Stopped):
             try:
                 self._is_waiting = True  # only in the sleep: what an engine is at must not be interrupted
                 if not self._is_stopped:
-                    self._queue._sleep(ticket, LOOK)  # noqa: SLF001
+                    self._head.engine.sleep(ticket, LOOK)
             finally:
                 self._is_waiting = False
         return False
 
     def _anything(self) -> bool | None:
-        found: bool | None = self._queue._if_enough(1, lambda n, _: bool(self._queue._candidates(n)) or None)  # noqa: SLF001
-        return found
+        return self._head.if_enough(1, lambda n, _: bool(self._head.candidates(n)) or None)
 
     def _end(self) -> None:
         self._is_stopped = True

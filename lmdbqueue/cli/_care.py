@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._model.stats import Stats
+from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import Figures, prometheus_text
 from lmdbqueue.cli import _bare
 from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument
@@ -53,11 +53,11 @@ def _figures(paths: Iterable[str], name: str | None) -> Iterator[Figures]:
 
 
 def _fields(stats: Stats) -> dict[str, Any]:
-    return {**vars(stats), "readers": [each._asdict() for each in stats.readers]}
+    return {**stats._asdict(), "readers": [each._asdict() for each in stats.readers]}
 
 
 def _rows(stats: Stats) -> Iterator[str]:
-    for field, value in vars(stats).items():
+    for field, value in stats._asdict().items():
         if field == "readers":
             yield from (f"{'reader':>12}  {each.name}: {each.lag:,} behind, {each.skipped:,} lost" for each in value)
         else:

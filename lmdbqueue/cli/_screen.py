@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from lmdbqueue._model.readers import ReaderStats
-from lmdbqueue._model.stats import Stats
+from lmdbqueue._values import ReaderStats, Stats
 
 WIDTH: Final = 40  # of a sparkline
 _RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by whether there is nothing but ASCII

@@ -10,7 +10,6 @@ The map; imports go down this list only.
 ``aio``         ``AsyncPostgresQueue``: the verbs, awaited
 ``_marks``      ``PostgresTarget``: what a forwarder fills
 ``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
-``_followed``   the steps of named readers
 ``_state``      ``state`` in a table
 ``_engine``     the steps that the verbs are made of
 ``_database``   a database as this process has it: the pool, retrying, forks

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import Note
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions, _readers
 from lmdbqueue.postgres._items import BROWSE_BYTES, Place, tell, where
 from lmdbqueue.postgres._session import KINDS, Step

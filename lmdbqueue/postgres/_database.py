@@ -27,7 +27,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, LiteralString, NoReturn
+from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 
 import psycopg
 
@@ -38,6 +38,9 @@ from lmdbqueue.postgres._ear import Ear
 from lmdbqueue.postgres._failures import Lost, explained, is_lost
 from lmdbqueue.postgres._session import Session, Step, shown
 from lmdbqueue.postgres._sql import Sql
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 _KEPT: Final = 4  # connections that wait for their next use
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
@@ -117,32 +120,42 @@ class Database:
 
     # --- what is done
 
-    def view(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+    def view(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, *args)``, which changes nothing; in the block of this thread, if it is in one."""
         if (block := blocks.current()) is not None:
-            return block.call(self, fn, args)
-        return self._done_with("reading", patience, lambda session: session.view(fn, args))
+            joined: R = block.call(self, fn, args)
+            return joined
+        result: R = self._done_with("reading", patience, lambda session: session.view(fn, args))
+        return result
 
-    def run(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+    def run(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, *args)``, as one transaction, or as a part of the block of this thread."""
         if (block := blocks.current()) is not None:
-            return block.call(self, fn, args)
-        return self._done_with("a change", patience, lambda session: session.run(fn, args))
+            joined: R = block.call(self, fn, args)
+            return joined
+        result: R = self._done_with("a change", patience, lambda session: session.run(fn, args))
+        return result
 
-    def claim(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+    def claim(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Do as ``run``, for a function whose first statement is a claim, which looks at the fence itself.
 
         What it did is undone if it does not say that it ``has_changed`` anything, inside of a block, too.
         """
         if (block := blocks.current()) is not None:
-            return block.attempt(self, fn, args)
-        return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
+            joined: R = block.attempt(self, fn, args)
+            return joined
+        result: R = self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
+        return result
 
-    def attempt(self, patience: float, fn: Callable[..., Any], *args: Any) -> Any:
+    def attempt(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Do as ``claim``, for a function whose claim is all that it sends."""
         if (block := blocks.current()) is not None:
-            return block.attempt(self, fn, args)
-        return self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True))
+            joined: R = block.attempt(self, fn, args)
+            return joined
+        result: R = self._done_with(
+            "a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True)
+        )
+        return result
 
     def once(self, patience: float, text: LiteralString, values: dict[str, Any]) -> Any:
         """Return the row that a change returns which is one statement (``Session.once``), outside of blocks."""

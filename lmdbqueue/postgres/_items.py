@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Full
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._positions import Where

@@ -10,7 +10,7 @@ and another go on, the mark refuses the batch that comes twice.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import psycopg
 
@@ -20,10 +20,8 @@ from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Apart, Place
+from lmdbqueue.postgres._queue import PostgresQueue, postgres_engine_of
 from lmdbqueue.postgres._session import Session, Step
-
-if TYPE_CHECKING:
-    from lmdbqueue.postgres._queue import PostgresQueue
 
 _PATIENCE: Final = 1.0  # seconds; the forwarder has its own
 
@@ -51,7 +49,7 @@ class PostgresTarget(Target):
     away at first can be waited for.
     """
 
-    def __init__(self, queue: "PostgresQueue[Any] | Callable[[], PostgresQueue[Any]]") -> None:
+    def __init__(self, queue: PostgresQueue[Any] | Callable[[], PostgresQueue[Any]]) -> None:
         self._open_queue = queue if callable(queue) else None
         self._queue = None if callable(queue) else queue
         self._session: Session | None = None
@@ -62,15 +60,16 @@ class PostgresTarget(Target):
         if self._queue is None:
             assert self._open_queue is not None  # one of the two
             self._queue = self._open_queue()
-        database, place = self._queue._open, self._queue._place  # noqa: SLF001  (a part of it)
+        engine = postgres_engine_of(self._queue)
+        database, place = engine.database, engine.place
         self._hold(origin, database, place)
-        mark: Mark | None = database.view(_PATIENCE, _last, place, origin)
-        return mark
+        return database.view(_PATIENCE, _last, place, origin)
 
     def store(self, batch: Batch) -> None:
         """Push the items of a batch, and its mark, as one transaction."""
         assert self._queue is not None  # ``last`` comes first
-        database, place = self._queue._open, self._queue._place  # noqa: SLF001
+        engine = postgres_engine_of(self._queue)
+        database, place = engine.database, engine.place
         if self._session is None or not self._session.is_alive:
             raise ServerError(database.path, "a batch", "the connection that has the lock of the source was lost")
         if not database.run(_PATIENCE, _store, place, batch):

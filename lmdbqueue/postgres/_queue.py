@@ -1,32 +1,28 @@
 """``PostgresQueue``: the verbs on tables of PostgreSQL.
 
-Owns: what a user opens, passes around and closes; what concerns a queue as a whole. Law: what a step means stands in
-``_engine``, what a verb makes of it in ``lmdbqueue._verbs.writing``. Must not know: SQL, connections.
+Owns: what a user opens and passes around; what concerns a queue as a whole. Law: what a verb means stands in
+``lmdbqueue._verbs.queue``, what its steps are in ``_engine``. Must not know: SQL, connections.
 """
 
 import pickle
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ExistsError, GoneError, QueueError, TransactionError
-from lmdbqueue._verbs.reading import checked_count
-from lmdbqueue.postgres import _away, _items, _queues, _readers
+from lmdbqueue._errors import ExistsError, TransactionError
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import checked_count, head_of
+from lmdbqueue.postgres import _items, _queues
 from lmdbqueue.postgres._block import blocks
-from lmdbqueue.postgres._database import Database, open_database
-from lmdbqueue.postgres._followed import FollowedTable
+from lmdbqueue.postgres._database import open_database
+from lmdbqueue.postgres._engine import PostgresEngine
 from lmdbqueue.postgres._items import Place
-from lmdbqueue.postgres._owner import Owner
 from lmdbqueue.postgres._session import Step
 from lmdbqueue.postgres._state import TableState
 
 if TYPE_CHECKING:
     import psycopg
-
-    from lmdbqueue._model.stats import Stats
 
 T = TypeVar("T")
 
@@ -41,7 +37,7 @@ class Transaction:
         self.connection = connection
 
 
-class PostgresQueue(FollowedTable[T]):
+class PostgresQueue(Queue[T]):
     """A persistent FIFO queue in a PostgreSQL database, for any number of threads, processes and machines.
 
     ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
@@ -56,6 +52,8 @@ class PostgresQueue(FollowedTable[T]):
     One object may be used by many threads, each with a connection of its own. A forked child may go on using it;
     sent to a spawned process, by pickling, it opens the same queue there (the pickle has the password).
     """
+
+    _engine: PostgresEngine
 
     def __init__(
         self,
@@ -75,66 +73,35 @@ class PostgresQueue(FollowedTable[T]):
         if not 0 <= patience <= _DAY / 2:
             message = f"patience is a number of seconds up to half a day, not {patience!r}"
             raise ValueError(message)
-        self._database: Database | None = None
-        super().__init__()
-        self.conninfo = conninfo
-        self.name = _format.check_name(name)
-        self.dumps = dumps
-        self.loads = loads
-        self.maxsize = maxsize
-        self.max_attempts = max_attempts
-        self.schema = schema
-        self.patience = patience
+        _format.check_name(name)
         database = open_database(conninfo, schema, patience)
-        self._owner = Owner(partial(database.entered, patience))
-        self._release = weakref.finalize(self, _let_go, database, self._owner)
-        self._path = database.path
-        try:
-            number = database.view(patience, _queues.find, name)
-            if number is None:
-                number = database.run(patience, _queues.make, name)
-            self._place = Place(number, database.sql.channel(number))
-            if maxsize > 0:
-                database.run(patience, _queues.watch, self._place)
-        except BaseException:
-            self._release()
-            raise
-        self._database = database
+        engine = PostgresEngine(database, name, maxsize=maxsize, max_attempts=max_attempts, patience=patience)
+        super().__init__(engine, dumps, loads)
+        self.conninfo = conninfo
+        self.schema = schema
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds calls connect again and go on while the server is away."""
+        return self._engine.patience
 
     def __repr__(self) -> str:
-        state = "" if self._database is not None else ", closed"
-        return f"<{type(self).__name__} {self.name!r} in {self._path!r}{state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        state = ", closed" if self._engine.is_closed else ""
+        return f"<{type(self).__name__} {self.name!r} in {self._engine.path!r}{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same queue in the process that unpickles it."""
         return _reopen, (type(self), self.conninfo, self._options())
-
-    def stats(self) -> "Stats":
-        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
-        from lmdbqueue._model.stats import Stats  # noqa: PLC0415  (dataclasses take long to import)
-
-        tail, waiting, leased, delayed, dead, head = self._figures()
-        removed = tail - waiting - leased - delayed - dead
-        readers = tuple(self._reader_stats(None))
-        return Stats(
-            waiting, leased, delayed, dead, pushed=tail, removed=removed, head=head, tail=tail, readers=readers
-        )
 
     def flush(self, force: bool = False) -> int:  # noqa: ARG002  (as the other engine has it)
         """Vacuum the table of items; return how many bytes went back to the file system.
 
         The server does so by itself, often; the room is used again in any case. ``force`` changes nothing.
         """
-        database = self._open
-        blocks.refuse_inside(self._path, "flush() was called")
-        shrunk: int = database.view(self.patience, _queues.vacuum)
-        return shrunk
+        engine = self._engine
+        engine.refuse_if_closed()
+        blocks.refuse_inside(engine.path, "flush() was called")
+        return engine.database.view(engine.patience, _queues.vacuum)
 
     def copy(self, name: str) -> Self:
         """Make a copy of this queue in the same database, a queue of its own, and return it opened.
@@ -142,12 +109,13 @@ class PostgresQueue(FollowedTable[T]):
         It is a snapshot of one moment, with the state; in it no item is leased. Pushes wait meanwhile. Raises
         ``ExistsError`` if there is a queue of that name.
         """
-        database = self._open
+        engine = self._engine
+        engine.refuse_if_closed()
         _format.check_name(name)
-        blocks.refuse_inside(self._path, "copy() was called")
-        if database.run(self.patience, _queues.copy, self._place, name) is None:
-            self._refuse_if_gone()
-            raise ExistsError(f"{name} in {self._path}")
+        blocks.refuse_inside(engine.path, "copy() was called")
+        if engine.database.run(engine.patience, _queues.copy, engine.place, name) is None:
+            engine.refuse_if_gone()
+            raise ExistsError(f"{name} in {engine.path}")
         return type(self)(self.conninfo, **self._options() | {"name": name})
 
     @contextmanager
@@ -167,14 +135,15 @@ class PostgresQueue(FollowedTable[T]):
         was caught. ``Full`` can be caught. ``ServerError`` at the end: nothing was stored; ``CommitUnknownError``:
         look.
         """
-        with self._open.transaction(self.patience) as step:
+        with self._engine.database.transaction(self.patience) as step:
             yield Transaction(step.connection)
 
     @property
     def state(self) -> TableState:
         """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
-        codec = self.dumps, self.loads
-        return TableState(self._open, self._place, self.patience, self._refuse_if_gone, codec)
+        engine, codec = self._engine, (self.dumps, self.loads)
+        engine.refuse_if_closed()
+        return TableState(engine.database, engine.place, engine.patience, engine.refuse_if_gone, codec)
 
     def move(self, items: int = 1, *, to: "PostgresQueue[Any]") -> int:
         """Move the first items to the tail of another queue of this database, as one atomic step.
@@ -183,31 +152,21 @@ class PostgresQueue(FollowedTable[T]):
         (nothing is moved then), ``TransactionError`` if ``to`` is elsewhere, ``ValueError`` if it is this queue.
         """
         n = checked_count(items)
-        target = to._as_target(self._open, self._place)  # noqa: SLF001  (of its own class)
-        if not n:
-            return 0
-        self._restored()
-        moved: int | None = self._open.run(self.patience, _readers.move, self._place, target, n, to.maxsize)
-        if moved is None:
-            raise GoneError(self._path, to.name)
-        return moved
-
-    def _as_target(self, database: Database, place: Place) -> Place:
-        """Return where a queue at ``place`` may move items to."""
-        self._refuse_after_shutdown()
-        if self._open is not database:
+        target = postgres_engine_of(to)
+        self._engine.refuse_if_closed()
+        head_of(to).refuse_push()
+        if target.database is not self._engine.database:
             raise TransactionError(
-                database.path, f"{self!r} is in another database, or schema", "open both in one, with two names"
+                self._engine.path, f"{to!r} is in another database, or schema", "open both in one, with two names"
             )
-        if self._place == place:
-            message = f"{self!r}: a queue cannot move items to itself"
+        if target.place == self._engine.place:
+            message = f"{to!r}: a queue cannot move items to itself"
             raise ValueError(message)
-        return self._place
+        return self._engine.move(n, target) if n else 0
 
     def queues(self) -> list[str]:
         """Return the names of all queues of this schema."""
-        names: list[str] = self._open.view(self.patience, _queues.names)
-        return names
+        return self._engine.database.view(self.patience, _queues.names)
 
     def drop_queue(self, name: str) -> None:
         """Remove the queue ``name`` of this schema, with its items and state.
@@ -215,9 +174,10 @@ class PostgresQueue(FollowedTable[T]):
         Objects that are open on that queue, anywhere, raise ``GoneError`` from then on. Raises ``KeyError`` if there
         is no such queue.
         """
-        database = self._open
-        blocks.refuse_inside(self._path, "drop_queue() was called")
-        number: int | None = database.run(self.patience, _queues.drop, name)
+        database = self._engine.database
+        self._engine.refuse_if_closed()
+        blocks.refuse_inside(self._engine.path, "drop_queue() was called")
+        number = database.run(self.patience, _queues.drop, name)
         if number is None:
             raise KeyError(name)
         gone = Place(number, database.sql.channel(number))
@@ -228,32 +188,9 @@ class PostgresQueue(FollowedTable[T]):
 
         It counts the items of all queues of the schema; what the server's files are like is for its own tools.
         """
-        database = self._open
-        blocks.refuse_inside(self._path, "check() was called")
-        problems: list[str] = database.view(self.patience, _queues.problems)
-        return problems
-
-    def _watch(self) -> None:
-        self._open.run(self.patience, _queues.watch, self._place)
-
-    @property
-    def _where(self) -> str:
-        return self._path
-
-    def close(self) -> None:
-        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
-
-        What it holds in leases is given back at once. Doing it twice is harmless.
-        """
-        database, self._database = self._database, None
-        if database is not None:
-            database.ear.ring()
-            super().close()
-            if self._owner.known:
-                how = _away.Return("its queue was closed", max_attempts=self.max_attempts)
-                with suppress(QueueError):  # else who looks next finds a dead owner
-                    database.run(0.0, _away.give_up, self._place, self._owner.known, how)
-            self._release()
+        self._engine.refuse_if_closed()
+        blocks.refuse_inside(self._engine.path, "check() was called")
+        return self._engine.database.view(self.patience, _queues.problems)
 
     def _options(self) -> dict[str, Any]:
         names = ("name", "dumps", "loads", "maxsize", "max_attempts", "schema", "patience")
@@ -265,11 +202,9 @@ def _tell(step: Step, place: Place) -> None:
     step.has_changed = True
 
 
-def _let_go(database: Database, owner: Owner) -> None:
-    try:
-        owner.leave()
-    finally:
-        database.release()
+def postgres_engine_of(queue: PostgresQueue[Any]) -> PostgresEngine:
+    """Return the engine of a queue in a database, for who does with its items what no verb does."""
+    return queue._engine  # noqa: SLF001  (the one way in)
 
 
 def _reopen(cls: type[PostgresQueue[Any]], conninfo: str, options: dict[str, Any]) -> PostgresQueue[Any]:

@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import Retention
-from lmdbqueue._model.readers import NEWEST, OLDEST, ReaderStats
-from lmdbqueue._verbs.reading import Entry
+from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
 from lmdbqueue.postgres import _items, _positions
 from lmdbqueue.postgres._items import STATUS, Apart, Appended, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach, Where

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from lmdbqueue._local.state import StateMapping
+from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._session import Step
@@ -63,7 +63,7 @@ class TableState(StateMapping):
         return record
 
     def _get(self, record: bytes) -> bytes | None:
-        value: bytes | None = self._database.view(self._patience, _get, self._place, record)
+        value = self._database.view(self._patience, _get, self._place, record)
         if value is None:
             self._refuse_if_gone()
         return value
@@ -76,13 +76,13 @@ class TableState(StateMapping):
             self._refuse_if_gone()
 
     def _delete(self, record: bytes) -> bool:
-        was_there: bool = self._database.run(self._patience, _delete, self._place, record)
+        was_there = self._database.run(self._patience, _delete, self._place, record)
         if not was_there:
             self._refuse_if_gone()
         return was_there
 
     def _keys(self) -> list[str]:
-        keys: list[str] = self._database.view(self._patience, _keys, self._place)
+        keys = self._database.view(self._patience, _keys, self._place)
         if not keys:
             self._refuse_if_gone()
         return keys

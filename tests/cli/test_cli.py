@@ -536,8 +536,7 @@ def test_clear_and_drop_ask_first(run, open_queue):
     assert queue.queues() == ["queue"]
     with pytest.raises(lmdbqueue.GoneError):
         other.push(1)
-    other._environment = None  # it cannot be checked any more
-    other._release()
+    other.close()  # it cannot be checked any more
 
 
 # --- root
@@ -578,7 +577,7 @@ def test_stat_says_what_the_library_says(run, open_queue):
     assert [(each.pop("path"), each.pop("queue")) for each in found] == [("queue", "other"), ("queue", "queue")]
     stats = queue.stats()
     assert 0 <= found[1].pop("oldest_age") <= stats.oldest_age
-    expected = vars(stats) | {"processes": stats.processes and stats.processes + 1}
+    expected = stats._asdict() | {"processes": stats.processes and stats.processes + 1}
     assert found[1] == {name: value for name, value in expected.items() if name != "oldest_age"} | {"readers": []}
     text = run("stat", "queue", "--name", "queue").stdout.decode()
     assert "\n     waiting  2\n" in text

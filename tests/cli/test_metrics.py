@@ -1,6 +1,5 @@
 """Figures as metrics: Prometheus and OpenTelemetry read what ``stats()`` says."""
 
-import dataclasses
 import os
 import re
 
@@ -10,12 +9,12 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from lmdbqueue import ReaderStats
-from lmdbqueue._model.stats import Stats
+from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import METRICS, prometheus_text
 from lmdbqueue.otel import observe
 
 READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))
-FIELDS = [field.name for field in dataclasses.fields(Stats)]
+FIELDS = list(Stats._fields)
 STATS = Stats(**{name: number for number, name in enumerate(FIELDS, 1)} | {"readers": READERS})
 OF_DIRECTORY = {"bytes_used", "bytes_free", "file_size", "generation", "processes"}
 
@@ -67,7 +66,7 @@ def test_prometheus_reads_each_figure_with_its_meaning_and_type():
 def test_labels_may_have_any_character():
     path, name = '/a"b\\n\\\n\u2603{},', 'q"\\'
     readers = (READERS[0]._replace(name='r"\\\n'),)
-    families = parsed(prometheus_text([(path, name, dataclasses.replace(STATS, readers=readers))]))
+    families = parsed(prometheus_text([(path, name, STATS._replace(readers=readers))]))
     (sample,) = families["lmdbqueue_items_waiting"].samples
     assert sample.labels == {"path": path, "queue": name}
     (sample,) = families["lmdbqueue_reader_lag"].samples
@@ -81,13 +80,13 @@ def test_figures_of_a_directory_are_told_once_for_all_its_queues():
 
 
 def test_a_figure_that_is_not_known_is_left_out():
-    families = parsed(prometheus_text([("/a", "q", dataclasses.replace(STATS, processes=None, oldest_age=None))]))
+    families = parsed(prometheus_text([("/a", "q", STATS._replace(processes=None, oldest_age=None))]))
     assert not {"lmdbqueue_processes", "lmdbqueue_oldest_age_seconds"} & families.keys()
     assert len(families) == len(METRICS) - 2
 
 
 def test_a_queue_without_readers_has_no_figures_of_readers():
-    assert "reader" not in prometheus_text([("/a", "q", dataclasses.replace(STATS, readers=()))])
+    assert "reader" not in prometheus_text([("/a", "q", STATS._replace(readers=()))])
 
 
 # --- OpenTelemetry

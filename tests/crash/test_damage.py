@@ -234,7 +234,7 @@ def test_a_file_that_is_there_is_not_asked_for_its_times(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fstat", lambda fd: asked.append(fd) or fstat(fd))
         queue.push(b"c")
         assert queue.pop(3) == [b"a", b"b", b"c"]
-        assert {*asked} == {queue._environment._generation._folder}
+        assert {*asked} == {queue._engine.environment._generation._folder}
 
 
 def test_a_queue_that_another_takes_the_place_of_says_so(tmp_path, push):

@@ -63,7 +63,7 @@ VERBS = {
     "clear": Verb(lambda queue: queue.clear(), lambda _: []),
     "put": Verb(lambda queue: queue.put(b"new"), lambda items: [*items, b"new"]),
     "get": Verb(lambda queue: queue.get(), lambda items: items[1:]),
-    "put back": Verb(lambda queue: queue._put_back(queue._take_entries(2, 2)[0]), between=lambda items: items[2:]),
+    "put back": Verb(lambda queue: queue._engine.put_back(queue._head.take(2, 2)[0]), between=lambda items: items[2:]),
     "peek": Verb(lambda queue: queue.peek(3)),
     "iteration": Verb(list),
     "flush": Verb(lambda queue: queue.flush(force=True)),

@@ -139,7 +139,7 @@ def test_a_queue_that_cannot_be_opened_can_be_repaired(place):
 
 
 def test_an_item_behind_the_tail_is_put_aside(place):
-    with _open(place) as queue, queue._open.exclusive() as (generation, txn):
+    with _open(place) as queue, queue._engine.environment.exclusive() as (generation, txn):
         txn.put(b"queue/tail", (305).to_bytes(8), db=generation.table("queue").meta)
         generation.commit(txn)
         assert queue.path
@@ -190,7 +190,7 @@ def test_a_check_makes_no_queue_of_its_own(place):
     lmdbqueue.check(os.path.join(place, "queue"))
     assert lmdbqueue.check(os.path.join(place, "queue")) == []
     with _open(place) as queue:
-        assert {tables.name for tables in queue._open._generation.queues()} == {"queue", "other"}
+        assert {tables.name for tables in queue._engine.environment._generation.queues()} == {"queue", "other"}
 
 
 def test_after_a_repair_damage_raises_no_more(place):

@@ -160,7 +160,7 @@ def _die_at_line_after_waking(number, queue, words):
             frame.f_trace = trace
             frame = frame.f_back
 
-    sleep, queue._sleep = queue._sleep, slept
+    sleep, queue._engine.sleep = queue._engine.sleep, slept
     queue.get()
     sys.settrace(None)
 

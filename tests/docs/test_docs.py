@@ -30,8 +30,9 @@ def test_signature_in_the_table_of_verbs_is_that_of_the_class():
 
 def test_every_public_verb_stands_in_the_table_of_verbs():
     table = read("docs/verbs.md").split("```")[0]
+    options = inspect.signature(lmdbqueue.PersistentQueue).parameters
     for name in dir(lmdbqueue.PersistentQueue):
-        if not name.startswith("_"):
+        if not name.startswith("_") and name not in options:
             assert re.search(rf"`{name}\b|\b{name}\(", table), f"the table of verbs lacks {name}"
 
 

@@ -107,7 +107,7 @@ def test_queues_that_are_made_amid_a_flush_are_there_after_it(open_queue, tmp_pa
 def test_a_generation_that_is_replaced_amid_a_flush_is_followed(open_queue, amid):
     queue = open_queue()
     queue.push(list(range(10)))
-    amid(queue._open.swap, lambda: queue.push("after"))
+    amid(queue._engine.environment.swap, lambda: queue.push("after"))
     queue.flush(force=True)
     assert list(queue) == [*range(10), "after"]
     assert queue.check() == []

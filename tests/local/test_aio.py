@@ -474,7 +474,7 @@ def test_a_waiting_process_that_is_killed_takes_nothing(place):
 def test_a_damaged_item_is_told_and_stays(tmp_path):
     with PersistentQueue("queue", str(tmp_path), dumps=bytes, loads=bytes) as queue:
         queue.push(b"precious payload")
-        path = queue._open._generation.path
+        path = queue._engine.environment._generation.path
     with open(path, "r+b") as file:
         content = file.read()
         for at in [at for at in range(len(content)) if content.startswith(b"precious", at)]:

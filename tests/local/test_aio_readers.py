@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 from processes import eventually, forked, status_of, threads_of_this_process
 
-from lmdbqueue import ClosedError, DecodeError, Empty, GoneError, Reader, ShutDown
+from lmdbqueue import ClosedError, DecodeError, Empty, GoneError, ShutDown
+from lmdbqueue._verbs.reader import Position
 
 
 class Held:
@@ -235,7 +236,7 @@ def test_a_pop_that_is_cancelled_when_its_items_have_left_is_undone(run, monkeyp
         reader = await queue.reader("billing")
         if company:
             await queue.reader("audit")
-        held = Held(monkeypatch, Reader, "_pass")
+        held = Held(monkeypatch, Position, "pass_by")
         popping = asyncio.create_task(reader.pop(2))
         await held.reached()
         popping.cancel()
@@ -257,7 +258,7 @@ def test_pops_that_wait_for_their_turn_do_not_keep_one_from_being_undone(run, mo
     async def test(queue):
         await queue.push(list(range(10)))
         reader, other = await queue.reader("billing"), await queue.reader("billing")
-        held = Held(monkeypatch, Reader, "_pass")
+        held = Held(monkeypatch, Position, "pass_by")
         popping = asyncio.create_task(reader.pop(2))
         await held.reached()
         others = [asyncio.create_task(each.pop()) for each in (reader, other, reader)]
@@ -274,7 +275,7 @@ def test_a_pop_that_cannot_be_undone_since_another_moved_the_reader_returns_its_
     async def test(queue):
         await queue.push(list("abc"))
         reader = await queue.reader("billing")
-        held = Held(monkeypatch, Reader, "_pass")
+        held = Held(monkeypatch, Position, "pass_by")
         popping = asyncio.create_task(reader.pop())
         await held.reached()
         with place.open() as sync:
@@ -292,7 +293,7 @@ def test_a_pop_that_is_cancelled_just_before_close_is_undone(place, monkeypatch)
         queue = await place.open_async()
         await queue.push(list("abc"))
         reader = await queue.reader("billing")
-        held = Held(monkeypatch, Reader, "_pass")
+        held = Held(monkeypatch, Position, "pass_by")
         popping = asyncio.create_task(reader.pop(2))
         await held.reached()
         popping.cancel()
@@ -309,7 +310,7 @@ def test_a_pop_that_is_cancelled_just_before_close_is_undone(place, monkeypatch)
 
 
 def test_a_loop_that_ends_amid_a_pop_leaves_the_reader_where_it_was(place, monkeypatch):
-    held = Held(monkeypatch, Reader, "_pass")
+    held = Held(monkeypatch, Position, "pass_by")
 
     async def main():
         queue = await place.open_async()
@@ -393,7 +394,7 @@ def test_a_reader_that_moved_amid_the_flush_of_another_lets_items_gather(run, mo
         monkeypatch.setattr(asyncio, "sleep", rest)
         assert await billing.peek(1, blocking=True) == "g"
         assert rests == []
-        queue.queue._is_crowded = lambda: True
+        queue.queue._engine.is_crowded = lambda: True
         assert await billing.pop(100) == ["g", "h"]
         await queue.push("i")
         assert await billing.pop(1, blocking=True) == "i"

@@ -45,7 +45,7 @@ def test_eight_processes_that_create_a_queue_at_once_create_one(tmp_path, turn):
     with PersistentQueue("queue", tmp_path) as queue:
         assert sorted(drained(queue)) == list(range(8))
         assert queue.check() == []
-        assert generations(queue._directory) == ["00000001.mdb"]
+        assert generations(queue._engine.path) == ["00000001.mdb"]
     assert sorted(os.listdir(tmp_path)) == ["queue"]
 
 
@@ -256,7 +256,7 @@ def _assert_refused_environment(place):
 
 
 def _push_much_and_remove_it_in_one_commit(queue, much):
-    environment = queue._open
+    environment = queue._engine.environment
     verbs = [lambda: queue.push([b"x" * 20_000] * much), lambda: queue.delete(much + 1), lambda: queue.push("last")]
     threads = [threading.Thread(target=verb) for verb in verbs]
     with environment._writer:  # so that the three share a commit

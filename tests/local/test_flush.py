@@ -38,8 +38,8 @@ FAST = {"durability": "off"}
 
 
 def _size_on_disk(queue):
-    (name,) = generations(queue._directory)
-    return os.path.getsize(os.path.join(queue._directory, name))
+    (name,) = generations(queue._engine.path)
+    return os.path.getsize(os.path.join(queue._engine.path, name))
 
 
 def _assert_no_leftovers(directory):
@@ -74,9 +74,9 @@ def test_flush_below_its_limit_does_nothing_and_says_so(open_queue):
     queue = open_queue(flush_limit=10_000_000)
     queue.push([b"x" * 1_000] * 2_000)
     queue.delete(1_900)
-    before = tree(queue._directory)
+    before = tree(queue._engine.path)
     assert queue.flush() == 0
-    assert tree(queue._directory) == before
+    assert tree(queue._engine.path) == before
 
 
 def test_flush_above_its_limit_returns_by_how_much_the_file_shrank(open_queue):
@@ -87,7 +87,7 @@ def test_flush_above_its_limit_returns_by_how_much_the_file_shrank(open_queue):
     given = queue.flush()
     assert given == before - _size_on_disk(queue)
     assert given > 1_500_000
-    _assert_no_leftovers(queue._directory)
+    _assert_no_leftovers(queue._engine.path)
     assert queue.peek(200) == [b"x" * 1_000] * 100
 
 
@@ -135,10 +135,10 @@ def test_flush_again_and_again_amid_the_work_of_others_loses_nothing(tmp_path):
         finish(work)
         touch(stop)
         finish(company)
-        assert int(generations(queue._directory)[0][:8]) > 40
+        assert int(generations(queue._engine.path)[0][:8]) > 40
         assert queue.check() == []
         assert queue.count() == 0
-        _assert_no_leftovers(queue._directory)
+        _assert_no_leftovers(queue._engine.path)
     assert_each_item_came_once_and_in_order(place, 2, 2)
 
 
@@ -156,10 +156,10 @@ def test_a_snapshot_is_of_one_moment_though_a_flush_comes_amid_and_the_old_file_
                 if number == 10:
                     begun.set()
                     assert flushed.wait(DEADLINE)
-                seq.append(queue._open_payload(entry)[0])
+                seq.append(queue._engine.opened(entry)[0])
         return seq
 
-    reader = threading.Thread(target=lambda: seen.extend(queue._open.view("queue", read)))
+    reader = threading.Thread(target=lambda: seen.extend(queue._engine.environment.view("queue", read)))
     reader.start()
     assert begun.wait(DEADLINE)
     queue.delete(500)
@@ -243,7 +243,7 @@ def _close_while_a_call_moves_on(place):
     queue = PersistentQueue("queue", place)
     queue.push("a")
     assert status_of(forked(_flush, queue)) == 0  # this process has not noticed
-    environment = queue._open
+    environment = queue._engine.environment
     generation = environment._generation
     look = generation._refuse_superseded
     reached = threading.Event()
@@ -306,7 +306,7 @@ def _kill_flushes(place):
             queue.push(ITEMS)
             queue.flush(force=True)
             assert queue.check() == []
-            _assert_no_leftovers(queue._directory)
+            _assert_no_leftovers(queue._engine.path)
             if ended == 0:
                 return number
             assert ended == KILLED
@@ -396,7 +396,7 @@ def test_a_copy_has_the_options_of_the_queue_and_a_life_of_its_own(open_queue, t
         assert copy.push(4) == 3
         assert copy.pop(9) == [2, 3, 4]
         assert copy.check() == []
-        assert copy._open is not queue._open
+        assert copy._engine.environment is not queue._engine.environment
     assert queue.peek(9) == [2, 3]
     with open(tmp_path / "copy" / "queue.json", "rb") as of_copy, open(tmp_path / "queue" / "queue.json", "rb") as own:
         assert of_copy.read() != own.read()  # each has a UUID of its own

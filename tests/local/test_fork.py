@@ -183,7 +183,7 @@ def _flush(queue):
 def _fork_while_a_call_moves_on(place):
     queue = PersistentQueue("queue", place)
     assert status_of(forked(_flush, queue)) == 0  # this process has not noticed
-    environment = queue._open
+    environment = queue._engine.environment
     generation = environment._generation
     look = generation._refuse_superseded
     reached = threading.Event()
@@ -220,7 +220,7 @@ def test_a_fork_while_another_thread_counts_what_it_got_leaves_a_child_that_gets
     held, forked_already = threading.Event(), threading.Event()
 
     def count():
-        with queue._hands:  # as get() does, for a moment
+        with queue._hands.lock:  # as get() does, for a moment
             held.set()
             assert forked_already.wait(DEADLINE)
 

@@ -9,7 +9,6 @@ import time
 import pytest
 from processes import DEADLINE, KILLED, forked, status_of
 
-import lmdbqueue._local.engine
 from lmdbqueue import (
     ClosedError,
     CorruptItemError,
@@ -24,37 +23,12 @@ from lmdbqueue._model import leases as _away
 SECOND = 10**9
 
 
-class Clocks:
-    """Stands in for ``time`` where the queue asks for it."""
-
-    def __init__(self):
-        self.mono = 1_000 * SECOND
-        self.wall = 1_700_000_000 * SECOND
-
-    def monotonic_ns(self):
-        return self.mono
-
-    def time_ns(self):
-        return self.wall
-
-    def go_on(self, seconds):
-        self.mono += int(seconds * SECOND)
-        self.wall += int(seconds * SECOND)
-
-
-@pytest.fixture
-def clocks(monkeypatch):
-    found = Clocks()
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
-    return found
-
-
 @pytest.fixture
 def queue(open_queue):
     queue = open_queue()
     queue.push(list("abcdef"))
     yield queue
-    if queue._environment is not None:
+    if not queue._engine.is_closed:
         assert queue.check() == []
 
 
@@ -185,7 +159,7 @@ def test_what_happens_in_a_transaction_is_undone_with_it(queue, open_queue):
 
 def test_a_durable_lease_and_its_ack_are_two_commits(queue):
     def newest():
-        return queue._open._generation._env.info()["last_txnid"]
+        return queue._engine.environment._generation._env.info()["last_txnid"]
 
     before = newest()
     with queue.lease(ttl=50):
@@ -535,7 +509,7 @@ def test_what_cannot_be_decoded_is_dead_and_holds_nobody_up(open_queue, checksum
 def test_what_is_damaged_is_dead_and_holds_nobody_up(open_queue):
     queue = open_queue()
     queue.push(["a", "b"])
-    with queue._open.exclusive() as (generation, txn):
+    with queue._engine.environment.exclusive() as (generation, txn):
         txn.put((0).to_bytes(8), b"rot", db=generation.table("queue").items)
         generation.commit(txn)
     with queue.lease(2) as lease:
@@ -575,7 +549,7 @@ def test_in_a_copy_the_leases_are_over(queue):
 def test_what_cannot_come_back_for_want_of_room_holds_nobody_up(queue, monkeypatch, clocks):
     queue.lease(2, ttl=1)
     clocks.go_on(2)
-    update = type(queue._open).update
+    update = type(queue._engine.environment).update
 
     def full(environment, name, fn, *args, **options):
         if fn is _away.restore:
@@ -583,7 +557,7 @@ def test_what_cannot_come_back_for_want_of_room_holds_nobody_up(queue, monkeypat
         return update(environment, name, fn, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(queue._open), "update", full)
+        patch.setattr(type(queue._engine.environment), "update", full)
         assert (len(queue), queue.pop(2)) == (4, ["c", "d"])
     assert queue.pop(9) == ["a", "b", "e", "f"]
 
@@ -683,7 +657,7 @@ def test_what_is_wrong_with_leases_is_found_and_repaired(tmp_path, what):
         queue.lease().nack()
         assert queue.check() == []
         assert figures(queue) == (3, 2, 1, 1)
-        with queue._open.exclusive() as (generation, txn):
+        with queue._engine.environment.exclusive() as (generation, txn):
             DAMAGE[what](txn, generation.table("queue"))
             generation.commit(txn)
         assert queue.check() != []

@@ -74,7 +74,7 @@ def _iterate_and_stop_at(queue, number):
 def test_a_process_stopped_between_two_items_of_an_iteration_is_in_nobodys_way(open_queue):
     queue = open_queue(**FAST)
     queue.push(list(range(1_000)))
-    directory = queue._directory
+    directory = queue._engine.path
     child = forked(_iterate_and_stop_at, queue, 500)
     try:
         eventually(lambda: os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT))
@@ -344,7 +344,7 @@ def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_o
     ready, tell = os.pipe()
     end, stop = os.pipe()
     children = []
-    closing = queue._open._session
+    closing = queue._engine.environment._session
 
     def come() -> None:
         monkeypatch.undo()

@@ -15,7 +15,7 @@ import pytest
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, ExistsError, FormatError, Full, PersistentQueue
 from lmdbqueue._host import directory as _directory
 from lmdbqueue._local import environment as _env
-from lmdbqueue._verbs import writing
+from lmdbqueue._verbs import encoding
 
 PATIENCE = 30  # seconds, for what happens at once when all is well
 
@@ -29,7 +29,7 @@ def _until(condition):
 
 def _sleeps(queue):
     """Tell whether a thread of this process sits on the queue's bell."""
-    return queue._environment.bell._is_seat_taken() or len(queue._settled) > 0
+    return queue._engine.environment.bell._is_seat_taken() or len(queue._hands.settled) > 0
 
 
 def _damage(directory, payload):
@@ -327,7 +327,7 @@ def test_iteration_begins_at_the_head(queue):
 
 def test_iteration_holds_no_transaction_and_no_lock_between_items(queue):
     queue.push([1, 2, 3])
-    environment = queue._environment
+    environment = queue._engine.environment
     for _ in queue:
         assert not environment._reading
         assert not any(lock.locked() for lock in (environment._writer, environment._moving))
@@ -453,7 +453,7 @@ def test_the_pages_in_use_never_exceed_max_bytes(open_queue):
     with suppress(Full):
         for _ in range(1000):
             queue.push([bytes(3_000), bytes(20_000), b""])
-            used = queue._environment.view(queue.name, lambda txn, tables: tables.generation.used(txn))
+            used = queue._engine.environment.view(queue.name, lambda txn, tables: tables.generation.used(txn))
             assert used <= limit
     assert queue.count() < 200  # Full was raised
     assert queue.count() >= 90  # most of the space serves the items
@@ -477,7 +477,7 @@ def test_an_item_of_any_size_comes_back_as_it_went(open_queue, size, checksum):
 
 
 def test_an_item_longer_than_lmdb_can_store_is_refused_and_nothing_is_stored(open_queue, monkeypatch):
-    monkeypatch.setattr(writing, "MAX_PAYLOAD", 10)  # it is 4 GiB
+    monkeypatch.setattr(encoding, "MAX_PAYLOAD", 10)  # it is 4 GiB
     queue = open_queue(dumps=bytes, loads=bytes)
     queue.push(bytes(10))
     with pytest.raises(ValueError, match="11 bytes; at most 10"):
@@ -851,7 +851,7 @@ VERBS = {
     "task_done": lambda queue: queue.task_done(),
     "transaction": lambda queue: queue.transaction().__enter__(),
 }
-STILL_ALLOWED = {"close"}
+STILL_ALLOWED = {"close", "loads", "max_attempts", "max_bytes", "maxsize", "name"}
 
 
 def test_every_public_verb_is_tried_on_a_closed_queue():
@@ -960,7 +960,7 @@ def test_closing_ends_a_put_that_waits_for_room(open_queue):
 def test_a_queue_that_is_garbage_gives_its_handle_back(tmp_path):
     queue = PersistentQueue("queue", tmp_path)
     queue.push("a")
-    environment = queue._environment
+    environment = queue._engine.environment
     identity = environment.directory.identity
     cycle = [queue]
     cycle.append(cycle)

@@ -1,40 +1,15 @@
 """Named readers: each reads the whole queue at its own pace, and what all have passed goes."""
 
 import os
-import time
 
 import pytest
 from processes import forked, status_of
 
-import lmdbqueue._local.engine
+import lmdbqueue._host.session
 import lmdbqueue._verbs.reader
 from lmdbqueue import CorruptQueueError, Empty, PersistentQueue
 
 SECOND = 10**9
-
-
-class Clock:
-    """The engine's clock, which stands still."""
-
-    def __init__(self):
-        self.now = time.time_ns()
-        self.boot = self.now - time.monotonic_ns()
-
-    def monotonic_ns(self):
-        return self.now - self.boot
-
-    def time_ns(self):
-        return self.now
-
-    def monotonic(self):
-        return self.monotonic_ns() / SECOND
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    found = Clock()
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
-    return found
 
 
 @pytest.fixture
@@ -49,7 +24,7 @@ def billing(queue):
     return queue.reader("billing")
 
 
-def test_a_damaged_item_with_a_delay_goes_to_the_dead_letters_of_a_queue_with_readers(queue, billing, clock):
+def test_a_damaged_item_with_a_delay_goes_to_the_dead_letters_of_a_queue_with_readers(queue, billing, clocks):
     queue.push("late", delay=5)
 
     def damage(txn, tables):
@@ -57,8 +32,8 @@ def test_a_damaged_item_with_a_delay_goes_to_the_dead_letters_of_a_queue_with_re
         txn.put(key, value[:-9] + bytes([value[-9] ^ 1]) + value[-8:], db=tables.away)
         return True
 
-    queue._environment.update("queue", damage)
-    clock.now += 6 * SECOND
+    queue._engine.environment.update("queue", damage)
+    clocks.go_on(6)
     assert billing.peek(10) == list("abcdef")
     assert [letter.seq for letter in queue.dead] == [6]
     queue.dead.delete()
@@ -92,7 +67,7 @@ def test_a_damaged_record_of_readers_stops_readers_and_nobody_else(queue, billin
         txn.put(tables.readers, bytes([value[0] ^ 1]) + value[1:], db=tables.meta)
         return True
 
-    queue._environment.update("queue", damage)
+    queue._engine.environment.update("queue", damage)
     for verb in (billing.peek, billing.pop, billing.delete, billing.count, queue.readers):
         with pytest.raises(CorruptQueueError, match="readers"):
             verb()
@@ -112,7 +87,7 @@ def test_many_readers_cost_bytes_and_no_copies(tmp_path):
             for number in range(readers):
                 queue.reader(f"reader {number}")
             queue.push([os.urandom(1000)] * 2000)
-            return queue._environment.view("queue", lambda txn, tables: tables.generation.used(txn))
+            return queue._engine.environment.view("queue", lambda txn, tables: tables.generation.used(txn))
 
     assert size(8) - size(1) <= 2 * 4096
 
@@ -132,12 +107,12 @@ def test_a_reader_that_moved_amid_the_flush_of_another_lets_items_gather(queue, 
     queue.push(["g", "h"])
     assert billing.peek(blocking=True) == "g"
     assert rests == []
-    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    monkeypatch.setattr(queue._engine, "is_crowded", lambda: True)
     assert billing.pop(100) == ["g", "h"]
     queue.push(["i", "j"])
     assert billing.peek(blocking=True) == "i"
     assert [0 < rest <= 0.05 for rest in rests] == [True]
-    monkeypatch.setattr(queue, "_is_crowded", lambda: False)
+    monkeypatch.setattr(queue._engine, "is_crowded", lambda: False)
     assert billing.pop(100) == ["i", "j"]  # some came, so it goes on
     queue.push("k")
     assert billing.pop(blocking=True) == "k"
@@ -148,7 +123,7 @@ def test_a_reader_that_moved_amid_the_flush_of_another_lets_items_gather(queue, 
 
 
 def test_a_reader_that_is_behind_does_not_rest(queue, billing, monkeypatch, rests):
-    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    monkeypatch.setattr(queue._engine, "is_crowded", lambda: True)
     assert [billing.pop(2, blocking=True), billing.pop(blocking=True)] == [["a", "b"], "c"]
     assert billing.peek(3) == ["d", "e", "f"]
     assert billing.delete(3) == 3
@@ -158,7 +133,7 @@ def test_a_reader_that_is_behind_does_not_rest(queue, billing, monkeypatch, rest
 
 
 def test_a_reader_that_gathers_is_in_time(queue, billing, monkeypatch, rests):
-    monkeypatch.setattr(queue, "_is_crowded", lambda: True)
+    monkeypatch.setattr(queue._engine, "is_crowded", lambda: True)
     assert len(billing.pop(100)) == 6
     with pytest.raises(Empty):
         billing.peek(blocking=True, timeout=0)
@@ -171,13 +146,13 @@ def test_a_reader_that_gathers_is_in_time(queue, billing, monkeypatch, rests):
 def test_who_commits_amid_the_flush_of_another_knows(queue):
     def write():
         len(queue)  # which opens it in this process
-        generation = queue._environment._generation
+        generation = queue._engine.environment._generation
         generation.commit(generation.begin("writing"))  # and does not come to its flush
 
     queue.push("g")
-    assert not queue._is_crowded()
+    assert not queue._engine.is_crowded()
     assert status_of(forked(write)) == 0
     queue.push("h")
-    assert queue._is_crowded()
+    assert queue._engine.is_crowded()
     queue.push("i")
-    assert not queue._is_crowded()
+    assert not queue._engine.is_crowded()

@@ -105,7 +105,7 @@ def test_what_is_pushed_amid_forks_is_there_once_or_the_fault_is_found(tmp_path,
 def _read_and_stay(place: str, mouth: int) -> None:
     """Open a read transaction, say so, and stay in it."""
     with PersistentQueue("queue", place, durability="off") as queue:
-        queue._open.view(queue.name, lambda *_: (os.write(mouth, b"1"), signal.pause()))
+        queue._engine.environment.view(queue.name, lambda *_: (os.write(mouth, b"1"), signal.pause()))
 
 
 def _reader(place: str) -> int:
@@ -118,7 +118,7 @@ def _reader(place: str) -> int:
 
 
 def _size(queue: PersistentQueue[object]) -> int:
-    return queue._open._generation.extent()
+    return queue._engine.environment._generation.extent()
 
 
 def _turn_over(queue: PersistentQueue[object], times: int) -> None:
@@ -183,7 +183,7 @@ def _die_in_many_reads(place: str, readers: int) -> None:
     inside = threading.Barrier(readers + 1)
     for _ in range(readers):
         view = lambda *_: (inside.wait(), signal.pause())  # noqa: E731
-        threading.Thread(target=queue._open.view, args=(queue.name, view), daemon=True).start()
+        threading.Thread(target=queue._engine.environment.view, args=(queue.name, view), daemon=True).start()
     inside.wait()
     os.kill(os.getpid(), signal.SIGKILL)
 

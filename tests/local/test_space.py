@@ -22,12 +22,12 @@ def _fill(queue, number):
 def test_a_flush_after_most_of_a_million_items_went_shrinks_the_directory_below_2_mb(open_queue):
     queue = open_queue(durability="off")
     _fill(queue, MILLION)
-    full = directory_size(queue._directory)
+    full = directory_size(queue._engine.path)
     assert full > 100 * MILLION
     assert queue.delete(995_000) == 995_000
     given = queue.flush()
     assert queue.count() == 5_000
-    assert directory_size(queue._directory) < 2_000_000
+    assert directory_size(queue._engine.path) < 2_000_000
     assert given > full - 2_500_000
     assert queue.pop(6_000) == [PAYLOAD] * 5_000
 
@@ -37,10 +37,10 @@ def test_a_queue_of_a_thousand_items_stays_below_5_mb_through_a_million_without_
     for number in range(0, MILLION, 500):
         queue.push([PAYLOAD] * 500)
         if number % 50_000 == 0:
-            assert directory_size(queue._directory) < 5_000_000
+            assert directory_size(queue._engine.path) < 5_000_000
         if number:
             assert len(queue.pop(500)) == 500
-    assert directory_size(queue._directory) < 5_000_000
+    assert directory_size(queue._engine.path) < 5_000_000
     assert queue.count() == 500
 
 

@@ -25,7 +25,7 @@ def _until(condition):
 def _waits(queue):
     """Tell whether some thread waits in a verb of the queue."""
     if isinstance(queue, Ours):
-        return queue._environment.bell._is_seat_taken() or len(queue._settled) > 0
+        return queue._engine.environment.bell._is_seat_taken() or len(queue._hands.settled) > 0
     conditions = (queue.not_empty, queue.not_full, queue.all_tasks_done)
     return any(condition._waiters for condition in conditions)
 
@@ -404,7 +404,7 @@ def test_put_does_not_wait_for_room_on_the_disk(queue, monkeypatch):
     def refuse(_):
         raise DiskFullError("bytes", 10, 10, 0)
 
-    monkeypatch.setattr(queue, "_append", refuse)
+    monkeypatch.setattr(queue._engine, "append", refuse)
     begun = time.monotonic()
     with pytest.raises(DiskFullError):
         queue.put("a", timeout=PATIENCE)
@@ -470,7 +470,7 @@ def test_join_waits_for_items_of_yesterday_and_of_others(open_queue):
 
 def test_join_does_not_overlook_an_item_that_get_is_just_taking(queue, monkeypatch):
     removed, go_on = threading.Event(), threading.Event()
-    real = queue._remove
+    real = queue._engine.remove
 
     def remove(keys):
         gone = real(keys)
@@ -478,7 +478,7 @@ def test_join_does_not_overlook_an_item_that_get_is_just_taking(queue, monkeypat
         go_on.wait(PATIENCE)
         return gone
 
-    monkeypatch.setattr(queue, "_remove", remove)
+    monkeypatch.setattr(queue._engine, "remove", remove)
     queue.push("a")
     with ThreadPoolExecutor(2) as pool:
         got = pool.submit(queue.get)

@@ -150,13 +150,13 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
     for name, queue in queues.items():
         queue.push(name)
         queue.state["k"] = name
-    number = queues["a"]._environment._generation.number
-    path = queues["a"]._environment._generation.path
+    number = queues["a"]._engine.environment._generation.number
+    path = queues["a"]._engine.environment._generation.path
     from lmdbqueue._lmdb import generation  # noqa: PLC0415
     from lmdbqueue._local import salvage  # noqa: PLC0415
 
     draft = path + ".rebuilt"
-    options = queues["a"]._environment.directory.options
+    options = queues["a"]._engine.environment.directory.options
     assert salvage.rebuild(path, draft, options, salvage.Quarantine(path)) == []
     snapshot = generation.Snapshot(draft, options)
     try:
@@ -167,7 +167,7 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
         os.unlink(draft + "-lock")
     for name in queues:
         assert {f"{name}/{what}".encode() for what in ("head", "tail", "state/k")} <= found.keys()
-    assert number == queues["a"]._environment._generation.number
+    assert number == queues["a"]._engine.environment._generation.number
 
 
 KEYS = st.text(st.characters(codec="utf-8"), max_size=20)

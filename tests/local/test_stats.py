@@ -1,6 +1,5 @@
 """``stats()``: what it says of a queue and its file is what is there, at a cost that does not depend on the length."""
 
-import dataclasses
 import os
 import pickle
 import re
@@ -31,7 +30,7 @@ def test_figures_of_items_say_where_each_is(queue):
 
 def test_figures_cannot_be_changed_and_can_be_pickled(queue):
     stats = queue.stats()
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         stats.waiting = 1
     assert pickle.loads(pickle.dumps(stats)) == stats
 
@@ -126,7 +125,7 @@ def test_lag_among_gaps_costs_no_more_than_the_way_to_the_nearer_end(queue):
     queue.reader("second", start=1).seek(2)
     for name, expected, most in (("slow", 2000, 5), ("second", 1998, 10), ("fast", 10, 30), ("middle", 1000, 2010)):
         steps.clear()
-        assert queue._environment.view("queue", lag, name) == expected
+        assert queue._engine.environment.view("queue", lag, name) == expected
         assert len(steps) < most, name
 
 

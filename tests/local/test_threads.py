@@ -23,7 +23,7 @@ def _until(condition):
 
 def _last_txn(queue):
     """Return the number of the last transaction that changed something."""
-    return queue._environment.view(queue.name, lambda txn, tables: tables.generation.last(txn)[0])
+    return queue._engine.environment.view(queue.name, lambda txn, tables: tables.generation.last(txn)[0])
 
 
 class Crowd:
@@ -31,7 +31,7 @@ class Crowd:
 
     def __init__(self, queue):
         self.queue = queue
-        self.environment = queue._environment
+        self.environment = queue._engine.environment
         self.pool = ThreadPoolExecutor(32)
         self.futures = []
 
@@ -166,7 +166,7 @@ def test_closing_amid_pushes_of_other_threads_ends_them_with_closed_error_and_lo
             queue.close()
             assert {type(each.exception(PATIENCE)) for each in pushing} == {ClosedError}
         queue = open_queue(durability="off")
-        head = queue._environment.view(queue.name, lambda txn, tables: txn.get(tables.head, db=tables.meta))
+        head = queue._engine.environment.view(queue.name, lambda txn, tables: txn.get(tables.head, db=tables.meta))
         kept = range(_format.unpack(head), _format.unpack(head) + queue.count())
         assert set(acknowledged) <= set(kept)
         queue.clear()
@@ -199,7 +199,7 @@ def test_a_push_that_a_close_overtakes_leaves_no_descriptor_behind(open_queue):
     open_queue().close()
     before = len(os.listdir("/proc/self/fd"))
     queue = open_queue()
-    bell = queue._environment.bell
+    bell = queue._engine.environment.bell
     real, committed, closed = bell.ring, threading.Event(), threading.Event()
 
     def ring():
@@ -293,13 +293,13 @@ def test_an_unexpected_error_of_one_call_fails_that_call_only(queue, position):
     with Crowd(queue) as crowd:
         for n in range(6):
             if n == position:
-                crowd.add(queue._environment.update, queue.name, fail)
+                crowd.add(queue._engine.environment.update, queue.name, fail)
             else:
                 crowd.add(queue.push, n)
     errors = [type(future.exception()) for future in crowd.futures]
     assert errors == [Unexpected if n == position else type(None) for n in range(6)]
     assert list(queue) == [n for n in range(6) if n != position]
-    assert queue._environment.view(queue.name, lambda txn, tables: txn.get(b"half done", db=tables.meta)) is None
+    assert queue._engine.environment.view(queue.name, lambda txn, tables: txn.get(b"half done", db=tables.meta)) is None
 
 
 def test_several_calls_that_fail_get_their_own_error_each(queue):
@@ -309,7 +309,7 @@ def test_several_calls_that_fail_get_their_own_error_each(queue):
     with Crowd(queue) as crowd:
         for n in range(6):
             if n % 2:
-                crowd.add(queue._environment.update, queue.name, fail, n)
+                crowd.add(queue._engine.environment.update, queue.name, fail, n)
             else:
                 crowd.add(queue.push, n)
     assert [future.exception().args for future in crowd.futures[1::2]] == [(1,), (3,), (5,)]
@@ -329,7 +329,7 @@ def test_calls_that_an_interrupted_leader_had_in_hand_complete_all_the_same(queu
     with Crowd(queue) as crowd:
         for n in range(8):
             if n == position:
-                crowd.add(queue._environment.update, queue.name, interrupt_once)
+                crowd.add(queue._engine.environment.update, queue.name, interrupt_once)
             else:
                 crowd.add(queue.push, n)
     assert interrupted
@@ -337,11 +337,11 @@ def test_calls_that_an_interrupted_leader_had_in_hand_complete_all_the_same(queu
     of_leader = [n for n, error in enumerate(errors) if error is not None]
     assert [type(errors[n]) for n in of_leader] == [KeyboardInterrupt]
     assert sorted(queue) == [n for n in range(8) if n != position and n not in of_leader]
-    assert not queue._environment._line
+    assert not queue._engine.environment._line
 
 
 def test_an_interrupt_before_the_commit_takes_the_whole_call_back(queue, monkeypatch):
-    generation = queue._environment._generation
+    generation = queue._engine.environment._generation
 
     def commit(_txn):
         raise KeyboardInterrupt
@@ -351,13 +351,13 @@ def test_an_interrupt_before_the_commit_takes_the_whole_call_back(queue, monkeyp
         with pytest.raises(KeyboardInterrupt):
             queue.push("a")
     assert queue.count() == 0
-    assert not queue._environment._line
+    assert not queue._engine.environment._line
     with ThreadPoolExecutor(1) as pool:  # no lock was left behind
         assert pool.submit(queue.push, "b").result(PATIENCE) == 0
 
 
 def test_an_interrupt_after_the_commit_counts_as_done(queue, monkeypatch):
-    generation = queue._environment._generation
+    generation = queue._engine.environment._generation
     real = generation._commit
     interrupted = []
 
@@ -376,11 +376,11 @@ def test_an_interrupt_after_the_commit_counts_as_done(queue, monkeypatch):
     errors = [type(future.exception()) for future in crowd.futures]
     assert sorted(errors, key=str) == sorted([KeyboardInterrupt, *[type(None)] * 5], key=str)
     assert list(queue) == list(range(6))  # that of the interrupted caller too, and each once
-    assert not queue._environment._line
+    assert not queue._engine.environment._line
 
 
 def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
-    environment = queue._environment
+    environment = queue._engine.environment
 
     class Interrupting:
         def __enter__(self):
@@ -399,7 +399,7 @@ def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
 
 
 def test_a_failed_commit_is_reported_to_every_caller_that_shared_it(queue, monkeypatch):
-    generation = queue._environment._generation
+    generation = queue._engine.environment._generation
     commits = []
 
     def commit(txn):

@@ -118,11 +118,11 @@ def test_a_call_that_fails_halfway_undoes_the_block_even_if_its_error_is_caught(
 def test_a_block_that_changes_nothing_commits_nothing(pair):
     inbox, _ = pair
     inbox.push(1)
-    before = inbox._environment.view("inbox", lambda txn, _: txn.id())
+    before = inbox._engine.environment.view("inbox", lambda txn, _: txn.id())
     with inbox.transaction():
         assert inbox.peek() == 1
         assert inbox.state.get("n") is None
-    assert inbox._environment.view("inbox", lambda txn, _: txn.id()) == before
+    assert inbox._engine.environment.view("inbox", lambda txn, _: txn.id()) == before
 
 
 def test_closing_inside_of_a_block_ends_the_object_and_not_the_block(tmp_path):
@@ -295,7 +295,7 @@ def test_a_block_whose_commit_fails_has_done_nothing(pair, monkeypatch):
 def test_a_block_begins_anew_in_a_file_that_is_not_in_doubt(pair):
     inbox, outbox = pair
     inbox.push([1, 2])
-    environment = inbox._environment
+    environment = inbox._engine.environment
     number = environment._generation.number
     environment._session.set_in_doubt(number)
     with inbox.transaction():
@@ -307,7 +307,7 @@ def test_a_block_begins_anew_in_a_file_that_is_not_in_doubt(pair):
 def test_a_block_in_which_the_file_gets_in_doubt_does_nothing(pair):
     inbox, outbox = pair
     inbox.push([1, 2])
-    environment = inbox._environment
+    environment = inbox._engine.environment
     with pytest.raises(StorageError), inbox.transaction():  # noqa: PT012
         outbox.push(inbox.pop())
         environment._session.set_in_doubt(environment._generation.number)
@@ -319,7 +319,7 @@ def test_a_block_in_which_the_file_gets_in_doubt_does_nothing(pair):
 
 def test_a_block_makes_durable_what_it_sees_before_it_shows_it(pair):
     inbox, _ = pair
-    session = inbox._environment._session
+    session = inbox._engine.environment._session
     inbox.push(1)
     newest = session._words[1]
     session._words[1] = 0

@@ -271,7 +271,7 @@ def _inotify_count():
 def test_all_sleepers_of_a_process_share_one_watch(queue, open_queue):
     before = _inotify_count()
     objects = [queue, open_queue(), open_queue(name="other")]
-    bell = queue._environment.bell
+    bell = queue._engine.environment.bell
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(each.pop, 1, blocking=True) for each in objects for _ in range(4)]
         _until(lambda: bell._is_seat_taken() and len(bell._others) == 11)
@@ -326,7 +326,7 @@ def test_a_waiter_whose_ring_was_lost_finds_the_item_at_the_ceiling(queue, monke
     monkeypatch.setattr(_wakeup, "CEILING", 0.2)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(queue.pop, 1, blocking=True, timeout=PATIENCE)
-        _until(queue._environment.bell._is_seat_taken)
+        _until(queue._engine.environment.bell._is_seat_taken)
         with monkeypatch.context() as patch:
             patch.setattr(Bell, "ring", lambda _: None)
             queue.push("a")
@@ -339,8 +339,8 @@ def test_where_the_kernel_has_no_watch_left_waiting_works_all_the_same(queue, mo
     monkeypatch.setattr(_wakeup, "_Kqueue", _refuse)
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(queue.pop, 1, blocking=True, timeout=PATIENCE) for _ in range(3)]
-        _until(queue._environment.bell._is_seat_taken)
-        assert isinstance(queue._environment.bell._watch, _wakeup._Polling)
+        _until(queue._engine.environment.bell._is_seat_taken)
+        assert isinstance(queue._engine.environment.bell._watch, _wakeup._Polling)
         queue.push([1, 2, 3])
         assert sorted(each.result(PATIENCE) for each in found) == [1, 2, 3]
 
@@ -349,7 +349,7 @@ def test_where_the_kernel_has_no_watch_left_waiting_works_all_the_same(queue, mo
 @pytest.mark.usefixtures("no_ceiling")
 def test_a_forked_child_has_a_watch_of_its_own_and_the_parent_keeps_its(queue):
     before = _inotify_count()
-    bell = queue._environment.bell
+    bell = queue._engine.environment.bell
     bell.listen()
     assert _inotify_count() == before + 1
     readable, writable = os.pipe()
@@ -358,8 +358,8 @@ def test_a_forked_child_has_a_watch_of_its_own_and_the_parent_keeps_its(queue):
         facts = []
         try:
             facts.append(_inotify_count() == before)
-            facts.append(queue._environment.bell is not bell)
-            queue._environment.bell.listen()
+            facts.append(queue._engine.environment.bell is not bell)
+            queue._engine.environment.bell.listen()
             facts.append(_inotify_count() == before + 1)
             os.write(writable, b"ready")
             facts.append(queue.pop(1, blocking=True, timeout=PATIENCE) == "for the child")

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
+from clocks import SECOND, Clock
 
 import lmdbqueue
-import lmdbqueue._local.engine
+import lmdbqueue._host.session
 from lmdbqueue import PersistentQueue, _format
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -93,12 +93,10 @@ def test_readers_written_by_a_released_version_go_on(tmp_path):
         assert queue.check() == []
 
 
-def test_times_written_by_a_released_version_tell_the_age(tmp_path, monkeypatch):
+def test_times_written_by_a_released_version_tell_the_age(tmp_path):
     shutil.copytree(os.path.join(GOLDEN, "format-1-times"), tmp_path / "queue")
     now = 1_764_000_000 + 240 * 3600  # an hour after the last push
-    clock = SimpleNamespace(monotonic_ns=lambda: 5 * 10**9, time_ns=lambda: now * 10**9)
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
-    with PersistentQueue("queue", tmp_path) as queue:
+    with Clock(5 * SECOND, now * SECOND).given_to(PersistentQueue("queue", tmp_path)) as queue:
         assert queue.check() == []
         while item := queue.peek():
             hours = 240 - int(item.partition(":")[0])
@@ -114,14 +112,13 @@ def test_present_format_version_has_a_golden_directory():
 
 
 def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypatch):
-    clock = SimpleNamespace(monotonic_ns=lambda: 3600 * 10**9, time_ns=lambda: 1_764_000_000 * 10**9)
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
     monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: bytes(range(16)))
-    with PersistentQueue("ex", tmp_path, str.encode, bytes.decode) as queue:
+    clock = Clock(3600 * SECOND, 1_764_000_000 * SECOND)
+    with clock.given_to(PersistentQueue("ex", tmp_path, str.encode, bytes.decode)) as queue:
         queue.push(["hello", "world"])
         queue.pop()
-        records = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.meta)))
-        items = queue._environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.items)))
+        records = queue._engine.environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.meta)))
+        items = queue._engine.environment.view("queue", lambda txn, tables: dict(txn.cursor(tables.items)))
     one, two, four = (number.to_bytes(8, "big") for number in (1, 2, 4))
     mark = bytes(range(16)) + bytes.fromhex("00 00 03 46 30 b8 a0 00  18 7a fc a7 67 ca 00 00") + bytes(8)
     assert crc32(b"queue/times" + mark) == 0x4A3FF674

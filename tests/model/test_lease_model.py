@@ -7,6 +7,7 @@ import shutil
 import tempfile
 
 import pytest
+from clocks import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,7 +20,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import lmdbqueue._local.engine
 from lmdbqueue import LeaseExpiredError, PersistentQueue
 
 SECOND = 10**9
@@ -27,16 +27,6 @@ handles = st.integers(0, 2)
 few = st.integers(1, 4)
 keys = st.sampled_from(["k", "l", "m"])
 delays = st.sampled_from([0.0, 0.0, 1.0, 2.5, 7.0])
-
-
-class Clock:
-    now = 1_000_000 * SECOND
-
-    def monotonic_ns(self):
-        return self.now
-
-    def time_ns(self):
-        return self.now
 
 
 class Item:
@@ -61,7 +51,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @initialize(limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3), checksum=st.booleans())
     def create(self, limits, checksum):
-        self.clock = lmdbqueue._local.engine.time = Clock()
+        self.clock = Clock(*[1_000_000 * SECOND] * 2)
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
         self.limits = limits
@@ -71,7 +61,8 @@ class LeaseMachine(RuleBasedStateMachine):
         self.held = {}  # by lease: handle, deadline
 
     def opened(self, handle):
-        return PersistentQueue("queue", self.path, max_attempts=self.limits[handle], **self.options)
+        queue = PersistentQueue("queue", self.path, max_attempts=self.limits[handle], **self.options)
+        return self.clock.given_to(queue)
 
     def teardown(self):
         if hasattr(self, "queues"):
@@ -107,10 +98,10 @@ class LeaseMachine(RuleBasedStateMachine):
     def restored(self, handle):
         """Do what whoever looks through the object ``handle`` does first."""
         for lease, (owner, deadline) in list(self.held.items()):
-            if self.queues[owner[0]] is not owner[1] or deadline <= self.clock.now:
+            if self.queues[owner[0]] is not owner[1] or deadline <= self.clock.wall:
                 self.come_back(lease, handle)
         for item in self.items.values():
-            if item.where == "delayed" and item.due <= self.clock.now:
+            if item.where == "delayed" and item.due <= self.clock.wall:
                 item.where = "waiting"
 
     # --- what is done
@@ -124,7 +115,7 @@ class LeaseMachine(RuleBasedStateMachine):
             if not there:
                 item = self.items[self.tail] = Item(self.tail, key)
                 if delay:
-                    item.is_delayed(self.clock.now + int(delay * SECOND))
+                    item.is_delayed(self.clock.wall + int(delay * SECOND))
                 self.tail += 1
                 there = [item.seq]
             expected += there
@@ -142,7 +133,7 @@ class LeaseMachine(RuleBasedStateMachine):
             item.where, item.lease = "leased", lease
         assert lease.attempts == [item.attempts for item in expected]
         if expected:
-            deadline = float("inf") if ttl is None else self.clock.now + int(ttl * SECOND)
+            deadline = float("inf") if ttl is None else self.clock.wall + int(ttl * SECOND)
             self.held[lease] = ((handle, self.queues[handle]), deadline)
         return lease
 
@@ -150,7 +141,7 @@ class LeaseMachine(RuleBasedStateMachine):
         """Do ``call`` with those of the lease's items that ``some`` picks; return them if the lease still holds."""
         picked = lease.seqs[:some] if some else None
         mine = [item for item in self.leased(lease) if picked is None or item.seq in picked]
-        is_open = self.queues[self.owner(lease)] is lease._queue if lease.seqs else True
+        is_open = self.queues[self.owner(lease)]._engine is lease._engine if lease.seqs else True
         if not is_open:
             return []
         believed = lease._held if picked is None else lease._held.intersection(picked)
@@ -162,7 +153,7 @@ class LeaseMachine(RuleBasedStateMachine):
         return mine
 
     def owner(self, lease):
-        return next((at for at, queue in enumerate(self.queues) if queue is lease._queue), 0)
+        return next((at for at, queue in enumerate(self.queues) if queue._engine is lease._engine), 0)
 
     @rule(lease=leases, some=st.integers(0, 3))
     def ack(self, lease, some):
@@ -172,7 +163,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(lease=consumes(leases), some=st.integers(0, 3), delay=delays)
     def nack(self, lease, some, delay):
-        due = self.clock.now + int(delay * SECOND) if delay else None
+        due = self.clock.wall + int(delay * SECOND) if delay else None
         handle = self.owner(lease)
         for item in self.settle(lease, some, lambda seqs: lease.nack(seqs, delay)):
             self.give_back(item, handle, due)
@@ -184,7 +175,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(lease=leases, ttl=st.none() | st.sampled_from([1.0, 5.0]))
     def extend(self, lease, ttl):
-        if not lease.seqs or self.queues[self.owner(lease)] is not lease._queue:
+        if not lease.seqs or self.queues[self.owner(lease)]._engine is not lease._engine:
             return
         if lease not in self.held and lease._held:
             with pytest.raises(LeaseExpiredError):
@@ -193,7 +184,7 @@ class LeaseMachine(RuleBasedStateMachine):
         lease.extend(ttl)
         if lease not in self.held:
             return  # all of it was settled: there is nothing to extend
-        deadline = float("inf") if ttl is None else self.clock.now + int(ttl * SECOND)
+        deadline = float("inf") if ttl is None else self.clock.wall + int(ttl * SECOND)
         self.held[lease] = (self.held[lease][0], deadline)
 
     @rule(handle=handles, n=few, removing=st.sampled_from(["pop", "delete"]))
@@ -234,7 +225,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0]))
     def time_passes(self, seconds):
-        self.clock.now += int(seconds * SECOND)
+        self.clock.go_on(seconds)
 
     @rule(handle=handles)
     def close(self, handle):
@@ -246,7 +237,7 @@ class LeaseMachine(RuleBasedStateMachine):
 
     @rule(handle=handles)
     def die(self, handle):
-        self.queues[handle]._owners.leave()
+        self.queues[handle]._engine.owners.leave()
         self.queues[handle].close()
         self.queues[handle] = self.opened(handle)
 
@@ -258,7 +249,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def everything_is_where_the_model_has_it(self):
         queue = self.queues[0]
         self.restored(0)
-        numbers = [queue._open_payload(entry)[0] for entry in queue._first(1_000)]
+        numbers = [queue._engine.opened(entry)[0] for entry in queue._engine.first(1_000)]
         assert numbers == [item.seq for item in self.waiting()]
         places = [item.where for item in self.items.values()]
         stats = queue.stats()
@@ -272,6 +263,5 @@ class LeaseMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.usefixtures("weighed_without_syncs")
-def test_leases_do_what_a_dict_does(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
+def test_leases_do_what_a_dict_does():
     run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=180, stateful_step_count=30))

@@ -345,7 +345,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert queue.count() == queue.qsize() == len(queue) == len(model)
             assert queue.empty() == (not model)
             assert queue.full() == (0 < queue.maxsize <= len(model))
-            entries = [queue._open_payload(entry) for entry in queue._first(len(model) + 1)]
+            entries = [queue._engine.opened(entry) for entry in queue._engine.first(len(model) + 1)]
             assert entries == [(seq, dumps(item)) for seq, item in model.waiting]
 
 

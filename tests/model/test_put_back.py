@@ -20,7 +20,7 @@ def test_items_are_put_back_in_any_order_amid_other_verbs(open_queue, seed):
             queue.push(more)
             model += more
         elif draw < 0.7:
-            entries, items = queue._take_entries(chance.randrange(1, 4), 0)
+            entries, items = queue._head.take(chance.randrange(1, 4), 0)
             assert items == model[: len(items)]
             del model[: len(items)]
             if entries:
@@ -32,7 +32,7 @@ def test_items_are_put_back_in_any_order_amid_other_verbs(open_queue, seed):
             model = []
         elif taken:
             entries, items = taken.pop(chance.randrange(len(taken)))
-            queue._put_back(entries)
+            queue._engine.put_back(entries)
             model = sorted(model + items)
         assert queue.check() == []
         assert list(queue) == model

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 
 import pytest
+from clocks import Clock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -20,7 +21,6 @@ from hypothesis.stateful import (
 )
 from postgres_server import age
 
-import lmdbqueue._local.engine
 from lmdbqueue import GoneError, PersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 
@@ -28,16 +28,6 @@ SECOND = 10**9
 NAMES = st.sampled_from(["audit", "billing", "search"])
 handles = st.integers(0, 1)
 few = st.integers(1, 4)
-
-
-class Clock:
-    now = 1_000_000 * SECOND
-
-    def monotonic_ns(self):
-        return self.now
-
-    def time_ns(self):
-        return self.now
 
 
 class Item:
@@ -82,7 +72,7 @@ class ReaderMachine(RuleBasedStateMachine):
     # --- the engine
 
     def begin(self, checksum):
-        self.clock = lmdbqueue._local.engine.time = Clock()
+        self.clock = Clock(*[1_000_000 * SECOND] * 2)
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
 
@@ -90,10 +80,10 @@ class ReaderMachine(RuleBasedStateMachine):
         shutil.rmtree(self.path)
 
     def open(self):
-        return PersistentQueue("queue", self.path, **self.options)
+        return self.clock.given_to(PersistentQueue("queue", self.path, **self.options))
 
     def pass_(self, seconds):
-        self.clock.now += int(seconds * SECOND)
+        self.clock.go_on(seconds)
 
     def number_place(self, seq):
         return (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
@@ -126,7 +116,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
     def come_due(self):
         due = sorted(
-            (entry for entry in self.delayed if entry[0] <= self.clock.now), key=lambda entry: (entry[0], entry[1].seq)
+            (entry for entry in self.delayed if entry[0] <= self.clock.wall), key=lambda entry: (entry[0], entry[1].seq)
         )
         for entry in due:
             self.delayed.remove(entry)
@@ -149,7 +139,7 @@ class ReaderMachine(RuleBasedStateMachine):
             position = self.positions[name]
             last = items[-1].place
             position.skipped += sum(position.passed < self.number_place(item.seq) < last for item in self.leased)
-            position.move(last, self.clock.now)
+            position.move(last, self.clock.wall)
             self.trim()
 
     def passed_at(self, where):
@@ -168,7 +158,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.queues[handle].push(values, delay=delay)
         for value in values:
             if delay:
-                self.delayed.append((self.clock.now + int(delay * SECOND), self.item(self.tail, value)))
+                self.delayed.append((self.clock.wall + int(delay * SECOND), self.item(self.tail, value)))
                 self.tail += 1
             else:
                 self.append(value)
@@ -192,7 +182,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.come_due()
         self.readers[name, handle] = self.queues[handle].reader(name, start=start)
         if name not in self.positions:
-            self.positions[name] = Position(self.passed_at(start), self.clock.now)
+            self.positions[name] = Position(self.passed_at(start), self.clock.wall)
 
     @rule(handle=handles, name=NAMES, n=few, verb=st.sampled_from(["peek", "pop", "delete"]))
     def read(self, handle, name, n, verb):
@@ -221,7 +211,7 @@ class ReaderMachine(RuleBasedStateMachine):
             return
         self.come_due()
         reader.seek(where)
-        self.positions[name].move(self.passed_at(where), self.clock.now)
+        self.positions[name].move(self.passed_at(where), self.clock.wall)
         self.trim()
 
     @rule(handle=handles, name=NAMES, n=few)
@@ -231,10 +221,10 @@ class ReaderMachine(RuleBasedStateMachine):
             return
         self.come_due()
         items = self.before(name)[:n]
-        entries = reader._first(n)
+        entries = reader._head.first(n)
         if items:
             before = self.positions[name].passed
-            _, move = reader._pass(entries)
+            _, move = reader._head.pass_by(entries)
             had = list(self.items)
             self.passes(name, items)
             gone = [item for item in had if item in items and item not in self.items]
@@ -247,19 +237,19 @@ class ReaderMachine(RuleBasedStateMachine):
         self.move = None
         if name not in self.positions:
             with pytest.raises(GoneError):
-                self.queues[handle]._reader_retreat(*move)
+                self.queues[handle]._engine.reader_retreat(*move)
             return
         position = self.positions[name]
         last = items[-1].place
         is_last = self.mark_of(position) == mark
-        assert self.queues[handle]._reader_retreat(*move) == is_last
+        assert self.queues[handle]._engine.reader_retreat(*move) == is_last
         if is_last:
             self.items = sorted(self.items + gone, key=lambda item: item.place)
             there = {item.seq for item in self.items if before < item.place <= last}
             there |= {item.seq for item in self.leased if before < self.number_place(item.seq) <= last}
             known = {item.seq for item in items}
             position.skipped += len(known - there) - len(there - known)
-            position.move(before, self.clock.now)
+            position.move(before, self.clock.wall)
             self.trim()
 
     @rule(handle=handles, name=NAMES)
@@ -328,8 +318,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.usefixtures("weighed_without_syncs")
-def test_readers_do_what_lists_do(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
+def test_readers_do_what_lists_do():
     run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=150, stateful_step_count=30))
 
 
@@ -343,7 +332,7 @@ def on_postgres(server, schema):
         unit = 1000.0
 
         def begin(self, _):
-            self.clock = Clock()
+            self.clock = Clock(*[1_000_000 * SECOND] * 2)
             self.name = os.urandom(4).hex()
 
         def end(self):

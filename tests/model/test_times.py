@@ -6,48 +6,18 @@ from itertools import pairwise
 from math import log
 
 import pytest
+from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-import lmdbqueue._local.engine
+import lmdbqueue._host.session
 from lmdbqueue import PersistentQueue, _format
 from lmdbqueue._model import push_times, readers
 from lmdbqueue._model.push_times import Mark, thinned
 
 SECOND = 10**9
 YEAR = 365 * 86_400
-
-
-class Clocks:
-    """Stands in for ``time`` where the queue asks for it."""
-
-    def __init__(self):
-        self.mono = 1_000 * SECOND
-        self.wall = 1_700_000_000 * SECOND
-
-    def monotonic_ns(self):
-        return self.mono
-
-    def monotonic(self):
-        return self.mono / SECOND
-
-    def time_ns(self):
-        return self.wall
-
-    def go_on(self, seconds):
-        self.mono += int(seconds * SECOND)
-        self.wall += int(seconds * SECOND)
-
-    def step(self, seconds):
-        self.wall += int(seconds * SECOND)
-
-
-@pytest.fixture
-def clocks(monkeypatch):
-    found = Clocks()
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", found)
-    return found
 
 
 @pytest.fixture
@@ -59,7 +29,7 @@ def reboot(clocks, monkeypatch):
         queue.close()
         monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: bytes([next(numbers)] * 16))
         clocks.mono = 10 * SECOND
-        return PersistentQueue("queue", place)
+        return clocks.given_to(PersistentQueue("queue", place))
 
     return reboot_
 
@@ -70,8 +40,8 @@ def age(queue):
 
 def record(queue):
     """Return the record of times as it stands on disk."""
-    tables = queue._environment._generation.table(queue.name)
-    return queue._environment.view(queue.name, lambda txn, _: txn.get(tables.times, db=tables.meta))
+    tables = queue._engine.environment._generation.table(queue.name)
+    return queue._engine.environment.view(queue.name, lambda txn, _: txn.get(tables.times, db=tables.meta))
 
 
 # --- what it says
@@ -174,7 +144,7 @@ def test_what_a_push_rolled_back_had_noted_is_forgotten(queue, clocks):
 
 def test_the_record_is_looked_at_once_a_second_and_written_if_no_other_process_did(queue, clocks):
     queue.push("a")
-    marked = queue._environment._generation.marked
+    marked = queue._engine.environment._generation.marked
     assert marked == {"queue": clocks.mono}
     marked["queue"] -= 100 * SECOND  # as if another process had made that mark, since this one looked
     clocks.go_on(0.5)
@@ -190,13 +160,13 @@ def test_the_record_is_looked_at_once_a_second_and_written_if_no_other_process_d
 
 def test_who_waited_long_for_its_turn_changes_nothing_that_others_noted(queue, clocks):
     queue.push("a")
-    early = lmdbqueue._local.engine.now()
+    early = clocks()
     clocks.go_on(50)
     queue.push("b")
     clocks.go_on(5)
     queue.push("c")
-    queue._environment.update("queue", readers.retain, early, _format.Retention(age=100 * SECOND))
-    queue._environment.update("queue", readers.push, [queue.dumps("d")], (0, None), early)
+    queue._engine.environment.update("queue", readers.retain, early, _format.Retention(age=100 * SECOND))
+    queue._engine.environment.update("queue", readers.push, [queue.dumps("d")], (0, None), early)
     clocks.go_on(46.5)
     assert age(queue) == 101.5
     queue.push("e")
@@ -239,7 +209,7 @@ def test_item_with_a_delay_that_a_step_of_the_clock_made_due_has_not_waited_long
 
 def test_a_machine_without_a_battery_that_boots_in_1970_ages_nothing(tmp_path, clocks, reboot):
     clocks.wall = 5 * SECOND
-    queue = PersistentQueue("queue", tmp_path)
+    queue = clocks.given_to(PersistentQueue("queue", tmp_path))
     queue.push("a")
     clocks.go_on(60)
     clocks.step(56 * YEAR)  # the time came by the network
@@ -257,7 +227,7 @@ def test_a_machine_without_a_battery_that_boots_in_1970_ages_nothing(tmp_path, c
 
 
 def test_time_between_two_boots_is_that_of_the_wall_clock(tmp_path, clocks, reboot):
-    queue = PersistentQueue("queue", tmp_path)
+    queue = clocks.given_to(PersistentQueue("queue", tmp_path))
     queue.push("a")
     clocks.go_on(100)
     queue.push("b")
@@ -271,7 +241,7 @@ def test_time_between_two_boots_is_that_of_the_wall_clock(tmp_path, clocks, rebo
 
 
 def test_a_reboot_to_an_earlier_time_counts_as_none(tmp_path, clocks, reboot):
-    queue = PersistentQueue("queue", tmp_path)
+    queue = clocks.given_to(PersistentQueue("queue", tmp_path))
     queue.push("a")
     clocks.go_on(100)
     queue.push("b")
@@ -288,7 +258,7 @@ def test_a_reboot_to_an_earlier_time_counts_as_none(tmp_path, clocks, reboot):
 
 def test_where_boots_cannot_be_told_apart_the_wall_clock_counts(tmp_path, clocks, monkeypatch):
     monkeypatch.setattr(lmdbqueue._host.session, "_boot", lambda: b"")
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         queue.push("a")
         clocks.go_on(100)
         queue.push("b")
@@ -305,26 +275,26 @@ def test_where_boots_cannot_be_told_apart_the_wall_clock_counts(tmp_path, clocks
 
 
 def test_age_is_kept_by_flush_copy_and_a_restart(tmp_path, clocks):
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         queue.push(["a", "b"])
         clocks.go_on(100)
         queue.flush(force=True)
         assert age(queue) == 100
-        with queue.copy("copy") as copy:
+        with clocks.given_to(queue.copy("copy")) as copy:
             assert age(copy) == 100
     clocks.go_on(100)
-    with PersistentQueue("queue", tmp_path) as queue:
+    with clocks.given_to(PersistentQueue("queue", tmp_path)) as queue:
         assert age(queue) == 200
 
 
 @pytest.mark.parametrize("retained", [False, True])
 def test_items_of_a_version_that_noted_no_times_have_no_age_until_they_are_gone(queue, clocks, retained):
     queue.push(["a", "b"])
-    tables = queue._environment._generation.table("queue")
-    queue._environment.update(
+    tables = queue._engine.environment._generation.table("queue")
+    queue._engine.environment.update(
         "queue", lambda txn, _: push_times.weighed_records.delete_sealed(txn, tables, tables.times)
     )
-    queue._environment._generation.marked.clear()
+    queue._engine.environment._generation.marked.clear()
     assert age(queue) is None
     if retained:
         queue.retain(seconds=64)
@@ -350,9 +320,9 @@ def test_items_of_a_version_that_noted_no_times_have_no_age_until_they_are_gone(
 def test_a_damaged_record_counts_as_none(open_queue, clocks):
     queue = open_queue()
     queue.push("a")
-    tables = queue._environment._generation.table("queue")
+    tables = queue._engine.environment._generation.table("queue")
     sound = record(queue)
-    queue._environment.update("queue", lambda txn, _: txn.put(tables.times, sound[:-1] + b"x", db=tables.meta))
+    queue._engine.environment.update("queue", lambda txn, _: txn.put(tables.times, sound[:-1] + b"x", db=tables.meta))
     assert age(queue) is None
     assert any("queue/times" in problem for problem in queue.check())
     clocks.go_on(5)
@@ -457,9 +427,9 @@ class TimesMachine(RuleBasedStateMachine):
 
     @initialize(retained=st.sampled_from([None, 20.0, 1_000.0]))
     def create(self, retained):
-        self.clocks = lmdbqueue._local.engine.time = Clocks()
+        self.clocks = Clock()
         self.place = tempfile.mkdtemp(dir="/dev/shm")
-        self.queue = PersistentQueue("queue", self.place, durability="off")
+        self.queue = self.clocks.given_to(PersistentQueue("queue", self.place, durability="off"))
         self.retained = retained
         if retained:
             self.queue.retain(seconds=retained)
@@ -503,7 +473,7 @@ class TimesMachine(RuleBasedStateMachine):
     def flush_and_open_again(self):
         self.queue.flush(force=True)
         self.queue.close()
-        self.queue = PersistentQueue("queue", self.place, durability="off")
+        self.queue = self.clocks.given_to(PersistentQueue("queue", self.place, durability="off"))
 
     @invariant()
     def age_is_at_most_what_is_said_and_not_much_less(self):
@@ -520,6 +490,5 @@ class TimesMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.usefixtures("weighed_without_syncs")
-def test_ages_are_those_of_a_list_that_knows(monkeypatch):
-    monkeypatch.setattr(lmdbqueue._local.engine, "time", lmdbqueue._local.engine.time)  # put back at the end
+def test_ages_are_those_of_a_list_that_knows():
     run_state_machine_as_test(TimesMachine, settings=settings(max_examples=90, stateful_step_count=30))

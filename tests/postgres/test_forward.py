@@ -77,7 +77,7 @@ def test_what_waits_goes_there_in_order_as_bytes_and_is_gone_here(open_queue, tm
     assert (len(queue), done.items, done.batches, done.failures, done.waiting) == (0, 25, 3, 0, 0)
     assert done.size == sum(map(len, target.items))
     assert target.mark == Mark(3, [20, 21, 22, 23, 24], 25, 25)
-    assert target.origin == Origin(queue._environment.directory.options.uuid, "queue")
+    assert target.origin == Origin(queue._engine.environment.directory.options.uuid, "queue")
     assert target.is_closed
     queue.push("more")
     assert Forwarder(tmp_path / "queue", target).run() == Forwarded(1, 1, len(pickle.dumps("more")), 0, 0)
@@ -119,7 +119,7 @@ def test_just_what_was_forwarded_is_removed_whatever_others_do_meanwhile(open_qu
     queue = raw(open_queue)
     queue.push([b"%d" % n for n in range(8)], unique=unique)
     held = queue.lease(2)
-    source = QueueSource(queue._directory)
+    source = QueueSource(queue._engine.path)
     assert source.read(3, 1000) == ([2, 3, 4], [b"2", b"3", b"4"])
     assert queue.pop() == b"2"
     held.nack()
@@ -138,7 +138,7 @@ def test_just_what_was_forwarded_is_removed_whatever_others_do_meanwhile(open_qu
 def test_a_damaged_item_stops_it_and_stays(open_queue):
     queue = raw(open_queue)
     queue.push([b"a", b"b"])
-    with queue._open.exclusive() as (generation, txn):
+    with queue._engine.environment.exclusive() as (generation, txn):
         txn.put((1).to_bytes(8), b"rotten", db=generation.table("queue").items)
         generation.commit(txn)
     target = Memory()
@@ -159,7 +159,7 @@ def test_a_reader_is_drained_and_what_it_passed_stays_for_others(open_queue):
     assert Forwarder(queue.reader("archive", start=6), archive, batch=3).run().items == 4
     assert Forwarder(queue.reader("central"), central, batch=4).run().items == 10
     assert (archive.numbers, central.numbers) == ([6, 7, 8, 9], list(range(10)))
-    assert central.origin == Origin(queue._environment.directory.options.uuid, "queue/central")
+    assert central.origin == Origin(queue._engine.environment.directory.options.uuid, "queue/central")
     assert {each.name: each.position for each in queue.readers()} == {"archive": 10, "billing": 0, "central": 10}
     assert len(queue) == 10
     queue.push(b"more")
@@ -177,7 +177,7 @@ def test_a_reader_whose_forwarder_dies_between_the_two_sides_forwards_each_item_
     queue = raw(open_queue)
     queue.push([b"%d" % n for n in range(10)])
     target = Memory(keeps=keeps)
-    source = ReaderSource(queue._directory, "queue", "central")
+    source = ReaderSource(queue._engine.path, "queue", "central")
     source.remove = lambda _: (_ for _ in ()).throw(_Killed)
     with pytest.raises(_Killed):
         Forwarder(source, target, batch=4).run()
@@ -193,7 +193,7 @@ def test_what_came_back_before_the_end_of_a_batch_is_passed_and_skipped(open_que
     queue = raw(open_queue)
     queue.push([b"%d" % n for n in range(8)])
     queue.reader("other")
-    source = ReaderSource(queue._directory, "queue", "central")
+    source = ReaderSource(queue._engine.path, "queue", "central")
     held = queue.lease(2)
     assert source.read(4, 1000) == ([2, 3, 4, 5], [b"2", b"3", b"4", b"5"])
     held.nack(1)
@@ -229,7 +229,7 @@ def test_one_that_dies_between_the_two_sides_has_each_item_once_if_the_target_ke
     queue = raw(open_queue)
     queue.push([b"%d" % n for n in range(10)])
     target = Memory(keeps=keeps)
-    source = QueueSource(queue._directory)
+    source = QueueSource(queue._engine.path)
     source.remove = lambda _: (_ for _ in ()).throw(_Killed)
     with pytest.raises(_Killed):
         Forwarder(source, target, batch=4).run()
@@ -432,7 +432,7 @@ def test_of_two_forwarders_of_one_source_one_works_and_the_other_waits(open_queu
     queue, there = open_queue(), open_postgres()
     queue.push([1, 2, 3])
     first, second = PostgresTarget(there), PostgresTarget(there)
-    origin = QueueSource(queue._directory)
+    origin = QueueSource(queue._engine.path)
     assert first.last(origin.origin) is None
     waiting = threading.Thread(target=Forwarder(origin, second, batch=1).run)
     waiting.start()

@@ -221,10 +221,10 @@ def _not_first(payload):
 def test_a_push_tells_from_the_first_sleeper_on(open_postgres, monkeypatch):
     monkeypatch.setattr(_ear, "CEILING", 10 * DEADLINE)  # so that no look of its own finds the item
     queue, other = open_postgres(), open_postgres()
-    ticket = queue._listen()
+    ticket = queue._engine.listen()
     other.push("a")
-    queue._sleep(ticket, 2 * DEADLINE)
-    assert queue._database.ear.listen(queue._place.channel) > ticket
+    queue._engine.sleep(ticket, 2 * DEADLINE)
+    assert queue._engine.database.ear.listen(queue._engine.place.channel) > ticket
 
 
 def test_names_are_quoted_whatever_is_in_them(postgres):
@@ -312,8 +312,8 @@ def test_a_worker_waits_for_what_others_have_claimed_and_does_not_spin(queue, op
     other = open_postgres()
     queue.push("a")
     looks = []
-    find = queue._candidates
-    queue._candidates = lambda n: looks.append(n) or find(n)
+    find = queue._engine.candidates
+    queue._engine.candidates = lambda n: looks.append(n) or find(n)
     stop = threading.Event()
     done = []
     thread = threading.Thread(target=lambda: done.append(queue.work(lambda _: stop.set(), stop=stop)))

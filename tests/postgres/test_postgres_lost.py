@@ -184,15 +184,17 @@ def test_a_change_of_which_nobody_can_be_asked_is_told_to_be_unknown(proxy, sche
 def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open_postgres):
     world = World(proxy, schema, open_postgres)
     world.begin()
-    world.queue._owner._session.connection.execute("SELECT 1")
-    pid = world.queue._owner._session.connection.info.backend_pid
-    world.look._database.view(1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,)))
+    world.queue._engine.owner._session.connection.execute("SELECT 1")
+    pid = world.queue._engine.owner._session.connection.info.backend_pid
+    world.look._engine.database.view(
+        1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    )
     eventually(lambda: list(world.look) == [*"abcdef"])
     with pytest.raises(LeaseExpiredError):
         world.lease.ack()
     with world.queue.lease() as lease:
         assert (lease.items, lease.attempts) == (["a"], [2])
-    assert world.queue._owner.known
+    assert world.queue._engine.owner.known
     world.close()
 
 
@@ -202,11 +204,13 @@ def test_sleepers_wake_though_the_connection_that_listens_was_lost(proxy, schema
     world.look.clear(all=True)
     with pytest.raises(QueueError):
         world.queue.get(timeout=0.01)
-    pid = world.queue._database.ear._session.connection.info.backend_pid
-    world.look._database.view(1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,)))
+    pid = world.queue._engine.database.ear._session.connection.info.backend_pid
+    world.look._engine.database.view(
+        1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+    )
     world.look.push("x")
     assert world.queue.get(timeout=20) == "x"
-    eventually(lambda: world.queue._database.ear._session is not None)
+    eventually(lambda: world.queue._engine.database.ear._session is not None)
     world.close()
 
 
@@ -217,7 +221,7 @@ def test_errors_of_the_server_are_ours(open_postgres, postgres):
         step.connection.execute("SELECT 1/0")
 
     with pytest.raises(ServerError) as caught:
-        queue._database.view(1.0, fail)
+        queue._engine.database.view(1.0, fail)
     assert caught.value.sqlstate == "22012"
     assert queue.count() == 0
     with pytest.raises(ServerError, match="opening"):
@@ -330,7 +334,7 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
             found = await asyncio.gather(*waiting, return_exceptions=True)
             assert {type(each) for each in found} == {ServerError}
             proxy.disarm()
-            sleep, failed = queue.queue._sleep, threading.Event()
+            sleep, failed = queue.queue._engine.sleep, threading.Event()
 
             def fail(ticket, timeout):
                 if not failed.is_set():
@@ -338,7 +342,7 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
                     raise ServerError("here", "reading", "nobody there")
                 sleep(ticket, timeout)
 
-            queue.queue._sleep = fail
+            queue.queue._engine.sleep = fail
             waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
             await asyncio.to_thread(failed.wait, DEADLINE)
             await queue.count()

@@ -5,9 +5,10 @@ What is in them stands in ``test_golden.py``. A golden directory that was releas
 
 import os
 import shutil
-from types import SimpleNamespace
 
-import lmdbqueue._local.engine
+from clocks import Clock
+
+import lmdbqueue._host.session
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
 
@@ -79,17 +80,16 @@ def make_readers(filename: str) -> None:
 
 def make_times(filename: str) -> None:
     """Write a directory with items that were pushed over ten days of a clock of its own, one or two an hour."""
-    system = lmdbqueue._host.session._boot, lmdbqueue._local.engine.time
-    clock = SimpleNamespace(now=0, monotonic_ns=lambda: clock.now, time_ns=lambda: EPOCH + clock.now)
-    lmdbqueue._host.session._boot, lmdbqueue._local.engine.time = lambda: bytes(range(16)), clock
+    boot, clock = lmdbqueue._host.session._boot, Clock(0, EPOCH)
+    lmdbqueue._host.session._boot = lambda: bytes(range(16))
     try:
-        with PersistentQueue[object](filename, PLACE) as queue:
+        with clock.given_to(PersistentQueue[object](filename, PLACE)) as queue:
             for hour in range(240):
-                clock.now = hour * 3600 * 10**9
+                clock.go_on(3600 if hour else 0)
                 queue.push([f"{hour}:00"] if hour % 7 else [f"{hour}:00", f"{hour}:00 too"])
             queue.delete(100)
     finally:
-        lmdbqueue._host.session._boot, lmdbqueue._local.engine.time = system
+        lmdbqueue._host.session._boot = boot
     _leave(filename)
 
 

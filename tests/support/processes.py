@@ -114,7 +114,7 @@ def has_ended(pid: int) -> bool:
 
 
 def in_a_small_process(fn: Callable[..., Any], *args: object) -> Any:
-    """Return ``fn(*args)``, of a module in this folder, called in a new process, which has imported little yet.
+    """Return ``fn(*args)``, of a module of the tests, called in a new process, which has imported little yet.
 
     What forks very often goes there: from a process of pytest's, with all that tests have imported, a fork takes
     ten times as long.
@@ -258,14 +258,14 @@ class Sleeps:
 
     def __init__(self, queue: PersistentQueue[Any], tell: Callable[[], object] = lambda: None) -> None:
         self.count = 0
-        sleep = queue._sleep
+        sleep = queue._engine.sleep
 
         def told(ticket: int, timeout: float) -> None:
             self.count += 1
             tell()
             sleep(ticket, timeout)
 
-        queue._sleep = told  # type: ignore[method-assign]
+        queue._engine.sleep = told  # type: ignore[method-assign]
 
 
 # --- producers and consumers

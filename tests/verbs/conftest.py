@@ -1,14 +1,14 @@
 """Queues of every engine, for tests of what all of them must do."""
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from clocks import Clock
 from postgres_server import age
 
-import lmdbqueue._local.engine
+from lmdbqueue._values import now
 
 
 class Engine:
@@ -46,34 +46,13 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         request.getfixturevalue("postgres").execute(f'DROP SCHEMA IF EXISTS "{other}" CASCADE')
 
 
-class Clock:
-    """The engine's clock, which stands still."""
-
-    def __init__(self) -> None:
-        self.now = time.time_ns()
-        self.boot = self.now - time.monotonic_ns()
-
-    def monotonic_ns(self) -> int:
-        return self.now - self.boot
-
-    def time_ns(self) -> int:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.monotonic_ns() / 1e9
-
-
 @pytest.fixture
-def later(engine: Engine, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[float], None]:
+def later(engine: Engine, request: pytest.FixtureRequest) -> Callable[[float], None]:
     """Give a function that lets seconds pass: a clock goes on, or all that a schema knows of times goes back."""
     if engine.kind == "lmdb":
-        clock = Clock()
-        monkeypatch.setattr(lmdbqueue._local.engine, "time", clock)
-
-        def pass_(seconds: float) -> None:
-            clock.now += int(seconds * 1e9)
-
-        return pass_
+        clock: Clock = request.getfixturevalue("clocks")
+        clock.mono, clock.wall = now()
+        return clock.go_on
     execute, schema = request.getfixturevalue("postgres").execute, request.getfixturevalue("schema")
     return lambda seconds: age(execute, schema, seconds)
 

@@ -457,9 +457,9 @@ def test_a_reader_wakes_for_what_another_process_pushes(queue, billing):
 
 def _passed(reader, n):
     """Pass some items; return what undoes that."""
-    entries = reader._first(n)
-    _, move = reader._pass(entries)
-    return lambda: reader.queue._reader_retreat(move, entries)
+    entries = reader._head.first(n)
+    _, move = reader._head.pass_by(entries)
+    return lambda: reader.queue._engine.reader_retreat(move, entries)
 
 
 def test_an_undone_move_gives_back_what_left_with_it_and_counts_what_others_took_since(queue, billing):

@@ -1,0 +1,82 @@
+"""Values that cross floors: what engines, verbs and faces hand to each other.
+
+Owns: their fields and units. Law: each is frozen, and holds nothing but values. Must not know: where they come from.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the engine looks inside
+
+OLDEST: Final = "oldest"
+NEWEST: Final = "newest"
+Start = int | Literal["oldest", "newest"]  # where a reader begins: at the number of an item, or at an end
+
+
+class Moment(NamedTuple):
+    """A time, on both clocks of the system."""
+
+    monotonic: int  # ns since it booted
+    wall: int  # ns since 1970
+
+
+Clock = Callable[[], Moment]
+
+
+def now() -> Moment:
+    """Return what time it is."""
+    return _make(Moment, (time.monotonic_ns(), time.time_ns()))
+
+
+_make = tuple.__new__  # half of the time of a named tuple's own
+
+
+class Leased(NamedTuple):
+    """A lease as an engine gives it."""
+
+    token: int  # 0: of nothing
+    seqs: list[int]
+    attempts: list[int]
+    deadline: float | None  # seconds, on ``time.monotonic()``
+
+
+NOTHING: Final = Leased(0, [], [], None)
+
+
+class ReaderStats(NamedTuple):
+    """A named reader: what it reads next, how much is before it, how much it lost, when it moved last."""
+
+    name: str
+    position: int  # number of the item that it reads next, or that the next item gets
+    lag: int  # items that it has not passed
+    skipped: int  # items that were removed before it had passed them
+    seen: float  # seconds since 1970, when it last moved
+
+
+class Stats(NamedTuple):
+    """Figures of a queue, in items, and of the directory that it shares with others, in bytes.
+
+    ``oldest_age`` is of the item that waits longest: at most so many seconds, and at least that less two seconds or an
+    eighth of itself, whichever is more. An item waits since it was pushed, or since it was due if it had a delay; one
+    that was leased or dead in between has not begun anew, one that was moved here has. A clock that is stepped does
+    not change it, and a machine that is suspended does not let it grow; over a reboot it is the wall clock that counts.
+    ``head``, ``tail`` and numbers of items: see ``docs/format.md``. ``processes`` are those that the kernel shows
+    to this one: all of the machine, or, seen from within a container, those of the container.
+    """
+
+    waiting: int  # what len() says
+    leased: int
+    delayed: int
+    dead: int
+    pushed: int  # ever, delayed ones included
+    removed: int  # ever: popped, deleted, acknowledged, cleared
+    head: int  # number of the first item that never left
+    tail: int  # number that the next item gets
+    oldest_age: float | None = None  # seconds; None: nothing waits, or it was pushed by a version that noted no times
+    readers: tuple[ReaderStats, ...] = ()  # by their names
+    bytes_used: int | None = None  # pages in use, of all queues of the directory; None: not in a directory
+    bytes_free: int | None = None  # what flush(force=True) would give back
+    file_size: int | None = None  # bytes, those allocated ahead included
+    generation: int | None = None  # of the file: one more than how often it was written anew
+    processes: int | None = None  # that have the directory open, this one included; None: not known here

@@ -1,0 +1,178 @@
+"""What the verbs ask of whoever keeps the items.
+
+Owns: the ``Engine`` protocol. Law: each method is one atomic step, durable when it returns, or a part of the
+transaction that it is called in; before a step tells what is there, everything that has to come back has come back.
+Must not know: how items are kept.
+
+An engine belongs to one queue object and is *held*: by the queue, and by its readers, leases, dead letters and, for an
+event loop, its courier. ``_local.engine`` keeps items in LMDB, ``postgres._engine`` in tables.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, TypeVar
+
+from lmdbqueue._format import Note, Retention
+from lmdbqueue._values import Entry, Leased, ReaderStats, Start, Stats
+
+T = TypeVar("T")
+
+Move = Any  # of an engine, by which it undoes what a reader passed at once
+Decode = Callable[[list[Entry]], list[T]]  # the items of the entries, which are not empty, in their order
+SortOut = Callable[[list[Entry]], tuple[list[T], dict[bytes, str]]]  # the items; the keys of the unreadable, and why
+
+
+class Engine(Protocol):
+    """What keeps the items of one queue, for one queue object."""
+
+    name: str  # of the queue
+    path: str  # of its directory or database, for errors
+    maxsize: int  # items; 0: no limit
+    max_attempts: int | None
+
+    is_shut_down: bool  # no pushes any more
+    is_drained: bool  # shut down at once: not even the items that are there are handed out
+    is_closed: bool
+
+    # --- items that wait
+
+    def count(self) -> int:
+        """Return how many items wait, at a cost that does not depend on it."""
+
+    def append(self, payloads: Sequence[bytes]) -> range:
+        """Append all payloads or none (``Full``); return their sequence numbers."""
+
+    def append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
+        """Append payloads that wait for ``delay`` s, and whose keys (b"" for none) no other item may have.
+
+        Return their numbers, or those of the items that have the keys. All or none (``Full``).
+        """
+
+    def first(self, n: int) -> list[Entry]:
+        """Return the first ``n`` entries, or as many as there are."""
+
+    def candidates(self, n: int) -> list[Entry]:
+        """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+
+    def since(self, key: bytes) -> list[Entry]:
+        """Return some entries behind that of ``key``, b"" for all; none only if there are none."""
+
+    def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Remove the first ``n`` items, or as many as there are, once ``decode`` has decoded them; return both.
+
+        None, and nothing removed, if there are fewer than ``least``. What ``decode`` raises leaves all in place.
+        """
+
+    def put_back(self, entries: list[Entry]) -> None:
+        """Undo ``take``: the items have their old numbers again, whatever has left after them."""
+
+    def delete(self, n: int) -> int:
+        """Remove the first ``n`` items, or as many as there are; return how many went."""
+
+    def clear(self) -> int:
+        """Remove all items that wait; return how many went."""
+
+    def clear_all(self) -> int:
+        """Remove all items, those too that are leased, delayed or dead; return how many went."""
+
+    def payloads(self, entries: list[Entry]) -> list[bytes]:
+        """Return the payloads of the entries, found undamaged (``CorruptItemError``)."""
+
+    def opened(self, entry: Entry) -> tuple[int, bytes]:
+        """Return an entry's sequence number and payload, damaged or not."""
+
+    # --- leases
+
+    def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
+        """Lease the first ``n`` items, or as many as there are; what cannot be read dies. None: there are none.
+
+        ``ttl`` in seconds, None for as long as the queue object lives.
+        """
+
+    def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
+        """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+
+    def nack(
+        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+    ) -> list[int] | None:
+        """Give back what a lease holds, None for all; return which, None if the lease is gone.
+
+        ``max_attempts`` None: as the queue has it.
+        """
+
+    def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
+        """Let a lease end in ``ttl`` s; return its deadline, None if it is gone."""
+
+    # --- dead letters
+
+    def count_dead(self) -> int:
+        """Return how many there are."""
+
+    def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
+        """Return some from number ``seq`` on; none only if there are none."""
+
+    def requeue(self, seqs: Collection[int] | None) -> int:
+        """Let dead letters wait again, None for all; return how many there were."""
+
+    def delete_dead(self, seqs: Collection[int] | None) -> int:
+        """Remove dead letters, None for all; return how many there were."""
+
+    # --- named readers; all but ``reader_create`` and ``reader_drop`` raise ``GoneError`` if there is no such reader
+
+    def reader_create(self, name: str, where: Start) -> None:
+        """Make a reader unless it is there."""
+
+    def reader_drop(self, name: str) -> bool:
+        """Remove a reader; return whether it was there."""
+
+    def reader_seek(self, name: str, where: Start) -> None:
+        """Let a reader go on from another item."""
+
+    def reader_first(self, name: str, n: int) -> list[Entry]:
+        """Return the next ``n`` entries of a reader."""
+
+    def reader_candidates(self, name: str, n: int) -> list[Entry]:
+        """Do as ``reader_first``, for entries that are to be passed: they need not be durable yet."""
+
+    def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
+        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+
+    def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
+
+    def reader_delete(self, name: str, n: int) -> int:
+        """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
+
+    def reader_lag(self, name: str) -> int:
+        """Return how many items a reader has not passed."""
+
+    def reader_stats(self, name: str | None) -> list[ReaderStats]:
+        """Return what is known of a reader, None for all."""
+
+    def retain(self, retention: Retention | None) -> None:
+        """Set what is kept, whoever has passed it."""
+
+    def is_crowded(self) -> bool:
+        """Return whether the last move of a reader had to wait for the flush of another process."""
+
+    # --- waiting, and the whole
+
+    def listen(self) -> int:
+        """Return a ticket for ``sleep``."""
+
+    def sleep(self, ticket: int, timeout: float) -> None:
+        """Sleep until something changed after the ticket was given, or for ``timeout`` s, or a while."""
+
+    def wake(self) -> None:
+        """End the sleep of every waiter."""
+
+    def watch(self) -> None:
+        """Let whoever removes items wake those who wait for that, from now on."""
+
+    def stats(self) -> Stats:
+        """Return the figures of the queue, at a cost that does not depend on its length."""
+
+    def refuse_if_closed(self) -> None:
+        """Raise ``ClosedError`` after ``close()``."""
+
+    def close(self) -> None:
+        """Give back what is leased, and free what is held; every later step raises ``ClosedError``. Idempotent."""

@@ -1,0 +1,79 @@
+"""What ``get()`` has given out: the items that ``task_done()`` answers and ``join()`` waits for.
+
+Owns: how many items are in hand, and which threads may be taking one right now. Law: ``join`` sees an item at every
+moment: in the queue, reached for, or in hand. Must not know: the queue.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from lmdbqueue._host.threads import Resting
+
+R = TypeVar("R")
+
+_all: "weakref.WeakSet[Hands]" = weakref.WeakSet()
+
+
+class Hands:
+    """The hands of one queue object."""
+
+    def __init__(self) -> None:
+        _all.add(self)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Have empty hands: at first, and in a forked child, which has nothing of what the parent took."""
+        self.lock = threading.Lock()
+        self.settled = Resting()  # in join; told when one of the two may have become empty, and by close
+        self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
+
+    def reach(self, take: Callable[[], R | None]) -> R | None:
+        """Take an item into the hand; None if ``take`` gives none."""
+        thread = threading.get_ident()
+        found = None
+        try:
+            self._reaching[thread] = None
+            found = take()
+        finally:
+            with self.lock:
+                self._in_hand += found is not None
+                self._reaching.pop(thread, None)
+                if not self._reaching:
+                    self.settled.tell()
+        return found
+
+    def task_done(self) -> None:
+        """Answer one item. Raises ``ValueError`` if none is in hand."""
+        with self.lock:
+            if self._in_hand <= 0:
+                message = "task_done() called too many times"
+                raise ValueError(message)
+            self._in_hand -= 1
+            if not self._in_hand:
+                self.settled.tell()
+
+    def wait_until_empty(self, refuse: Callable[[], None]) -> None:
+        """Return when nothing is in hand or reached for; ``refuse`` raises what shall end the wait."""
+
+        def is_settled() -> bool:
+            refuse()
+            return not self._reaching and not self._in_hand
+
+        self.settled.wait_for(self.lock, is_settled)
+
+    def tell(self) -> None:
+        """Let who waits look again."""
+        with self.lock:
+            self.settled.tell()
+
+
+def _begin_anew_in_child() -> None:
+    for hands in list(_all):
+        hands.begin_anew()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)

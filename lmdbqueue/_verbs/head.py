@@ -1,0 +1,134 @@
+"""The head: from where items are read and taken, that of the queue or the position of a named reader.
+
+Owns: decoding after the transactions, waiting, and in which order a verb asks the engine. Law: no item leaves before
+it was decoded. Must not know: how items are kept, who waits.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
+from lmdbqueue._values import Entry
+from lmdbqueue._verbs.engine import Engine
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Head(Generic[T]):
+    """The head of a queue."""
+
+    def __init__(self, engine: Engine, loads: Callable[[bytes], T]) -> None:
+        self.engine = engine
+        self.loads = loads
+
+    # --- what a reader does in its own way
+
+    def count(self) -> int:
+        """Return how many items wait here."""
+        return self.engine.count()
+
+    def first(self, n: int) -> list[Entry]:
+        """Return the first ``n`` entries, or as many as there are."""
+        return self.engine.first(n)
+
+    def candidates(self, n: int) -> list[Entry]:
+        """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+        return self.engine.candidates(n)
+
+    def take(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
+        """Take the first ``n`` items, or as many as there are; None, and nothing taken, if fewer than ``least``."""
+        return self.engine.take(n, least, self.decode)
+
+    def delete(self, n: int) -> int:
+        """Pass the first ``n`` items undecoded; return how many there were."""
+        return self.engine.delete(n)
+
+    def refuse_if_closed(self) -> None:
+        """Raise ``ClosedError`` if the object that it belongs to was closed."""
+        self.engine.refuse_if_closed()
+
+    # --- reading
+
+    def look(self, n: int, least: int) -> list[T] | None:
+        """Return the first ``n`` items; None if there are fewer than ``least``."""
+        entries = self.first(n)
+        return self.decode(entries) if len(entries) >= least else None
+
+    def decode(self, entries: list[Entry]) -> list[T]:
+        """Return the items of the entries. Raises ``CorruptItemError``, ``DecodeError``."""
+        payloads = self.engine.payloads(entries)
+        items: list[T] = []
+        try:
+            for payload in payloads:  # by no map, which takes a StopIteration of loads for its own end
+                items.append(self.loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
+        except Exception as error:
+            seq, payload = self.engine.opened(entries[len(items)])
+            raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
+        return items
+
+    def sort_out(self, entries: list[Entry]) -> tuple[list[T], dict[bytes, str]]:
+        """Return the items, and the keys of those that cannot be had, with the reasons."""
+        try:
+            return self.decode(entries), {}
+        except (DecodeError, CorruptItemError):
+            pass
+        items: list[T] = []
+        unreadable = {}
+        for entry in entries:
+            try:
+                items += self.decode([entry])
+            except (DecodeError, CorruptItemError) as error:
+                unreadable[entry[0]] = _reason(error)
+        return items, unreadable
+
+    # --- waiting
+
+    def awaited(self, n: int, get: Callable[[int, int], R | None], timeout: float | None) -> R:
+        """Return what ``get(n, n)`` returns once there are ``n`` items; raise ``Empty`` after ``timeout`` seconds."""
+        self.refuse_if_closed()
+        found = self.wait(lambda: self.if_enough(n, get), timeout)
+        if found is None:
+            raise Empty(n, timeout)
+        return found
+
+    def if_enough(self, n: int, get: Callable[[int, int], R | None]) -> R | None:
+        """Return what ``get(n, n)`` returns, or None if there are not ``n`` items (yet). Raises ``ShutDown``."""
+        if self.engine.is_drained:
+            raise ShutDown
+        found = get(n, n) if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
+        if found is None and self.engine.is_shut_down:
+            raise ShutDown
+        return found
+
+    def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
+        """Return what ``attempt`` returns as soon as that is not None; None after ``timeout`` seconds."""
+        if timeout is not None and timeout < 0:
+            message = "'timeout' must be a non-negative number"
+            raise ValueError(message)
+        result = attempt()
+        if timeout == 0:
+            return result
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while result is None:
+            self.refuse_if_closed()
+            ticket = self.engine.listen()
+            result = attempt()
+            if result is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self.engine.sleep(ticket, left)
+        return result
+
+    def refuse_push(self) -> None:
+        """Raise ``ClosedError`` or ``ShutDown`` if the queue takes nothing any more."""
+        if self.engine.is_closed:
+            raise ClosedError(self.engine.path)
+        if self.engine.is_shut_down:
+            raise ShutDown
+
+
+def _reason(error: DecodeError | CorruptItemError) -> str:
+    return f"it cannot be decoded: {error.reason}" if isinstance(error, DecodeError) else "its checksum does not fit"

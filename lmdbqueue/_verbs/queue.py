@@ -1,0 +1,401 @@
+"""``Queue``: every verb of a queue, whatever engine keeps its items; what users open is a subclass.
+
+Owns: what the verbs take and give. Law: arguments are checked and items encoded before a transaction begins; whoever
+takes a ``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``QueueListener`` do), and what has to
+differ, since items outlive the process, is said at each verb. Must not know: how items are kept.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+
+from lmdbqueue._errors import DiskFullError, Empty, Full
+from lmdbqueue._format import Retention, check_name
+from lmdbqueue._values import NOTHING, ReaderStats, Start, Stats
+from lmdbqueue._verbs.encoding import Key, checked_delay, digest, payload_of, payloads_of
+from lmdbqueue._verbs.engine import Engine
+from lmdbqueue._verbs.hands import Hands
+from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.lease import DeadLetters, Lease
+from lmdbqueue._verbs.reader import Reader, checked_start
+from lmdbqueue._verbs.reading import Reading, checked_count
+
+if TYPE_CHECKING:
+    from lmdbqueue._verbs.worker import Retry, Stop, Worked
+
+T = TypeVar("T")
+
+_SECOND: Final = 10**9  # ns
+
+
+class Queue(Reading[T], ABC):
+    """A persistent FIFO queue: items leave in the order in which they were pushed.
+
+    Safe to use from many threads and processes at once. Every verb is one atomic step, durable when
+    it returns.
+    """
+
+    def __init__(self, engine: Engine, dumps: Callable[[T], bytes], loads: Callable[[bytes], T]) -> None:
+        self._engine = engine
+        self._head = Head(engine, loads)
+        self._hands = Hands()
+        self.dumps = dumps
+
+    # --- what it was opened with
+
+    @property
+    def name(self) -> str:
+        """The name of the queue."""
+        return self._engine.name
+
+    @property
+    def loads(self) -> Callable[[bytes], T]:
+        """What turns bytes into an item."""
+        return self._head.loads
+
+    @loads.setter
+    def loads(self, loads: Callable[[bytes], T]) -> None:
+        self._head.loads = loads
+
+    @property
+    def maxsize(self) -> int:
+        """How many items may wait for a push of this object to be taken; 0: no limit."""
+        return self._engine.maxsize
+
+    @maxsize.setter
+    def maxsize(self, items: int) -> None:
+        self._engine.maxsize = items
+
+    @property
+    def max_attempts(self) -> int | None:
+        """How often an item is leased before it goes to ``dead``, when this object gives it back; None: for ever."""
+        return self._engine.max_attempts
+
+    @max_attempts.setter
+    def max_attempts(self, times: int | None) -> None:
+        self._engine.max_attempts = times
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the same queue in the process that unpickles it."""
+
+    # --- the verbs of python-persistent-queue
+
+    @overload
+    def push(self, items: T | list[T], *, delay: float = 0.0, unique: None = None) -> int | range: ...
+
+    @overload
+    def push(
+        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None]
+    ) -> int | list[int]: ...
+
+    def push(
+        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
+    ) -> int | range | list[int]:
+        """Append an item, or each item of a list, as one atomic step.
+
+        A list (not a tuple, which is an item) is many items; ``[]`` does nothing. Returns the
+        sequence number given to the item, or the ``range`` of them for a list. Raises ``Full`` at
+        once when ``maxsize`` or ``max_bytes`` would be exceeded (nothing is stored; ``put`` waits
+        instead), ``TypeError`` when ``dumps`` returns no bytes, ``ShutDown`` after ``shutdown()``.
+
+        ``delay``: seconds until the items can be seen; until then they are no part of ``len``, and then they
+        come before what waits, in the order in which they came due. It is kept on the wall clock, through
+        restarts. ``unique``: a key, str or bytes, of the item; for a list, one for each item, None for
+        those without. While an item with that key waits, is leased or delayed, the new one is not stored
+        and the number of the old one is returned. Numbers of a list with keys come as a list.
+        """
+        engine = self._engine
+        if engine.is_shut_down or engine.is_closed:
+            self._head.refuse_push()
+        if delay or unique is not None:
+            return push_apart(engine, self.dumps, items, delay, unique)
+        if not isinstance(items, list):
+            return engine.append([payload_of(self.dumps, items)]).start
+        if not items:
+            return range(0)
+        return engine.append(payloads_of(self.dumps, items))
+
+    def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
+        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead.
+
+        Their sequence numbers are not given again. Who holds a lease finds it expired.
+        """
+        if all:
+            self._engine.clear_all()
+        else:
+            self._engine.clear()
+
+    def count(self) -> int:
+        """Return how many items wait in the queue, at a cost that does not depend on it."""
+        return self._engine.count()
+
+    def stats(self) -> Stats:
+        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
+        return self._engine.stats()
+
+    @abstractmethod
+    def flush(self, force: bool = False) -> int:
+        """Give empty space back; return how many bytes."""
+
+    def __iter__(self) -> Iterator[T]:
+        """Browse from the head to the tail and remove nothing.
+
+        Items that others remove or push meanwhile may be seen or not; each is seen once, in order.
+        No transaction is held between two items.
+        """
+        key = b""
+        while entries := self._engine.since(key):
+            for entry in entries:
+                key = entry[0]
+                yield self._head.decode([entry])[0]
+
+    # --- the verbs of queue.Queue
+
+    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+        """Append exactly one item, a list too; wait for room if the queue is full.
+
+        Raises ``Full`` after ``timeout`` seconds, or at once with ``block=False``; ``DiskFullError``
+        at once in any case; ``ShutDown`` after ``shutdown()``.
+        """
+        head, payloads = self._head, [payload_of(self.dumps, item)]
+        refusal: Full | None = None
+
+        def attempt() -> range | None:
+            nonlocal refusal
+            head.refuse_push()
+            try:
+                return head.engine.append(payloads)
+            except DiskFullError:
+                raise
+            except Full as error:
+                refusal = error
+                return None
+
+        if (head.wait(attempt, timeout) if block else attempt()) is None:
+            assert refusal is not None  # attempt gives None for no other reason
+            raise refusal
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Remove and return the first item; wait for one if there is none.
+
+        Raises ``Empty`` after ``timeout`` seconds, or at once with ``block=False``; ``ShutDown``
+        after ``shutdown()`` when the queue is empty; what ``pop`` raises for damaged items.
+        """
+        taken = self._head.wait(self._reach, timeout) if block else self._reach()
+        if taken is None:
+            raise Empty(1, timeout if block else None)
+        return taken[1][0]
+
+    def _reach(self) -> tuple[list[Any], list[T]] | None:
+        return self._hands.reach(lambda: self._head.if_enough(1, self._head.take))
+
+    def put_nowait(self, item: T) -> None:
+        """Append exactly one item; raise ``Full`` if there is no room."""
+        self.put(item, block=False)
+
+    def get_nowait(self) -> T:
+        """Remove and return the first item; raise ``Empty`` if there is none."""
+        return self.get(block=False)
+
+    def qsize(self) -> int:
+        """Return how many items are in the queue."""
+        return self.count()
+
+    def empty(self) -> bool:
+        """Return whether the queue is empty; it may not be so any more when this returns."""
+        return self.count() == 0
+
+    def full(self) -> bool:
+        """Return whether ``maxsize`` items are in the queue; it may not be so any more when this returns."""
+        waiting = self.count()
+        return 0 < self.maxsize <= waiting
+
+    def task_done(self) -> None:
+        """Say that one item from ``get`` of this object is dealt with.
+
+        It counts what this object gave out, not what was put: items may come from other processes
+        and from yesterday. Raises ``ValueError`` when called more often than ``get`` returned.
+        """
+        self._engine.refuse_if_closed()
+        self._hands.task_done()
+
+    def join(self) -> None:
+        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out.
+
+        What other processes took and have not finished is not seen. After ``shutdown(immediate=True)``
+        the items left in the queue are not waited for.
+        """
+        self._engine.watch()
+        while True:
+            self._head.wait(lambda: is_empty(self._engine) or None, None)
+            self._hands.wait_until_empty(self._engine.refuse_if_closed)
+            if is_empty(self._engine):  # what was reached for may have stayed, or more may have come
+                return
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.
+
+        With ``immediate`` ``get`` raises at once. Waiting verbs wake up and do the same. Other than
+        in ``queue.Queue`` the items stay, for whoever opens the queue next, and other objects on the
+        same queue go on as before.
+        """
+        engine = self._engine
+        engine.refuse_if_closed()
+        engine.is_shut_down = True
+        engine.is_drained = engine.is_drained or immediate
+        engine.wake()
+
+    def close(self) -> None:
+        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
+
+        What it holds in leases is given back at once. Closing is not needed for durability: there is nothing in
+        memory. Doing it twice is harmless.
+        """
+        self._engine.close()
+        self._hands.tell()
+
+    # --- consumers that can die
+
+    def lease(
+        self, items: int = 1, *, ttl: float | None = None, blocking: bool = False, timeout: float | None = None
+    ) -> Lease[T]:
+        """Take the first items, at most ``items``, into a lease: nobody else gets them while it holds.
+
+        It holds until they are acknowledged or given back, at most for ``ttl`` seconds; None: for as long as
+        this queue object lives. When its process dies, however that comes, what it held is in its places again for
+        the next consumer to look, without any time-out. So each item is delivered at least once, and to one living
+        consumer at a time, as long as that is done within the ttl. ``len`` counts leased items no more.
+
+        An empty lease, which is falsy, says that nothing was there; with ``blocking`` it waits for at least one
+        item, and raises ``Empty`` after ``timeout`` seconds. What cannot be decoded goes to ``dead``. On a full
+        disk it gives one item, as long as few are leased, and raises ``DiskFullError`` for one of over 16 KiB.
+        """
+        head, n = self._head, checked_count(items)
+        if ttl is not None and ttl <= 0:
+            message = f"ttl is a positive number of seconds, not {ttl!r}"
+            raise ValueError(message)
+        found = None
+        if not n:
+            head.refuse_if_closed()
+        elif blocking:
+            found = head.awaited(1, lambda _n, _least: head.engine.lease(n, ttl, head.sort_out), timeout)
+        else:
+            found = head.engine.lease(n, ttl, head.sort_out)
+        return Lease(head.engine, *(found or ([], NOTHING)))
+
+    @property
+    def dead(self) -> DeadLetters[T]:
+        """The items that were leased ``max_attempts`` times in vain, or cannot be decoded."""
+        return DeadLetters(self._engine, self._head.decode)
+
+    def work(
+        self,
+        handler: Callable[[Any], object],
+        *,
+        items: int = 1,
+        ttl: float = 60.0,
+        retry: "Retry | None" = None,
+        stop: "Stop | None" = None,
+        progress: "Callable[[Worked], object] | None" = None,
+    ) -> "Worked":
+        """Lease, call ``handler``, acknowledge, again and again; return what was done when it is told to stop.
+
+        ``handler`` gets one item, or with ``items`` > 1 a list of at most so many; what it raises (an
+        ``Exception``) gives them back by ``retry`` (None: ``Retry()``): after its delay, or to ``dead`` after its
+        ``max_attempts``. While it runs the lease is extended, so ``ttl`` is only what a process that hangs as a whole
+        can hold items for. A handler that was too slow all the same may have its items done by others, too.
+
+        It stops at SIGTERM and SIGINT, if it is called in the main thread; when ``stop`` (an event, or a
+        function) is set, which is looked at before each lease and once a second; and after ``shutdown()``. What
+        is under way is finished before. ``progress`` is called after each lease.
+        """
+        from lmdbqueue._verbs.worker import DEFAULT_RETRY, Loop  # noqa: PLC0415  (for who works, not for who imports)
+
+        n = max(1, checked_count(items))
+        retry = retry or DEFAULT_RETRY
+        return Loop(self._head, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress).run()
+
+    # --- named readers
+
+    def reader(self, name: str, *, start: Start = "oldest") -> Reader[T]:
+        """Return the reader ``name``, which is made, durably, if it is not there.
+
+        ``start``, of a new one: ``"oldest"`` for all that is in the queue, ``"newest"`` for what is pushed from now on,
+        or the number of an item. Many processes may have the same reader: it is one position, which they share.
+
+        While a queue has readers, what all of them have passed is removed by itself, in the transaction of the last
+        one; ``pop``, ``delete``, ``clear`` and an ``ack`` of the queue itself remove for all readers, which count what
+        they lose (``skipped``). An item with a delay gets a new number when it comes due, at the tail. Once the reader
+        was dropped every verb of it raises ``GoneError``.
+        """
+        self._engine.refuse_if_closed()
+        self._engine.reader_create(check_name(name), checked_start(start))
+        return Reader(self, name)
+
+    def readers(self) -> list[ReaderStats]:
+        """Return the readers of this queue: name, position, lag, skipped, and when each moved last."""
+        return self._engine.reader_stats(None)
+
+    def drop_reader(self, name: str) -> None:
+        """Remove a reader for good, and what only it had not passed. Raises ``KeyError`` if there is none."""
+        if not self._engine.reader_drop(name):
+            raise KeyError(name)
+
+    def retain(
+        self,
+        items: int | None = None,
+        *,
+        bytes: int | None = None,  # noqa: A002  (the name that says it)
+        seconds: float | None = None,
+    ) -> None:
+        """Keep the newest items whoever has passed them, and nothing beyond: at most so many, or so much, or so old.
+
+        For a replay (``seek``), and to bound what a slow reader can hold back: what is beyond leaves, read or not, and
+        who had not passed it counts it as ``skipped``. With several limits the tightest holds; without any it is as
+        it was before: what all readers have passed leaves, and nothing else.
+
+        It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
+        move. ``bytes`` are pages of the items (on PostgreSQL their own, kept to a 64th), at least one item stays.
+        ``seconds`` are counted from the push, or from when an item with a delay was due, and kept to a 64th, whatever
+        steps the wall clock makes meanwhile. What came before the queue kept its times counts from the next push, or
+        this call.
+        """
+        limits = (items, bytes, seconds)
+        if any(limit is not None and not limit > 0 for limit in limits):
+            message = f"a limit of what is retained is a positive number, and not one of {limits}"
+            raise ValueError(message)
+        age = None if seconds is None else int(seconds * _SECOND)
+        self._engine.retain(None if limits == (None, None, None) else Retention(items, bytes, age))
+
+
+def push_apart(
+    engine: Engine,
+    dumps: Callable[[T], bytes],
+    items: T | list[T],
+    delay: float,
+    unique: Key | Sequence[Key | None] | None,
+) -> int | range | list[int]:
+    """Push items with a delay or with keys."""
+    checked_delay(delay)
+    if not isinstance(items, list):
+        return engine.append_apart([payload_of(dumps, items)], delay, [digest(unique)])[0]  # type: ignore[arg-type]
+    keys = [None] * len(items) if unique is None else unique
+    if isinstance(keys, (str, bytes)) or len(keys) != len(items):
+        message = f"a list of {len(items)} items needs a list of as many keys"
+        raise ValueError(message)
+    numbers = engine.append_apart(payloads_of(dumps, items), delay, list(map(digest, keys))) if items else []
+    if unique is not None:
+        return numbers
+    return range(numbers[0], numbers[-1] + 1) if numbers else range(0)
+
+
+def is_empty(engine: Engine) -> bool:
+    """Return whether nothing waits that anybody could get, for ``join``."""
+    return engine.is_drained or not engine.count()
