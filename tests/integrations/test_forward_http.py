@@ -118,7 +118,7 @@ def test_each_item_is_a_request_of_its_own_in_order_with_a_key(server, open_queu
     assert [json.loads(body) for body in server.taken] == [{"sensor": 7, "value": 21.5}, "text", None]
     assert (done.items, done.batches, done.refused, len(queue)) == (3, 3, 0, 0)
     headers = [headers for headers, _, _ in server.requests]
-    uuid = queue._environment.directory.options.uuid
+    uuid = queue._engine.environment.directory.options.uuid
     assert [each["Idempotency-Key"] for each in headers] == [f"{uuid}-queue-{seq}" for seq in range(3)]
     assert {(each["Content-Type"], each["X-Site"], each["user-agent"]) for each in headers} == {
         ("application/json", "north", "mine")
@@ -289,7 +289,7 @@ def test_the_command_posts_and_tells_what_was_refused(server, open_queue):
     queue = open_queue()
     queue.push([1, {"a": 2}, "bad"])
     server.judge = lambda body: answered(422, "no") if b"bad" in body else None
-    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._directory]
+    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._engine.path]
 
     def run(*arguments):
         return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)

@@ -133,7 +133,7 @@ def test_items_come_in_order_as_json_each_with_its_number(broker, subscriber, op
     eventually(lambda: len(subscriber.messages) == 300, 10)
     assert [item["value"] for item in subscriber.items] == list(range(300))
     assert (done.items, done.batches, done.failures, len(queue)) == (300, 2, 0, 0)
-    uuid = queue._environment.directory.options.uuid
+    uuid = queue._engine.environment.directory.options.uuid
     assert subscriber.messages[7].properties.UserProperty == [("lmdbqueue-id", f"{uuid}/queue/7")]
     assert {message.qos for message in subscriber.messages} == {qos}
 
@@ -190,7 +190,7 @@ def test_the_command_publishes(broker, subscriber, open_queue):
     subscriber = subscriber(broker)
     queue = open_queue()
     queue.push([1, {"a": 2}])
-    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._directory]
+    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._engine.path]
     url = f"mqtt://127.0.0.1:{broker.port}/plant/readings"
     done = subprocess.run([*command, url, "--qos", "2"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.endswith("2 items in 1 batch; failures of the target: 0\n")
@@ -207,7 +207,7 @@ def _account(broker, subscriber, place, items, kills):
     """Kill the sender, and each third time the broker, too; each item comes, the first time in order."""
     with PersistentQueue("spool", place) as queue:
         queue.push(list(range(items)))
-        path = queue._directory
+        path = queue._engine.path
 
         def forward():
             Forwarder(path, target_of(broker, batch=50), **QUICK).run()
