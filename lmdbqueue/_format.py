@@ -534,7 +534,7 @@ def weigh_sealed(value: bytes) -> int:
     return crc * crc
 
 
-def weigh_in(is_away: bool, key: bytes, value: bytes) -> int:  # noqa: FBT001  (there are two)
+def weigh_in(is_away: bool, key: bytes, value: bytes) -> int:
     """Return what a record of META, or of AWAY, adds to the weight of the records."""
     if is_away:
         return weigh_sealed(value) if key.split(b"/", 2)[1:2] not in INDEXES else 0

@@ -2,6 +2,7 @@
 
 =================  =============================================================
 ``generation``     one LMDB environment: when a commit is durable, LMDB's errors
+``content``        the items that a transaction adds
 ``preallocation``  blocks that a file has before they are used
 ``free_pages``     what a power cut leaves on free pages
 ``structure``      the proof that all pages are as LMDB leaves them

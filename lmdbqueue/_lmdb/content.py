@@ -39,7 +39,7 @@ class Content:
     def remove(self, name: str, keys: Iterable[bytes]) -> None:
         """Note that items were removed."""
         for queue, there, values in self.pending:
-            self.added.update(zip(zip(repeat(queue), there), map(weigh_sealed, values)))
+            self.added |= {(queue, key): weigh_sealed(value) for key, value in zip(there, values, strict=True)}
         self.pending.clear()
         for key in keys:
             weight = self.added.pop((name, key), None)

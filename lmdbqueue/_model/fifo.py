@@ -375,7 +375,7 @@ def _by_class(keys: Iterable[bytes]) -> list[tuple[int, list[bytes]]]:
 
 
 def absent(txn: Txn, queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bounds:
-    """Return the bounds once the keys, in their order, have no item any more. Whatever damage there is, it can be done."""
+    """Return the bounds once the keys, in their order, have no item any more; whatever damage there is."""
     head, tail = pack(now.head), pack(now.tail)
     behind = [key for key in keys if head <= key < tail]
     returned = [key for key in keys if key < head]

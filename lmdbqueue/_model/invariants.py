@@ -147,8 +147,8 @@ def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
             problems.append(f"{name}: its tail is {tail}, and there are {found.behind} items from that number on")
         if (found.skipped, found.returned) != (noted.skipped, noted.returned):
             problems.append(
-                f"{name}: its head is {head}, its tail {tail}; {noted.skipped} numbers between them have no item by its "
-                f"record, and {found.skipped} have none; {noted.returned} before them have one by its record, and "
+                f"{name}: its head is {head}, its tail {tail}; {noted.skipped} numbers between them have no item by "
+                f"its record, and {found.skipped} have none; {noted.returned} before them have one by its record, and "
                 f"{found.returned} have one"
             )
         elif not found.behind and queue.weighed:
@@ -198,7 +198,9 @@ def _items(txn: Txn, queue: Tables, noted: Bounds) -> _Items:
     return _Items(skipped, gaps, returned, returned_weight, behind, damaged)
 
 
-def _away_problems(txn: Txn, queue: Tables, contents: lease_records.Contents) -> Iterator[str]:
+def _away_problems(  # noqa: C901, PLR0912  (a list of invariants)
+    txn: Txn, queue: Tables, contents: lease_records.Contents
+) -> Iterator[str]:
     """Yield what is wrong with the records of items held back, and with the notes on those that wait."""
     where = f"queue {queue.name!r}"
     numbers = fifo.numbers(txn, queue)

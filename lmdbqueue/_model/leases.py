@@ -593,6 +593,6 @@ def clear(txn: Txn, queue: Tables) -> int:
                 weighed_records.pop_away(txn, queue, key)
     record = queue_record(txn, queue)
     numbers = _format.numbers(record)
-    none = {name: 0 for name in ("leased", "delayed", "noted", "keys", "expiring", "dead")}
+    none = dict.fromkeys(("leased", "delayed", "noted", "keys", "expiring", "dead"), 0)
     fifo.set_numbers(txn, queue, record, numbers._replace(**none))
     return removed + before.leased + before.delayed + before.dead

@@ -50,9 +50,10 @@ def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:
 
 def _longest_wait(txn: Txn, queue: Tables, now: int) -> int | None:
     """Return for how long, in ns, the first item of a class has waited that has waited longest; None: none waits."""
-    found = []
     with txn.cursor(queue.items) as cursor:
-        for number in fifo.classes(txn, queue):
-            if cursor.set_range(_format.pack(number << 56)) and _format.class_of_key(cursor.key()) == number:
-                found.append(retention.pushed_at(queue, cursor.value()))
+        found = [
+            retention.pushed_at(queue, cursor.value())
+            for number in fifo.classes(txn, queue)
+            if cursor.set_range(_format.pack(number << 56)) and _format.class_of_key(cursor.key()) == number
+        ]
     return max(0, now - min(found)) if found else None

@@ -55,7 +55,7 @@ class HttpTarget(Target):
         context: For ``https``; None: certificates are verified with what the system trusts.
     """
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self,
         url: str,
         headers: Mapping[str, str] | None = None,

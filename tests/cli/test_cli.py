@@ -491,7 +491,7 @@ def make_strange(place, how):
 
 @pytest.mark.parametrize("how", ["directory", "file", "mode"])
 @pytest.mark.parametrize("command", DECODING, ids=" ".join)
-def test_nothing_is_unpickled_that_others_may_have_written(run, open_queue, tmp_path, needs, command, how):  # noqa: PLR0917
+def test_nothing_is_unpickled_that_others_may_have_written(run, open_queue, tmp_path, needs, command, how):
     if how != "mode":
         needs("root")
     queue = open_queue(loads=bytes)
@@ -546,7 +546,7 @@ def test_clear_and_drop_ask_first(run, open_queue):
     ("command", "code"),
     [("push queue a", 0), ("pop queue --trust", 0), ("stat queue", 0), ("flush queue --force", 0), ("check queue", 1)],
 )
-def test_what_root_makes_in_the_queue_of_another_is_that_ones(run, queue, tmp_path, needs, command, code):  # noqa: PLR0917
+def test_what_root_makes_in_the_queue_of_another_is_that_ones(run, queue, tmp_path, needs, command, code):
     needs("root")
     queue.push([1, 2])
     queue.close()

@@ -98,12 +98,12 @@ def test_imports_go_down_the_map_only(package):
         assert inside & set(order) <= {*order[position + 1 :], *([module] if module in PACKAGES else [])}, module
 
 
-def test_every_module_says_what_it_owns_its_law_and_what_it_must_not_know():
+def test_every_module_says_what_it_owns():
     for module in MODULES:
         if module.endswith(("__init__", "__main__", ".postgres")):
             continue
         doc = re.sub(r"\s+", " ", ast.get_docstring(_tree(module)))
-        assert [word for word in ("Owns: ", "Law: ", "Must not know: ") if word not in doc] == [], module
+        assert "Owns: " in doc, module
 
 
 HEAVY = {"argparse", "asyncio", "ctypes", "hypothesis", "lmdb.verify", "logging", "multiprocessing", "subprocess"}

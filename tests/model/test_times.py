@@ -10,11 +10,11 @@ from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from lmdbqueue._model.push_times import Mark, thinned
 
 import lmdbqueue._host.session
 from lmdbqueue import PersistentQueue, _format
 from lmdbqueue._model import push_times, readers
-from lmdbqueue._model.push_times import Mark, thinned
 
 SECOND = 10**9
 YEAR = 365 * 86_400
