@@ -244,7 +244,7 @@ class Snapshot:
         return self.extent()
 
     def used(self, txn: Txn) -> int:
-        """Return how many bytes the pages in use take, as ``txn`` sees it; the extent if its list of free pages is gone."""
+        """Return how many bytes the pages in use take that ``txn`` sees; the extent if it is too old for that."""
         found = free_pages.used(self.path, txn.id())
         return found if found is not None else self.extent()
 
