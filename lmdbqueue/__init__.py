@@ -81,7 +81,9 @@ else:
         else:
             message = f"module {__name__!r} has no attribute {name!r}"
             raise AttributeError(message)
-        return getattr(module, name)
+        found = getattr(module, name)
+        found.__module__ = __name__
+        return found
 
 
 __all__ = [
@@ -121,3 +123,7 @@ __all__ = [
     "check",
 ]
 __version__ = "0.1.0"
+
+for _each in __all__:
+    if _each in globals():  # else it is imported late
+        globals()[_each].__module__ = __name__  # what tracebacks and pickles call it, wherever it stands

@@ -44,7 +44,7 @@ def test_a_call_that_the_disk_fails_is_told_and_everything_acknowledged_is_there
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     if work.returncode:  # the queue could not even be opened, and that was told in our words
-        assert "lmdbqueue._errors." in work.stderr.splitlines()[-1], work.stderr
+        assert "lmdbqueue." in work.stderr.splitlines()[-1], work.stderr
         return
     told, unknown, failed, found, problems = json.loads(work.stdout)
     assert problems == []

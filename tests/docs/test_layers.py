@@ -2,6 +2,7 @@
 
 import ast
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -133,3 +134,9 @@ def test_using_a_queue_without_waiting_imports_nothing_heavy_but_for_statx(tmp_p
 def test_every_public_name_is_there():
     assert sorted(lmdbqueue.__all__) == list(lmdbqueue.__all__)
     assert all(hasattr(lmdbqueue, name) for name in lmdbqueue.__all__)
+
+
+def test_what_is_public_is_called_so_in_tracebacks_and_pickles():
+    for name in lmdbqueue.__all__:
+        assert getattr(lmdbqueue, name).__module__ == "lmdbqueue", name
+    assert pickle.loads(pickle.dumps(lmdbqueue.Retry(3))) == lmdbqueue.Retry(3)
