@@ -2,6 +2,7 @@
 
 from typing import assert_type
 
+from lmdbqueue._lmdb.generation import Ref
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, readers
@@ -17,14 +18,14 @@ def both_keep_items(local: LocalEngine, postgres: PostgresEngine) -> list[Engine
     return [local, postgres]
 
 
-def functions_of_a_transaction(environment: Environment, now: Moment) -> None:
-    assert_type(environment.view("q", fifo.first, 3), list[Entry])
-    assert_type(environment.glance("q", readers.stats), list[ReaderStats])
-    assert_type(environment.update("q", readers.drop, "billing", room=9), bool)
-    environment.view("q", fifo.first)  # type: ignore[arg-type]
-    environment.view("q", fifo.first, 3, 4)  # type: ignore[arg-type]
-    environment.view("q", fifo.first, "3")  # type: ignore[arg-type]
-    environment.update("q", readers.seek, "billing", now, 5)  # type: ignore[arg-type]
+def functions_of_a_transaction(environment: Environment, q: Ref, now: Moment) -> None:
+    assert_type(environment.view(q, fifo.first, 3), list[Entry])
+    assert_type(environment.glance(q, readers.stats), list[ReaderStats])
+    assert_type(environment.update(q, readers.drop, "billing", room=9), bool)
+    environment.view(q, fifo.first)  # type: ignore[arg-type]
+    environment.view(q, fifo.first, 3, 4, 5)  # type: ignore[arg-type]
+    environment.view(q, fifo.first, "3")  # type: ignore[arg-type]
+    environment.update(q, readers.seek, "billing", now, 5)  # type: ignore[arg-type]
 
 
 def functions_of_a_step(database: Database, place: Place) -> None:
