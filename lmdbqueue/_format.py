@@ -190,11 +190,15 @@ CLASSES: Final = 4  # it has items in other classes than CLASS, or had
 SIZED: Final = 8  # the bytes of its items are counted, in the record of what is retained
 
 FLAGS_AT: Final = 1
+IDENTITY: Final = slice(4, 16)
 HEAD_AT: Final = 16
 TAIL_AT: Final = 24
-_IDENTITY: Final = slice(4, 16)
-_NOT_PLAIN: Final = slice(32, 104)  # the numbers that are 0 where the items are just those from head to tail
-_NOTHING: Final = bytes(72)
+LEASED_AT: Final = 64
+TOKENS_AT: Final = 112
+NOT_PLAIN: Final = slice(32, 104)  # the numbers that are 0 where the items are just those from head to tail
+OUT_OF_ORDER: Final = slice(32, 64)  # those that are 0 where items left in their order, though some are held back
+NOTED: Final = slice(80, 104)  # those that are 0 where nothing is noted of any item
+NOTHING: Final = bytes(72)
 _HEADER: Final = Struct(">BBBBIQ")
 _NUMBERS: Final = Struct(">15Q")
 _FIXED: Final = _HEADER.size + _NUMBERS.size
@@ -238,7 +242,7 @@ def new_queue(number: int, serializer: str, salt: int) -> bytes:
 
 def identity(queue: bytes) -> bytes:
     """Return what tells a queue from one that had its name before."""
-    return queue[_IDENTITY]
+    return queue[IDENTITY]
 
 
 def salt(queue: bytes) -> int:
@@ -279,7 +283,7 @@ def with_numbers(queue: bytes, now: Numbers) -> bytes:
 
 def is_plain(queue: bytes) -> bool:
     """Return whether its items are just the keys from head to tail, and nobody notes anything of one that leaves."""
-    return queue[FLAGS_AT] == 0 and queue[_NOT_PLAIN] == _NOTHING
+    return queue[FLAGS_AT] == 0 and queue[NOT_PLAIN] == NOTHING
 
 
 _new = tuple.__new__  # half of the time of a named tuple's own
@@ -472,7 +476,7 @@ class Trailer(NamedTuple):
 
 _SEAL: Final = Struct("<I")
 SEAL_SIZE: Final = _SEAL.size
-_RESIDUE: Final = 0x2144DF1C
+RESIDUE: Final = 0x2144DF1C
 
 
 def seal(key: bytes, data: bytes, salt: int = 0) -> bytes:
@@ -482,7 +486,7 @@ def seal(key: bytes, data: bytes, salt: int = 0) -> bytes:
 
 def is_intact(key: bytes, value: bytes, salt: int = 0) -> bool:
     """Return whether a sealed value is what was stored under ``key``."""
-    return crc32(value, crc32(key, salt)) == _RESIDUE
+    return crc32(value, crc32(key, salt)) == RESIDUE
 
 
 # of many at once: ``map`` runs no Python between two of them, which takes half of the time
@@ -496,7 +500,7 @@ def seal_all(keys: Iterable[bytes], data: Sequence[bytes], salt: int = 0) -> tup
 
 def are_intact(keys: Iterable[bytes], values: Iterable[bytes], salt: int = 0) -> bool:
     """Return whether sealed values are all what was stored under the keys."""
-    return {_RESIDUE}.issuperset(map(crc32, values, map(crc32, keys, repeat(salt))))
+    return {RESIDUE}.issuperset(map(crc32, values, map(crc32, keys, repeat(salt))))
 
 
 def bodies(values: Sequence[bytes], *, sealed: bool) -> Sequence[bytes]:
@@ -507,7 +511,7 @@ def bodies(values: Sequence[bytes], *, sealed: bool) -> Sequence[bytes]:
 def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
     """Return the payloads of items."""
     marks, without = _OF_SEALED if sealed else _OF_PLAIN
-    if max(map(marks, values), default=0) < _MARKED:
+    if max(map(marks, values), default=0) < MARKED:
         return list(map(without, values))
     return [body[: Trailer.of(body)[1]] for body in bodies(values, sealed=sealed)]
 
@@ -515,7 +519,7 @@ def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
 _WITHOUT_SEAL: Final = itemgetter(slice(-SEAL_SIZE))
 _OF_SEALED: Final = itemgetter(-SEAL_SIZE - TRAILER), itemgetter(slice(-SEAL_SIZE - TRAILER))
 _OF_PLAIN: Final = itemgetter(-TRAILER), itemgetter(slice(-TRAILER))
-_MARKED: Final = 0x80  # the first byte of a time with headers before it
+MARKED: Final = 0x80  # the first byte of a time with headers before it
 
 
 # --- the weight of a record, of which the sum stands beside the number of the last transaction (see

@@ -13,11 +13,12 @@ from lmdbqueue._format import weigh_sealed
 class Content:
     """The items that a transaction has added so far. Only a user's block can put back what it removed itself."""
 
-    __slots__ = ("added", "in_block", "pending", "removed", "weight")
+    __slots__ = ("added", "in_block", "is_used", "pending", "removed", "weight")
 
     def __init__(self, *, in_block: bool = False) -> None:
         self.in_block = in_block
         self.weight = 0
+        self.is_used = in_block  # whether it differs from a new one
         self.pending: list[
             tuple[str, Sequence[bytes], Sequence[bytes]]
         ] = []  # queue, keys, values: not in ``added`` yet
@@ -26,6 +27,7 @@ class Content:
 
     def add(self, name: str, keys: Sequence[bytes], values: Sequence[bytes], weight: int) -> None:
         """Note that sealed items were added, whose weight is known."""
+        self.is_used = True
         if self.removed and not self.removed.isdisjoint(zip(repeat(name), keys)):
             for key, value in zip(keys, values, strict=True):
                 if (name, key) in self.removed:
@@ -38,6 +40,7 @@ class Content:
 
     def remove(self, name: str, keys: Iterable[bytes]) -> None:
         """Note that items were removed."""
+        self.is_used = True
         for queue, there, values in self.pending:
             self.added |= {(queue, key): weigh_sealed(value) for key, value in zip(there, values, strict=True)}
         self.pending.clear()
@@ -47,6 +50,10 @@ class Content:
                 self.weight -= weight
             elif self.in_block:
                 self.removed.add((name, key))
+
+    def enter_block(self) -> None:
+        """Be that of a user's block."""
+        self.in_block = self.is_used = True
 
     @property
     def asks(self) -> bool:

@@ -137,6 +137,10 @@ class Tables(NamedTuple):
     sealed: bool
     weighed: bool
     behind: int  # bytes behind each payload
+    lease: bytes  # where keys of records in AWAY begin
+    leased: bytes
+    owner: bytes
+    expiry: bytes
 
 
 class Snapshot:
@@ -223,17 +227,16 @@ class Snapshot:
         return total % (1 << 64)
 
     def note_last(self, txn: Txn) -> None:
-        """Write down which transaction changes something, and what it leaves; nothing where nothing is promised."""
-        if self._is_full:
-            number = txn.id()
-            weight = None
-            if self._is_weighed:
-                last, before = self._left
-                if last != number - 1:
-                    before = self.last(txn).weight
-                weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
-            self._leaves = number, weight
-            txn.put(_format.LAST_TXN, _format.pack_last(number, weight, self.content.weight), db=self.meta)
+        """Write down which transaction changes something, and what it leaves."""
+        number = txn.id()
+        weight = None
+        if self._is_weighed:
+            last, before = self._left
+            if last != number - 1:
+                before = self.last(txn).weight
+            weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
+        self._leaves = number, weight
+        txn.put(_format.LAST_TXN, _format.pack_last(number, weight, self.content.weight), db=self.meta)
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
@@ -315,6 +318,10 @@ class Snapshot:
             sealed=sealed,
             weighed=self._is_weighed,
             behind=_format.TRAILER + (_format.SEAL_SIZE if sealed else 0),
+            lease=_format.away(name, "lease"),
+            leased=_format.away(name, "leased"),
+            owner=_format.away(name, "owner"),
+            expiry=_format.away(name, "expiry"),
         )
 
     @contextmanager
@@ -544,7 +551,10 @@ class Generation(Snapshot):
                 return NOT_DONE
             raise
         if self._is_full:
-            self.secure(transaction)
+            try:
+                self._sync(transaction)
+            except StorageError as error:
+                raise CommitUnknownError(self.path, error.operation, error.reason) from error
         return result
 
     def begin(self, operation: str) -> Txn:
@@ -554,7 +564,8 @@ class Generation(Snapshot):
         """
         self._room.granted = 0
         self.weight = 0
-        self.content = Content()
+        if self.content.is_used:
+            self.content = Content()
         try:
             txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
             try:
@@ -637,7 +648,8 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        self.note_last(txn)
+        if self._is_full:
+            self.note_last(txn)
         try:
             txn.commit()
         except lmdb.Error as error:
@@ -691,7 +703,12 @@ class Generation(Snapshot):
 
         Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
         """
-        self._room.grant(self._env.info()["last_pgno"] + 1, added, self._has_free, txn)
+        pages = self._env.info()["last_pgno"] + 1
+        room = self._room
+        if (pages + pages // 64 + 65) * room.page + room.granted + added <= room.allocated:  # as grant() has it
+            room.granted += added
+        else:
+            room.grant(pages, added, self._has_free, txn)
 
     def _has_free(self, txn: Txn, size: int) -> bool:
         """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""

@@ -29,9 +29,9 @@ class Room:
     def __init__(self, path: str, page: int, largest: int) -> None:
         """``page``: bytes of one; ``largest``: bytes that the file may have."""
         self._path = path
-        self._page = page
+        self.page = page
         self._largest = largest
-        self._allocated = 0  # bytes, as far as this process has seen to it
+        self.allocated = 0  # bytes, as far as this process has seen to it
         self.granted = 0  # bytes, in the transaction under way
 
     def grant(self, pages: int, added: int, has_free: Callable[..., bool], *of: Any) -> None:
@@ -40,10 +40,10 @@ class Room:
         Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
         ``DiskFullError``, or ``Full`` when the file is the largest.
         """
-        kept = (_RESERVE + pages // _RESERVE) * self._page  # as reserve() has it
+        kept = (_RESERVE + pages // _RESERVE) * self.page  # as reserve() has it
         wanted = self.granted + added + kept
-        needed = pages * self._page + wanted
-        if needed > self._allocated:
+        needed = pages * self.page + wanted
+        if needed > self.allocated:
             try:
                 self._allocate(needed, pages, added)
             except Full:
@@ -53,12 +53,12 @@ class Room:
 
     def _allocate(self, needed: int, pages: int, added: int) -> None:
         if needed > self._largest:
-            raise Full("bytes", self._largest, pages * self._page, added)
-        ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self._page
+            raise Full("bytes", self._largest, pages * self.page, added)
+        ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self.page
         with translated(self._path, "allocation"):
             try:
                 allocate(self._path, min(needed + ahead, self._largest))
-                self._allocated = needed + ahead
+                self.allocated = needed + ahead
             except OSError:
                 allocate(self._path, needed)  # less will do
-                self._allocated = needed
+                self.allocated = needed

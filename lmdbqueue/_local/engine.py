@@ -6,11 +6,13 @@ finds what has to come back in its place again. Must not know: LMDB, generations
 
 import os
 import struct
+import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
+from zlib import crc32
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full, QueueError
@@ -71,11 +73,13 @@ class LocalEngine:
         self.max_attempts = max_attempts
         self.checksum = environment.directory.options.checksum
         self.clock = clock
+        self.wall: Callable[[], int] = time.time_ns if clock is now else lambda: clock().wall
         self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path)
         self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
         self.salt = _format.salt(self.record)
+        self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
         self._release = weakref.finalize(self, _let_go, environment, self.ref, self.owners)
         _engines.add(self)
 
@@ -87,8 +91,8 @@ class LocalEngine:
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``)."""
-        wall = self.clock().wall
-        room = pushing.room_for(payloads)
+        wall = self.wall()
+        room = pushing.room_for(payloads) if len(payloads) > 1 else 3 * len(payloads[0]) + pushing.ROOM
         limits = self._limits() if self.maxsize or self.max_bytes is not None else None
         given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
         return range(given.start - BASE, given.stop - BASE)
@@ -127,29 +131,28 @@ class LocalEngine:
         then: the next call begins with that one, and spares the reading.
         """
         if n == 1 and self._next:
-            with suppress(IndexError):  # another thread was faster
+            try:
                 entries = [self._next.pop()]
-                items = decode(entries)
-                if self._remove(fifo.remove_if_plain, entries):
-                    return entries, items
+            except IndexError:  # another thread was faster
+                return self.take(n, least, decode)
+            items = decode(entries)
+            removed = self.environment.update(self.ref, fifo.remove_if_plain, [entries[0][0]])
+            if removed is not None:
+                if removed.following is not None:
+                    self._next = [removed.following]
+                return entries, items
         while len(entries := self.candidates(n)) >= least:
             if not entries:
                 if not self.first(1):  # empty, and durably so
                     return [], []
                 continue
             items = decode(entries)
-            if self._remove(fifo.remove, entries):
+            removed = self.environment.update(self.ref, fifo.remove, [key for key, _ in entries])
+            if removed is not None:
+                if removed.following is not None:
+                    self._next = [removed.following]
                 return entries, items
         return None
-
-    def _remove(self, remove: Callable[[Txn, Tables, list[bytes]], fifo.Removed | None], entries: list[Entry]) -> bool:
-        """Remove the first items if they are just these; return whether they were."""
-        removed = self.environment.update(self.ref, remove, [key for key, _ in entries])
-        if removed is None:
-            return False
-        if removed.following is not None:
-            self._next = [removed.following]
-        return True
 
     def is_plain(self) -> bool:
         """Return whether items came and left in their order only, and nothing is noted of any."""
@@ -186,6 +189,12 @@ class LocalEngine:
 
     def payloads(self, entries: list[Entry]) -> list[bytes]:
         """Return the payloads of the entries, found undamaged."""
+        if len(entries) == 1:  # the most frequent case, kept short
+            ((key, value),) = entries
+            if not self.checksum or crc32(value, crc32(key, self.salt)) == _format.RESIDUE:
+                end = len(value) - self._behind
+                if end >= 0 and value[end] < _format.MARKED:
+                    return [value[:end]]
         values = [value for _, value in entries]
         if self.checksum and not _format.are_intact([key for key, _ in entries], values, self.salt):
             raise CorruptItemError(

@@ -41,7 +41,7 @@ class Transaction(Block):
         self.generation = generation
         self._txn = txn
         self._has_changed = False
-        generation.content.in_block = True
+        generation.content.enter_block()
 
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""

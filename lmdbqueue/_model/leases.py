@@ -189,7 +189,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
     if apart.due:
         given = pushing.skip(txn, queue, len(new), apart.number)
     else:
-        given, _ = pushing.append(txn, queue, payloads, apart.trailer, None, apart.number)
+        given = pushing.push(txn, queue, payloads, apart.trailer, None, None, apart.number)
     before = queue_record(txn, queue)
     now = _format.numbers(before)
     if apart.due:

@@ -64,24 +64,14 @@ def push(
     payloads: Sequence[bytes],
     trailer: bytes,
     limits: Limits | None,
-    now: int,
+    now: int | None,
     number: int = CLASS,
 ) -> range:
     """Append payloads, each with the trailer, to a class, all or none; return their keys, as numbers.
 
     Raises ``Full`` if the queue would owe more than it may, or more bytes of pages would be in use. What is not
-    retained any more goes at once.
+    retained any more goes at once; ``now`` None: the caller sees to that.
     """
-    given, flags = append(txn, queue, payloads, trailer, limits, number)
-    if flags & RETAINED:
-        retention.trim(txn, queue, now)
-    return given
-
-
-def append(
-    txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer: bytes, limits: Limits | None, number: int = CLASS
-) -> tuple[range, int]:
-    """Do as ``push``, but for what is retained; return the keys, and the flags of the queue."""
     before = queue_record(txn, queue)
     if limits is not None:
         refuse_full(txn, queue, payloads, limits)
@@ -95,7 +85,9 @@ def append(
         weighed_records.replace_queue(txn, queue, before, before[:TAIL_AT] + pack(given.stop) + before[TAIL_AT + 8 :])
     if before[1] & SIZED:
         reader_records.weigh_down(txn, queue, sum(map(len, payloads)) + (len(trailer) - TRAILER) * len(payloads))
-    return given, before[1]
+    if before[1] & RETAINED and now is not None:
+        retention.trim(txn, queue, now)
+    return given
 
 
 def _append_to_class(
@@ -121,6 +113,7 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
             checksum = crc32(value, crc32(key, queue.salt))
             value += checksum.to_bytes(SEAL_SIZE, "little")
             if queue.weighed and not content.removed:
+                content.is_used = True
                 content.weight += checksum * checksum
                 content.pending.append((queue.name, (key,), (value,)))
             elif queue.weighed:
@@ -174,6 +167,9 @@ def move(
         push(txn, other, [payload], trailer, None, target.now, _format.class_of_key(key))
     fifo.remove(txn, queue, keys)
     return len(keys)
+
+
+ROOM: Final = 3 * _OVERHEAD + _PATHS  # bytes of pages that an item takes at the most, beside three times its payload
 
 
 def room_for(payloads: Sequence[bytes]) -> int:
