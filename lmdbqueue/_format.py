@@ -562,15 +562,15 @@ class Last(NamedTuple):
         """Read the record; None: there is none."""
         if data is None:
             return cls(-1)
-        return cls(unpack(data)) if len(data) == _NUMBER.size else cls(*_LAST.unpack_from(data))
+        return cls(unpack(data)) if len(data) == _NUMBER.size else cls(*LAST.unpack_from(data))
 
 
 def pack_last(transaction: int, weight: int | None = None, content: int = 0) -> bytes:
     """Return the record of the last transaction, with the weight that it leaves and that of the items it added."""
-    return pack(transaction) if weight is None else _LAST.pack(transaction, weight, content & _ALL)
+    return pack(transaction) if weight is None else LAST.pack(transaction, weight, content & _ALL)
 
 
-_LAST: Final = Struct(">3Q")
+LAST: Final = Struct(">3Q")
 
 
 # --- queue.json

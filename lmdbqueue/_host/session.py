@@ -98,6 +98,11 @@ class Session:
         """Tell whether a transaction, given by its ``stamp``, is known to be on the disk."""
         return self._words[_SYNCED] >= transaction
 
+    def is_ready(self, generation: int, transaction: int) -> bool:
+        """Return whether a transaction is on the disk, and no sync of its generation has failed."""
+        words = self._words
+        return words[_SYNCED] >= transaction and words[_DOUBT] < generation
+
     def set_synced(self, transaction: int) -> None:
         """Tell that a transaction and all before it are on the disk."""
         if self._words[_SYNCED] < transaction:  # noqa: PLR1730  (max() would write over what others write meanwhile)

@@ -13,12 +13,13 @@ from lmdbqueue._format import weigh_sealed
 class Content:
     """The items that a transaction has added so far. Only a user's block can put back what it removed itself."""
 
-    __slots__ = ("added", "in_block", "is_used", "pending", "removed", "weight")
+    __slots__ = ("added", "asks", "in_block", "is_simple", "pending", "removed", "weight")
 
-    def __init__(self, *, in_block: bool = False) -> None:
-        self.in_block = in_block
+    def __init__(self) -> None:
         self.weight = 0
-        self.is_used = in_block  # whether it differs from a new one
+        self.asks = False  # whether it has to be told which items are removed
+        self.is_simple = True  # whether it knows nothing but ``weight`` and ``pending``
+        self.in_block = False
         self.pending: list[
             tuple[str, Sequence[bytes], Sequence[bytes]]
         ] = []  # queue, keys, values: not in ``added`` yet
@@ -27,7 +28,7 @@ class Content:
 
     def add(self, name: str, keys: Sequence[bytes], values: Sequence[bytes], weight: int) -> None:
         """Note that sealed items were added, whose weight is known."""
-        self.is_used = True
+        self.asks = True
         if self.removed and not self.removed.isdisjoint(zip(repeat(name), keys)):
             for key, value in zip(keys, values, strict=True):
                 if (name, key) in self.removed:
@@ -40,7 +41,7 @@ class Content:
 
     def remove(self, name: str, keys: Iterable[bytes]) -> None:
         """Note that items were removed."""
-        self.is_used = True
+        self.is_simple = False
         for queue, there, values in self.pending:
             self.added |= {(queue, key): weigh_sealed(value) for key, value in zip(there, values, strict=True)}
         self.pending.clear()
@@ -53,9 +54,5 @@ class Content:
 
     def enter_block(self) -> None:
         """Be that of a user's block."""
-        self.in_block = self.is_used = True
-
-    @property
-    def asks(self) -> bool:
-        """Whether it has to be told which items are removed."""
-        return self.in_block or bool(self.pending or self.added)
+        self.in_block = self.asks = True
+        self.is_simple = False

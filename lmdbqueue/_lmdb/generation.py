@@ -564,8 +564,13 @@ class Generation(Snapshot):
         """
         self._room.granted = 0
         self.weight = 0
-        if self.content.is_used:
-            self.content = Content()
+        content = self.content
+        if content.asks:
+            if content.is_simple:
+                content.weight, content.asks = 0, False
+                content.pending.clear()
+            else:
+                self.content = Content()
         try:
             txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
             try:
@@ -630,12 +635,11 @@ class Generation(Snapshot):
     def secure_before(self, txn: Txn) -> int:
         """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
         transaction = self._first_stamp + txn.id()
-        if self._is_full:
+        self.is_crowded = self._is_full and not self._session.is_ready(self.number, transaction - 1)
+        if self.is_crowded:
             if self._session.is_in_doubt(self.number):
                 raise Doubtful
-            self.is_crowded = not self._session.is_synced(transaction - 1)
-            if self.is_crowded:
-                self._sync(transaction - 1)
+            self._sync(transaction - 1)
         return transaction
 
     def supersede(self, txn: Txn) -> None:
@@ -648,7 +652,12 @@ class Generation(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        if self._is_full:
+        if self._is_weighed and self._left[0] == (number := txn.id()) - 1:  # as note_last() does, most of the time
+            weight = (self._left[1] or 0) + self.weight & _ALL
+            self._leaves = number, weight
+            last = _format.LAST.pack(number, weight, self.content.weight & _ALL)
+            txn.put(_format.LAST_TXN, last, db=self.meta)
+        elif self._is_full:
             self.note_last(txn)
         try:
             txn.commit()

@@ -6,7 +6,6 @@ finds what has to come back in its place again. Must not know: LMDB, generations
 
 import os
 import struct
-import time
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -73,7 +72,6 @@ class LocalEngine:
         self.max_attempts = max_attempts
         self.checksum = environment.directory.options.checksum
         self.clock = clock
-        self.wall: Callable[[], int] = time.time_ns if clock is now else lambda: clock().wall
         self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path)
@@ -91,7 +89,7 @@ class LocalEngine:
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``)."""
-        wall = self.wall()
+        wall = self.clock().wall
         room = pushing.room_for(payloads) if len(payloads) > 1 else 3 * len(payloads[0]) + pushing.ROOM
         limits = self._limits() if self.maxsize or self.max_bytes is not None else None
         given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)

@@ -238,7 +238,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
     before = queue_record(txn, queue)
     if before[HEAD_AT:TAIL_AT] != keys[0] or before[FLAGS_AT] or before[NOT_PLAIN] != NOTHING:
         return None
-    if queue.generation.content.is_used:  # it has to be told
+    if queue.generation.content.asks:  # it has to be told
         return None
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != keys[0]:

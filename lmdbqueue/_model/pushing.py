@@ -113,7 +113,7 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
             checksum = crc32(value, crc32(key, queue.salt))
             value += checksum.to_bytes(SEAL_SIZE, "little")
             if queue.weighed and not content.removed:
-                content.is_used = True
+                content.asks = True
                 content.weight += checksum * checksum
                 content.pending.append((queue.name, (key,), (value,)))
             elif queue.weighed:
