@@ -1,4 +1,4 @@
-"""Writes the golden directory of the present format: ``python tests/support/make_golden.py``, once a format version.
+"""Writes the golden directories of the present format: ``python tests/support/make_golden.py``, once a format version.
 
 What is in them stands in ``test_golden.py``. A golden directory that was released is never written again.
 """
@@ -8,18 +8,22 @@ import shutil
 
 from clocks import Clock
 
-import lmdbqueue._host.session
 from lmdbqueue import PersistentQueue
 from lmdbqueue._format import VERSION
+from lmdbqueue._local.queue import local_engine_of
+from lmdbqueue._values import Push
+from lmdbqueue._verbs.encoding import digest
 
 PLACE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model", "golden")
 LONG = "x" * 10_000  # in pages of its own
-EPOCH = 1_764_000_000 * 10**9  # ns since 1970, when the clock of ``make_times`` begins
+EPOCH = 1_764_000_000 * 10**9  # ns since 1970, when the items of ``make`` were pushed
+YEARS = 365 * 86400.0  # seconds
 
 
 def make(filename: str, *, checksum: bool) -> None:
     """Write a directory with two queues that have seen pushes, pops and a flush."""
     with PersistentQueue[object](filename, PLACE, checksum=checksum) as queue:
+        Clock(0, EPOCH).given_to(queue)
         queue.push(["gone", "first", ("second", 2), LONG])
         queue.pop()
         queue.flush(force=True)
@@ -50,46 +54,66 @@ def make_state(filename: str) -> None:
 def make_leases(filename: str) -> None:
     """Write a directory with items that wait, came back, are leased, delayed and dead, and with keys."""
     with PersistentQueue[object](filename, PLACE, max_attempts=2) as queue:
-        queue.push([f"item {number}" for number in range(6)])
+        queue.push("has lost its key", unique="taken")
+        queue.lease().reject(reason="no")  # item 0
+        queue.push("replaced", unique="replaced")
+        queue.push([f"item {number}" for number in range(2, 8)])
+        queue.push("due", delay=1e-9)
         queue.push("with a key", unique="key")
-        queue.push("long ago", delay=1e-9)
-        queue.push("in a century", delay=99 * 365 * 86400, unique="far")
-        for _ in range(2):
-            queue.lease(2).nack(reason="not today")  # item 0, and the one that was long ago: dead then
-        with queue.lease(3) as lease:
-            lease.nack([1, 3])
+        queue.push("has the key now", unique="taken")
+        queue.push("in a century", delay=99 * YEARS, unique="far")
+        with queue.lease(6) as lease:
+            lease.nack([1, 2], reason="not today")
+            lease.nack([3, 4, 6], reason="not yet")  # and item 5 is done
+        second = queue.lease(2)
+        second.nack([2], reason="never")  # it is dead then
         queue.flush(force=True)
-        held = queue.lease(2, ttl=1e9)
-        shutil.copytree(os.path.join(PLACE, filename), os.path.join(PLACE, "held"))  # with its lease
+        held = queue.lease(2, ttl=1e9)  # items 3 and 4, and item 1 is leased still
+        local_engine_of(queue).append_apart(
+            [queue.dumps("the newer one")], Push(keys=[digest("replaced")], replace=True)
+        )
+        shutil.copytree(os.path.join(PLACE, filename), os.path.join(PLACE, "held"))  # with its leases
         held.ack()
+        second.ack()
     shutil.rmtree(os.path.join(PLACE, filename))
     os.rename(os.path.join(PLACE, "held"), os.path.join(PLACE, filename))
     _leave(filename)
 
 
 def make_readers(filename: str) -> None:
-    """Write a directory with two readers and what they skipped, and with a retention."""
+    """Write a directory with two readers and what they skipped, an item with a delay, and a retention."""
     with PersistentQueue[object](filename, PLACE) as queue:
         queue.push([f"item {number}" for number in range(10)])
         queue.reader("slow")
+        queue.push("due", delay=1e-9)
         queue.reader("fähig").delete(5)
         queue.pop(2)
-        queue.retain(6, seconds=1e9)
+        queue.retain(6, bytes=1_000, seconds=1e9)
     _leave(filename)
 
 
-def make_times(filename: str) -> None:
-    """Write a directory with items that were pushed over ten days of a clock of its own, one or two an hour."""
-    boot, clock = lmdbqueue._host.session._boot, Clock(0, EPOCH)
-    lmdbqueue._host.session._boot = lambda: bytes(range(16))
-    try:
-        with clock.given_to(PersistentQueue[object](filename, PLACE)) as queue:
-            for hour in range(240):
-                clock.go_on(3600 if hour else 0)
-                queue.push([f"{hour}:00"] if hour % 7 else [f"{hour}:00", f"{hour}:00 too"])
-            queue.delete(100)
-    finally:
-        lmdbqueue._host.session._boot = boot
+def make_priorities(filename: str) -> None:
+    """Write a directory with items of several priorities, some of which left or came back."""
+    with PersistentQueue[object](filename, PLACE) as queue:
+        queue.push(["plain 0", "plain 1"])
+        for priority in (127, -128, 5):
+            items = [queue.dumps(f"{priority}: {number}") for number in range(4)]
+            local_engine_of(queue).append_apart(items, Push(priority=priority))
+        with queue.lease(3) as lease:
+            lease.nack(lease.seqs[1:2])
+        queue.push("plain 2")
+    _leave(filename)
+
+
+def make_headers(filename: str) -> None:
+    """Write a directory with items that have headers, and that expire soon, in a century and never."""
+    with PersistentQueue[object](filename, PLACE) as queue:
+        engine = local_engine_of(queue)
+        engine.append_apart([queue.dumps("with headers")], Push(headers={"traceparent": "00-ab", "größe": ""}))
+        queue.push("plain")
+        engine.append_apart([queue.dumps("lasts")], Push(expires=99 * YEARS, headers={"a": "b"}))
+        engine.append_apart([queue.dumps("in a while")], Push(expires=99 * YEARS, delay=50 * YEARS))
+        engine.append_apart([queue.dumps("is over")], Push(expires=1e-9))
     _leave(filename)
 
 
@@ -108,7 +132,8 @@ if __name__ == "__main__":
         f"format-{VERSION}-state": make_state,
         f"format-{VERSION}-leases": make_leases,
         f"format-{VERSION}-readers": make_readers,
-        f"format-{VERSION}-times": make_times,
+        f"format-{VERSION}-priorities": make_priorities,
+        f"format-{VERSION}-headers": make_headers,
     }
     for name, write in directories.items():
         if not os.path.exists(os.path.join(PLACE, name)):
