@@ -22,17 +22,17 @@ Durability = Literal["full", "off"]
 
 # --- numbers: 8 bytes, big-endian, so that LMDB's order of bytes is the order of numbers
 
-_NUMBER: Final = Struct(">Q")
-pack = _NUMBER.pack
+NUMBER: Final = Struct(">Q")
+pack = NUMBER.pack
 
 
 def unpack(data: bytes) -> int:
     """Return the number that 8 big-endian bytes stand for."""
-    number: int = _NUMBER.unpack(data)[0]
+    number: int = NUMBER.unpack(data)[0]
     return number
 
 
-unpack_from = _NUMBER.unpack_from
+unpack_from = NUMBER.unpack_from
 _ALL: Final = (1 << 64) - 1
 _NONE: Final = _ALL  # in a place of a number that may be missing
 
@@ -562,7 +562,7 @@ class Last(NamedTuple):
         """Read the record; None: there is none."""
         if data is None:
             return cls(-1)
-        return cls(unpack(data)) if len(data) == _NUMBER.size else cls(*LAST.unpack_from(data))
+        return cls(unpack(data)) if len(data) == NUMBER.size else cls(*LAST.unpack_from(data))
 
 
 def pack_last(transaction: int, weight: int | None = None, content: int = 0) -> bytes:

@@ -253,6 +253,8 @@ class LocalEngine:
 
     def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
         """Lease the first ``n`` items, or as many as there are; None if there are none, durably."""
+        if n == 1 and self._next and (found := self._lease_next(ttl, sort_out)) is not None:
+            return found
         while entries := self.candidates(n) or self.first(n):
             items, unreadable = sort_out(entries)
             try:
@@ -266,6 +268,32 @@ class LocalEngine:
                 return items, leased
         return None
 
+    def _lease_next(self, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
+        """Lease the item that was the first when this object last took one, if it still is, as ``take`` does."""
+        try:
+            entries = [self._next.pop()]
+        except IndexError:  # another thread was faster
+            return None
+        items, unreadable = sort_out(entries)
+        if unreadable:
+            return None
+        moment = self.clock()
+        deadline = NEVER if ttl is None else moment.monotonic + int(ttl * _SECOND)
+        terms = _make_terms(leases.Terms, (self.owners.mine or self.owners.join(), deadline, moment.wall, unreadable))
+        room = 3 * len(entries[0][1]) + pushing.ROOM + 3 * _AWAY_OVERHEAD
+        try:
+            given = self.environment.update(self.ref, leases.lease_if_plain, entries, terms, room=room)
+        except DiskFullError:
+            return None  # which is dealt with where it is met again
+        if given is None:
+            return None
+        if self.is_closed:  # by another thread meanwhile: then the owner is dead
+            self.refuse_if_closed()
+        if given.following is not None:
+            self._next = [given.following]
+        seqs = [_unpack(given.keys[0])[0] - BASE]
+        return items, Leased(given.token, seqs, [1], None if ttl is None else deadline / _SECOND)
+
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
         """Lease the first items, if they are just these; None if not. ``unreadable`` ones die, for those reasons."""
         environment = self.environment
@@ -273,18 +301,21 @@ class LocalEngine:
         deadline = _deadline(moment, ttl)
         terms = leases.Terms(self.owners.join(), deadline, moment.wall, unreadable)
         room = _room_away([value for _, value in entries])
+        lease = leases.lease_first if len(entries) == 1 and not unreadable else leases.lease
         try:
-            leased = environment.update(self.ref, leases.lease, entries, terms, room=room)
+            given = environment.update(self.ref, lease, entries, terms, room=room)
         except DiskFullError:
             numbers = environment.glance(self.ref, fifo.numbers)
             if len(entries) > 1 or len(entries[0][1]) > _SMALL or numbers.leased > _FEW:
                 raise
-            leased = environment.update(self.ref, leases.lease, entries, terms)  # from the reserve, as removals are
+            given = environment.update(self.ref, lease, entries, terms)  # from the reserve, as removals are
         self.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
-        if leased is None:
+        if given is None:
             return None
-        token, seqs, attempts = leased
-        return Leased(token, seqs, attempts, None if ttl is None else deadline / _SECOND)
+        if given.following is not None:
+            self._next = [given.following]
+        seqs = list(map(_format.seq_of, given.keys))
+        return Leased(given.token, seqs, given.attempts, None if ttl is None else deadline / _SECOND)
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, for good."""
@@ -441,6 +472,10 @@ class LocalEngine:
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
         self.owners.begin_anew()
+
+
+_make_terms = tuple.__new__
+_unpack = _format.NUMBER.unpack
 
 
 class _Closed:

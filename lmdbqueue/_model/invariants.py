@@ -213,9 +213,7 @@ def _away_problems(  # noqa: C901, PLR0912  (a list of invariants)
     held = Counter(record.token for record in contents.leased.values())
     if held != {token: lease.items for token, lease in contents.leases.items() if lease.items}:
         yield f"{where}: its leases hold {contents.leases}, and leased are {dict(held)}, by token"
-    if contents.held.keys() != contents.leases.keys() or any(
-        record.key not in contents.held.get(record.token, ()) for record in contents.leased.values()
-    ):
+    if any(record.key not in contents.keys_of(record.token) for record in contents.leased.values()):
         yield f"{where}: the keys that its leases were given are not those of the items that they hold"
     if contents.leases and max(contents.leases) > numbers.tokens:
         yield f"{where}: a lease has the token {max(contents.leases)}, and the last that was given is {numbers.tokens}"

@@ -5,8 +5,9 @@ never taken for what it was. Must not know: why an item goes there or comes back
 
 The records, each under the queue's name (see ``_format.away``)::
 
-    lease    token                 owner, deadline, how many items it still holds
-    held     token                 the keys of the items that it was given, in ranges; never changed
+    lease    token                 owner, deadline, how many items it still holds, and the keys of those that it was
+                                   given, in ranges, if these are few
+    held     token                 the ranges, if they are many
     owner    owner, token          nothing: to find the leases of one that is dead
     expiry   deadline, token       nothing, for a lease with a ttl: to find those whose time is over
     leased   key                   token, note and value of an item
@@ -30,7 +31,8 @@ from lmdbqueue._model import weighed_records
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 DAMAGED: Final = "its record was damaged"
-_LEASE: Final = struct.Struct(">B3Q")
+LEASE: Final = struct.Struct(">B3Q")
+_FEW: Final = 8 * 16  # bytes of ranges in the record of a lease
 _TOKEN: Final = 8  # bytes
 _NOTHING: Final = Note()
 Entry = tuple[bytes, bytes]  # key and value of a record, as they stand on disk
@@ -51,15 +53,17 @@ class Lease(NamedTuple):
     owner: int
     deadline: int
     items: int  # that it still holds
+    ranges: bytes  # of the keys of those that it was given; none: they stand in a record of their own
 
     def pack(self) -> bytes:
         """Return the record."""
-        return _LEASE.pack(1, *self)
+        return LEASE.pack(1, self.owner, self.deadline, self.items) + self.ranges
 
     @classmethod
     def unpack(cls, data: bytes) -> "Lease":
         """Read the record."""
-        return cls(*_LEASE.unpack_from(data)[1:])
+        _, owner, deadline, items = LEASE.unpack_from(data)
+        return cls(owner, deadline, items, data[LEASE.size :])
 
 
 # --- one by one
@@ -76,11 +80,11 @@ def lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
 def add_lease(txn: Txn, queue: Tables, token: int, owner: int, deadline: int, keys: Sequence[bytes]) -> None:
     """Write a new lease down, with the keys of what it holds, and where it is found by its owner and its time."""
     ranges = _format.pack_ranges(_format.ranges(map(unpack, keys)))
-    records = [
-        (away(queue.name, "lease", token), Lease(owner, deadline, len(keys)).pack()),
-        (away(queue.name, "held", token), ranges),
-    ]
-    weighed_records.add_away(txn, queue, records)
+    are_few = len(ranges) <= _FEW
+    found = Lease(owner, deadline, len(keys), ranges if are_few else b"")
+    weighed_records.put_away(txn, queue, away(queue.name, "lease", token), found.pack())
+    if not are_few:
+        weighed_records.put_away(txn, queue, away(queue.name, "held", token), ranges)
     txn.put(away(queue.name, "owner", owner, token), b"", db=queue.away)
     if deadline != NEVER:
         txn.put(away(queue.name, "expiry", deadline, token), b"", db=queue.away)
@@ -108,7 +112,7 @@ def release(
         return None
     released = [
         record
-        for key in (held(txn, queue, token) if wanted is None else sorted(wanted))
+        for key in (held(txn, queue, token, found) if wanted is None else sorted(wanted))
         if (record := _pop_leased(txn, queue, token, key, read=read)) is not None
     ]
     if wanted is None or len(released) >= found.items:
@@ -119,12 +123,14 @@ def release(
     return released
 
 
-def held(txn: Txn, queue: Tables, token: int) -> list[bytes]:
+def held(txn: Txn, queue: Tables, token: int, found: Lease) -> list[bytes]:
     """Return the keys of the items that a lease was given; it may hold some of them no more."""
-    key = away(queue.name, "held", token)
-    value = txn.get(key, db=queue.away)
-    data = None if value is None else weighed_records.opened(queue, key, value)
-    return [pack(number) for each in _format.unpack_ranges(data or b"") for number in each]
+    ranges: bytes | None = found.ranges
+    if not ranges:
+        key = away(queue.name, "held", token)
+        value = txn.get(key, db=queue.away)
+        ranges = None if value is None else weighed_records.opened(queue, key, value)
+    return [pack(number) for each in _format.unpack_ranges(ranges or b"") for number in each]
 
 
 def _pop_leased(txn: Txn, queue: Tables, token: int, key: bytes, *, read: bool) -> Record | None:
@@ -141,7 +147,8 @@ def _pop_leased(txn: Txn, queue: Tables, token: int, key: bytes, *, read: bool) 
 
 def _end(txn: Txn, queue: Tables, token: int, found: Lease) -> None:
     weighed_records.pop_away(txn, queue, away(queue.name, "lease", token))
-    weighed_records.pop_away(txn, queue, away(queue.name, "held", token))
+    if not found.ranges:
+        weighed_records.pop_away(txn, queue, away(queue.name, "held", token))
     txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
     if found.deadline != NEVER:
         txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
@@ -246,6 +253,12 @@ class Contents(NamedTuple):
     def nothing(cls) -> "Contents":
         """Return those of a queue that has none."""
         return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), [])
+
+    def keys_of(self, token: int) -> frozenset[bytes]:
+        """Return the keys of the items that a lease was given."""
+        lease = self.leases.get(token)
+        found = _format.unpack_ranges(lease.ranges) if lease is not None and lease.ranges else []
+        return frozenset(self.held.get(token) or [pack(number) for each in found for number in each])
 
     def counts(self) -> tuple[int, ...]:
         """Return how many there are: leased, delayed, noted, keys, expiring, dead."""

@@ -18,12 +18,34 @@ nothing, and the next one finds the same; nothing is lost or doubled, since givi
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple
+from zlib import crc32
 
 from lmdbqueue import _format
-from lmdbqueue._format import CLASS, READERS, RETAINED, Note, Numbers, away, pack, unpack
+from lmdbqueue._format import (
+    BASE,
+    CLASS,
+    FLAGS_AT,
+    HEAD_AT,
+    LEASED_AT,
+    NOT_PLAIN,
+    NOTED,
+    NOTHING,
+    READERS,
+    RESIDUE,
+    RETAINED,
+    SEAL_SIZE,
+    TAIL_AT,
+    TOKENS_AT,
+    Note,
+    Numbers,
+    away,
+    pack,
+    unpack,
+    unpack_from,
+)
 from lmdbqueue._lmdb.generation import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, pushing, reader_records, retention, weighed_records
-from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
+from lmdbqueue._model.lease_records import DAMAGED, LEASE, NEVER, Record
 from lmdbqueue._model.pushing import Limits
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry, Moment
@@ -93,11 +115,62 @@ class Pushed(NamedTuple):
 # --- going
 
 
-def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tuple[int, list[int], list[int]] | None:
-    """Lease the first items, if they are just these entries; None if they are not.
+class Given(NamedTuple):
+    """A lease as it was given."""
 
-    Returns the token (0 if all were unreadable), the numbers of what was leased, and the attempts at each.
+    token: int  # 0 if all items were unreadable
+    keys: list[bytes]  # of what was leased
+    attempts: list[int]
+    following: Entry | None = None  # the first item now, if all before it was just taken
+
+
+def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
+    """Lease the first item, if it is this one, and nothing else could have to come before it. Else return None.
+
+    Nothing may be noted of the queue. It is what a lone consumer does most of the time, and so kept short: the records
+    are those that ``lease`` writes.
     """
+    before = queue_record(txn, queue)
+    ((key, value),) = entries
+    if before[HEAD_AT:TAIL_AT] != key or before[FLAGS_AT] or before[NOT_PLAIN] != NOTHING or not queue.weighed:
+        return None
+    generation = queue.generation
+    if generation.content.asks:
+        return None
+    with txn.cursor(queue.items) as cursor:
+        if not cursor.first() or cursor.key() != key:
+            return None
+        cursor.delete()
+        following = cursor.item() if cursor.key() else None
+    head, token = unpack_from(before, HEAD_AT)[0], unpack_from(before, TOKENS_AT)[0] + 1
+    number = pack(token)
+    ranges = key + pack(head + 1)
+    for name, data in (
+        (queue.leased + key, number + _FIRST + value),
+        (queue.lease + number, LEASE.pack(1, terms.owner, terms.deadline, 1) + ranges),
+    ):
+        checksum = crc32(data, crc32(name))
+        generation.weight += checksum * checksum
+        txn.put(name, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.away)
+    txn.put(queue.owner + pack(terms.owner) + number, b"", db=queue.away)
+    if terms.deadline != NEVER:
+        txn.put(queue.expiry + pack(terms.deadline) + number, b"", db=queue.away)
+    now = before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:LEASED_AT] + pack(1) + before[LEASED_AT + 8 : TOKENS_AT]
+    weighed_records.replace_queue(txn, queue, before, now + number + before[TOKENS_AT + 8 :])
+    return _new(Given, (token, [key], _ONCE, following))
+
+
+_ONCE: Final = [1]
+_new = tuple.__new__
+
+
+def lease_first(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
+    """Do as ``lease``, for one entry that can be read."""
+    return lease_if_plain(txn, queue, entries, terms) or lease(txn, queue, entries, terms)
+
+
+def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
+    """Lease the first items, if they are just these entries; None if they are not."""
     keys = [key for key, _ in entries]
     if not fifo.take(txn, queue, keys):
         return None
@@ -107,7 +180,7 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
     leased = []
     attempts = []
     records = []
-    prefix, header = away(queue.name, "leased"), pack(token)
+    header = pack(token)
     for (key, value), note in zip(entries, notes, strict=True):
         if key in terms.unreadable:
             how = Return(terms.now, terms.unreadable[key])
@@ -116,13 +189,13 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> tu
         leased.append(key)
         attempts.append(note.attempts + 1)
         taken = _FIRST if note is item_notes.NONE else note._replace(attempts=note.attempts + 1).pack()
-        records.append((prefix + key, header + taken + value))
+        records.append((queue.leased + key, header + taken + value))
     if leased:
         weighed_records.add_away(txn, queue, records)
         lease_records.add_lease(txn, queue, token, terms.owner, terms.deadline, leased)
         now = now._replace(tokens=token, leased=now.leased + len(leased))
     fifo.set_numbers(txn, queue, before, now)
-    return token if leased else 0, list(map(_format.seq_of, leased)), attempts
+    return Given(token if leased else 0, leased, attempts)
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[Pushed]:
@@ -251,6 +324,10 @@ def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) ->
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
     before = queue_record(txn, queue)
+    if seqs is None and queue.weighed and not before[FLAGS_AT] and before[NOTED] == _NOT_NOTED:
+        acked = _ack_whole(txn, queue, before, token)
+        if acked is not None:
+            return acked
     now = _format.numbers(before)
     is_noted = bool(now.keys or now.expiring)
     released = lease_records.release(txn, queue, token, _keys(seqs), read=is_noted)
@@ -265,6 +342,39 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
             now = item_notes.settle(txn, queue, record.key, record.note, now)
     fifo.set_numbers(txn, queue, before, now._replace(leased=now.leased - len(released)))
     return list(map(_format.seq_of, keys))
+
+
+_NOT_NOTED: Final = bytes(24)
+
+
+def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] | None:
+    """Remove all that a lease of one item holds, where nothing is noted of any; None if it is not such a one."""
+    number = pack(token)
+    name = queue.lease + number
+    value = txn.get(name, db=queue.away)
+    if value is None or len(value) != _OF_ONE or crc32(value, crc32(name)) != RESIDUE:
+        return None
+    _, owner, deadline, items = LEASE.unpack_from(value)
+    key = value[LEASE.size : LEASE.size + 8]
+    held = txn.get(queue.leased + key, db=queue.away)
+    if items != 1 or held is None or held[:8] != number:
+        return None
+    weight = 0
+    for each, data in ((name, value), (queue.leased + key, held)):
+        checksum = int.from_bytes(data[-SEAL_SIZE:], "little")
+        weight += checksum * checksum
+        txn.delete(each, db=queue.away)
+    queue.generation.weight -= weight
+    txn.delete(queue.owner + pack(owner) + number, db=queue.away)
+    if deadline != NEVER:
+        txn.delete(queue.expiry + pack(deadline) + number, db=queue.away)
+    (leased,) = unpack_from(before, LEASED_AT)
+    now = before[:LEASED_AT] + pack(leased - 1) + before[LEASED_AT + 8 :]
+    weighed_records.replace_queue(txn, queue, before, now)
+    return [unpack_from(key, 0)[0] - BASE]
+
+
+_OF_ONE: Final = LEASE.size + 16 + SEAL_SIZE  # bytes of the record of a lease of one item
 
 
 def _keys(seqs: Collection[int] | None) -> list[bytes] | None:

@@ -70,7 +70,7 @@ class Lease(Sequence[T]):
 
     def ack(self, seqs: int | Iterable[int] | None = None) -> None:
         """Remove what the lease still holds, or those of ``seqs``, for good. What was settled before is left alone."""
-        wanted = self._wanted(seqs)
+        wanted = None if seqs is None and self._process == os.getpid() else self._wanted(seqs)
         if self._token:
             self._settle(wanted, self._engine.ack(self._token, wanted))
 
