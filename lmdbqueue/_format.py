@@ -363,16 +363,16 @@ class Position(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the record of a reader."""
-        return _POSITION.pack(1, self.passed, self.skipped, self.seen)
+        return POSITION.pack(1, self.passed, self.skipped, self.seen)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Position":
         """Read the record of a reader."""
-        return cls(*_POSITION.unpack_from(data)[1:])
+        return cls(*POSITION.unpack_from(data)[1:])
 
 
 BEFORE_ALL: Final = bytes(KEY_SIZE)
-_POSITION: Final = Struct(">B8sQQ")
+POSITION: Final = Struct(">B8sQQ")
 
 
 class Retention(NamedTuple):

@@ -141,6 +141,8 @@ class Tables(NamedTuple):
     leased: bytes
     owner: bytes
     expiry: bytes
+    passed: bytes
+    reader: bytes  # where keys of records of readers in META begin
 
 
 class Snapshot:
@@ -322,6 +324,8 @@ class Snapshot:
             leased=_format.away(name, "leased"),
             owner=_format.away(name, "owner"),
             expiry=_format.away(name, "expiry"),
+            passed=_format.away(name, "passed"),
+            reader=_format.record(name, "reader/"),
         )
 
     @contextmanager

@@ -72,6 +72,7 @@ class LocalEngine:
         self.max_attempts = max_attempts
         self.checksum = environment.directory.options.checksum
         self.clock = clock
+        self._next_of_readers: dict[str, Entry] = {}  # the same, of readers
         self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path)
@@ -382,12 +383,19 @@ class LocalEngine:
         return self._view(readers.first, name, n)
 
     def reader_candidates(self, name: str, n: int) -> list[Entry]:
-        """Return the next ``n`` entries of a reader, durable or not."""
+        """Return the next ``n`` entries of a reader, durable or not; the one that ``reader_advance`` saw, if one will do."""
+        if n == 1 and (entry := self._next_of_readers.pop(name, None)) is not None:
+            return [entry]
         return self._glance(n, readers.first, name, n)
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
         """Let a reader pass its next items if they are just those of ``keys``."""
-        return self.environment.update(self.ref, readers.advance, name, keys, self.clock().wall)
+        if len(keys) != 1:
+            return self.environment.update(self.ref, readers.advance, name, keys, self.clock().wall)
+        move = self.environment.update(self.ref, readers.advance_first, name, keys, self.clock().wall)
+        if move is not None and move.following is not None:
+            self._next_of_readers[name] = move.following
+        return move
 
     def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
         """Undo a move past ``entries`` if nobody has moved the reader since."""

@@ -10,12 +10,29 @@ comes due or comes back gets a new key at the tail (``_model.leases``), and a pu
 from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from typing import NamedTuple
+from zlib import crc32
 
 from lmdbqueue import _format
 from lmdbqueue._errors import OptionError
-from lmdbqueue._format import BEFORE_ALL, CLASSES, READERS, Position, away, pack
+from lmdbqueue._format import (
+    BEFORE_ALL,
+    CLASSES,
+    FLAGS_AT,
+    HEAD_AT,
+    NOT_PLAIN,
+    NOTHING,
+    POSITION,
+    READERS,
+    RESIDUE,
+    SEAL_SIZE,
+    TAIL_AT,
+    Position,
+    away,
+    pack,
+    unpack_from,
+)
 from lmdbqueue._lmdb.generation import Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention
+from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
 
@@ -29,6 +46,7 @@ class Move(NamedTuple):
     passed: int  # items
     gone: int  # of these, that left the queue with it: the first
     notes: Sequence[_format.Note] = ()  # on those
+    following: Entry | None = None  # what the reader reads next
 
 
 def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
@@ -72,6 +90,59 @@ def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
         if not cursor.set_range(_next(position.passed)):
             return []
         return list(islice(cursor.iternext(), n))
+
+
+def advance_first(txn: Txn, queue: Tables, name: str, keys: list[bytes], now: int) -> Move | None:
+    """Do as ``advance``, for the key of one item."""
+    return _advance_if_plain(txn, queue, name, keys[0], now) or advance(txn, queue, name, keys, now)
+
+
+def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) -> Move | None:
+    """Let a reader pass its next item if it is that of ``key``, and nothing else is noted of the queue.
+
+    It is what a reader does most of the time, and so kept short: the records are those that ``_pass`` writes. The item
+    goes if this reader was the last that had not passed it.
+    """
+    before = queue_record(txn, queue)
+    if before[FLAGS_AT] != READERS or before[NOT_PLAIN] != NOTHING or not queue.weighed:
+        return None
+    generation = queue.generation
+    if generation.content.asks:
+        return None
+    record = queue.reader + name.encode()
+    value = txn.get(record, db=queue.meta)
+    seed = crc32(record)
+    if value is None or crc32(value, seed) != RESIDUE:
+        return None
+    position = _new(Position, POSITION.unpack_from(value)[1:])
+    with txn.cursor(queue.items) as cursor, txn.cursor(queue.away) as passed:
+        if not cursor.set_range(position.passed + b"\0") or cursor.key() != key:
+            return None
+        following = cursor.item() if cursor.next() else None
+        first = cursor.key() if cursor.first() else b""
+        index = queue.passed + position.passed
+        is_last = passed.set_range(queue.passed) and passed.key() == index + name.encode()
+        if is_last and passed.next() and passed.key().startswith(queue.passed):
+            is_last = passed.key()[len(queue.passed) :][: len(key)] >= key  # else the next one has yet to pass it
+        if is_last:
+            if first != key:
+                return None
+            cursor.delete()
+    after = _new(Position, (key, position.skipped, now))
+    data = POSITION.pack(1, *after)
+    checksum = crc32(data, seed)
+    was = int.from_bytes(value[-SEAL_SIZE:], "little")
+    generation.weight += checksum * checksum - was * was
+    txn.put(record, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.meta)
+    txn.delete(index + name.encode(), db=queue.away)
+    txn.put(queue.passed + key + name.encode(), b"", db=queue.away)
+    if is_last:
+        head = pack(unpack_from(key, 0)[0] + 1)
+        weighed_records.replace_queue(txn, queue, before, before[:HEAD_AT] + head + before[TAIL_AT:])
+    return _new(Move, (name, position, after, 1, int(is_last), (), following))
+
+
+_new = tuple.__new__  # half of the time of a named tuple's own
 
 
 def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> Move | None:
