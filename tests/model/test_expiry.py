@@ -1,4 +1,4 @@
-"""An item whose time is over, or that was replaced, is in nobody's way, also where no consumer is there to remove it."""
+"""An item whose time is over, or that was replaced, is in nobody's way, also where no consumer is there."""
 
 import pytest
 
