@@ -234,10 +234,13 @@ class Numbers(NamedTuple):
 
 
 def new_queue(number: int, serializer: str, salt: int) -> bytes:
-    """Return the record of a new queue, the ``number``-th of its directory. Its tokens are given in no other one."""
+    """Return the record of a new queue, the ``number``-th of its directory.
+
+    Its tokens are given in no other one of the 16 million made before and after it.
+    """
     name = serializer.encode()
     header = _HEADER.pack(_QUEUE_VERSION, 0, len(name), _FIXED, salt, number)
-    return header + _NUMBERS.pack(*Numbers(tokens=number << 40)) + name
+    return header + _NUMBERS.pack(*Numbers(tokens=number << 40 & _ALL)) + name
 
 
 def identity(queue: bytes) -> bytes:

@@ -93,7 +93,12 @@ class LocalEngine:
         wall = self.clock().wall
         room = pushing.room_for(payloads) if len(payloads) > 1 else 3 * len(payloads[0]) + pushing.ROOM
         limits = self._limits() if self.maxsize or self.max_bytes is not None else None
-        given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
+        try:
+            given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
+        except Full:
+            if not self._makes_room():
+                raise
+            given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
         return range(given.start - BASE, given.stop - BASE)
 
     def _limits(self) -> Limits:
@@ -107,8 +112,20 @@ class LocalEngine:
         trailer = Trailer(due or wall, expires, how.headers or {}).pack()
         number = _format.class_of(how.priority)
         apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits())
-        found = self.environment.update(self.ref, leases.push, payloads, apart, room=_room_away(payloads))
+        room = _room_away(payloads)
+        try:
+            found = self.environment.update(self.ref, leases.push, payloads, apart, room=room)
+        except Full:
+            if not self._makes_room():
+                raise
+            found = self.environment.update(self.ref, leases.push, payloads, apart, room=room)
         return [Pushed(each.key - BASE, each.is_stored) for each in found]
+
+    def _makes_room(self) -> bool:
+        """Return whether something left, or came back, that was overdue: no consumer may be there who sees to that."""
+        moment = self.clock()
+        found = self.environment.view(self.ref, leases.overdue, self.owners, moment)
+        return found is not None and self._restore(found.owners, moment, _AT_ONCE) > 0
 
     def first(self, n: int) -> list[Entry]:
         """Return the first ``n`` entries."""

@@ -210,7 +210,7 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
     repeated: set[int] = set()
     for number, (payload, digest) in enumerate(zip(payloads, digests, strict=True)):
         holder = item_notes.held_by(txn, queue, digest) if digest and not apart.replace else None
-        if holder is not None:
+        if holder is not None and not _is_over(txn, queue, digest, apart.now):
             found.append(holder)
             continue
         place = places.setdefault(digest, len(new)) if digest else len(new)
@@ -221,11 +221,15 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
             new[place] = payload, digest
         else:
             repeated.add(number)
+    leaving = [each for each in (_here(txn, queue, digest) for digest in places) if each is not None]
     if apart.limits is not None and new:
-        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits)
-    if apart.replace:
-        for digest in places:
-            _replace(txn, queue, digest)
+        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, len(leaving))
+    for key, due in leaving:
+        _drop(txn, queue, key, due)
+    if leaving and not apart.replace:
+        before = queue_record(txn, queue)
+        numbers = _format.numbers(before)
+        fifo.set_numbers(txn, queue, before, numbers._replace(expired=numbers.expired + len(leaving)))
     given = _push_new(txn, queue, new, apart) if new else range(0)
     return [
         Pushed(unpack(place), is_stored=False)
@@ -235,11 +239,29 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
     ]
 
 
-def _replace(txn: Txn, queue: Tables, digest: bytes) -> None:
-    """Remove the item with a unique key, if it waits or is delayed; one that is leased is left to its consumer."""
+def _is_over(txn: Txn, queue: Tables, digest: bytes, now: int) -> bool:
+    """Return whether the item with a unique key has expired, and is only not removed yet."""
+    found = _here(txn, queue, digest)
+    if found is None:
+        return False
+    key, due = found
+    if due:
+        name = away(queue.name, "delayed", due, key)
+        expires = lease_records.record(queue, name, txn.get(name, db=queue.away) or b"").note.expires
+    else:
+        expires = item_notes.get(txn, queue, key).expires
+    return 0 < expires <= now
+
+
+def _here(txn: Txn, queue: Tables, digest: bytes) -> tuple[bytes, int] | None:
+    """Return the item with a unique key, and when it is due, if it waits or is delayed; a leased one is elsewhere."""
     key, due = item_notes.where(txn, queue, digest)
-    if key is not None:
-        _drop(txn, queue, key, due)
+    if key is None:
+        return None
+    is_here = (
+        txn.get(away(queue.name, "delayed", due, key), db=queue.away) if due else txn.get(key, db=queue.items)
+    ) is not None
+    return (key, due) if is_here else None
 
 
 def _drop(txn: Txn, queue: Tables, key: bytes, due: int) -> bool:

@@ -129,9 +129,9 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
         return cursor.putmulti(zip(keys, values, strict=True), append=is_last, overwrite=False)[1]
 
 
-def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits) -> None:
-    """Raise ``Full`` if ``push`` has to."""
-    if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) + len(payloads) > limits.maxsize:
+def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, leaving: int = 0) -> None:
+    """Raise ``Full`` if ``push`` has to, where so many items leave in the same step."""
+    if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) - leaving + len(payloads) > limits.maxsize:
         raise Full("items", limits.maxsize, there, len(payloads))
     if limits.max_bytes is not None:
         added = _space_for(payloads, txn.stat(queue.items)["psize"])

@@ -203,7 +203,7 @@ class FifoMachine(RuleBasedStateMachine):
         keys = [key for key, _ in self.model]
         first = keys[:n]
         nowhere = self.not_yet_there()
-        gone = fmt.pack(fmt.unpack(keys[0]) - 1)
+        gone = fmt.pack(fmt.unpack(keys[0]) - 1) if keys[0] > fmt.pack(0) else nowhere
         others = {
             "gone already": [gone, *first],
             "not yet there": [*keys, nowhere],

@@ -1,4 +1,5 @@
-"""Leases, delays, keys and dead letters do what a dict of items does, whichever object they are done through.
+"""Leases, delays, keys, expiry, priorities and dead letters do what a dict of items does, whichever object they are
+done through.
 
 The clock is the model's. Owners die as a killed process does: their lock goes, and nothing else happens.
 """
@@ -20,7 +21,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lmdbqueue import LeaseExpiredError, PersistentQueue
+from lmdbqueue import Full, LeaseExpiredError, PersistentQueue
+from lmdbqueue._values import Push
+from lmdbqueue._verbs.encoding import digest
 
 SECOND = 10**9
 handles = st.integers(0, 2)
@@ -30,38 +33,41 @@ delays = st.sampled_from([0.0, 0.0, 1.0, 2.5, 7.0])
 
 
 class Item:
-    """What is known of an item: it waits at a place, is leased, delayed, or dead."""
+    """What is known of an item: it waits, is leased, delayed or dead, and always has the place of its number."""
 
-    def __init__(self, seq, key):
+    def __init__(self, seq, key, due, expires):
         self.seq = seq
         self.key = key
-        self.place = (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
         self.attempts = 0
-        self.where = "waiting"
+        self.where = "delayed" if due else "waiting"
         self.lease = None
-        self.due = None
-
-    def is_delayed(self, due):
-        self.where, self.due = "delayed", due
-        self.place = (True, -1, due, self.seq)
+        self.due = due
+        self.expires = expires
 
 
 class LeaseMachine(RuleBasedStateMachine):
     leases = Bundle("leases")
 
-    @initialize(limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3), checksum=st.booleans())
-    def create(self, limits, checksum):
+    @initialize(
+        limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3), checksum=st.booleans(), maxsize=st.integers(1, 12)
+    )
+    def create(self, limits, checksum, maxsize):
         self.clock = Clock(*[1_000_000 * SECOND] * 2)
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
         self.limits = limits
         self.queues = [self.opened(handle) for handle in range(3)]
+        self.queues[2].maxsize = maxsize
+        self.maxsize = maxsize
         self.items = {}
-        self.tail = 0
+        self.tails = {}  # by priority
+        self.holders = {}  # by unique key: the number of the newest item with it
         self.held = {}  # by lease: handle, deadline
+        self.expired = 0
 
     def opened(self, handle):
-        queue = PersistentQueue("queue", self.path, max_attempts=self.limits[handle], **self.options)
+        maxsize = getattr(self, "maxsize", 0) if handle == 2 else 0
+        queue = PersistentQueue("queue", self.path, max_attempts=self.limits[handle], maxsize=maxsize, **self.options)
         return self.clock.given_to(queue)
 
     def teardown(self):
@@ -73,7 +79,16 @@ class LeaseMachine(RuleBasedStateMachine):
     # --- the oracle
 
     def waiting(self):
-        return sorted((item for item in self.items.values() if item.where == "waiting"), key=lambda item: item.place)
+        return sorted((item for item in self.items.values() if item.where == "waiting"), key=lambda item: item.seq)
+
+    def leave(self, item):
+        """Let an item leave for good."""
+        self.give_free(item)
+        del self.items[item.seq]
+
+    def give_free(self, item):
+        if item.key is not None and self.holders.get(item.key) == item.seq:
+            del self.holders[item.key]
 
     def leased(self, lease):
         return [item for item in self.items.values() if item.lease is lease]
@@ -87,40 +102,108 @@ class LeaseMachine(RuleBasedStateMachine):
     def give_back(self, item, handle, due=None):
         limit = self.limits[handle]
         item.lease = None
-        if limit is not None and item.attempts >= limit:
-            item.where = "dead"
-            item.key = None
-        elif due is not None:
-            item.is_delayed(due)
+        if item.expires is not None and item.expires <= self.clock.wall:
+            self.expired += 1
+            self.leave(item)
+        elif item.key is not None and self.holders.get(item.key) != item.seq:  # it was replaced
+            self.leave(item)
+        elif limit is not None and item.attempts >= limit:
+            self.give_free(item)
+            item.where, item.expires = "dead", None
         else:
-            item.where = "waiting"
+            item.where, item.due = ("waiting", None) if due is None else ("delayed", due)
 
     def restored(self, handle):
         """Do what whoever looks through the object ``handle`` does first."""
         for lease, (owner, deadline) in list(self.held.items()):
             if self.queues[owner[0]] is not owner[1] or deadline <= self.clock.wall:
                 self.come_back(lease, handle)
-        for item in self.items.values():
-            if item.where == "delayed" and item.due <= self.clock.wall:
+        for item in list(self.items.values()):
+            if item.where in ("waiting", "delayed") and self.is_over(item):
+                self.expired += 1
+                self.leave(item)
+            elif item.where == "delayed" and item.due <= self.clock.wall:
                 item.where = "waiting"
+
+    def is_over(self, item):
+        return item.expires is not None and item.expires <= self.clock.wall
 
     # --- what is done
 
-    @rule(handle=handles, n=few, delay=delays, data=st.data())
-    def push(self, handle, n, delay, data):
+    @rule(
+        handle=handles,
+        n=few,
+        delay=delays,
+        expires=st.sampled_from([None, None, 2.0, 6.0]),
+        replace=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, -1, 3]),
+        data=st.data(),
+    )
+    def push(self, handle, n, delay, expires, replace, priority, data):
+        queue = self.queues[handle]
         unique = data.draw(st.none() | st.lists(st.none() | keys, min_size=n, max_size=n))
-        expected = []
+        wall = self.clock.wall
+        new, found, leaving = [], [], []
         for key in unique or [None] * n:
-            there = [item.seq for item in self.items.values() if key is not None and item.key == key]
-            if not there:
-                item = self.items[self.tail] = Item(self.tail, key)
-                if delay:
-                    item.is_delayed(self.clock.wall + int(delay * SECOND))
-                self.tail += 1
-                there = [item.seq]
-            expected += there
-        numbers = self.queues[handle].push([f"item {n}"] * n, delay=delay, unique=unique)
-        assert list(numbers) == expected
+            holder = None if key is None or key not in self.holders else self.items[self.holders[key]]
+            if key is not None and key in new:
+                found.append(new.index(key))
+                continue
+            if holder is not None:
+                is_here = holder.where in ("waiting", "delayed")
+                if not replace and not (is_here and self.is_over(holder)):
+                    found.append(holder)
+                    continue
+                if is_here:
+                    leaving.append(holder)
+            found.append(len(new))
+            new.append(key)
+        how = Push(
+            delay, [digest(key) for key in unique or ()], replace, expires, {"a": "b"} if n == 3 else None, priority
+        )
+
+        def call():
+            payloads = [queue.dumps(f"item {n}")] * n
+            return [each.seq for each in queue._engine.append_apart(payloads, how)]
+
+        if handle == 2:
+            self.restored_if_full(handle, len(new) - len(leaving))
+        owed = sum(item.where != "dead" for item in self.items.values())
+        leaving = [item for item in leaving if item.seq in self.items]
+        if new and handle == 2 and owed - len(leaving) + len(new) > self.maxsize:
+            with pytest.raises(Full):
+                call()
+            return
+        for item in leaving:
+            self.expired += not replace
+            self.leave(item)
+        tail = self.tails.get(priority, priority << 56)
+        for seq, key in enumerate(new, tail):
+            due = wall + int(delay * SECOND) if delay else None
+            self.items[seq] = Item(seq, key, due, None if expires is None else wall + int(expires * SECOND))
+            if key is not None:
+                self.holders[key] = seq
+        self.tails[priority] = tail + len(new)
+        assert call() == [tail + each if isinstance(each, int) else each.seq for each in found]
+
+    def restored_if_full(self, handle, more):
+        if more > 0 and sum(item.where != "dead" for item in self.items.values()) + more > self.maxsize:
+            self.restored(handle)
+
+    @rule(handle=handles, n=few)
+    def push_plainly(self, handle, n):
+        if handle == 2:
+            self.restored_if_full(handle, n)
+            owed = sum(item.where != "dead" for item in self.items.values())
+            if owed + n > self.maxsize:
+                with pytest.raises(Full) as caught:
+                    self.queues[handle].push(["plain"] * n)
+                assert caught.value.args == ("items", self.maxsize, owed, n)
+                return
+        tail = self.tails.get(0, 0)
+        assert self.queues[handle].push(["plain"] * n) == range(tail, tail + n)
+        self.items.update((seq, Item(seq, None, None, None)) for seq in range(tail, tail + n))
+        self.tails[0] = tail + n
 
     @rule(handle=handles, n=few, ttl=st.none() | st.sampled_from([1.0, 3.0]), target=leases)
     def lease(self, handle, n, ttl):
@@ -158,7 +241,7 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(lease=leases, some=st.integers(0, 3))
     def ack(self, lease, some):
         for item in self.settle(lease, some, lease.ack):
-            del self.items[item.seq]
+            self.leave(item)
         self.end_if_empty(lease)
 
     @rule(lease=consumes(leases), some=st.integers(0, 3), delay=delays)
@@ -199,7 +282,7 @@ class LeaseMachine(RuleBasedStateMachine):
         if removing == "delete":
             assert found == len(expected)
         for item in expected:
-            del self.items[item.seq]
+            self.leave(item)
 
     @rule(handle=handles, everything=st.booleans())
     def clear(self, handle, everything):
@@ -208,20 +291,29 @@ class LeaseMachine(RuleBasedStateMachine):
         len(self.queues[handle])
         self.restored(handle)
         self.queues[handle].clear(all=everything)
-        self.items = {seq: item for seq, item in self.items.items() if not everything and item.where != "waiting"}
+        for item in list(self.items.values()):
+            if everything or item.where == "waiting":
+                self.leave(item)
         if everything:
             self.held = {}
 
-    @rule(handle=handles, seqs=st.none() | st.lists(st.integers(0, 20), max_size=3), deleting=st.booleans())
-    def dead(self, handle, seqs, deleting):
+    @rule(handle=handles, some=st.booleans(), deleting=st.booleans(), data=st.data())
+    def dead(self, handle, some, deleting, data):
         dead = self.queues[handle].dead
+        seqs = data.draw(st.lists(st.sampled_from([*self.items, 99]), max_size=3)) if some else None
         expected = [item for item in self.items.values() if item.where == "dead" and (seqs is None or item.seq in seqs)]
-        assert (dead.delete if deleting else dead.requeue)(seqs) == len(expected)
-        for item in expected:
+        n = 0
+        for item in sorted(expected, key=lambda item: item.seq):
             if deleting:
                 del self.items[item.seq]
+            elif item.key in self.holders:
+                continue  # another item has its key by now: it stays dead
             else:
                 item.where, item.attempts = "waiting", 0
+                if item.key is not None:
+                    self.holders[item.key] = item.seq
+            n += 1
+        assert (dead.delete if deleting else dead.requeue)(seqs) == n
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0]))
     def time_passes(self, seconds):
@@ -259,6 +351,8 @@ class LeaseMachine(RuleBasedStateMachine):
         assert [letter.seq for letter in queue.dead] == sorted(
             item.seq for item in self.items.values() if item.where == "dead"
         )
+        assert stats.expired == self.expired
+        assert stats.pushed == sum(tail - (priority << 56) for priority, tail in self.tails.items())
         assert queue.check() == []
 
 

@@ -266,7 +266,13 @@ def test_clear_leaves_what_does_not_wait_unless_it_is_told(full):
 # --- delays
 
 
-def test_items_with_a_delay_come_when_they_are_due_and_before_the_others(full):
+def refuse_postgres(engine):
+    if engine.kind == "postgres":
+        pytest.xfail("its places for life come with its schema")
+
+
+def test_items_with_a_delay_come_when_they_are_due_in_the_places_of_their_push(engine, full):
+    refuse_postgres(engine)
     full.pop()
     assert full.push(["x", "y"], delay=2) == range(6, 8)
     assert full.push("z", delay=1) == 8
@@ -274,11 +280,12 @@ def test_items_with_a_delay_come_when_they_are_due_and_before_the_others(full):
     assert figures(full) == (6, 0, 3, 0)
     assert list(full) == list("bcdefg")
     eventually(lambda: len(full) == 9)
-    assert list(full) == ["z", "x", "y", *"bcdefg"]
+    assert list(full) == list("bcdefxyzg")
+    assert full.pop(5) == list("bcdef")
     with full.lease(3) as lease:
-        assert (list(lease), lease.seqs) == (["z", "x", "y"], [8, 6, 7])
+        assert (list(lease), lease.seqs) == (["x", "y", "z"], [6, 7, 8])
         lease.nack(6)
-    assert full.pop(3) == ["x", "b", "c"]
+    assert full.pop(3) == ["x", "g"]
 
 
 def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
@@ -288,13 +295,14 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
     assert 0.25 <= time.monotonic() - before < 5
 
 
-def test_what_is_given_back_with_a_delay_waits_for_it(full):
+def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(engine, full):
+    refuse_postgres(engine)
     with full.lease(3) as lease:
         lease.nack(0, delay=2)
         lease.nack(2, delay=1)
     assert figures(full) == (3, 0, 2, 0)
     eventually(lambda: len(full) == 5)
-    assert list(full) == ["c", "a", "d", "e", "f"]
+    assert list(full) == ["a", "c", "d", "e", "f"]
     assert full.lease(2).attempts == [2, 2]
 
 
