@@ -14,6 +14,7 @@ from bench.workloads.waiting import WAKE_ALL
 
 _HEADINGS = {
     "durable": "Durable: every call has synced before it returns",
+    "durable, in memory": "Durable, where a flush costs nothing: on a file system in memory",
     "off": "Not durable: a power cut may take what was acknowledged",
     "": "Neither",
 }
@@ -46,10 +47,10 @@ def _how(mode: str, peers: Sequence[type[Peer]]) -> list[str]:
     if not mode:
         return []
     lines = [
-        f"- {peer.name}: {peer.durable_by if mode == 'durable' else peer.relaxed_by}"
+        f"- {peer.name}: {peer.durable_by if mode.startswith('durable') else peer.relaxed_by}"
         + ("" if peer.pop_is == "one call" else f"; a pop is {peer.pop_is}")
         for peer in peers
-        if peer.can_be(mode) and (peer.is_bound or not peer.is_variant)
+        if peer.can_be(mode.partition(",")[0]) and (peer.is_bound or not peer.is_variant)
     ]
     return ["\n".join(lines)]
 

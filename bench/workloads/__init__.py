@@ -10,6 +10,7 @@ from bench.measure import Run
 from bench.workloads.async_pushes import measure_async_pushes
 from bench.workloads.batches import measure_batches
 from bench.workloads.flush import measure_flush
+from bench.workloads.free_flush import measure_free_flush
 from bench.workloads.imports import measure_imports
 from bench.workloads.leases import measure_leases
 from bench.workloads.length import measure_length
@@ -23,6 +24,7 @@ from bench.workloads.waiting import measure_idle, measure_wake
 
 WORKLOADS: dict[str, Callable[[Run], None]] = {
     "single": measure_single,
+    "free flush": measure_free_flush,
     "batches": measure_batches,
     "leases": measure_leases,
     "readers": measure_readers,

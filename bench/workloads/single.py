@@ -16,14 +16,15 @@ def measure_single(run: Run) -> None:
     """Measure single pushes and pops in both modes."""
     for mode, n in (("durable", run.scale.single_durable), ("off", run.scale.single_off)):
         contenders = {
-            peer.name: partial(_push_and_pop, peer, mode, n, run.scale.seconds)
+            peer.name: partial(push_and_pop, peer, mode, n, run.scale.seconds)
             for peer in run.peers
             if peer.can_be(mode) and (peer.is_bound or not peer.is_variant)
         }
         run.interleave("single", mode, "items/s", contenders)
 
 
-def _push_and_pop(peer: type[Peer], mode: str, n: int, seconds: float, directory: str) -> Measures:
+def push_and_pop(peer: type[Peer], mode: str, n: int, seconds: float, directory: str) -> Measures:
+    """Return how many single pushes, and then pops, a queue in ``directory`` makes a second."""
     queue = peer(directory, durable=mode == "durable")
     items = make_items(n)
     for item in items[:_WARM_UP]:

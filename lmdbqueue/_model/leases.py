@@ -550,7 +550,7 @@ def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None
     size = _format.Trailer.of(body)[1]
     numbers = item_notes.settle(txn, queue, record.key, record.note, _format.numbers(before))
     fifo.set_numbers(txn, queue, before, numbers)
-    (number,) = pushing.push(txn, queue, [body[:size]], body[size:], None, now)
+    (number,) = pushing.push(txn, queue, [body[:size]], body[size:], None, None)  # restore() trims at its end
     before = queue_record(txn, queue)
     numbers = _format.numbers(before)
     key, note = pack(number), record.note._replace(due=0)
