@@ -76,7 +76,11 @@ class LocalEngine:
         self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path)
-        self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
+        try:
+            self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
+        except BaseException:
+            environment.release()
+            raise
         self.salt = _format.salt(self.record)
         self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
         self._release = weakref.finalize(self, _let_go, environment, self.ref, self.owners)
