@@ -4,6 +4,7 @@ The clock is the model's.
 """
 
 import os
+import pickle
 import shutil
 import tempfile
 
@@ -31,8 +32,9 @@ few = st.integers(1, 4)
 
 
 class Item:
-    def __init__(self, seq, value, place):
-        self.seq, self.value, self.place = seq, value, place
+    def __init__(self, seq, value, place, pushed_at):
+        self.seq, self.value, self.place, self.pushed_at = seq, value, place, pushed_at
+        self.size = len(pickle.dumps(value))
 
 
 class Position:
@@ -47,6 +49,7 @@ class Position:
 
 class ReaderMachine(RuleBasedStateMachine):
     unit = 1.0  # seconds
+    kinds = ("items", "bytes", "seconds")
 
     @initialize(checksum=st.booleans())
     def create(self, checksum):
@@ -59,8 +62,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.tail = 0
         self.positions = {}
         self.readers = {}  # the objects
-        self.retained = None
-        self.marks = []  # time, tail: when what was pushed
+        self.retained = {}  # limits of items, bytes, seconds
         self.move = None  # of a reader, that can be undone
 
     def teardown(self):
@@ -86,7 +88,11 @@ class ReaderMachine(RuleBasedStateMachine):
         self.clock.go_on(seconds)
 
     def number_place(self, seq):
-        return (seq > 0, 0, seq)  # what was due comes before numbers, but for 0
+        return (True, 0, seq)
+
+    def due_place(self, _, seq):
+        """Return where an item is that was due at a time, if there were no readers: in the place of its number."""
+        return self.number_place(seq)
 
     def mark_of(self, position):
         """Return what tells a move of a reader from others."""
@@ -94,11 +100,8 @@ class ReaderMachine(RuleBasedStateMachine):
 
     # --- the oracle
 
-    def item(self, seq, value):
-        return Item(seq, value, self.number_place(seq))
-
-    def append(self, value):
-        self.items.append(self.item(self.tail, value))
+    def append(self, value, pushed_at):
+        self.items.append(Item(self.tail, value, self.number_place(self.tail), pushed_at))
         self.tail += 1
 
     def lose(self, items):
@@ -108,8 +111,14 @@ class ReaderMachine(RuleBasedStateMachine):
         self.items = [item for item in self.items if item not in items]
 
     def trim(self):
-        if self.retained is not None:
-            self.lose(self.items[: max(0, len(self.items) - self.retained)])
+        if self.retained:
+            limit, size, seconds = (self.retained.get(kind) for kind in ("items", "bytes", "seconds"))
+            if limit is not None:
+                self.lose(self.items[: max(0, len(self.items) - limit)])
+            while seconds is not None and self.items and self.items[0].pushed_at < self.clock.wall - seconds * SECOND:
+                self.lose(self.items[:1])
+            while size is not None and len(self.items) > 1 and sum(item.size for item in self.items) > size:
+                self.lose(self.items[:1])
         elif self.positions:
             least = min(position.passed for position in self.positions.values())
             self.lose([item for item in self.items if item.place <= least])
@@ -122,13 +131,13 @@ class ReaderMachine(RuleBasedStateMachine):
             self.delayed.remove(entry)
             when, item = entry
             if self.positions:
-                self.append(item.value)
-                if self.retained is not None:
-                    self.trim()
+                self.append(item.value, item.pushed_at)
             else:
-                item.place = (True, -1, when, item.seq)
+                item.place = self.due_place(when, item.seq)
                 self.items.append(item)
         self.items.sort(key=lambda item: item.place)
+        if due or self.retained:
+            self.trim()
 
     def before(self, name):
         passed = self.positions[name].passed
@@ -150,19 +159,20 @@ class ReaderMachine(RuleBasedStateMachine):
 
     # --- what is done
 
-    @rule(handle=handles, n=few, delay=st.sampled_from([0.0, 0.0, 0.0, 1.0, 3.0]))
-    def push(self, handle, n, delay):
+    @rule(handle=handles, n=few, delay=st.sampled_from([0.0, 0.0, 0.0, 1.0, 3.0]), more=st.sampled_from([0, 0, 50]))
+    def push(self, handle, n, delay, more):
         delay *= self.unit
         self.come_due()
-        values = [f"item {self.tail + i}" for i in range(n)]
+        values = [f"item {self.tail + i}" + more * "x" for i in range(n)]
         self.queues[handle].push(values, delay=delay)
+        due = self.clock.wall + int(delay * SECOND)
         for value in values:
             if delay:
-                self.delayed.append((self.clock.wall + int(delay * SECOND), self.item(self.tail, value)))
+                self.delayed.append((due, Item(self.tail, value, None, due)))
                 self.tail += 1
             else:
-                self.append(value)
-        if self.retained is not None and not delay:
+                self.append(value, due)
+        if self.retained and not delay:
             self.trim()
 
     @rule(handle=handles, n=few, verb=st.sampled_from(["pop", "delete", "clear"]))
@@ -260,11 +270,17 @@ class ReaderMachine(RuleBasedStateMachine):
             del self.positions[name]
             self.trim()
 
-    @rule(handle=handles, items=st.none() | st.integers(1, 6))
-    def retain(self, handle, items):
+    @rule(
+        handle=handles,
+        limits=st.fixed_dictionaries(
+            {},
+            optional={"items": st.integers(1, 6), "bytes": st.integers(1, 160), "seconds": st.sampled_from([1.0, 2.5])},
+        ),
+    )
+    def retain(self, handle, limits):
         self.come_due()
-        self.queues[handle].retain(items)
-        self.retained = items
+        self.retained = {kind: limit for kind, limit in limits.items() if kind in self.kinds}
+        self.queues[handle].retain(**self.retained)
         self.trim()
 
     @rule(handle=handles, n=few)
@@ -286,6 +302,8 @@ class ReaderMachine(RuleBasedStateMachine):
             position.skipped += sum(self.number_place(item.seq) > position.passed for item in gone)
         self.items = sorted(self.items + back, key=lambda item: item.place)
         self.lease, self.leased = None, []
+        if self.retained and back:
+            self.trim()
 
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
     def time_passes(self, seconds):
@@ -330,6 +348,7 @@ def on_postgres(server, schema):
 
     class PostgresMachine(ReaderMachine):
         unit = 1000.0
+        kinds = ("items",)
 
         def begin(self, _):
             self.clock = Clock(*[1_000_000 * SECOND] * 2)
@@ -345,8 +364,8 @@ def on_postgres(server, schema):
             super().pass_(seconds)
             age(server.execute, schema, seconds)
 
-        def number_place(self, seq):
-            return (True, 0, seq)  # what was due comes before all
+        def due_place(self, when, seq):
+            return (True, -1, when, seq)  # before all that was not delayed
 
         def mark_of(self, position):
             return position.last
