@@ -123,6 +123,9 @@ class Environment:
         self._writer = threading.Lock()
         self._moving = threading.Lock()
         self._line = Line(self._writer, self._run)
+        # the thread whose call goes the short way, one at most (see ``update``). One that was interrupted may stay
+        # here until it comes again: until then the others go to the line, which is slower, and right
+        self._lone: dict[str, int] = {}
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
         self._max_dbs = 0  # handles that a generation needs room for, at the least
 
@@ -203,7 +206,8 @@ class Environment:
         it adds at the most.
 
         A call that finds nobody in the line and the right to write free runs by itself, the short way; if anything
-        is in its way there, it has done nothing, and goes to the line.
+        is in its way there, it has done nothing, and goes to the line. Only one thread at a time may go that way: those
+        who waited for the right there would commit one after the other, for as long as others come.
         """
         result: R
         if blocks.of_thread and (block := blocks.current()) is not None:
@@ -212,8 +216,14 @@ class Environment:
             return result
         generation = self._generation
         if generation is not None and not self._line.waiting and not self._retired and not self._writer.locked():
-            with self._writer:
-                done = generation.write(ref, fn, args, room)
+            done = NOT_DONE
+            thread = threading.get_ident()
+            if self._lone.setdefault("", thread) == thread:
+                try:
+                    with self._writer:
+                        done = generation.write(ref, fn, args, room)
+                finally:
+                    self._lone.pop("", None)
             if done is not NOT_DONE:
                 if done:
                     self.bell.ring()

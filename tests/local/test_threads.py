@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lmdbqueue import ClosedError, CommitUnknownError, Full, PersistentQueue, QueueError, _format
+from lmdbqueue import ClosedError, CommitUnknownError, Full, PersistentQueue, QueueError
 
 PATIENCE = 60  # seconds, for what happens at once when all is well
 
@@ -23,7 +23,7 @@ def _until(condition):
 
 def _last_txn(queue):
     """Return the number of the last transaction that changed something."""
-    return queue._engine.environment.view(queue.name, lambda txn, tables: tables.generation.last(txn)[0])
+    return queue._engine.environment.view(queue._engine.ref, lambda txn, tables: tables.generation.last(txn)[0])
 
 
 class Crowd:
@@ -166,8 +166,8 @@ def test_closing_amid_pushes_of_other_threads_ends_them_with_closed_error_and_lo
             queue.close()
             assert {type(each.exception(PATIENCE)) for each in pushing} == {ClosedError}
         queue = open_queue(durability="off")
-        head = queue._engine.environment.view(queue.name, lambda txn, tables: txn.get(tables.head, db=tables.meta))
-        kept = range(_format.unpack(head), _format.unpack(head) + queue.count())
+        head = queue.stats().head
+        kept = range(head, head + queue.count())
         assert set(acknowledged) <= set(kept)
         queue.clear()
         queue.close()
@@ -235,6 +235,25 @@ def test_calls_that_come_while_another_writes_share_one_transaction(queue, numbe
     assert list(queue) == list(range(number))
 
 
+def test_calls_that_all_find_the_right_to_write_free_at_one_moment_share_transactions(queue, monkeypatch):
+    """Else they would wait for it one behind the other, and never meet in the line."""
+    environment = queue._engine.environment
+
+    class Right:
+        """It looks free, as it does between two holders."""
+
+        locked = staticmethod(lambda: False)
+        __enter__, __exit__ = environment._writer.__enter__, environment._writer.__exit__
+
+    before = _last_txn(queue)
+    with ThreadPoolExecutor(8) as pool, environment._writer, monkeypatch.context() as patch:
+        patch.setattr(environment, "_writer", Right())
+        pushing = [pool.submit(queue.push, n) for n in range(8)]
+        _until(lambda: len(environment._line) == 7)
+    assert sorted(each.result(PATIENCE) for each in pushing) == list(range(8))
+    assert _last_txn(queue) <= before + 2
+
+
 def test_calls_that_come_one_after_the_other_have_a_transaction_each(queue):
     before = _last_txn(queue)
     for n in range(5):
@@ -293,13 +312,14 @@ def test_an_unexpected_error_of_one_call_fails_that_call_only(queue, position):
     with Crowd(queue) as crowd:
         for n in range(6):
             if n == position:
-                crowd.add(queue._engine.environment.update, queue.name, fail)
+                crowd.add(queue._engine.environment.update, queue._engine.ref, fail)
             else:
                 crowd.add(queue.push, n)
     errors = [type(future.exception()) for future in crowd.futures]
     assert errors == [Unexpected if n == position else type(None) for n in range(6)]
     assert list(queue) == [n for n in range(6) if n != position]
-    assert queue._engine.environment.view(queue.name, lambda txn, tables: txn.get(b"half done", db=tables.meta)) is None
+    engine = queue._engine
+    assert engine.environment.view(engine.ref, lambda txn, tables: txn.get(b"half done", db=tables.meta)) is None
 
 
 def test_several_calls_that_fail_get_their_own_error_each(queue):
@@ -309,7 +329,7 @@ def test_several_calls_that_fail_get_their_own_error_each(queue):
     with Crowd(queue) as crowd:
         for n in range(6):
             if n % 2:
-                crowd.add(queue._engine.environment.update, queue.name, fail, n)
+                crowd.add(queue._engine.environment.update, queue._engine.ref, fail, n)
             else:
                 crowd.add(queue.push, n)
     assert [future.exception().args for future in crowd.futures[1::2]] == [(1,), (3,), (5,)]
@@ -329,7 +349,7 @@ def test_calls_that_an_interrupted_leader_had_in_hand_complete_all_the_same(queu
     with Crowd(queue) as crowd:
         for n in range(8):
             if n == position:
-                crowd.add(queue._engine.environment.update, queue.name, interrupt_once)
+                crowd.add(queue._engine.environment.update, queue._engine.ref, interrupt_once)
             else:
                 crowd.add(queue.push, n)
     assert interrupted
@@ -389,7 +409,7 @@ def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    with monkeypatch.context() as patch:
+    with environment._writer, monkeypatch.context() as patch:  # so that the call goes to the line
         patch.setattr(environment._line, "_right", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             queue.push("a")
