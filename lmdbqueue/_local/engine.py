@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 from zlib import crc32
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, CorruptItemError, DiskFullError, Full, QueueError
+from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, DiskFullError, Full, QueueError
 from lmdbqueue._format import BASE, Note, Trailer, pack
 from lmdbqueue._host.owners import Owners
 from lmdbqueue._lmdb.generation import Ref, Tables, Txn
@@ -153,9 +153,9 @@ class LocalEngine:
         if n == 1 and self._next:
             try:
                 entries = [self._next.pop()]
-            except IndexError:  # another thread was faster
+                items = decode(entries)
+            except (IndexError, CorruptItemError, DecodeError):  # another thread was faster; it may have left since
                 return self.take(n, least, decode)
-            items = decode(entries)
             removed = self.environment.update(self.ref, fifo.remove_if_plain, [entries[0][0]])
             if removed is not None:
                 if removed.following is not None:
