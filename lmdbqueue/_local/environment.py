@@ -216,7 +216,7 @@ class Environment:
             return result
         generation = self._generation
         if generation is not None and not self._line.waiting and not self._retired and not self._writer.locked():
-            done = NOT_DONE
+            done: Any = NOT_DONE
             thread = threading.get_ident()
             if self._lone.setdefault("", thread) == thread:
                 try:

@@ -2,39 +2,41 @@
 
 import errno
 import os
+import random
 import threading
 from collections.abc import Callable
 
 import pytest
 from processes import forked, status_of
 
-from lmdbqueue import PersistentQueue, StorageError
+from lmdbqueue import PersistentQueue, StorageError, _format
 from lmdbqueue._host import disk
 from lmdbqueue._lmdb.generation import Snapshot
 from lmdbqueue._local import catch_up, environment
+from lmdbqueue._values import Push
 
 
 @pytest.fixture
-def amid(monkeypatch) -> Callable[..., list[str]]:
+def amid(monkeypatch) -> Callable[..., list[int]]:
     """Return a function that lets something happen after the copy, and once more after each catching up but the last.
 
-    It returns a list that says how each flush ended: "followed" or "copied".
+    It returns a list of how many items differed at each catching up.
     """
 
-    def amid_(*happenings: Callable[[], object]) -> list[str]:
+    def amid_(*happenings: Callable[[], object]) -> list[int]:
         left = list(happenings)
-        ended: list[str] = []
+        ended: list[int] = []
         view, follow = environment.Environment.view, catch_up._follow
 
-        def viewed(self, name, fn, *args):
-            found = view(self, name, fn, *args)
+        def viewed(self, ref, fn, *args):
+            found = view(self, ref, fn, *args)
             if isinstance(getattr(fn, "__self__", None), catch_up.Ahead) and left:
                 left.pop(0)()
             return found
 
         def followed(*args):
             found = follow(*args)
-            ended.append("copied" if found == catch_up._OTHER else "followed")
+            ended.append(found)
             return found
 
         monkeypatch.setattr(environment.Environment, "view", viewed)
@@ -67,8 +69,8 @@ def test_what_is_pushed_and_popped_amid_a_flush_is_there_after_it(open_queue, tm
 
     ended = amid(_in_another_process(work), _in_another_process(work_again), queue.pop)
     queue.flush(force=True)
-    assert set(ended) == {"followed"}
     assert len(ended) == 3
+    assert ended[0] >= 2_000  # it was followed, and not copied anew
     assert queue.check() == []
     assert list(queue) == [*range(3_002, 12_000), "large" * 100_000]
     assert queue.push("next") == 12_001
@@ -113,14 +115,74 @@ def test_a_generation_that_is_replaced_amid_a_flush_is_followed(open_queue, amid
     assert queue.check() == []
 
 
-def test_what_cannot_be_followed_is_copied(open_queue, amid, monkeypatch):
+def test_queues_that_are_dropped_or_made_anew_amid_a_flush_are_so_after_it(open_queue, amid):
     queue = open_queue()
     queue.push(list(range(10)))
-    ended = amid(lambda: queue.push("after"))
-    monkeypatch.setattr(catch_up, "_follow_items", lambda *_: 0)
+    for name in ("gone", "anew"):
+        open_queue(name=name).push(["old"] * 2_000)
+
+    def drop():
+        for name in ("gone", "anew"):
+            queue.drop_queue(name)
+        open_queue(name="anew").push("new")
+
+    amid(drop)
     queue.flush(force=True)
-    assert "copied" in ended
-    assert list(queue) == [*range(10), "after"]
+    assert queue.check() == []
+    assert queue.queues() == ["anew", "queue"]
+    assert list(open_queue(name="anew")) == ["new"]
+
+
+def _all_records(queue):
+    """Return all that a directory holds, but for what is noted with each transaction."""
+
+    def read(txn, tables):
+        snapshot = tables.generation
+        trees = [snapshot.meta, snapshot.away, *(each.items for each in snapshot.queues())]
+        return [[each for each in txn.cursor(db) if each[0] != _format.LAST_TXN] for db in trees]
+
+    return queue._engine.environment.view(queue._engine.ref, read)
+
+
+@pytest.mark.parametrize("readers", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_happens_amid_a_flush_the_new_file_holds_the_same_records(
+    open_queue, amid, monkeypatch, seed, readers
+):
+    monkeypatch.setattr(catch_up, "_FEW", -1)  # so that it catches up each time
+    chance = random.Random(seed)  # noqa: S311
+    queues = [open_queue(name=name, durability="off", max_attempts=2) for name in "ab"]
+    leases = []
+
+    def work():
+        for _ in range(20):
+            queue = chance.choice(queues)
+            match chance.randrange(8):
+                case 0:
+                    queue.push([chance.random() for _ in range(chance.randrange(50))])
+                case 1:
+                    queue.push("delayed", delay=chance.choice((1e-6, 1000)))
+                case 2:
+                    queue.pop(chance.randrange(10))
+                case 3:
+                    leases.append(queue.lease(chance.randrange(1, 5)))
+                case 4 if leases:
+                    leases.pop(chance.randrange(len(leases))).nack()
+                case 5 if leases:
+                    leases.pop(chance.randrange(len(leases))).ack()
+                case 6:
+                    queue.dead.requeue()
+                case _ if readers:
+                    queue.reader("r").pop(chance.randrange(10))
+                case _:
+                    queue._engine.append_apart([b"N."], Push(priority=chance.randrange(-2, 3)))
+
+    before = []
+    work()
+    amid(work, work, lambda: before.append(_all_records(queues[0])))
+    queues[0].flush(force=True)
+    assert _all_records(queues[0]) == before[0]
+    assert queues[0].check() == []
 
 
 def test_a_flush_waits_for_the_flush_of_another_and_has_nothing_left_to_do(open_queue, tmp_path, amid):

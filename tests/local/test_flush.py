@@ -159,7 +159,7 @@ def test_a_snapshot_is_of_one_moment_though_a_flush_comes_amid_and_the_old_file_
                 seq.append(queue._engine.opened(entry)[0])
         return seq
 
-    reader = threading.Thread(target=lambda: seen.extend(queue._engine.environment.view("queue", read)))
+    reader = threading.Thread(target=lambda: seen.extend(queue._engine.environment.view(queue._engine.ref, read)))
     reader.start()
     assert begun.wait(DEADLINE)
     queue.delete(500)

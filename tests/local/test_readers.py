@@ -32,7 +32,7 @@ def test_a_damaged_item_with_a_delay_goes_to_the_dead_letters_of_a_queue_with_re
         txn.put(key, value[:-9] + bytes([value[-9] ^ 1]) + value[-8:], db=tables.away)
         return True
 
-    queue._engine.environment.update("queue", damage)
+    queue._engine.environment.update(queue._engine.ref, damage)
     clocks.go_on(6)
     assert billing.peek(10) == list("abcdef")
     assert [letter.seq for letter in queue.dead] == [6]
@@ -63,19 +63,20 @@ def test_readers_and_retention_survive_a_repair(tmp_path):
 
 def test_a_damaged_record_of_readers_stops_readers_and_nobody_else(queue, billing):
     def damage(txn, tables):
-        value = txn.get(tables.readers, db=tables.meta)
-        txn.put(tables.readers, bytes([value[0] ^ 1]) + value[1:], db=tables.meta)
+        key = b"queue/reader/billing"
+        value = txn.get(key, db=tables.meta)
+        txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=tables.meta)
         return True
 
-    queue._engine.environment.update("queue", damage)
+    queue._engine.environment.update(queue._engine.ref, damage)
     for verb in (billing.peek, billing.pop, billing.delete, billing.count, queue.readers):
-        with pytest.raises(CorruptQueueError, match="readers"):
+        with pytest.raises(CorruptQueueError, match="the reader 'billing'"):
             verb()
     assert queue.pop() == "a"
     assert queue.delete() == 1
     queue.clear()
     queue.push("b")
-    assert any("readers" in problem for problem in queue.check())
+    assert any("reader/billing" in problem for problem in queue.check())
     queue.check(repair=True)
     assert queue.readers() == []
     assert list(queue) == ["b"]
@@ -87,7 +88,7 @@ def test_many_readers_cost_bytes_and_no_copies(tmp_path):
             for number in range(readers):
                 queue.reader(f"reader {number}")
             queue.push([os.urandom(1000)] * 2000)
-            return queue._engine.environment.view("queue", lambda txn, tables: tables.generation.used(txn))
+            return queue._engine.environment.view(queue._engine.ref, lambda txn, tables: tables.generation.used(txn))
 
     assert size(8) - size(1) <= 2 * 4096
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import mutants
 import pytest
-from processes import forked, status_of
+from processes import eventually, forked, status_of
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._lmdb.generation import Generation
@@ -49,20 +49,31 @@ def _flush(place: str) -> None:
 def _fork_amid_the_pushes_of_threads(place: str) -> None:
     """Let threads push, and children forked meanwhile, with one object; demand that each item is there once."""
     with PersistentQueue("queue", place) as queue:
+        enough = threading.Event()
+        pushed = [0] * 8
 
-        def push(who: int, count: int) -> None:
-            for number in range(count):
+        def push_until_enough(who: int) -> None:
+            while not enough.is_set():
+                queue.push((who, pushed[who]))
+                pushed[who] += 1
+
+        def push_two(who: int) -> None:
+            for number in range(2):
                 queue.push((who, number))
 
-        threads = [threading.Thread(target=push, args=(who, 60), daemon=True) for who in range(8)]
+        threads = [threading.Thread(target=push_until_enough, args=(who,), daemon=True) for who in range(8)]
         for thread in threads:
             thread.start()
-        pids = [forked(push, who, 2) for who in range(8, 28)]
+        pids = []
+        for who in range(8, 28):
+            eventually(lambda: queue._engine.environment._line)  # calls that are none of the child's
+            pids.append(forked(push_two, who))
+        enough.set()
         for thread in threads:
             thread.join()
         assert [status_of(pid, 6) for pid in pids] == [0] * len(pids)
-        pushed = [(who, number) for who in range(28) for number in range(60 if who < 8 else 2)]
-        assert sorted(queue.pop(1000)) == pushed
+        expected = [(who, number) for who in range(28) for number in range(pushed[who] if who < 8 else 2)]
+        assert sorted(queue.pop(len(expected) + 1)) == expected
         assert queue.check() == []
 
 
@@ -105,7 +116,7 @@ def test_what_is_pushed_amid_forks_is_there_once_or_the_fault_is_found(tmp_path,
 def _read_and_stay(place: str, mouth: int) -> None:
     """Open a read transaction, say so, and stay in it."""
     with PersistentQueue("queue", place, durability="off") as queue:
-        queue._engine.environment.view(queue.name, lambda *_: (os.write(mouth, b"1"), signal.pause()))
+        queue._engine.environment.view(queue._engine.ref, lambda *_: (os.write(mouth, b"1"), signal.pause()))
 
 
 def _reader(place: str) -> int:
@@ -183,7 +194,7 @@ def _die_in_many_reads(place: str, readers: int) -> None:
     inside = threading.Barrier(readers + 1)
     for _ in range(readers):
         view = lambda *_: (inside.wait(), signal.pause())  # noqa: E731
-        threading.Thread(target=queue._engine.environment.view, args=(queue.name, view), daemon=True).start()
+        threading.Thread(target=queue._engine.environment.view, args=(queue._engine.ref, view), daemon=True).start()
     inside.wait()
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -125,7 +125,7 @@ def test_lag_among_gaps_costs_no_more_than_the_way_to_the_nearer_end(queue):
     queue.reader("second", start=1).seek(2)
     for name, expected, most in (("slow", 2000, 5), ("second", 1998, 10), ("fast", 10, 30), ("middle", 1000, 2010)):
         steps.clear()
-        assert queue._engine.environment.view("queue", lag, name) == expected
+        assert queue._engine.environment.view(queue._engine.ref, lag, name) == expected
         assert len(steps) < most, name
 
 

@@ -197,13 +197,14 @@ def swaps_over_a_living_lock_file() -> None:
     generation.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
 
 
-def looks_for_no_mark() -> None:
-    generation.Generation._refuse_superseded = lambda *_: None  # type: ignore[method-assign]
+def leaves_no_mark() -> None:
+    """Swap without the mark that tells others to move on."""
+    generation.Generation.supersede = generation.Generation._commit  # type: ignore[method-assign]
 
 
 SWAPPING = {
     "naive swap over a living lock file": swaps_over_a_living_lock_file,
-    "no marker check": looks_for_no_mark,
+    "no mark in the old file": leaves_no_mark,
 }
 
 
