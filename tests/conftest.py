@@ -155,7 +155,7 @@ class Place:
         if self.kind == "lmdb":
             return queue.queue._engine.environment._generation._env.info()["last_txnid"]
         database = queue.queue._engine.database
-        return database.view(5.0, lambda step: step.execute("SELECT sum(token) FROM {sessions}").fetchone()[0])
+        return database.view(5.0, lambda step: step.execute("SELECT sum(token)::bigint FROM {ledger}").fetchone()[0])
 
 
 @pytest.fixture(params=["lmdb", "postgres"])

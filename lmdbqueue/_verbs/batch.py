@@ -6,7 +6,7 @@ they are stored.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 
@@ -24,6 +24,20 @@ class Mark(NamedTuple):
     seqs: list[int]  # the numbers of its items
     next: int  # no item of a batch had a number as great
     removed: int  # how many items have left the source, when those of the batch have
+    digest: bytes = (
+        b""  # of the payloads, b"" if it was not noted: other items may have these numbers in a restored copy
+    )
+
+
+def digest(payloads: Sequence[bytes]) -> bytes:
+    """Return 16 bytes that stand for these payloads, in their order."""
+    import hashlib  # noqa: PLC0415  (for who forwards, not for who imports)
+
+    found = hashlib.blake2b(digest_size=16)
+    for payload in payloads:
+        found.update(len(payload).to_bytes(8))
+        found.update(payload)
+    return found.digest()
 
 
 class Batch(NamedTuple):

@@ -30,6 +30,7 @@ letter of a queue of its own; what it has taken of the batch is removed; then st
 sends it again, and is refused again.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from itertools import takewhile
@@ -39,7 +40,7 @@ from lmdbqueue._errors import ForwardError, StorageError
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.source import source_of
-from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target
+from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target, digest
 
 if TYPE_CHECKING:
     import logging
@@ -171,11 +172,22 @@ class Forwarder:
             reason = f"item {mark.next - 1} was forwarded, and this queue has come to {bounds.tail - 1} only"
         elif bounds.removed < mark.removed - len(mark.seqs):
             reason = f"{mark.removed - len(mark.seqs)} was how far it had come, and now it is {bounds.removed}"
+        elif self._has_others(mark):
+            reason = f"other items are there with numbers that were forwarded, up to {mark.next - 1}"
         else:
             self._source.remove(mark.seqs)
             return
         advice = "it seems to be an older copy: find out what of it is there, remove that here, and remove the mark"
         raise ForwardError(self._source.path, reason, advice)
+
+    def _has_others(self, mark: Mark) -> bool:
+        """Return whether items that were not forwarded have the numbers of those that were: in a restored copy."""
+        if not mark.digest:
+            return False
+        seqs, payloads = self._source.read(len(mark.seqs), sys.maxsize)
+        known = set(mark.seqs)
+        there = [payload for seq, payload in zip(seqs, payloads, strict=True) if seq in known]
+        return bool(there) and digest(there) != mark.digest
 
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()
@@ -185,7 +197,7 @@ class Forwarder:
         seqs, payloads = self._source.read(items, size)
         if not seqs:
             return None
-        mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs))
+        mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs), digest(payloads))
         return Batch(self._source.origin, mark, payloads)
 
     def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:

@@ -9,37 +9,38 @@ The map; imports go down this list only.
 ==============  ==================================================================================
 ``aio``         ``AsyncPostgresQueue``: the verbs, awaited
 ``_marks``      ``PostgresTarget``: what a forwarder fills
-``_queue``      ``PostgresQueue``: opening, closing, the verbs on a database
+``_queue``      ``PostgresQueue``: opening, the verbs on a database
 ``_state``      ``state`` in a table
-``_engine``     the steps that the verbs are made of
-``_database``   a database as this process has it: the pool, retrying, forks
+``_engine``     ``PostgresEngine``: the steps that the verbs are made of
 ``_queues``     the queues of a schema: making, listing, copying, dropping, proving them
-``_away``       what does not wait: leased, delayed, dead; as functions of a transaction
+``_away``       items held back: leased, delayed, dead; as functions of a transaction
 ``_readers``    named readers, and what goes when all have passed it; as functions of a transaction
 ``_items``      what waits; as functions of a transaction
 ``_positions``  where readers are, what is kept for them
+``_database``   a database as this process has it: retrying, forks, poolers
 ``_block``      the block of a user as one transaction
 ``_ear``        hearing that something changed
-``_owner``      who holds leases, and whether it lives
+``_owner``      who holds leases, and whether they live
+``_pool``       the connections of a process
 ``_session``    one connection: its transactions, and the proof of which of them took place
 ``_schema``     the tables, and how they come about
 ``_failures``   what the server's errors mean
-``_places``     where an item waits, as the key of an entry
 ``_sql``        statements with the names of one schema filled in
 ==============  ==================================================================================
 
 The protocols, and what is there if the client, its connection or the server dies after a step.
 
-**A push** is one statement: lock the queue's row and take numbers from its tail; write the token of the change and its
-first number to this session's row, or fail if that is fenced; insert; notify, if somebody has ever listened. The
-queue's row stays locked until the commit, so numbers have the order of commits.
+**A push, a lease, an ack** are one statement each, which commits by itself. It claims what it is about, writes the
+token of the change and what it counts to this session's row of the queue in the ledger, and fails if that is fenced.
+A push locks the queue's tail first and takes numbers from it, so numbers have the order of commits; in a queue of
+relaxed order a sequence gives them, and pushes of many processes share the server's flushes. A lease is the token in
+the rows of its items, chosen by the client.
 
-**A pop** is one statement and its commit: write the token to this session's row, if it is not fenced; delete the first
-items that nobody has claimed (``FOR UPDATE SKIP LOCKED``), count; then the client decodes, and commits. If something
-has to come back first, or cannot be decoded, it is undone.
+**A pop** decodes before it removes: its statement, and then the commit, are one transaction. The statement also
+returns the item that is first then, so the next pop can decode that one before it asks for it: it is one statement,
+which does nothing if another item is the first by then.
 
-**A lease, an ack** and the like are one transaction in two exchanges: lock this session's row, and claim the first
-items that nobody has claimed; decode; then lease them, count, write the token, commit.
+**Everything else** is one transaction: lock this session's own row, do it, write the token, commit.
 
 ==========================================  =================================================================
 dies after                                  then
@@ -47,20 +48,25 @@ dies after                                  then
 the statement was sent, before its commit   the server undoes it; what was claimed can be claimed by others.
                                             If the client lives, it does it again
 the commit, before its reply                it took place. If the client lives, it fences its old session's
-                                            row (which waits for a transaction that is still under way),
+                                            rows (which waits for a transaction that is still under way),
                                             finds the token, and returns the result that it has in hand, or
-                                            that the push has left there
+                                            that the push has left there; what a lost lease holds is read
 the statement lies in a buffer, unread,     the server reads it later, finds the session fenced, and changes
 when the client connects anew               nothing
-a lease was given                           the connection of its owner, which is open as long as the queue
-                                            object, ends: the server frees its advisory lock, and whoever
-                                            looks finds a dead owner and gives back what it held
+a lease was given                           the connection of its owner, which is open as long as the process
+                                            has the database open, ends: the server frees its advisory lock,
+                                            and whoever looks finds a dead owner and gives back what it held
+a lease was given, and nobody could be      the next lease of this object gives back what that one holds
+asked whether it was
 ==========================================  =================================================================
 
-**Counts** are kept by each session in a row of its own, so that consumers do not wait for each other to count; a push
-is counted by the tail, and they say how many of the numbers below it do not wait (``taken``), are leased, ... When
-a session is dead, its counts are added to those of the queue by whoever comes next. Tokens of dead sessions are kept
-for a day, which is longer than anybody may ask for one.
+**Counts** are kept by each session in the ledger, so that consumers do not wait for each other to count. When a session
+is dead, its counts are added to those of the queue by whoever comes next. Tokens of dead sessions are kept for a day,
+which is longer than anybody may ask for one.
+
+**Waking.** Whoever sleeps has a row in ``sleepers``; whoever changes a queue finds it in the same statement, and tells
+after its commit, in a transaction of its own that nobody waits for: a notice within the change would hold a lock of the
+whole cluster through the flush.
 """
 
 from lmdbqueue.postgres._marks import PostgresTarget

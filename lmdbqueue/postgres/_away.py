@@ -1,129 +1,193 @@
-"""What does not wait: leased, delayed, dead; and how it comes back to its place.
+"""Items held back: leased, delayed, dead; and how they come back to their places.
 
-Owns: leases and dead letters. Law: the row of a lease is its lock: who acknowledges, gives back or takes back what it
-holds has locked that row before, and a lease whose row is gone is over for ever. Must not know: connections, who is
-alive but for the advisory lock of an owner, pickling.
+Owns: leases and dead letters. Law: a lease is a token in the rows of its items, which only ``lease`` writes: whoever
+acknowledges, gives back or takes back an item changes its row where it has that token, so it is settled once, and what
+others have got meanwhile is left alone. Leases of items that a call took together share a token. Must not know:
+connections, who lives but for the lock of an owner, pickling.
 
 There is no timer. Whoever looks for work sees in the same statement whether something has to come back, and lets it
 come back in a transaction of its own (``restore``); killed before its commit, it did nothing. All times are those of
 the server.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from lmdbqueue._format import Note
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres import _places, _positions, _readers
-from lmdbqueue.postgres._items import BROWSE_BYTES, Place, tell, where
-from lmdbqueue.postgres._session import KINDS, Step
-from lmdbqueue.postgres._sql import NEVER
+from lmdbqueue.postgres import _items, _positions, _readers
+from lmdbqueue.postgres._items import AT_ONCE, BROWSE_BYTES, LOOK, MINE, Place, pack, tell
+from lmdbqueue.postgres._owner import tokens
+from lmdbqueue.postgres._session import Step
 
 _MAX_REASON: Final = 1_000  # characters
+_WAITING, _LEASED, _DELAYED, _DEAD = range(4)
+_NAMES: Final = {_WAITING: "waiting", _DELAYED: "delayed", _DEAD: "dead"}
 
-_LEASE: Final = """
-WITH given AS (
-    INSERT INTO {leases} (queue, owner, deadline)
-    VALUES (%(queue)s, %(owner)s, coalesce(clock_timestamp() + %(ttl)s::float8 * interval '1 second', 'infinity'))
-    RETURNING token)
-UPDATE {items} SET state = 'leased', lease = token, attempts = attempts + 1
-FROM given WHERE items.queue = %(queue)s AND items.seq = ANY(%(seqs)s::bigint[])
-RETURNING items.seq, items.attempts, items.lease
+_CLAIMED: Final = """,
+claimed AS MATERIALIZED (
+    SELECT ctid AS at, octet_length(payload) AS size FROM {items}
+    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look) AND EXISTS (SELECT FROM mine)
+    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"""
+_UPDATED: Final = """,
+leased AS (
+    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + %(one)s,
+        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
+    WHERE ctid = ANY(ARRAY(SELECT at FROM claimed))
+    RETURNING payload, seq, attempts)
+SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, NULL::tid FROM leased UNION ALL
+SELECT NULL, (SELECT sum(size) FROM claimed)::bigint, NULL, is_overdue, is_followed, """
+# If the session is fenced there is no number of attempts, and the server undoes all of it
+LEASE: Final = (
+    "WITH "
+    + LOOK
+    + MINE
+    + _CLAIMED
+    + """,
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - taken.n, leased = leased + taken.n,
+        size = ledger.size - taken.size
+    FROM (SELECT count(*) AS n, coalesce(sum(size), 0)::bigint AS size FROM claimed) AS taken
+    WHERE id = %(row)s AND NOT is_fenced AND taken.n > 0 RETURNING ctid AS at)"""
+    + _UPDATED.replace("%(one)s", "(SELECT 1 FROM noted)")
+    + "(SELECT at FROM noted) FROM look"
+)
+_LEASE_IN_BLOCK: Final = (
+    "WITH " + LOOK + ", mine AS (SELECT)" + _CLAIMED + _UPDATED.replace("%(one)s", "1") + "NULL FROM look"
+)
+# By the places of rows, which each subquery finds by its index whatever the server believes of the table; the lease is
+# looked at again if another transaction has changed the row meanwhile
+_OF_LEASE: Final = """WHERE ctid = ANY(ARRAY(
+    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq)
+    FROM unnest(%(seqs)s::bigint[]) AS held (seq))) AND lease = %(lease)s"""
+_HELD: Final = """
+SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, NULL::tid FROM {items}
+WHERE queue = %(queue)s AND state = 1 AND lease = %(lease)s ORDER BY seq
 """
-_BURY: Final = """
-UPDATE {items} SET state = 'dead', key = NULL, attempts = attempts + 1, reason = why, changed = clock_timestamp()
-FROM unnest(%(seqs)s::bigint[], %(reasons)s::text[]) AS unreadable (number, why)
-WHERE queue = %(queue)s AND seq = number
+_ACKED: Final = """
+look AS MATERIALIZED (SELECT is_followed, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s) AS is_awaited
+                      FROM {queues} WHERE id = %(queue)s),
 """
-_HOLD: Final = """
-SELECT (SELECT is_followed FROM {queues} WHERE id = %(queue)s) FROM {leases}
-WHERE token = %(token)s AND queue = %(queue)s FOR UPDATE
+_NOTED_ACK: Final = """,
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (SELECT count(*) FROM gone)
+    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
+SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) END, is_followed, is_awaited,
+    (SELECT at FROM noted)
+FROM look, (SELECT array_agg(seq) AS seqs FROM gone) AS all_of_them
 """
-_ACK: Final = """
-DELETE FROM {items} WHERE lease = %(token)s
-AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[])) RETURNING due, seq
-"""
-_END: Final = """
-DELETE FROM {leases} WHERE token = %(token)s AND NOT EXISTS (SELECT FROM {items} WHERE lease = %(token)s)
+ACK_ONE: Final = (
+    "WITH "
+    + _ACKED
+    + """
+gone AS (
+    DELETE FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = %(seq)s AND lease = %(lease)s
+    AND NOT (SELECT is_followed FROM look) RETURNING seq)"""
+    + _NOTED_ACK
+)
+ACK: Final = (
+    "WITH "
+    + _ACKED
+    + """
+gone AS (
+    DELETE FROM {items} WHERE ctid = ANY(ARRAY(
+        SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq
+                AND lease = held.lease)
+        FROM unnest(%(seqs)s::bigint[], %(leases)s::bigint[]) AS held (seq, lease)))
+    AND lease = ANY(%(leases)s::bigint[]) AND NOT (SELECT is_followed FROM look) RETURNING seq)"""
+    + _NOTED_ACK
+)
+_ACK_SLOWLY: Final = "DELETE FROM {items} " + _OF_LEASE + " RETURNING seq"
+STILL_THERE: Final = """
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
 _RETURN: Final = """
 UPDATE {items} SET
-    state = CASE WHEN attempts >= %(max_attempts)s::integer THEN 'dead'
-                 WHEN %(delay)s > 0 THEN 'delayed' ELSE 'waiting' END,
-    key = CASE WHEN attempts >= %(max_attempts)s::integer THEN NULL ELSE key END,
-    due = CASE WHEN attempts >= %(max_attempts)s::integer THEN due
-               WHEN %(delay)s > 0 THEN {now} + %(delay)s ELSE due END,
+    state = CASE WHEN attempts >= %(max_attempts)s::bigint THEN 3 WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
+    key = CASE WHEN attempts >= %(max_attempts)s::bigint THEN NULL ELSE key END,
+    until = CASE WHEN attempts < coalesce(%(max_attempts)s::bigint, 9223372036854775807) AND %(delay)s > 0
+            THEN {now} + %(delay)s * interval '1 microsecond' END,
     lease = NULL, reason = %(reason)s, changed = clock_timestamp()
-WHERE lease = ANY(%(tokens)s::bigint[])
-AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[]))
-RETURNING due, seq, state
 """
-_EXTEND: Final = """
-UPDATE {leases} SET
-    deadline = coalesce(clock_timestamp() + %(ttl)s::float8 * interval '1 second', 'infinity')
-WHERE token = %(token)s AND queue = %(queue)s RETURNING 1
+_RETURNING: Final = " RETURNING items.seq, items.state, octet_length(payload)"
+_NACK: Final = _RETURN + _OF_LEASE + _RETURNING
+_GIVE_UP: Final = (
+    _RETURN + "WHERE queue = %(queue)s AND state = 1 AND lease BETWEEN %(first)s AND %(last)s" + _RETURNING
+)
+_FORGET_HOLDER: Final = "DELETE FROM {owners} WHERE holder = %(holder)s"
+_OVER: Final = (
+    """
+WITH over AS MATERIALIZED (
+    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND until <= {now} AND state = 1
+    ORDER BY until LIMIT %(n)s FOR UPDATE SKIP LOCKED)"""
+    + _RETURN
+    + "WHERE ctid = ANY(ARRAY(SELECT at FROM over))"
+    + _RETURNING
+)
+_DEAD_HOLDERS: Final = (
+    "SELECT holder FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}) ORDER BY holder LIMIT 1000"
+)
+_ORPHANED: Final = (
+    """
+WITH orphaned AS MATERIALIZED (
+    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND state = 1
+    AND NOT (lease >> 20 NOT IN (SELECT unnest(%(holders)s::bigint[]))) FOR UPDATE SKIP LOCKED)"""
+    + _RETURN
+    + "WHERE ctid = ANY(ARRAY(SELECT at FROM orphaned))"
+    + _RETURNING
+)
+# A holder that has something yet, which somebody else had locked, is left for the next to look
+_FORGET_HOLDERS: Final = """
+DELETE FROM {owners} WHERE holder = ANY(%(holders)s::bigint[])
+AND holder NOT IN (SELECT lease >> 20 FROM {items} WHERE queue = %(queue)s AND state = 1)
 """
-_GIVE_UP: Final = "DELETE FROM {leases} WHERE queue = %(queue)s AND owner = %(owner)s RETURNING token"
-_OVER: Final = """
-DELETE FROM {leases} WHERE token IN (
-    SELECT token FROM {leases} WHERE queue = %(queue)s AND deadline <= statement_timestamp()
-    ORDER BY token FOR UPDATE SKIP LOCKED)
-RETURNING token
+_EXTEND: Final = "UPDATE {items} SET until = clock_timestamp() + %(ttl)s::float8 * interval '1 second' " + _OF_LEASE
+_BURY: Final = (
+    """
+UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, changed = clock_timestamp(),
+    reason = (SELECT why FROM unnest(%(seqs)s::bigint[], %(reasons)s::bytea[]) AS each (seq, why)
+              WHERE each.seq = items.seq)
 """
-_ORPHANED: Final = """
-DELETE FROM {leases} WHERE token IN (
-    SELECT token FROM {leases} WHERE queue = %(queue)s AND owner IN (
-        SELECT owner FROM (SELECT DISTINCT owner FROM {leases} WHERE queue = %(queue)s) AS each
-        WHERE pg_try_advisory_xact_lock_shared(owner))
-    ORDER BY token FOR UPDATE SKIP LOCKED)
-RETURNING token
-"""
+    + _OF_LEASE
+    + " RETURNING seq"
+)
 _NEXT_TIME: Final = """
-SELECT least(
-    (SELECT extract(epoch FROM deadline - statement_timestamp()) FROM {leases}
-     WHERE queue = %(queue)s AND deadline < 'infinity' ORDER BY deadline LIMIT 1),
-    (SELECT (due - {now}) / 1e6 FROM {items} WHERE queue = %(queue)s AND state = 'delayed'
-     ORDER BY due LIMIT 1))::float8,
-    EXISTS (SELECT FROM {leases} WHERE queue = %(queue)s AND owner <> %(owner)s)
+SELECT (SELECT extract(epoch FROM until - {now}) FROM {items}
+        WHERE queue = %(queue)s AND until IS NOT NULL ORDER BY until LIMIT 1)::float8,
+    EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND holder <> %(holder)s)
 """
-_DEAD: Final = """
-SELECT seq, due, payload, attempts, reason, extract(epoch FROM changed)::float8 FROM (
+_LETTERS: Final = """
+SELECT seq, payload, attempts, reason, extract(epoch FROM changed)::float8 FROM (
     SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq) - octet_length(payload) AS before
-    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 'dead' AND seq >= %(seq)s
+    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq >= %(seq)s
           ORDER BY seq LIMIT 1000) AS next) AS page
 WHERE before < %(size)s ORDER BY seq
 """
-_REQUEUE: Final = """
-UPDATE {items} SET state = 'waiting', attempts = 0, reason = NULL, changed = NULL
-WHERE queue = %(queue)s AND state = 'dead' AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[]))
-"""
-_FORGET: Final = """
-DELETE FROM {items}
-WHERE queue = %(queue)s AND state = 'dead' AND (%(seqs)s::bigint[] IS NULL OR seq = ANY(%(seqs)s::bigint[]))
-"""
-_CLEAR_LEASES: Final = "DELETE FROM {leases} WHERE queue = %(queue)s"
+_REQUEUE: Final = "UPDATE {items} SET state = 0, attempts = 0, reason = NULL, changed = NULL "
+_FORGET: Final = "DELETE FROM {items} "
+_ALL: Final = "WHERE queue = %(queue)s AND state = 3"
+_ONLY: Final = """WHERE ctid = ANY(ARRAY(
+    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq = wanted.seq)
+    FROM unnest(%(seqs)s::bigint[]) AS wanted (seq))) AND state + 0 = 3"""
+_SIZES: Final = " RETURNING octet_length(payload)"
 _CLEAR_ITEMS: Final = """
-WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s RETURNING state, due, seq)
-SELECT state, count(*), array_agg(due) FILTER (WHERE is_followed), array_agg(seq) FILTER (WHERE is_followed)
+WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)
+              RETURNING state, seq, octet_length(payload) AS size)
+SELECT state, count(*), sum(size)::bigint, array_agg(seq) FILTER (WHERE is_followed)
 FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q GROUP BY state
 """
 _STATS: Final = """
-SELECT q.tail,
-    (q.tail - q.taken - coalesce(sum(c.taken), 0))::bigint, (q.leased + coalesce(sum(c.leased), 0))::bigint,
-    (q.delayed + coalesce(sum(c.delayed), 0))::bigint, (q.dead + coalesce(sum(c.dead), 0))::bigint,
-    (SELECT seq FROM {items}
-     WHERE queue = %(queue)s AND state = 'waiting' AND due = {never} AND attempts = 0 ORDER BY due, seq LIMIT 1)
-FROM {queues} AS q LEFT JOIN {counts} AS c ON c.queue = q.id WHERE q.id = %(queue)s GROUP BY q.id
+SELECT (SELECT next FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1),
+    (q.pushed + coalesce(sum(c.pushed), 0))::bigint, (q.waiting + coalesce(sum(c.waiting), 0))::bigint,
+    (q.leased + coalesce(sum(c.leased), 0))::bigint, (q.delayed + coalesce(sum(c.delayed), 0))::bigint,
+    (q.dead + coalesce(sum(c.dead), 0))::bigint, (q.expired + coalesce(sum(c.expired), 0))::bigint,
+    (q.dropped + coalesce(sum(c.dropped), 0))::bigint,
+    (SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT 1),
+    (SELECT extract(epoch FROM clock_timestamp() - pushed_at) FROM {items} WHERE queue = %(queue)s AND state = 0
+     ORDER BY seq LIMIT 1)::float8, q.is_relaxed
+FROM {queues} AS q LEFT JOIN {ledger} AS c ON c.queue = q.id AND NOT c.is_folded
+WHERE q.id = %(queue)s GROUP BY q.id
 """
-
-
-class Terms(NamedTuple):
-    """Of a lease that is to be given."""
-
-    owner: int
-    ttl: float | None  # seconds, None for as long as the owner lives
-    unreadable: dict[bytes, str]  # places of items that die instead, and why
 
 
 class Return(NamedTuple):
@@ -134,95 +198,144 @@ class Return(NamedTuple):
     max_attempts: int | None = None  # with so many an item is dead
 
 
+class Claimed(NamedTuple):
+    """What a lease was given, by the rows of ``LEASE``."""
+
+    entries: list[Entry]
+    attempts: list[int]
+    is_there: bool
+    is_overdue: bool
+
+
 class Figures(NamedTuple):
     """How much of everything there is in a queue."""
 
     tail: int
+    pushed: int
     waiting: int
     leased: int
     delayed: int
     dead: int
-    head: int  # number of the first item that waits and never left, the tail if there is none
+    expired: int
+    dropped: int
+    head: int  # number of the first item that waits, the tail if there is none
+    oldest_age: float | None  # seconds, of that item
 
 
 # --- leases
 
 
-def lease(step: Step, place: Place, entries: Sequence[Entry], terms: Terms) -> tuple[int, list[int], list[int]]:
-    """Lease entries that were claimed, but for the unreadable ones, which die; return token, numbers, attempts."""
-    unreadable = terms.unreadable
-    seqs = [_places.number(key) for key, _ in entries if key not in unreadable]
-    if unreadable:
-        _positions.skip(step, place.id, map(where, unreadable))
-        reasons = list(map(_as_text, unreadable.values()))
-        step.execute(_BURY, queue=place.id, seqs=list(map(_places.number, unreadable)), reasons=reasons)
-    step.count(place.id, waiting=-len(entries), leased=len(seqs), dead=len(unreadable))
-    if not seqs:
-        return 0, [], []
-    rows = step.execute(_LEASE, queue=place.id, owner=terms.owner, ttl=terms.ttl, seqs=seqs).fetchall()
-    attempts = {seq: number for seq, number, _ in rows}
-    return rows[0][2], seqs, [attempts[seq] for seq in seqs]
+def claimed(rows: Sequence[Any]) -> Claimed:
+    """Return what the rows of a lease say."""
+    status = rows[-1] if rows and rows[-1][0] is None else None
+    held = sorted((row for row in rows if row[0] is not None), key=_by_seq)
+    return Claimed(
+        [(pack(seq), payload) for payload, seq, *_ in held],
+        [attempts for _, _, attempts, *_ in held],
+        is_there=status is not None or bool(held),
+        is_overdue=status is not None and status[3],
+    )
 
 
-def _as_text(reason: str) -> str:
-    """Return what a column can have of a reason."""
-    return reason[:_MAX_REASON].encode(errors="replace").decode().replace("\0", "?")
+def _by_seq(row: Any) -> int:
+    seq: int = row[1]
+    return seq
 
 
-def ack(step: Step, place: Place, token: int, seqs: Collection[int] | None) -> list[int] | None:
-    """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    lease = step.execute(_HOLD, queue=place.id, token=token)
-    gone = step.execute(_ACK, token=token, seqs=None if seqs is None else sorted(seqs))
-    step.execute(_END, token=token)
-    places = gone.fetchall()
-    settled = sorted(seq for _, seq in places)
-    held = lease.fetchall()
-    if not held:
-        return None
-    if held == [(True,)]:
-        _positions.skip(step, place.id, places)
-    step.count(place.id, leased=-len(settled))
+def lease(step: Step, place: Place, values: dict[str, Any]) -> Claimed:
+    """Lease the first items, as a part of a block."""
+    rows = step.execute(_LEASE_IN_BLOCK, queue=place.id, **values).fetchall()
+    found = claimed(rows)
+    if found.entries:
+        n = len(found.entries)
+        step.count(place.id, waiting=-n, leased=n, size=-(rows[-1][1] or 0))
+    return found
+
+
+def held(step: Step, place: Place, token: int) -> list[Any]:
+    """Return the rows of what a lease holds."""
+    return step.execute(_HELD, queue=place.id, lease=token).fetchall()
+
+
+def bury(step: Step, place: Place, token: int, unreadable: dict[int, str]) -> None:
+    """Let items of a lease be dead, for these reasons."""
+    seqs, reasons = list(unreadable), list(map(_as_bytes, unreadable.values()))
+    buried = [seq for (seq,) in step.execute(_BURY, queue=place.id, lease=token, seqs=seqs, reasons=reasons).fetchall()]
+    _positions.skip(step, place.id, buried)
+    step.count(place.id, leased=-len(buried), dead=len(buried))
+
+
+def _as_bytes(reason: str) -> bytes:
+    """Return what is kept of a reason, in whatever encoding the database is."""
+    return reason[:_MAX_REASON].encode(errors="replace")
+
+
+def still_there(step: Step, place: Place, seqs: Sequence[int]) -> list[int]:
+    """Return which of these items the queue has, wherever they are."""
+    return [seq for (seq,) in step.execute(STILL_THERE, queue=place.id, seqs=list(seqs)).fetchall()]
+
+
+def ack(step: Step, place: Place, token: int, seqs: Collection[int]) -> list[int]:
+    """Remove those items that a lease holds; return which."""
+    gone = step.execute(_ACK_SLOWLY, queue=place.id, lease=token, seqs=sorted(seqs)).fetchall()
+    settled = sorted(seq for (seq,) in gone)
+    if settled:
+        _positions.skip(step, place.id, settled)
+        step.count(place.id, leased=-len(settled))
+        tell(step, place)
     return settled
 
 
-def nack(step: Step, place: Place, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
-    """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
-    if not step.execute(_HOLD, queue=place.id, token=token).fetchall():
-        return None
-    settled = _give_back(step, place, [token], seqs, how)
-    step.execute(_END, token=token)
-    return sorted(settled)
+def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Return) -> list[int]:
+    """Give back those items that a lease holds; return which."""
+    return _given_back(step, place, _NACK, how, lease=token, seqs=sorted(seqs))
 
 
-def extend(step: Step, place: Place, token: int, ttl: float | None) -> bool:
+def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: float | None) -> bool:
     """Give a lease another deadline; tell whether it is there."""
-    is_there = step.changed(_EXTEND, queue=place.id, token=token, ttl=ttl) == 1
+    is_there = step.changed(_EXTEND, queue=place.id, lease=token, seqs=sorted(seqs), ttl=ttl) > 0
     step.has_changed = step.has_changed or is_there
     if is_there:
         tell(step, place)  # who sleeps until the old one
     return is_there
 
 
-def give_up(step: Step, place: Place, owner: int, how: Return) -> int:
-    """Give back all that an owner holds; return how much it was."""
-    tokens = [row[0] for row in step.execute(_GIVE_UP, queue=place.id, owner=owner).fetchall()]
-    return len(_give_back(step, place, tokens, None, how)) if tokens else 0
+def give_up(step: Step, place: Place, holder: int, how: Return) -> int:
+    """Give back all that a holder has; return how much it was."""
+    first, last = tokens(holder)
+    returned = _given_back(step, place, _GIVE_UP, how, first=first, last=last)
+    step.execute(_FORGET_HOLDER, holder=holder)
+    step.has_changed = True
+    return len(returned)
 
 
-def _give_back(step: Step, place: Place, tokens: Sequence[int], seqs: Collection[int] | None, how: Return) -> list[int]:
+def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> None:
+    """Give back what leases hold of which nobody knows: their calls have failed."""
+    for token in doubtful:
+        how = Return("nobody knew of its lease")
+        _given_back(step, place, _GIVE_UP, how, first=token, last=token)
+
+
+def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> list[int]:
     rows = step.execute(
-        _RETURN,
-        tokens=tokens,
-        seqs=None if seqs is None else sorted(seqs),
+        statement,
+        queue=place.id,
         delay=int(how.delay * 1e6),
-        reason=_as_text(how.reason),
+        reason=_as_bytes(how.reason),
         max_attempts=how.max_attempts,
+        **values,
     ).fetchall()
-    step.count(place.id, leased=-len(rows), **Counter(state for _, _, state in rows))
-    if died := [(due, seq) for due, seq, state in rows if state == "dead"]:
+    if not rows:
+        return []
+    counted: dict[str, int] = {}
+    for _, state, _ in rows:
+        counted[_NAMES[state]] = counted.get(_NAMES[state], 0) + 1
+    size = sum(each for _, state, each in rows if state == _WAITING)
+    step.count(place.id, leased=-len(rows), size=size, **counted)
+    if died := [seq for seq, state, _ in rows if state == _DEAD]:
         _positions.skip(step, place.id, died)
     tell(step, place)
-    return [seq for _, seq, _ in rows]
+    return sorted(seq for seq, _, _ in rows)
 
 
 # --- coming back
@@ -230,19 +343,19 @@ def _give_back(step: Step, place: Place, tokens: Sequence[int], seqs: Collection
 
 def restore(step: Step, place: Place, max_attempts: int | None, *, deaths: bool) -> int:
     """Let come back all whose time is over, and what dead owners held; return how much it was."""
-    changed = _readers.come_due(step, place)
-    if deaths and (tokens := [row[0] for row in step.execute(_ORPHANED, queue=place.id).fetchall()]):
+    changed = _readers.come_due(step, place) + _items.expire(step, place)
+    if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):
         how = Return("its consumer died", max_attempts=max_attempts)
-        changed += len(_give_back(step, place, tokens, None, how))
-    if tokens := [row[0] for row in step.execute(_OVER, queue=place.id).fetchall()]:
-        how = Return("its lease expired", max_attempts=max_attempts)
-        changed += len(_give_back(step, place, tokens, None, how))
-    return changed
+        changed += len(_given_back(step, place, _ORPHANED, how, holders=holders))
+        changed += step.changed(_FORGET_HOLDERS, queue=place.id, holders=holders)
+        step.has_changed = True
+    how = Return("its lease expired", max_attempts=max_attempts)
+    return changed + len(_given_back(step, place, _OVER, how, n=AT_ONCE))
 
 
-def next_time(step: Step, place: Place, owner: int) -> tuple[float | None, bool]:
-    """Return in how many seconds something has to come back, and whether others than ``owner`` hold leases."""
-    row = step.execute(_NEXT_TIME, queue=place.id, owner=owner).fetchone()
+def next_time(step: Step, place: Place, holder: int) -> tuple[float | None, bool]:
+    """Return in how many seconds something has to come back, and whether others than ``holder`` hold leases."""
+    row = step.execute(_NEXT_TIME, queue=place.id, holder=holder).fetchone()
     assert row is not None  # of functions
     seconds, has_others = row
     return seconds, has_others
@@ -253,47 +366,52 @@ def next_time(step: Step, place: Place, owner: int) -> tuple[float | None, bool]
 
 def dead(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
     """Return some dead letters from number ``seq`` on; none only if there are none."""
-    rows = step.execute(_DEAD, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
+    rows = step.execute(_LETTERS, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
     return [
         (
-            (_places.place(number, 0 if due == NEVER else due), payload),
-            Note(attempts, time=int((changed or 0) * 1e9), reason=reason or ""),
+            (pack(number), payload),
+            Note(attempts, time=int((changed or 0) * 1e9), reason=(reason or b"").decode(errors="replace")),
         )
-        for number, due, payload, attempts, reason, changed in rows
+        for number, payload, attempts, reason, changed in rows
     ]
 
 
 def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
     """Let the dead, all or those of ``seqs``, wait again in their places; return how many did."""
-    changed = step.changed(_REQUEUE, queue=place.id, seqs=_listed(seqs))
-    if changed:
-        step.count(place.id, dead=-changed, waiting=changed)
+    sizes = _of_the_dead(step, place, _REQUEUE, seqs)
+    if sizes:
+        step.count(place.id, dead=-len(sizes), waiting=len(sizes), size=sum(sizes))
         tell(step, place)
-    return changed
+    return len(sizes)
 
 
 def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:
     """Remove the dead, all or those of ``seqs``; return how many there were."""
-    removed = step.changed(_FORGET, queue=place.id, seqs=_listed(seqs))
-    if removed:
-        step.count(place.id, dead=-removed)
-    return removed
+    sizes = _of_the_dead(step, place, _FORGET, seqs)
+    if sizes:
+        step.count(place.id, dead=-len(sizes))
+    return len(sizes)
 
 
-def _listed(seqs: Iterable[int] | None) -> list[int] | None:
-    return None if seqs is None else sorted(seqs)
+def _of_the_dead(step: Step, place: Place, statement: Any, seqs: Iterable[int] | None) -> list[int]:
+    if seqs is None:
+        rows = step.execute(statement + _ALL + _SIZES, queue=place.id).fetchall()
+    else:
+        rows = step.execute(statement + _ONLY + _SIZES, queue=place.id, seqs=sorted(seqs)).fetchall()
+    return [size for (size,) in rows]
 
 
 def clear(step: Step, place: Place) -> int:
     """Remove all that waits, is leased, delayed or dead; return how many items went."""
-    step.execute(_CLEAR_LEASES, queue=place.id)
     gone = step.execute(_CLEAR_ITEMS, queue=place.id).fetchall()
-    step.count(place.id, **{state: -number for state, number, _, _ in gone})
-    for state, _, dues, seqs in gone:
-        if dues is not None and state in {"waiting", "leased"}:
-            _positions.skip(step, place.id, zip(dues, seqs, strict=True))
+    for state, n, size, seqs in gone:
+        kind = "leased" if state == _LEASED else _NAMES[state]
+        step.count(place.id, **{kind: -n}, **({"size": -size} if state == _WAITING else {}))
+        if seqs is not None and state in {_WAITING, _LEASED}:
+            _positions.skip(step, place.id, seqs)
+    step.has_changed = True
     tell(step, place)
-    return sum(number for _, number, _, _ in gone)
+    return sum(n for _, n, _, _ in gone)
 
 
 def figures(step: Step, place: Place) -> Figures | None:
@@ -301,7 +419,10 @@ def figures(step: Step, place: Place) -> Figures | None:
     row: Any = step.execute(_STATS, queue=place.id).fetchone()
     if row is None:
         return None
-    tail, *counted, head = row
+    tail, *counted, head, age, is_relaxed = row
     here = step.counts.get(place.id, {})
-    counts = {kind: count + here.get(kind, 0) for kind, count in zip(KINDS, counted, strict=True)}
-    return Figures(tail=tail, head=tail if head is None else head, **counts)
+    kinds = ("pushed", "waiting", "leased", "delayed", "dead", "expired", "dropped")
+    counts = {kind: count + here.get(kind, 0) for kind, count in zip(kinds, counted, strict=True)}
+    if is_relaxed:
+        tail = counts["pushed"]
+    return Figures(tail=tail, head=tail if head is None else head, oldest_age=age, **counts)

@@ -30,6 +30,12 @@ class Block(block.Block):
     def __init__(self, owner: object, path: str, step: Step) -> None:
         super().__init__(owner, path)
         self.step = step
+        self.was_shown = False  # its connection, to the user
+
+    def shown(self) -> psycopg.Connection[Any]:
+        """Return the connection, for statements of the user's own."""
+        self.was_shown = True
+        return self.step.connection
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -24,9 +24,9 @@ primary had acknowledged to nobody is there with its token, or not there and wit
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 
 import psycopg
@@ -35,28 +35,30 @@ from lmdbqueue._errors import CommitUnknownError, QueueError, ServerError
 from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._ear import Ear
-from lmdbqueue.postgres._failures import Lost, explained, is_lost
-from lmdbqueue.postgres._session import Session, Step, shown
+from lmdbqueue.postgres._failures import Lost, explained, is_lost, is_refused
+from lmdbqueue.postgres._owner import Owner
+from lmdbqueue.postgres._pool import Pool
+from lmdbqueue.postgres._session import Session, Settled, Step, shown
 from lmdbqueue.postgres._sql import Sql
+
+_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_KEPT: Final = 4  # connections that wait for their next use
-_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
-
-_AWAITED: Final = "UPDATE {queues} SET is_awaited = true WHERE id = %(queue)s AND NOT is_awaited"
-
+_OWNERS_PATIENCE: Final = 5.0  # seconds
 _databases: dict[tuple[str, str], "Database"] = {}
 _registry = threading.Lock()
 
 
-def open_database(conninfo: str, schema: str, patience: float) -> "Database":
+def open_database(conninfo: str, schema: str, patience: float, pool: int | None = None) -> "Database":
     """Return the database, opened once in a process for all who use it; each of them releases it."""
     with _registry:
         database = _databases.get((conninfo, schema))
         if database is None:
-            database = _databases[conninfo, schema] = Database(conninfo, schema)
+            database = _databases[conninfo, schema] = Database(conninfo, schema, pool)
+        elif pool is not None:
+            database.resize(pool)
         database.handles += 1
     try:
         database.prepare(patience)
@@ -69,32 +71,37 @@ def open_database(conninfo: str, schema: str, patience: float) -> "Database":
 class Database:
     """The connections of a process to one schema of one database."""
 
-    def __init__(self, conninfo: str, schema: str) -> None:
+    def __init__(self, conninfo: str, schema: str, limit: int | None = None) -> None:
+        self.limit = limit
         self.conninfo = conninfo
         self.sql = Sql(schema)
         self.path = shown(conninfo)
         self.uuid = ""
         self.handles = 0
+        self.owner = Owner(partial(self.entered, _OWNERS_PATIENCE), self.sql)
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Have no connections: at first, and in a forked child."""
-        self._lock = threading.Lock()
-        self._idle: list[Session] = []
-        self._used: weakref.WeakSet[Session] = weakref.WeakSet()
-        self.ear = Ear(self.connect, self._announce)
+        self._pool = Pool(self.limit)
+        self.ear = Ear(self._connected_for_listening, self.sql)
 
     def abandon(self) -> None:
         """Give up what is the parent's."""
-        for session in [*self._idle, *self._used]:
+        for session in self._pool.all:
             session.abandon()
         self.ear.abandon()
+        self.owner.begin_anew()
+
+    def resize(self, limit: int) -> None:
+        """Have at most so many connections for calls from now on."""
+        self.limit = self._pool.limit = limit
 
     def prepare(self, patience: float) -> None:
         """Let the schema be there, and count what dead sessions have left."""
         if not self.uuid:
             session, self.uuid = self._done("opening", patience, self._prepared)
-            session.close()
+            self._drop(session)
 
     def _prepared(self, session: Session) -> str:
         try:
@@ -113,9 +120,8 @@ class Database:
             if _databases.get((self.conninfo, self.sql.schema)) is self:
                 del _databases[self.conninfo, self.sql.schema]
         self.ear.close()
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for session in idle:
+        self.owner.leave()
+        for session in self._pool.empty():
             session.leave()
 
     # --- what is done
@@ -136,38 +142,74 @@ class Database:
         result: R = self._done_with("a change", patience, lambda session: session.run(fn, args))
         return result
 
-    def claim(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
-        """Do as ``run``, for a function whose first statement is a claim, which looks at the fence itself.
+    def attempt(self, patience: float, queue: int, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
+        """Do as ``run``, for a function whose first statement notes its token in the ledger's row of a queue.
 
         What it did is undone if it does not say that it ``has_changed`` anything, inside of a block, too.
         """
         if (block := blocks.current()) is not None:
             joined: R = block.attempt(self, fn, args)
             return joined
-        result: R = self._done_with("a change", patience, lambda session: session.run(fn, args, claims=True))
+        result: R = self._done_with("a change", patience, lambda session: session.run(fn, args, queue=queue))
         return result
 
-    def attempt(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
-        """Do as ``claim``, for a function whose claim is all that it sends."""
-        if (block := blocks.current()) is not None:
-            joined: R = block.attempt(self, fn, args)
-            return joined
-        result: R = self._done_with(
-            "a change", patience, lambda session: session.run(fn, args, claims=True, is_one=True)
-        )
-        return result
+    def once(
+        self,
+        patience: float,
+        text: LiteralString,
+        queue: int,
+        channel: str,
+        values: dict[str, Any],
+        is_awaited: Callable[[list[Any]], bool] | None = None,
+    ) -> list[Any] | Settled:
+        """Return the rows of a change that is one statement (``Session.once``), outside of blocks.
 
-    def once(self, patience: float, text: LiteralString, values: dict[str, Any]) -> Any:
-        """Return the row that a change returns which is one statement (``Session.once``), outside of blocks."""
-        return self._done_with("a change", patience, lambda session: session.once(text, values))
+        ``Settled`` if they were lost, and the change took place. ``is_awaited``: whether the rows say that somebody
+        sleeps until it has.
+        """
 
-    def connect(self) -> Session:
+        def act(session: Session) -> list[Any]:
+            rows = session.once(text, queue, values)
+            if is_awaited is not None and is_awaited(rows):
+                session.tell({channel})
+            return rows
+
+        done: list[Any] | Settled = self._done_with("a change", patience, act)
+        return done
+
+    def alone(self, patience: float, text: LiteralString, values: dict[str, Any]) -> None:
+        """Execute a statement of which it does not matter whether it is done, or done twice."""
+        with suppress(QueueError):
+            self._done_with("a change", patience, lambda session: session.alone(text, values))
+
+    def connect(self, patience: float = 5.0) -> Session:
         """Open a connection that is not of the pool."""
-        return Session(self.conninfo, self.sql, self.path)
+        session = Session(self.conninfo, self.sql, self.path, patience)
+        if session.is_pooled:
+            try:
+                self._refuse_shared(session)
+                session.settle_in()
+            except BaseException:
+                session.close()
+                raise
+        return session
 
-    def _announce(self, session: Session, channel: str) -> None:
-        """Let pushes tell from now on: one that does not know yet has the queue's row, and is waited for."""
-        session.connection.execute(self.sql(_AWAITED), {"queue": self.sql.queue(channel)})
+    def _refuse_shared(self, session: Session) -> None:
+        """Raise ``ServerError`` if a pooler gives each transaction another connection of the server's.
+
+        What a session is then belongs to whoever comes next: its locks, its settings, what it listens to.
+        """
+        with closing(Session(self.conninfo, self.sql, self.path)) as other, other.connection.transaction():
+            pid = "SELECT pg_backend_pid()"
+            found = {other.connection.execute(pid).fetchall()[0][0], other.backend}
+            found |= {session.connection.execute(pid).fetchall()[0][0], session.backend}
+        if len(found) != 2:  # noqa: PLR2004  (of two sessions)
+            reason = "a pooler stands before the server that gives each transaction another connection"
+            advice = "use its session mode, or another address"
+            raise ServerError(self.path, "opening", f"{reason}: {advice}")
+
+    def _connected_for_listening(self) -> Session:
+        return self.entered(0.0)
 
     def entered(self, patience: float) -> Session:
         """Open a connection that is not of the pool, and known to others."""
@@ -177,48 +219,58 @@ class Database:
             try:
                 return self.connect().enter()
             except psycopg.Error as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or is_refused(error):
                     raise explained(error, self.path, "connecting") from error
             number = _pause(number, deadline)
 
     @contextmanager
-    def transaction(self, patience: float) -> Iterator[Step]:
+    def transaction(self, patience: float) -> Iterator[Block]:
         """Let the calls of this thread be one transaction, for the block; an inner block is a part of the outer."""
         block = blocks.current()
         if block is not None:
             block.refuse_other(self)
             with block.joined():
-                yield block.step
+                yield block
             return
         session, step = self._done("a transaction", patience, Session.begin)
         block = Block(self, self.path, step)
         try:
             with block.entered():
-                yield step
+                yield block
                 block.refuse_if_spoiled()
         except BaseException:
             if not block.is_of_parent:
                 session.undo()
-                self._give_back(session)
+                self._give_back_used(session, block)
             raise
-        self._commit(session, step, patience)
+        self._commit(session, block, patience)
 
-    def _commit(self, session: Session, step: Step, patience: float) -> None:
+    def _commit(self, session: Session, block: Block, patience: float) -> None:
         operation = "the end of a transaction"
         try:
-            session.commit(step)
+            session.commit(block.step)
         except psycopg.Error as error:
             is_known = not is_lost(error, session.connection)
             self._drop(session)
             if is_known:
                 raise explained(error, self.path, operation) from error
-            if not self._is_settled(session.id, session.token, patience, error)[0]:
+            if self._settled(session.id, session.token, patience, error) is None:
                 raise ServerError(self.path, operation, f"the connection was lost ({_said(error)})") from error
         except BaseException:
             self._drop(session)
             raise
         else:
-            self._give_back(session)
+            self._give_back_used(session, block)
+
+    def _give_back_used(self, session: Session, block: Block) -> None:
+        """Give a connection back that was in a user's hands: what they set on it is undone, or it is dropped."""
+        if block.was_shown:
+            try:
+                session.reset()
+            except psycopg.Error:
+                self._drop(session)
+                return
+        self._give_back(session)
 
     # --- connections
 
@@ -239,87 +291,95 @@ class Database:
         while True:
             session = None
             try:
-                session = self._taken()
+                session = self._taken(patience, deadline)
                 return session, act(session)
             except Lost as lost:
                 self._drop(session)
                 if session is not None and lost.has_begun:
-                    is_done, result = self._after(session, lost, operation, deadline - time.monotonic())
-                    if is_done:
-                        return None, result
-                if time.monotonic() >= deadline:
+                    settled = self._after(session, lost, operation, deadline - time.monotonic())
+                    if settled is not None:
+                        return None, settled if lost.result is None else lost.result
+                if time.monotonic() >= deadline or is_hopeless(lost.cause):
                     self._refuse(operation, lost.cause)
-            except psycopg.Error as error:
-                self._give_back(session)
+            except psycopg.Error as error:  # what psycopg believes to be prepared may not be: a new connection knows
+                self._retire(session)
                 raise explained(error, self.path, operation) from error
             except Exception:
-                self._give_back(session)
+                if session is not None:
+                    self._give_back(session)
                 raise
             except BaseException:  # an interrupt: who knows where
                 self._drop(session)
                 raise
             number = _pause(number, deadline)
 
-    def _taken(self) -> Session:
+    def _taken(self, patience: float, deadline: float) -> Session:
         """Take a connection from the pool, or open one."""
-        with self._lock:
-            session = self._idle.pop() if self._idle else None
-        if session is None:
+
+        def opened() -> Session:
+            session = self.connect(patience)
+            return session.enter() if self.uuid else session
+
+        try:
+            session, is_new = self._pool.take(opened, deadline)
+        except psycopg.Error as error:
+            raise Lost(error) from error
+        if not is_new:
             try:
-                session = self.connect()
-                if self.uuid:
-                    session.enter()
-            except psycopg.Error as error:
-                raise Lost(error) from error
-        self._used.add(session)
+                session.wait_at_most(patience)
+            except BaseException as error:
+                self._drop(session)
+                if isinstance(error, psycopg.Error):
+                    raise Lost(error) from error
+                raise
         return session
 
-    def _give_back(self, session: Session | None) -> None:
-        if session is None:
+    def _give_back(self, session: Session) -> None:
+        if session.process != os.getpid():
             return
-        self._used.discard(session)
-        if session.process == os.getpid() and session.is_idle and self.handles and self.uuid:
-            with self._lock:
-                if len(self._idle) < _KEPT:
-                    self._idle.append(session)
-                    return
-        if session.process == os.getpid():
+        if session.is_idle and self.handles and self.uuid:
+            for old in self._pool.put(session):
+                old.leave()
+        else:
+            self._retire(session)
+
+    def _retire(self, session: Session | None) -> None:
+        """End a connection that stands."""
+        if session is not None and session.process == os.getpid() and self._pool.lose(session):
             session.leave()
 
     def _drop(self, session: Session | None) -> None:
-        if session is not None:
-            self._used.discard(session)
+        if session is not None and self._pool.lose(session):
             session.close()
 
-    def _after(self, session: Session, lost: Lost, operation: str, patience: float) -> tuple[bool, Any]:
-        """Wait until a lost session's change took place, or cannot any more; tell which, and return its result."""
+    def _after(self, session: Session, lost: Lost, operation: str, patience: float) -> Settled | None:
+        """Wait until a lost session's change took place, or cannot any more; return what it noted."""
         try:
-            is_done, result = self._is_settled(session.id, session.token, patience, lost.cause)
+            return self._settled(session.id, session.token, patience, lost.cause)
         except CommitUnknownError:
             if lost.is_unknown:
                 raise
             self._refuse(operation, lost.cause)
-        return is_done, lost.result if result is None else (result,)
 
-    def _is_settled(self, session: int, token: int, patience: float, cause: Exception) -> tuple[bool, int | None]:
-        """Find out whether a change took place; return its result, too."""
+    def _settled(self, session: int, token: int, patience: float, cause: Exception) -> Settled | None:
+        """Find out whether a change took place; return what it noted, None if it did not."""
         deadline = time.monotonic() + patience
         number = 0
         while True:
             other = None
             try:
-                other = self._taken()
-                last, result = other.settled(session, deadline - time.monotonic())
+                left = max(0.0, deadline - time.monotonic())
+                other = self._taken(left, deadline)
+                settled = other.settled(session, token, left)
             except (Lost, psycopg.Error) as error:
-                if other is not None:
-                    self._drop(other)
+                self._drop(other)
                 if time.monotonic() >= deadline:
                     reason = f"the connection was lost ({_said(cause)}), and nobody could be asked ({_said(error)})"
                     raise CommitUnknownError(self.path, "the commit", reason) from cause
                 number = _pause(number, deadline)
             else:
                 self._give_back(other)
-                return last == token, result
+                return settled
 
     def _refuse(self, operation: str, cause: Exception) -> NoReturn:
         if isinstance(cause, psycopg.Error):
@@ -327,6 +387,11 @@ class Database:
         if isinstance(cause, QueueError):
             raise cause
         raise ServerError(self.path, operation, str(cause)) from cause
+
+
+def is_hopeless(error: Exception) -> bool:
+    """Return whether another try meets the same."""
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None and is_refused(error)
 
 
 def _pause(number: int, deadline: float) -> int:

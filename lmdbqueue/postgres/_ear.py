@@ -1,9 +1,11 @@
 """Hearing that something changed, from whatever process.
 
-Owns: the connection that listens, and the thread that reads it. Law: whoever looks after ``listen`` and sleeps with
-what that returned misses nothing that was told in between; and nobody sleeps for longer than ``CEILING`` without a
-look, since a notice may be lost with a connection, and the death of a consumer is told by nobody. Must not know: what
-is waited for, how those who tell learn that somebody listens (``announce``).
+Owns: the connection that listens, the thread that reads it, and the rows that say who listens now. Law: whoever
+changes a queue looks for such a row, and only where there is one it tells, after its commit: who commits a notice
+holds a lock of the whole cluster until then. A change that looked before the row was there tells nobody, so whoever
+has just come to listen looks again, some moments later; and nobody sleeps for longer than ``CEILING`` without a look,
+since a notice may be lost with a connection, and the death of a consumer is told by nobody. Must not know: what is
+waited for.
 
 The thread waits for notices and for calls to listen to more; it starts with the first sleeper. When the connection is
 lost, everybody is woken, to look, and it connects again.
@@ -23,22 +25,36 @@ from psycopg import sql
 
 from lmdbqueue._host.threads import Resting
 from lmdbqueue.postgres._session import Session
+from lmdbqueue.postgres._sql import Sql
 
 CEILING: Final = 1.0  # seconds
 _PAUSE: Final = 0.25  # seconds between two tries to connect
+_LINGER: Final = 2.0  # seconds after the last sleep until nobody has to tell any more
+_ECHOES: Final = (0.02, 0.1, 0.4)  # seconds after it came to listen at which it looks again
+
+_SLEEP: Final = """
+WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+INSERT INTO {sleepers} (queue, session) SELECT %(queue)s, %(session)s FROM mine ON CONFLICT DO NOTHING
+"""
+_RISE: Final = """
+WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+DELETE FROM {sleepers} WHERE queue = %(queue)s AND session = %(session)s AND EXISTS (SELECT FROM mine)
+"""
 
 
 class Ear:
     """What a process hears from one database."""
 
-    def __init__(self, connect: Callable[[], Session], announce: Callable[[Session, str], object]) -> None:
-        """``announce`` lets it be known that a channel is listened to; what is told from its return on is heard."""
+    def __init__(self, connect: Callable[[], Session], statements: Sql) -> None:
         self._connect = connect
-        self._announce = announce
+        self._sql = statements
         self._lock = threading.Lock()
         self._sleepers = Resting()  # told when anything was heard, and at the end
         self._heard: dict[str, int] = {}  # how much, by channel
-        self._is_ready = False  # all of these are listened to
+        self._slept: dict[str, float] = {}  # when somebody did last, by channel; on time.monotonic()
+        self._known: set[str] = set()  # what the server knows to be listened to
+        self._echoes: list[float] = []  # when to look again; on time.monotonic()
+        self._is_away = False  # the server
         self._is_closed = False
         self._has_begun = False  # the thread
         self._session: Session | None = None
@@ -47,14 +63,15 @@ class Ear:
     def listen(self, channel: str) -> int:
         """Begin to notice what is told; return what ``wait`` wants to know."""
         with self._lock:
-            if channel not in self._heard:
-                self._heard[channel] = 0
-                self._is_ready = False
-                if not self._has_begun:
-                    self._has_begun = True
-                    start_new_thread(self._run, ())
-                self._strike()
-        self._sleepers.wait_for(self._lock, lambda: self._is_ready or self._is_closed, CEILING)
+            self._slept[channel] = time.monotonic()
+            self._heard.setdefault(channel, 0)
+            if channel in self._known:
+                return self._heard[channel]
+            if not self._has_begun:
+                self._has_begun = True
+                start_new_thread(self._run, ())
+            self._strike()
+        self._sleepers.wait_for(self._lock, lambda: channel in self._known or self._is_away or self._is_closed, CEILING)
         return self._heard[channel]
 
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
@@ -62,6 +79,7 @@ class Ear:
         self._sleepers.wait_for(
             self._lock, lambda: self._heard[channel] != ticket or self._is_closed, min(timeout, CEILING)
         )
+        self._slept[channel] = time.monotonic()
 
     def ring(self) -> None:
         """End the sleep of everybody in this process."""
@@ -104,39 +122,70 @@ class Ear:
                 session = self._session = self._connect()
             except Exception:
                 with self._lock:
-                    self._is_ready = True
-                    self._sleepers.tell()
+                    self._is_away = True
+                    self._hear(list(self._heard))
                 time.sleep(_PAUSE)
                 continue
+            self._is_away = False
             with suppress(psycopg.Error):
                 self._follow(session)
             self._session = None
-            session.close()
             with self._lock:
+                self._known.clear()
                 self._hear(list(self._heard))
+            if self._is_closed:
+                session.leave()
+            else:
+                session.close()
         self._close_pipe()
 
     def _follow(self, session: Session) -> None:
         """Listen until the end, or until the connection is lost."""
         connection = session.connection
-        known: set[str] = set()
+        listened: set[str] = set()
+        waiting = select.poll()  # not by select, which knows 1,024 descriptors only
+        for fd in (connection.fileno(), self._bell):
+            waiting.register(fd, select.POLLIN)
         while not self._is_closed:
+            now = time.monotonic()
             with self._lock:
-                new = self._heard.keys() - known
+                awake = {channel for channel in self._known if now - self._slept[channel] > _LINGER}
+                new = {channel for channel in self._heard if now - self._slept[channel] <= _LINGER} - self._known
+                self._known -= awake
+            for channel in awake:
+                self._announce(session, _RISE, channel)
             for channel in new:
-                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-                self._announce(session, channel)
+                if channel not in listened:
+                    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                    listened.add(channel)
+                self._announce(session, _SLEEP, channel)
             with self._lock:
-                known |= new
-                self._is_ready = known >= self._heard.keys()
+                self._known |= new
                 if new:
-                    self._hear(list(self._heard))  # what came before, or amid the statement, is not known
-            select.select([connection.fileno(), self._bell], [], [], None)
-            with suppress(BlockingIOError):
-                if select.select([self._bell], [], [], 0)[0]:
-                    os.read(self._bell, 4096)
+                    self._echoes = [time.monotonic() + each for each in _ECHOES]
+                    self._hear(list(new))  # what came before, or amid the statement, is not known
+            self._rest(waiting)
             told = [notify.channel for notify in connection.notifies(timeout=0)]
             if connection.closed:
                 return
             with self._lock:
                 self._hear(told)
+
+    def _rest(self, waiting: select.poll) -> None:
+        """Wait for a notice, a call, or the next thing to do."""
+        seconds = _LINGER / 2 if self._known else None
+        if self._echoes:
+            seconds = max(0.0, self._echoes[0] - time.monotonic())
+        ready = dict(waiting.poll(None if seconds is None else int(seconds * 1000) + 1))
+        if self._bell in ready:
+            os.read(self._bell, 4096)
+        now = time.monotonic()
+        if self._echoes and self._echoes[0] <= now:
+            self._echoes = [each for each in self._echoes if each > now]
+            with self._lock:
+                self._hear(list(self._heard))
+
+    def _announce(self, session: Session, statement: str, channel: str) -> None:
+        """Let it be known who listens to a channel, or that nobody here does any more."""
+        values = {"queue": self._sql.queue(channel), "session": session.id}
+        session.connection.execute(self._sql(statement), values)

@@ -9,29 +9,35 @@ does, since what is claimed is passed over. What cannot be decoded never left.
 """
 
 import os
+import sys
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
-from lmdbqueue._errors import ClosedError, DecodeError, GoneError, QueueError
+from lmdbqueue._errors import ClosedError, DecodeError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut
-from lmdbqueue.postgres import _away, _items, _places, _queues, _readers
+from lmdbqueue.postgres import _away, _items, _queues, _readers
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
-from lmdbqueue.postgres._items import Found, Place
-from lmdbqueue.postgres._owner import Owner
+from lmdbqueue.postgres._items import Ahead, Found, Place, Taken
+from lmdbqueue.postgres._owner import Holder, Token
 from lmdbqueue.postgres._readers import Move
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._session import Settled, Step
 
 T = TypeVar("T")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
+_AGAIN: Final = 3  # tries of a push as one statement
+_BLIND: Final = 16  # pops that do not look ahead after one whose item was taken by others
+_NO_NOTES: Final = (0, None, None, None, None)
+_LAST_PATIENCE: Final = 1.0  # seconds, of an object that is closed and holds leases
 _DEATH_LOOK: Final = 0.25  # seconds between two looks whether others who hold leases have died
 _FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
 
@@ -51,6 +57,7 @@ class PostgresEngine:
         maxsize: int = 0,
         max_attempts: int | None = None,
         patience: float = 30.0,
+        is_relaxed: bool = False,
     ) -> None:
         """Use a database, which is released when this object is closed, or gone."""
         self.database = database
@@ -60,16 +67,19 @@ class PostgresEngine:
         self.max_attempts = max_attempts
         self.patience = patience
         self.is_shut_down = self.is_drained = self.is_closed = False
-        self.owner = Owner(partial(database.entered, patience))
-        self._release = weakref.finalize(self, _let_go, database, self.owner)
+        self.holder = Holder(database.owner)
+        self._release = weakref.finalize(self, _let_go, database, self.holder)
         self._deaths_seen = 0.0  # when it was looked for dead owners last
+        self._ahead: Ahead | None = None  # what was first when the last item left; each pop takes it, or drops it
+        self._misses = 0  # pops for which it is not worth to look ahead, since others take items, too
+        self._page = b""  # where the row of the tail is
         try:
-            number = database.view(patience, _queues.find, name)
-            if number is None:
-                number = database.run(patience, _queues.make, name)
-            self.place = Place(number, database.sql.channel(number))
-            if maxsize > 0:
-                database.run(patience, _queues.watch, self.place)
+            known = database.view(patience, _queues.find, name)
+            if known is None:
+                known = database.run(patience, partial(_queues.make, is_relaxed=is_relaxed), name)
+            refuse_other_order(database.path, stored=known.is_relaxed, given=is_relaxed)
+            self.place = self.holder.place = Place(known.id, database.sql.channel(known.id))
+            self._sequence = _items.sequence(database.sql, known.id) if is_relaxed else ""
         except BaseException:
             self._release()
             raise
@@ -81,31 +91,61 @@ class PostgresEngine:
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
-        database = self.database
-        if self.maxsize > 0 or blocks.current() is not None:
-            numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
-            return range(numbers[0], numbers[-1] + 1)
-        values: dict[str, Any] = {"queue": self.place.id, "channel": self.place.channel, "n": len(payloads)}
-        if len(payloads) == 1:
-            row = database.once(self.patience, _items.PUSH_ONE, values | {"payload": payloads[0]})
+        for _ in range(_AGAIN):
+            if self.maxsize > 0 or blocks.current() is not None:
+                break
+            if (numbers := self._append_at_once(payloads)) is not None:
+                return numbers
+        start = self.append_apart(payloads, Push())[0].seq
+        return range(start, start + len(payloads))
+
+    def _append_at_once(self, payloads: Sequence[bytes]) -> range | None:
+        """Append as one statement; None: more than that has to be done, or somebody has renewed the tail."""
+        place, n, size = self.place, len(payloads), sum(map(len, payloads))
+        values: dict[str, Any] = {"n": n, "size": size, "class": 0}
+        if n == 1:
+            refuse_large(payloads[0])
+            values["payload"] = payloads[0]
+            statement = _items.PUSH_ONE_RELAXED if self._sequence else _items.PUSH_ONE
+        elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _items.BLOCK):
+            return None
         else:
-            row = database.once(self.patience, _items.PUSH, values | {"payloads": payloads})
-        if row is None:  # it is gone, or more than a push has to be done
-            numbers = self._append_apart(payloads, 0.0, [b""] * len(payloads))
-            return range(numbers[0], numbers[-1] + 1)
-        return range(row[0], row[0] + len(payloads))
+            values["payloads"] = payloads
+            statement = _items.PUSH_RELAXED if self._sequence else _items.PUSH
+        if self._sequence:
+            values["sequence"] = self._sequence
+        rows = self.database.once(self.patience, statement, *place, values, self._told)
+        if isinstance(rows, Settled):
+            start = rows.result
+            assert start is not None  # so the statement notes it
+        elif not rows:
+            return None
+        else:
+            start, _, tail, _ = rows[0]
+            if tail is not None and tail[:4] != self._page:
+                self._renew_tail(tail[:4])
+        return range(start, start + n)
+
+    @staticmethod
+    def _told(rows: list[Any]) -> bool:
+        """Return whether a push says that somebody sleeps."""
+        return bool(rows) and rows[0][1]
+
+    def _renew_tail(self, page: bytes) -> None:
+        """Replace the row of the tail when it has left its page, since no old version of it can be pruned."""
+        before, self._page = self._page, page
+        if before:
+            self._page = b""
+            self.database.alone(self.patience, _items.RENEW_TAIL, {"queue": self.place.id})
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
-        """Append payloads with a delay or with keys."""
-        keys = list(how.keys) or [b""] * len(payloads)
-        return [Pushed(number, is_stored=True) for number in self._append_apart(payloads, how.delay, keys)]
-
-    def _append_apart(self, payloads: Sequence[bytes], delay: float, keys: list[bytes]) -> list[int]:
-        apart = _items.Apart(keys, delay, self.maxsize)
-        numbers = self.database.run(self.patience, _readers.push, self.place, payloads, apart)
-        if numbers is None:
+        """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
+        for payload in payloads:
+            refuse_large(payload)
+        pushed = self.database.run(self.patience, _readers.push, self.place, payloads, how, self.maxsize)
+        if pushed is None:
             raise GoneError(self.path, self.name)
-        return numbers
+        return pushed
 
     def first(self, n: int) -> list[Entry]:
         """Return the first ``n`` entries, or as many as there are."""
@@ -116,7 +156,7 @@ class PostgresEngine:
 
         def glance(place: Place, n: int, *, deaths: bool) -> Found:
             """Claim and let go at once: what others have claimed is not there."""
-            found: Found = self.database.claim(self.patience, partial(_items.claim, deaths=deaths), place, n)
+            found: Found = self.database.view(self.patience, partial(_items.glance, deaths=deaths), place, n)
             return found
 
         return self._found(n, glance, n)
@@ -177,59 +217,123 @@ class PostgresEngine:
     # --- taking
 
     def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
-        """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction."""
+        """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction.
+
+        One item that was seen ahead, when the one before it left, is decoded first and removed by one statement.
+        """
+        if n == 1 and (ahead := self._ahead) is not None and blocks.current() is None:
+            self._ahead = None
+            if (taken := self._take_known(ahead, decode)) is not None:
+                return taken
+        looks_ahead = n == 1 and self._misses == 0
+        self._misses = max(0, self._misses - 1)
 
         def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
-            found = _items.take(step, self.place, n, deaths=deaths)
+            found = _items.take(step, self.place, n, deaths=deaths, looks_ahead=looks_ahead)
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = decode(found.entries)
             _items.keep(step, self.place, found)
             return found, items
 
-        found, items = self._claimed(n, take, self.database.attempt)
+        found, items = self._claimed(n, take)
         if items is not None:
+            self._ahead = found.ahead
             return found.entries, items
         return ([], []) if least == 0 else None
 
+    def _take_known(self, ahead: Ahead, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Take the item that was seen ahead, if it is the first; so it was decoded before it leaves."""
+        entry = Taken((_items.pack(ahead.seq), ahead.payload))
+        try:
+            items = decode([entry])
+        except DecodeError:
+            return None
+        values = {
+            "seq": ahead.seq,
+            "version": ahead.version,
+            "size": len(ahead.payload),
+            "deaths": self._is_time_to_look(),
+        }
+        rows = self.database.once(self.patience, _items.TAKE_KNOWN, *self.place, values, _is_awaited)
+        if isinstance(rows, Settled):
+            entry.notes = _NO_NOTES
+            return [entry], items
+        if not rows or rows[0][0] is None:
+            self._misses = _BLIND
+            return None
+        (row,) = rows
+        entry.notes = row[:5]
+        if row[7] is not None:
+            self._ahead = Ahead(*row[7:10])
+        return [entry], items
+
     def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
-        """Claim the first items that nobody else has claimed, decode them, and lease them, as one transaction."""
-        owner = 0
-
-        def lease(step: Step, deaths: bool) -> tuple[Found, tuple[list[T], Leased] | None]:
-            found = _items.claim(step, self.place, n, deaths=deaths)
-            if not found.is_there or found.is_overdue or not found.entries:
-                return found, None
-            items, unreadable = sort_out(found.entries)
-            terms = _away.Terms(owner, ttl, unreadable)
-            token, seqs, attempts = _away.lease(step, self.place, found.entries, terms)
-            return found, (items, Leased(token, seqs, attempts, deadline))
-
+        """Lease the first items that nobody else has claimed, by one statement; what cannot be decoded dies then."""
+        deaths = self._is_time_to_look()
         while True:
             self.refuse_if_closed()  # before a connection is opened, which nobody would close
-            database = self.database
-            owner = self.owner.join()
+            database, place = self.database, self.place
             deadline = None if ttl is None else time.monotonic() + ttl
-            _found, leased = self._claimed(n, lease, database.claim)
-            if leased is None:
+            token = self.holder.token()
+            values = {"n": n, "ttl": ttl, "lease": token, "deaths": deaths}
+            if blocks.current() is not None:
+                found = database.run(self.patience, _away.lease, place, values)
+            else:
+                self._give_back_doubtful()
+                try:
+                    rows = database.once(self.patience, _away.LEASE, *place, values)
+                    if isinstance(rows, Settled):
+                        rows = database.view(self.patience, _away.held, place, token)
+                except BaseException:
+                    self.holder.doubtful.append(token)
+                    raise
+                found = _away.claimed(rows)
+            if not found.is_there:
+                raise GoneError(self.path, self.name)
+            if not found.entries:
+                if self._has_to_look_again(Found([], is_overdue=found.is_overdue), deaths, n):
+                    deaths = True
+                    continue
                 return None
             if self.is_closed:  # by another thread meanwhile
-                self.owner.leave()
+                how = _away.Return("its queue was closed", max_attempts=self.max_attempts)
+                database.run(0.0, _away.give_up, place, self.holder.number, how)
             self.refuse_if_closed()
-            if leased[0]:
-                return leased
+            if (lease := self._lease_of(token, found, deadline, sort_out)) is not None:
+                return lease
 
-    def _claimed(
-        self,
-        n: int,
-        fn: Callable[[Step, bool], tuple[Found, R | None]],
-        do: Callable[[float, Callable[[Step, bool], tuple[Found, R | None]], bool], tuple[Found, R | None]],
-    ) -> tuple[Found, R | None]:
-        """Return what ``fn``, which ``do`` does, claims and makes of it, once all that has to come back has."""
+    def _lease_of(
+        self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
+    ) -> tuple[list[T], Leased] | None:
+        """Return the lease of what was claimed; what cannot be decoded is dead. None if nothing can."""
+        items, unreadable = sort_out(found.entries)
+        seqs = [_items.number(key) for key, _ in found.entries]
+        attempts = found.attempts
+        if unreadable:
+            reasons = {_items.number(key): reason for key, reason in unreadable.items()}
+            self.database.run(self.patience, _away.bury, self.place, token, reasons)
+            attempts = [each for seq, each in zip(seqs, attempts, strict=True) if seq not in reasons]
+            seqs = [seq for seq in seqs if seq not in reasons]
+        token.seqs = seqs
+        return (items, Leased(token, seqs, attempts, deadline)) if items else None
+
+    def _give_back_doubtful(self) -> None:
+        """Give back what leases hold of which this object has never heard whether they were given."""
+        doubtful, self.holder.doubtful = self.holder.doubtful, []
+        if doubtful:
+            try:
+                self.database.run(self.patience, _away.give_back_doubtful, self.place, doubtful)
+            except BaseException:
+                self.holder.doubtful += doubtful
+                raise
+
+    def _claimed(self, n: int, fn: Callable[[Step, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
+        """Return what ``fn`` claims and makes of it, once all that has to come back has."""
         deaths = self._is_time_to_look()
         while True:
             try:
-                found, result = do(self.patience, fn, deaths)
+                found, result = self.database.attempt(self.patience, self.place.id, fn, deaths)
             except DecodeError:
                 self._tell()  # others have passed it over meanwhile
                 raise
@@ -250,19 +354,35 @@ class PostgresEngine:
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
-        return self.database.run(self.patience, _away.ack, self.place, token, seqs)
+        wanted = _wanted(token, seqs)
+        if blocks.current() is None and wanted:
+            database, place = self.database, self.place
+            is_one = len(wanted) == 1
+            statement = _away.ACK_ONE if is_one else _away.ACK
+            values: dict[str, Any] = {"seqs": wanted, "leases": [token] * len(wanted)}
+            if is_one:
+                values = {"seq": wanted[0], "lease": token}
+            rows = database.once(self.patience, statement, *place, values, _is_ack_awaited)
+            if isinstance(rows, Settled):
+                return sorted(set(wanted).difference(database.view(self.patience, _away.still_there, place, wanted)))
+            if not rows:
+                return None
+            settled: list[int] | None = rows[0][0]
+            if not rows[0][2]:
+                return settled
+        return self.database.run(self.patience, _away.ack, self.place, token, wanted) or None
 
     def nack(
         self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
     ) -> list[int] | None:
         """Give back what a lease holds, None for all; return which, None if the lease is gone."""
         how = _away.Return(reason, delay, self.max_attempts if max_attempts is None else max_attempts)
-        return self.database.run(self.patience, _away.nack, self.place, token, seqs, how)
+        return self.database.run(self.patience, _away.nack, self.place, token, _wanted(token, seqs), how) or None
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Let a lease end in ``ttl`` s; return its deadline, None if it is gone."""
         deadline = None if ttl is None else time.monotonic() + ttl
-        if not self.database.run(self.patience, _away.extend, self.place, token, ttl):
+        if not self.database.run(self.patience, _away.extend, self.place, token, _wanted(token, None), ttl):
             return None
         return (deadline,)
 
@@ -389,7 +509,7 @@ class PostgresEngine:
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
-        return _places.number(entry[0]), entry[1]
+        return _items.number(entry[0]), entry[1]
 
     # --- waiting
 
@@ -412,7 +532,7 @@ class PostgresEngine:
     def sleep(self, ticket: int, timeout: float) -> None:
         """Sleep until something changed after the ticket was given, or for ``timeout`` s, or a while."""
         database = self.database
-        seconds, has_others = database.view(self.patience, _away.next_time, self.place, self.owner.known)
+        seconds, has_others = database.view(self.patience, _away.next_time, self.place, self.holder.number)
         if seconds is not None:
             timeout = min(timeout, max(_FAILED_LOOK, seconds))
         if has_others:
@@ -424,8 +544,7 @@ class PostgresEngine:
         self.database.ear.ring()
 
     def watch(self) -> None:
-        """Let whoever removes items tell, from now on."""
-        self.database.run(self.patience, _queues.watch, self.place)
+        """Do nothing: whoever removes items tells whoever sleeps."""
 
     def is_crowded(self) -> bool:
         """Return False: no move waits for the flush of another process."""
@@ -435,12 +554,10 @@ class PostgresEngine:
 
     def stats(self) -> Stats:
         """Return the figures of the queue."""
-        tail, waiting, leased, delayed, dead, head = self._figures()
-        removed = tail - waiting - leased - delayed - dead
+        found = self._figures()
+        removed = found.pushed - found.waiting - found.leased - found.delayed - found.dead
         readers = tuple(self.reader_stats(None))
-        return Stats(
-            waiting, leased, delayed, dead, pushed=tail, removed=removed, head=head, tail=tail, readers=readers
-        )
+        return Stats(**found._asdict(), removed=removed, readers=readers)
 
     def close(self) -> None:
         """Give back what is leased, and the database."""
@@ -450,15 +567,17 @@ class PostgresEngine:
             return
         self.database = cast("Database", _Closed(self.path))
         database.ear.ring()
-        if self.owner.known:
+        if self.holder.number:
             how = _away.Return("its queue was closed", max_attempts=self.max_attempts)
-            with suppress(QueueError):  # else who looks next finds a dead owner
-                database.run(0.0, _away.give_up, self.place, self.owner.known, how)
+            with suppress(QueueError):  # else whoever looks when the process is gone finds a dead owner
+                database.run(_LAST_PATIENCE, _away.give_up, self.place, self.holder.number, how)
+            self.holder.begin_anew()
         self._release()
 
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
-        self.owner.begin_anew()
+        self.holder.begin_anew()
+        self._ahead = None
 
 
 class _Closed:
@@ -471,11 +590,46 @@ class _Closed:
         raise ClosedError(self._path)
 
 
-def _let_go(database: Database, owner: Owner) -> None:
-    try:
-        owner.leave()
-    finally:
+def _let_go(database: Database, holder: Holder) -> None:
+    """Give back what a forgotten object held, and let go of the database."""
+    if not holder.number or sys.is_finalizing():
         database.release()
+        return
+    start_new_thread(_give_up, (database, holder))  # not here: this may interrupt anything, with any lock
+
+
+def _give_up(database: Database, holder: Holder) -> None:
+    with suppress(QueueError):
+        how = _away.Return("its queue was forgotten")
+        database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.number, how)
+    database.release()
+
+
+def refuse_other_order(path: str, *, stored: bool, given: bool) -> None:
+    """Raise ``OptionError`` if a queue was made with another order."""
+    if stored != given:
+        order = {True: "relaxed", False: "commit"}
+        raise OptionError(path, "order", order[stored], order[given])
+
+
+def refuse_large(payload: bytes) -> None:
+    """Raise ``ValueError`` for what no row of the server's can have."""
+    if len(payload) > _items.MAX_SIZE:
+        message = f"an item of {len(payload):,} bytes; PostgreSQL stores at most {_items.MAX_SIZE:,}"
+        raise ValueError(message)
+
+
+def _wanted(token: int, seqs: Collection[int] | None) -> list[int]:
+    """Return which items of a lease are meant: those of ``seqs``, or all that it was given."""
+    return sorted(token.seqs if seqs is None and isinstance(token, Token) else seqs or ())
+
+
+def _is_awaited(rows: list[Any]) -> bool:
+    return bool(rows) and rows[0][5] and rows[0][0] is not None
+
+
+def _is_ack_awaited(rows: list[Any]) -> bool:
+    return bool(rows) and rows[0][3] and rows[0][0] is not None
 
 
 def _begin_anew_in_child() -> None:

@@ -4,6 +4,7 @@ Owns: which errors say that a connection is of no use any more, which hide an in
 the others. Law: no exception of psycopg reaches a user of a queue. Must not know: what was being done.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -16,6 +17,15 @@ _GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
 
 # It has undone a transaction for the sake of another: do it again
 _AGAIN: Final = {"40001", "40P01"}
+
+# What does not pass by waiting: values that do not fit, what is not there or not permitted, a limit of the server's
+_FINAL: Final = ("22", "42", "54")
+
+# The same, of a connection that was refused: libpq gives no code for that, only the server's words
+_REFUSED: Final = re.compile(
+    "role .* does not exist|database .* does not exist|authentication failed|no password supplied"
+    "|no pg_hba.conf entry|is not permitted to log in|permission denied|invalid connection option"
+)
 
 
 class Lost(Exception):
@@ -66,6 +76,16 @@ def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseE
             return found
         found = found.__context__
     return None
+
+
+def is_final(sqlstate: str) -> bool:
+    """Return whether an error of the server will be the same however often the statement is repeated."""
+    return sqlstate[:2] in _FINAL
+
+
+def is_refused(error: psycopg.Error) -> bool:
+    """Return whether a connection was refused for a reason that does not pass by waiting."""
+    return _REFUSED.search(str(error)) is not None
 
 
 def is_answered(error: Exception) -> bool:

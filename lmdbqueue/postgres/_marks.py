@@ -16,10 +16,11 @@ import psycopg
 
 from lmdbqueue import _format
 from lmdbqueue._errors import GoneError, ServerError
+from lmdbqueue._values import Push
 from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
-from lmdbqueue.postgres._items import Apart, Place
+from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._queue import PostgresQueue, postgres_engine_of
 from lmdbqueue.postgres._session import Session, Step
 
@@ -27,17 +28,17 @@ _PATIENCE: Final = 1.0  # seconds; the forwarder has its own
 
 _TRY_LOCK: Final = "SELECT pg_try_advisory_lock(%(key)s)"
 _LAST: Final = """
-SELECT number, batch, next, removed FROM {marks}
+SELECT number, batch, next, removed, digest FROM {marks}
 WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s
 """
 _FIRST_MARK: Final = """
-INSERT INTO {marks} (source, name, queue, number, next, removed, batch)
-VALUES (%(source)s, %(name)s, %(queue)s, %(number)s, %(next)s, %(removed)s, %(batch)s::bigint[])
+INSERT INTO {marks} (source, name, queue, number, next, removed, batch, digest)
+VALUES (%(source)s, %(name)s, %(queue)s, %(number)s, %(next)s, %(removed)s, %(batch)s::bigint[], %(digest)s)
 ON CONFLICT (source, name, queue) DO NOTHING
 """
 _NEXT_MARK: Final = """
 UPDATE {marks} SET number = %(number)s, next = %(next)s, removed = %(removed)s, batch = %(batch)s::bigint[],
-    stored = clock_timestamp()
+    digest = %(digest)s, stored = clock_timestamp()
 WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s AND number = %(number)s - 1
 """
 
@@ -114,13 +115,13 @@ def _last(step: Step, place: Place, origin: Origin) -> Mark | None:
     row = step.execute(_LAST, source=origin.uuid, name=origin.name, queue=place.id).fetchone()
     if row is None:
         return None
-    number, ranges, following, removed = row
-    return Mark(number, _seqs(ranges), following, removed)
+    number, ranges, following, removed, digest = row
+    return Mark(number, _seqs(ranges), following, removed, digest)
 
 
 def _store(step: Step, place: Place, batch: Batch) -> bool:
     """Store a batch; tell whether the queue is there. Raises ``BusyError``, which undoes it, if it does not follow."""
-    if _readers.push(step, place, batch.payloads, Apart([b""] * len(batch.payloads), 0.0, 0)) is None:
+    if _readers.push(step, place, batch.payloads, Push(), 0) is None:
         return False
     mark = batch.mark
     statement = _FIRST_MARK if mark.number == 1 else _NEXT_MARK
@@ -133,6 +134,7 @@ def _store(step: Step, place: Place, batch: Batch) -> bool:
         next=mark.next,
         removed=mark.removed,
         batch=_ranges(mark.seqs),
+        digest=mark.digest,
     )
     if not stored:
         raise BusyError

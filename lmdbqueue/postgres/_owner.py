@@ -1,24 +1,41 @@
-"""Who holds leases, and whether it lives.
+"""Who holds leases, and whether they live.
 
-Owns: the connection that a queue object keeps open for as long as it lives. Law: whoever has leases holds the advisory
-lock of its number, and the server frees that when the connection ends, however it ends; so a lease never outlives the
-connection that it was given under, and a new connection is a new owner. Must not know: leases.
+Owns: the connection that a process keeps open for as long as it holds leases, and the numbers of its holders. Law:
+whoever has leases holds the advisory lock of the session of that connection, and the server frees it when the
+connection ends, however it ends; so a lease never outlives the connection that it was given under, and a new
+connection is a new owner. Must not know: leases, but for how their tokens begin.
+
+A holder is a queue object: the tokens of its leases begin with its number, so what it holds is a range of tokens.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, Final
 
 import psycopg
 
 from lmdbqueue.postgres._session import Session
+from lmdbqueue.postgres._sql import Sql
+
+_BITS: Final = 20  # of a token that count the leases of a holder
+
+_REGISTER: Final = "INSERT INTO {owners} (holder, queue, owner) VALUES (%(holder)s, %(queue)s, %(owner)s)"
+
+
+class Token(int):
+    """The number of a lease, which knows its items."""
+
+    seqs: list[int]
 
 
 class Owner:
-    """The life-sign of one queue object."""
+    """The life-sign of a process."""
 
-    def __init__(self, connect: Callable[[], Session]) -> None:
+    def __init__(self, connect: Callable[[], Session], statements: Sql) -> None:
         self._connect = connect
+        self._sql = statements
         self._lock = threading.Lock()
         self._session: Session | None = None
 
@@ -28,15 +45,20 @@ class Owner:
         session = self._session
         return 0 if session is None else session.id
 
-    def join(self) -> int:
-        """Return the number of this owner, whose connection stands."""
+    def join(self, holder: int, owner: int, queue: int) -> tuple[int, int]:
+        """Return the number of a holder and of its owner, whose connection stands: those given, or new ones."""
         with self._lock:
-            if self._session is not None and not self._session.is_alive:
-                self._session.close()
-                self._session = None
-            if self._session is None:
-                self._session = self._connect()
-            return self._session.id
+            session = self._session
+            if session is not None and not session.is_alive:
+                session.close()
+                session = None
+            if session is None:
+                session = self._session = self._connect()
+            if session.id != owner:
+                holder = int.from_bytes(os.urandom(6)) >> 5
+                values = {"holder": holder, "queue": queue, "owner": session.id}
+                session.connection.execute(self._sql(_REGISTER), values)
+            return holder, session.id
 
     def leave(self) -> None:
         """End the connection: what is held comes back."""
@@ -52,3 +74,42 @@ class Owner:
         if session is not None:
             with suppress(psycopg.Error):
                 session.abandon()
+
+
+class Holder:
+    """Who holds the leases of one queue object."""
+
+    place: Any  # of the queue
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._number = 0
+        self._joined = 0  # the owner whose it is
+        self._given = 0
+        self.doubtful: list[int] = []  # tokens of leases of which nobody knows whether they were given
+
+    @property
+    def number(self) -> int:
+        """Its number, 0 if it has held nothing yet."""
+        return self._number
+
+    def token(self) -> Token:
+        """Return one for a lease, under a connection that stands."""
+        if self._given >> _BITS:
+            self._joined = self._given = 0  # its numbers are used up
+        before = self._joined
+        self._number, self._joined = self._owner.join(self._number, before, self.place.id)
+        if self._joined != before:
+            self._given = 0
+        self._given += 1
+        return Token(self._number << _BITS | self._given - 1)
+
+    def begin_anew(self) -> None:
+        """Hold nothing, in a forked child."""
+        self._number = self._joined = self._given = 0
+        self.doubtful = []
+
+
+def tokens(holder: int) -> tuple[int, int]:
+    """Return the first and the last token of a holder."""
+    return holder << _BITS, (holder + 1 << _BITS) - 1

@@ -7,14 +7,14 @@ Owns: what a user opens and passes around; what concerns a queue as a whole. Law
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import checked_count, head_of
 from lmdbqueue.postgres import _items, _queues
-from lmdbqueue.postgres._block import blocks
+from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._database import open_database
 from lmdbqueue.postgres._engine import PostgresEngine
 from lmdbqueue.postgres._items import Place
@@ -33,8 +33,13 @@ _DAY: Final = 86_400  # seconds that the rows of dead sessions are kept
 class Transaction:
     """A block of a user. ``connection`` (psycopg's) is for statements of your own, which are a part of it."""
 
-    def __init__(self, connection: "psycopg.Connection[Any]") -> None:
-        self.connection = connection
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    @property
+    def connection(self) -> "psycopg.Connection[Any]":
+        """The connection of the block. What is set on it lasts until the end of the block."""
+        return self._block.shown()
 
 
 class PostgresQueue(Queue[T]):
@@ -66,6 +71,8 @@ class PostgresQueue(Queue[T]):
         max_attempts: int | None = None,
         schema: str = "lmdbqueue",
         patience: float = 30.0,
+        order: Literal["commit", "relaxed"] = "commit",
+        pool: int | None = None,
     ) -> None:
         if not 0 < len(schema.encode()) <= _LONGEST_SCHEMA or "\0" in schema or "%" in schema:
             message = f"the name of a schema is 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL and %, not {schema!r}"
@@ -73,10 +80,25 @@ class PostgresQueue(Queue[T]):
         if not 0 <= patience <= _DAY / 2:
             message = f"patience is a number of seconds up to half a day, not {patience!r}"
             raise ValueError(message)
+        if order not in ("commit", "relaxed"):
+            message = f"order is 'commit' or 'relaxed', not {order!r}"
+            raise ValueError(message)
+        if pool is not None and pool < 1:
+            message = f"a pool has at least one connection, not {pool!r}"
+            raise ValueError(message)
         _format.check_name(name)
-        database = open_database(conninfo, schema, patience)
-        engine = PostgresEngine(database, name, maxsize=maxsize, max_attempts=max_attempts, patience=patience)
+        database = open_database(conninfo, schema, patience, pool)
+        engine = PostgresEngine(
+            database,
+            name,
+            maxsize=maxsize,
+            max_attempts=max_attempts,
+            patience=patience,
+            is_relaxed=order == "relaxed",
+        )
         super().__init__(engine, dumps, loads)
+        self.order = order
+        self.pool = pool
         self.conninfo = conninfo
         self.schema = schema
 
@@ -135,8 +157,8 @@ class PostgresQueue(Queue[T]):
         was caught. ``Full`` can be caught. ``ServerError`` at the end: nothing was stored; ``CommitUnknownError``:
         look.
         """
-        with self._engine.database.transaction(self.patience) as step:
-            yield Transaction(step.connection)
+        with self._engine.database.transaction(self.patience) as block:
+            yield Transaction(block)
 
     @property
     def state(self) -> TableState:
@@ -193,7 +215,7 @@ class PostgresQueue(Queue[T]):
         return self._engine.database.view(self.patience, _queues.problems)
 
     def _options(self) -> dict[str, Any]:
-        names = ("name", "dumps", "loads", "maxsize", "max_attempts", "schema", "patience")
+        names = ("name", "dumps", "loads", "maxsize", "max_attempts", "schema", "patience", "order", "pool")
         return {name: getattr(self, name) for name in names}
 
 

@@ -4,92 +4,136 @@ Owns: what concerns a queue as a whole. Law: whoever uses a queue that was dropp
 queue is given twice. Must not know: connections, what is in an item.
 """
 
-from typing import Final
+from typing import Final, LiteralString, NamedTuple
 
-from lmdbqueue.postgres._items import Place
+from psycopg import sql
+
+from lmdbqueue.postgres._items import Place, sequence
+from lmdbqueue.postgres._positions import LOCK_TAIL
 from lmdbqueue.postgres._session import Step
 
-_FIND: Final = "SELECT id FROM {queues} WHERE name = %(name)s"
-_MAKE: Final = "INSERT INTO {queues} (name) VALUES (%(name)s) ON CONFLICT (name) DO NOTHING"
-_WATCH: Final = "UPDATE {queues} SET is_watched = true WHERE id = %(queue)s AND NOT is_watched"
+_FIND: Final = "SELECT id, is_relaxed FROM {queues} WHERE name = %(name)s"
+_MAKE: Final = """
+WITH made AS (
+    INSERT INTO {queues} (name, is_relaxed) VALUES (%(name)s, %(is_relaxed)s) ON CONFLICT (name) DO NOTHING
+    RETURNING id)
+INSERT INTO {tails} (queue) SELECT id FROM made RETURNING queue
+"""
+_MAKE_SEQUENCE: Final = "CREATE SEQUENCE {} MINVALUE 0"
+_START_SEQUENCE: Final = "SELECT setval(%(sequence)s::regclass, nextval(%(source)s::regclass))"
+_DROP_SEQUENCE: Final = "DROP SEQUENCE IF EXISTS {}"
 _NAMES: Final = "SELECT name FROM {queues} ORDER BY name"
-_DROP: Final = "DELETE FROM {queues} WHERE name = %(name)s RETURNING id"
+_DROP: Final = "DELETE FROM {queues} WHERE name = %(name)s RETURNING id, is_relaxed"
 _DROP_REST: Final = (
-    "DELETE FROM {items} WHERE queue = %(queue)s",
-    "DELETE FROM {leases} WHERE queue = %(queue)s",
-    "DELETE FROM {counts} WHERE queue = %(queue)s",
+    "DELETE FROM {tails} WHERE queue = %(queue)s",
+    "DELETE FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)",
+    "DELETE FROM {owners} WHERE queue = %(queue)s",
+    "DELETE FROM {sleepers} WHERE queue = %(queue)s",
     "DELETE FROM {state} WHERE queue = %(queue)s",
     "DELETE FROM {marks} WHERE queue = %(queue)s",
     "DELETE FROM {readers} WHERE queue = %(queue)s",
-    "DELETE FROM {tails} WHERE queue = %(queue)s",
+    "UPDATE {ledger} SET is_folded = true, is_fenced = true WHERE queue = %(queue)s AND NOT is_folded",
 )
-_HOLD: Final = "SELECT tail FROM {queues} WHERE id = %(queue)s FOR NO KEY UPDATE"
 _COPY: Final = """
-INSERT INTO {queues} (name, tail, is_followed, is_kept, kept_items, kept_bytes, kept_age)
-SELECT %(name)s, tail, is_followed, is_kept, kept_items, kept_bytes, kept_age FROM {queues} WHERE id = %(queue)s
-ON CONFLICT (name) DO NOTHING RETURNING id
+INSERT INTO {queues} (name, serializer, is_relaxed, has_classes, is_followed, kept_items, kept_bytes, kept_age)
+SELECT %(name)s, serializer, is_relaxed, has_classes, is_followed, kept_items, kept_bytes, kept_age
+FROM {queues} WHERE id = %(queue)s
+ON CONFLICT (name) DO NOTHING RETURNING id, is_relaxed
 """
+_COPY_TAIL: Final = "INSERT INTO {tails} (queue, next, is_slow) VALUES (%(copy)s, %(next)s, %(is_slow)s)"
 _COPY_ITEMS: Final = """
 WITH copied AS (
-    INSERT INTO {items} (queue, seq, due, attempts, state, key, changed, reason, payload)
-    SELECT %(copy)s, seq, due, attempts, CASE state WHEN 'leased' THEN 'waiting' ELSE state END, key, changed, reason,
-           payload FROM {items} WHERE queue = %(queue)s
-    RETURNING state),
+    INSERT INTO {items} (queue, seq, until, attempts, state, key, changed, reason, payload, pushed_at, expires_at,
+                         headers)
+    SELECT %(copy)s, seq, CASE state WHEN 1 THEN NULL ELSE until END, attempts, CASE state WHEN 1 THEN 0 ELSE state END,
+        key, changed, reason, payload, pushed_at, expires_at, headers
+    FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)
+    RETURNING state, octet_length(payload) AS size),
 state_copied AS (
     INSERT INTO {state} (queue, key, value) SELECT %(copy)s, key, value FROM {state} WHERE queue = %(queue)s),
 readers_copied AS (
-    INSERT INTO {readers} (queue, name, due, seq, skipped, seen)
-    SELECT %(copy)s, name, due, seq, skipped, seen FROM {readers} WHERE queue = %(queue)s),
-tails_copied AS (
-    INSERT INTO {tails} (queue, tail, bytes, at) SELECT %(copy)s, tail, bytes, at FROM {tails} WHERE queue = %(queue)s)
+    INSERT INTO {readers} (queue, name, passed, skipped, seen)
+    SELECT %(copy)s, name, passed, skipped, seen FROM {readers} WHERE queue = %(queue)s)
 UPDATE {queues} SET
-    taken = tail - (SELECT count(*) FROM copied WHERE state = 'waiting'),
-    delayed = (SELECT count(*) FROM copied WHERE state = 'delayed'),
-    dead = (SELECT count(*) FROM copied WHERE state = 'dead')
+    pushed = %(pushed)s,
+    waiting = (SELECT count(*) FROM copied WHERE state = 0),
+    size = (SELECT coalesce(sum(size), 0) FROM copied WHERE state = 0),
+    delayed = (SELECT count(*) FROM copied WHERE state = 2),
+    dead = (SELECT count(*) FROM copied WHERE state = 3)
 WHERE id = %(copy)s
+"""
+_PUSHED: Final = """
+SELECT pushed + coalesce((SELECT sum(pushed) FROM {ledger} WHERE queue = %(queue)s AND NOT is_folded), 0)::bigint
+FROM {queues} WHERE id = %(queue)s
 """
 _SIZE: Final = "SELECT pg_total_relation_size(format('%%I.items', %(schema)s::text)::regclass)"
 _VACUUM: Final = "VACUUM {items}"
 
 _WRONG_COUNTS: Final = """
 SELECT q.name, kind, counted, there FROM {queues} AS q,
-LATERAL (SELECT coalesce(sum(taken), 0) AS taken, coalesce(sum(leased), 0) AS leased,
+LATERAL (SELECT coalesce(sum(pushed), 0) AS pushed, coalesce(sum(waiting), 0) AS waiting,
+                coalesce(sum(size), 0) AS size, coalesce(sum(leased), 0) AS leased,
                 coalesce(sum(delayed), 0) AS delayed, coalesce(sum(dead), 0) AS dead
-         FROM {counts} WHERE queue = q.id) AS c,
-LATERAL (VALUES ('waiting', q.tail - q.taken - c.taken), ('leased', q.leased + c.leased),
-                ('delayed', q.delayed + c.delayed), ('dead', q.dead + c.dead)) AS kinds (kind, counted),
-LATERAL (SELECT count(*) AS there FROM {items} WHERE queue = q.id AND state = kind) AS found
+         FROM {ledger} WHERE queue = q.id AND NOT is_folded) AS c,
+LATERAL (SELECT count(*) FILTER (WHERE state = 0) AS waiting, count(*) FILTER (WHERE state = 1) AS leased,
+                count(*) FILTER (WHERE state = 2) AS delayed, count(*) FILTER (WHERE state = 3) AS dead,
+                coalesce(sum(octet_length(payload)) FILTER (WHERE state = 0), 0) AS size
+         FROM {items} WHERE queue = q.id) AS i,
+LATERAL (SELECT next FROM {tails} WHERE queue = q.id ORDER BY epoch DESC LIMIT 1) AS t,
+LATERAL (VALUES ('waiting', q.waiting + c.waiting, i.waiting), ('leased', q.leased + c.leased, i.leased),
+                ('delayed', q.delayed + c.delayed, i.delayed), ('dead', q.dead + c.dead, i.dead),
+                ('bytes', q.size + c.size, i.size),
+                ('pushed', CASE WHEN q.is_relaxed THEN t.next ELSE q.pushed + c.pushed END, t.next))
+    AS kinds (kind, counted, there)
 WHERE counted <> there ORDER BY q.name, kind
 """
 _WRONG_ITEMS: Final = """
-SELECT q.name, i.seq, i.state, i.lease, i.seq >= q.tail FROM {queues} AS q JOIN {items} AS i ON i.queue = q.id
-LEFT JOIN {leases} AS l ON l.token = i.lease AND l.queue = q.id
-WHERE i.seq >= q.tail OR i.state NOT IN ('waiting', 'leased', 'delayed', 'dead')
-OR (i.state = 'leased') <> (l.token IS NOT NULL) OR (i.lease IS NOT NULL AND l.token IS NULL)
+SELECT q.name, i.seq, i.state, i.lease, NOT q.is_relaxed AND i.seq & ((1::bigint << 56) - 1) >= t.next
+FROM {queues} AS q JOIN {items} AS i ON i.queue = q.id,
+LATERAL (SELECT next FROM {tails} WHERE queue = q.id ORDER BY epoch DESC LIMIT 1) AS t
+WHERE (NOT q.is_relaxed AND i.seq & ((1::bigint << 56) - 1) >= t.next)
+OR i.state NOT IN (0, 1, 2, 3) OR (i.state = 1) <> (i.lease IS NOT NULL) OR (i.state = 2 AND i.until IS NULL)
+OR (i.state IN (0, 3) AND i.until IS NOT NULL)
+OR (i.state = 1 AND i.lease >> 20 NOT IN (SELECT holder FROM {owners} WHERE queue = q.id))
 ORDER BY q.name, i.seq LIMIT 100
+"""
+_TWICE: Final = """
+SELECT q.name, seq, count(*) FROM {items} JOIN {queues} AS q ON q.id = queue
+GROUP BY q.name, seq HAVING count(*) > 1 ORDER BY q.name, seq LIMIT 100
 """
 _WRONG_READERS: Final = """
 SELECT q.name FROM {queues} AS q WHERE is_followed <> EXISTS (SELECT FROM {readers} WHERE queue = q.id) ORDER BY q.name
 """
 
 
-def find(step: Step, name: str) -> int | None:
-    """Return the number of a queue, None if it is not there."""
+class Known(NamedTuple):
+    """What is known of a queue that is there."""
+
+    id: int
+    is_relaxed: bool
+
+
+def find(step: Step, name: str) -> Known | None:
+    """Return the number of a queue and its options, None if it is not there."""
     row = step.execute(_FIND, name=name).fetchone()
-    return None if row is None else row[0]
+    return None if row is None else Known(*row)
 
 
-def make(step: Step, name: str) -> int:
-    """Let a queue be there; return its number."""
-    step.has_changed = step.changed(_MAKE, name=name) > 0 or step.has_changed
+def make(step: Step, name: str, *, is_relaxed: bool) -> Known:
+    """Let a queue be there; return its number, and its options if it was there already."""
+    made = step.execute(_MAKE, name=name, is_relaxed=is_relaxed).fetchall()
+    if made:
+        step.has_changed = True
+        if is_relaxed:
+            _with_sequence(step, _MAKE_SEQUENCE, made[0][0])
     found = find(step, name)
     assert found is not None  # nobody drops what is not committed
     return found
 
 
-def watch(step: Step, place: Place) -> None:
-    """Let removals tell those who wait for room, from now on."""
-    step.has_changed = step.changed(_WATCH, queue=place.id) > 0 or step.has_changed
+def _with_sequence(step: Step, statement: LiteralString, queue: int) -> None:
+    """Make or drop the sequence of a queue."""
+    step.connection.execute(sql.SQL(statement).format(sql.Identifier(step.sql.schema, f"numbers_{queue}")))
 
 
 def names(step: Step) -> list[str]:
@@ -102,25 +146,35 @@ def drop(step: Step, name: str) -> int | None:
     row = step.execute(_DROP, name=name).fetchone()
     if row is None:
         return None
-    for statement in _DROP_REST:
-        step.execute(statement, queue=row[0])
-    step.has_changed = True
     found: int = row[0]
+    for statement in _DROP_REST:
+        step.execute(statement, queue=found)
+    if row[1]:
+        _with_sequence(step, _DROP_SEQUENCE, found)
+    step.has_changed = True
     return found
 
 
 def copy(step: Step, place: Place, name: str) -> int | None:
     """Make a copy of a queue, in which no item is leased; return its number, None if the name is taken.
 
-    No item is pushed meanwhile, and what leaves is in the copy or not.
+    No item is pushed meanwhile (in relaxed order: what is not committed yet is not in it), and what leaves is in the
+    copy or not.
     """
-    step.execute(_HOLD, queue=place.id)
+    tail = step.execute(LOCK_TAIL, queue=place.id).fetchone()
     row = step.execute(_COPY, queue=place.id, name=name).fetchone()
-    if row is None:
+    if row is None or tail is None:
         return None
-    step.execute(_COPY_ITEMS, queue=place.id, copy=row[0])
-    step.has_changed = True
     found: int = row[0]
+    step.execute(_COPY_TAIL, copy=found, next=tail[0], is_slow=tail[1])
+    if row[1]:
+        _with_sequence(step, _MAKE_SEQUENCE, found)
+        names = {"sequence": sequence(step.sql, found), "source": sequence(step.sql, place.id)}
+        step.execute(_START_SEQUENCE, **names)
+    pushed = step.execute(_PUSHED, queue=place.id).fetchone()
+    assert pushed is not None
+    step.execute(_COPY_ITEMS, queue=place.id, copy=found, pushed=pushed[0])
+    step.has_changed = True
     return found
 
 
@@ -145,8 +199,10 @@ def problems(step: Step) -> list[str]:
         for name, kind, counted, there in step.execute(_WRONG_COUNTS).fetchall()
     ]
     for name, seq, state, lease, is_behind in step.execute(_WRONG_ITEMS).fetchall():
-        what = "is behind the tail" if is_behind else f"is {state}, and its lease is {lease}"
+        what = "is behind the tail" if is_behind else f"is in state {state}, and its lease is {lease}"
         found.append(f"queue {name!r}: item {seq} {what}")
+    for name, seq, n in step.execute(_TWICE).fetchall():
+        found.append(f"queue {name!r}: item {seq} is there {n} times")
     for (name,) in step.execute(_WRONG_READERS).fetchall():
         found.append(f"queue {name!r}: its row does not say whether it has readers")
     return found

@@ -13,67 +13,68 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lmdbqueue._format import Retention
-from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
-from lmdbqueue.postgres import _items, _places, _positions
-from lmdbqueue.postgres._items import STATUS, Apart, Appended, Found, Place
-from lmdbqueue.postgres._positions import NOTHING, Reach, Where
+from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats
+from lmdbqueue.postgres import _items, _positions
+from lmdbqueue.postgres._items import LOOK, STATUS, Appended, Found, Place
+from lmdbqueue.postgres._positions import NOTHING, Reach
 from lmdbqueue.postgres._session import Step
 
-_PASSED: Final = "SELECT due, seq FROM {readers} WHERE queue = %(queue)s AND name = %(name)s"
-_BEHIND: Final = (
-    "queue = %(queue)s AND state = 'waiting' AND (due, seq) > ((SELECT due FROM mine), (SELECT seq FROM mine))"
-)
+_PASSED: Final = "SELECT passed FROM {readers} WHERE queue = %(queue)s AND name = %(name)s"
 _FIRST: Final = (
-    "WITH mine AS MATERIALIZED ("
+    "WITH "
+    + LOOK
+    + ", mine AS MATERIALIZED ("
     + _PASSED
-    + ") (SELECT payload, seq, due FROM {items} WHERE "
-    + _BEHIND
-    + " ORDER BY due, seq LIMIT %(n)s) UNION ALL "
+    + """)
+(SELECT payload, seq, NULL::boolean, NULL::boolean, NULL::boolean FROM {items}
+WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT passed FROM mine) ORDER BY seq LIMIT %(n)s)
+UNION ALL """
     + STATUS
-    + " AND EXISTS (SELECT FROM mine)"
+    + " WHERE EXISTS (SELECT FROM mine)"
 )
 # What is next, and how much is leased before the last of it
 _NEXT: Final = (
     "WITH mine AS MATERIALIZED ("
     + _PASSED
-    + "), next AS MATERIALIZED (SELECT due, seq FROM {items} WHERE "
-    + _BEHIND
-    + """
-    AND (due, seq) <= (%(due)s, %(seq)s) ORDER BY due, seq LIMIT %(n)s)
-SELECT due, seq, 0::bigint FROM next
-UNION ALL SELECT NULL, NULL, count(*) FROM {items}
-WHERE lease = ANY(ARRAY(SELECT token FROM {leases} WHERE queue = %(queue)s))
-AND (due, seq) > ((SELECT due FROM mine), (SELECT seq FROM mine))
-AND (due, seq) < (SELECT due, seq FROM next ORDER BY due DESC, seq DESC LIMIT 1)
+    + """),
+next AS MATERIALIZED (
+    SELECT seq FROM {items}
+    WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT passed FROM mine) AND seq <= %(last)s
+    ORDER BY seq LIMIT %(n)s)
+SELECT seq, 0::bigint FROM next
+UNION ALL SELECT NULL, count(*) FROM {items}
+WHERE queue = %(queue)s AND state = 1 AND seq > (SELECT passed FROM mine) AND seq < (SELECT max(seq) FROM next)
 """
 )
-# What lags is counted on the shorter side, by numbers: who is far behind has little before it
+# What lags is counted on the shorter side, by numbers: a reader far behind has little before it
 _STATS: Final = """
 SELECT r.name, coalesce((
-        SELECT seq FROM {items} WHERE queue = q.id AND state = 'waiting' AND (due, seq) > (r.due, r.seq)
-        ORDER BY due, seq LIMIT 1), q.tail),
-    CASE WHEN r.seq - coalesce((SELECT seq FROM {items} WHERE queue = q.id AND state = 'waiting'
-                                ORDER BY due, seq LIMIT 1), q.tail) < q.tail - r.seq
-    THEN q.tail - q.taken + %(here)s - coalesce((SELECT sum(taken) FROM {counts} WHERE queue = q.id), 0)::bigint
-        - (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 'waiting' AND (due, seq) <= (r.due, r.seq))
-    ELSE (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 'waiting' AND (due, seq) > (r.due, r.seq))
+        SELECT seq FROM {items} WHERE queue = q.id AND state = 0 AND seq > r.passed ORDER BY seq LIMIT 1), t.next),
+    CASE WHEN r.passed - coalesce((SELECT seq FROM {items} WHERE queue = q.id AND state = 0 ORDER BY seq LIMIT 1),
+                                  t.next) < t.next - r.passed
+    THEN q.waiting + %(here)s
+        + coalesce((SELECT sum(waiting) FROM {ledger} WHERE queue = q.id AND NOT is_folded), 0)::bigint
+        - (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 0 AND seq <= r.passed)
+    ELSE (SELECT count(*) FROM {items} WHERE queue = q.id AND state = 0 AND seq > r.passed)
     END, r.skipped, extract(epoch FROM r.seen)::float8
-FROM {readers} AS r JOIN {queues} AS q ON q.id = r.queue
+FROM {readers} AS r JOIN {queues} AS q ON q.id = r.queue,
+LATERAL (SELECT next FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1) AS t
 WHERE r.queue = %(queue)s AND (%(name)s::text IS NULL OR r.name = %(name)s) ORDER BY r.name
 """
 _THERE: Final = """
-SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN ('waiting', 'leased')
-AND (due, seq) > (%(due)s, %(seq)s) AND (due, seq) <= (%(last_due)s, %(last)s)
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s AND seq <= %(last)s
+UNION ALL
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq > %(seq)s AND seq <= %(last)s
 """
-_END: Final[Where] = ((1 << 63) - 1, (1 << 63) - 1)  # behind all items
+_END: Final = (1 << 63) - 1  # behind all items
 
 
 class Move(NamedTuple):
     """What a reader passed at once."""
 
     reader: str
-    before: Where
-    after: Where
+    before: int
+    after: int
     number: int  # of the reader's moves
     passed: int = 0  # items
     gone: Sequence[int] = ()  # numbers of what left the queue with it
@@ -97,8 +98,14 @@ def stats(step: Step, place: Place, name: str | None) -> list[ReaderStats]:
 
 
 def create(step: Step, place: Place, name: str, where: int | str) -> bool | None:
-    """Make a reader unless it is there; tell whether it was made, None if the queue is gone."""
-    return _positions.add(step, place.id, name, _number(where))
+    """Make a reader unless it is there; tell whether it was made, None if the queue is gone.
+
+    Raises ``OptionError`` if the order of the queue does not allow readers.
+    """
+    is_new = _positions.add(step, place.id, name, _number(where))
+    if is_new:
+        _positions.refuse_readers(step, place.id)
+    return is_new
 
 
 def drop(step: Step, place: Place, name: str) -> bool:
@@ -123,7 +130,7 @@ def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
 
 def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> Move | None:
     """Let a reader pass its next items if they are just those of ``keys``, else nothing. None: the reader is gone."""
-    return _move(step, place, name, len(keys), list(map(_items.where, keys)))
+    return _move(step, place, name, len(keys), list(map(_items.number, keys)))
 
 
 def delete(step: Step, place: Place, name: str, n: int) -> int | None:
@@ -137,17 +144,16 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
 
     What left with it is put back.
     """
-    _items.is_followed(step, place)  # the queue's row is locked before its readers
+    step.execute(_positions.LOCK_TAIL, queue=place.id)  # before its readers
     rows = step.execute(_positions.LOCK, queue=place.id).fetchall()
     number = _positions.moves(rows, move.reader)
     if number != move.number:
         return None if number is None else False
-    if back := [entry for entry in entries if _places.number(entry[0]) in move.gone]:
+    if back := [entry for entry in entries if _items.number(entry[0]) in move.gone]:
         _items.put_back(step, place, back)
-    (due, seq), (last_due, last) = move.before, move.after
-    between = step.execute(_THERE, queue=place.id, due=due, seq=seq, last_due=last_due, last=last).fetchall()
+    between = step.execute(_THERE, queue=place.id, seq=move.before, last=move.after).fetchall()
     there = {seq for (seq,) in between}
-    known = {_places.number(key) for key, _ in entries}
+    known = {_items.number(key) for key, _ in entries}
     lost = len(known - there) - len(there - known)  # left since; will be met again
     _positions.put(step, place.id, move.reader, move.before, lost)
     readers = {**_positions.places(rows), move.reader: move.before}
@@ -155,18 +161,18 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     return True
 
 
-def _move(step: Step, place: Place, name: str, n: int, wanted: list[Where] | None) -> Move | None:
-    due, seq = wanted[-1] if wanted else _END
+def _move(step: Step, place: Place, name: str, n: int, wanted: list[int] | None) -> Move | None:
+    last = wanted[-1] if wanted else _END
     locked = step.execute(_positions.LOCK, queue=place.id)
-    looked = step.execute(_NEXT, queue=place.id, name=name, n=n, due=due, seq=seq)
+    looked = step.execute(_NEXT, queue=place.id, name=name, n=n, last=last)
     kept = step.execute(_positions.RETENTION, queue=place.id)
     rows = locked.fetchall()
     number = _positions.moves(rows, name)
     if number is None:
         return None
     readers = _positions.places(rows)
-    *next_, (_, _, leased) = looked.fetchall()
-    found = [(due, seq) for due, seq, _ in next_]
+    *next_, (_, leased) = looked.fetchall()
+    found = [seq for seq, _ in next_]
     if not found or (wanted is not None and found != wanted):
         return Move(name, readers[name], readers[name], number)
     _positions.put(step, place.id, name, found[-1], leased)
@@ -190,9 +196,9 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
     return is_there
 
 
-def push(step: Step, place: Place, payloads: Sequence[bytes], apart: Apart) -> list[int] | None:
-    """Do as ``_items.append``, and remove what is not retained any more; return the numbers."""
-    what = _items.append(step, place, payloads, apart)
+def push(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int) -> list[Pushed] | None:
+    """Do as ``_items.append``, and remove what is not retained any more; return what became of each."""
+    what = _items.append(step, place, payloads, how, maxsize)
     return None if what is None else _appended(step, place, what)
 
 
@@ -209,29 +215,28 @@ def come_due(step: Step, place: Place) -> int:
     return len(_appended(step, place, _items.come_last(step, place)))
 
 
-def _appended(step: Step, place: Place, what: Appended) -> list[int]:
-    if what.is_kept:
-        kept = _positions.retention(step, place.id)
-        assert kept is not None  # the queue's row is locked
-        _positions.mark(step, place.id, kept, what.first, what.sizes)
-        number = _positions.beyond(step, place.id, kept)
-        _trim_beyond(step, place, kept, number)
-        _positions.forget(step, place.id, number)
-    return what.numbers
+def _appended(step: Step, place: Place, what: Appended | None) -> list[Pushed]:
+    if what is None:
+        return []
+    if what.is_kept and (kept := _positions.retention(step, place.id)) is not None:
+        _trim_beyond(step, place, kept)
+    return what.items
 
 
-def trim(step: Step, place: Place, readers: dict[str, Where], kept: Reach | None) -> list[int]:
+def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) -> list[int]:
     """Remove what nobody needs any more; return the numbers of what went. ``readers``: where they are, locked."""
     if kept is not None:
-        return _trim_beyond(step, place, kept, _positions.beyond(step, place.id, kept))
+        return _trim_beyond(step, place, kept)
     if readers and (passed := min(readers.values())) != NOTHING:
         return _items.trim(step, place, passed, is_read=True)
     return []
 
 
-def _trim_beyond(step: Step, place: Place, kept: Reach, number: int) -> list[int]:
-    """Remove what is more than what is kept: all before ``number`` is too old, or too much."""
-    last = _positions.before(number)
-    if kept.items is not None and (over := _items.length(step, place) - kept.items) > 0:
-        last = max(last, _items.nth(step, place, over - 1))
-    return [] if last == NOTHING else _items.trim(step, place, last, is_read=False)
+def _trim_beyond(step: Step, place: Place, kept: Reach) -> list[int]:
+    """Remove what is beyond what is kept."""
+    went: list[int] = []
+    before = None
+    while (last := _items.beyond(step, place, kept)) not in (NOTHING, before):
+        went += _items.trim(step, place, last, is_read=False)
+        before = last
+    return went

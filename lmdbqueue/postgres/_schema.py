@@ -1,28 +1,37 @@
 """The tables, and how they come about.
 
-Owns: the data definitions and their version. Law: a schema is created or migrated in one transaction, under an
-advisory lock, by whoever needs it first; one that is newer than this library is refused and not touched. Must not
-know: what the tables are used for, beyond their comments here.
+Owns: the data definitions and their version. Law: a schema is created in one transaction, under an advisory lock, by
+whoever needs it first; one that is newer than this library is refused and not touched. Must not know: what the
+tables are used for, beyond their comments here.
 
 What is in them, each row by the number of its queue::
 
     meta      the version of the schema, and its uuid
-    queues    name; ``tail``, the next number to be given; counts that no living session keeps
+    queues    name, options, retention; counts that no living session keeps
+    tails     the number that the next item gets; its row is the lock of those who push in the order of commits
     items     every item: number, payload, and where it is: waiting, leased, delayed, dead
-    leases    token, owner, deadline; its row is the lock of what the lease holds
-    sessions  one row a connection: the token of its last change, and whether it was shut out
-    counts    what each session has taken from each queue, and what is away by it
+    ledger    what each session has done last, and what it has added to each queue and taken from it
+    owners    who may hold leases, and the session that shows that they live
+    sleepers  the sessions that listen for a queue now
     state     ``queue.state``
     marks     of forwarders: what was stored last of which source
-    readers   named readers: the place that each has passed
-    tails     of queues that keep so many bytes, or seconds: when, and after how much, the tail was where
+    readers   named readers: the number that each has passed
 
-A queue's row is written by each push, and a session's by each change, in place: with room left in the page
-(``fillfactor``) the new version goes beside the old, and no index is touched (HOT). Items come and go, so their
-table is vacuumed after every few thousand of them, by count and not by share, as fast as the disk allows.
+**Numbers.** ``seq`` is the class of an item (its priority, -128 to 127) times 2^56 plus its number, so its order is
+that of delivery. It never changes while the item is in a queue without readers.
 
-The server may believe that the table is empty when it is not, since it was when it was vacuumed; then all indexes
-look equally good to it. So each statement has one index that fits: ``queue`` comes first only in those of one state.
+**Indexes.** An item is in one of two: those that wait, or those that do not. So a push writes one entry, and whatever
+holds items back costs those nothing that look for work. There is no primary key, which would be a third; for logical
+replication the whole row identifies an item.
+
+**Rows that are written often** (``tails``, ``ledger``) are written in place: with room left in the page
+(``fillfactor``) the new version goes beside the old, no index is touched (HOT), and the old one is pruned at once.
+While an old snapshot is open nothing can be pruned; then the chain of versions grows, until the page is full. Whoever
+sees its row go to another page puts a new row with a new key in its place, so no chain is longer than a page.
+
+Items come and go, so their table is vacuumed after every few thousand of them, by count and not by share, as fast as
+the disk allows. The server may believe that the table is empty when it is not, since it was when it was vacuumed; so
+each statement has one index that fits, and sessions plan without scans of tables, sorts and hashes.
 """
 
 import os
@@ -33,7 +42,9 @@ import psycopg
 from lmdbqueue._errors import VersionError
 from lmdbqueue.postgres._sql import Sql
 
-_LOCK: Final = 0x6C6D_6462_7175_6575  # of whoever creates or migrates a schema, in any database: "lmdbqueu"
+VERSION: Final = 1
+
+_LOCK: Final = 0x6C6D_6462_7175_6575  # of whoever creates a schema, in any database: "lmdbqueu"
 
 # From the tables, since what a session remembers of names may be older than the lock that it waited for
 _HAS_SCHEMA: Final = "SELECT 1 FROM pg_namespace WHERE nspname = %(schema)s"
@@ -43,69 +54,96 @@ WHERE nspname = %(schema)s AND relname = 'meta'
 """
 _CREATE_SCHEMA: Final = "CREATE SCHEMA {schema}"
 _VERSION: Final = "SELECT version, uuid FROM {meta}"
-_SET_VERSION: Final = "UPDATE {meta} SET version = %(version)s"
+_META: Final = "INSERT INTO {meta} (version, uuid) VALUES (%(version)s, %(uuid)s)"
 
-_TABLES_1: Final = """
+TABLES: LiteralString = """
 CREATE TABLE {meta} (version integer NOT NULL, uuid text NOT NULL);
 
 CREATE TABLE {queues} (
     id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name        text COLLATE "C" NOT NULL UNIQUE,
-    tail        bigint NOT NULL DEFAULT 0,
-    is_watched  boolean NOT NULL DEFAULT false,  -- somebody has waited for room, or for its end
+    serializer  text NOT NULL DEFAULT '',
+    is_relaxed  boolean NOT NULL DEFAULT false,  -- numbers come from a sequence, and not in the order of commits
+    has_classes boolean NOT NULL DEFAULT false,  -- something was pushed with a priority
+    is_followed boolean NOT NULL DEFAULT false,  -- it has readers
+    kept_items  bigint,
+    kept_bytes  bigint,
+    kept_age    bigint,                          -- microseconds
+    pushed      bigint NOT NULL DEFAULT 0,
     waiting     bigint NOT NULL DEFAULT 0,
+    size        bigint NOT NULL DEFAULT 0,       -- bytes of what waits
     leased      bigint NOT NULL DEFAULT 0,
     delayed     bigint NOT NULL DEFAULT 0,
-    dead        bigint NOT NULL DEFAULT 0
+    dead        bigint NOT NULL DEFAULT 0,
+    expired     bigint NOT NULL DEFAULT 0,
+    dropped     bigint NOT NULL DEFAULT 0        -- beyond what is kept
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+CREATE TABLE {tails} (
+    queue    integer NOT NULL,
+    epoch    bigint NOT NULL DEFAULT 0,       -- the row with the greatest one counts
+    next     bigint NOT NULL DEFAULT 0,
+    is_slow  boolean NOT NULL DEFAULT false,  -- a push has more to do: the queue keeps only so much
+    PRIMARY KEY (queue, epoch)
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 CREATE TABLE {items} (
-    queue     integer NOT NULL,
-    seq       bigint NOT NULL,
-    due       bigint NOT NULL DEFAULT {never},  -- microseconds since 1970
-    lease     bigint,                           -- its token
-    attempts  integer NOT NULL DEFAULT 0,
-    state     text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'leased', 'delayed', 'dead')),
-    key       bytea,                            -- of ``unique``: a digest
-    changed   timestamptz,                      -- when it last came back, or died
-    reason    text,                             -- and why
-    payload   bytea NOT NULL,
-    PRIMARY KEY (seq, queue)
+    seq        bigint NOT NULL,
+    queue      integer NOT NULL,
+    attempts   integer NOT NULL DEFAULT 0,
+    state      smallint NOT NULL DEFAULT 0,    -- 0 waiting, 1 leased, 2 delayed, 3 dead
+    lease      bigint,                         -- its token
+    pushed_at  timestamptz NOT NULL DEFAULT statement_timestamp(),
+    until      timestamptz,                    -- when its lease is over, or its delay
+    expires_at timestamptz,
+    changed    timestamptz,                    -- when it last came back, or died
+    key        bytea,                          -- of ``unique``: a digest
+    headers    bytea,
+    reason     bytea,                          -- why it came back, or died: UTF-8
+    payload    bytea NOT NULL
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0,
         autovacuum_analyze_threshold = 20000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX items_waiting ON {items} (queue, due, seq) WHERE state = 'waiting';
-CREATE INDEX items_delayed ON {items} (queue, due) WHERE state = 'delayed';
-CREATE INDEX items_dead ON {items} (queue, seq) WHERE state = 'dead';
-CREATE INDEX items_leased ON {items} (lease) WHERE lease IS NOT NULL;
+ALTER TABLE {items} REPLICA IDENTITY FULL;
+CREATE INDEX items_waiting ON {items} (queue, seq) WHERE state = 0;
+CREATE INDEX items_away ON {items} (queue, state, seq) WHERE state <> 0;
+CREATE INDEX items_until ON {items} (queue, until) WHERE until IS NOT NULL;
+CREATE INDEX items_expire ON {items} (queue, expires_at) WHERE expires_at IS NOT NULL AND state <> 1;
 CREATE UNIQUE INDEX items_key ON {items} (key, queue) WHERE key IS NOT NULL;
 
-CREATE TABLE {leases} (
-    token     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    queue     integer NOT NULL,
-    owner     bigint NOT NULL,       -- a session, which holds the advisory lock of that number while it lives
-    deadline  timestamptz NOT NULL   -- infinity: as long as the owner lives
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-CREATE INDEX leases_deadline ON {leases} (queue, deadline);
-CREATE INDEX leases_owner ON {leases} (queue, owner);
-
-CREATE TABLE {sessions} (
-    id         bigint PRIMARY KEY,  -- also of an advisory lock, which its connection holds
-    token      bigint NOT NULL DEFAULT 0,
-    result     bigint,              -- of a change whose reply may get lost together with the connection
+CREATE TABLE {ledger} (
+    id         bigint PRIMARY KEY,
+    session    bigint NOT NULL,             -- also of an advisory lock, which its connection holds
+    queue      integer NOT NULL,            -- 0: the row of the session itself
+    token      bigint NOT NULL DEFAULT 0,   -- of the last change
+    result     bigint,                      -- of a change whose reply may get lost together with the connection
     is_fenced  boolean NOT NULL DEFAULT false,
-    seen       timestamptz NOT NULL DEFAULT clock_timestamp()
+    is_folded  boolean NOT NULL DEFAULT false,  -- the queue has its counts, since the session is dead
+    seen       timestamptz NOT NULL DEFAULT clock_timestamp(),
+    pushed     bigint NOT NULL DEFAULT 0,
+    waiting    bigint NOT NULL DEFAULT 0,
+    size       bigint NOT NULL DEFAULT 0,
+    leased     bigint NOT NULL DEFAULT 0,
+    delayed    bigint NOT NULL DEFAULT 0,
+    dead       bigint NOT NULL DEFAULT 0,
+    expired    bigint NOT NULL DEFAULT 0,
+    dropped    bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX ledger_queue ON {ledger} (queue) WHERE NOT is_folded;
+CREATE INDEX ledger_session ON {ledger} (session);
 
-CREATE TABLE {counts} (
+CREATE TABLE {owners} (
+    holder  bigint PRIMARY KEY,  -- of leases whose tokens begin with it
+    queue   integer NOT NULL,
+    owner   bigint NOT NULL      -- of an advisory lock, which is held while it lives
+);
+CREATE INDEX owners_queue ON {owners} (queue);
+
+CREATE TABLE {sleepers} (
     queue    integer NOT NULL,
     session  bigint NOT NULL,
-    waiting  bigint NOT NULL DEFAULT 0,
-    leased   bigint NOT NULL DEFAULT 0,
-    delayed  bigint NOT NULL DEFAULT 0,
-    dead     bigint NOT NULL DEFAULT 0,
     PRIMARY KEY (queue, session)
-) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 CREATE TABLE {state} (
     queue  integer NOT NULL,
@@ -122,71 +160,37 @@ CREATE TABLE {marks} (
     next     bigint NOT NULL,    -- number of an item: none of a batch was as great
     removed  bigint NOT NULL,    -- how many items have left the source once the last batch has
     batch    bigint[] NOT NULL,  -- the numbers in the last batch: first, last + 1, first, last + 1, ...
+    digest   bytea NOT NULL,     -- of the payloads in the last batch
     stored   timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (source, name, queue)
 );
-"""
-# A push is counted by the tail alone, and tells only if somebody listens; what a state may be is proved by ``check``,
-# since the server read the text of a constraint anew for each statement (a sixth of a push). The columns have other
-# names, so that an older library that goes on with the tables open fails rather than counting otherwise
-_TAKEN_2: Final = """
-ALTER TABLE {items} DROP CONSTRAINT items_state_check;
-ALTER TABLE {queues} ADD COLUMN is_awaited boolean NOT NULL DEFAULT false;  -- somebody has waited for items
-ALTER TABLE {queues} RENAME COLUMN waiting TO taken;  -- how many of the numbers below ``tail`` do not wait
-ALTER TABLE {counts} RENAME COLUMN waiting TO taken;
-UPDATE {queues} SET taken = tail - taken;
-UPDATE {counts} SET taken = -taken;
-"""
-_READERS_3: Final = """
-ALTER TABLE {queues}
-    ADD COLUMN is_followed boolean NOT NULL DEFAULT false,  -- it has readers
-    ADD COLUMN is_kept     boolean NOT NULL DEFAULT false,  -- one of these is set: what is beyond leaves
-    ADD COLUMN kept_items  bigint,
-    ADD COLUMN kept_bytes  bigint,
-    ADD COLUMN kept_age    bigint;                          -- microseconds
 
 CREATE TABLE {readers} (
     queue    integer NOT NULL,
     name     text COLLATE "C" NOT NULL,
-    due      bigint NOT NULL,            -- with seq: the place that it has passed, and all before it
-    seq      bigint NOT NULL,
+    passed   bigint NOT NULL,            -- the number that it has passed, and all before it
     skipped  bigint NOT NULL DEFAULT 0,  -- items that left before it had passed them
     moves    bigint NOT NULL DEFAULT extract(epoch FROM clock_timestamp()) * 1000000,  -- one more with each
     seen     timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (queue, name)
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
-
-CREATE TABLE {tails} (
-    queue  integer NOT NULL,
-    tail   bigint NOT NULL,
-    bytes  bigint NOT NULL,  -- that had been pushed
-    at     timestamptz NOT NULL DEFAULT statement_timestamp(),
-    PRIMARY KEY (queue, tail)
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 """
-_FIRST_META: Final = "INSERT INTO {meta} (version, uuid) VALUES (0, %(uuid)s)"
-
-MIGRATIONS: list[LiteralString] = [_TABLES_1, _TAKEN_2, _READERS_3]  # the first makes version 1, and so on
 
 
 def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
-    """Let the schema be there as this version knows it; return its uuid. ``path`` is for errors."""
+    """Create the schema if it is not there; return its uuid. ``path`` is for errors."""
     version, uuid = _found(connection, sql)
-    if version < len(MIGRATIONS):
+    if not version:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             version, uuid = _found(connection, sql)
             if not version:
-                uuid = os.urandom(16).hex()
+                version, uuid = VERSION, os.urandom(16).hex()
                 _create(connection, sql)
-            for migration in MIGRATIONS[version:]:
-                connection.execute(sql(migration))
-                if not version:
-                    connection.execute(sql(_FIRST_META), {"uuid": uuid})
-                version += 1
-            connection.execute(sql(_SET_VERSION), {"version": version})
-    if version > len(MIGRATIONS):
-        found = f"version {version} of the schema {sql.schema!r}, this library knows up to {len(MIGRATIONS)}"
+                connection.execute(sql(TABLES))
+                connection.execute(sql(_META), {"version": VERSION, "uuid": uuid})
+    if version != VERSION:
+        found = f"version {version} of the schema {sql.schema!r}, this library knows {VERSION}"
         raise VersionError(path, found, "upgrade lmdbqueue to use it")
     return uuid
 

@@ -1,16 +1,22 @@
 """Statements with the names of one schema filled in.
 
-Owns: how a name of the schema gets into a statement. Law: names are quoted by psycopg, values are parameters, so
-nothing that a user gives becomes SQL. Must not know: what a statement does.
+Owns: how a name of the schema gets into a statement, and what several of them have in common. Law: names are quoted
+by psycopg and values are parameters, so nothing that a user gives becomes SQL. Must not know: what a statement does.
 """
 
 from typing import Final, LiteralString
 
 from psycopg import sql
 
-TABLES: Final = ("meta", "queues", "items", "leases", "sessions", "counts", "state", "marks", "readers", "tails")
+TABLES: Final = ("meta", "queues", "tails", "items", "ledger", "owners", "sleepers", "state", "marks", "readers")
 
-NEVER: Final = (1 << 63) - 1  # ``due`` of an item without a delay; the greatest bigint, so that it comes last
+# The sessions and owners that live, as the server's lock table shows them: a lock is not taken to find out, since
+# thousands of dead ones would fill that table
+_ALIVE: Final = """
+SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 class Sql:
@@ -20,9 +26,8 @@ class Sql:
         self.schema = schema
         self._names: dict[str, sql.Composable] = {each: sql.Identifier(schema, each) for each in TABLES}
         self._names["schema"] = sql.Identifier(schema)
-        self._names["never"] = sql.Literal(NEVER)
-        # microseconds since 1970, by the server's clock
-        self._names["now"] = sql.SQL("floor(extract(epoch FROM statement_timestamp()) * 1000000)::bigint")
+        self._names["now"] = sql.SQL("statement_timestamp()")
+        self._names["alive"] = sql.SQL(_ALIVE)
         # of the advisory lock of who sweeps
         self._names["sweeper"] = sql.SQL("hashtextextended({}, 0)").format(sql.Literal(f"lmdbqueue sweep {schema}"))
         self._rendered: dict[str, bytes] = {}

@@ -35,7 +35,10 @@ class Fuzzer:
         self.queues: dict[str, PersistentQueue[bytes]] = {}
         self.leases: list[Any] = []
         self.told: Counter[str] = Counter()
-        self.options = {"checksum": self.random.random() < 0.85, "durability": self.random.choice(["off", "off", "full"])}
+        self.options = {
+            "checksum": self.random.random() < 0.85,
+            "durability": self.random.choice(["off", "off", "full"]),
+        }
         for name in NAMES:
             self.open(name)
 
@@ -119,12 +122,16 @@ class Fuzzer:
     def readers(self) -> None:
         queue = self.queues["log"]
         reader = queue.reader(self.random.choice("ab"), start=self.random.choice(["oldest", "newest"]))
-        self.random.choice([reader.pop, lambda: reader.pop(7), lambda: reader.delete(3), lambda: reader.seek("oldest")])()
+        self.random.choice(
+            [reader.pop, lambda: reader.pop(7), lambda: reader.delete(3), lambda: reader.seek("oldest")]
+        )()
         if self.random.random() < 0.1:
             queue.drop_reader(reader.name)
 
     def retain(self) -> None:
-        self.any().retain(*self.random.choice([(), (20,)]), **self.random.choice([{}, {"bytes": 50_000}, {"seconds": 40}]))
+        self.any().retain(
+            *self.random.choice([(), (20,)]), **self.random.choice([{}, {"bytes": 50_000}, {"seconds": 40}])
+        )
 
     def move(self) -> None:
         self.queues["inbox"].move(self.some(10), to=self.queues["outbox"])

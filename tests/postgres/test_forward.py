@@ -76,7 +76,7 @@ def test_what_waits_goes_there_in_order_as_bytes_and_is_gone_here(open_queue, tm
     assert list(map(pickle.loads, target.items)) == list(range(25))
     assert (len(queue), done.items, done.batches, done.failures, done.waiting) == (0, 25, 3, 0, 0)
     assert done.size == sum(map(len, target.items))
-    assert target.mark == Mark(3, [20, 21, 22, 23, 24], 25, 25)
+    assert target.mark._replace(digest=b"") == Mark(3, [20, 21, 22, 23, 24], 25, 25)
     assert target.origin == Origin(queue._engine.environment.directory.options.uuid, "queue")
     assert target.is_closed
     queue.push("more")

@@ -184,8 +184,7 @@ def test_a_change_of_which_nobody_can_be_asked_is_told_to_be_unknown(proxy, sche
 def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open_postgres):
     world = World(proxy, schema, open_postgres)
     world.begin()
-    world.queue._engine.owner._session.connection.execute("SELECT 1")
-    pid = world.queue._engine.owner._session.connection.info.backend_pid
+    pid = world.queue._engine.database.owner._session.connection.info.backend_pid
     world.look._engine.database.view(
         1.0, lambda step: step.connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
     )
@@ -194,7 +193,7 @@ def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open
         world.lease.ack()
     with world.queue.lease() as lease:
         assert (lease.items, lease.attempts) == (["a"], [2])
-    assert world.queue._engine.owner.known
+    assert world.queue._engine.database.owner.known
     world.close()
 
 

@@ -16,7 +16,6 @@ import time
 import psycopg
 
 PATIENCE = 60.0  # seconds
-NEVER = (1 << 63) - 1  # when an item comes due that has no delay
 
 _SETTINGS = {"listen_addresses": "", "shared_buffers": "32MB", "max_connections": "200", "fsync": "on"}
 
@@ -44,11 +43,10 @@ def _user():
 def age(execute, schema, seconds):
     """Let all that a schema knows of times be so many seconds ago."""
     execute(f"""
-        UPDATE "{schema}".items SET due = due - {int(seconds * 1e6)} WHERE due < {NEVER};
-        UPDATE "{schema}".readers SET due = due - {int(seconds * 1e6)} WHERE due BETWEEN 0 AND {NEVER} - 1;
-        UPDATE "{schema}".leases SET deadline = deadline - {seconds} * interval '1 second';
+        UPDATE "{schema}".items SET until = until - {seconds} * interval '1 second',
+            pushed_at = pushed_at - {seconds} * interval '1 second',
+            expires_at = expires_at - {seconds} * interval '1 second';
         UPDATE "{schema}".readers SET seen = seen - {seconds} * interval '1 second';
-        UPDATE "{schema}".tails SET at = at - {seconds} * interval '1 second';
     """)
 
 

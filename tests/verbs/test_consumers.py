@@ -266,13 +266,7 @@ def test_clear_leaves_what_does_not_wait_unless_it_is_told(full):
 # --- delays
 
 
-def refuse_postgres(engine):
-    if engine.kind == "postgres":
-        pytest.xfail("its places for life come with its schema")
-
-
-def test_items_with_a_delay_come_when_they_are_due_in_the_places_of_their_push(engine, full):
-    refuse_postgres(engine)
+def test_items_with_a_delay_come_when_they_are_due_in_the_places_of_their_push(full):
     full.pop()
     assert full.push(["x", "y"], delay=2) == range(6, 8)
     assert full.push("z", delay=1) == 8
@@ -296,7 +290,6 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
 
 
 def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(engine, full):
-    refuse_postgres(engine)
     with full.lease(3) as lease:
         lease.nack(0, delay=2)
         lease.nack(2, delay=1)

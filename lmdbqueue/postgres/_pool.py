@@ -1,0 +1,93 @@
+"""The connections of a process, and which of them wait for their next use.
+
+Owns: how many there are. Law: as many are kept as were in use at the same time, so threads that take turns with a
+database do not connect again and again; one that nobody has used for a while is ended. With a limit whoever finds all
+of them in use waits for one. Must not know: what they are used for.
+"""
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Final
+
+from lmdbqueue._host.threads import Resting
+from lmdbqueue.postgres._failures import Lost
+from lmdbqueue.postgres._session import Session
+
+_IDLE: Final = 60.0  # seconds after which a connection that nobody has used is ended
+
+
+class Pool:
+    """Connections, for one process."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._waiting = Resting()  # for a connection; told when one is put back, or is gone
+        self._idle: list[Session] = []  # the last used is the last
+        self._used: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._opening = 0
+
+    @property
+    def all(self) -> list[Session]:
+        """All that are open."""
+        return [*self._idle, *self._used]
+
+    def take(self, open_: Callable[[], Session], deadline: float) -> tuple[Session, bool]:
+        """Return one that waits, or one that ``open_`` opens, and whether it was opened.
+
+        Raises ``Lost`` if all that there may be are in use until the deadline, and what ``open_`` raises.
+        """
+        while True:
+            with self._lock:
+                if self._idle:
+                    session = self._idle.pop()
+                    self._used.add(session)
+                    return session, False
+                if self._has_room():
+                    self._opening += 1
+                    break
+            if time.monotonic() >= deadline:
+                raise Lost(TimeoutError(f"all {self.limit} connections of the pool are in use"))
+            self._waiting.wait_for(
+                self._lock, lambda: bool(self._idle) or self._has_room(), deadline - time.monotonic()
+            )
+        try:
+            session = open_()
+            self._used.add(session)
+        finally:
+            with self._lock:
+                self._opening -= 1
+                self._waiting.tell()
+        return session, True
+
+    def _has_room(self) -> bool:
+        return self.limit is None or len(self._used) + self._opening < self.limit
+
+    def put(self, session: Session) -> list[Session]:
+        """Let one wait for its next use; return those that have waited for too long."""
+        old = []
+        with self._lock:
+            self._used.discard(session)
+            now = session.used_at = time.monotonic()
+            self._idle.append(session)
+            while now - self._idle[0].used_at > _IDLE:
+                old.append(self._idle.pop(0))
+            self._waiting.tell()
+        return old
+
+    def lose(self, session: Session) -> bool:
+        """Forget one that was in use; return whether it was."""
+        with self._lock:
+            if session not in self._used:
+                return False
+            self._used.discard(session)
+            self._waiting.tell()
+            return True
+
+    def empty(self) -> list[Session]:
+        """Return all that wait, which do so no longer."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        return idle
