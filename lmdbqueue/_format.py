@@ -492,6 +492,20 @@ def is_intact(key: bytes, value: bytes, salt: int = 0) -> bool:
     return crc32(value, crc32(key, salt)) == RESIDUE
 
 
+def salt_of(key: bytes, value: bytes) -> int:
+    """Return the only salt with which a value is intact, by running its checksum backwards over value and key."""
+    table = [crc32(bytes([each ^ 0xFF]), 0) ^ 0xFF00_0000 for each in range(256)]
+    index = {each >> 24: number for number, each in enumerate(table)}
+    state = int.from_bytes(value[-SEAL_SIZE:], "little") ^ _ONES
+    for byte in reversed(key + value[:-SEAL_SIZE]):
+        number = index[state >> 24]
+        state = ((state ^ table[number]) << 8 | number ^ byte) & _ONES
+    return state ^ _ONES
+
+
+_ONES: Final = 0xFFFF_FFFF
+
+
 # of many at once: ``map`` runs no Python between two of them, which takes half of the time
 
 

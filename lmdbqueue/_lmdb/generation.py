@@ -470,6 +470,8 @@ class Generation(Snapshot):
                 self._open_shared(txn, create=False)
                 found = self._existing(txn, name)
                 if found is None:
+                    if txn.get(_format.record(name, "items")) is not None:
+                        raise CorruptQueueError(self.path, f"queue {name!r} has items and no record")
                     items = self._env.open_db(_format.record(name, "items"), txn=txn)
                     record = make(txn, self._table(name, items))
                     transaction = self.commit(txn)

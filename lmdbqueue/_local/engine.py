@@ -404,7 +404,7 @@ class LocalEngine:
         return self._view(readers.first, name, n)
 
     def reader_candidates(self, name: str, n: int) -> list[Entry]:
-        """Return the next ``n`` entries of a reader, durable or not; the one that ``reader_advance`` saw, if that will do."""
+        """Return the next ``n`` entries of a reader, durable or not; the one that a move saw, if that will do."""
         if n == 1 and (entry := self._next_of_readers.pop(name, None)) is not None:
             return [entry]
         return self._glance(n, readers.first, name, n)

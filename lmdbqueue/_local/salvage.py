@@ -14,10 +14,11 @@ is delivered twice is better than one that never comes back. Who holds such a le
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from heapq import merge
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from typing import Final
 
 from lmdbqueue import _format
@@ -31,6 +32,8 @@ from lmdbqueue._model.lease_records import Contents, read
 _NUMBER: Final = 8  # bytes
 _DATABASE: Final = 48  # bytes of its record
 _ALL: Final = (1 << 64) - 1
+_SHORT: Final = 1_000  # bytes of items that are asked for a salt
+_SAMPLE: Final = 64  # of them
 _NAMED: Final = 10  # numbers that a sentence names
 
 
@@ -65,6 +68,7 @@ class _Queue:
         self.name = name
         self.root = root
         self.record = _sound(records.get(_format.record(name, "queue"), b""))
+        self.number = 0  # in its directory, if the record was lost
         self.numbers = Numbers() if self.record is None else _format.numbers(self.record)
         self.away = away
         self.notes = away.notes | {key: each.note for key, each in away.leased.items()}
@@ -76,10 +80,14 @@ class _Queue:
         self.kept: dict[int, _Kept] = {}  # by class
         self.size = 0  # bytes of what is kept
 
-    @property
-    def salt(self) -> int | None:
-        """The number that the checksums of its items begin with, None if it was lost."""
-        return None if self.record is None else _format.salt(self.record)
+        self.salt = None if self.record is None else _format.salt(self.record)  # None: lost
+
+    def find_salt(self, pages: Pages) -> None:
+        """Find the salt, if it was lost, by which most of some short items are intact."""
+        if self.salt is None:
+            some = islice((node for node in pages.nodes(self.root) if len(node[1]) < _SHORT), _SAMPLE)
+            asked = Counter(_format.salt_of(*node) for node in some if len(node[1]) >= _format.SEAL_SIZE)
+            self.salt = asked.most_common(1)[0][0] if asked else None
 
     def keep(self, key: bytes, value: bytes) -> None:
         """Note that the item under a key is kept; they come in order."""
@@ -132,7 +140,7 @@ class _Queue:
             expiring=len(self.expires()),
             dead=len(self.away.dead),
         )
-        record = self.record or _format.new_queue(0, "", int.from_bytes(os.urandom(4)))
+        record = self.record or _format.new_queue(self.number, "", self.salt or 0)
         flags = _format.flags(record) & _format.SIZED if retained else 0
         flags |= _format.READERS * readers | _format.RETAINED * retained | _format.CLASSES * bool(others)
         found = {_format.record(self.name, "queue"): _format.with_flags(_format.with_numbers(record, numbers), flags)}
@@ -253,6 +261,12 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
         newest = meta_page.best(path)
         pages = Pages(fd, newest.page_size)
         queues = _queues(path, pages, newest.main.root, sealed=options.checksum)
+        for queue in queues if options.checksum else ():
+            queue.find_salt(pages)
+        made = max(_number_of(queue.record) for queue in queues)
+        for queue in queues:
+            made += queue.record is None
+            queue.number = made
 
         def contents() -> Iterator[tuple[bytes, Iterator[Node]]]:
             for queue in queues:
@@ -268,7 +282,6 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
                 _format.AWAY,
                 chain.from_iterable(queue.records_away(readers[queue.name], sealed=sealed) for queue in queues),
             )
-            made = max((_number_of(queue.record) for queue in queues), default=0) + len(queues)
             shared = [(_format.DIRECTORY, _format.Directory(made).pack())]
             records = merge(shared, *(queue.records(iter(whole[queue.name])) for queue in queues))
             yield _format.META, records

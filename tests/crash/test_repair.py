@@ -12,6 +12,7 @@ import lmdbqueue
 from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.raw_pages import Pages, root_of
+from lmdbqueue._local.queue import local_engine_of
 from lmdbqueue.cli import main
 
 ITEMS = [f"item {number} ".encode() * (number % 7 + 1) for number in range(300)]
@@ -200,3 +201,18 @@ def test_after_a_repair_damage_raises_no_more(place):
             queue.pop()
         queue.check(repair=True)
         assert queue.pop() == ITEMS[1]
+
+
+def test_a_queue_whose_record_is_lost_is_not_made_anew_and_all_its_items_are_saved(place):
+    with _open(place) as queue:
+        engine = local_engine_of(queue)
+        engine.environment.update(engine.ref, lambda txn, tables: txn.delete(tables.queue, db=tables.meta))
+    with pytest.raises(CorruptQueueError, match="items and no record"):
+        _open(place)
+    found = lmdbqueue.check(str(place / "queue"), repair=True)
+    assert any("its record was lost" in each for each in found)
+    with _open(place) as queue, _open(place, name="other") as other:
+        assert list(queue) == ITEMS, "the salt of its seals was found again"
+        assert queue.push(b"next") == len(ITEMS) + 10
+        assert list(other) == [b"alone"]
+        assert queue.check() == []
