@@ -58,6 +58,8 @@ METRICS: Final = (
     Metric("dead", "lmdbqueue_items_dead", "{item}", "Dead letters."),
     Metric("pushed", "lmdbqueue_items_pushed_total", "{item}", "Items ever pushed.", is_total=True),
     Metric("removed", "lmdbqueue_items_removed_total", "{item}", "Items ever removed.", is_total=True),
+    Metric("dropped", "lmdbqueue_items_dropped_total", "{item}", "Items lost to what is retained.", is_total=True),
+    Metric("expired", "lmdbqueue_items_expired_total", "{item}", "Items whose time was over.", is_total=True),
     Metric("head", "lmdbqueue_head", "1", "Number of the first item that never left."),
     Metric("tail", "lmdbqueue_tail", "1", "Number that the next item gets."),
     Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "How long the item has waited that waits longest."),

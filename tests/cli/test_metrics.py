@@ -32,7 +32,8 @@ def samples_of(metric, path, name, stats):
 def test_every_figure_is_a_metric_once():
     fields = [metric.field for metric in METRICS]
     assert sorted(fields) == sorted({*FIELDS, *ReaderStats._fields} - {"readers", "name"})
-    assert {metric.field for metric in METRICS if metric.is_total} == {"pushed", "removed", "skipped"}
+    totals = {"pushed", "removed", "dropped", "expired", "skipped"}
+    assert {metric.field for metric in METRICS if metric.is_total} == totals
     assert len({metric.key for metric in METRICS}) == len({metric.name for metric in METRICS}) == len(METRICS)
 
 

@@ -12,7 +12,7 @@ TABLED = r"^\| \**([\w-]+)\** ([\d.]+)"
 
 def _measured():
     """Return the versions of the last full run."""
-    results = re.search(r"\((results/[\w-]+\.md)\)", read("bench/README.md"))[1]
+    results = re.search(r"\((results/[\w-]+\.md)\)", read("bench/NOTES.md"))[1]
     packages = re.search(r"^- packages: (.*)$", read(f"bench/{results}"), re.MULTILINE)[1]
     return dict(each.rsplit(" ", 1) for each in packages.split(", "))
 
@@ -33,4 +33,4 @@ def test_every_figure_of_speed_stands_in_the_bench():
     figures = re.findall(r"\d+\.\d+|\d+(?= to)|(?<=to )\d+", re.sub(r"\(.*?\)", "", text))
     assert len(figures) >= 7
     for figure in figures:
-        assert figure in read("bench/README.md"), figure
+        assert figure in read("bench/NOTES.md"), figure
