@@ -272,16 +272,19 @@ class Snapshot:
         found = [self._existing(txn, each) for each in self.names(txn)]
         return [each for each in found if each is not None]
 
+    def open_to(self, txn: Txn) -> list[Tables]:
+        """Return where the records are of the queues that ``txn`` sees, as far as their handles are open.
+
+        Not of those that another process has dropped, whose handles may be open still.
+        """
+        records = ((name, txn.get(_format.record(name, "queue"), db=self.meta)) for name in self.names(txn))
+        found = (self._tables.get(Ref(name, _format.identity(each))) for name, each in records if each is not None)
+        return [each for each in found if each is not None]
+
     def known(self, txn: Txn) -> list[Tables] | None:
         """Return where the records of all queues are that ``txn`` sees, None if a handle is not open."""
-        found = []
-        for name in self.names(txn):
-            record = txn.get(_format.record(name, "queue"), db=self.meta)
-            tables = None if record is None else self._tables.get(Ref(name, _format.identity(record)))
-            if tables is None:
-                return None
-            found.append(tables)
-        return found
+        found = self.open_to(txn)
+        return found if len(found) == len(self.names(txn)) else None
 
     def _open_shared(self, txn: Txn, *, create: bool) -> None:
         self.meta = self._env.open_db(_format.META, txn=txn, create=create)
@@ -461,7 +464,8 @@ class Generation(Snapshot):
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
         """Open the handle of a queue, which ``make`` makes if it is not there.
 
-        Return where its records are, its own record, and the transaction for ``secure``, 0 for none.
+        Return where its records are, its own record, and the transaction for ``secure``, 0 for none. Raises
+        ``Superseded`` if the handle of one that another process has dropped is open still: it is closed with the file.
         """
         txn = self.begin("opening")
         transaction = 0
@@ -472,6 +476,9 @@ class Generation(Snapshot):
                 if found is None:
                     if txn.get(_format.record(name, "items")) is not None:
                         raise CorruptQueueError(self.path, f"queue {name!r} has items and no record")
+                    if any(ref.name == name for ref in self._tables):  # LMDB would find its handle, and make nothing
+                        self.is_broken = True
+                        raise Superseded
                     items = self._env.open_db(_format.record(name, "items"), txn=txn)
                     record = make(txn, self._table(name, items))
                     transaction = self.commit(txn)

@@ -333,7 +333,7 @@ class Environment:
         """
         if (block := blocks.current()) is not None:
             block.refuse_other(self)
-            queue = next((each for each in block.generation.queues() if each.name == name), None)
+            queue = block.queue(name)
             if queue is None:
                 self.refuse_inside(f"a new queue {name!r} was opened", "open it before the block")
             assert queue is not None

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from lmdbqueue._errors import Full, StorageError
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, Txn
+from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, Tables, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
 blocks: Blocks["Transaction"] = Blocks()
@@ -42,6 +42,10 @@ class Transaction(Block):
         self._txn = txn
         self._has_changed = False
         generation.content.enter_block()
+
+    def queue(self, name: str) -> Tables | None:
+        """Return where the records of a queue are that was opened before."""
+        return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
 
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""

@@ -97,7 +97,7 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
         damaged.add(_other("", f"the weight of its records differs from what transaction {record} noted", difference))
     if lost := snapshot.recorded(txn).symmetric_difference(snapshot.names(txn)):
         problems.append(f"of the queues {sorted(lost)} it has records and no items, or items and no records")
-    for queue in snapshot.queues():
+    for queue in snapshot.open_to(txn):
         _add_queue(txn, queue, problems, damaged)
     return Findings(tuple(problems), frozenset(damaged))
 

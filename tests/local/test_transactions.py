@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from contextlib import contextmanager, suppress
+from functools import partial
 
 import pytest
 from processes import DEADLINE, STEP, eventually, forked, killed_at_line, status_of
@@ -419,6 +420,34 @@ def test_a_dropped_queue_is_gone_for_everybody(pair, tmp_path):
     with PersistentQueue("queue", tmp_path, name="inbox") as anew:
         assert (len(anew), dict(anew.state), anew.push(1)) == (0, {}, 0)
     inbox.close()
+
+
+def test_a_queue_that_another_process_dropped_is_gone_and_one_of_its_name_is_another(pair, tmp_path):
+    inbox, outbox = pair
+
+    def elsewhere(*, anew):
+        with PersistentQueue("queue", tmp_path, name="third") as other:
+            other.drop_queue("outbox")
+        if anew:
+            PersistentQueue("queue", tmp_path, name="outbox").close()
+
+    assert status_of(forked(partial(elsewhere, anew=False))) == 0
+    assert inbox.check() == []
+    with inbox.transaction(), pytest.raises(TransactionError, match="open it before the block"):
+        PersistentQueue("queue", tmp_path, name="outbox")
+    PersistentQueue("queue", tmp_path, name="outbox").close()
+    assert inbox.queues() == ["inbox", "outbox", "third"]
+    assert inbox.check() == []
+    assert status_of(forked(partial(elsewhere, anew=True))) == 0
+    with PersistentQueue("queue", tmp_path, name="outbox"), inbox.transaction():  # which is known now
+        with PersistentQueue("queue", tmp_path, name="outbox") as anew:
+            inbox.push("a")
+            assert inbox.move(to=anew) == 1
+            assert list(anew) == ["a"]
+    assert inbox.check() == []
+    with pytest.raises(GoneError):
+        outbox.push("b")
+    outbox.close()
 
 
 # --- against lists
