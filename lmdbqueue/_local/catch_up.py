@@ -17,8 +17,9 @@ step  what is done, by who has the lock of flushes          killed after it
 
 Catching up: what has left is deleted from the copy, what has come is appended, what stands before the
 head, since it came back, is written anew, and so are the records that differ. That is all there can be,
-since an item never changes and a number is given once. A queue whose record is as it was has the items that it had:
-each that comes, leaves or comes back changes the record. Queues that were made or dropped meanwhile are followed, too.
+since an item never changes and a number is given once. A queue whose record and bounds are as they were has the items
+that it had: each that comes, leaves or comes back changes those of its class. Queues that were made or dropped meanwhile
+are followed, too.
 """
 
 import os
@@ -96,7 +97,7 @@ def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot, queues: Sequ
         was = None if copy is None else draft_txn.get(queue.queue, db=draft.meta)
         if copy is None or was is None or _format.identity(was) != queue.identity:
             changed += 1 + _copy_items(txn, queue, draft_txn, draft, copy)
-        elif now != was:  # else nothing has come, left or come back: each of those changes the record
+        elif now != was or fifo.all_bounds(txn, queue) != fifo.all_bounds(draft_txn, copy):
             changed += _follow_items(txn, queue, draft_txn, copy)
     for gone in copies.values():
         draft_txn.drop(gone.items, delete=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import random
 import threading
 from collections.abc import Callable
@@ -131,6 +132,25 @@ def test_queues_that_are_dropped_or_made_anew_amid_a_flush_are_so_after_it(open_
     assert queue.check() == []
     assert queue.queues() == ["anew", "queue"]
     assert list(open_queue(name="anew")) == ["new"]
+
+
+def test_what_comes_and_leaves_with_a_priority_amid_a_flush_is_so_after_it(open_queue, amid):
+    """The record of the queue says nothing of it: another class has bounds of its own."""
+    queue = open_queue()
+
+    def push(payload):
+        queue._engine.append_apart([pickle.dumps(payload)], Push(priority=5))
+
+    push("a")
+
+    def work():
+        push("b")
+        assert queue.pop() == "a"
+
+    amid(work, lambda: push("c"))
+    queue.flush(force=True)
+    assert queue.check() == []
+    assert list(queue) == ["b", "c"]
 
 
 def _all_records(queue):
