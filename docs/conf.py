@@ -48,7 +48,7 @@ CONTENTS = """
 {pages}
 ```
 """
-INTEGRATIONS = ("logging",)
+INTEGRATIONS = ("logging", "prometheus")
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],

@@ -3,7 +3,8 @@
 Nothing else in the package imports these, and they do not import each other. One page of ``docs/integrations`` each.
 (What sends items over HTTP and MQTT is a part of ``forward``.)
 
-==============  ==========================================================================================
-``logging``     ``DurableHandler`` and ``DurableListener``: log records that survive the program
-==============  ==========================================================================================
+================  ==========================================================================================
+``logging``       ``DurableHandler`` and ``DurableListener``: log records that survive the program
+``prometheus``    ``QueueCollector``: figures for prometheus_client, read at each scrape
+================  ==========================================================================================
 """

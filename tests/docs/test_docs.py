@@ -16,7 +16,16 @@ from lmdbqueue import cli
 from lmdbqueue.cli import _command
 from lmdbqueue.cli._command import commands
 
-FACES = ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel", "integrations.logging")
+FACES = (
+    "aio",
+    "postgres",
+    "postgres.aio",
+    "forward",
+    "legacy",
+    "otel",
+    "integrations.logging",
+    "integrations.prometheus",
+)
 
 
 def test_signature_in_the_table_of_verbs_is_that_of_the_class():

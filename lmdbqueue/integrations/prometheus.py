@@ -1,0 +1,67 @@
+"""Figures of queues for prometheus_client: the extra ``prometheus``.
+
+Owns: a collector. Law: figures are read when Prometheus asks, never in between; a queue that cannot be read any more is
+left out, and the others are not. Must not know: names and meanings (``_verbs.metrics``).
+
+    from prometheus_client import REGISTRY, start_http_server
+    from lmdbqueue.integrations.prometheus import QueueCollector
+
+    REGISTRY.register(QueueCollector(queue))
+    start_http_server(9100)
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lmdbqueue._errors import QueueError
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._model.stats import Stats
+from lmdbqueue._verbs import metrics
+
+__all__ = ["QueueCollector"]
+
+
+class QueueCollector(Collector):
+    """The figures of ``queue.stats()`` as metrics, ``lmdbqueue_items_waiting`` and so on, read at each scrape.
+
+    They are named and labelled as those of ``lmdbqueue stat --prometheus``. Register one collector for all queues: two
+    with the same names are an error of prometheus_client's. A queue that was closed is left out from then on.
+
+    Args:
+        queues: Open queues, of one directory or of several.
+    """
+
+    def __init__(self, *queues: PersistentQueue[Any]) -> None:
+        self._queues = queues
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics, for the registry."""
+        return map(_family, metrics.METRICS)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the figures; called by the registry."""
+        figures: list[tuple[str, str, Stats]] = []
+        for queue in self._queues:
+            path = os.path.abspath(os.path.join(queue.path, queue.filename))
+            with suppress(QueueError):
+                figures.append((path, queue.name, queue.stats()))
+        for metric in metrics.METRICS:
+            family = _family(metric)
+            found: dict[tuple[str, ...], tuple[metrics.Labels, float]] = {}  # that of a directory once
+            for path, name, stats in figures:
+                for labels, value in metric.samples(path, name, stats):
+                    found[tuple(labels.values())] = labels, value
+            for labels, value in found.values():
+                family.add_sample(metric.name, labels, value)
+            if found:
+                yield family
+
+
+def _family(metric: metrics.Metric) -> Metric:
+    family = CounterMetricFamily if metric.is_total else GaugeMetricFamily
+    return family(metric.name, metric.meaning)
