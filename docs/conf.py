@@ -48,7 +48,7 @@ CONTENTS = """
 {pages}
 ```
 """
-INTEGRATIONS = ("logging", "prometheus")
+INTEGRATIONS = ("logging", "prometheus", "huey")
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],

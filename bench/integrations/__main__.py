@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("logging",)
+NAMES = ("logging", "huey")
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"bench.integrations.{name}_").run()

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from lmdbqueue._errors import QueueError
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._model.stats import Stats
+from lmdbqueue._values import Stats
 from lmdbqueue._verbs import metrics
 
 __all__ = ["QueueCollector"]

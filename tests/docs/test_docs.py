@@ -24,6 +24,7 @@ FACES = (
     "legacy",
     "otel",
     "integrations.logging",
+    "integrations.huey",
     "integrations.prometheus",
 )
 

@@ -8,6 +8,7 @@ NOT_RUN = {
     "docs/cli.md": 1,
     "docs/integrations/http.md": 1,
     "docs/integrations/logging.md": 1,
+    "docs/integrations/huey.md": 1,
     "docs/integrations/prometheus.md": 1,
     "docs/integrations/mqtt.md": 3,
     "docs/operations.md": 1,

@@ -1,0 +1,516 @@
+"""Huey on a queue that loses no running task: the extra ``huey``.
+
+Owns: what of Huey is kept where; when a task counts as done. Law: a task stays leased to its worker until what it made
+(its result, the tasks that follow it, its retry) is stored in the same step as its end. Must not know: LMDB, what tasks
+do.
+
+Huey's interface of a storage takes a task out of the queue before it runs, as bytes without a receipt, so a worker that
+is killed has lost it. Its worker calls ``huey.dequeue()`` and then ``huey.execute(task)``: between them ``LmdbHuey``
+lets the task carry the lease.
+
+====  ============================================================  ==================================================
+step  what is done, by a worker                                     killed after it
+====  ============================================================  ==================================================
+1     lease the task                                                it is back in its place at once, for any worker
+2     run it                                                        as 1: it runs again
+3     store, in one transaction, what it made, and acknowledge it   it is done
+====  ============================================================  ==================================================
+
+What a task itself does with Huey while it runs (it starts others, takes locks) is stored at once, as ever. A due task
+stays in the schedule until the scheduler has enqueued it, and then moves in one step; if that failed, the scheduler
+gets it again after a minute.
+
+Choices. A task that Huey's shutdown interrupts goes back, where Huey forgets it. One that cannot be read (it is not
+registered any more) is a dead letter, where Huey drops it. ``dequeue`` of ``LmdbStorage`` itself, which ``LmdbHuey``
+does not use, removes, since nobody could acknowledge: with a plain ``Huey`` a killed worker loses its task as ever.
+"""
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from huey.api import Huey
+from huey.constants import EmptyData
+from huey.signals import SIGNAL_INTERRUPTED
+from huey.storage import BaseStorage
+
+from lmdbqueue._errors import Empty, FormatError, LeaseExpiredError, QueueError
+from lmdbqueue._format import Durability
+from lmdbqueue._host.directory import find_directory
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._verbs.lease import Lease
+
+__all__ = ["LmdbHuey", "LmdbStorage"]
+
+_UNTIL: Final = struct.Struct(">d")  # before each value: when it is over, in seconds since 1970; 0 for never
+_LONGEST: Final = 200  # bytes of a key that is kept as it is
+_PAUSE: Final = 1.0  # seconds until a task comes again whose end could not be stored
+_AGAIN: Final = 60.0  # seconds until the scheduler gets a due task again that it has not enqueued
+
+
+class _Queues(NamedTuple):
+    """The queues of one Huey, in one directory: a mapping and what waits belong to each."""
+
+    tasks: PersistentQueue[bytes]
+    schedule: PersistentQueue[bytes]  # its state: tasks by their time
+    results: PersistentQueue[bytes]  # its state: results, locks, revocations
+    counters: PersistentQueue[bytes]  # its state
+
+
+class LmdbStorage(BaseStorage):  # type: ignore[misc]
+    """Huey's storage in a queue directory, for any number of processes of one machine.
+
+    Args:
+        name: Of the Huey; several may share a directory.
+        path: The directory. It is made if it is not there; its parent must be.
+        durability: ``"full"``: what was enqueued survives a power cut; ``"off"``: it survives killed processes. For a
+            directory that is made now; one that is there has its own.
+        read_timeout: Seconds for which a worker waits for a task before it looks whether to stop. It is awake at once
+            when a task comes.
+        max_attempts: How often a task is begun before it is a dead letter instead (``storage.tasks.dead``): for tasks
+            that kill their workers. None: for ever. Huey's own retries are counted by Huey.
+    """
+
+    blocking = True
+    priority = False
+
+    def __init__(
+        self,
+        name: str = "huey",
+        path: str | os.PathLike[str] = "huey",
+        *,
+        durability: Durability = "full",
+        read_timeout: float = 1.0,
+        max_attempts: int | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.path = os.path.abspath(path)
+        self._durability: Durability = durability
+        self._timeout = read_timeout
+        self._max_attempts = max_attempts
+        self._opened: _Queues | None = None
+        self._opening = threading.Lock()
+        self._here = threading.local()  # .box: what a task has made that runs in this thread; .moving: see ``moving``
+        assert self._queues  # a path that is none is told now
+
+    @property
+    def _queues(self) -> _Queues:
+        opened = self._opened
+        if opened is None:
+            with self._opening:
+                opened = self._opened = self._opened or self._open()
+        return opened
+
+    def _open(self) -> _Queues:
+        durability, checksum = self._durability, True
+        with suppress(FormatError):
+            found = find_directory(self.path).options
+            durability, checksum = found.durability, found.checksum
+
+        def queue(part: str) -> PersistentQueue[bytes]:
+            return PersistentQueue(
+                self.path,
+                dumps=bytes,
+                loads=bytes,
+                name=f"{quote(self.name, safe='')}-{part}",
+                max_attempts=self._max_attempts,
+                durability=durability,
+                checksum=checksum,
+            )
+
+        return _Queues(*map(queue, _Queues._fields))
+
+    @property
+    def tasks(self) -> PersistentQueue[bytes]:
+        """The queue of the tasks, for ``stats()``, ``dead`` and the like."""
+        return self._queues.tasks
+
+    def close(self) -> None:
+        """Close the queues; they are opened again when they are needed, also in a forked child."""
+        with self._opening:
+            opened, self._opened = self._opened, None
+        for queue in opened or ():
+            queue.close()
+
+    # --- tasks
+
+    def enqueue(self, data: bytes, priority: float | None = None) -> None:
+        """Append a task."""
+        del priority
+        moved = getattr(self._here, "moving", None)
+        if moved is None:
+            self._do(lambda: self._queues.tasks.push(data))
+            return
+        with self._queues.tasks.transaction():
+            if self._queues.schedule.state.pop(moved, None) is not None:  # else another scheduler did it
+                self._queues.tasks.push(data)
+
+    def dequeue(self) -> bytes | None:
+        """Remove the first task, for good, and return it; wait for one for a while."""
+        with suppress(Empty):
+            return self._queues.tasks.pop(1, blocking=True, timeout=self._timeout)
+        return None
+
+    def take(self) -> Lease[bytes] | None:
+        """Lease the first task, once the end of the last one of this thread is stored; wait for one for a while."""
+        lease = self.settle(is_taking=True)
+        if lease:
+            return lease
+        with suppress(Empty):
+            return self._queues.tasks.lease(1, blocking=True, timeout=self._timeout)
+        return None
+
+    def queue_size(self) -> int:
+        """Return how many tasks wait; those that run are not among them."""
+        return len(self._queues.tasks)
+
+    def enqueued_items(self, limit: int | None = None) -> list[bytes]:
+        """Return the first tasks."""
+        if limit is None:
+            return list(self._queues.tasks)
+        found: list[bytes] = self._queues.tasks.peek(max(2, limit))
+        return found[:limit]
+
+    def flush_queue(self) -> None:
+        """Remove all tasks that wait."""
+        self._queues.tasks.clear()
+
+    # --- the end of a task
+
+    def begin(self) -> "_Box":
+        """Collect what this thread makes from now on, beside what its task itself does."""
+        box = self._here.box = _Box(getattr(self._here, "box", None))
+        return box
+
+    def end(self, lease: Lease[bytes], error: BaseException | None) -> None:
+        """Store what was made in one step with the acknowledgement: now, or in a worker with the next ``take``.
+
+        An error of the storage, or an interrupt, gives the task back. Any other, such as a result that cannot be
+        serialized, would come again each time: the task becomes a dead letter with that reason.
+        """
+        box: _Box = self._here.box
+        self._here.box = box.outer
+        if box.is_interrupted:
+            lease.nack(delay=self._timeout + _PAUSE, reason="it was interrupted")  # the other workers end, too
+        elif error is None:
+            self._here.ended = lease, box
+            if box.outer is not None or not getattr(self._here, "is_worker", False):
+                self.settle()
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(QueueError):
+                if isinstance(error, (QueueError, OSError)) or not isinstance(error, (Exception, SystemExit)):
+                    lease.nack(delay=_PAUSE, reason=reason)
+                else:
+                    lease.reject(reason=reason)
+
+    def settle(self, *, is_taking: bool = False) -> Lease[bytes] | None:
+        """Store the end of the last task of this thread, and with ``is_taking`` lease the next in the same step."""
+        ended: tuple[Lease[bytes], _Box] | None = getattr(self._here, "ended", None)
+        if ended is None:
+            return None
+        self._here.ended = None
+        lease, box = ended
+        try:
+            if not box.steps and not is_taking:
+                lease.ack()
+                return None
+            with self._queues.tasks.transaction():
+                box.run()
+                lease.ack()
+                return self._queues.tasks.lease() if is_taking else None
+        except LeaseExpiredError:
+            raise
+        except BaseException as error:
+            with suppress(QueueError):
+                lease.nack(delay=_PAUSE, reason=f"{type(error).__name__}: {error}")
+            raise
+
+    def begin_worker(self) -> None:
+        """Let this thread store the end of a task with the beginning of the next: one wait for the disk, not two."""
+        self._here.is_worker = True
+
+    def end_worker(self) -> None:
+        """Store the end of the last task."""
+        self._here.is_worker = False
+        self.settle()
+
+    def _do(self, step: Callable[[], object]) -> None:
+        """Do a step now, or with the end of the task that this thread has run."""
+        box: _Box | None = getattr(self._here, "box", None)
+        if box is not None and box.is_open:
+            box.steps.append(step)
+        else:
+            step()
+
+    def _settled(self) -> _Queues:
+        """Return the queues, with what the task of this thread has made so far, for who reads."""
+        box: _Box | None = getattr(self._here, "box", None)
+        queues = self._queues
+        if box is not None and box.steps:
+            with queues.tasks.transaction():
+                box.run()
+        return queues
+
+    # --- the schedule
+
+    def add_to_schedule(self, data: bytes, ts: Any) -> None:
+        """Store a task until its time has come."""
+        key = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}-{time.time_ns():020d}-{os.urandom(4).hex()}"
+        self._do(lambda: self._queues.schedule.state.__setitem__(key, data))
+
+    def due(self, ts: Any) -> list[tuple[str, bytes]]:
+        """Return the tasks whose time has come, each by the key that it has in the schedule."""
+        last = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}~"
+        state = self._settled().schedule.state
+        found = []
+        for key in state:
+            if key > last:
+                break
+            data = state.get(key)
+            if data is not None:
+                found.append((key, data))
+        return found
+
+    @contextmanager
+    def moving(self, key: str) -> Iterator[None]:
+        """Let the next ``enqueue`` of this thread move what has this key in the schedule."""
+        self._here.moving = key
+        try:
+            yield
+        finally:
+            self._here.moving = None
+
+    def read_schedule(self, ts: Any) -> list[bytes]:
+        """Remove the tasks whose time has come, and return them."""
+        with self._queues.tasks.transaction():
+            found = self.due(ts)
+            for key, _ in found:
+                del self._queues.schedule.state[key]
+        return [data for _, data in found]
+
+    def unschedule(self, key: str) -> None:
+        """Remove what has this key in the schedule."""
+        self._settled().schedule.state.pop(key, None)
+
+    def schedule_size(self) -> int:
+        """Return how many tasks wait for their time."""
+        return len(self._settled().schedule.state)
+
+    def scheduled_items(self, limit: int | None = None) -> list[bytes]:
+        """Return the tasks that wait for their time, soonest first."""
+        state = self._settled().schedule.state
+        return [data for key in list(state)[:limit] if (data := state.get(key)) is not None]
+
+    def flush_schedule(self) -> None:
+        """Remove all tasks that wait for their time."""
+        self._settled().schedule.state.clear()
+
+    # --- results, locks, revocations
+
+    def put_data(self, key: str | bytes, value: bytes, is_result: bool = False) -> None:
+        """Store a value under a key."""
+        del is_result
+        record = _UNTIL.pack(0.0) + value
+        self._do(lambda: self._queues.results.state.__setitem__(_key(key), record))
+
+    def peek_data(self, key: str | bytes) -> Any:
+        """Return a value, or ``EmptyData``."""
+        record = self._settled().results.state.get(_key(key))
+        return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
+
+    def pop_data(self, key: str | bytes) -> Any:
+        """Remove a value and return it, or ``EmptyData``."""
+        state = self._settled().results.state
+        if _key(key) not in state:
+            return EmptyData
+        record = state.pop(_key(key), None)
+        return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
+
+    def has_data_for_key(self, key: str | bytes) -> bool:
+        """Return whether there is a value."""
+        return self.peek_data(key) is not EmptyData
+
+    def put_if_empty(self, key: str | bytes, value: bytes, ttl: float | None = None) -> bool:
+        """Store a value under a key that has none, for ``ttl`` seconds; return whether it was stored."""
+        queues = self._settled()
+        with queues.tasks.transaction():
+            if self.has_data_for_key(key):
+                return False
+            until = 0.0 if ttl is None else time.time() + ttl
+            queues.results.state[_key(key)] = _UNTIL.pack(until) + value
+            return True
+
+    def result_store_size(self) -> int:
+        """Return how many values there are."""
+        return len(self._settled().results.state)
+
+    def result_items(self) -> dict[str, bytes]:
+        """Return all values by their keys."""
+        found = dict(self._settled().results.state)
+        return {key: record[_UNTIL.size :] for key, record in found.items() if not _is_over(record)}
+
+    def flush_results(self) -> None:
+        """Remove all values."""
+        self._settled().results.state.clear()
+
+    # --- counters
+
+    def incr(self, key: str | bytes, amount: int = 1) -> int:
+        """Add to a counter, which begins at 0; return what it is then."""
+        queues = self._settled()
+        with queues.tasks.transaction():
+            number = int(queues.counters.state.get(_key(key), b"0")) + amount
+            queues.counters.state[_key(key)] = b"%d" % number
+        return number
+
+    def delete_counter(self, key: str | bytes) -> None:
+        """Remove a counter."""
+        self._settled().counters.state.pop(_key(key), None)
+
+    def flush_counters(self) -> None:
+        """Remove all counters."""
+        self._settled().counters.state.clear()
+
+
+class _Box:
+    """What a task has made that has run, to be stored with its end."""
+
+    def __init__(self, outer: "_Box | None") -> None:
+        self.outer = outer  # of the task that runs this one
+        self.steps: list[Callable[[], object]] = []
+        self.is_open = True  # not while the task runs
+        self.is_interrupted = False
+
+    def run(self) -> None:
+        """Do all steps, in their order; undone with the transaction, they would be lost, and so is the task's end."""
+        steps, self.steps = self.steps, []
+        is_open, self.is_open = self.is_open, False
+        for step in steps:
+            step()
+        self.is_open = is_open
+
+
+class LmdbHuey(Huey):  # type: ignore[misc]
+    """Huey whose workers may die: ``LmdbHuey("app", path="tasks")``, as ``SqliteHuey("app", filename="tasks.db")``.
+
+    A task runs at least once. It is done when it has ended, and then its result, its retry and what follows it are
+    there, too; when its worker dies before, it runs again. The options of ``LmdbStorage`` and those of ``Huey`` are
+    taken.
+    """
+
+    storage_class = LmdbStorage
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._running = threading.local()
+        self._due: dict[str, float] = {}  # what the scheduler has been given, and when
+        self.signal(SIGNAL_INTERRUPTED)(self._note_interrupted)
+        self.on_startup("lmdbqueue")(lambda: self._tell_storage("begin_worker"))
+        self.on_shutdown("lmdbqueue")(lambda: self._tell_storage("end_worker"))
+
+    def dequeue(self) -> Any:
+        """Lease the first task; called by a worker."""
+        storage = self.storage
+        if not isinstance(storage, LmdbStorage):  # Huey's own, in immediate mode
+            return super().dequeue()
+        lease = storage.take()
+        if lease is None:
+            return None
+        try:
+            task = self.deserialize_task(lease[0])
+        except Exception as error:
+            lease.reject(reason=f"it cannot be read: {type(error).__name__}: {error}")
+            raise
+        task.lmdbqueue_lease = lease
+        return task
+
+    def execute(self, task: Any, timestamp: Any = None) -> Any:
+        """Run a task, and store its end; called by a worker."""
+        lease = task.__dict__.pop("lmdbqueue_lease", None)
+        if lease is None:
+            key = task.__dict__.pop("lmdbqueue_key", None)
+            value = super().execute(task, timestamp)
+            if key is not None:  # it was taken out of the schedule to be run at once
+                self.storage.unschedule(key)
+            return value
+        box = self.storage.begin()
+        run = task.execute
+
+        def execute() -> Any:
+            box.is_open = False
+            self._running.task, self._running.box = task, box
+            try:
+                return run()
+            finally:
+                box.is_open = True
+
+        task.execute = execute
+        raised: BaseException | None = None
+        try:
+            return super().execute(task, timestamp)
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            del task.execute
+            self._running.task = None
+            self.storage.end(lease, raised)
+
+    def _tell_storage(self, what: str) -> None:
+        if isinstance(self.storage, LmdbStorage):
+            getattr(self.storage, what)()
+
+    def _note_interrupted(self, _signal: str, task: Any, *_: Any) -> None:
+        if getattr(self._running, "task", None) is task:  # else it runs on in another thread, to its end
+            self._running.box.is_interrupted = True
+
+    def read_schedule(self, timestamp: Any = None) -> Any:
+        """Return the tasks whose time has come; ``enqueue`` moves each. Called by the scheduler."""
+        storage = self.storage
+        if not isinstance(storage, LmdbStorage):
+            return super().read_schedule(timestamp)
+        tasks = []
+        now = time.monotonic()
+        due = storage.due(self._get_timestamp() if timestamp is None else timestamp)
+        self._due = {key: self._due[key] for key, _ in due if now < self._due.get(key, -_AGAIN) + _AGAIN}
+        for key, data in due:
+            if key in self._due:
+                continue
+            self._due[key] = now
+            try:
+                task = self.deserialize_task(data)
+            except Exception:  # the workers set it aside
+                with storage.moving(key):
+                    storage.enqueue(data)
+                continue
+            task.lmdbqueue_key = key
+            tasks.append(task)
+        return tasks
+
+    def enqueue(self, task: Any) -> Any:
+        """Append a task, or move one that has come due."""
+        key = getattr(task, "__dict__", {}).pop("lmdbqueue_key", None)
+        if key is None:
+            return super().enqueue(task)
+        with self.storage.moving(key):
+            return super().enqueue(task)
+
+
+def _key(key: str | bytes) -> str:
+    """Return a key of Huey's as one of a state."""
+    text = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else key
+    if len(text.encode("utf-8", "backslashreplace")) <= _LONGEST:
+        return text
+    return f"{text[:40]}#{blake2b(text.encode('utf-8', 'backslashreplace'), digest_size=16).hexdigest()}"
+
+
+def _is_over(record: bytes) -> bool:
+    until: float = _UNTIL.unpack_from(record)[0]
+    return until != 0.0 and until <= time.time()

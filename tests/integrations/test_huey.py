@@ -1,0 +1,401 @@
+"""Huey on a queue: its own tests of storages, and workers that are killed."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+os.environ["HUEY_SLOW_TESTS"] = "1"  # before its tests are imported
+
+from huey.api import Huey
+from huey.constants import EmptyData
+from huey.signals import SIGNAL_INTERRUPTED
+from huey.tests import test_api, test_consumer, test_priority, test_signals
+from huey.tests.base import BaseTestCase
+from huey.tests.test_storage import StorageTests
+from processes import KILLED, eventually
+
+from lmdbqueue import PersistentQueue
+from lmdbqueue.integrations.huey import LmdbHuey, LmdbStorage
+
+pytestmark = pytest.mark.filterwarnings("default")  # Huey's tests have their own
+
+
+# --- Huey's own tests
+
+
+class _OnAQueue(BaseTestCase):
+    """Gives each test a directory of its own."""
+
+    @pytest.fixture(autouse=True)
+    def _place(self, tmp_path):
+        self.place = tmp_path
+
+    def get_huey(self):
+        return LmdbHuey(path=self.place / "tasks", utc=False, read_timeout=0.05, durability="off")
+
+    def tearDown(self):
+        super().tearDown()
+        storage = self.huey.storage
+        if isinstance(storage, LmdbStorage):
+            storage.close()
+
+
+class TestStorage(StorageTests, _OnAQueue):
+    """All of what Huey asks of a storage."""
+
+
+_OF_PRIORITIES = {"test_group_callback", "test_group_priorities", "test_reschedule_priority"}
+
+
+def _own_tests():
+    for module in (test_api, test_consumer, test_priority, test_signals):
+        for name, case in vars(module).items():
+            is_case = isinstance(case, type) and issubclass(case, BaseTestCase) and case is not BaseTestCase
+            if "Redis" in name or "Valkey" in name or (module is test_priority and not LmdbStorage.priority):
+                continue
+            if is_case and case.__module__ == module.__name__ and case.get_huey is BaseTestCase.get_huey:
+                left_out = {
+                    "test_chord_bookkeeping_cleared": None,  # it looks into Huey's storage in memory
+                    "test_read_schedule": None,  # here a task stays in the schedule until it is enqueued
+                }
+                if not LmdbStorage.priority:
+                    left_out |= dict.fromkeys(_OF_PRIORITIES)
+                yield (
+                    f"{name}OnAQueue",
+                    type(f"{name}OnAQueue", (_OnAQueue, case), {"__module__": __name__, **left_out}),
+                )
+
+
+globals().update(_own_tests())
+
+
+# --- what is different
+
+
+@pytest.fixture
+def huey(tmp_path):
+    huey = LmdbHuey("app", path=tmp_path / "tasks", read_timeout=0.05)
+    yield huey
+    with PersistentQueue(tmp_path / "tasks", name="app-tasks") as queue:
+        assert queue.check() == []
+    huey.storage.close()
+
+
+def figures(huey):
+    stats = huey.storage.tasks.stats()
+    return stats.waiting, stats.leased, stats.dead
+
+
+def test_a_task_is_leased_until_its_result_is_stored_with_its_end(huey):
+    seen = []
+
+    @huey.task()
+    def double(n):
+        seen.append(figures(huey))
+        return 2 * n
+
+    result = double(21)
+    task = huey.dequeue()
+    assert figures(huey) == (0, 1, 0)
+    assert huey.execute(task) == 42
+    assert seen == [(0, 1, 0)]
+    assert figures(huey) == (0, 0, 0)
+    assert result() == 42
+
+
+@pytest.mark.parametrize("how", ["dequeued", "fails", "schedules"])
+def test_what_follows_a_task_is_there_only_with_its_end(huey, monkeypatch, how):
+    @huey.task(retries=how != "dequeued", retry_delay=0 if how == "fails" else 60)
+    def step(n):
+        if how != "dequeued":
+            raise ValueError
+        return n
+
+    @huey.task()
+    def after(n):
+        return n
+
+    huey.enqueue(step.s(1).then(after))
+    lease_of = huey.storage.take
+    leases = []
+    monkeypatch.setattr(huey.storage, "take", lambda: leases.append(lease_of()) or leases[-1])
+    task = huey.dequeue()
+    monkeypatch.setattr(leases[0], "ack", lambda: os.write(-1, b""))
+    with pytest.raises(OSError, match="descriptor"):
+        huey.execute(task)
+    assert (len(huey), huey.scheduled_count(), huey.result_count()) == (0, 0, 0)
+    assert huey.storage.tasks.stats().delayed == 1, "it comes again"
+
+
+def test_a_task_may_start_another_and_wait_for_it(huey):
+    @huey.task()
+    def inner(n):
+        return n + 1
+
+    @huey.task()
+    def outer(n):
+        result = inner(n)
+        huey.execute(huey.dequeue())
+        return result.get()
+
+    result = outer(1)
+    huey.execute(huey.dequeue())
+    assert result.get() == 2
+    assert figures(huey) == (0, 0, 0)
+
+
+def test_a_hook_sees_the_result_of_the_task(huey):
+    seen = []
+
+    @huey.task()
+    def one():
+        return 1
+
+    @huey.post_execute()
+    def look(task, *_):
+        seen.append(huey.get(task.id, peek=True))
+
+    one()
+    huey.execute(huey.dequeue())
+    assert seen == [1]
+
+
+def test_a_task_that_is_not_registered_is_a_dead_letter(huey, tmp_path):
+    other = LmdbHuey("app", path=tmp_path / "tasks")
+
+    @other.task()
+    def gone():
+        pass
+
+    gone()
+    gone.schedule(delay=-1)
+    other.execute(other.dequeue())
+    other.storage.close()
+    with pytest.raises(Exception, match="gone"):
+        huey.dequeue()
+    assert figures(huey) == (0, 0, 1)
+    assert huey.scheduled_count() in (0, 1)
+    assert "it cannot be read" in next(iter(huey.storage.tasks.dead)).reason
+
+
+def test_a_result_that_cannot_be_serialized_is_no_circle(huey):
+    @huey.task()
+    def bad():
+        return lambda: None
+
+    bad()
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        huey.execute(huey.dequeue())
+    assert figures(huey) == (0, 0, 1)
+
+
+def test_one_that_is_interrupted_goes_back(huey):
+    told = []
+
+    @huey.task()
+    def long():
+        raise KeyboardInterrupt
+
+    @huey.signal(SIGNAL_INTERRUPTED)
+    def note(_signal, task):
+        told.append(task.id)
+
+    result = long()
+    huey.execute(huey.dequeue())
+    assert told == [result.id]
+    assert huey.storage.tasks.stats().delayed == 1
+
+
+def test_a_due_task_is_in_the_schedule_until_it_is_enqueued(huey, tmp_path):
+    @huey.task()
+    def later(n):
+        return n
+
+    result = later.schedule((1,), delay=-1)
+    huey._due = {}
+    task = huey.deserialize_task(huey.storage.tasks.pop())
+    huey.add_schedule(task)
+    other = LmdbHuey("app", path=tmp_path / "tasks")
+    other._registry = huey._registry
+    (mine,), (theirs,) = huey.read_schedule(), other.read_schedule()
+    assert huey.scheduled_count() == 1
+    assert huey.read_schedule() == []
+    huey.enqueue(mine)
+    other.enqueue(theirs)  # of another scheduler, too late
+    other.storage.close()
+    assert (huey.scheduled_count(), len(huey)) == (0, 1)
+    huey.execute(huey.dequeue())
+    assert result() == 1
+
+
+def test_a_plain_huey_takes_the_storage_too(tmp_path):
+    huey = Huey("app", storage_class=LmdbStorage, path=tmp_path / "tasks", read_timeout=0.05)
+
+    @huey.task()
+    def one():
+        return 1
+
+    result = one()
+    huey.execute(huey.dequeue())
+    assert result() == 1
+    assert huey.dequeue() is None
+    huey.storage.close()
+
+
+def test_immediate_mode_needs_no_queue(tmp_path):
+    huey = LmdbHuey("app", path=tmp_path / "tasks", immediate=True)
+
+    @huey.task()
+    def one():
+        return 1
+
+    assert one()() == 1
+    assert not (tmp_path / "tasks").exists()
+    assert huey.dequeue() is None
+    assert huey.read_schedule() == []
+
+
+def test_several_hueys_share_a_directory_and_keys_may_be_long(huey, tmp_path):
+    other = LmdbHuey("other/one", path=tmp_path / "tasks", read_timeout=0.05)
+    key = "k" * 1000
+    huey.storage.put_data(key, b"1")
+    other.storage.put_data(key + "x", b"2")
+    assert huey.storage.peek_data(key) == b"1"
+    assert other.storage.peek_data(key) is EmptyData
+    assert other.storage.incr(key.encode()) == 1
+    other.storage.close()
+
+
+# --- consumers that are killed
+
+
+class _Site:
+    """A Huey whose task writes down that it ran, and consumers of it in processes of their own."""
+
+    def __init__(self, place, **options):
+        self.log = place / "ran"
+        self.log.touch()
+        self.huey = LmdbHuey("app", path=place / "tasks", **options)
+
+        @self.huey.task()
+        def work(n):
+            fd = os.open(self.log, os.O_WRONLY | os.O_APPEND)
+            os.write(fd, b"%d\n" % n)
+            os.close(fd)
+            return n
+
+        self.work = work
+
+    def ran(self):
+        return self.log.read_text().count("\n")
+
+    def consume(self, kind, **options):
+        """Start a consumer with two workers; return its pid, which is that of its group."""
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            try:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                self.huey.create_consumer(workers=2, worker_type=kind, **options).run()
+            finally:
+                os._exit(1)
+        return pid
+
+
+def _catches(pid, number):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        (caught,) = (line.split()[1] for line in file if line.startswith("SigCgt"))
+    return int(caught, 16) >> number - 1 & 1
+
+
+def _ends(pid):
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
+
+
+def _account(place, tasks, kills, kind):
+    site = _Site(place)
+    results = [site.work(n) for n in range(tasks)]
+    for moment in sorted(random.sample(range(1, tasks), kills)):
+        pid = site.consume(kind)
+        eventually(lambda moment=moment: site.ran() >= moment, 120)
+        os.killpg(pid, signal.SIGKILL)
+        _ends(pid)
+    pid = site.consume(kind)
+    eventually(lambda: figures(site.huey) == (0, 0, 0), 120)
+    os.killpg(pid, signal.SIGKILL)
+    _ends(pid)
+    ran = list(map(int, site.log.read_text().split()))
+    assert set(ran) == set(range(tasks)), "some were lost"
+    assert len(ran) - tasks <= 2 * (kills + 1), "no more came twice than workers were killed"
+    assert [result.get() for result in results] == list(range(tasks))
+    assert site.huey.storage.tasks.check() == []
+    site.huey.storage.close()
+    return kills + 1
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_consumers_that_are_killed_lose_no_task(tmp_path, record_property, kind):
+    record_property("kills", _account(tmp_path, 200, 5, kind))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_a_consumer_is_killed_a_hundred_times_in_5000_tasks(tmp_path, record_property, kind):
+    record_property("kills", _account(tmp_path, 5000, 100, kind))
+
+
+def test_a_worker_of_a_consumer_is_killed_and_the_other_gets_its_task_at_once(tmp_path):
+    site = _Site(tmp_path)
+
+    @site.huey.task()
+    def suicide():
+        if site.ran() == 0:
+            fd = os.open(site.log, os.O_WRONLY | os.O_APPEND)
+            os.write(fd, b"0\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "done"
+
+    result = suicide()
+    pid = site.consume("process")
+    assert result.get(blocking=True, timeout=20) == "done"
+    os.killpg(pid, signal.SIGKILL)
+    _ends(pid)
+    site.huey.storage.close()
+
+
+def test_one_that_kills_its_workers_again_and_again_is_dead_in_the_end(tmp_path):
+    site = _Site(tmp_path, max_attempts=2)
+
+    @site.huey.task()
+    def suicide():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    suicide()
+    pid = site.consume("process", health_check_interval=0.1)
+    eventually(lambda: figures(site.huey) == (0, 0, 1), 30)
+    os.killpg(pid, signal.SIGKILL)
+    _ends(pid)
+    site.huey.storage.close()
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
+    site = _Site(tmp_path)
+    gate = tmp_path / "begun"
+
+    @site.huey.task()
+    def long():
+        gate.touch()
+        time.sleep(30)
+
+    pid = site.consume(kind)
+    eventually(lambda: _catches(pid, signal.SIGTERM))
+    long()
+    eventually(gate.exists)
+    os.kill(pid, signal.SIGTERM)
+    os.waitpid(pid, 0)
+    eventually(lambda: figures(site.huey) == (1, 0, 0), 10)
+    site.huey.storage.close()
