@@ -102,8 +102,8 @@ class DecodeError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"item {self.seq} ({len(self.payload):,} bytes) could not be decoded: {self.reason}; it stays in the "
-            f"queue: open it with the loads that fits its dumps, or remove it with delete()"
+            f"item {self.seq} ({len(self.payload):,} bytes) could not be decoded: {self.reason}; it stays where it is: "
+            f"open the queue with the loads that fits its dumps, or dead_letter({self.seq}), or delete_item({self.seq})"
         )
 
 
@@ -121,7 +121,7 @@ class CorruptItemError(QueueError):
     def __str__(self) -> str:
         return (
             f"item {self.seq} ({len(self.payload):,} bytes) is damaged on disk: its checksum does not fit; it stays "
-            f"in the queue for inspection: save .payload if it is of use, then remove it with delete()"
+            f"where it is for inspection: dead_letter({self.seq}) sets it aside, delete_item({self.seq}) removes it"
         )
 
 

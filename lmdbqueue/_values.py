@@ -50,6 +50,19 @@ class Pushed(NamedTuple):
     is_stored: bool
 
 
+class Number(int):
+    """The number of an item that was pushed with a key; ``is_stored``: whether it is a new one."""
+
+    is_stored: bool
+
+    @classmethod
+    def of(cls, pushed: Pushed) -> "Number":
+        """Return the number of what was pushed."""
+        number = cls(pushed.seq)
+        number.is_stored = pushed.is_stored
+        return number
+
+
 class Leased(NamedTuple):
     """A lease as an engine gives it."""
 

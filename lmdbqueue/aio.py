@@ -6,21 +6,24 @@ Law: a verb means what its namesake without ``await`` means. Must not know: thre
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
-from lmdbqueue._async.courier import Call, Courier, Job, Push, Take
+from lmdbqueue._async.courier import Call, Courier, Job, Push, Take, Wanted
 from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
 from lmdbqueue._async.reader import AsyncReader
-from lmdbqueue._errors import Empty
+from lmdbqueue._errors import CorruptItemError, DecodeError, Empty
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._values import ReaderStats, Start
-from lmdbqueue._verbs.encoding import Key, payload_of, payloads_of
+from lmdbqueue._values import Number, ReaderStats, Start
+from lmdbqueue._verbs.encoding import Key, how_to_push, payload_of, payloads_of
+from lmdbqueue._verbs.head import Batch, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease
-from lmdbqueue._verbs.queue import Queue, is_empty, push_apart
-from lmdbqueue._verbs.reading import checked_count, head_of, shaped
+from lmdbqueue._verbs.queue import Queue, is_empty
+from lmdbqueue._verbs.reading import checked_count, checked_many, head_of, shaped
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry, Stop, Worked
+from lmdbqueue._verbs.writing import OnError, append_of, checked_on_error, decoded, push_apart
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
 
@@ -73,38 +76,210 @@ class AsyncQueue(Generic[T]):
 
     # --- the verbs
 
+    @overload
+    async def push(  # type: ignore[overload-overlap]  # a list is many items, unless an item is a list
+        self,
+        items: list[T],
+        *,
+        delay: float = 0.0,
+        unique: None = None,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> range: ...
+
+    @overload
+    async def push(  # type: ignore[overload-overlap]
+        self,
+        items: list[T],
+        *,
+        delay: float = 0.0,
+        unique: Sequence[Key | None],
+        replace: bool = False,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> list[Number]: ...
+
+    @overload
     async def push(
-        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
+        self,
+        items: T,
+        *,
+        delay: float = 0.0,
+        unique: None = None,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> int: ...
+
+    @overload
+    async def push(
+        self,
+        items: T,
+        *,
+        delay: float = 0.0,
+        unique: Key,
+        replace: bool = False,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> Number: ...
+
+    async def push(
+        self,
+        items: T | list[T],
+        *,
+        delay: float = 0.0,
+        unique: Key | Sequence[Key | None] | None = None,
+        replace: bool = False,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
     ) -> Any:
-        """Append an item, or each item of a list, as one step; encoded before this gives way to others."""
+        """Append an item, or each item of a list, as one step; encoded before this gives way to others.
+
+        Arguments, result and errors are those of ``PersistentQueue.push``.
+        """
         self._head.refuse_push()
         dumps = self.queue.dumps
-        if delay or unique is not None:
-            return await self._call(push_apart, self._engine, dumps, items, delay, unique)
+        if delay or unique is not None or headers or priority or expires is not None or replace:
+            how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
+            return await self._call(push_apart, self._engine, dumps, items, unique, partial(how, priority=priority))
         if not isinstance(items, list):
             return (await self._pushed([payload_of(dumps, items)])).start
         return await self._pushed(payloads_of(dumps, items)) if items else range(0)
+
+    @overload
+    async def push_many(
+        self,
+        items: Iterable[T],
+        *,
+        delay: float = 0.0,
+        unique: None = None,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> range: ...
+
+    @overload
+    async def push_many(
+        self,
+        items: Iterable[T],
+        *,
+        delay: float = 0.0,
+        unique: Sequence[Key | None],
+        replace: bool = False,
+        expires: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> list[Number]: ...
+
+    async def push_many(self, items: Iterable[T], **options: Any) -> Any:
+        """Append each item of an iterable, all or none, as one step."""
+        return await self.push(list(items), **options)
 
     def _pushed(self, payloads: list[bytes]) -> "asyncio.Future[range]":
         push = Push(self._loop.create_future(), payloads)
         self._courier.carry(push)
         return push.future
 
+    @overload
+    async def peek(  # type: ignore[overload-overlap]  # there is no type for "every int but 1"
+        self,
+        items: Literal[1] = 1,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> T | None: ...
+
+    @overload
+    async def peek(
+        self,
+        items: int,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]: ...
+
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the first items and leave them."""
-        head, n = self._head, checked_count(items)
-        if blocking and n:
-            found = await self._until(lambda: head.if_enough(n, head.look), timeout)
-            if found is None:
-                raise Empty(n, timeout)
-        else:
-            found = await self._call(head.look, n, 0) or []
-        return shaped(n, found)
+        """Return the first items and leave them: the item or None for one, else a list."""
+        n = checked_count(items)
+        least = n if blocking else 1
+        return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
+
+    @overload
+    async def pop(  # type: ignore[overload-overlap]  # as above
+        self,
+        items: Literal[1] = 1,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> T | None: ...
+
+    @overload
+    async def pop(
+        self,
+        items: int,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]: ...
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Remove and return the first items."""
+        """Remove and return the first items: the item or None for one, else a list."""
         n = checked_count(items)
-        return shaped(n, await self._taken(n, blocking=blocking, timeout=timeout) if n else [])
+        least = n if blocking else 1
+        return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
+
+    async def peek_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]:
+        """Return the first items as a list, also for one, and leave them."""
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        if not many.items:
+            return []
+        if not blocking:
+            return await self._call(head.look, many.items, 0, max_bytes) or []
+        look = partial(head.look, many.items, many.least, max_bytes)
+        found = await self._until(partial(head.if_enough, at_least, look), timeout)
+        if found is None:
+            raise Empty(at_least, timeout)
+        return found
+
+    async def pop_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]:
+        """Remove and return the first items as a list, also for one."""
+        many = checked_many(items, at_least, max_bytes, blocking=blocking)
+        if not many.items:
+            return []
+        wanted = Wanted(many.items, many.least, at_least, max_bytes)
+        return await self._taken(wanted, blocking=blocking, timeout=timeout)
+
+    async def find(self, key: Key) -> int | None:
+        """Return the number of the item with this key of ``unique``; None if there is none."""
+        return await self._call(self.queue.find, key)
+
+    async def cancel(self, key: Key) -> bool:
+        """Remove the item with this key of ``unique``, if it waits or is delayed; return whether it did."""
+        return await self._call(self.queue.cancel, key)
+
+    async def delete_item(self, seq: int) -> bool:
+        """Remove the item of this number wherever it waits, undecoded; return whether it did."""
+        return await self._call(self.queue.delete_item, seq)
+
+    async def dead_letter(self, seq: int, reason: str = "it was set aside") -> bool:
+        """Move the item of this number from wherever it waits to the dead letters; return whether it did."""
+        return await self._call(self.queue.dead_letter, seq, reason)
 
     async def delete(self, items: int = 1) -> int:
         """Remove the first items without decoding them; return how many there were."""
@@ -121,31 +296,39 @@ class AsyncQueue(Generic[T]):
         items: int = 1,
         *,
         ttl: float | None = None,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
         blocking: bool = False,
         timeout: float | None = None,
     ) -> Opening[AsyncLease[T]]:
         """Take the first items into a lease. Await it, or use ``async with queue.lease(...) as lease``."""
-        return Opening(self._leased(items, ttl, blocking=blocking, timeout=timeout))
+        batch = checked_batch(checked_count(items), max_bytes, linger)
+        return Opening(self._leased(batch, ttl, blocking=blocking, timeout=timeout))
 
     async def _leased(
         self,
-        items: int,
+        batch: Batch,
         ttl: float | None,
         *,
         blocking: bool,
         timeout: float | None,  # noqa: ASYNC109
     ) -> AsyncLease[T]:
         queue, head = self.queue, self._head
-        if blocking and checked_count(items):
-
-            def attempt() -> Lease[T] | None:
-                return head.if_enough(1, lambda _n, _least: queue.lease(items, ttl=ttl) or None)
-
-            found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), timeout)
-            if found is None:
+        lease = partial(queue.lease, batch.items, ttl=ttl, max_bytes=batch.max_bytes)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while batch.items:
+            if batch.linger and await self._anything(remaining(deadline) if blocking else 0.0):
+                await self._until(lambda: head.is_full(batch) or None, batch.linger)
+            if not blocking:
+                break
+            attempt = partial(head.if_enough, 1, lambda: lease() or None)
+            wait = 0.0 if batch.linger else timeout
+            found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), wait)
+            if found is not None:
+                return AsyncLease(found, self._call)
+            if not batch.linger or is_over(deadline):
                 raise Empty(1, timeout)
-        else:
-            found = await self._kept(Call(self._future(), partial(queue.lease, items, ttl=ttl), undo=_give_back), None)
+        found = await self._kept(Call(self._future(), lease, undo=_give_back), None)
         return AsyncLease(found, self._call)
 
     @property
@@ -168,16 +351,16 @@ class AsyncQueue(Generic[T]):
         As ``PersistentQueue.work``. One that is cancelled gives back what it holds.
         """
         n = max(1, checked_count(items))
-        lease = partial(self._leased, n, ttl, blocking=False, timeout=None)
+        lease = partial(self._leased, Batch(n, None, 0.0), ttl, blocking=False, timeout=None)
         loop = AsyncLoop(lease, self._anything, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress)
         return await loop.run()
 
-    async def _anything(self, timeout: float) -> bool:  # noqa: ASYNC109
+    async def _anything(self, timeout: float | None) -> bool:  # noqa: ASYNC109
         """Wait for an item, at most ``timeout`` seconds; tell whether there is one."""
         head = self._head
 
         def attempt() -> bool | None:
-            return head.if_enough(1, lambda n, _: bool(head.candidates(n)) or None)
+            return head.if_enough(1, lambda: bool(head.candidates(1)) or None)
 
         return bool(await self._until(attempt, timeout))
 
@@ -224,25 +407,48 @@ class AsyncQueue(Generic[T]):
         """Give empty space back; other calls of this object wait meanwhile."""
         return await self._call(self.queue.flush, force)
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        """Browse from the head to the tail and remove nothing."""
-        place = b""
-        while entries := await self._call(self._engine.since, place):
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Browse from the head to the tail and remove nothing, as ``browse()``."""
+        return self.browse()
+
+    def browse(self, *, on_error: OnError = "raise") -> AsyncIterator[T]:
+        """Yield the items from the head to the tail and remove nothing.
+
+        ``on_error``: what to do at an item that cannot be decoded: ``"raise"``, ``"skip"``, or a function that gets
+        the error.
+        """
+        return self._browsed(checked_on_error(on_error))
+
+    async def _browsed(self, on_error: Callable[[DecodeError | CorruptItemError], object]) -> AsyncIterator[T]:
+        key = b""
+        while entries := await self._call(self._engine.since, key):
             for entry in entries:
-                place = entry[0]
-                yield self._head.decode([entry])[0]
+                key = entry[0]
+                for item in decoded(self._head, entry, on_error):
+                    yield item
 
     # --- the verbs of asyncio.Queue
 
-    async def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:  # noqa: ASYNC109
+    async def put(
+        self,
+        item: T,
+        block: bool = True,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        priority: int = 0,
+    ) -> None:
         """Append exactly one item, a list too; wait for room if the queue is full."""
-        push = Push(self._future(), [payload_of(self.queue.dumps, item)], waits=block)
+        payloads = [payload_of(self.queue.dumps, item)]
+        if priority:
+            push = Push(self._future(), payloads, waits=block, append=append_of(self._engine, priority))
+        else:
+            push = Push(self._future(), payloads, waits=block)
         if await self._waited_for(push, timeout) is None:
             raise push.refusal
 
     async def get(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: ASYNC109
         """Remove and return the first item; wait for one if there is none."""
-        found: list[T] = await self._taken(1, blocking=block, timeout=timeout)
+        found = await self._taken(Wanted(1, 1, 1), blocking=block, timeout=timeout)
         if not found:
             raise Empty(1, None)
         self._in_hand += 1
@@ -345,11 +551,11 @@ class AsyncQueue(Generic[T]):
         finally:
             handle.cancel()
 
-    async def _taken(self, n: int, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
+    async def _taken(self, wanted: Wanted, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
         """Return items that are removed, durably; put them back if the caller was cancelled meanwhile."""
-        found = await self._kept(Take(self._future(), n, waits=blocking), timeout)
+        found = await self._kept(Take(self._future(), wanted, waits=blocking), timeout)
         if found is None:
-            raise Empty(n, timeout)
+            raise Empty(wanted.awaited, timeout)
         items: list[T] = found[1]
         return items
 

@@ -26,7 +26,7 @@ from itertools import chain, groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
 from lmdbqueue._values import Entry
@@ -87,19 +87,30 @@ class Call(Job):
 class Push(Job):
     """A push of payloads, all or none; it gives their numbers."""
 
-    kind = "push"
+    kind: object = "push"
     refusal: Full
 
-    def __init__(self, future: "Future[Any]", payloads: list[bytes], *, waits: bool = False) -> None:
+    def __init__(
+        self,
+        future: "Future[Any]",
+        payloads: list[bytes],
+        *,
+        waits: bool = False,
+        append: Callable[[list[bytes]], object] | None = None,
+    ) -> None:
+        """``append``: how they are appended, if not as others are."""
         self.future = future
         self.payloads = payloads
         self.waits = waits
+        self.append = append
+        if append is not None:
+            self.kind = object()  # of no other
 
-    def run(self, head: AnyHead) -> range | None:
+    def run(self, head: AnyHead) -> object:
         """Append them."""
         head.refuse_push()
         try:
-            return head.engine.append(self.payloads)
+            return (self.append or head.engine.append)(self.payloads)
         except Full as error:
             if not self.waits or isinstance(error, DiskFullError):
                 raise
@@ -107,22 +118,37 @@ class Push(Job):
             return None
 
 
-class Take(Job):
-    """A take of ``n`` items, or with ``waits`` not before there are so many; it gives entries and items."""
+class Wanted(NamedTuple):
+    """What a take is of."""
 
-    def __init__(self, future: "Future[Any]", n: int, *, waits: bool = False) -> None:
+    items: int
+    least: int  # none if there are fewer
+    awaited: int  # for so many it waits
+    max_bytes: int | None = None
+
+
+class Take(Job):
+    """A take of items, or with ``waits`` not before there are enough; it gives entries and items."""
+
+    def __init__(self, future: "Future[Any]", wanted: Wanted, *, waits: bool = False) -> None:
         self.future = future
         self.waits = waits
-        self.n = self.kind = n
+        self.wanted = self.kind = wanted
 
     def run(self, head: AnyHead) -> Taken | None:
         """Remove them."""
-        return head.if_enough(self.n, head.take) if self.waits else head.take(self.n, 0)
+        wanted = self.wanted
+        if not self.waits:
+            return head.take(wanted.items, 0, wanted.max_bytes)
+        return head.if_enough(wanted.awaited, lambda: head.take(wanted.items, wanted.least, wanted.max_bytes))
 
     def undo(self, head: AnyHead, result: Taken) -> None:
         """Put them back."""
         if result[0]:
             head.engine.put_back(result[0])
+
+
+ONE: Final = Wanted(1, 1, 1)
 
 
 def _of_future(error: BaseException) -> BaseException:
@@ -227,7 +253,7 @@ class Courier:
             return self._each(jobs)
         if kind == Push.kind:
             return self._pushed(jobs)
-        if kind == 1 and not self._engine.is_drained:
+        if kind == ONE and not self._engine.is_drained:
             return self._taken(jobs)
         return self._each(jobs)
 

@@ -14,13 +14,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, Empty, ShutDown
 from lmdbqueue._values import Entry, Start
 from lmdbqueue._verbs.engine import Move
 from lmdbqueue._verbs.reader import Reader, position_of
-from lmdbqueue._verbs.reading import checked_count, shaped
+from lmdbqueue._verbs.reading import Many, checked_count, checked_many, shaped
 
 T = TypeVar("T")
 Begin = Callable[..., "asyncio.Future[Any]"]  # what must not be called in the loop, with its arguments; ``undo``
@@ -58,31 +58,93 @@ class AsyncReader(Generic[T]):
         """Its name."""
         return self.reader.name
 
+    @overload
+    async def peek(  # type: ignore[overload-overlap]  # there is no type for "every int but 1"
+        self,
+        items: Literal[1] = 1,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> T | None: ...
+
+    @overload
+    async def peek(
+        self,
+        items: int,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]: ...
+
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items and do not pass them."""
+        """Return the next items and do not pass them: the item or None for one, else a list."""
         n = checked_count(items)
-        if not blocking or not n:
-            return shaped(n, await self._begin(self._head.look, n, 0))
-        found = await self._gathered(partial(self._head.if_enough, n, self._head.look), timeout)
-        if found is None:
-            raise Empty(n, timeout)
-        return shaped(n, found)
+        least = n if blocking else 1
+        return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
+
+    @overload
+    async def pop(  # type: ignore[overload-overlap]  # as above
+        self,
+        items: Literal[1] = 1,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> T | None: ...
+
+    @overload
+    async def pop(
+        self,
+        items: int,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]: ...
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items and pass them."""
+        """Return the next items and pass them: the item or None for one, else a list."""
         n = checked_count(items)
+        least = n if blocking else 1
+        return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
+
+    async def peek_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]:
+        """Return the next items as a list, also for one, and do not pass them."""
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        if not blocking or not many.items:
+            return await self._begin(head.look, many.items, 0, max_bytes) or []
+        look = partial(head.look, many.items, many.least, max_bytes)
+        found: list[T] | None = await self._gathered(partial(head.if_enough, at_least, look), timeout)
+        if found is None:
+            raise Empty(at_least, timeout)
+        return found
+
+    async def pop_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[T]:
+        """Return the next items as a list, also for one, and pass them."""
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
         left = timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if blocking and n:
-                entries = await self._gathered(partial(self._head.if_enough, n, self._enough), left)
+            if blocking and many.items:
+                enough = partial(self._enough, many, max_bytes)
+                entries = await self._gathered(partial(head.if_enough, at_least, enough), left)
                 if entries is None:
-                    raise Empty(n, timeout)
+                    raise Empty(at_least, timeout)
             else:
-                entries = await self._begin(self._head.first, n)
+                entries = await self._begin(head.first, many.items, max_bytes)
             found: list[T] | None = await self._passed(entries) if entries else []
             if found is not None:
-                return shaped(n, found)
+                return found
             left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
 
     async def delete(self, items: int = 1) -> int:
@@ -125,9 +187,9 @@ class AsyncReader(Generic[T]):
 
     # --- what the verbs are made of
 
-    def _enough(self, n: int, least: int) -> list[Entry] | None:
-        entries = self._head.first(n)
-        return entries if len(entries) >= least else None
+    def _enough(self, many: Many, max_bytes: int | None) -> list[Entry] | None:
+        entries = self._head.first(many.items, max_bytes)
+        return entries if len(entries) >= many.least else None
 
     async def _gathered(self, attempt: Callable[[], Any], timeout: float | None) -> Any:  # noqa: ASYNC109
         rest = self._head.rest(timeout)
@@ -144,7 +206,7 @@ class AsyncReader(Generic[T]):
         """Pass entries that are the next, and return their items; None if they are not the next any more."""
 
         def undo(taken: tuple[list[T], Move]) -> bool:
-            return self._head.engine.reader_retreat(taken[1], entries)
+            return self._head.engine.reader_retreat(taken[1], entries[: len(taken[0])])
 
         async with self._moving:
             passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self._head.pass_by, entries, undo=undo)

@@ -25,7 +25,7 @@ from lmdbqueue._model.leases import Apart, Overdue, Return
 from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._model.readers import Move
 from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
-from lmdbqueue._verbs.engine import Decode, SortOut
+from lmdbqueue._verbs.engine import Decode, SortOut, within
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -131,19 +131,32 @@ class LocalEngine:
         found = self.environment.view(self.ref, leases.overdue, self.owners, moment)
         return found is not None and self._restore(found.owners, moment, _AT_ONCE) > 0
 
-    def first(self, n: int) -> list[Entry]:
-        """Return the first ``n`` entries."""
-        return self._view(fifo.first, n)
+    def find(self, key: bytes) -> int | None:
+        """Return the number of the item with a unique key."""
+        return self._view(leases.find, key)
 
-    def candidates(self, n: int) -> list[Entry]:
+    def cancel(self, key: bytes) -> bool:
+        """Remove the item with a unique key, if it waits or is delayed."""
+        return self.environment.update(self.ref, leases.cancel, key)
+
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the first ``n`` entries."""
+        return self._view(fifo.first, n, max_bytes)
+
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the first ``n`` entries, durable or not."""
-        return self._glance(n, fifo.first, n)
+        return self._glance(n, fifo.first, n, max_bytes)
+
+    def _size(self, entry: Entry) -> int:
+        return len(self.opened(entry)[1])
 
     def since(self, key: bytes) -> list[Entry]:
         """Return some entries behind that of ``key``."""
         return self._view(fifo.since, key, _BROWSE_BYTES)
 
-    def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+    def take(  # noqa: C901  (in one frame: every pop passes it)
+        self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
+    ) -> tuple[list[Entry], list[T]] | None:
         """Read the first items, decode them, remove *just those*.
 
         If another consumer was faster the removal does nothing, and this begins anew: no item goes to two consumers,
@@ -155,18 +168,20 @@ class LocalEngine:
                 entries = [self._next.pop()]
                 items = decode(entries)
             except (IndexError, CorruptItemError, DecodeError):  # another thread was faster; it may have left since
-                return self.take(n, least, decode)
+                return self.take(n, least, decode, max_bytes)
             removed = self.environment.update(self.ref, fifo.remove_if_plain, [entries[0][0]])
             if removed is not None:
                 if removed.following is not None:
                     self._next = [removed.following]
                 return entries, items
-        while len(entries := self.candidates(n)) >= least:
+        while len(entries := self.candidates(n, max_bytes)) >= least:
             if not entries:
                 if not self.first(1):  # empty, and durably so
                     return [], []
                 continue
             items = decode(entries)
+            if len(items) < len(entries):
+                entries = entries[: len(items)]
             removed = self.environment.update(self.ref, fifo.remove, [key for key, _ in entries])
             if removed is not None:
                 if removed.following is not None:
@@ -182,6 +197,17 @@ class LocalEngine:
         """Undo ``take``."""
         room = pushing.room_for([value for _, value in entries])
         self.environment.update(self.ref, fifo.put_back, entries, room=room)
+
+    def delete_item(self, seq: int) -> bool:
+        """Remove the item of this number, if it waits."""
+        self._view(fifo.count)  # so that what has to come back has
+        return self.environment.update(self.ref, leases.delete_items, [_format.key_of(seq)]) > 0
+
+    def dead_letter(self, seq: int, reason: str) -> bool:
+        """Let the item of this number be a dead letter, if it waits."""
+        self._view(fifo.count)
+        how = Return(self.clock().wall, reason)
+        return self.environment.update(self.ref, leases.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items."""
@@ -273,11 +299,13 @@ class LocalEngine:
 
     # --- leases
 
-    def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
+    def lease(
+        self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
+    ) -> tuple[list[T], Leased] | None:
         """Lease the first ``n`` items, or as many as there are; None if there are none, durably."""
         if n == 1 and self._next and (found := self._lease_next(ttl, sort_out)) is not None:
             return found
-        while entries := self.candidates(n) or self.first(n):
+        while entries := self.candidates(n, max_bytes) or self.first(n, max_bytes):
             items, unreadable = sort_out(entries)
             try:
                 leased = self._lease(entries, unreadable, ttl)
@@ -399,12 +427,16 @@ class LocalEngine:
         while self.environment.update(self.ref, retention.trim, self.clock().wall):
             pass
 
-    def reader_first(self, name: str, n: int) -> list[Entry]:
+    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the next ``n`` entries of a reader."""
+        if max_bytes is not None:
+            return within(partial(self.reader_first, name), self._size, n, max_bytes)
         return self._view(readers.first, name, n)
 
-    def reader_candidates(self, name: str, n: int) -> list[Entry]:
-        """Return the next ``n`` entries of a reader, durable or not; the one that a move saw, if that will do."""
+    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the next ``n`` entries of a reader, durable or not: the one that ``reader_advance`` saw."""
+        if max_bytes is not None:
+            return within(partial(self.reader_candidates, name), self._size, n, max_bytes)
         if n == 1 and (entry := self._next_of_readers.pop(name, None)) is not None:
             return [entry]
         return self._glance(n, readers.first, name, n)

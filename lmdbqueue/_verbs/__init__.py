@@ -8,6 +8,7 @@
 ``worker``    the loop of a worker
 ``lease``     what a consumer holds: leases, dead letters
 ``reader``    ``Reader``: one of many who read all
+``writing``   ``push``, ``browse``, and what takes single items out
 ``reading``   ``peek``, ``pop``, ``delete``: the verbs that a queue and a reader share
 ``head``      from where items are read, decoded, waited for and taken
 ``hands``     what ``get`` gave out and ``join`` waits for

@@ -5,21 +5,25 @@ transaction, or is called by a ``map`` or a generator of ours, which would take 
 Must not know: who stores the bytes.
 """
 
-from collections.abc import Callable
-from typing import TypeVar
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from lmdbqueue._format import MAX_PAYLOAD
+from lmdbqueue._values import Push
 
 T = TypeVar("T")
 Key = str | bytes  # of ``unique``
 
-_CENTURY = 100 * 365 * 86400.0  # seconds
+_CENTURY: Final = 100 * 365 * 86400.0  # seconds
+_LOWEST: Final = 128  # beyond the priorities
+_LONGEST_HEADER: Final = 65_535  # bytes
 
 
 def payload_of(dumps: Callable[[T], bytes], item: T) -> bytes:
     """Return an item as it is stored."""
     payload = dumps(item)
-    return payload if type(payload) is bytes and len(payload) <= MAX_PAYLOAD else _as_payload(payload)
+    return payload if type(payload) is bytes and len(payload) <= MAX_PAYLOAD else as_payload(payload)
 
 
 def payloads_of(dumps: Callable[[T], bytes], items: list[T]) -> list[bytes]:
@@ -27,7 +31,7 @@ def payloads_of(dumps: Callable[[T], bytes], items: list[T]) -> list[bytes]:
     payloads = [dumps(item) for item in items]
     if set(map(type, payloads)) == _BYTES and max(map(len, payloads)) <= MAX_PAYLOAD:
         return payloads
-    return list(map(_as_payload, payloads))
+    return list(map(as_payload, payloads))
 
 
 def checked_delay(delay: float) -> None:
@@ -35,6 +39,40 @@ def checked_delay(delay: float) -> None:
     if not 0 <= delay < _CENTURY:
         message = f"a delay is a non-negative number of seconds, less than a century, and not {delay!r}"
         raise ValueError(message)
+
+
+def how_to_push(
+    n: int,
+    *,
+    delay: float,
+    unique: Key | Sequence[Key | None] | None,
+    replace: bool,
+    expires: float | None,
+    headers: Mapping[str, str] | None,
+    priority: int,
+) -> Push:
+    """Return what an engine is told of ``n`` items that do not just wait; raise for what cannot be, or not together."""
+    checked_delay(delay)
+    if expires is not None and not delay < expires < _CENTURY:
+        message = f"'expires' is a number of seconds, more than the delay and less than a century, not {expires!r}"
+        raise ValueError(message)
+    if not -_LOWEST <= operator.index(priority) < _LOWEST:
+        message = f"a priority is {-_LOWEST} to {_LOWEST - 1}, lower leaves sooner, and not {priority!r}"
+        raise ValueError(message)
+    if replace and unique is None:
+        message = "'replace' says that the newest item with a key wins: it needs unique="
+        raise ValueError(message)
+    for each in (each for pair in (headers or {}).items() for each in pair):
+        if not isinstance(each, str) or len(each.encode()) > _LONGEST_HEADER:
+            message = f"headers are str, of at most {_LONGEST_HEADER:,} bytes each, and not {each!r:.80}"
+            raise TypeError(message) if not isinstance(each, str) else ValueError(message)
+    keys: Sequence[bytes] = ()
+    if unique is not None:
+        if isinstance(unique, (str, bytes)) or len(unique) != n:
+            message = f"a list of {n} items needs a list of as many keys"
+            raise ValueError(message)
+        keys = list(map(digest, unique))
+    return Push(delay, keys, replace, expires, headers, priority)
 
 
 def digest(key: Key | None) -> bytes:
@@ -53,7 +91,8 @@ def digest(key: Key | None) -> bytes:
 _BYTES = {bytes}
 
 
-def _as_payload(payload: object) -> bytes:
+def as_payload(payload: object) -> bytes:
+    """Return what ``dumps`` returned, a ``bytearray`` or the like, as bytes."""
     try:
         data = bytes(memoryview(payload))  # type: ignore[arg-type]
     except TypeError:

@@ -9,7 +9,7 @@ event loop, its courier. ``_local.engine`` keeps items in LMDB, ``postgres._engi
 """
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from lmdbqueue._format import Note, Retention
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
@@ -44,23 +44,38 @@ class Engine(Protocol):
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
 
-    def first(self, n: int) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are."""
+    def find(self, key: bytes) -> int | None:
+        """Return the number of the item with a unique key, given by its digest."""
 
-    def candidates(self, n: int) -> list[Entry]:
+    def cancel(self, key: bytes) -> bool:
+        """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
 
     def since(self, key: bytes) -> list[Entry]:
         """Return some entries behind that of ``key``, b"" for all; none only if there are none."""
 
-    def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+    def take(
+        self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
+    ) -> tuple[list[Entry], list[T]] | None:
         """Remove the first ``n`` items, or as many as there are, once ``decode`` has decoded them; return both.
 
-        None, and nothing removed, if there are fewer than ``least``. What ``decode`` raises leaves all in place.
+        None, and nothing removed, if there are fewer than ``least``. ``decode`` may return fewer items than it was
+        given entries: the others stay. What it raises leaves all in place.
         """
 
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``: the items have their old numbers again, whatever has left after them."""
+
+    def delete_item(self, seq: int) -> bool:
+        """Remove the item of this number, if it waits; return whether it did."""
+
+    def dead_letter(self, seq: int, reason: str) -> bool:
+        """Let the item of this number be a dead letter, if it waits; return whether it did."""
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items, or as many as there are; return how many went."""
@@ -79,7 +94,9 @@ class Engine(Protocol):
 
     # --- leases
 
-    def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
+    def lease(
+        self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
+    ) -> tuple[list[T], Leased] | None:
         """Lease the first ``n`` items, or as many as there are; what cannot be read dies. None: there are none.
 
         ``ttl`` in seconds, None for as long as the queue object lives.
@@ -124,10 +141,10 @@ class Engine(Protocol):
     def reader_seek(self, name: str, where: Start) -> None:
         """Let a reader go on from another item."""
 
-    def reader_first(self, name: str, n: int) -> list[Entry]:
-        """Return the next ``n`` entries of a reader."""
+    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the next ``n`` entries of a reader; of at most so many payload bytes, but always one."""
 
-    def reader_candidates(self, name: str, n: int) -> list[Entry]:
+    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``reader_first``, for entries that are to be passed: they need not be durable yet."""
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
@@ -173,3 +190,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what is leased, and free what is held; every later step raises ``ClosedError``. Idempotent."""
+
+
+_FEW: Final = 16  # entries that are read at first
+
+
+def within(fetch: Callable[[int], list[Entry]], size: Callable[[Entry], int], n: int, max_bytes: int) -> list[Entry]:
+    """Return the first ``n`` entries of at most so many payload bytes, but always one, and read few more."""
+    wanted = min(n, _FEW)
+    while True:
+        entries = fetch(wanted)
+        found = fitting(entries, size, max_bytes)
+        if len(found) < len(entries) or len(entries) < wanted or wanted == n:
+            return found
+        wanted = min(n, 4 * wanted)
+
+
+def fitting(entries: list[Entry], size: Callable[[Entry], int], max_bytes: int) -> list[Entry]:
+    """Return the first entries of at most so many payload bytes, but always one."""
+    left = max_bytes
+    for number, entry in enumerate(entries):
+        left -= size(entry)
+        if left < 0:
+            return entries[: max(1, number)]
+    return entries

@@ -4,9 +4,11 @@ Owns: decoding after the transactions, waiting, and in which order a verb asks t
 it was decoded. Must not know: how items are kept, who waits.
 """
 
+import operator
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Generic, NamedTuple, TypeVar
 
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
 from lmdbqueue._values import Entry
@@ -29,17 +31,20 @@ class Head(Generic[T]):
         """Return how many items wait here."""
         return self.engine.count()
 
-    def first(self, n: int) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are."""
-        return self.engine.first(n)
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        return self.engine.first(n, max_bytes)
 
-    def candidates(self, n: int) -> list[Entry]:
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
-        return self.engine.candidates(n)
+        return self.engine.candidates(n, max_bytes)
 
-    def take(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
-        """Take the first ``n`` items, or as many as there are; None, and nothing taken, if fewer than ``least``."""
-        return self.engine.take(n, least, self.decode)
+    def take(self, n: int, least: int, max_bytes: int | None = None) -> tuple[list[Entry], list[T]] | None:
+        """Take the first ``n`` items, or as many as there are; None, and nothing taken, if fewer than ``least``.
+
+        An item that cannot be decoded ends it: what stands before is taken. The first of all is told.
+        """
+        return self.engine.take(n, least, self.decode_some, max_bytes)
 
     def delete(self, n: int) -> int:
         """Pass the first ``n`` items undecoded; return how many there were."""
@@ -51,10 +56,23 @@ class Head(Generic[T]):
 
     # --- reading
 
-    def look(self, n: int, least: int) -> list[T] | None:
-        """Return the first ``n`` items; None if there are fewer than ``least``."""
-        entries = self.first(n)
-        return self.decode(entries) if len(entries) >= least else None
+    def look(self, n: int, least: int, max_bytes: int | None = None) -> list[T] | None:
+        """Return the first ``n`` items, as far as they can be decoded; None if there are fewer than ``least``."""
+        entries = self.first(n, max_bytes)
+        return self.decode_some(entries) if len(entries) >= least else None
+
+    def decode_some(self, entries: list[Entry]) -> list[T]:
+        """Return the items before the first that cannot be had. Raises, as ``decode`` does, if that is the first."""
+        try:
+            return self.decode(entries)
+        except (CorruptItemError, DecodeError):
+            if len(entries) == 1:
+                raise
+        items = self.decode(entries[:1])
+        with suppress(CorruptItemError, DecodeError):
+            for entry in entries[1:]:
+                items += self.decode([entry])
+        return items
 
     def decode(self, entries: list[Entry]) -> list[T]:
         """Return the items of the entries. Raises ``CorruptItemError``, ``DecodeError``."""
@@ -85,22 +103,41 @@ class Head(Generic[T]):
 
     # --- waiting
 
-    def awaited(self, n: int, get: Callable[[int, int], R | None], timeout: float | None) -> R:
-        """Return what ``get(n, n)`` returns once there are ``n`` items; raise ``Empty`` after ``timeout`` seconds."""
+    def awaited(self, n: int, get: Callable[[], R | None], timeout: float | None) -> R:
+        """Return what ``get()`` returns once there are ``n`` items; raise ``Empty`` after ``timeout`` seconds."""
         self.refuse_if_closed()
         found = self.wait(lambda: self.if_enough(n, get), timeout)
         if found is None:
             raise Empty(n, timeout)
         return found
 
-    def if_enough(self, n: int, get: Callable[[int, int], R | None]) -> R | None:
-        """Return what ``get(n, n)`` returns, or None if there are not ``n`` items (yet). Raises ``ShutDown``."""
+    def if_enough(self, n: int, get: Callable[[], R | None]) -> R | None:
+        """Return what ``get()`` returns, or None if there are not ``n`` items (yet). Raises ``ShutDown``."""
         if self.engine.is_drained:
             raise ShutDown
-        found = get(n, n) if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
+        found = get() if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
         if found is None and self.engine.is_shut_down:
             raise ShutDown
         return found
+
+    def fill(self, batch: "Batch", timeout: float | None) -> None:
+        """Wait for an item, at most ``timeout`` seconds; then, as long as it lingers, for the batch to be full."""
+
+        def anything() -> bool | None:
+            return self.if_enough(1, lambda: bool(self.candidates(1)) or None)
+
+        if self.wait(anything, timeout):
+            with suppress(ShutDown):
+                self.wait(lambda: self.is_full(batch) or None, batch.linger)
+
+    def is_full(self, batch: "Batch") -> bool:
+        """Return whether more items would not fit, or will not come."""
+        if self.engine.is_shut_down:
+            return True
+        count = self.count()
+        if count >= batch.items or not count:  # taken by others
+            return True
+        return batch.max_bytes is not None and len(self.candidates(batch.items, batch.max_bytes)) < count
 
     def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
         """Return what ``attempt`` returns as soon as that is not None; None after ``timeout`` seconds."""
@@ -128,6 +165,35 @@ class Head(Generic[T]):
             raise ClosedError(self.engine.path)
         if self.engine.is_shut_down:
             raise ShutDown
+
+
+class Batch(NamedTuple):
+    """What a lease waits for."""
+
+    items: int
+    max_bytes: int | None
+    linger: float  # seconds
+
+
+def checked_batch(items: int, max_bytes: int | None, linger: float) -> Batch:
+    """Return what a lease waits for; raise ``ValueError`` for what cannot be."""
+    if max_bytes is not None and operator.index(max_bytes) < 1:
+        message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
+        raise ValueError(message)
+    if not 0 <= linger < float("inf"):
+        message = f"'linger' is a non-negative number of seconds, not {linger!r}"
+        raise ValueError(message)
+    return Batch(items, max_bytes, linger)
+
+
+def remaining(deadline: float | None) -> float | None:
+    """Return the seconds until a deadline on ``time.monotonic()``."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def is_over(deadline: float | None) -> bool:
+    """Return whether a deadline has passed."""
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def _reason(error: DecodeError | CorruptItemError) -> str:

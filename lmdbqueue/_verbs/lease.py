@@ -72,7 +72,11 @@ class Lease(Sequence[T]):
         """Remove what the lease still holds, or those of ``seqs``, for good. What was settled before is left alone."""
         wanted = None if seqs is None and self._process == os.getpid() else self._wanted(seqs)
         if self._token:
-            self._settle(wanted, self._engine.ack(self._token, wanted))
+            settled = self._engine.ack(self._token, wanted)
+            if wanted is None and settled is not None:
+                self._held.clear()
+            else:
+                self._settle(wanted, settled)
 
     def nack(
         self,

@@ -5,20 +5,23 @@ takes a ``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``
 differ, since items outlive the process, is said at each verb. Must not know: how items are kept.
 """
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, overload
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
-from lmdbqueue._values import NOTHING, Push, ReaderStats, Start, Stats
-from lmdbqueue._verbs.encoding import Key, checked_delay, digest, payload_of, payloads_of
+from lmdbqueue._values import NOTHING, ReaderStats, Start, Stats
+from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
-from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease
 from lmdbqueue._verbs.reader import Reader, checked_start
-from lmdbqueue._verbs.reading import Reading, checked_count
+from lmdbqueue._verbs.reading import checked_count
+from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
     from lmdbqueue._verbs.worker import Retry, Stop, Worked
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECOND: Final = 10**9  # ns
+_NUMBERS: Final = 1 << 62  # beyond all of items
 
 
-class Queue(Reading[T], ABC):
+class Queue(Writing[T], ABC):
     """A persistent FIFO queue: items leave in the order in which they were pushed.
 
     Safe to use from many threads and processes at once. Every verb is one atomic step, durable when
@@ -85,52 +89,7 @@ class Queue(Reading[T], ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same queue in the process that unpickles it."""
 
-    # --- the verbs of python-persistent-queue
-
-    @overload
-    def push(self, items: T | list[T], *, delay: float = 0.0, unique: None = None) -> int | range: ...
-
-    @overload
-    def push(
-        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None]
-    ) -> int | list[int]: ...
-
-    def push(
-        self, items: T | list[T], *, delay: float = 0.0, unique: Key | Sequence[Key | None] | None = None
-    ) -> int | range | list[int]:
-        """Append an item, or each item of a list, as one atomic step.
-
-        A list (not a tuple, which is an item) is many items; ``[]`` does nothing. Returns the
-        sequence number given to the item, or the ``range`` of them for a list. Raises ``Full`` at
-        once when ``maxsize`` or ``max_bytes`` would be exceeded (nothing is stored; ``put`` waits
-        instead), ``TypeError`` when ``dumps`` returns no bytes, ``ShutDown`` after ``shutdown()``.
-
-        ``delay``: seconds until the items can be seen; until then they are no part of ``len``, and then they
-        come before what waits, in the order in which they came due. It is kept on the wall clock, through
-        restarts. ``unique``: a key, str or bytes, of the item; for a list, one for each item, None for
-        those without. While an item with that key waits, is leased or delayed, the new one is not stored
-        and the number of the old one is returned. Numbers of a list with keys come as a list.
-        """
-        engine = self._engine
-        if engine.is_shut_down or engine.is_closed:
-            self._head.refuse_push()
-        if delay or unique is not None:
-            return push_apart(engine, self.dumps, items, delay, unique)
-        if not isinstance(items, list):
-            return engine.append([payload_of(self.dumps, items)]).start
-        if not items:
-            return range(0)
-        return engine.append(payloads_of(self.dumps, items))
-
-    def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
-        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead.
-
-        Their sequence numbers are not given again. Who holds a lease finds it expired.
-        """
-        if all:
-            self._engine.clear_all()
-        else:
-            self._engine.clear()
+    # --- the whole
 
     def count(self) -> int:
         """Return how many items wait in the queue, at a cost that does not depend on it."""
@@ -144,34 +103,31 @@ class Queue(Reading[T], ABC):
     def flush(self, force: bool = False) -> int:
         """Give empty space back; return how many bytes."""
 
-    def __iter__(self) -> Iterator[T]:
-        """Browse from the head to the tail and remove nothing.
-
-        Items that others remove or push meanwhile may be seen or not; each is seen once, in order.
-        No transaction is held between two items.
-        """
-        key = b""
-        while entries := self._engine.since(key):
-            for entry in entries:
-                key = entry[0]
-                yield self._head.decode([entry])[0]
-
     # --- the verbs of queue.Queue
 
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
+    def put(self, item: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
         """Append exactly one item, a list too; wait for room if the queue is full.
 
-        Raises ``Full`` after ``timeout`` seconds, or at once with ``block=False``; ``DiskFullError``
-        at once in any case; ``ShutDown`` after ``shutdown()``.
+        Args:
+            item: The item.
+            block: Wait for room.
+            timeout: Seconds to wait at most; None waits for ever.
+            priority: As of ``push``.
+
+        Raises:
+            Full: There was no room for ``timeout`` seconds, or at once with ``block=False``.
+            DiskFullError: At once in any case.
+            ShutDown: ``shutdown()`` was called.
         """
         head, payloads = self._head, [payload_of(self.dumps, item)]
+        append = append_of(head.engine, priority)
         refusal: Full | None = None
 
-        def attempt() -> range | None:
+        def attempt() -> object:
             nonlocal refusal
             head.refuse_push()
             try:
-                return head.engine.append(payloads)
+                return append(payloads)
             except DiskFullError:
                 raise
             except Full as error:
@@ -194,7 +150,7 @@ class Queue(Reading[T], ABC):
         return taken[1][0]
 
     def _reach(self) -> tuple[list[Any], list[T]] | None:
-        return self._hands.reach(lambda: self._head.if_enough(1, self._head.take))
+        return self._hands.reach(lambda: self._head.if_enough(1, lambda: self._head.take(1, 1)))
 
     def put_nowait(self, item: T) -> None:
         """Append exactly one item; raise ``Full`` if there is no room."""
@@ -264,31 +220,60 @@ class Queue(Reading[T], ABC):
     # --- consumers that can die
 
     def lease(
-        self, items: int = 1, *, ttl: float | None = None, blocking: bool = False, timeout: float | None = None
+        self,
+        items: int = 1,
+        *,
+        ttl: float | None = None,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
+        blocking: bool = False,
+        timeout: float | None = None,
     ) -> Lease[T]:
-        """Take the first items, at most ``items``, into a lease: nobody else gets them while it holds.
+        """Take the first items into a lease: nobody else gets them while it holds.
 
-        It holds until they are acknowledged or given back, at most for ``ttl`` seconds; None: for as long as
-        this queue object lives. When its process dies, however that comes, what it held is in its places again for
-        the next consumer to look, without any time-out. So each item is delivered at least once, and to one living
-        consumer at a time, as long as that is done within the ttl. ``len`` counts leased items no more.
+        When the process dies, however that comes, what it held is in its places again for the next consumer to look,
+        without any time-out. So each item is delivered at least once, and to one living consumer at a time, as long
+        as that is done within the ttl. ``len`` counts leased items no more. What cannot be decoded goes to ``dead``.
 
-        An empty lease, which is falsy, says that nothing was there; with ``blocking`` it waits for at least one
-        item, and raises ``Empty`` after ``timeout`` seconds. What cannot be decoded goes to ``dead``. On a full
-        disk it gives one item, as long as few are leased, and raises ``DiskFullError`` for one of over 16 KiB.
+        Args:
+            items: How many at most.
+            ttl: Seconds for which the lease holds; None: for as long as this queue object lives.
+            max_bytes: How many bytes of payloads at most; one item is leased in any case.
+            linger: Seconds for which an item that is there waits for more, until ``items`` or ``max_bytes`` are full.
+            blocking: Wait for at least one item.
+            timeout: Seconds to wait for it at most; None waits for ever.
+
+        Returns:
+            The lease, durable. An empty one, which is falsy, says that nothing was there.
+
+        Raises:
+            Empty: ``timeout`` is over.
+            DiskFullError: The disk is full, and the first item has over 16 KiB, or many are leased; else a full disk
+                gives one item.
+            ShutDown: Waiting is of no use after ``shutdown()``.
         """
         head, n = self._head, checked_count(items)
-        if ttl is not None and ttl <= 0:
+        batch = checked_batch(n, max_bytes, linger) if linger or max_bytes is not None else None
+        if ttl is not None and not ttl > 0:
             message = f"ttl is a positive number of seconds, not {ttl!r}"
             raise ValueError(message)
-        found = None
         if not n:
             head.refuse_if_closed()
-        elif blocking:
-            found = head.awaited(1, lambda _n, _least: head.engine.lease(n, ttl, head.sort_out), timeout)
-        else:
-            found = head.engine.lease(n, ttl, head.sort_out)
-        return Lease(head.engine, *(found or ([], NOTHING)))
+            return Lease(head.engine, [], NOTHING)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if batch is not None and linger:
+                head.fill(batch, remaining(deadline) if blocking else 0.0)
+            if blocking:
+                lease = partial(head.engine.lease, n, ttl, head.sort_out, max_bytes)
+                found = head.wait(partial(head.if_enough, 1, lease), 0 if linger else timeout)
+                if found is None and linger and not is_over(deadline):
+                    continue  # another was faster
+                if found is None:
+                    raise Empty(1, timeout)
+            else:
+                found = head.engine.lease(n, ttl, head.sort_out, max_bytes)
+            return Lease(head.engine, *(found or ([], NOTHING)))
 
     @property
     def dead(self) -> DeadLetters[T]:
@@ -373,28 +358,6 @@ class Queue(Reading[T], ABC):
             raise ValueError(message)
         age = None if seconds is None else int(seconds * _SECOND)
         self._engine.retain(None if limits == (None, None, None) else Retention(items, bytes, age))
-
-
-def push_apart(
-    engine: Engine,
-    dumps: Callable[[T], bytes],
-    items: T | list[T],
-    delay: float,
-    unique: Key | Sequence[Key | None] | None,
-) -> int | range | list[int]:
-    """Push items with a delay or with keys."""
-    checked_delay(delay)
-    if not isinstance(items, list):
-        return engine.append_apart([payload_of(dumps, items)], Push(delay, [digest(unique)]))[0].seq  # type: ignore[arg-type]
-    keys = [None] * len(items) if unique is None else unique
-    if isinstance(keys, (str, bytes)) or len(keys) != len(items):
-        message = f"a list of {len(items)} items needs a list of as many keys"
-        raise ValueError(message)
-    pushed = engine.append_apart(payloads_of(dumps, items), Push(delay, list(map(digest, keys)))) if items else []
-    numbers = [each.seq for each in pushed]
-    if unique is not None:
-        return numbers
-    return range(numbers[0], numbers[-1] + 1) if numbers else range(0)
 
 
 def is_empty(engine: Engine) -> bool:

@@ -44,28 +44,29 @@ class Position(Head[T]):
         self.refuse_if_closed()
         return self.engine.reader_lag(self.name)
 
-    def first(self, n: int) -> list[Entry]:
-        """Return the next ``n`` entries, or as many as there are."""
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the next ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
         self.refuse_if_closed()
-        entries = self.engine.reader_first(self.name, n)
+        entries = self.engine.reader_first(self.name, n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
-    def candidates(self, n: int) -> list[Entry]:
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``first``, for entries that are to be passed: they need not be durable yet."""
         self.refuse_if_closed()
-        entries = self.engine.reader_candidates(self.name, n)
+        entries = self.engine.reader_candidates(self.name, n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
-    def take(self, n: int, least: int) -> tuple[list[Entry], list[T]] | None:
+    def take(self, n: int, least: int, max_bytes: int | None = None) -> tuple[list[Entry], list[T]] | None:
         """Pass the next ``n`` items, or as many as there are; None, and none passed, if fewer than ``least``."""
-        while len(entries := self.candidates(n)) >= least:
+        while len(entries := self.candidates(n, max_bytes)) >= least:
             if not entries:
                 if not self.first(1):  # there are none, and durably so
                     return [], []
                 continue
-            items = self.decode(entries)
+            items = self.decode_some(entries)
+            entries = entries[: len(items)]
             if self.advance([key for key, _ in entries]):
                 return entries, items
         return None
@@ -87,15 +88,18 @@ class Position(Head[T]):
         return move
 
     def pass_by(self, entries: list[Entry]) -> tuple[list[T], Move] | None:
-        """Pass entries that are the next, and return their items; the move can be undone. None: they are not."""
+        """Pass the next entries, as far as they can be decoded; return their items, and the move, which can be undone.
+
+        None: they are not the next.
+        """
         self.refuse_if_closed()
-        items = self.decode(entries)
-        move = self.advance([key for key, _ in entries])
+        items = self.decode_some(entries)
+        move = self.advance([key for key, _ in entries[: len(items)]])
         return None if move is None else (items, move)
 
     def ahead(self) -> list[Entry] | None:
         """Return some of the next entries, for an iteration; None if there are none yet. Raises ``ShutDown``."""
-        return self.if_enough(1, lambda _n, _least: self.first(_AHEAD) or None)
+        return self.if_enough(1, lambda: self.first(_AHEAD) or None)
 
     def refuse_if_closed(self) -> None:
         """Raise ``ClosedError`` if the reader, or its queue, was closed."""

@@ -1,12 +1,12 @@
 """The verbs that read: of a queue, and of a named reader, which has its position in the place of the queue's head.
 
-Owns: arguments and results of ``peek``, ``pop`` and ``delete``. Law: no item leaves before it was decoded. Must not
-know: how items are kept, what else there is than the items in their order.
+Owns: arguments and results of ``peek``, ``pop``, ``delete`` and their kin. Law: no item leaves before it was decoded.
+Must not know: how items are kept, what else there is than the items in their order.
 """
 
 import operator
 import sys
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from lmdbqueue._verbs.head import Head
 
@@ -19,56 +19,153 @@ class Reading(Generic[T]):
     _head: Head[T]
 
     @overload
-    def peek(self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None) -> T | None: ...
+    def peek(  # type: ignore[overload-overlap]  # there is no type for "every int but 1"
+        self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None
+    ) -> T | None: ...
 
     @overload
-    def peek(self, items: Literal[0], blocking: bool = False, timeout: float | None = None) -> list[T]: ...
-
-    @overload
-    def peek(self, items: int, blocking: bool = False, timeout: float | None = None) -> Any: ...
+    def peek(self, items: int, blocking: bool = False, timeout: float | None = None) -> list[T]: ...
 
     def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and leave them in the queue.
 
-        With ``items=1`` the item, or None when the queue is empty; with 0 ``[]``; else a list of at
-        most that many. ``blocking=True`` waits until there are ``items`` of them and raises ``Empty``
-        after ``timeout`` seconds. Raises ``DecodeError`` or ``CorruptItemError`` for what cannot be
-        decoded or is damaged, and ``ShutDown`` instead of waiting after ``shutdown()``.
+        Where the number is not known to be greater than 1, ``peek_many`` gives a list in any case.
+
+        Args:
+            items: How many. With 1 the result is the item, or None when the queue is empty; else a list of at most
+                that many.
+            blocking: Wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            The item, None or a list. What stands before an item that cannot be decoded is returned without it.
+
+        Raises:
+            Empty: ``timeout`` is over.
+            DecodeError, CorruptItemError: The first item cannot be decoded, or is damaged; the error has its ``seq``.
+            ShutDown: Waiting is of no use after ``shutdown()``.
         """
-        head, n = self._head, checked_count(items)
-        if n == 0:
-            head.refuse_if_closed()
-            return []
-        found = head.awaited(n, head.look, timeout) if blocking else head.look(n, 0) or []
-        return found if n != 1 else found[0] if found else None
+        n = checked_count(items)
+        if n != 1:
+            return self.peek_many(n, at_least=n if blocking else 1, blocking=blocking, timeout=timeout)
+        head = self._head
+        found = head.awaited(1, lambda: head.look(1, 1), timeout) if blocking else head.look(1, 0)
+        return found[0] if found else None
 
     @overload
-    def pop(self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None) -> T | None: ...
+    def pop(  # type: ignore[overload-overlap]  # as above
+        self, items: Literal[1] = 1, blocking: bool = False, timeout: float | None = None
+    ) -> T | None: ...
 
     @overload
-    def pop(self, items: Literal[0], blocking: bool = False, timeout: float | None = None) -> list[T]: ...
-
-    @overload
-    def pop(self, items: int, blocking: bool = False, timeout: float | None = None) -> Any: ...
+    def pop(self, items: int, blocking: bool = False, timeout: float | None = None) -> list[T]: ...
 
     def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and remove them, as one atomic step.
 
-        Arguments, results and errors are those of ``peek``. What cannot be decoded stays where it
-        is, and so does what was asked for together with it. The removal is durable when this
-        returns: a process that dies before it used what it got has lost it. Whoever cannot afford
-        that peeks, works, and then deletes.
+        The removal is durable when this returns: a process that dies before it used what it got has lost it. Whoever
+        cannot afford that uses ``lease``.
+
+        Args:
+            items: How many, as for ``peek``.
+            blocking: Wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            As ``peek``: an item, None or a list. What stands before an item that cannot be decoded is removed and
+            returned; that item, and what is behind it, stays.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``; nothing was removed.
         """
-        head, n = self._head, checked_count(items)
-        if n == 0:
+        n = checked_count(items)
+        if n != 1:
+            return self.pop_many(n, at_least=n if blocking else 1, blocking=blocking, timeout=timeout)
+        head = self._head
+        taken = head.awaited(1, lambda: head.take(1, 1), timeout) if blocking else head.take(1, 0)
+        return taken[1][0] if taken and taken[1] else None
+
+    def peek_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,
+    ) -> list[T]:
+        """Return the first items as a list, also for one, and leave them in the queue.
+
+        Args:
+            items: How many at most.
+            at_least: How many to wait for with ``blocking``.
+            max_bytes: How many bytes of payloads at most; one item is returned in any case.
+            blocking: Wait until ``at_least`` items are there.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            The items, an empty list when there are none. It ends before an item that cannot be decoded.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``.
+            ValueError: ``at_least`` is more than ``items``.
+        """
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        if not many.items:
             head.refuse_if_closed()
             return []
-        taken = head.awaited(n, head.take, timeout) if blocking else head.take(n, 0)
-        found = taken[1] if taken else []
-        return found if n != 1 else found[0] if found else None
+        if not blocking:
+            return head.look(many.items, 0, max_bytes) or []
+        return head.awaited(at_least, lambda: head.look(many.items, many.least, max_bytes), timeout)
+
+    def pop_many(
+        self,
+        items: int,
+        *,
+        at_least: int = 1,
+        max_bytes: int | None = None,
+        blocking: bool = False,
+        timeout: float | None = None,
+    ) -> list[T]:
+        """Return the first items as a list, also for one, and remove them, as one atomic step.
+
+        Durable when this returns, as ``pop``.
+
+        Args:
+            items: How many at most.
+            at_least: How many to wait for with ``blocking``.
+            max_bytes: How many bytes of payloads at most; one item is taken in any case.
+            blocking: Wait until ``at_least`` items are there.
+            timeout: Seconds to wait at most; None waits for ever.
+
+        Returns:
+            The items, an empty list when there are none. An item that cannot be decoded stays, with all behind it.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``pop``; nothing was removed.
+            ValueError: ``at_least`` is more than ``items``.
+        """
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        if not many.items:
+            head.refuse_if_closed()
+            return []
+        taken = (
+            head.awaited(at_least, lambda: head.take(many.items, many.least, max_bytes), timeout)
+            if blocking
+            else head.take(many.items, 0, max_bytes)
+        )
+        return taken[1] if taken else []
 
     def delete(self, items: int = 1) -> int:
-        """Remove the first items without decoding them; return how many there were, at most ``items``."""
+        """Remove the first items without decoding them; durable when this returns.
+
+        Args:
+            items: How many at most. After a ``peek_many`` that is ``len()`` of what it returned, if nobody else takes
+                items meanwhile; where others do, ``lease`` and ``ack``.
+
+        Returns:
+            How many there were.
+        """
         n = checked_count(items)
         if n == 0:
             self._head.refuse_if_closed()
@@ -86,10 +183,30 @@ def head_of(reading: Reading[T]) -> Head[T]:
 
 
 def shaped(n: int, found: list[T]) -> T | list[T] | None:
-    """Give items that ``n`` were asked of the shape that the verbs promise."""
-    if n == 1:
-        return found[0] if found else None
-    return found
+    """Give items that ``n`` were asked of the shape that ``peek`` and ``pop`` promise."""
+    return found if n != 1 else found[0] if found else None
+
+
+class Many(NamedTuple):
+    """How many items a verb is to return."""
+
+    items: int  # at most
+    least: int  # none if there are fewer
+
+
+def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: bool) -> Many:
+    """Return how many items were asked for; raise ``TypeError`` or ``ValueError`` for what cannot be."""
+    n, least = checked_count(items), operator.index(at_least)
+    if least != 1 and not blocking:
+        message = "'at_least' is how many items to wait for: it needs blocking=True"
+        raise ValueError(message)
+    if (least < 1 or least > n) and n and blocking:
+        message = f"'at_least' is 1 to {n}, the number of items, and it is {least}"
+        raise ValueError(message)
+    if max_bytes is not None and operator.index(max_bytes) < 1:
+        message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
+        raise ValueError(message)
+    return Many(n, least if max_bytes is None else 1)  # fewer may be as much as fits
 
 
 def checked_count(items: int) -> int:

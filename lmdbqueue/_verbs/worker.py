@@ -178,7 +178,7 @@ class Loop:
         return False
 
     def _anything(self) -> bool | None:
-        return self._head.if_enough(1, lambda n, _: bool(self._head.candidates(n)) or None)
+        return self._head.if_enough(1, lambda: bool(self._head.candidates(1)) or None)
 
     def _end(self) -> None:
         self._is_stopped = True

@@ -151,6 +151,10 @@ UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, changed = 
     + _OF_LEASE
     + " RETURNING seq"
 )
+_BURY_ITEM: Final = """
+UPDATE {items} SET state = 3, key = NULL, changed = clock_timestamp(), reason = %(reason)s
+WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING octet_length(payload)
+"""
 _NEXT_TIME: Final = """
 SELECT (SELECT extract(epoch FROM until - {now}) FROM {items}
         WHERE queue = %(queue)s AND until IS NOT NULL ORDER BY until LIMIT 1)::float8,
@@ -263,6 +267,17 @@ def bury(step: Step, place: Place, token: int, unreadable: dict[int, str]) -> No
     buried = [seq for (seq,) in step.execute(_BURY, queue=place.id, lease=token, seqs=seqs, reasons=reasons).fetchall()]
     _positions.skip(step, place.id, buried)
     step.count(place.id, leased=-len(buried), dead=len(buried))
+
+
+def bury_item(step: Step, place: Place, seq: int, reason: str) -> bool:
+    """Let the item of this number be dead, if it waits; return whether it did."""
+    row = step.execute(_BURY_ITEM, queue=place.id, seq=seq, reason=_as_bytes(reason)).fetchone()
+    if row is None:
+        return False
+    _positions.skip(step, place.id, [seq])
+    step.count(place.id, waiting=-1, size=-row[0], dead=1)
+    tell(step, place)
+    return True
 
 
 def _as_bytes(reason: str) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
-from lmdbqueue._verbs.engine import Decode, SortOut
+from lmdbqueue._verbs.engine import Decode, SortOut, fitting, within
 from lmdbqueue.postgres import _away, _items, _queues, _readers
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
@@ -147,12 +147,26 @@ class PostgresEngine:
             raise GoneError(self.path, self.name)
         return pushed
 
-    def first(self, n: int) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are."""
+    def find(self, key: bytes) -> int | None:
+        """Return the number of the item with a unique key."""
+        self._restored()
+        return self.database.view(self.patience, _items.find, self.place, key)
+
+    def cancel(self, key: bytes) -> bool:
+        """Remove the item with a unique key, if it waits or is delayed."""
+        self._restored()
+        return self.database.run(self.patience, _items.cancel, self.place, key)
+
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        if max_bytes is not None:
+            return within(self.first, _size, n, max_bytes)
         return self._seen(n, _items.first, n)
 
-    def candidates(self, n: int) -> list[Entry]:
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+        if max_bytes is not None:
+            return within(self.candidates, _size, n, max_bytes)
 
         def glance(place: Place, n: int, *, deaths: bool) -> Found:
             """Claim and let go at once: what others have claimed is not there."""
@@ -216,11 +230,16 @@ class PostgresEngine:
 
     # --- taking
 
-    def take(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+    def take(
+        self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
+    ) -> tuple[list[Entry], list[T]] | None:
         """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction.
 
-        One item that was seen ahead, when the one before it left, is decoded first and removed by one statement.
+        One item that was seen ahead, when the one before it left, is decoded first and removed by one statement. Where
+        fewer can be decoded than were claimed, or more were claimed than fit, all is undone, and done again for those.
         """
+        if max_bytes is not None:
+            return self.take(self._that_fit(n, max_bytes), least, partial(_fitting, decode, max_bytes))
         if n == 1 and (ahead := self._ahead) is not None and blocks.current() is None:
             self._ahead = None
             if (taken := self._take_known(ahead, decode)) is not None:
@@ -233,14 +252,17 @@ class PostgresEngine:
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = decode(found.entries)
-            _items.keep(step, self.place, found)
+            if len(items) == len(found.entries):
+                _items.keep(step, self.place, found)
             return found, items
 
         found, items = self._claimed(n, take)
-        if items is not None:
-            self._ahead = found.ahead
-            return found.entries, items
-        return ([], []) if least == 0 else None
+        if items is None:
+            return ([], []) if least == 0 else None
+        if len(items) < len(found.entries):
+            return self.take(len(items), min(least, len(items)), decode)
+        self._ahead = found.ahead
+        return found.entries, items
 
     def _take_known(self, ahead: Ahead, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
         """Take the item that was seen ahead, if it is the first; so it was decoded before it leaves."""
@@ -268,8 +290,14 @@ class PostgresEngine:
             self._ahead = Ahead(*row[7:10])
         return [entry], items
 
-    def lease(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
-        """Lease the first items that nobody else has claimed, by one statement; what cannot be decoded dies then."""
+    def lease(
+        self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
+    ) -> tuple[list[T], Leased] | None:
+        """Lease the first items that nobody else has claimed, by one statement; what cannot be decoded dies then.
+
+        What does not fit, since others were faster than the look at what does, is given back at once.
+        """
+        n = self._that_fit(n, max_bytes)
         deaths = self._is_time_to_look()
         while True:
             self.refuse_if_closed()  # before a connection is opened, which nobody would close
@@ -300,6 +328,7 @@ class PostgresEngine:
                 how = _away.Return("its queue was closed", max_attempts=self.max_attempts)
                 database.run(0.0, _away.give_up, place, self.holder.number, how)
             self.refuse_if_closed()
+            found = self._without_surplus(token, found, max_bytes)
             if (lease := self._lease_of(token, found, deadline, sort_out)) is not None:
                 return lease
 
@@ -317,6 +346,21 @@ class PostgresEngine:
             seqs = [seq for seq in seqs if seq not in reasons]
         token.seqs = seqs
         return (items, Leased(token, seqs, attempts, deadline)) if items else None
+
+    def _that_fit(self, n: int, max_bytes: int | None) -> int:
+        """Return how many of the first ``n`` items fit, at least one."""
+        return n if max_bytes is None else len(self.candidates(n, max_bytes)) or 1
+
+    def _without_surplus(self, token: Token, found: _away.Claimed, max_bytes: int | None) -> _away.Claimed:
+        """Give back what does not fit; return the rest."""
+        if max_bytes is None:
+            return found
+        fits = len(fitting(found.entries, _size, max_bytes))
+        surplus = [_items.number(key) for key, _ in found.entries[fits:]]
+        if surplus:
+            how = _away.Return("it did not fit into a batch")
+            self.database.run(self.patience, _away.nack, self.place, token, surplus, how)
+        return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
 
     def _give_back_doubtful(self) -> None:
         """Give back what leases hold of which this object has never heard whether they were given."""
@@ -420,8 +464,10 @@ class PostgresEngine:
         self._restored()
         self._moved(name, _readers.seek, name, where)
 
-    def reader_first(self, name: str, n: int) -> list[Entry]:
-        """Return the next ``n`` entries of a reader."""
+    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the next ``n`` entries of a reader; of at most so many payload bytes, but always one."""
+        if max_bytes is not None:
+            return within(partial(self.reader_first, name), _size, n, max_bytes)
 
         def look(place: Place, *, deaths: bool) -> Found:
             found: Found = self.database.view(self.patience, partial(_readers.first, deaths=deaths), place, name, n)
@@ -431,9 +477,9 @@ class PostgresEngine:
 
         return self._found(n, look)
 
-    def reader_candidates(self, name: str, n: int) -> list[Entry]:
+    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the next ``n`` entries of a reader: what is seen is durable."""
-        return self.reader_first(name, n)
+        return self.reader_first(name, n, max_bytes)
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
         """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
@@ -476,6 +522,16 @@ class PostgresEngine:
         return GoneError(self.path, f"reader {name} of {self.name}")
 
     # --- removing
+
+    def delete_item(self, seq: int) -> bool:
+        """Remove the item of this number, if it waits; return whether it did."""
+        self._restored()
+        return self.database.run(self.patience, _items.delete_item, self.place, seq)
+
+    def dead_letter(self, seq: int, reason: str) -> bool:
+        """Let the item of this number be a dead letter, if it waits; return whether it did."""
+        self._restored()
+        return self.database.run(self.patience, _away.bury_item, self.place, seq, reason)
 
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``: the items have their old numbers again, whatever has left after them."""
@@ -578,6 +634,15 @@ class PostgresEngine:
         """Hold no leases, in a forked child, whose parent may hold some."""
         self.holder.begin_anew()
         self._ahead = None
+
+
+def _size(entry: Entry) -> int:
+    return len(entry[1])
+
+
+def _fitting(decode: Decode[T], max_bytes: int, entries: list[Entry]) -> list[T]:
+    """Return the items of those entries that fit."""
+    return decode(fitting(entries, _size, max_bytes))
 
 
 class _Closed:

@@ -316,6 +316,9 @@ gone AS (
 """
     + _COUNTED
 )
+_DELETE_ITEM: Final = """
+DELETE FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING seq, state, octet_length(payload)
+"""
 _CLEAR: Final = (
     """
 WITH gone AS (
@@ -654,6 +657,21 @@ def keep(step: Step, place: Place, taken: Found) -> None:
         _positions.skip(step, place.id, [number(key) for key, _ in taken.entries])
     if taken.is_awaited:
         tell(step, place)
+
+
+def find(step: Step, place: Place, key: bytes) -> int | None:
+    """Return the number of the item with a unique key."""
+    return _held(step, place, [key]).get(key)
+
+
+def cancel(step: Step, place: Place, key: bytes) -> bool:
+    """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+    return _left(step, place, step.execute(_REPLACE, queue=place.id, keys=[key]).fetchall(), "") > 0
+
+
+def delete_item(step: Step, place: Place, seq: int) -> bool:
+    """Remove the item of this number, if it waits; return whether it did."""
+    return _left(step, place, step.execute(_DELETE_ITEM, queue=place.id, seq=seq).fetchall(), "") > 0
 
 
 def delete(step: Step, place: Place, n: int) -> int:

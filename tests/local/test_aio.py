@@ -106,10 +106,11 @@ def test_stop_iteration_from_a_function_of_the_users_is_told_and_changes_nothing
         assert (await queue.stats()).tail == 0
         queue.queue.dumps = bytes
         await queue.push([b"a", b""])
-        for read in (queue.peek(2), queue.pop(2), queue.pop(2, blocking=True)):
+        assert await queue.peek(2) == await queue.pop(2, blocking=True) == [b"a"]
+        for read in (queue.peek(2), queue.pop(2), queue.pop(1, blocking=True)):
             with pytest.raises(DecodeError, match="StopIteration"):
                 await read
-        assert await queue.count() == 2
+        assert await queue.count() == 1
 
     empty = iter(())
     run(test, dumps=lambda item: item or next(empty), loads=lambda payload: payload or next(empty))

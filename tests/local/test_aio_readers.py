@@ -79,15 +79,16 @@ def test_errors_are_those_of_the_verbs(run):
             with pytest.raises(ValueError, match="negative"):
                 await verb(-1)
         for verb in (reader.pop, reader.peek):
-            with pytest.raises(DecodeError):
-                await verb(2)
             with pytest.raises(ValueError, match="non-negative"):
                 await verb(1, blocking=True, timeout=-1)
             for timeout in (0, 0.01):
                 with pytest.raises(Empty) as caught:
                     await verb(3, blocking=True, timeout=timeout)
                 assert caught.value.timeout == timeout
-        assert await reader.pop() == b"good"
+        assert await reader.peek_many(2) == await reader.pop(2) == [b"good"]
+        for verb in (reader.pop, reader.peek, reader.pop_many, reader.peek_many):
+            with pytest.raises(DecodeError, match=r"delete_item\(1\)"):
+                await verb(2)
         assert await reader.position() == 1
         with pytest.raises(ValueError, match="positive"):
             await queue.retain(0)

@@ -82,6 +82,9 @@ def test_loads_that_raises_stop_iteration_is_told_and_everything_stays(engine, b
         lambda: reader.peek(3),
         lambda: reader.pop(3),
     ):
+        if bad:
+            assert read() == [b"%d" % n for n in range(bad)]
+            break
         with pytest.raises(DecodeError, match="StopIteration"):
             read()
         assert queue.count() == 3

@@ -1,0 +1,34 @@
+"""The short path: how many frames of Python a call passes. Counted, never timed."""
+
+import sys
+
+import pytest
+
+CALLS = {
+    "push": (20, lambda queue, _: queue.push("item")),
+    "pop": (25, lambda queue, _: queue.pop()),
+    "lease + ack": (45, lambda queue, _: queue.lease().ack()),
+    "reader's pop": (45, lambda _, reader: reader.pop()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_lone_call_passes_few_frames(open_queue, call):
+    budget, verb = CALLS[call]
+    queue = open_queue()
+    reader = queue.reader("billing") if call.startswith("reader") else None
+    queue.push(list(range(100)))
+    frames = []
+
+    def count(frame, event, _):
+        if event == "call":
+            frames.append(frame.f_code.co_name)
+
+    for _ in range(3):
+        verb(queue, reader)
+    sys.setprofile(count)
+    try:
+        verb(queue, reader)
+    finally:
+        sys.setprofile(None)
+    assert len(frames) - 1 <= budget, frames  # less that of the test's own function
