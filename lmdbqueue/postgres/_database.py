@@ -200,10 +200,8 @@ class Database:
         What a session is then belongs to whoever comes next: its locks, its settings, what it listens to.
         """
         with closing(Session(self.conninfo, self.sql, self.path)) as other, other.connection.transaction():
-            pid = "SELECT pg_backend_pid()"
-            found = {other.connection.execute(pid).fetchall()[0][0], other.backend}
-            found |= {session.connection.execute(pid).fetchall()[0][0], session.backend}
-        if len(found) != 2:  # noqa: PLR2004  (of two sessions)
+            pids = [each.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for each in (other, session)]
+        if pids != [other.backend, session.backend] or other.backend == session.backend:
             reason = "a pooler stands before the server that gives each transaction another connection"
             advice = "use its session mode, or another address"
             raise ServerError(self.path, "opening", f"{reason}: {advice}")

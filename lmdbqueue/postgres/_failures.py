@@ -18,8 +18,8 @@ _GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
 # It has undone a transaction for the sake of another: do it again
 _AGAIN: Final = {"40001", "40P01"}
 
-# What does not pass by waiting: values that do not fit, what is not there or not permitted, a limit of the server's
-_FINAL: Final = ("22", "42", "54")
+# What does not pass by waiting: values that do not fit, a constraint, what is not permitted, a limit of the server's
+_FINAL: Final = ("22", "23", "42", "54")
 
 # The same, of a connection that was refused: libpq gives no code for that, only the server's words
 _REFUSED: Final = re.compile(

@@ -112,7 +112,7 @@ _SINCE: Final = (
     + """
 (SELECT payload, seq, NULL::boolean, NULL::boolean, NULL::boolean FROM (
     SELECT payload, seq, sum(octet_length(payload)) OVER (ORDER BY seq) - octet_length(payload) AS before
-    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s
+    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq >= %(seq)s
           ORDER BY seq LIMIT %(n)s) AS next) AS page
 WHERE before < %(size)s ORDER BY seq)
 UNION ALL """
@@ -442,7 +442,7 @@ def glance(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
     """Return some entries behind a key, b"" for all; none only if there are none."""
-    seq = number(after) if after else _FIRST_SEQ
+    seq = number(after) + 1 if after else _FIRST_SEQ
     return seen(
         step.execute(_SINCE, queue=place.id, seq=seq, n=_BROWSE_ITEMS, size=BROWSE_BYTES, deaths=deaths).fetchall()
     )

@@ -10,17 +10,18 @@ and another go on, the mark refuses the batch that comes twice.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import psycopg
 
 from lmdbqueue import _format
-from lmdbqueue._errors import GoneError, ServerError
+from lmdbqueue._errors import ForwardError, GoneError, ServerError
 from lmdbqueue._values import Push
-from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, Target
+from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, RefusedError, Target
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
-from lmdbqueue.postgres._items import Place
+from lmdbqueue.postgres._failures import is_final
+from lmdbqueue.postgres._items import MAX_SIZE, Place
 from lmdbqueue.postgres._queue import PostgresQueue, postgres_engine_of
 from lmdbqueue.postgres._session import Session, Step
 
@@ -73,8 +74,34 @@ class PostgresTarget(Target):
         database, place = engine.database, engine.place
         if self._session is None or not self._session.is_alive:
             raise ServerError(database.path, "a batch", "the connection that has the lock of the source was lost")
-        if not database.run(_PATIENCE, _store, place, batch):
+        large = {
+            seq: len(each) for seq, each in zip(batch.mark.seqs, batch.payloads, strict=True) if len(each) > MAX_SIZE
+        }
+        if large:
+            raise RefusedError({seq: f"{size:,} bytes, more than a row can have" for seq, size in large.items()})
+        try:
+            is_there = database.run(_PATIENCE, _store, place, batch)
+        except ServerError as error:
+            if not is_final(error.sqlstate):
+                raise
+            self._refuse(batch, error, database, place)
+        if not is_there:
             raise GoneError(database.path, self._queue.name)
+
+    def _refuse(self, batch: Batch, error: ServerError, database: Database, place: Place) -> NoReturn:
+        """Raise ``RefusedError`` for the items that the server will never take, ``ForwardError`` if it takes none."""
+        refused = {}
+        for seq, payload in zip(batch.mark.seqs, batch.payloads, strict=True):
+            try:
+                database.run(_PATIENCE, _tried, place, payload)
+            except ServerError as found:
+                if not is_final(found.sqlstate):
+                    raise
+                refused[seq] = str(found)
+        if not refused or error.sqlstate.startswith("42"):  # no fault of theirs
+            reason = f"items from {batch.mark.seqs[0]} on cannot be stored: {error}"
+            raise ForwardError(database.path, reason, "look at the server, and begin again") from error
+        raise RefusedError(refused) from error
 
     def close(self) -> None:
         """Free the lock; close the queue if it was opened here."""
@@ -139,6 +166,12 @@ def _store(step: Step, place: Place, batch: Batch) -> bool:
     if not stored:
         raise BusyError
     return True
+
+
+def _tried(step: Step, place: Place, payload: bytes) -> None:
+    """Store an item, and undo it."""
+    _readers.push(step, place, [payload], Push(), 0)
+    step.has_changed = False
 
 
 def _ranges(seqs: Sequence[int]) -> list[int]:

@@ -1,0 +1,490 @@
+"""What stopped, slowed or lost once, on a server as others have it: its limits, its settings, its other users."""
+
+import logging
+import os
+import resource
+import shutil
+import signal
+import threading
+import time
+
+import psycopg
+import pytest
+from postgres_pooler import Pooler
+from postgres_proxy import Proxy
+from processes import DEADLINE, eventually, forked, status_of
+from psycopg.rows import dict_row
+
+from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, TransactionError
+from lmdbqueue._values import Push
+from lmdbqueue._verbs.encoding import digest
+from lmdbqueue.forward import Forwarder
+from lmdbqueue.postgres import PostgresQueue
+
+
+def begin_at(postgres, schema, number):
+    """Let the next item of every queue have this number."""
+    postgres.execute(f'UPDATE "{schema}".tails SET next = {number}; UPDATE "{schema}".queues SET pushed = {number}')
+
+
+# --- numbers of every size
+
+
+@pytest.mark.parametrize("number", [2**15, 2**31])
+def test_every_verb_goes_on_where_numbers_need_more_bytes(open_postgres, postgres, schema, number):
+    queue, other = open_postgres(maxsize=100), open_postgres("other")
+    begin_at(postgres, schema, number - 2)
+    assert queue.push(["a", "b", "c"]) == range(number - 2, number + 1)
+    assert queue.push("d", unique="d") == number + 1
+    assert queue.push("e", delay=100) == number + 2
+    with queue.transaction():
+        assert queue.push("f") == number + 3
+    other.retain(5)
+    assert len(other.push(list("uvwxyz"))) == 6
+    assert len(other) == 5
+    with queue.lease(2) as lease:
+        assert lease.seqs == [number - 2, number - 1]
+        lease.extend(50)
+    reader = other.reader("name", start="oldest")
+    assert reader.pop(2) == ["v", "w"]
+    assert queue.move(1, to=other) == 1
+    assert queue.delete(1) == 1
+    queue.clear(all=True)
+
+
+@pytest.mark.parametrize("n", [2**15])
+def test_every_verb_takes_any_count(open_postgres, n):
+    queue, other = open_postgres(), open_postgres("other")
+    queue.push([b""] * (3 * n))
+    assert queue.move(n, to=other) == n
+    assert queue.delete(n) == n
+    with queue.lease(n) as lease:
+        assert len(lease) == n
+    assert len(other.pop(n)) == n
+
+
+# --- what the dead leave behind
+
+
+def test_rows_of_many_dead_sessions_stop_nobody_and_go_in_the_end(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push("a")
+    postgres.execute(f"""
+        INSERT INTO "{schema}".ledger (id, session, queue, pushed, waiting, seen)
+        SELECT n, n, {queue._engine.place.id}, 0, 0, now() - interval '2 days' FROM generate_series(1, 15000) AS n""")
+    postgres.execute(f"""
+        INSERT INTO "{schema}".owners (holder, queue, owner)
+        SELECT n, {queue._engine.place.id}, n FROM generate_series(1, 15000) AS n""")
+
+    for number in range(4):  # as other processes, which look once
+        url = f"{postgres.url()}&application_name=other{number}"
+        with PostgresQueue(url, "third", schema=schema) as third:
+            assert third.push("x") >= 0
+    ledger = f'SELECT count(*) FROM "{schema}".ledger WHERE NOT is_folded AND queue > 0'
+    assert postgres.execute(ledger)[0][0] < 9
+    with queue.lease() as lease:
+        assert lease.items == ["a"]
+    eventually(lambda: queue.peek() is None and postgres.execute(f'SELECT count(*) FROM "{schema}".owners') == [(1,)])
+
+
+# --- descriptors
+
+
+def test_more_descriptors_than_select_knows_are_no_matter(open_postgres):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1_100)]
+    try:
+        queue = open_postgres()
+        queue.push("a")
+        with queue.lease() as lease:
+            assert lease.items == ["a"]
+        with queue.lease():
+            pass
+        threading.Timer(0.2, queue.push, ["b"]).start()
+        assert queue.get(timeout=DEADLINE) == "b"
+        assert queue._engine.database.ear._session is not None
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# --- blocks
+
+
+@pytest.mark.parametrize("undo", ["decode", "savepoint"])
+def test_what_a_savepoint_undid_does_not_count_and_the_block_is_known_to_be_stored(postgres, schema, undo):
+    def loads(payload):
+        if payload == b"bad":
+            raise ValueError
+        return payload
+
+    proxy = Proxy(postgres)
+    options = {"schema": schema, "dumps": bytes, "loads": loads}
+    try:
+        with PostgresQueue(proxy.url(), **options) as queue, PostgresQueue(postgres.url(), **options) as look:
+            look.push([b"bad", b"good"])
+            queue.count()
+            cuts = 0
+            while True:
+                proxy.arm("reply", cuts + 1)
+                before = len(look)
+                try:
+                    with queue.transaction() as txn:
+                        if undo == "decode":
+                            with pytest.raises(QueueError):
+                                queue.pop()
+                        else:
+                            with txn.connection.transaction(force_rollback=True):
+                                queue.push(b"undone")
+                        queue.push(b"more")
+                except (ServerError, TransactionError, psycopg.Error):
+                    assert len(look) == before
+                else:
+                    assert len(look) == before + 1
+                has_cut = proxy.has_cut
+                proxy.disarm()
+                assert look.check() == []
+                if not has_cut:
+                    break
+                cuts += 1
+            assert cuts > 3
+    finally:
+        proxy.close()
+
+
+def test_what_a_user_sets_in_a_block_ends_with_it(open_postgres):
+    queue = open_postgres()
+    with queue.transaction() as txn:
+        backend = txn.connection.info.backend_pid
+        txn.connection.row_factory = dict_row
+        txn.connection.execute("SET synchronous_commit = off; SET lock_timeout = 1; SET search_path = nowhere")
+        queue.push("a")
+    with queue.transaction() as txn:
+        assert txn.connection.info.backend_pid == backend
+        assert txn.connection.execute("SHOW synchronous_commit").fetchall() == [("on",)]
+        assert txn.connection.execute("SHOW lock_timeout").fetchone() != ("1ms",)
+    assert (queue.pop(), queue.stats().pushed) == ("a", 1)
+    with queue.lease(), queue.transaction() as txn:
+        assert txn.connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
+
+
+def test_a_user_s_own_limits_hold_in_a_block(postgres, schema):
+    url = postgres.url() + "&options=-c%20lock_timeout%3D1234%20-c%20statement_timeout%3D54321"
+    with PostgresQueue(url, schema=schema) as queue, queue.transaction() as txn:
+        assert txn.connection.execute("SHOW lock_timeout").fetchone() == ("1234ms",)
+        assert txn.connection.execute("SHOW statement_timeout").fetchone() == ("54321ms",)
+
+
+def test_a_push_waits_for_a_stopped_process_no_longer_than_its_patience(open_postgres):
+    queue = open_postgres(patience=0.7)
+    queue.push("a")
+    ear, mouth = os.pipe()
+
+    def hold():
+        with queue.transaction():
+            queue.push("b")
+            os.write(mouth, b".")
+            signal.pause()
+
+    pid = forked(hold)
+    os.read(ear, 1)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(ServerError) as caught:
+            queue.push("c")
+        assert caught.value.sqlstate == "55P03"
+        assert time.monotonic() - begin < 10
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        status_of(pid)
+        os.close(ear)
+        os.close(mouth)
+    eventually(lambda: len(queue) == 1)
+    queue.push("c")
+
+
+# --- other servers, other settings
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_reasons_of_any_characters_are_kept_on_a_server_of_any_encoding(postgres, schema, encoding):
+    name = f"db_{encoding.lower()}_{os.getpid()}"
+    postgres.execute(f"CREATE DATABASE {name} ENCODING {encoding} TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    try:
+        with PostgresQueue(postgres.url(name), schema=schema, max_attempts=1) as queue:
+            queue.push(["a", "b"])
+            queue.lease().nack(reason="it → there \0")
+            queue.lease().reject(reason="\udcff")
+            first, _ = queue.dead
+            assert first.reason == "it → there \0"
+            assert queue.check() == []
+    finally:
+        postgres.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_strings_as_of_old_are_no_matter(postgres, schema):
+    url = postgres.url() + "&options=-c%20standard_conforming_strings%3Doff"
+    payloads = [b"\\x41", b"\\\\", bytes(range(256))]
+    with PostgresQueue(url, schema=schema, dumps=bytes, loads=bytes) as queue:
+        queue.push(payloads)
+        queue.push(payloads, unique=["a", "b", "c"])
+        assert queue.pop(9) == payloads * 2
+
+
+def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
+    with PostgresQueue(postgres.url(), schema=schema, dumps=bytes, loads=bytes) as queue:
+        queue.push(b"")
+        sent = []
+
+        def watch(step):
+            cursor = step.execute("SELECT octet_length((%(each)s::bytea[])[1])", each=[b"\xff" * 1000])
+            sent.extend(cursor._query.params)
+            return cursor.fetchone()
+
+        assert queue._engine.database.view(1.0, watch) == (1000,)
+        assert len(sent[0]) < 1100
+
+
+def test_a_pooler_of_transactions_is_refused_with_the_reason_and_one_of_sessions_is_not(postgres, schema):
+    pooler, proxy = Pooler(postgres), Proxy(postgres)
+    try:
+        begin = time.monotonic()
+        with pytest.raises(ServerError, match=r"pooler.*session mode"):
+            PostgresQueue(pooler.url(), schema=schema, patience=30)
+        assert time.monotonic() - begin < 10
+        with psycopg.connect(pooler.url(), autocommit=True) as connection:  # others find nothing of ours there
+            assert connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
+        with PostgresQueue(proxy.url(), schema=schema) as queue:  # each client has its own connection
+            assert queue.push("a") == 0
+    finally:
+        pooler.close()
+        proxy.close()
+
+
+@pytest.mark.parametrize("change", ["database", "role"])
+def test_a_wrong_address_fails_at_once(postgres, change):
+    url = postgres.url("nowhere") if change == "database" else postgres.url().replace("postgres@", "nobody@")
+    begin = time.monotonic()
+    with pytest.raises(ServerError, match="does not exist"):
+        PostgresQueue(url, patience=30)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_permission_that_is_taken_away_fails_at_once(postgres, schema, open_postgres):
+    open_postgres().push("a")
+    role = f"role_{os.getpid()}"
+    postgres.execute(f"""
+        CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA "{schema}" TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO {role}""")
+    try:
+        with PostgresQueue(postgres.url().replace("postgres@", f"{role}@"), schema=schema) as queue:
+            queue.push("b")
+            postgres.execute(f'REVOKE INSERT ON "{schema}".items FROM {role}')
+            with pytest.raises(ServerError) as caught:
+                queue.push("c")
+            assert caught.value.sqlstate == "42501"
+    finally:
+        postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_after_an_error_of_the_server_the_connection_is_another(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push("there")
+    postgres.execute(f"""
+        CREATE FUNCTION "{schema}".refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF new.payload LIKE '%bad%'::bytea THEN RAISE division_by_zero; END IF; RETURN new; END $$;
+        CREATE TRIGGER refuse BEFORE INSERT ON "{schema}".items FOR EACH ROW EXECUTE FUNCTION "{schema}".refuse()""")
+    for _ in range(4):
+        with pytest.raises(ServerError) as caught:
+            queue.push("bad", unique="k")
+        assert caught.value.sqlstate == "22012"
+        with pytest.raises(ServerError):
+            queue.push("bad")
+    for number in range(5):
+        assert queue.push(f"good {number}", unique=str(number)) > 0
+    assert len(queue) == 6
+
+
+def test_a_lost_connection_fills_no_log(open_postgres, postgres, schema, caplog):
+    caplog.set_level(logging.WARNING)
+    proxy = Proxy(postgres)
+    try:
+        with PostgresQueue(proxy.url(), schema=schema) as queue:
+            for at in range(1, 6):
+                proxy.arm("request", at)
+                queue.push("a", unique=str(at))
+                proxy.disarm()
+    finally:
+        proxy.close()
+    assert [each.getMessage() for each in caplog.records if "ignored" in each.getMessage()] == []
+
+
+# --- telling
+
+
+def test_a_push_tells_nobody_when_nobody_sleeps_any_more(open_postgres, postgres, schema):
+    queue = open_postgres()
+    with pytest.raises(Exception, match="no item"):
+        queue.get(timeout=0.01)
+    rows = f'SELECT count(*) FROM "{schema}".sleepers'
+    eventually(lambda: postgres.execute(rows) == [(0,)])
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(f'LISTEN "{queue._engine.place.channel}"')
+        for number in range(5):
+            queue.push(number)
+            queue.pop()
+        assert list(connection.notifies(timeout=0.2)) == []
+        thread = threading.Thread(target=lambda: queue.get(timeout=DEADLINE))
+        thread.start()
+        eventually(lambda: postgres.execute(rows) == [(1,)])
+        queue.push("x")
+        thread.join(DEADLINE)
+        assert list(connection.notifies(timeout=0.5, stop_after=1)) != []
+
+
+# --- under an old snapshot
+
+
+def test_a_snapshot_that_stays_open_slows_nobody_more_and_more(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push("a")
+    with psycopg.connect(postgres.url()) as report:
+        report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT 1").fetchall()
+        for _ in range(600):
+            queue.push("b")
+            queue.pop()
+        (epoch,) = postgres.execute(f'SELECT max(epoch) FROM "{schema}".tails')[0]
+        assert epoch > 3
+        for table, key in (("tails", "queue, epoch"), ("ledger", "id")):
+            pages = f"""SELECT max(n) FROM (SELECT count(*) AS n FROM "{schema}".{table} GROUP BY {key}) AS each"""
+            assert postgres.execute(pages)[0][0] == 1
+        # the versions that a statement may have to pass are those of one page
+        sizes = f"""SELECT pg_relation_size('"{schema}".ledger') / 8192, pg_relation_size('"{schema}".tails') / 8192"""
+        ledger, tails = postgres.execute(sizes)[0]
+        assert ledger > 8
+        assert tails > 4
+        ids = f"""SELECT count(*) FROM "{schema}".ledger"""
+        assert postgres.execute(ids)[0][0] <= 6
+    assert queue.check() == []
+
+
+# --- keys and attempts of what is put back
+
+
+def test_what_a_cancelled_pop_puts_back_has_its_key_and_attempts(open_postgres):
+    queue = open_postgres()
+    queue.push("a", unique="k")
+    queue.lease().nack()
+    for n in (1, 1, 2):
+        entries, _ = queue._engine.take(n, 0, lambda each: each)
+        queue._engine.put_back(entries)
+    assert queue.push("b", unique="k") == 0
+    with queue.lease() as lease:
+        assert lease.attempts == [2]
+
+
+# --- order
+
+
+def test_in_relaxed_order_pushes_wait_for_nobody_and_each_item_comes_once(open_postgres):
+    queue = open_postgres(order="relaxed")
+    other = open_postgres(order="relaxed")
+    found = []
+    with queue.transaction():
+        queue.push("slow")
+        thread = threading.Thread(target=lambda: found.extend([other.push("fast") > 0, list(other)]))
+        thread.start()
+        thread.join(DEADLINE)
+        assert found == [True, ["fast"]]  # though the first is not committed
+    assert list(other) == ["slow", "fast"]
+    numbers = queue.push(list(range(5_000)))
+    assert (len(numbers), numbers.stop - numbers.start) == (5_000, 5_000)
+    assert queue.stats().pushed == 5_002
+    with pytest.raises(ValueError, match="relaxed"):
+        queue.reader("name")
+    with pytest.raises(ValueError, match="order"):
+        open_postgres(order="commit")
+    assert queue.pop(3) == ["slow", "fast", 0]
+
+
+def test_priorities_come_first_and_keep_their_class_through_a_retry(open_postgres):
+    queue, other = open_postgres(), open_postgres("other")
+
+    def push(item, priority):
+        return queue._engine.append_apart([queue.dumps(item)], Push(priority=priority))[0].seq
+
+    queue.push(["a", "b"])
+    push("low", 127)
+    push("high", -128)
+    push("high too", -128)
+    assert list(queue) == ["high", "high too", "a", "b", "low"]
+    queue.lease().nack()
+    assert queue.pop() == "high"
+    assert queue.move(1, to=other) == 1
+    other.push("c")
+    assert list(other) == ["high too", "c"]
+    with pytest.raises(ValueError, match="prior"):
+        queue.reader("name")
+    with queue.lease(3) as lease:
+        assert lease.items == ["a", "b", "low"]
+    follower = open_postgres("followed")
+    follower.reader("name")
+    with pytest.raises(ValueError, match="prior"):
+        follower._engine.append_apart([b"x"], Push(priority=1))
+
+
+def test_expired_items_are_not_delivered_and_a_replaced_one_is_gone(open_postgres, postgres):
+    queue = open_postgres()
+    queue._engine.append_apart([queue.dumps("short")], Push(expires=0.01))
+    queue.push("long", unique="k")
+    postgres.execute("SELECT pg_sleep(0.05)")
+    assert list(queue) == ["long"]
+    assert queue.stats().expired == 1
+    (pushed,) = queue._engine.append_apart([queue.dumps("longer")], Push(keys=[digest("k")], replace=True))
+    assert (pushed.seq, pushed.is_stored, list(queue)) == (2, True, ["longer"])
+    lease = queue.lease()
+    queue._engine.append_apart([queue.dumps("longest")], Push(keys=[digest("k")], replace=True))
+    lease.nack()
+    assert list(queue) == ["longest"]
+
+
+# --- forwarding
+
+
+def test_items_of_a_restored_spool_are_not_taken_for_those_that_were_forwarded(open_postgres, tmp_path):
+    spool = PersistentQueue("spool", tmp_path)
+    spool.push("before")
+    spool.pop()
+    spool.close()
+    shutil.copytree(tmp_path / "spool", tmp_path / "backup")
+    with PersistentQueue("spool", tmp_path) as spool:
+        spool.push(["a", "b"])
+    remote = open_postgres()
+    Forwarder(str(tmp_path / "spool"), remote).run()
+    assert list(remote) == ["a", "b"]
+    shutil.rmtree(tmp_path / "spool")
+    shutil.copytree(tmp_path / "backup", tmp_path / "spool")
+    with PersistentQueue("spool", tmp_path) as spool:
+        spool.push(["new", "newer"])
+    with pytest.raises(ForwardError, match="other items"):
+        Forwarder(str(tmp_path / "spool"), remote).run()
+    with PersistentQueue("spool", tmp_path) as spool:
+        assert list(spool) == ["new", "newer"]
+
+
+def test_what_a_server_will_never_take_is_refused_by_its_number_and_a_permission_stops(
+    open_postgres, postgres, schema, tmp_path
+):
+    remote = open_postgres()
+    postgres.execute(f"""ALTER TABLE "{schema}".items ADD CHECK (octet_length(payload) < 1000)""")
+    with PersistentQueue("spool", tmp_path) as spool:
+        spool.push(["a", "b" * 5_000, "c"])
+    done = Forwarder(str(tmp_path / "spool"), remote).run()
+    assert list(remote) == ["a", "c"]
+    with PersistentQueue("spool", tmp_path) as spool:
+        (letter,) = spool.dead
+        assert (letter.seq, "check" in letter.reason) == (1, True)
+    assert done.failures == 0
