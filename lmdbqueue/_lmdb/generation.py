@@ -181,7 +181,7 @@ class Snapshot:
         """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
         with self._translated("reading"), self._env.begin() as txn:
             self._tables.clear()  # the handles of a reading transaction end with it
-            self.open_all(txn)
+            self._keep(self.open_all(txn))
             return fn(txn, self, *args)
 
     def is_superseded(self) -> bool:
@@ -266,7 +266,8 @@ class Snapshot:
     def open_all(self, txn: Txn) -> list[Tables]:
         """Open the handles of every queue that ``txn`` sees; return where their records are.
 
-        LMDB allows that to one transaction of a process at a time: a writing one, or any of a file at rest.
+        LMDB allows that to one transaction of a process at a time: a writing one, or any of a file at rest. What it
+        opens is for that one: LMDB closes it again if it is undone.
         """
         self._open_shared(txn, create=False)
         found = [self._existing(txn, each) for each in self.names(txn)]
@@ -291,20 +292,21 @@ class Snapshot:
         self.away = self._env.open_db(_format.AWAY, txn=txn, create=create)
 
     def _existing(self, txn: Txn, name: str) -> Tables | None:
-        """Return where the records of a queue are, None if there is no such queue."""
+        """Open the handle of a queue; return where its records are, None if there is no such queue."""
         record = txn.get(_format.record(name, "queue"), db=self.meta)
         key = _format.record(name, "items")
         if record is None or txn.get(key) is None:
             return None
-        return self._add(name, record, self._env.open_db(key, txn=txn, create=False))
+        return self._known_by(record, self._table(name, self._env.open_db(key, txn=txn, create=False)))
 
-    def _add(self, name: str, record: bytes, items: Db) -> Tables:
-        identity = _format.identity(record)
-        found = self._tables.get(Ref(name, identity))
-        if found is None:
-            found = self._table(name, items)._replace(identity=identity, salt=_format.salt(record))
-            self._tables[Ref(name, identity)] = found
-        return found
+    @staticmethod
+    def _known_by(record: bytes, tables: Tables) -> Tables:
+        return tables._replace(identity=_format.identity(record), salt=_format.salt(record))
+
+    def _keep(self, found: Iterable[Tables]) -> None:
+        """Know queues from here on. Their handles have to be there for good: those of an undone transaction are not."""
+        for each in found:
+            self._tables.setdefault(Ref(each.name, each.identity), each)
 
     def _table(self, name: str, items: Db) -> Tables:
         key = _format.record(name, "queue")
@@ -374,7 +376,7 @@ class Draft(Snapshot):
             self.content = Content()
             self._tables.clear()
             try:
-                self.open_all(txn)
+                self._keep(self.open_all(txn))
                 result = fn(txn, self, *args)
                 if result:
                     self.note_last(txn)
@@ -455,11 +457,11 @@ class Generation(Snapshot):
         try:
             with self._translated("opening"):
                 self._open_shared(txn, create=False)
-                for name in self.names(txn) if names is None else names:
-                    self._existing(txn, name)
+                found = [self._existing(txn, name) for name in (self.names(txn) if names is None else names)]
                 txn.commit()  # of nothing; undone, it would close the handles
         finally:
             end(txn)
+        self._keep(each for each in found if each is not None)
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
         """Open the handle of a queue, which ``make`` makes if it is not there.
@@ -476,26 +478,29 @@ class Generation(Snapshot):
                 if found is None:
                     if txn.get(_format.record(name, "items")) is not None:
                         raise CorruptQueueError(self.path, f"queue {name!r} has items and no record")
-                    if any(ref.name == name for ref in self._tables):  # LMDB would find its handle, and make nothing
+                    made = self._table(name, self._env.open_db(_format.record(name, "items"), txn=txn))
+                    if txn.get(_format.record(name, "items")) is None:  # LMDB found an open handle, and made nothing
                         self.is_broken = True
                         raise Superseded
-                    items = self._env.open_db(_format.record(name, "items"), txn=txn)
-                    record = make(txn, self._table(name, items))
+                    record = make(txn, made)
                     transaction = self.commit(txn)
-                    found = self._add(name, record, items)
+                    found = self._known_by(record, made)
                 else:
                     record = txn.get(found.queue, db=self.meta) or b""
                     txn.commit()
         finally:
             end(txn)
+        self._keep([found])
         return found, record, transaction
 
     def drop(self, name: str, destroy: Callable[[Txn, Tables], object]) -> int:
         """Remove a queue with its handle, which nobody in this process may use meanwhile.
 
-        Return the transaction, 0 if there is no such queue.
+        Return the transaction, 0 if there is no such queue. The handle is gone whatever comes of it: if that is not
+        committed, the file has to be opened anew.
         """
         txn = self.begin("dropping")
+        has_handle = True
         try:
             with self._translated("dropping"):
                 self._open_shared(txn, create=False)
@@ -504,10 +509,14 @@ class Generation(Snapshot):
                     txn.commit()  # of nothing; undone, it would close handles
                     return 0
                 destroy(txn, queue)
+                has_handle = False
                 for ref in [each for each in self._tables if each.name == name]:
-                    del self._tables[ref]  # the handle is gone, whatever comes of it
+                    del self._tables[ref]
                 txn.drop(queue.items, delete=True)
                 return self.commit(txn)
+        except BaseException:
+            self.is_broken = self.is_broken or not has_handle
+            raise
         finally:
             end(txn)
 
@@ -580,8 +589,8 @@ class Generation(Snapshot):
         content = self.content
         if content.asks:
             if content.is_simple:
+                content.pending.clear()  # before it asks no more, whatever interrupts
                 content.weight, content.asks = 0, False
-                content.pending.clear()
             else:
                 self.content = Content()
         try:
@@ -607,16 +616,16 @@ class Generation(Snapshot):
         waits for anything, and takes turns itself.
         """
         try:
-            self._turn(fcntl.LOCK_EX)
+            try:  # noqa: SIM105  (suppress() costs 0.4 us)
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+            except (OSError, ValueError):  # it is being closed, which LMDB says, too
+                pass
             return self._env.begin(write=True)
         finally:
-            self._turn(fcntl.LOCK_UN)
-
-    def _turn(self, operation: int) -> None:
-        try:  # noqa: SIM105  (suppress() costs 0.4 us)
-            fcntl.flock(self._fd, operation)
-        except (OSError, ValueError):  # it is being closed, which LMDB says, too
-            pass
+            try:  # noqa: SIM105  (here, since an interrupt may come when a function is entered, and others would wait)
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            except (OSError, ValueError):
+                pass
 
     def _refuse_gone(self) -> None:
         """Raise ``GoneError`` if somebody has removed the file.

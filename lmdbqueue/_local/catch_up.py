@@ -18,8 +18,8 @@ step  what is done, by who has the lock of flushes          killed after it
 Catching up: what has left is deleted from the copy, what has come is appended, what stands before the
 head, since it came back, is written anew, and so are the records that differ. That is all there can be,
 since an item never changes and a number is given once. A queue whose record and bounds are as they were has the items
-that it had: each that comes, leaves or comes back changes those of its class. Queues that were made or dropped meanwhile
-are followed, too.
+that it had: each that comes, leaves or comes back changes those of its class. Queues that were made or dropped
+meanwhile are followed, too.
 """
 
 import os

@@ -460,9 +460,12 @@ class Environment:
                 self._session = session
             try:
                 generation.prepare([ref.name for ref in list(self._queues)])
-            except Superseded:  # since we let go of the directory lock
+            except Superseded:
                 generation.close()
-                number = generation.number + 1
+                if generation.is_broken:  # it has no room for the handles of so many queues
+                    self._max_dbs = max(self._max_dbs, generation.wanted_dbs)
+                else:  # since we let go of the directory lock
+                    number = generation.number + 1
             except BaseException:
                 generation.close()
                 raise
