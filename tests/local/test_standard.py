@@ -470,15 +470,15 @@ def test_join_waits_for_items_of_yesterday_and_of_others(open_queue):
 
 def test_join_does_not_overlook_an_item_that_get_is_just_taking(queue, monkeypatch):
     removed, go_on = threading.Event(), threading.Event()
-    real = queue._engine.remove
+    real = queue._engine.take
 
-    def remove(keys):
-        gone = real(keys)
+    def take(*args):
+        taken = real(*args)
         removed.set()  # the item is on disk no more, and get() has not returned yet
         go_on.wait(PATIENCE)
-        return gone
+        return taken
 
-    monkeypatch.setattr(queue._engine, "remove", remove)
+    monkeypatch.setattr(queue._engine, "take", take)
     queue.push("a")
     with ThreadPoolExecutor(2) as pool:
         got = pool.submit(queue.get)

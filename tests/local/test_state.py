@@ -166,7 +166,7 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
         os.unlink(draft)
         os.unlink(draft + "-lock")
     for name in queues:
-        assert {f"{name}/{what}".encode() for what in ("head", "tail", "state/k")} <= found.keys()
+        assert {f"{name}/{what}".encode() for what in ("queue", "state/k")} <= found.keys()
     assert number == queues["a"]._engine.environment._generation.number
 
 

@@ -439,11 +439,14 @@ def test_a_queue_that_another_process_dropped_is_gone_and_one_of_its_name_is_ano
     assert inbox.queues() == ["inbox", "outbox", "third"]
     assert inbox.check() == []
     assert status_of(forked(partial(elsewhere, anew=True))) == 0
-    with PersistentQueue("queue", tmp_path, name="outbox"), inbox.transaction():  # which is known now
-        with PersistentQueue("queue", tmp_path, name="outbox") as anew:
-            inbox.push("a")
-            assert inbox.move(to=anew) == 1
-            assert list(anew) == ["a"]
+    with (
+        PersistentQueue("queue", tmp_path, name="outbox"),  # which is known now
+        inbox.transaction(),
+        PersistentQueue("queue", tmp_path, name="outbox") as anew,
+    ):
+        inbox.push("a")
+        assert inbox.move(to=anew) == 1
+        assert list(anew) == ["a"]
     assert inbox.check() == []
     with pytest.raises(GoneError):
         outbox.push("b")
