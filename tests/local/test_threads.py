@@ -37,6 +37,7 @@ class Crowd:
 
     def __enter__(self):
         self.environment._writer.acquire()
+        self.environment._is_writing = True
         return self
 
     def add(self, function, *args):
