@@ -36,8 +36,8 @@ class Empty(QueueError, queue.Empty):
 class Full(QueueError, queue.Full):
     """A push would exceed a limit of the queue, or a new queue that of its directory; nothing was stored.
 
-    ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``) or ``"queues"``; ``used`` is what is there,
-    ``added`` what would come, both in that unit.
+    ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``), ``"queues"``, or ``"address space"`` (of this
+    process, in bytes); ``used`` is what is there, ``added`` what would come, both in that unit.
     """
 
     def __init__(self, unit: str, limit: int, used: int, added: int) -> None:
@@ -50,9 +50,15 @@ class Full(QueueError, queue.Full):
     def __str__(self) -> str:
         if self.unit == "queues":
             return f"the directory has {self.used} queues, which is all that it can: drop one, or use another directory"
+        if self.unit == "address space":
+            return (
+                f"this process has address space for {self.limit:,} bytes of the queue's file, which has "
+                f"{self.used:,}; nothing was stored: see ulimit -v, open fewer queues, or remove items"
+            )
+        more = f" and {self.added:,} more do not fit" if self.added else ""
         return (
-            f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit} and {self.added:,} more do "
-            f"not fit; nothing was stored: remove items, or use put(), which waits for room"
+            f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit}{more}; nothing was stored: remove "
+            f"items, or use put(), which waits for room"
         )
 
 
@@ -91,19 +97,27 @@ class ForkError(QueueError):
 class DecodeError(QueueError):
     """``loads`` failed on an item, which stays where it is.
 
-    ``seq`` is its sequence number, ``payload`` its bytes; the error of ``loads`` is the ``__cause__``.
+    ``seq`` is its sequence number, ``payload`` its bytes; the error of ``loads`` is the ``__cause__``. ``is_dead``: it
+    is among the dead letters.
     """
 
-    def __init__(self, seq: int, payload: bytes, reason: str) -> None:
-        super().__init__(seq, payload, reason)
+    def __init__(self, seq: int, payload: bytes, reason: str, is_dead: bool = False) -> None:
+        super().__init__(seq, payload, reason, is_dead)
         self.seq = seq
         self.payload = payload
         self.reason = reason
+        self.is_dead = is_dead
 
     def __str__(self) -> str:
+        what = f"item {self.seq} ({len(self.payload):,} bytes) could not be decoded: {self.reason}"
+        if self.is_dead:
+            return (
+                f"{what}; it stays among the dead letters: open the queue with the loads that fits its dumps, or "
+                f"remove it with dead.delete({self.seq})"
+            )
         return (
-            f"item {self.seq} ({len(self.payload):,} bytes) could not be decoded: {self.reason}; it stays where it is: "
-            f"open the queue with the loads that fits its dumps, or dead_letter({self.seq}), or delete_item({self.seq})"
+            f"{what}; it stays where it is: open the queue with the loads that fits its dumps, or "
+            f"dead_letter({self.seq}), or delete_item({self.seq})"
         )
 
 
@@ -134,7 +148,10 @@ class CorruptQueueError(QueueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path!r} is damaged: {self.reason}; nothing was changed: copy the directory before any repair"
+        return (
+            f"{self.path!r} is damaged: {self.reason}; nothing was changed: copy the directory, then let lmdbqueue "
+            f"check --repair write what can be read to a new file"
+        )
 
 
 class FormatError(QueueError):
@@ -212,34 +229,44 @@ class ExistsError(QueueError):
 
 
 class DiskFullError(Full):
-    """There is no room left on the file system; nothing of the call was stored.
+    """There is no room left for a file; nothing of the call was stored.
 
-    ``used`` and ``limit`` are those of the file system, in bytes.
+    ``unit`` says of what: ``"bytes"`` or ``"files"`` of the file system, ``"quota"`` of the user, ``"file size"`` of
+    the process; ``limit`` and ``used`` are in bytes, but for files, and those of the file system for a quota.
     """
 
     def __str__(self) -> str:
+        kept = "nothing was stored"
+        if self.unit == "files":
+            return (
+                f"the file system has no inode left ({self.used:,} of {self.limit:,} in use), though it may have "
+                f"bytes; {kept}: remove some files; items can still be read"
+            )
+        if self.unit == "quota":
+            return f"the quota of this user on the file system is used up; {kept}: free some space, or have it raised"
+        if self.unit == "file size":
+            return f"this process may write no file of over {self.limit:,} bytes (ulimit -f); {kept}: raise the limit"
         return (
-            f"the file system is full ({self.used:,} of {self.limit:,} bytes in use); nothing was stored: free some "
-            f"space; items can still be read"
+            f"the file system is full ({self.used:,} of {self.limit:,} bytes in use); {kept}: free some space; items "
+            f"can still be read"
         )
 
 
 class StorageError(QueueError):
     """The storage failed in a way that has no name of its own; nothing of the call was stored.
 
-    ``operation`` names what was under way, ``reason`` what the operating system or LMDB said.
+    ``operation`` names what was under way, ``reason`` what the operating system or LMDB said, ``advice`` what to do.
     """
 
-    def __init__(self, path: str, operation: str, reason: str) -> None:
-        super().__init__(path, operation, reason)
+    def __init__(self, path: str, operation: str, reason: str, advice: str = "look at the disk and its log") -> None:
+        super().__init__(path, operation, reason, advice)
         self.path = path
         self.operation = operation
         self.reason = reason
+        self.advice = advice
 
     def __str__(self) -> str:
-        return (
-            f"{self.operation} failed on {self.path!r}: {self.reason}; nothing was stored: look at the disk and its log"
-        )
+        return f"{self.operation} failed on {self.path!r}: {self.reason}; nothing was stored: {self.advice}"
 
 
 class ServerError(StorageError):
@@ -248,33 +275,59 @@ class ServerError(StorageError):
     ``sqlstate`` is the server's code for it, "" when it did not answer.
     """
 
+    advice = "look at the server and its log"
+
     def __init__(self, path: str, operation: str, reason: str, sqlstate: str = "") -> None:
-        super().__init__(path, operation, reason)
-        self.args = (path, operation, reason, sqlstate)
+        QueueError.__init__(self, path, operation, reason, sqlstate)
+        self.path = path
+        self.operation = operation
+        self.reason = reason
         self.sqlstate = sqlstate
 
     def __str__(self) -> str:
         code = f" ({self.sqlstate})" if self.sqlstate else ""
-        return (
-            f"{self.operation} failed on {self.path!r}: {self.reason}{code}; nothing was stored: look at the server "
-            f"and its log"
-        )
+        return f"{self.operation} failed on {self.path!r}: {self.reason}{code}; nothing was stored: {self.advice}"
 
 
 class GoneError(QueueError):
-    """Somebody has removed the queue, or its files, while it was open; nothing of the call was stored.
+    """Somebody has removed a queue, a reader, or the files, while it was open; nothing of the call was stored.
 
-    ``name``: of a queue that was dropped, "" when it is the files that are gone.
+    ``name``: of a queue that was dropped, "" when it is the files: they, or their directory, were removed, renamed or
+    replaced. ``reader``: of a reader that was dropped, "" when it is something else.
     """
 
-    def __init__(self, path: str, name: str = "") -> None:
-        super().__init__(path, name)
+    def __init__(self, path: str, name: str = "", reader: str = "") -> None:
+        super().__init__(path, name, reader)
         self.path = path
         self.name = name
+        self.reader = reader
 
     def __str__(self) -> str:
-        what = f"{self.name!r} in {self.path!r}" if self.name else repr(self.path)
-        return f"{what} was removed while the queue was open; nothing was stored: open the queue again"
+        if self.reader:
+            return (
+                f"reader {self.reader!r} of queue {self.name!r} in {self.path!r} was dropped; nothing was changed: "
+                f"reader({self.reader!r}) of the queue makes it anew"
+            )
+        what = f"{self.name!r} in {self.path!r} was removed" if self.name else f"{self.path!r} was removed or replaced"
+        return f"{what} while the queue was open; nothing was stored: open the queue again"
+
+
+class NestedCallError(QueueError):
+    """A call came from within another call of the same thread; nothing of it was stored.
+
+    A signal's handler, or a ``__del__`` that the garbage collector runs, may come amid any call. What it calls cannot
+    wait for the call that waits for it.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"a call on {self.path!r} came from within another call of the same thread, as from a signal's handler or "
+            f"__del__; nothing was stored: let another thread do it (queue.SimpleQueue hands it over)"
+        )
 
 
 class TransactionError(QueueError):

@@ -39,6 +39,7 @@ _NONE: Final = _ALL  # in a place of a number that may be missing
 # --- names inside the environment
 
 NEXT_GENERATION: Final = b"next"  # in the unnamed database, readable before any other is open
+OPTIONS: Final = b"options"  # in the unnamed database: what queue.json holds, and a checksum
 META: Final = b"meta"
 AWAY: Final = b"away"  # items held back: leased, delayed, dead; and notes on those that wait
 LAST_TXN: Final = b"txn"  # in META
@@ -600,12 +601,15 @@ class Options(NamedTuple):
     durability: Durability = "full"
     uuid: str = ""  # of a directory; none of options that are only wanted
 
+    def named(self) -> "Options":
+        """Return the options of a new directory, which has a UUID."""
+        return self._replace(uuid=os.urandom(16).hex())
+
     def to_json(self) -> bytes:
-        """Return the content of ``queue.json``, with a new UUID if there is none."""
+        """Return the content of ``queue.json``."""
         import json  # noqa: PLC0415  (as below: needed at opening, not at import)
 
-        options = self._replace(uuid=self.uuid or os.urandom(16).hex())
-        return json.dumps({"format": VERSION, **options._asdict()}, indent=2).encode() + b"\n"
+        return json.dumps({"format": VERSION, **self._asdict()}, indent=2).encode() + b"\n"
 
     @classmethod
     def from_json(cls, path: str, text: bytes) -> "Options":

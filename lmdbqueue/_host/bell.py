@@ -28,6 +28,7 @@ import time
 from contextlib import suppress
 from typing import Final, Protocol
 
+from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.disk import open_private
 from lmdbqueue._host.threads import Resting
 
@@ -48,9 +49,10 @@ class _Watch(Protocol):
 class Bell:
     """The doorbell of one directory, as this process has it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, folder: int | None = None) -> None:
         """Use the file at ``path``; it is made by ``hang``, or when it is first needed."""
         self._path = path
+        self._folder = folder
         self._fd: int | None = None
         self._memory: mmap.mmap | None = None  # the byte
         self._watch: _Watch | None = None
@@ -58,7 +60,7 @@ class Bell:
         self._sitting: dict[int, float] = {}  # on the watch: the thread, and by when it is gone, whatever happens
         self._others = Resting()
         self._is_closed = False
-        self._lock = threading.Lock()  # entered in one step, whatever interrupts
+        self._lock = threading.RLock()  # entered in one step, whatever interrupts; amid it a handler may ring
 
     def hang(self) -> None:
         """Let the file be there. Under the directory lock: else another may meet one that is root's yet."""
@@ -85,7 +87,7 @@ class Bell:
                 if self._memory is None or not self._memory[0]:
                     with suppress(OSError):  # a full disk
                         os.pwrite(fd, _HEARD, 0)
-                self._watch = _watch(self._path)
+                self._watch = _watch(self._path, fd)
             return self._rings
 
     def wait(self, ticket: int, timeout: float) -> None:
@@ -119,12 +121,12 @@ class Bell:
             self._memory.close()
             self._memory = None
         if self._fd is not None:
-            os.close(self._fd)
+            close(self._fd)
             self._fd = None
 
     def _open(self) -> int:
         if self._fd is None:
-            self._fd = open_private(self._path, os.O_RDWR)
+            self._fd = open_private(self._path, os.O_RDWR, folder=self._folder)
         if self._memory is None:
             if not os.fstat(self._fd).st_size:
                 os.ftruncate(self._fd, 1)  # to write a byte might undo what a listener wrote
@@ -180,7 +182,7 @@ class _Inotify:
         if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), self._IN_MODIFY) < 0:
             error = ctypes.get_errno()
             if self._fd >= 0:
-                os.close(self._fd)
+                close(self._fd)
             raise OSError(error, os.strerror(error))
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN)
@@ -193,7 +195,7 @@ class _Inotify:
         return rang
 
     def close(self) -> None:
-        os.close(self._fd)
+        close(self._fd)
 
 
 class _Kqueue:
@@ -229,7 +231,9 @@ class _Polling:
         pass
 
 
-def _watch(path: str) -> _Watch:
-    with suppress(OSError, AttributeError):  # no watch left, or not that kind of system
-        return _Inotify(path) if sys.platform == "linux" else _Kqueue(path)
+def _watch(path: str, fd: int) -> _Watch:
+    """Return what watches the file that is open as ``fd``, wherever its name stands by now."""
+    with suppress(OSError, AttributeError, ImportError):  # no watch or descriptor left, or not that kind of system
+        here = f"/proc/self/fd/{fd}"
+        return _Inotify(here if os.path.exists(here) else path) if sys.platform == "linux" else _Kqueue(path)
     return _Polling()

@@ -1,8 +1,9 @@
 """The queue's directory: its files, how it comes to be, which generation is the live one.
 
 Owns: file names, ``queue.json``, creation, the directory lock, renames and leftovers. Law: after each
-step the directory is either no queue at all or one whole queue. Must not know: LMDB (whoever creates
-passes a function that writes a first environment), transactions, items.
+step the directory is either no queue at all or one whole queue; a directory is held open while it is used, and what
+is in it is opened, renamed and removed by that descriptor, so none that has taken its place is touched. Must not
+know: LMDB (whoever creates passes a function that writes a first environment), transactions, items.
 
 Files::
 
@@ -11,7 +12,8 @@ Files::
     00000001.mdb-lock    LMDB's lock file for it
     00000002.mdb.tmp     a copy in the making (compaction), with its lock file, worthless until generation 1
                          says otherwise
-    session, bell        see _host.session and _wakeup
+    ahead-*.mdb.tmp      a copy that is to become one
+    session, bell        see _host.session and _host.bell
     owner-*              one for each open queue that holds leases: see _host.owners
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
@@ -34,90 +36,209 @@ step  what is done                                      a crash after it leaves
 ====  ================================================  =======================================
 
 A directory with leftovers of steps 2 and 3 only is cleared and step 2 begins anew; they never held an
-item. An environment without a ``queue.json`` is nobody's leftover: it is left alone, with an error.
-The swap of generations is described in ``_local.swap``.
+item. The swap of generations is described in ``_local.swap``; it may leave a lock file without its environment behind,
+which the next to open removes.
+
+``queue.json`` may be taken by who cleans up old files, or come out of a power cut as zeros on a file system that keeps
+no promise. What it holds stands in each environment, too (``remembered``), so it is written anew by the next to open.
+An environment that has no such record is left alone, with an error.
 """
 
 import os
 import re
 import stat
 import struct
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError
+from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
 from lmdbqueue._format import Options
 from lmdbqueue._host import flock, owners
+from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
+from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import Parking, is_mine
 
-_GENERATION: Final = re.compile(r"(\d{8})\.mdb")
+_GENERATION: Final = re.compile(r"(\d{8,})\.mdb")
+_DRAFT: Final = re.compile(r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?")
+_LOCK_FILE: Final = re.compile(r"(\d{8,})\.mdb-lock")
 _LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
 _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have in their directories
 _OPTIONS_FILE: Final = "queue.json"
-_AHEAD: Final = "99999999.mdb.tmp"  # as the draft of a generation that never comes: removed by who is alone
 SESSION: Final = "session"
 BELL: Final = "bell"
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 _CALLER: Final = 6  # frames up to who opens the queue
 
+Build = Callable[[str, Options], None]  # writes a first environment to a path, with the options in it
+Remembered = Callable[[str], bytes]  # returns the options that stand in the environment at a path, b"" if none do
 
-def open_directory(path: str, wanted: Options, build: Callable[[str], None], *, fresh: bool = False) -> "Directory":
+
+def open_directory(
+    path: str, wanted: Options, build: Build, remembered: Remembered, *, fresh: bool = False
+) -> "Directory":
     """Open the queue directory at ``path``, or create it with ``wanted`` and a first environment by ``build``.
 
-    With ``fresh`` a queue that is there already is refused (``ExistsError``).
+    With ``fresh`` a queue that is there already is refused (``ExistsError``). A lost ``queue.json`` is written anew. To
+    be closed by the caller.
     """
-    with translated(path, "opening"):
+    with _door(path), translated(path, "opening"):
         _refuse_file(path)
         _make(path)
-        with flock.exclusive(path):
-            if not os.path.exists(os.path.join(path, _OPTIONS_FILE)):
-                _create(path, wanted, build)
-            elif fresh:
-                raise ExistsError(path)
-        return _existing(path)
+        folder = open_folder(path)
+        try:
+            with flock.exclusive(os.path.join(path, "."), folder):
+                there = os.listdir(folder)
+                if not _is_queue(there):
+                    _create(path, folder, there, wanted, build)
+                elif fresh:
+                    raise ExistsError(path)  # noqa: TRY301  (the folder is closed below)
+                return _existing(path, folder, remembered, mends=True)
+        except BaseException:
+            close(folder)
+            raise
 
 
-def find_directory(path: str) -> "Directory":
-    """Return the queue directory at ``path``; raise ``FormatError`` if there is none."""
+_doors: dict[str, threading.RLock] = {}  # of directories: threads of this process go in one after the other
+
+
+@contextmanager
+def _door(path: str) -> Iterator[None]:
+    """Hold the door of a directory; raise ``NestedCallError`` in a call from within one that holds it."""
+    door = _doors.setdefault(os.path.realpath(path), threading.RLock())
+    if is_mine(door):  # whose flock it would wait for
+        raise NestedCallError(path)
+    with door:
+        yield
+
+
+at_fork("doors", in_child=_doors.clear)
+
+
+def find_directory(path: str, remembered: Remembered) -> "Directory":
+    """Return the queue directory at ``path``, to be closed by the caller; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):
         _refuse_file(path)
-        if not os.path.exists(os.path.join(path, _OPTIONS_FILE)):
-            raise FormatError(path, "no queue", "give the path of a queue's directory")
-        return _existing(path)
+        try:
+            folder = open_folder(path)
+        except FileNotFoundError:
+            raise _no_queue(path) from None
+        try:
+            if not _is_queue(os.listdir(folder)):
+                raise _no_queue(path)  # noqa: TRY301  (the folder is closed below)
+            return _existing(path, folder, remembered, mends=False)
+        except BaseException:
+            close(folder)
+            raise
 
 
-def _existing(path: str) -> "Directory":
-    with open(os.path.join(path, _OPTIONS_FILE), "rb") as file:
-        options = Options.from_json(path, file.read())
+def find_options(path: str, remembered: Remembered) -> Options:
+    """Return the options of the queue directory at ``path``; raise ``FormatError`` if there is none."""
+    directory = find_directory(path, remembered)
+    directory.close()
+    return directory.options
+
+
+def _is_queue(names: list[str]) -> bool:
+    return _OPTIONS_FILE in names or bool(_generations(names))
+
+
+def _no_queue(path: str) -> FormatError:
+    return FormatError(path, "no queue", "give the path of a queue's directory")
+
+
+def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> "Directory":
     _refuse_read_only(path)
+    options, finding = _options(path, folder, remembered)
+    if finding and mends:
+        _write_options(path, folder, options)
+        _report("%s: %s: it was written anew from what the queue's file remembers", path, finding)
+        finding = ""
     _warn_of_strangers(path)
-    return Directory(path, options)
+    return Directory(path, options, folder, finding)
+
+
+def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, str]:
+    """Return the options, and what is wrong with the file that they should stand in, "" if nothing is."""
+    try:
+        return Options.from_json(path, _read(os.path.join(path, _OPTIONS_FILE), folder)), ""
+    except FileNotFoundError:
+        finding = "queue.json is gone"
+    except CorruptQueueError as error:
+        finding = error.reason
+    for number in sorted(_generations(os.listdir(folder)), reverse=True):
+        if found := remembered(_generation(path, number)):
+            return Options.from_json(path, found), finding
+    if found := remembered(_generation(path, 1) + ".tmp"):  # creation was cut short
+        return Options.from_json(path, found), finding
+    raise CorruptQueueError(path, f"{finding}, and no environment (*.mdb) that tells what it held is there")
+
+
+def _read(path: str, folder: int) -> bytes:
+    fd = open_at(path, os.O_RDONLY, folder)
+    try:
+        return os.read(fd, 1 << 16)
+    finally:
+        close(fd)
+
+
+def _report(message: str, *facts: object) -> None:
+    import logging  # noqa: PLC0415  (4 ms that only a repair pays)
+
+    logging.getLogger("lmdbqueue").warning(message, *facts)
 
 
 class Directory:
     """One queue directory that exists. Safe to use from any thread and process."""
 
-    def __init__(self, path: str, options: Options) -> None:
+    def __init__(self, path: str, options: Options, folder: int, finding: str = "") -> None:
+        """``folder``: a descriptor of it, which is this object's; ``finding``: what is wrong with ``queue.json``."""
         self.path = path
         self.options = options
-        status = os.stat(path)
+        self.folder = folder
+        self.finding = finding
+        status = os.fstat(folder)
         self.identity = (status.st_dev, status.st_ino, options.uuid)
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Begin, or go on in a forked child, with no thread in here."""
+        self.parking = Parking()  # of who waits to go from one generation to the next
+        self._compacting = threading.RLock()
+
+    def close(self) -> None:
+        """Free the descriptor; twice is harmless."""
+        folder, self.folder = self.folder, -1
+        if folder >= 0:
+            close(folder)
 
     def file(self, name: str) -> str:
         """Return the path of one of the queue's small files."""
         return os.path.join(self.path, name)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place."""
-        with translated(self.path, "locking"), flock.exclusive(self.path):
-            self._refuse_another()
+    def lock(self, parking: Parking | None = None) -> Iterator[None]:
+        """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place.
+
+        ``parking``: where to wait, if a fork of this process need not wait meanwhile.
+        """
+        with (
+            _door(self.path),
+            translated(self.path, "locking"),
+            flock.exclusive(self.file("."), self.folder, parking),
+        ):
+            self.refuse_another()
             yield
 
-    def _refuse_another(self) -> None:
-        status = os.stat(self.path)
+    def refuse_another(self) -> None:
+        """Raise ``GoneError`` unless the directory stands at its path still."""
+        try:
+            status = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise GoneError(self.path) from None
         if (status.st_dev, status.st_ino) != self.identity[:2]:
             raise GoneError(self.path)
 
@@ -125,15 +246,25 @@ class Directory:
     def compaction(self) -> Iterator[str]:
         """Hold the right to compact, for the block; give a path for the copy that is made ahead.
 
-        It comes before any other lock. The lock is on a file that is always there and never written.
+        It comes before any other lock. The lock is on a file that is never replaced while it is there; should somebody
+        have removed it amid a compaction, so that it was made anew, the next one has another path.
         """
-        with translated(self.path, "locking"), flock.exclusive(self.file(_OPTIONS_FILE)):
-            self._refuse_another()
-            yield self.file(_AHEAD)
+        if is_mine(self._compacting):
+            raise NestedCallError(self.path)
+        if _OPTIONS_FILE not in os.listdir(self.folder):
+            with self.lock():
+                _write_options(self.path, self.folder, self.options)
+        with (
+            self._compacting,
+            translated(self.path, "locking"),
+            flock.exclusive(self.file(_OPTIONS_FILE), self.folder) as fd,
+        ):
+            self.refuse_another()
+            yield self.file(f"ahead-{os.fstat(fd).st_ino}.mdb.tmp")
 
     def generation(self, number: int) -> str:
         """Return the path of a generation's environment."""
-        return os.path.join(self.path, f"{number:08}.mdb")
+        return _generation(self.path, number)
 
     def draft(self, number: int) -> str:
         """Return the path where generation ``number`` is written before it counts."""
@@ -142,32 +273,57 @@ class Directory:
     def newest(self) -> int:
         """Return the highest generation there is, 0 for none. Call it under the directory lock."""
         with translated(self.path, "listing"):
-            numbers = [int(match[1]) for name in os.listdir(self.path) if (match := _GENERATION.fullmatch(name))]
-        return max(numbers, default=0)
+            return max(_generations(os.listdir(self.folder)), default=0)
 
     def publish(self, number: int) -> None:
         """Give the finished draft of generation ``number`` its name, unless somebody did. Under the lock."""
         with translated(self.path, "renaming"):
-            if not os.path.exists(self.generation(number)):
-                if not os.path.exists(self.draft(number)):
+            there = os.listdir(self.folder)
+            name, draft = (os.path.basename(each) for each in (self.generation(number), self.draft(number)))
+            if name not in there:
+                if draft not in there:
                     raise CorruptQueueError(self.path, f"the file of generation {number} is not there")
-                if os.path.exists(self.draft(number) + "-lock"):
-                    os.rename(self.draft(number) + "-lock", self.generation(number) + "-lock")
-                os.rename(self.draft(number), self.generation(number))
-            sync_directory(self.path)
+                if draft + "-lock" in there:
+                    self._rename(draft + "-lock", name + "-lock")
+                self._rename(draft, name)
+            sync_directory(self.path, self.folder)
+
+    def _rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
     def clean(self, live: int, *, alone: bool) -> None:
-        """Remove the generations before ``live`` and, when no other process is there, drafts. Under the lock."""
-        for name in os.listdir(self.path):
-            match = _GENERATION.match(name)
-            if match and (int(match[1]) < live or (alone and ".tmp" in name)):
+        """Remove what is left of other generations, and, when no other process is there, drafts. Under the lock.
+
+        Generations before ``live``; and lock files of later ones, which a power cut leaves that comes amid ``publish``.
+        """
+        for name in os.listdir(self.folder):
+            generation, lock_file = _GENERATION.match(name), _LOCK_FILE.fullmatch(name)
+            is_draft = _DRAFT.fullmatch(name)
+            is_old = generation and not is_draft and int(generation[1]) < live
+            is_left = lock_file and int(lock_file[1]) > live
+            if is_old or is_left or (is_draft and (alone or (generation and int(generation[1]) <= live))):
                 with suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self.path, name))
+                    os.unlink(name, dir_fd=self.folder)
 
     def strangers(self, live: int) -> list[str]:
-        """Return the names that do not belong in the directory while ``live`` is the live generation."""
-        mine = {_OPTIONS_FILE, SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
-        return sorted(name for name in os.listdir(self.path) if name not in mine and not owners.is_owner(name))
+        """Return the names that do not belong in the directory while ``live`` is the live generation.
+
+        What this library may leave behind, to be removed by the next process that opens the queue, does.
+        """
+        mine = {_OPTIONS_FILE, f"{_OPTIONS_FILE}.tmp", SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        return sorted(
+            name
+            for name in os.listdir(self.folder)
+            if name not in mine and not owners.is_owner(name) and not _DRAFT.fullmatch(name)
+        )
+
+
+def _generation(path: str, number: int) -> str:
+    return os.path.join(path, f"{number:08}.mdb")
+
+
+def _generations(names: list[str]) -> list[int]:
+    return [int(match[1]) for name in names if (match := _GENERATION.fullmatch(name))]
 
 
 def remove(path: str) -> None:
@@ -182,15 +338,18 @@ def _make(path: str) -> None:
         os.mkdir(path, 0o700)
     except FileExistsError:
         return
+    except (FileNotFoundError, NotADirectoryError):
+        parent = os.path.dirname(path)
+        if os.path.isdir(parent):
+            raise
+        what = "which is no directory" if os.path.exists(parent) else "which is not there"
+        raise FormatError(path, f"in {parent!r}, {what}", "make that directory first, or choose another path") from None
     sync_directory(os.path.dirname(path))
 
 
-def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
-    names = os.listdir(path)
+def _create(path: str, folder: int, names: list[str], options: Options, build: Build) -> None:
     if "data.mdb" in names:
         raise FormatError(path, "an LMDB environment of another program", "choose another directory")
-    if any(_GENERATION.fullmatch(name) for name in names):
-        raise CorruptQueueError(path, "it holds an environment (*.mdb) but no queue.json")
     if foreign := [name for name in names if not re.fullmatch(_LEFTOVER_OF_CREATION, name)]:
         found = f"a directory that holds other files ({min(foreign)!r})"
         advice = "choose a directory that is empty or not there yet"
@@ -198,33 +357,45 @@ def _create(path: str, options: Options, build: Callable[[str], None]) -> None:
             advice += _how_to_import(path)
         raise FormatError(path, found, advice)
     for name in names:
-        os.unlink(os.path.join(path, name))
+        os.unlink(name, dir_fd=folder)
 
-    draft = Directory(path, options).draft(1)
-    build(draft)
-    fd = os.open(draft, os.O_RDWR)
+    options = options.named()
+    draft = _generation(path, 1) + ".tmp"
+    build(draft, options)
+    fd = open_at(draft, os.O_RDWR, folder)
     try:
         sync_file(fd)
     finally:
-        os.close(fd)
-    sync_directory(path)
+        close(fd)
+    sync_directory(path, folder)
+    _write_options(path, folder, options)
 
-    final = os.path.join(path, _OPTIONS_FILE)
-    fd = open_private(final + ".tmp", os.O_RDWR | os.O_EXCL)
+
+def _write_options(path: str, folder: int, options: Options) -> None:
+    """Write ``queue.json`` durably; one that is there is written over in its place, since others may have it locked."""
+    name = _OPTIONS_FILE
     try:
-        os.write(fd, options.to_json())
+        fd = open_at(os.path.join(path, name), os.O_RDWR, folder)
+    except FileNotFoundError:
+        name += ".tmp"
+        fd = open_private(os.path.join(path, name), os.O_RDWR | os.O_TRUNC, folder=folder)
+    try:
+        text = options.to_json()
+        os.pwrite(fd, text, 0)
+        os.ftruncate(fd, len(text))
         sync_file(fd)
     finally:
-        os.close(fd)
-    os.rename(final + ".tmp", final)
-    sync_directory(path)
+        close(fd)
+    if name != _OPTIONS_FILE:
+        os.rename(name, _OPTIONS_FILE, src_dir_fd=folder, dst_dir_fd=folder)
+    sync_directory(path, folder)
 
 
 def _refuse_file(path: str) -> None:
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             return
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # _make says what is missing
         return
     with open(path, "rb") as file:
         head = file.read(64)

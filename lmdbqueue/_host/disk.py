@@ -16,9 +16,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
+from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.threads import beating
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _STEADILY: Final = 0.01  # seconds between two syncs
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
@@ -30,23 +32,55 @@ def translated(path: str, operation: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise explain(error, path, operation) from error
+    except ImportError as error:  # a module that is imported at its first use needs a descriptor
+        if os.strerror(errno.EMFILE) not in str(error):
+            raise
+        raise out_of_descriptors(path, operation, os.strerror(errno.EMFILE)) from error
 
 
 def explain(error: OSError, path: str, operation: str) -> QueueError:
     """Return our error for one of the operating system."""
     reason = error.strerror or str(error)
     if error.errno in NO_ROOM:
-        return disk_full(path)
+        return disk_full(path, error.errno)
+    if error.errno in _NO_DESCRIPTOR:
+        return out_of_descriptors(path, operation, reason)
+    if error.errno == errno.ENOMEM:
+        return out_of_memory(path, operation, reason)
     if error.errno in _NO_ACCESS:
         return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
     return StorageError(path, operation, reason)
 
 
-def disk_full(path: str) -> DiskFullError:
-    """Return the error that says how full the file system of ``path`` is."""
+def out_of_descriptors(path: str, operation: str, reason: str) -> StorageError:
+    """Return the error that says that no more files can be opened."""
+    return StorageError(path, operation, reason, "close what is open and not needed, or raise the limit (ulimit -n)")
+
+
+def out_of_memory(path: str, operation: str, reason: str) -> StorageError:
+    """Return the error that says that there is no address space, or no memory, left."""
+    return StorageError(
+        path, operation, reason, "the process has no address space or memory left: see ulimit -v, or open fewer queues"
+    )
+
+
+def disk_full(path: str, number: int | None = errno.ENOSPC) -> DiskFullError:
+    """Return the error that says what is used up: of the file system of ``path``, or of what this process may use."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:  # it could not be made
+        path = os.path.dirname(path)
     space = os.statvfs(path)
     total = space.f_blocks * space.f_frsize
-    return DiskFullError("bytes", total, total - space.f_bavail * space.f_frsize, 0)
+    used = total - space.f_bavail * space.f_frsize
+    if number == errno.EDQUOT:
+        return DiskFullError("quota", total, used, 0)
+    if number == errno.EFBIG:
+        import resource  # noqa: PLC0415  (for who meets that limit)
+
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        return DiskFullError("file size", max(limit, 0), max(limit, 0), 0)
+    if space.f_files and not space.f_favail:
+        return DiskFullError("files", space.f_files, space.f_files - space.f_favail, 0)
+    return DiskFullError("bytes", total, used, 0)
 
 
 def sync_file(fd: int) -> None:
@@ -65,13 +99,14 @@ def synced_steadily(fd: int) -> AbstractContextManager[None]:
     return beating(lambda: sync_file(fd), _STEADILY)
 
 
-def sync_directory(path: str) -> None:
-    """Bring the names in a directory to the disk; no file's own fsync does that."""
-    fd = os.open(path, os.O_RDONLY)
+def sync_directory(path: str, folder: int | None = None) -> None:
+    """Bring the names in a directory to the disk; no file's own fsync does that. ``folder``: a descriptor of it."""
+    fd = open_folder(path) if folder is None else folder
     try:
         sync_file(fd)
     finally:
-        os.close(fd)
+        if folder is None:
+            close(fd)
 
 
 def allocate(path: str, size: int) -> None:
@@ -84,21 +119,26 @@ def allocate(path: str, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
     finally:
-        os.close(fd)
+        close(fd)
 
 
-def open_private(path: str, flags: int, *, beside: str | None = None) -> int:
+def open_private(path: str, flags: int, *, beside: str | None = None, folder: int | None = None) -> int:
     """Open a file, which is made if it is not there, for its owner alone; return its descriptor.
 
     Made by root, it is given to whoever owns the directory that it is in, or ``beside``. Root killed between the two
     leaves a file of root's, which root's next opening gives away.
     """
-    fd = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_at(path, flags | os.O_CREAT, folder)
     try:
         if os.geteuid() == 0:
-            _give(fd, os.stat(beside or os.path.dirname(path)), os.lstat(path))
+            parent = os.stat(beside or os.path.dirname(path)) if folder is None else os.fstat(folder)
+            _give(
+                fd,
+                parent,
+                os.stat(path if folder is None else os.path.basename(path), dir_fd=folder, follow_symlinks=False),
+            )
     except BaseException:
-        os.close(fd)
+        close(fd)
         raise
     return fd
 

@@ -18,16 +18,20 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
+
+from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import Parking
 
 _held: set[int] = set()
 _FLOCK: Final = re.compile(r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) ")  # of who waits: ": -> FLOCK"
 
 
-def acquire(path: str) -> int:
+def acquire(path: str, folder: int | None = None) -> int:
     """Take a shared lock of what is at ``path``, which must exist, once nobody has it alone; return a handle."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = open_at(path, os.O_RDONLY, folder)
     _held.add(fd)
     try:
         share(fd)
@@ -37,14 +41,19 @@ def acquire(path: str) -> int:
     return fd
 
 
+def adopt(fd: int) -> None:
+    """Take an exclusive lock by a descriptor that is open, which is the handle from now on and closed if that fails."""
+    _held.add(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except BaseException:
+        release(fd)
+        raise
+
+
 def share(fd: int) -> None:
     """Make the lock a shared one, whatever it was. Another waiter may slip in between."""
     fcntl.flock(fd, fcntl.LOCK_SH)
-
-
-def make_exclusive(fd: int) -> None:
-    """Make the lock an exclusive one, once nobody else has it. Another waiter may slip in between."""
-    fcntl.flock(fd, fcntl.LOCK_EX)
 
 
 def is_free(fd: int) -> bool:
@@ -74,7 +83,14 @@ def release(fd: int) -> None:
     """Free the lock; in a forked child, of a lock that its parent took, do nothing."""
     if fd in _held:
         _held.discard(fd)
-        os.close(fd)
+        _unlock(fd)
+        close(fd)
+
+
+def _unlock(fd: int) -> None:
+    """Free a lock before its descriptor is closed: something else may have a copy of that, or put closing off."""
+    with suppress(OSError):  # closed by who closes what it does not know
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def holders(fd: int) -> int | None:
@@ -95,24 +111,36 @@ def holders(fd: int) -> int | None:
 
 
 @contextmanager
-def exclusive(path: str) -> Iterator[None]:
-    """Hold the exclusive lock of ``path`` for the block, waiting for it first."""
-    fd = os.open(path, os.O_RDONLY)
+def exclusive(path: str, folder: int | None = None, parking: Parking | None = None) -> Iterator[int]:
+    """Hold the exclusive lock of ``path`` for the block, waiting for it first; give its descriptor. "." is the folder.
+
+    ``parking``: what tells a fork that this thread waits, and that it need not wait for it.
+    """
+    process = os.getpid()
+    fd = open_at(path, os.O_RDONLY, folder)
     try:
         _held.add(fd)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        if parking is None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        else:
+            with parking.parked():
+                fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
     finally:
-        try:  # not by release(): an interrupt at its first line would leave the lock taken
-            _held.discard(fd)
-        finally:
-            os.close(fd)
+        if os.getpid() == process:  # else a child was forked in the block, and its parent holds the lock
+            try:  # not by release(): an interrupt at its first line would leave the lock taken
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            finally:
+                try:
+                    _held.discard(fd)
+                finally:
+                    os.closerange(fd, fd + 1)
 
 
 def _forget_in_child() -> None:
     for fd in _held:
-        os.close(fd)
+        close(fd)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+at_fork("locks", in_child=_forget_in_child)

@@ -23,9 +23,11 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from lmdbqueue._errors import ClosedError
+from lmdbqueue._errors import ClosedError, NestedCallError
 from lmdbqueue._host import flock
+from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, translated
+from lmdbqueue._host.threads import is_mine
 
 _PREFIX = "owner-"
 
@@ -33,9 +35,11 @@ _PREFIX = "owner-"
 class Owners:
     """The owners of one directory, as one open queue sees them; it is one of them once it holds leases."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, folder: int | None = None) -> None:
+        """``directory``: where the owners' files are; ``folder``: a descriptor of it, as long as this is in use."""
         self._directory = directory
-        self._lock = threading.Lock()
+        self._folder = folder
+        self._lock = threading.RLock()  # whose owner can be asked
         self._mine: Owner | None = None
         self._has_left = False
         self.after = 0  # the owner that was asked after last
@@ -47,27 +51,33 @@ class Owners:
 
     def join(self) -> int:
         """Return the id of this queue as an owner. Raises ``ClosedError`` after ``leave``."""
+        if is_mine(self._lock):
+            raise NestedCallError(self._directory)
         with self._lock:
             if self._has_left:
                 raise ClosedError(self._directory)
             if self._mine is None:
-                self._mine = Owner(self._directory)
+                mine = Owner(self._directory, self._folder)
+                if self._has_left:  # closed by a handler amid that
+                    mine.release()
+                    raise ClosedError(self._directory)
+                self._mine = mine
             return self._mine.id
 
     def dead_among(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return which of these owners are dead, for ever; the next ones to ask after come behind the last of them."""
         self.after = ids[-1] if ids else 0
-        return tuple(id_ for id_ in ids if id_ != self.mine and _is_dead(path(self._directory, id_)))
+        return tuple(id_ for id_ in ids if id_ != self.mine and _is_dead(path(self._directory, id_), self._folder))
 
     def bury(self, ids: Iterable[int]) -> None:
         """Remove the files of owners that are dead."""
         for id_ in ids:
             with suppress(OSError):
-                os.unlink(path(self._directory, id_))
+                _unlink(path(self._directory, id_), self._folder)
 
     def begin_anew(self) -> None:
         """Be no owner, in a forked child, whose parent may be one."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._mine = None
 
     def leave(self) -> None:
@@ -82,31 +92,46 @@ class Owners:
 class Owner:
     """The life-sign of one open queue, for as long as the object is not released."""
 
-    def __init__(self, directory: str) -> None:
-        """``directory``: where the owners' files are."""
+    def __init__(self, directory: str, folder: int | None = None) -> None:
+        """``directory``: where the owners' files are; ``folder``: a descriptor of it."""
+        self._folder = folder
         with translated(directory, "locking"):
             while True:
                 self.id = int.from_bytes(os.urandom(8)) or 1
                 self._path = path(directory, self.id)
-                os.close(open_private(self._path, os.O_RDWR | os.O_EXCL))
-                with suppress(FileNotFoundError):
-                    self._fd = flock.acquire(self._path)
-                    flock.make_exclusive(self._fd)
-                    if os.path.exists(self._path):
-                        return
-                    flock.release(self._fd)
+                self._fd = open_private(self._path, os.O_RDWR | os.O_EXCL, folder=folder)
+                flock.adopt(self._fd)
+                if _exists(self._path, folder):
+                    return
+                flock.release(self._fd)
 
     def release(self) -> None:
         """Take the life-sign down: from now on the owner counts as dead. Twice is harmless; in a forked child, too."""
         if flock.is_held(self._fd):
             with suppress(OSError):
-                os.unlink(self._path)
+                _unlink(self._path, self._folder)
             flock.release(self._fd)
 
 
-def _is_dead(path: str) -> bool:
+def _exists(path: str, folder: int | None) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.stat(_name(path, folder), dir_fd=folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _unlink(path: str, folder: int | None) -> None:
+    os.unlink(_name(path, folder), dir_fd=folder)
+
+
+def _name(path: str, folder: int | None) -> str:
+    return path if folder is None else os.path.basename(path)
+
+
+def _is_dead(path: str, folder: int | None) -> bool:
+    try:
+        fd = open_at(path, os.O_RDONLY, folder)
     except FileNotFoundError:
         return True
     except OSError:  # no descriptor left: nobody knows
@@ -114,16 +139,16 @@ def _is_dead(path: str) -> bool:
     try:
         return flock.is_free(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
-def sweep(directory: str) -> None:
+def sweep(directory: str, folder: int) -> None:
     """Remove the files of the dead."""
     with suppress(OSError):
-        for name in os.listdir(directory):
+        for name in os.listdir(folder):
             with suppress(OSError):
-                if is_owner(name) and _is_dead(os.path.join(directory, name)):
-                    os.unlink(os.path.join(directory, name))
+                if is_owner(name) and _is_dead(os.path.join(directory, name), folder):
+                    os.unlink(name, dir_fd=folder)
 
 
 def is_owner(name: str) -> bool:

@@ -9,7 +9,7 @@ The file is mapped into memory, so that a word which one process writes is there
 when that process is killed the next moment. It is 4096 bytes long, in the machine's byte order::
 
      0  8   MAGIC
-     8  8   synced    the newest transaction known to be durable: generation << 40 | transaction
+     8  8   synced    the newest transaction known to be durable: its generation; see 4064
     16  8   doubt     the newest generation in which a sync failed, 0 for none
     24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known,
                       CLOSED when the last process had closed the queue
@@ -18,35 +18,42 @@ when that process is killed the next moment. It is 4096 bytes long, in the machi
     56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
     64  8   length of the note, 0 for none
     72      note      what recovery must know if it is cut short itself
+  4064  8   synced    the transaction's number in its generation
+  4072  8   synced    a check of these two words, which several processes may write at once
   4088  8   joined    whether another process has come since the first one did
 
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
 transaction that ``synced`` does not cover is proven, not lost. One that raises ``synced`` may write
-over a higher word of another process that came in between: that costs a sync, nothing else.
+over higher words of another process that came in between, or amid its writing, and then the check does not fit: that
+costs a sync, nothing else.
 """
 
 import mmap
 import os
 import struct
 import sys
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lmdbqueue._host import flock
+from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)
 SIZE: Final = 4096
-_SYNCED: Final = 1  # indices of 8-byte words
+_GENERATION: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
+_TRANSACTION: Final = 508
+_CHECK: Final = 509
 _JOINED: Final = 511
+_WORD: Final = (1 << 64) - 1
+_MIXED: Final = 0x9E37_79B9_7F4A_7C15  # so that words of several writers fit by no arithmetic
 _PLACE: Final = struct.Struct("=16s3Q")
 _PLACE_AT: Final = 24
 _LENGTH: Final = struct.Struct("=Q")
 _LENGTH_AT: Final = 64
 _NOTE_AT: Final = 72
-_TRANSACTION_BITS: Final = 40
+_TRANSACTION_BITS: Final = 64
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800
@@ -56,7 +63,7 @@ _STATX: Final = struct.Struct("=I 76x q I 52x Q 104x")  # of struct statx: mask,
 
 
 def stamp(generation: int, transaction: int) -> int:
-    """Return one number for a transaction of a generation, that grows with both."""
+    """Return one number for a transaction of a generation, that grows with both, of any size."""
     return generation << _TRANSACTION_BITS | transaction
 
 
@@ -72,23 +79,27 @@ class _Place(NamedTuple):
 class Session:
     """The life-sign of this process on one queue, and the words it shares. Make it under the directory lock."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, folder: int | None = None) -> None:
         """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
         self.path = path
         self.boot = _boot()
-        _make(path)
-        fd = flock.acquire(path)  # waits for one that has just died amid recovery
-        self.first = flock.alone(fd)
-        if not self.first:
-            flock.share(fd)
-        self._fd = fd
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._known = 0  # a transaction that is on the disk, as far as this process was told
+        _make(path, folder)
+        fd = flock.acquire(path, folder)  # waits for one that has just died amid recovery
         try:
-            self._memory = mmap.mmap(self._file, SIZE)
-            self._words = memoryview(self._memory).cast("Q")
-            self._words[_JOINED] = not self.first
-        except BaseException:
-            os.close(self._file)
+            self.first = flock.alone(fd)
+            if not self.first:
+                flock.share(fd)
+            self._fd = fd
+            self._file = open_at(path, os.O_RDWR, folder)
+            try:
+                self._memory = mmap.mmap(self._file, SIZE)
+                self._words = memoryview(self._memory).cast("Q")
+                self._words[_JOINED] = not self.first
+            except BaseException:
+                close(self._file)
+                raise
+        except BaseException:  # else nobody could ever open the queue
             flock.release(fd)
             raise
 
@@ -96,17 +107,33 @@ class Session:
 
     def is_synced(self, transaction: int) -> bool:
         """Tell whether a transaction, given by its ``stamp``, is known to be on the disk."""
-        return self._words[_SYNCED] >= transaction
+        return self._known >= transaction or self._synced() >= transaction
+
+    def _synced(self) -> int:
+        """Return the newest transaction that is known to be on the disk, 0 while another process is writing it down."""
+        words = self._words
+        generation, transaction = words[_GENERATION], words[_TRANSACTION]
+        if words[_CHECK] != (generation * _MIXED + transaction) & _WORD:
+            return 0
+        self._known = generation << _TRANSACTION_BITS | transaction
+        return self._known
 
     def is_ready(self, generation: int, transaction: int) -> bool:
         """Return whether a transaction is on the disk, and no sync of its generation has failed."""
-        words = self._words
-        return words[_SYNCED] >= transaction and words[_DOUBT] < generation
+        is_synced = self._known >= transaction or self._synced() >= transaction
+        return is_synced and self._words[_DOUBT] < generation
 
     def set_synced(self, transaction: int) -> None:
         """Tell that a transaction and all before it are on the disk."""
-        if self._words[_SYNCED] < transaction:  # noqa: PLR1730  (max() would write over what others write meanwhile)
-            self._words[_SYNCED] = transaction
+        words = self._words
+        generation, number = words[_GENERATION], words[_TRANSACTION]
+        is_whole = words[_CHECK] == (generation * _MIXED + number) & _WORD
+        if not is_whole or generation << _TRANSACTION_BITS | number < transaction:
+            generation, number = transaction >> _TRANSACTION_BITS, transaction & _WORD
+            words[_GENERATION] = generation
+            words[_TRANSACTION] = number
+            words[_CHECK] = (generation * _MIXED + number) & _WORD
+            self._known = transaction
 
     def is_in_doubt(self, generation: int) -> bool:
         """Tell whether a sync failed in this generation: no later one proves anything."""
@@ -133,7 +160,8 @@ class Session:
 
     def settle(self, synced: int) -> None:
         """Write down durably, as the first and once the files are known to be whole, where and how they stand."""
-        self._words[_SYNCED] = synced
+        self._known = self._words[_CHECK] = 0
+        self.set_synced(synced)
         self._words[_DOUBT] = 0
         _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file))
         self.save()
@@ -163,7 +191,7 @@ class Session:
         if not self._memory.closed:
             self._words.release()
             self._memory.close()
-            os.close(self._file)
+            close(self._file)
             flock.release(self._fd)
 
     def is_alone(self) -> bool:
@@ -190,13 +218,13 @@ class Session:
         self.save()
 
 
-def _make(path: str) -> None:
-    fd = open_private(path, os.O_RDWR)
+def _make(path: str, folder: int | None) -> None:
+    fd = open_private(path, os.O_RDWR, folder=folder)
     try:
         if os.fstat(fd).st_size != SIZE:
             os.pwrite(fd, MAGIC.ljust(SIZE, b"\0"), 0)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _place(fd: int) -> _Place:
@@ -204,9 +232,12 @@ def _place(fd: int) -> _Place:
 
 
 def _boot() -> bytes:
-    with suppress(OSError, ValueError), open(_BOOT, encoding="ascii") as file:
-        return bytes.fromhex(file.read().strip().replace("-", ""))
-    return b""
+    """Return the id of the boot, none where the system has none; raise ``OSError`` if it cannot be read just now."""
+    try:
+        with open(_BOOT, encoding="ascii") as file:
+            return bytes.fromhex(file.read().strip().replace("-", ""))
+    except (FileNotFoundError, NotADirectoryError, PermissionError, ValueError):
+        return b""
 
 
 def _mount_and_birth(fd: int) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import Lock
+from threading import Lock, RLock
 from typing import Final
 
 _LOOK: Final = 1.0  # seconds between two looks of who rests: who should have told it may have been interrupted
@@ -68,7 +68,7 @@ class Resting:
         for _ in range(len(self._turns) if n is None else min(n, len(self._turns))):
             self._turns.popleft().release()
 
-    def wait_for(self, lock: Lock, is_so: Callable[[], bool], timeout: float | None = None) -> None:
+    def wait_for(self, lock: "Lock | RLock", is_so: Callable[[], bool], timeout: float | None = None) -> None:
         """Return when ``is_so()``, called with the lock, is true, or after ``timeout`` s. This one takes the lock."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
@@ -81,6 +81,47 @@ class Resting:
             finally:
                 with lock:
                     self.leave(turn)
+
+
+def is_mine(lock: "RLock") -> bool:
+    """Tell whether this thread holds a lock: then a call came from within a call, and must not wait for it."""
+    found: bool = lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001  (as Condition asks it)
+    return found
+
+
+def is_taken(lock: "RLock") -> bool:
+    """Tell whether anybody holds a lock; it tells so itself from Python 3.14 on."""
+    return not repr(lock).startswith("<unlocked")
+
+
+class Parking:
+    """Where one thread says that it waits for another process, amid nothing that a fork could harm."""
+
+    def __init__(self) -> None:
+        self._gate = Lock()  # closed while this process is being forked
+        self._is_parked = False
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Be parked for the block. It may end, and is not left, while this process is being forked."""
+        self._is_parked = True
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._is_parked = False
+
+    def hold(self) -> bool:
+        """Keep the thread where it is, if it is parked, until ``let_go``; tell whether it is."""
+        self._gate.acquire()
+        if self._is_parked:
+            return True
+        self._gate.release()
+        return False
+
+    def let_go(self) -> None:
+        """Let it go on."""
+        self._gate.release()
 
 
 @contextmanager

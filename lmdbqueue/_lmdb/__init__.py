@@ -1,13 +1,14 @@
 """LMDB: everything that trusts or bypasses it. Only this package knows its files and pages.
 
-=================  =============================================================
-``generation``     one LMDB environment: when a commit is durable, LMDB's errors
-``content``        the items that a transaction adds
-``preallocation``  blocks that a file has before they are used
-``free_pages``     what a power cut leaves on free pages
-``structure``      the proof that all pages are as LMDB leaves them
-``meta_page``      LMDB's meta pages as bytes
-``sound_pages``    pages that are read only if they are as LMDB writes them
-``raw_pages``      LMDB's trees as bytes, damaged or not
-=================  =============================================================
+==================  =============================================================
+``generation``      one LMDB environment: when a commit is durable, LMDB's errors
+``content``         the items that a transaction adds
+``preallocation``   blocks that a file has before they are used
+``free_pages``      what a power cut leaves on free pages
+``structure``       the proof that all pages are as LMDB leaves them
+``options_record``  what ``queue.json`` holds, as an environment remembers it
+``meta_page``       LMDB's meta pages as bytes
+``sound_pages``     pages that are read only if they are as LMDB writes them
+``raw_pages``       LMDB's trees as bytes, damaged or not
+==================  =============================================================
 """

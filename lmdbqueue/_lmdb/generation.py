@@ -31,8 +31,13 @@ What else LMDB demands, and where it is answered:
 - ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
   here inside a write transaction, whose begin frees the GIL.
 - Ending a transaction in a forked child damages the parent's: ``_local.environment`` lets none be open at a fork.
-- A value cannot be written over 4 GiB; a map cannot be outgrown: it is reserved large, which costs
-  address space only, and less where that is limited (``ulimit -v``).
+- A value cannot be written over 4 GiB; a map cannot be outgrown: it is larger than the file, and when the file comes
+  near its end the generation ``is_broken``, and opened anew with a larger one. It costs address space only, of which
+  47 bits are there for all directories of a process, and less where that is limited (``ulimit -v``).
+- A reader that was killed keeps its slot, and all pages from its snapshot on: slots of the dead are cleared before
+  the file grows.
+- Nobody may remove or replace a file in use, the lock file least of all: whoever opens the queue next would write at
+  the same time. So each writer looks (``refuse_gone``).
 - Who opens a file as the only one sets its lock file up; one that is killed amid that may keep LMDB's lock
   a moment longer than the directory lock, and who waits inside LMDB for it then takes a lock file that is
   half made for whole: it loses every commit. So it is waited for before (``_await_set_up``).
@@ -45,6 +50,7 @@ import errno
 import fcntl
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -65,11 +71,12 @@ from lmdbqueue._errors import (
     QueueError,
     StorageError,
 )
-from lmdbqueue._host.disk import allocate, disk_full, translated
+from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.disk import allocate, explain, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import free_pages, meta_page
 from lmdbqueue._lmdb.content import Content
-from lmdbqueue._lmdb.preallocation import Room, reserve
+from lmdbqueue._lmdb.preallocation import Outgrown, Room, reserve
 from lmdbqueue._lmdb.structure import problems_of
 
 if TYPE_CHECKING:
@@ -79,9 +86,11 @@ else:
 Db = Any  # lmdb's class for a handle has no public name
 Cursor = Any  # generic in lmdb's stubs only
 
-_MAP_SIZES: Final = tuple(1 << bits for bits in range(40, 27, -1))  # 1 TiB down to 256 MiB
 _MAX_DBS: Final = 64  # handles at first; a process that needs more opens the file anew
 _MANY_DBS: Final = 1 << 15  # of a file at rest, where it costs some megabytes for a moment
+_LEAST_MAP: Final = 1 << 34  # bytes; 8,192 of them are in an address space of 47 bits
+_LEAST_OF_LITTLE: Final = 1 << 28  # bytes, where the address space is limited
+_GROWTH: Final = 4  # times the file: the larger, the less often it is opened anew
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 _LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
 _DAMAGE: Final = (
@@ -166,6 +175,7 @@ class Snapshot:
         self._leaves: tuple[int, int | None] = (-1, None)  # the same, of the transaction under way
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
+        self._is_confined = False  # there is no address space for a larger map
         with self._translated("opening"):
             self._env, self._map_size = self._open()
 
@@ -344,14 +354,15 @@ class Snapshot:
         """Return our error for one of LMDB's; any other passes."""
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
-        if isinstance(error, lmdb.PanicError):
+        is_outgrown = isinstance(error, lmdb.MapFullError) and not self._is_confined
+        if is_outgrown or isinstance(error, (lmdb.PanicError, lmdb.MapResizedError)):  # the latter: by another process
             self.is_broken = True
         if self._is_closed or self.is_broken:
             return Superseded()
         if isinstance(error, _DAMAGE):
             return CorruptQueueError(self.path, str(error))
         if isinstance(error, lmdb.MapFullError):
-            return Full("bytes", self._map_size, self._map_size, 0)
+            return Full("address space", self._map_size, self._map_size, 0)
         return _failure(self.path, error, operation)
 
 
@@ -418,11 +429,16 @@ class Generation(Snapshot):
         self._is_flushed_once = is_proven_at_opening(options)
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
-        super().__init__(path, options)
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # LMDB's own cannot be had
-        self._room = Room(path, self._env.stat()["psize"], self._map_size)
-        self._folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._there_since = 0  # when the directory was last changed with the file in it, in ns since 1970
+        self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
+        try:
+            super().__init__(path, options)
+            self._room = Room(path, self._env.stat()["psize"], self._map_size, self._env.reader_check)
+            self._identity = _identity(self.directory)
+            self._files = {each: _identity(each) for each in (path, path + "-lock", session.path)}
+        except BaseException:
+            self.close()
+            raise
+        self._there_since = 0  # when the directory was last changed with all of them in it, in ns since 1970
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         _refuse_cut_off(self.path)
@@ -430,6 +446,7 @@ class Generation(Snapshot):
             allocate(self.path + "-lock", _LOCK_FILE)
             _await_set_up(self.path + "-lock")
         env, map_size = _open(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
+        self._is_confined = map_size < _wanted_map(self.path)
         env.reader_check()
         return env, map_size
 
@@ -442,11 +459,11 @@ class Generation(Snapshot):
 
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
-        super().close()
-        fds, self._fd, self._folder = (self._fd, self._folder), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        if hasattr(self, "_env"):  # not if it could not be opened
+            super().close()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
 
     def prepare(self, names: Iterable[str] | None) -> None:
         """Open the handles of these queues, or of all, as far as they are there, for good.
@@ -582,7 +599,7 @@ class Generation(Snapshot):
     def begin(self, operation: str) -> Txn:
         """Begin a write transaction. To be ended by the caller, come what may.
 
-        Raises ``Superseded``; ``GoneError`` when somebody has removed the file.
+        Raises ``Superseded``; ``GoneError`` when somebody has removed or replaced a file, or the directory.
         """
         self._room.granted = 0
         self.weight = 0
@@ -598,13 +615,18 @@ class Generation(Snapshot):
             try:
                 if txn.get(_format.NEXT_GENERATION) is not None:  # a swap removes the file too, but says so before
                     raise Superseded  # noqa: TRY301  (to end the transaction)
-                if os.fstat(self._folder).st_mtime_ns != self._there_since:
-                    self._refuse_gone()
+                found = os.stat(self.directory)
+                if found.st_ctime_ns != self._there_since or found.st_ino != self._identity[1]:
+                    self._look_at_all(found)
             except BaseException:
                 txn.abort()
                 raise
         except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
             raise self.explain(error, operation) from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise GoneError(self.directory) from None
+        except OSError as error:
+            raise explain(error, self.directory, operation) from error
         return txn
 
     def _begin_in_turn(self) -> Txn:
@@ -627,19 +649,40 @@ class Generation(Snapshot):
             except (OSError, ValueError):
                 pass
 
-    def _refuse_gone(self) -> None:
-        """Raise ``GoneError`` if somebody has removed the file.
+    def refuse_gone(self) -> None:
+        """Raise ``GoneError`` if somebody has removed, renamed or replaced the directory, or a file in it that counts.
 
-        Looks at the directory first. Whoever asks for the times of a file lets Linux (6.13 and later) note the next
-        write to it exactly, so asking the file itself in each transaction made each flush write its inode, too.
+        Asks the path of the directory first, whose time of change tells of all that. Whoever asks for the times of a
+        file lets Linux (6.13 and later) note the next write to it exactly, so asking the file itself in each
+        transaction made each flush write its inode, too.
         """
-        changed = os.fstat(self._folder).st_mtime_ns
-        if changed != self._there_since:
-            if not os.fstat(self._fd).st_nlink:
-                raise GoneError(self.path)
-            same = _TICK if changed % _SECOND else _COARSEST  # for so long another change may have the same time
-            if changed + same < time.time_ns():
-                self._there_since = changed
+        try:
+            found = os.stat(self.directory)
+        except (FileNotFoundError, NotADirectoryError):
+            raise GoneError(self.directory) from None
+        except PermissionError:  # of a program that has given up rights since
+            return
+        if found.st_ctime_ns != self._there_since or found.st_ino != self._identity[1]:
+            self._look_at_all(found)
+
+    def _look_at_all(self, directory: os.stat_result) -> None:
+        if (directory.st_dev, directory.st_ino) != self._identity:
+            raise GoneError(self.directory)
+        try:
+            if any(_identity(path) != identity for path, identity in self._files.items()):
+                raise GoneError(self.directory)
+        except FileNotFoundError:
+            raise GoneError(self.directory) from None
+        changed = directory.st_ctime_ns
+        same = _TICK if changed % _SECOND else _COARSEST  # for so long another change may have the same time
+        if changed + same < time.time_ns():
+            self._there_since = changed
+
+    def grow_ahead(self) -> None:
+        """Raise ``Superseded``, to be opened anew with a larger map, if a long transaction could outgrow this one."""
+        if not self._is_confined and os.fstat(self._fd).st_size > self._map_size // 2:
+            self.is_broken = True
+            raise Superseded
 
     def stamp(self, txn: Txn) -> int:
         """Return the transaction, for ``secure``."""
@@ -738,8 +781,16 @@ class Generation(Snapshot):
         room = self._room
         if (pages + pages // 64 + 65) * room.page + room.granted + added <= room.allocated:  # as grant() has it
             room.granted += added
-        else:
+            return
+        try:
             room.grant(pages, added, self._has_free, txn)
+        except Outgrown as error:
+            if self._is_confined:
+                raise Full("address space", self._map_size, self.extent(), added) from error
+            with translated(self.path, "allocation"):
+                allocate(self.path, *error.args)  # by which the next map is measured
+            self.is_broken = True
+            raise Superseded("the file has outgrown its map") from error
 
     def _has_free(self, txn: Txn, size: int) -> bool:
         """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
@@ -780,15 +831,20 @@ def provide(path: str) -> None:
     allocate(path + "-lock", _LOCK_FILE)
 
 
-def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = ()) -> None:
+def build(
+    path: str,
+    options: _format.Options,
+    contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = (),
+    size: int = 0,
+) -> None:
     """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys.
+
+    ``size``: about how many bytes they take.
 
     The weight of its records is written down by the next transaction: until then nothing of it can be torn.
     """
     try:
-        env, _ = _open(
-            path, sync=False, lock=False, max_dbs=_MANY_DBS
-        )  # a lock file without room would kill the process
+        env, _ = _open(path, size, sync=False, lock=False, max_dbs=_MANY_DBS)  # a lock file without room would kill
         try:
             for database, records in contents:
                 left = iter(records)
@@ -802,6 +858,7 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
                 meta = env.open_db(_format.META, txn=txn)
                 env.open_db(_format.AWAY, txn=txn)
                 txn.put(_format.LAST_TXN, _format.pack_last(txn.id()), db=meta)
+                txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
         finally:
             env.close()
     except lmdb.Error as error:
@@ -810,13 +867,32 @@ def build(path: str, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes
         provide(path)
 
 
+def remember(path: str, options: _format.Options) -> None:
+    """Let a copy that nobody else has open yet be one with these options. Not durable."""
+    draft = Draft(path, options)
+    try:
+        draft.change(_remember, options)
+    finally:
+        draft.close()
+
+
+def _remember(txn: Txn, _draft: Snapshot, options: _format.Options) -> bool:
+    return txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Return what tells a file or a directory from any other that is there at the same time."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def _await_set_up(lock_file: str) -> None:
     """Return when nobody is at setting LMDB's lock file up. Under the directory lock: then nobody begins to."""
-    fd = os.open(lock_file, os.O_RDWR | os.O_CLOEXEC)
+    fd = open_at(lock_file, os.O_RDWR)
     try:
         fcntl.lockf(fd, fcntl.LOCK_SH, 1)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def end(txn: Txn) -> None:
@@ -833,13 +909,27 @@ def is_open(txn: Txn) -> bool:
     return False
 
 
-def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
-    """Open an environment with as large a map as there is address space for; return that size too."""
-    refusal: Exception | None = None
-    for map_size in _MAP_SIZES:
+def _wanted_map(path: str, size: int = 0) -> int:
+    """Return how large a map of the file at ``path`` should be: it may grow to that without being opened anew."""
+    import resource  # noqa: PLC0415  (for who opens a queue, not for who imports)
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    is_large = limit == resource.RLIM_INFINITY and sys.maxsize > 1 << 32
+    with suppress(FileNotFoundError):
+        size = max(size, os.stat(path).st_size)
+    return 1 << (max(_LEAST_MAP if is_large else _LEAST_OF_LITTLE, _GROWTH * size) - 1).bit_length()
+
+
+def _open(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Environment, int]:
+    """Open an environment of about ``size`` bytes, or what it has, with as large a map as it may need; return its size.
+
+    It is smaller where there is no address space for that.
+    """
+    map_size = _wanted_map(path, size)
+    while True:
         try:
             env = lmdb.open(
-                path,
+                os.fsencode(path),
                 map_size=map_size,
                 subdir=False,
                 mode=0o600,
@@ -848,13 +938,14 @@ def _open(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
                 **options,
             )
         except (lmdb.MemoryError, lmdb.Error) as error:
-            if "Cannot allocate memory" not in str(error):
+            if os.strerror(errno.ENOMEM) not in str(error) or map_size <= _LEAST_OF_LITTLE:
                 raise
-            refusal = error
+            map_size //= 2
         else:
-            return env, map_size
-    assert refusal is not None  # there is at least one size
-    raise refusal
+            return env, max(map_size, int(env.info()["map_size"]))
+
+
+_OF_THE_SYSTEM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _failure(path: str, error: Exception, operation: str) -> QueueError:
@@ -864,8 +955,18 @@ def _failure(path: str, error: Exception, operation: str) -> QueueError:
         return AccessError(path, reason)
     if isinstance(error, lmdb.LockError) and os.strerror(errno.EAGAIN) in reason:  # of the byte ``pid`` of LMDB's file
         return PidError(path, reason)
-    if isinstance(error, lmdb.DiskError) or os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
-        return disk_full(path)
+    if "already open in this process" in reason:
+        return StorageError(
+            path,
+            operation,
+            reason,
+            "the library was loaded twice, as a second copy or by importlib.reload: import one copy, once",
+        )
+    for number in _OF_THE_SYSTEM:
+        if os.strerror(number) in reason:
+            return explain(OSError(number, os.strerror(number)), path, operation)
+    if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
+        return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
     return StorageError(path, operation, reason)
 
 

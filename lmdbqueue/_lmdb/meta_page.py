@@ -60,6 +60,11 @@ def read(path: str) -> tuple[MetaPage, MetaPage]:
 
 def best(path: str) -> MetaPage:
     """Return the slot that counts, or the one that is left when the other is damaged."""
+    return max(whole(path), key=lambda slot: slot.transaction)
+
+
+def whole(path: str) -> list[MetaPage]:
+    """Return the slots that are not damaged; raise ``CorruptQueueError`` if both are."""
     found = []
     with open(path, "rb") as file:
         for offset in (0, *_PAGE_SIZES):
@@ -70,7 +75,7 @@ def best(path: str) -> MetaPage:
                     found.append(slot)
     if not found:
         raise CorruptQueueError(path, "both meta pages of LMDB 0.9 are damaged")
-    return max(found, key=lambda slot: slot.transaction)
+    return found
 
 
 def roll_back(path: str, newest: MetaPage, before: MetaPage) -> None:

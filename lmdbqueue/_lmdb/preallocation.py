@@ -23,14 +23,19 @@ def reserve(pages: int) -> int:
     return _RESERVE + pages // _RESERVE
 
 
+class Outgrown(Exception):
+    """The map by which the file is written is too small for so many bytes; nothing was done."""
+
+
 class Room:
     """What one process knows of the room in a file, in one transaction after the other."""
 
-    def __init__(self, path: str, page: int, largest: int) -> None:
-        """``page``: bytes of one; ``largest``: bytes that the file may have."""
+    def __init__(self, path: str, page: int, largest: int, before: Callable[[], object]) -> None:
+        """``page``: bytes of one; ``largest``: bytes that the map has; ``before``: what is tried before it grows."""
         self._path = path
         self.page = page
         self._largest = largest
+        self._before = before
         self.allocated = 0  # bytes, as far as this process has seen to it
         self.granted = 0  # bytes, in the transaction under way
 
@@ -38,22 +43,23 @@ class Room:
         """See to it that ``added`` bytes can be written into a file of so many pages, and what removals need then.
 
         Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
-        ``DiskFullError``, or ``Full`` when the file is the largest.
+        ``DiskFullError``, or ``Outgrown``.
         """
         kept = (_RESERVE + pages // _RESERVE) * self.page  # as reserve() has it
         wanted = self.granted + added + kept
         needed = pages * self.page + wanted
         if needed > self.allocated:
             try:
-                self._allocate(needed, pages, added)
-            except Full:
+                self._allocate(needed, pages)
+            except (Full, Outgrown):
                 if not has_free(*of, wanted):
                     raise
         self.granted += added
 
-    def _allocate(self, needed: int, pages: int, added: int) -> None:
+    def _allocate(self, needed: int, pages: int) -> None:
+        self._before()
         if needed > self._largest:
-            raise Full("bytes", self._largest, pages * self.page, added)
+            raise Outgrown(needed)
         ahead = min(max(_AHEAD.start, pages // 16), _AHEAD.stop - 1) * self.page
         with translated(self._path, "allocation"):
             try:

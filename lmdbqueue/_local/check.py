@@ -27,6 +27,7 @@ from lmdbqueue._host.disk import explain, sync_directory, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.generation import Generation, Txn
+from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._local import recovery
 from lmdbqueue._local.environment import Environment, open_environment
@@ -40,7 +41,15 @@ def check(path: str, *, repair: bool = False) -> list[str]:
     As ``PersistentQueue.check``, of all queues in it. Raises ``FormatError`` if no queue is there.
     """
     path = os.path.abspath(path)  # the quarantine's directory is made durable
-    directory = find_directory(path)
+    directory = find_directory(path, remembered)
+    found = [f"{directory.finding}: it was written anew, as the queue's file remembers it"] if directory.finding else []
+    try:
+        return found + _check_at(path, directory, repair=repair)
+    finally:
+        directory.close()
+
+
+def _check_at(path: str, directory: Directory, *, repair: bool) -> list[str]:
     try:
         environment = open_environment(path, directory.options)
     except CorruptQueueError as error:
@@ -92,7 +101,7 @@ def _structural_problems(path: str) -> list[str]:
 
 def _rebuild_alone(directory: Directory) -> list[str]:
     with directory.lock(), translated(directory.path, "repair"):
-        session = Session(directory.file(SESSION))
+        session = Session(directory.file(SESSION), directory.folder)
         try:
             if not session.first:
                 return ["nothing was repaired, since another process has the queue open: end it first"]

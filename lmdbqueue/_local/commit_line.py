@@ -28,7 +28,7 @@ _GATHERING: Final = 200e-6  # seconds; 16 threads: 12,500/s with 100e-6, 16,000/
 class Line:
     """The calls of one process."""
 
-    def __init__(self, right: threading.Lock, run: Callable[[Sequence[Call]], None]) -> None:
+    def __init__(self, right: "threading.RLock", run: Callable[[Sequence[Call]], None]) -> None:
         """``right``: who holds it may ``run`` calls, which marks each ``done`` unless it raises."""
         self._right = right
         self._run = run
@@ -45,7 +45,9 @@ class Line:
         try:
             while not call.done:
                 leader = self._leader.setdefault("", call)
-                if leader.done:  # it is through, or was interrupted and may never say so; two leaders do no harm
+                if leader.done or leader.thread == call.thread:
+                    # it is through, or was interrupted and may never say so, or this call came amid it, as of a
+                    # signal's handler, before it took the right; two leaders do no harm
                     self._leader[""] = leader = call
                 if leader is call:
                     with self._right:

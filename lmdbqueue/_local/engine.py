@@ -16,6 +16,8 @@ from zlib import crc32
 from lmdbqueue import _format
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, DiskFullError, Full, QueueError
 from lmdbqueue._format import BASE, Note, Trailer, pack
+from lmdbqueue._host import departures
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.owners import Owners
 from lmdbqueue._lmdb.generation import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
@@ -75,7 +77,7 @@ class LocalEngine:
         self._next_of_readers: dict[str, Entry] = {}  # the same, of readers
         self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
-        self.owners = Owners(environment.directory.path)
+        self.owners = Owners(environment.directory.path, environment.directory.folder)
         try:
             self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
         except BaseException:
@@ -83,7 +85,7 @@ class LocalEngine:
             raise
         self.salt = _format.salt(self.record)
         self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
-        self._release = weakref.finalize(self, _let_go, environment, self.ref, self.owners)
+        self._release = weakref.finalize(self, departures.defer, _let_go, environment, self.ref, self.owners)
         _engines.add(self)
 
     # --- items that wait
@@ -528,7 +530,8 @@ class LocalEngine:
             with suppress(QueueError):  # else who looks next finds a dead owner
                 how = Return(self.clock().wall, "its queue was closed", max_attempts=self.max_attempts)
                 environment.update(self.ref, leases.give_up, self.owners.mine, how)
-        self._release()
+        if self._release.detach():  # else the collector was faster
+            _let_go(environment, self.ref, self.owners)
 
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
@@ -573,4 +576,4 @@ def _begin_anew_in_child() -> None:
         engine.begin_anew()
 
 
-os.register_at_fork(after_in_child=_begin_anew_in_child)
+at_fork("engines", in_child=_begin_anew_in_child)

@@ -24,9 +24,15 @@ doubt (a flush failed) is swapped for a copy before the next commit.
 
 Fork. ``fork`` waits until no transaction of this process is under way, since one that was open could
 not be ended in the child without damage to the parent's: writers by ``_writer``; readers, by hiding
-the generation from those who come and waiting for those in ``_verbs.reading``. In the child everything is
-dropped and opened anew at the next call. A fork that cannot wait (somebody's transaction lasts too
-long) leaves a child in which that queue raises ``ForkError``.
+the generation from those who come and waiting for those in ``_reading``. A thread that waits for another process
+to let the directory lock go is parked, amid no transaction, and not waited for; and while one directory lasts, no lock
+of another is kept. In the child everything is dropped and opened anew at the next call. A fork that cannot wait
+(somebody's transaction lasts too long) leaves a child in which that queue raises ``ForkError``.
+
+Calls from within calls. The handler of a signal, or a ``__del__`` that the collector runs, may come amid any call and
+call this library. ``_writer`` and ``_moving`` know who holds them: a call of that very thread raises
+``NestedCallError`` instead of waiting for itself, and closing is put off (``_host.departures``). Reading in such a
+call goes well, unless it comes amid the move to another generation.
 
 An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted
 thread should have lowered: ``_verbs.reading`` has an entry a thread, which its next transaction clears.
@@ -37,17 +43,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, ForkError, OptionError, QueueError
-from lmdbqueue._host import owners
+from lmdbqueue._errors import ClosedError, ForkError, NestedCallError, OptionError, QueueError, TransactionError
+from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.session import Session
+from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb import generation as _generation
 from lmdbqueue._lmdb.generation import NOT_DONE, Doubtful, Generation, Ref, Superseded, Tables, Txn
+from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -63,24 +72,28 @@ Ts = TypeVarTuple("Ts")
 
 _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
+_FORK_TURN: Final = 0.05  # seconds that a fork waits for one directory while it keeps others still
 
 _environments: dict[tuple[int, int, str], "Environment"] = {}
-_opening = threading.RLock()
+_opening = threading.RLock()  # of the list, and the counts in it; nothing is waited for with it
 
 
 def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> "Environment":
     """Return this process's handle on the directory at ``path``; it has to be released."""
-    with _opening:
-        directory = open_directory(path, wanted, _generation.build)
-        for option in ("checksum", "durability"):
-            stored, given = getattr(directory.options, option), getattr(wanted, option)
-            if stored != given:
-                raise OptionError(path, option, stored, given)
-        environment = _environments.get(directory.identity)
-        if environment is None:
-            environment = Environment(directory)
-            _environments[directory.identity] = environment
-        environment.handles += 1
+    directory = open_directory(path, wanted, _generation.build, remembered)
+    try:
+        _refuse_other_options(path, directory.options, wanted)
+        with _opening:
+            environment = _environments.get(directory.identity)
+            if environment is None:
+                environment = Environment(directory)
+                _environments[directory.identity] = environment
+            environment.handles += 1
+    except BaseException:
+        directory.close()
+        raise
+    if environment.directory is not directory:
+        directory.close()
     try:
         environment.prepare(progress)
     except BaseException:
@@ -89,12 +102,19 @@ def open_environment(path: str, wanted: _format.Options, progress: Progress | No
     return environment
 
 
+def _refuse_other_options(path: str, stored: _format.Options, given: _format.Options) -> None:
+    for option in ("checksum", "durability"):
+        if getattr(stored, option) != getattr(given, option):
+            raise OptionError(path, option, getattr(stored, option), getattr(given, option))
+
+
 def _begin(generation: Generation) -> tuple[Generation, Txn]:
     return generation, generation.begin("locking")
 
 
 def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
     """Begin a transaction that sees nothing which a power cut could take back."""
+    generation.grow_ahead()
     txn = generation.begin("locking")
     try:
         generation.secure_before(txn)
@@ -112,16 +132,19 @@ class Environment:
         self.handles = 0  # queue objects that use it
         self._queues: Counter[Ref] = Counter()  # that they use
         self._torn = False  # in a child: a transaction of the parent was open at the fork
+        self._frozen: list[Callable[[], object]] = []  # what lets this process go on after a fork
         self._start()
 
     def _start(self) -> None:
         """Begin with nothing open: at first, and again in a forked child."""
-        self.bell = Bell(self.directory.file(BELL))
+        self.bell = Bell(self.directory.file(BELL), self.directory.folder)
         self._session: Session | None = None
         self._generation: Generation | None = None
         self._retired: list[Generation] = []
-        self._writer = threading.Lock()
-        self._moving = threading.Lock()
+        self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
+        self._moving = threading.RLock()
+        self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
+        self._is_writing = False  # a block, or the like, which lasts: others go to the line
         self._line = Line(self._writer, self._run)
         # the thread whose call goes the short way, one at most (see ``update``). One that was interrupted may stay
         # here until it comes again: until then the others go to the line, which is slower, and right
@@ -130,28 +153,44 @@ class Environment:
         self._max_dbs = 0  # handles that a generation needs room for, at the least
 
     def release(self, ref: Ref | None = None) -> None:
-        """Give back one handle, of a queue; the last one closes what is open, once its transactions have ended."""
+        """Give back one handle, of a queue; the last one closes what is open, once its transactions have ended.
+
+        In a call from within a call it is closed by another thread, a moment later.
+        """
         with _opening:
             if ref is not None:
                 self._queues[ref] -= 1
-                self._queues += Counter()  # forgets those that nobody uses
+                if self._queues[ref] <= 0:  # nobody uses it
+                    self._queues.pop(ref, None)
             self.handles -= 1
             if self.handles:
                 return
-            _environments.pop(self.directory.identity, None)
-            with self._writer, self._moving:
-                generation, self._generation = self._generation, None
-                session, self._session = self._session, None
-                try:
-                    if generation is not None and session is not None:
-                        self._leave(generation, session)
-                finally:
-                    if generation is not None:
-                        generation.close()
-                    self._close_retired()
-                    if session is not None:
-                        session.leave()
-            self.bell.close()
+        if is_mine(self._writer) or is_mine(self._moving):
+            departures.defer(self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it."""
+        with self._writer, self._moving:
+            if self.handles:
+                return
+            generation, self._generation = self._generation, None
+            session, self._session = self._session, None
+            bell, self.bell = self.bell, Bell(self.directory.file(BELL), self.directory.folder)
+            try:
+                if generation is not None and session is not None:
+                    self._leave(generation, session)
+            finally:
+                if generation is not None:
+                    generation.close()
+                self._close_retired()
+                if session is not None:
+                    session.leave()
+        bell.close()
+        with _opening:
+            if not self.handles and _environments.pop(self.directory.identity, None) is self:
+                self.directory.close()
 
     def _leave(self, generation: Generation, session: Session) -> None:
         """Leave nothing to prove for the next to open, if nobody else is there.
@@ -192,6 +231,7 @@ class Environment:
                     return read(generation, ref, fn, args)
             except Superseded:
                 if generation is not None and generation.is_broken:
+                    self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
                     continue
@@ -214,8 +254,10 @@ class Environment:
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
             return result
+        if self._holds():
+            raise NestedCallError(self.directory.path)
         generation = self._generation
-        if generation is not None and not self._line.waiting and not self._retired and not self._writer.locked():
+        if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:
             done: Any = NOT_DONE
             thread = threading.get_ident()
             if self._lone.setdefault("", thread) == thread:
@@ -264,16 +306,37 @@ class Environment:
             with block.joined():
                 yield
             return
-        with self._held():
-            with self.exclusive(_begin_on_the_disk) as (generation, txn):
-                block = Transaction(self, self.directory.path, generation, txn)
-                with blocks.entered(block):
-                    yield
-                transaction = block.commit()
-                if transaction:
-                    generation.secure(transaction)
+        thread = threading.get_ident()
+        transaction = 0
+        block = None
+        stack = ExitStack()
+        try:
+            stack.enter_context(self._held())
+            generation, txn = stack.enter_context(self.exclusive(_begin_on_the_disk))
+            block = Transaction(self, self.directory.path, generation, txn, stack)
+            stack.enter_context(blocks.entered(block))
+            yield
+            if threading.get_ident() != thread:  # whose LMDB's mutex is not
+                raise TransactionError(
+                    self.directory.path,
+                    "the block is left in another thread than it was entered in",
+                    "all of it is undone once that thread calls this library, or ends; do both in one thread",
+                )
+            transaction = block.commit()
             if transaction:
-                self.bell.ring()
+                generation.secure(transaction)
+        finally:
+            if threading.get_ident() == thread:
+                stack.close()
+            elif block is not None:
+                block.is_stranded = True
+        if transaction:
+            self.bell.ring()
+
+    def _refuse_nested(self) -> None:
+        """Raise ``NestedCallError`` in a call from within one of this thread that writes or moves."""
+        if is_mine(self._writer) or is_mine(self._moving):
+            raise NestedCallError(self.directory.path)
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -296,12 +359,19 @@ class Environment:
         self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
     ) -> Iterator[tuple[Generation, Txn]]:
         """Hold the write lock of the live generation; what the block does not commit is undone."""
+        self._refuse_nested()
         process = os.getpid()
         with self._writer:
-            generation, txn = self._in_live(begin)
+            self._is_writing = True
+            try:
+                generation, txn = self._in_live(begin)
+            except BaseException:
+                self._is_writing = False
+                raise
             try:
                 yield generation, txn
             finally:
+                self._is_writing = False
                 if os.getpid() == process:  # else it is not ours to end
                     _generation.end(txn)
                     if generation.is_broken:
@@ -322,6 +392,7 @@ class Environment:
     def prepare(self, progress: Progress | None = None) -> None:
         """Open the live generation, unless it is. Waits for a transaction under way."""
         if blocks.current() is None:
+            self._refuse_nested()
             with self._writer:
                 if self._generation is None:
                     self.follow(None, progress)
@@ -340,6 +411,7 @@ class Environment:
             ref = Ref(name, queue.identity)
             record = block.read(ref, queue_record, ())
         else:
+            self._refuse_nested()
             with self._writer:
                 queue, record, transaction, generation = self._in_live(_open_queue, name, make)
                 generation.secure(transaction)
@@ -350,6 +422,7 @@ class Environment:
 
     def open_every_queue(self) -> None:
         """Open the handles of all queues of the directory, until the next swap."""
+        self._refuse_nested()
         with self._writer:
             self._in_live(Generation.prepare, None)
 
@@ -359,6 +432,7 @@ class Environment:
         No thread of this process reads meanwhile: LMDB closes the handle at once.
         """
         self.refuse_inside("dropping a queue")
+        self._refuse_nested()
         with self._writer:
             dropped = self._in_live(self._drop, name)
         self.bell.ring()
@@ -421,6 +495,8 @@ class Environment:
 
     def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
         """Go from ``old`` to the live generation, unless another thread of this process did already."""
+        if is_mine(self._moving):
+            raise NestedCallError(self.directory.path)
         with self._moving:
             if self._generation is not old:
                 return
@@ -431,9 +507,13 @@ class Environment:
             self._generation = self._open_live(1 if old is None else old.number + 1, progress)
             if old is not None:
                 self._retired.append(old)
-        if not self._writer.locked():  # else its holder does it; taken by "with", amid which no interrupt comes
-            with self._writer:
-                self._close_retired()
+        if self._retired and not is_mine(self._writer):  # else this thread does it, when it has written
+            departures.defer(self._clear_away)
+
+    def _clear_away(self) -> None:
+        """Close the generations that were left, in a thread of its own: those who read wait for no writer."""
+        with self._writer:
+            self._close_retired()
 
     def _close_retired(self) -> None:
         """Close the generations that were left. Only who holds ``_writer`` may: none of them is written to."""
@@ -442,17 +522,21 @@ class Environment:
 
     def _open_live(self, number: int, progress: Progress | None) -> Generation:
         while True:
-            with self.directory.lock():
+            with self.directory.lock(self.directory.parking):
                 number = self._published(number)
                 joins = self._session is None
-                session = self._session or Session(self.directory.file(SESSION))
+                session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
                 try:
                     self.bell.hang()
                     generation = self._open_newest(number, session, progress)
-                    self.directory.clean(generation.number, alone=session.first)
-                    if session.first:
-                        owners.sweep(self.directory.path)
-                    session.admit()
+                    try:
+                        self.directory.clean(generation.number, alone=session.first)
+                        if session.first:
+                            owners.sweep(self.directory.path, self.directory.folder)
+                        session.admit()
+                    except BaseException:
+                        generation.close()
+                        raise
                 except BaseException:
                     if joins:
                         session.leave()
@@ -496,27 +580,48 @@ class Environment:
 
     # --- fork
 
-    def freeze(self, deadline: float) -> None:
-        """Let no transaction be open in this process until ``thaw``, or note that there is one."""
+    def freeze(self, timeout: float) -> bool:
+        """Let no transaction be open in this process until ``thaw``; tell whether that came about in time."""
+        deadline = time.monotonic() + timeout
         block = blocks.current()
-        locks = (self._writer, self._moving)
-        self._torn = block is not None and block.owner is self  # by this very thread: waiting is of no use
-        self._frozen = [
-            lock for lock in locks if not self._torn and lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
-        ]
-        self._torn = len(self._frozen) < len(locks)
-        if not self._torn:
-            generation, self._generation = self._generation, None  # who comes now waits for _moving
-            while self._reading.keys() - {threading.get_ident()} and not self._torn:
-                time.sleep(_FORK_LOOK)
-                self._torn = time.monotonic() > deadline
-            self._generation = generation
+        self._torn = block is not None and block.owner is self
+        self._torn = self._torn or threading.get_ident() in self._reading
+        if self._torn or is_mine(self._writer) or is_mine(self._moving):
+            return False  # by this very thread: waiting is of no use
+        parking = self.directory.parking
+        if parking.hold():
+            self._frozen = [parking.let_go]
+            return True
+        self._frozen = []
+        for lock in (self._writer, self._moving):
+            if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                self.thaw()
+                return False
+            self._frozen.append(lock.release)
+        generation, self._generation = self._generation, None  # who comes now waits for _moving
+        while is_read := bool(self._reading.keys() - {threading.get_ident()}):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_FORK_LOOK)
+        self._generation = generation
+        if is_read:
+            self.thaw()
+        return not is_read
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether this very thread has a transaction open, so that waiting is of no use."""
+        return self._torn
+
+    def give_up(self) -> None:
+        """Note that a transaction is open at a fork."""
+        self._torn = True
 
     def thaw(self) -> None:
         """Go on in the parent."""
         self._torn = False
-        for lock in reversed(self._frozen):
-            lock.release()
+        while self._frozen:
+            self._frozen.pop()()
 
     def restart(self) -> None:
         """Go on in the child, with nothing of the parent's but the files."""
@@ -528,6 +633,8 @@ class Environment:
                     generation.close()
         if self._session is not None:
             self._session.leave()
+        self.directory.begin_anew()
+        self._frozen = []
         self._start()
 
 
@@ -540,8 +647,20 @@ def _open_queue(
 def _freeze_all() -> None:
     _opening.acquire()
     deadline = time.monotonic() + _FORK_PATIENCE
-    for environment in _environments.values():
-        environment.freeze(deadline)
+    waiting = list(_environments.values())
+    frozen: list[Environment] = []
+    while waiting:
+        environment = waiting.pop(0)
+        left = max(0.0, deadline - time.monotonic())
+        if environment.freeze(min(left, _FORK_TURN) if frozen else left):
+            frozen.append(environment)
+        elif not frozen or not left or environment.is_torn:
+            environment.give_up()
+        else:  # the others go on while this one is waited for, first
+            for each in frozen:
+                each.thaw()
+            waiting = [environment, *frozen, *waiting]
+            frozen = []
 
 
 def _thaw_all() -> None:
@@ -556,4 +675,4 @@ def _restart_all() -> None:
     _opening.release()
 
 
-os.register_at_fork(before=_freeze_all, after_in_parent=_thaw_all, after_in_child=_restart_all)
+at_fork("environments", before=_freeze_all, in_parent=_thaw_all, in_child=_restart_all)

@@ -5,7 +5,7 @@ and one that raises does not spoil its neighbours. Must not know: LMDB, who wait
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 from lmdbqueue._errors import CommitUnknownError, Full, QueueError
@@ -20,13 +20,14 @@ class Call:
     pages that it adds at the most.
     """
 
-    __slots__ = ("args", "done", "error", "fn", "generation", "ref", "result", "room", "transaction", "turn")
+    __slots__ = ("args", "done", "error", "fn", "generation", "ref", "result", "room", "thread", "transaction", "turn")
 
     def __init__(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int = 0) -> None:
         self.ref = ref
         self.fn = fn
         self.args = args
         self.room = room
+        self.thread = get_ident()
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False

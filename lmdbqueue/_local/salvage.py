@@ -286,7 +286,7 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
             records = merge(shared, *(queue.records(iter(whole[queue.name])) for queue in queues))
             yield _format.META, records
 
-        generation.build(draft, contents())
+        generation.build(draft, options, contents(), os.path.getsize(path))
     finally:
         os.close(fd)
     fd = os.open(draft, os.O_RDWR | os.O_CLOEXEC)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
-from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, readers
@@ -69,7 +69,7 @@ class QueueSource(Source):
     def __init__(self, path: str | os.PathLike[str], name: str = "queue") -> None:
         """Open the queue; raise ``FormatError`` if no directory is there, ``KeyError`` if no queue of the name is."""
         self.path = os.path.abspath(path)
-        options = find_directory(self.path).options
+        options = options_of(self.path)
         if name not in _names(self.path, options):
             raise KeyError(name)
         self._options = options

@@ -21,11 +21,12 @@ A fork inside of a block gives a child whose queues of that directory raise ``Fo
 there does too, and ends nothing: the transaction is the parent's (see ``_local.environment`` on forks).
 """
 
-import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
-from lmdbqueue._errors import Full, StorageError
+from lmdbqueue._errors import Full, NestedCallError, StorageError
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, Tables, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
@@ -36,20 +37,28 @@ _of_parent: list["Transaction"] = []  # in a child: kept, since LMDB's binding w
 class Transaction(Block):
     """A block whose calls share a transaction of LMDB's."""
 
-    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn) -> None:
+    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn, stack: ExitStack) -> None:
+        """``stack``: what ends it, and is closed by the thread that began it."""
         super().__init__(owner, path)
         self.generation = generation
         self._txn = txn
+        self._stack = stack
         self._has_changed = False
+        self._is_busy = False  # amid a call
         generation.content.enter_block()
 
     def queue(self, name: str) -> Tables | None:
         """Return where the records of a queue are that was opened before."""
         return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
 
+    def end(self) -> None:
+        """End it, in its thread, without the block that was left elsewhere, or never."""
+        self._stack.close()
+
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""
         self.refuse_if_spoiled()
+        self._refuse_amid_a_call()
         try:
             return fn(self._txn, self.generation.table(ref), *args)
         except Exception as error:
@@ -58,8 +67,10 @@ class Transaction(Block):
     def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
         """Return ``fn(txn, tables, *args)``, which looks before it writes."""
         self.refuse_if_spoiled()
+        self._refuse_amid_a_call()
         table = self.generation.table(ref)
         try:
+            self._is_busy = True
             if room:
                 self.generation.make_room(self._txn, room)
             result = fn(self._txn, table, *args)
@@ -68,14 +79,22 @@ class Transaction(Block):
         except BaseException as error:
             self._spoiled_by = error
             self._raise(error, "writing")
+        finally:
+            self._is_busy = False
         self._has_changed = bool(result) or self._has_changed
         return result
+
+    def _refuse_amid_a_call(self) -> None:
+        """Raise ``NestedCallError`` amid a call of the block, as a signal's handler may come, which is half done."""
+        if self._is_busy:
+            raise NestedCallError(self.path)
 
     def commit(self) -> int:
         """Commit what was changed; return the transaction for ``secure``, 0 if nothing was."""
         self.refuse_if_spoiled()
         if not self._has_changed:
             return 0
+        self.generation.refuse_gone()  # a block may be long
         try:
             return self.generation.commit(self._txn)
         except Exception as error:
@@ -83,11 +102,13 @@ class Transaction(Block):
 
     def _raise(self, error: BaseException, operation: str) -> NoReturn:
         explained = self.generation.explain(error, operation) if isinstance(error, Exception) else error
-        if isinstance(explained, (Superseded, Doubtful)):  # which only tell what this library must do
-            explained = StorageError(self.path, operation, str(error) or "a flush failed")
+        if isinstance(explained, Superseded):  # which only tells what this library must do
+            explained = StorageError(self.path, operation, str(error), "the block is undone: do it again")
+        elif isinstance(explained, Doubtful):
+            explained = StorageError(self.path, operation, "a flush failed")
         if explained is error:
             raise error
         raise explained from error
 
 
-os.register_at_fork(after_in_child=lambda: _of_parent.extend(blocks.leave_to_the_parent()))
+at_fork("blocks", in_child=lambda: _of_parent.extend(blocks.leave_to_the_parent()))

@@ -40,7 +40,7 @@ def position(txn: Txn, queue: Tables, name: str) -> Position:
     key = _key(queue, name)
     value = txn.get(key, db=queue.meta)
     if value is None:
-        raise GoneError(queue.generation.directory, f"reader {name} of {queue.name}")
+        raise GoneError(queue.generation.directory, queue.name, name)
     data = weighed_records.opened(queue, key, value)
     if data is None:
         raise CorruptQueueError(

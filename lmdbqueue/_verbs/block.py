@@ -26,7 +26,11 @@ class Block:
         self.owner = owner
         self.path = path
         self.is_of_parent = False
+        self.is_stranded = False  # it was left, but in another thread, which must not end it
         self._spoiled_by: BaseException | None = None
+
+    def end(self) -> None:
+        """End it, as the thread that began it: it was left in another one, or that thread ends."""
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -58,6 +62,18 @@ class Block:
             ) from self._spoiled_by
 
 
+class _Guard:
+    """What a thread lets go of when it ends: the last moment to end what it began."""
+
+    def __init__(self, under_way: list[Block]) -> None:
+        self._under_way = under_way
+
+    def __del__(self) -> None:
+        for block in list(self._under_way):
+            if not block.is_of_parent:
+                block.end()
+
+
 B = TypeVar("B", bound=Block)
 
 
@@ -66,19 +82,29 @@ class Blocks(Generic[B]):
 
     def __init__(self) -> None:
         self.of_thread: dict[int, B] = {}
+        self._here = threading.local()
 
     def current(self) -> B | None:
         """Return the block that this thread is in."""
-        return self.of_thread.get(threading.get_ident()) if self.of_thread else None
+        if not self.of_thread:
+            return None
+        block = self.of_thread.get(threading.get_ident())
+        if block is not None and block.is_stranded:
+            block.end()
+            return None
+        return block
 
     @contextmanager
     def entered(self, block: B) -> Iterator[None]:
-        """Let the calls of this thread join ``block`` meanwhile."""
+        """Let the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
         thread = threading.get_ident()
         self.enter(block)
+        under_way: list[Block] = [block]
+        self._here.guard = _Guard(under_way)  # and nowhere else
         try:
             yield
         finally:
+            under_way.clear()
             self.of_thread.pop(thread, None)  # in one step, whatever interrupts
 
     def enter(self, block: B) -> None:

@@ -4,12 +4,12 @@ Owns: how many items are in hand, and which threads may be taking one right now.
 moment: in the queue, reached for, or in hand. Must not know: the queue.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Resting
 
 R = TypeVar("R")
@@ -26,7 +26,7 @@ class Hands:
 
     def begin_anew(self) -> None:
         """Have empty hands: at first, and in a forked child, which has nothing of what the parent took."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may come amid it, and close the queue
         self.settled = Resting()  # in join; told when one of the two may have become empty, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
         self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
@@ -76,4 +76,4 @@ def _begin_anew_in_child() -> None:
         hands.begin_anew()
 
 
-os.register_at_fork(after_in_child=_begin_anew_in_child)
+at_fork("hands", in_child=_begin_anew_in_child)

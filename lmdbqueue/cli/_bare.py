@@ -23,14 +23,19 @@ def demo(source: str | None, items: int) -> int:
 
 def check(path: str, *, repair: bool) -> int:
     """Print what is wrong with a queue; return the exit code."""
+    found = _findings(path, repair=repair)
+    left = _findings(path, repair=False) if found and repair else found  # what is said is what is so
+    for sentence in [*found, *(each for each in left if each not in found)]:
+        print(sentence)
+    print(f"{path}: {'not whole' if left else 'repaired' if found else 'whole'}")
+    return 1 if found else 0
+
+
+def _findings(path: str, *, repair: bool) -> list[str]:
     try:
-        problems = lmdbqueue.check(path, repair=repair)
+        return lmdbqueue.check(path, repair=repair)
     except lmdbqueue.CorruptQueueError as error:
-        problems = [str(error)]
-    for problem in problems:
-        print(problem)
-    print(f"{path}: {'not whole' if problems and not repair else 'repaired' if problems else 'whole'}")
-    return 1 if problems else 0
+        return [str(error)]
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -24,7 +24,8 @@ import click
 
 from lmdbqueue._errors import FormatError
 from lmdbqueue._format import Options, check_name
-from lmdbqueue._host.directory import find_directory, strange_in
+from lmdbqueue._host.directory import strange_in
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
@@ -89,7 +90,7 @@ def readable(path: str, name: str, form: Form, *, trust: bool) -> PersistentQueu
 def writable(path: str, name: str, dumps: Callable[[Any], bytes]) -> PersistentQueue[Any]:
     """Open a queue to push to, which is made if it is not there."""
     try:
-        options = find_directory(os.path.abspath(path)).options
+        options = options_of(os.path.abspath(path))
     except FormatError:
         options = Options()  # and PersistentQueue says what is there instead, if anything is
     return _opened(path, options, name=name, dumps=dumps)
@@ -106,7 +107,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
     """Give the options and the names of the queues at ``path``, and keep it open for the block."""
     if not os.path.exists(path):
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
-    options = find_directory(os.path.abspath(path)).options
+    options = options_of(os.path.abspath(path))
     with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
         environment = open_environment(os.path.abspath(path), options, report)
     try:

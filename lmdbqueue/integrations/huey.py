@@ -42,7 +42,7 @@ from huey.storage import BaseStorage
 
 from lmdbqueue._errors import Empty, FormatError, LeaseExpiredError, QueueError
 from lmdbqueue._format import Durability
-from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.lease import Lease
 
@@ -110,7 +110,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     def _open(self) -> _Queues:
         durability, checksum = self._durability, True
         with suppress(FormatError):
-            found = find_directory(self.path).options
+            found = options_of(self.path)
             durability, checksum = found.durability, found.checksum
 
         def queue(part: str) -> PersistentQueue[bytes]:

@@ -35,7 +35,7 @@ from typing import Any, Final, Self
 
 from lmdbqueue._errors import Empty, FormatError, QueueError, ShutDown, TransactionError
 from lmdbqueue._format import Durability
-from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry
@@ -368,6 +368,6 @@ def _opened(
     """Open a queue of records, as its directory is, or made with this durability."""
     checksum = True
     with suppress(FormatError):
-        found = find_directory(os.path.abspath(path)).options
+        found = options_of(os.path.abspath(path))
         durability, checksum = found.durability, found.checksum
     return PersistentQueue(path, dumps=bytes, name=name, durability=durability, checksum=checksum, **options)

@@ -66,7 +66,7 @@ from hashlib import sha256
 from typing import Any
 
 from lmdbqueue._errors import FormatError, SourceError
-from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.transaction import blocks
 from lmdbqueue.legacy import _chunks, _file, _tables
@@ -131,7 +131,7 @@ def import_file(
     blocks.refuse_inside(directory, "an import")
     options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
     with suppress(FormatError):  # no queue is there: it is created, or that says why not
-        found = find_directory(directory).options
+        found = options_of(directory)
         options |= {"checksum": found.checksum, "durability": found.durability}
     with PersistentQueue[bytes](directory, **options) as queue, queue.transaction():
         return _Import(source, queue, directory, dumps, loads).run(progress or _nobody)

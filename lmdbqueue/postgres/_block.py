@@ -6,7 +6,6 @@ committed together or not at all. Must not know: how a transaction is committed,
 A forked child has no part in its parent's block: its calls there raise ``ForkError``, and so does leaving it.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import psycopg
 
 from lmdbqueue._errors import ForkError, Full, QueueError, TransactionError
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs import block
 from lmdbqueue.postgres._failures import explained, interrupt_amid
 from lmdbqueue.postgres._session import Step
@@ -111,4 +111,4 @@ def _leave_to_the_parent() -> None:
         blocks.enter(mine)  # so that its calls are refused
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+at_fork("PostgreSQL blocks", in_child=_leave_to_the_parent)

@@ -32,6 +32,7 @@ from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 import psycopg
 
 from lmdbqueue._errors import CommitUnknownError, QueueError, ServerError
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._ear import Ear
@@ -411,4 +412,4 @@ def _leave_to_the_parent() -> None:
         database.begin_anew()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+at_fork("PostgreSQL connections", in_child=_leave_to_the_parent)

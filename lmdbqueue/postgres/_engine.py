@@ -8,7 +8,6 @@ transaction. So the user's ``loads`` runs inside of it, other than with LMDB: th
 does, since what is claimed is passed over. What cannot be decoded never left.
 """
 
-import os
 import sys
 import time
 import weakref
@@ -20,6 +19,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting, within
 from lmdbqueue.postgres import _away, _items, _queues, _readers
@@ -519,7 +519,7 @@ class PostgresEngine:
             raise GoneError(self.path, self.name)
 
     def _gone(self, name: str) -> GoneError:
-        return GoneError(self.path, f"reader {name} of {self.name}")
+        return GoneError(self.path, self.name, name)
 
     # --- removing
 
@@ -702,4 +702,4 @@ def _begin_anew_in_child() -> None:
         engine.begin_anew()
 
 
-os.register_at_fork(after_in_child=_begin_anew_in_child)
+at_fork("PostgreSQL engines", in_child=_begin_anew_in_child)

@@ -29,7 +29,7 @@ class Fuzzer:
     """One run."""
 
     def __init__(self, place: str, seed: int) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(seed)  # noqa: S311
         self.place = place
         self.clock = Clock()
         self.queues: dict[str, PersistentQueue[bytes]] = {}
@@ -214,7 +214,7 @@ class Fuzzer:
 def test_whatever_is_called_with_whatever_values_the_file_is_whole(tmp_path, record_property):
     end = time.monotonic() + SECONDS
     steps = 0
-    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", random.randrange(1 << 32)))
+    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", random.randrange(1 << 32)))  # noqa: S311
     while time.monotonic() < end:
         place = tmp_path / str(seed)
         place.mkdir()

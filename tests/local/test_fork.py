@@ -11,6 +11,7 @@ import pytest
 from processes import DEADLINE, KILLED, Sleeps, drained, eventually, finish, forked, start, status_of
 
 from lmdbqueue import Empty, PersistentQueue
+from lmdbqueue._host.threads import is_taken
 
 FAST = {"durability": "off"}
 
@@ -190,7 +191,7 @@ def _fork_while_a_call_moves_on(place):
 
     def look_late(txn):
         reached.set()
-        eventually(environment._moving.locked)
+        eventually(lambda: is_taken(environment._moving))
         look(txn)
 
     generation._refuse_superseded = look_late

@@ -37,6 +37,7 @@ class Crowd:
 
     def __enter__(self):
         self.environment._writer.acquire()
+        self.environment._is_writing = True
         return self
 
     def add(self, function, *args):
@@ -409,7 +410,8 @@ def test_an_interrupted_waiter_takes_its_call_out(queue, monkeypatch):
         def __exit__(self, *_):
             pass
 
-    with environment._writer, monkeypatch.context() as patch:  # so that the call goes to the line
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "_is_writing", True)  # so that the call goes to the line
         patch.setattr(environment._line, "_right", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             queue.push("a")

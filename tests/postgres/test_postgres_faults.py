@@ -307,7 +307,7 @@ def test_after_an_error_of_the_server_the_connection_is_another(open_postgres, p
     assert len(queue) == 6
 
 
-def test_a_lost_connection_fills_no_log(open_postgres, postgres, schema, caplog):
+def test_a_lost_connection_fills_no_log(postgres, schema, caplog):
     caplog.set_level(logging.WARNING)
     proxy = Proxy(postgres)
     try:

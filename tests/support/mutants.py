@@ -17,6 +17,7 @@ from account import Worker
 
 from lmdbqueue import _format
 from lmdbqueue._host import directory, disk
+from lmdbqueue._host.session import stamp
 from lmdbqueue._lmdb import generation, meta_page, preallocation
 from lmdbqueue._local import environment as _env
 from lmdbqueue._local import recovery
@@ -119,7 +120,7 @@ def forgets_the_head() -> None:
 
 def skips_the_recovery() -> None:
     def recover(_path: str, number: int, _options: object, session: Any, _progress: object = None) -> None:
-        session.settle(number << 40)
+        session.settle(stamp(number, 0))
 
     _env.recover = recover  # type: ignore[assignment]
 

@@ -1,0 +1,43 @@
+"""The options of a queue as its environment remembers them, for the case that ``queue.json`` is lost.
+
+Owns: where they stand, and reading them from a file that LMDB has not opened and nobody has proven. Law: what is
+returned has its checksum. Must not know: what the options are.
+"""
+
+import os
+from contextlib import suppress
+
+from lmdbqueue import _format
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host import directory
+from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.raw_pages import Pages
+
+
+def options_of(path: str) -> _format.Options:
+    """Return the options of the queue directory at ``path``; raise ``FormatError`` if there is none."""
+    return directory.find_options(path, remembered)
+
+
+def remembered(path: str) -> bytes:
+    """Return the content of ``queue.json`` that the environment at ``path`` remembers, b"" if none is whole.
+
+    The snapshot before the newest has it, too: nothing ever changes it.
+    """
+    with suppress(CorruptQueueError, FileNotFoundError):
+        for slot in sorted(meta_page.whole(path), key=lambda slot: -slot.transaction):
+            if found := _found(path, slot):
+                return found
+    return b""
+
+
+def _found(path: str, slot: meta_page.MetaPage) -> bytes:
+    fd = open_at(path, os.O_RDONLY)
+    try:
+        for key, value in Pages(fd, slot.page_size).nodes(slot.main.root):
+            if key == _format.OPTIONS and _format.is_intact(key, value):
+                return value[: -_format.SEAL_SIZE]
+    finally:
+        close(fd)
+    return b""

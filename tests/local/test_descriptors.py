@@ -1,0 +1,168 @@
+"""Descriptors that run out: at any step of opening and of every verb, in one process again and again.
+
+What fails says what is missing, leaks nothing, keeps nothing locked, and changes nothing.
+"""
+
+import gc
+import os
+import resource
+from contextlib import contextmanager, suppress
+
+import pytest
+from processes import DEADLINE, forked, status_of
+
+from lmdbqueue import AccessError, PersistentQueue, StorageError
+from lmdbqueue._host import departures
+from lmdbqueue._local import environment as _env
+
+MOST = 30  # free descriptors; opening needs fewer
+FAST = {"durability": "off"}
+
+
+def _open_files():
+    """Return what is open, by descriptor, but for what lists it."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+@contextmanager
+def _free(count):
+    """Let only so many descriptors be free in the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(_open_files()) + 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + MOST + 1, limits[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def _opened_elsewhere(place, items):
+    """Demand that another process, which has descriptors, can open the queue and finds it whole."""
+
+    def look():
+        with PersistentQueue("queue", place, **FAST) as queue:
+            assert queue.check() == []
+            assert list(queue) == items
+
+    assert status_of(forked(look), 10) == 0
+
+
+def _open_with_few(place, count):
+    """Open and close once; tell whether there were enough descriptors."""
+    with _free(count):
+        try:
+            queue = PersistentQueue("queue", place, **FAST)
+        except StorageError as error:
+            told = str(error)
+            del error
+        else:
+            queue.close()
+            return True
+    assert "Too many open files" in told
+    assert "ulimit -n" in told
+    return False
+
+
+def _run_out_at_opening(place, is_new, order):
+    if not is_new:
+        with PersistentQueue("queue", place, **FAST) as queue:
+            queue.push(["a", "b"])
+    before = _open_files()
+    opened = []
+    for count in order:
+        for _ in range(3):
+            opened.append(_open_with_few(place, count))
+            assert departures.wait(DEADLINE)
+            gc.collect()
+            assert not _env._environments
+            assert _open_files() == before, count
+        if is_new and any(opened):
+            break
+        if count % 5 == 0 or not is_new:
+            _opened_elsewhere(place, []) if is_new and os.path.exists(place / "queue" / "queue.json") else None
+            if not is_new:
+                _opened_elsewhere(place, ["a", "b"])
+    assert True in opened
+    assert False in opened
+    _opened_elsewhere(place, [] if is_new else ["a", "b"])
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("order", ["up", "down"])
+def test_opening_with_few_descriptors_leaks_none_and_locks_nobody_out(tmp_path, is_new, order):
+    counts = range(MOST + 1) if order == "up" or is_new else range(MOST, -1, -1)
+    assert status_of(forked(_run_out_at_opening, tmp_path, is_new, counts), DEADLINE) == 0
+
+
+def _lease(queue):
+    lease = queue.lease()
+    lease.nack()
+
+
+VERBS = {
+    "push": lambda queue: queue.push("more"),
+    "pop": lambda queue: queue.pop(),
+    "get": lambda queue: queue.get(timeout=0.001),
+    "peek": lambda queue: queue.peek(3),
+    "lease": _lease,
+    "stats": lambda queue: queue.stats(),
+    "flush": lambda queue: queue.flush(force=True),
+    "check": lambda queue: queue.check(),
+    "copy": lambda queue: queue.copy("copy").close(),
+    "drop": lambda queue: queue.drop_queue("other"),
+    "wait for what does not come": lambda queue: queue.peek(9, blocking=True, timeout=0.001),
+}
+
+
+def _run_out_in_a_verb(place, verb):
+    for count in range(MOST + 1):
+        with PersistentQueue("queue", place, **FAST) as queue, PersistentQueue("queue", place, name="other", **FAST):
+            queue.clear(all=True)
+            queue.push(["a", "b"])
+            for _ in range(2):
+                with _free(count), suppress(StorageError, AccessError, KeyError, Exception):
+                    VERBS[verb](queue)
+            queue.clear(all=True)
+            queue.push("c")
+            assert list(queue) == ["c"]
+            assert queue.check() == []
+            if count % 6 == 0:
+                _opened_elsewhere(place, ["c"])
+        assert departures.wait(DEADLINE)
+        gc.collect()
+        assert not [each for each in _open_files().values() if each.startswith(os.fspath(place))], (verb, count)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_with_few_descriptors_leaks_none_and_goes_well_afterwards(tmp_path, verb):
+    assert status_of(forked(_run_out_in_a_verb, tmp_path, verb), DEADLINE) == 0
+
+
+def _close_with_few(place):
+    for count in range(MOST + 1):
+        before = _open_files()
+        queue = PersistentQueue("queue", place)
+        queue.push(count)
+        queue.lease()
+        with _free(count):
+            queue.close()
+        assert _open_files() == before
+        _expected = list(range(count + 1))
+        with PersistentQueue("queue", place) as again:
+            assert list(again) == _expected
+
+
+def test_closing_with_few_descriptors_closes(tmp_path):
+    assert status_of(forked(_close_with_few, tmp_path), DEADLINE) == 0

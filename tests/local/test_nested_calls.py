@@ -1,0 +1,318 @@
+"""Calls from within calls of the same thread: of signals' handlers, of ``__del__`` in the collector, of finalizers.
+
+None of them may wait for the call that it came amid, for this process or for others. A moment is planted by calling the
+handler where a function of the library begins or one of C returns, which is where Python itself would call it.
+"""
+
+import gc
+import logging
+import logging.handlers
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+from processes import DEADLINE, STEP, Moments, eventually, forked, status_of
+
+from lmdbqueue import ClosedError, Empty, NestedCallError, PersistentQueue, QueueError
+from lmdbqueue._host import departures
+from lmdbqueue._host.threads import is_taken
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._local import environment as _env
+
+FAST = {"durability": "off"}
+
+
+def _push(queue):
+    queue.push("nested")
+
+
+def _read(queue):
+    len(queue)
+    queue.peek(3)
+    queue.stats()
+
+
+def _close(queue):
+    queue.close()
+
+
+def _wait(queue):
+    with suppress(Empty):
+        queue.get(timeout=0.001)
+
+
+def _lease(queue):
+    with queue.lease():
+        pass
+
+
+def _open_another(queue):
+    PersistentQueue(queue.filename, queue.path, name="another", **FAST).close()
+
+
+def _flush(queue):
+    queue.flush(force=True)
+
+
+NESTED = {
+    "push": _push,
+    "read": _read,
+    "close": _close,
+    "wait": _wait,
+    "lease": _lease,
+    "open": _open_another,
+    "flush": _flush,
+}
+
+
+def _block(queue):
+    with queue.transaction():
+        queue.push("in a block")
+        queue.pop()
+
+
+OUTER = {
+    "push": lambda queue: queue.push(["outer"] * 3),
+    "pop": lambda queue: queue.pop(),
+    "get": _wait,
+    "lease": _lease,
+    "block": _block,
+    "flush": _flush,
+    "open": _open_another,
+}
+
+
+def _run(place, outer, nested):
+    """Call ``nested`` at one moment after the other of ``outer``; the queue is whole and free after each."""
+    number = 1
+    refused = 0
+    while True:
+        queue = PersistentQueue("queue", place, **FAST)
+        queue.push(["a", "b", "c"])
+        told = []
+
+        def handle(queue=queue, told=told):
+            try:
+                NESTED[nested](queue)
+            except NestedCallError as error:
+                told.append(error)
+            except QueueError:
+                pass
+
+        moments = Moments(number, handle)
+        with suppress(QueueError), moments:  # closed, or spoiled by what came amid the block
+            OUTER[outer](queue)
+        refused += bool(told)
+        queue.close()
+        assert departures.wait(DEADLINE)
+        with PersistentQueue("queue", place, **FAST) as again:
+            again.push("after")
+            assert again.check() == []
+            again.clear(all=True)
+        if moments.left > 0:
+            return
+        number += STEP * 5
+
+
+@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize("outer", OUTER)
+def test_no_call_waits_for_the_call_of_the_same_thread_that_it_came_amid(tmp_path, outer, nested):
+    assert status_of(forked(_run, tmp_path, outer, nested), DEADLINE) == 0
+
+
+class _Pushes:
+    """Refers to itself, so only the collector lets it go."""
+
+    def __init__(self, queue, told):
+        self.queue = queue
+        self.told = told
+        self.itself = self
+
+    def __del__(self):
+        try:
+            self.queue.push("from __del__")
+        except QueueError as error:
+            self.told.append(error)
+
+
+def _amid_a_transaction(generation, do):
+    """Have ``do()`` called when a write transaction has just begun."""
+    begin = generation.begin
+
+    def begin_and_do(operation):
+        generation.begin = begin
+        txn = begin(operation)
+        do()
+        return txn
+
+    generation.begin = begin_and_do
+
+
+def _collect_amid_a_push(place):
+    told = []
+    with PersistentQueue("queue", place) as queue, PersistentQueue("other", place) as other:
+        gc.disable()
+        _Pushes(queue, told)
+        _Pushes(other, told)
+        _amid_a_transaction(queue._engine.environment._generation, gc.collect)
+        queue.push("outer")
+        assert [type(error) for error in told] == [NestedCallError]
+        assert "let another thread do it" in str(told[0])
+        assert list(queue) == ["outer"]
+        assert list(other) == ["from __del__"]  # another directory has locks of its own
+        assert queue.check() == []
+
+
+def test_a_push_by_the_collector_amid_a_push_is_refused_and_the_outer_one_is_done(tmp_path):
+    assert status_of(forked(_collect_amid_a_push, tmp_path), DEADLINE) == 0
+
+
+def _log_amid_a_push(place):
+    with PersistentQueue("log", place) as queue:
+        handler = logging.handlers.QueueHandler(queue)
+        handler.handleError = lambda _record: None
+        logger = logging.Logger("test")  # noqa: LOG001  (of this test alone)
+        logger.addHandler(handler)
+
+        class Logs:
+            def __init__(self):
+                self.itself = self
+
+            def __del__(self):
+                logger.warning("collected")
+
+        gc.disable()
+        Logs()
+        _amid_a_transaction(queue._engine.environment._generation, gc.collect)
+        logger.warning("outer")
+        assert [record.getMessage() for record in queue] == ["outer"]
+        logger.warning("after")
+        assert len(queue) == 2
+
+
+def test_logging_by_the_collector_through_the_documented_handler_hangs_nobody(tmp_path):
+    assert status_of(forked(_log_amid_a_push, tmp_path), DEADLINE) == 0
+
+
+def test_a_handler_that_closes_and_exits_amid_a_push_ends_the_program(tmp_path):
+    program = f"""
+        import os, signal, sys
+        from lmdbqueue import PersistentQueue
+        queue = PersistentQueue("queue", {str(tmp_path)!r})
+        queue.push("before")
+        lease = queue.lease()
+
+        def stop(*_):
+            queue.close()
+            sys.exit(7)
+
+        signal.signal(signal.SIGTERM, stop)
+        generation = queue._engine.environment._generation
+        begin = generation.begin
+
+        def begin_and_die(operation):
+            txn = begin(operation)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return txn
+
+        generation.begin = begin_and_die
+        queue.push("amid")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], timeout=30, check=False, capture_output=True
+    )
+    assert done.returncode == 7, done.stderr.decode()
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert list(queue) == ["before"]  # whose lease ended with its owner
+        assert queue.check() == []
+
+
+def test_a_real_handler_of_a_signal_pushes_again_and_again_amid_the_verbs_of_its_thread(tmp_path):
+    def run():
+        queue = PersistentQueue("queue", tmp_path, **FAST)
+        stored, refused = [], []
+
+        def handle(*_):
+            try:
+                stored.append(queue.push("by the handler"))
+            except NestedCallError as error:
+                refused.append(error)
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        deadline = time.monotonic() + 20
+        pushed = 0
+        while (len(stored) < 100 or len(refused) < 20) and time.monotonic() < deadline:
+            queue.push("mine")
+            pushed += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert refused
+        assert stored
+        assert len(queue) == pushed + len(stored)
+        assert queue.check() == []
+
+    assert status_of(forked(run), DEADLINE) == 0
+
+
+# --- finalizers
+
+
+def test_the_collector_takes_no_lock_and_touches_no_file_for_a_queue_that_is_let_go(tmp_path, monkeypatch):
+    queue = PersistentQueue("queue", tmp_path)
+    queue.push("a")
+    queue.lease()
+    environment = queue._engine.environment
+    seen = set()
+    for module, name in ((Generation, "close"), (_env.Environment, "release"), (type(queue._engine.owners), "leave")):
+        done = getattr(module, name)
+
+        def told(self, *args, _done=done):
+            seen.add(threading.get_ident())
+            return _done(self, *args)
+
+        monkeypatch.setattr(module, name, told)
+    with environment._writer:  # as amid a call
+        del queue
+        gc.collect()
+        assert environment.handles == 1 or threading.get_ident() not in seen
+    eventually(lambda: not environment.handles)
+    assert departures.wait(DEADLINE)
+    assert seen
+    assert threading.get_ident() not in seen
+    with PersistentQueue("queue", tmp_path) as again:
+        assert list(again) == ["a"]
+
+
+def test_what_is_let_go_at_the_end_of_a_program_is_closed(tmp_path):
+    program = f"""
+        from lmdbqueue import PersistentQueue
+        queue = PersistentQueue("queue", {str(tmp_path)!r})
+        queue.push("a")
+        queue.lease()
+        other = PersistentQueue("other", {str(tmp_path)!r})
+        del other
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=30, check=True)
+    assert not [name for name in os.listdir(tmp_path / "queue") if name.startswith("owner-")]
+    with open(tmp_path / "queue" / "session", "rb") as file:
+        assert file.read()[24:30] == b"closed"
+
+
+def test_a_close_amid_a_call_closes_once_the_call_has_ended(tmp_path):
+    queue = PersistentQueue("queue", tmp_path)
+    environment = queue._engine.environment
+    _amid_a_transaction(environment._generation, queue.close)
+    queue.push("outer")  # goes on: it had begun
+    with pytest.raises(ClosedError):
+        queue.push("more")
+    assert departures.wait(DEADLINE)
+    assert environment._generation is None
+    assert not is_taken(environment._writer)
+    with PersistentQueue("queue", tmp_path) as again:
+        assert list(again) == ["outer"]
