@@ -1,6 +1,6 @@
 """Verbs and values at random, on several queues of one directory; the file is proven after every step.
 
-The proof is not told what to expect: it is that of ``check()``, and, from time to time, that of a copy of the directory,
+The proof is not told what to expect: it is that of ``check()``, and, from time to time, that of a copy of the directory
 which is proven when it is opened. Items are drawn so that their sizes go through all that LMDB does with a value.
 """
 
