@@ -289,7 +289,7 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
     assert 0.25 <= time.monotonic() - before < 5
 
 
-def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(engine, full):
+def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(full):
     with full.lease(3) as lease:
         lease.nack(0, delay=2)
         lease.nack(2, delay=1)
