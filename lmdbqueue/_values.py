@@ -70,6 +70,7 @@ class Leased(NamedTuple):
     seqs: list[int]
     attempts: list[int]
     deadline: float | None  # seconds, on ``time.monotonic()``
+    entries: Sequence[Entry] = ()  # of the items, for what else is known of them
 
 
 NOTHING: Final = Leased(0, [], [], None)
