@@ -70,6 +70,7 @@ class Leased(NamedTuple):
     seqs: list[int]
     attempts: list[int]
     deadline: float | None  # seconds, on ``time.monotonic()``
+    entries: Sequence[Entry] = ()  # of the items, for what else is known of them
 
 
 NOTHING: Final = Leased(0, [], [], None)
@@ -88,10 +89,8 @@ class ReaderStats(NamedTuple):
 class Stats(NamedTuple):
     """Figures of a queue, in items, and of the directory that it shares with others, in bytes.
 
-    ``oldest_age`` is of the item that waits longest: at most so many seconds, and at least that less two seconds or an
-    eighth of itself, whichever is more. An item waits since it was pushed, or since it was due if it had a delay; one
-    that was leased or dead in between has not begun anew, one that was moved here has. A clock that is stepped does
-    not change it, and a machine that is suspended does not let it grow; over a reboot it is the wall clock that counts.
+    ``oldest_age`` is of the item that waits longest, by the wall clock. An item waits since it was pushed, or, if that
+    was with a delay, since it was due; one that was leased, dead or moved here in between has not begun anew.
     ``head``, ``tail`` and numbers of items: see ``docs/format.md``. ``processes`` are those that the kernel shows
     to this one: all of the machine, or, seen from within a container, those of the container.
     """
@@ -102,9 +101,9 @@ class Stats(NamedTuple):
     dead: int
     pushed: int  # ever, delayed ones included
     removed: int  # ever: popped, deleted, acknowledged, cleared
-    head: int  # number of the first item that never left
+    head: int  # all items with a smaller number have left, but for those that came back
     tail: int  # number that the next item gets
-    oldest_age: float | None = None  # seconds; None: nothing waits, or it was pushed by a version that noted no times
+    oldest_age: float | None = None  # seconds; None: nothing waits
     readers: tuple[ReaderStats, ...] = ()  # by their names
     bytes_used: int | None = None  # pages in use, of all queues of the directory; None: not in a directory
     bytes_free: int | None = None  # what flush(force=True) would give back

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from lmdbqueue._async.courier import Call, Courier, Job, Push, Take, Wanted
 from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
@@ -27,7 +27,12 @@ from lmdbqueue._verbs.writing import OnError, append_of, checked_on_error, decod
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    T = DefaultTypeVar("T", default=Any)  # which typing has from Python 3.13 on
+else:
+    T = TypeVar("T")
 R = TypeVar("R")
 
 

@@ -12,12 +12,17 @@ A call that waits, for an item or for room, is a sleeper: it is tried before eve
 makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
 asks for a look, so no ring is missed (see ``_host.bell``). That is two threads, however many sleep.
 
+The end of a loop, or of the program: what was done for callers who were not told is undone before the program ends.
+
 A caller that is cancelled: what was not begun is not done. A push under way is stored or not, as a whole.
 What a take or a lease under way has removed is put back; if the process dies just then it is lost, like anything that
 was popped by a process that died.
 """
 
+import atexit
+import os
 import threading
+import weakref
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -165,6 +170,31 @@ _KIND: Final = attrgetter("kind")
 _PAYLOADS: Final = attrgetter("payloads")
 
 
+_END: Final = Job()  # the last one
+_PATIENCE: Final = 30.0  # seconds that the end of a program waits for a worker
+
+_working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
+
+
+def _finish_at_exit(courier: "Courier") -> None:
+    """Let the end of the program wait for a courier.
+
+    Registered anew with each, when its queue is open, so that this comes before the queues are closed then: what was
+    registered last is done first.
+    """
+    atexit.unregister(_finish_all)
+    atexit.register(_finish_all)
+    _working.add(courier)
+
+
+def _finish_all() -> None:
+    for courier in list(_working):
+        courier.finish()
+
+
+os.register_at_fork(after_in_child=_working.clear)  # a child has none of the threads
+
+
 class Courier:
     """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
 
@@ -179,6 +209,8 @@ class Courier:
         self._has_begun = False  # the threads
         self._is_closed = False  # to new calls
         self._has_ended = False
+        self._is_over = threading.Event()  # the worker has nothing left to do
+        self._undelivered: dict[int, list[Result]] = {}  # what the loop was told to deliver, and has not yet
 
     # --- in the loop
 
@@ -210,11 +242,14 @@ class Courier:
     def _send(self, job: Job | None) -> None:
         if not self._has_begun:
             self._has_begun = True
+            _finish_at_exit(self)
             start_new_thread(self._work, ())
             start_new_thread(self._listen, ())
         self._jobs.put(job)
 
-    def _deliver(self, results: Sequence[Result]) -> None:
+    def _deliver(self, results: list[Result]) -> None:
+        if self._undelivered.pop(id(results), None) is None:
+            return  # undone, since the program ends
         for job, result, error in results:
             if job.future.done():  # cancelled, or its time is over
                 if result:
@@ -224,15 +259,30 @@ class Courier:
             else:
                 job.future.set_exception(_of_future(error))
 
+    def finish(self) -> None:
+        """End the worker, once it has put back what nobody got: the program ends."""
+        if not self._has_ended:
+            self._jobs.put(_END)
+        self._is_over.wait(_PATIENCE)
+
     # --- the worker
 
     def _work(self) -> None:
+        try:
+            self._work_until_ended()
+        finally:
+            self._is_over.set()
+
+    def _work_until_ended(self) -> None:
         while not self._has_ended:
             jobs = [*self._sleepers, *self._wait_for_jobs()]
             self._sleepers = []
-            live = [job for job in jobs if job is not None and not job.future.done()]
+            live = [job for job in jobs if job is not None and job is not _END and not job.future.done()]
             for kind, group in groupby(live, _KIND):
                 self._report(list(self._done(kind, list(group))))
+            if _END in jobs:
+                self._undo(list(self._undelivered.values()))
+                self._end()
             if self._sleepers:
                 self._is_wanted.set()
             else:
@@ -269,7 +319,7 @@ class Courier:
             start = self._engine.append(payloads).start
         except Full:
             yield from self._each(jobs)
-        except Exception as error:  # it goes to who called
+        except BaseException as error:  # it goes to who called
             yield from ((job, None, error) for job in jobs)
         else:
             for job in jobs:
@@ -296,14 +346,14 @@ class Courier:
             return self._head.take(n, 0)
         except CommitUnknownError:
             raise
-        except Exception:
+        except BaseException:  # each is told
             return None
 
     def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
         for job in jobs:
             try:
                 result = job.run(self._head)
-            except Exception as error:  # it goes to who called
+            except BaseException as error:  # it goes to who called; a SystemExit of loads, too: nobody else is told
                 yield job, None, error
             else:
                 if result is None and job.waits and not job.is_late:
@@ -312,13 +362,21 @@ class Courier:
                     yield job, result, None
 
     def _report(self, results: list[Result]) -> None:
+        self._undelivered[id(results)] = results
         try:
             self._loop.call_soon_threadsafe(self._deliver, results)
         except RuntimeError:  # the loop is closed: nobody waits any more
-            for job, result, _ in results:
-                if result:
-                    job.undo(self._head, result)
+            self._undo(list(self._undelivered.values()))
             self._end()
+
+    def _undo(self, undelivered: Iterable[list[Result]]) -> None:
+        """Undo what was done for a loop that ended before it was told."""
+        for results in undelivered:
+            if self._undelivered.pop(id(results), None) is not None:
+                for job, result, _ in results:
+                    if result:
+                        with suppress(QueueError):
+                            job.undo(self._head, result)
 
     def _end(self) -> None:
         self._has_ended = True

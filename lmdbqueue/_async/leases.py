@@ -7,7 +7,7 @@ threads.
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -53,6 +53,16 @@ class AsyncLease(Sequence[T]):
     def deadline(self) -> float | None:
         """When the lease ends, on ``time.monotonic()``; None if it lasts as long as its queue object."""
         return self.lease.deadline
+
+    async def headers(self) -> list[Mapping[str, str]]:
+        """Return the headers that each item was pushed with, empty for none."""
+        found: list[Mapping[str, str]] = await self.call(lambda: self.lease.headers)
+        return found
+
+    async def pushed_at(self) -> list[float]:
+        """Return when each item was pushed, in seconds since 1970."""
+        found: list[float] = await self.call(lambda: self.lease.pushed_at)
+        return found
 
     @overload
     def __getitem__(self, index: int) -> T: ...

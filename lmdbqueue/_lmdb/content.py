@@ -11,15 +11,19 @@ from lmdbqueue._format import weigh_sealed
 
 
 class Content:
-    """The items that a transaction has added so far. Only a user's block can put back what it removed itself."""
+    """The items that a transaction has added so far.
 
-    __slots__ = ("added", "asks", "in_block", "is_simple", "pending", "removed", "weight")
+    A call does not put back what it removed itself. But a user's block may, and where several calls share a transaction
+    one may give back what another leased.
+    """
+
+    __slots__ = ("added", "asks", "is_simple", "pending", "remembers", "removed", "weight")
 
     def __init__(self) -> None:
         self.weight = 0
         self.asks = False  # whether it has to be told which items are removed
         self.is_simple = True  # whether it knows nothing but ``weight`` and ``pending``
-        self.in_block = False
+        self.remembers = False  # what it removed
         self.pending: list[
             tuple[str, Sequence[bytes], Sequence[bytes]]
         ] = []  # queue, keys, values: not in ``added`` yet
@@ -49,10 +53,15 @@ class Content:
             weight = self.added.pop((name, key), None)
             if weight is not None:
                 self.weight -= weight
-            elif self.in_block:
+            elif self.remembers:
                 self.removed.add((name, key))
 
     def enter_block(self) -> None:
         """Be that of a user's block."""
-        self.in_block = self.asks = True
+        self.enter_group()
+        self.asks = True
+
+    def enter_group(self) -> None:
+        """Be that of several calls. What is taken for good need not be told: no other call can put it back."""
         self.is_simple = False
+        self.remembers = True

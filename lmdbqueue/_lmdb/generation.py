@@ -604,7 +604,7 @@ class Generation(Snapshot):
         self._room.granted = 0
         self.weight = 0
         content = self.content
-        if content.asks:
+        if content.asks or content.remembers:
             if content.is_simple:
                 content.pending.clear()  # before it asks no more, whatever interrupts
                 content.weight, content.asks = 0, False

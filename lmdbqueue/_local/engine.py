@@ -253,9 +253,9 @@ class LocalEngine:
     def _bodies(self, entries: list[Entry]) -> Sequence[bytes]:
         return _format.bodies([value for _, value in entries], sealed=self.checksum)
 
-    def trailer(self, entry: Entry) -> Trailer:
-        """Return what stands behind the payload of an undamaged entry."""
-        return Trailer.of(*self._bodies([entry]))[0]
+    def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
+        """Return what stands behind the payloads of undamaged entries."""
+        return [Trailer.of(body)[0] for body in self._bodies(list(entries))]
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
@@ -317,7 +317,8 @@ class LocalEngine:
                 n = 1  # which needs next to no room
                 continue
             if leased is not None and items:
-                return items, leased
+                kept = [entry for entry in entries if entry[0] not in unreadable] if unreadable else entries
+                return items, leased._replace(entries=kept)
         return None
 
     def _lease_next(self, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
@@ -344,7 +345,7 @@ class LocalEngine:
         if given.following is not None:
             self._next = [given.following]
         seqs = [_unpack(given.keys[0])[0] - BASE]
-        return items, Leased(given.token, seqs, [1], None if ttl is None else deadline / _SECOND)
+        return items, Leased(given.token, seqs, [1], None if ttl is None else deadline / _SECOND, entries)
 
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
         """Lease the first items, if they are just these; None if not. ``unreadable`` ones die, for those reasons."""

@@ -49,7 +49,7 @@ class Follower(Generic[T]):
     def _see(self, entries: list[Entry]) -> list[Entry]:
         if entries:
             self._key = max(self._key, entries[-1][0])
-            self._lately.update((entry[0], self._engine.trailer(entry).pushed_at) for entry in entries)
+            self._lately.update((entry[0], self._engine.trailers([entry])[0].pushed_at) for entry in entries)
         return entries
 
     def _come_before(self) -> list[Entry]:
@@ -63,7 +63,7 @@ class Follower(Generic[T]):
                 for entry in entries
                 if entry[0] < self._key
                 and entry[0] not in self._lately
-                and self._engine.trailer(entry).pushed_at >= self._looked - _MARGIN
+                and self._engine.trailers([entry])[0].pushed_at >= self._looked - _MARGIN
             ]
         return self._see(found)
 

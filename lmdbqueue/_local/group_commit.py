@@ -104,6 +104,8 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
     try:
         transaction = generation.stamp(txn) - 1  # what it sees
         changed = False
+        if len(calls) > 1:
+            generation.content.enter_group()
         for call in calls:
             call.error = None
             try:

@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
@@ -20,7 +20,12 @@ from lmdbqueue._local.state import State
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import checked_count, head_of
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    T = DefaultTypeVar("T", default=Any)  # which typing has from Python 3.13 on
+else:
+    T = TypeVar("T")
 
 
 class PersistentQueue(Queue[T]):

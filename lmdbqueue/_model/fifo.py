@@ -286,7 +286,7 @@ def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
 def _gone(txn: Txn, queue: Tables, keys: Sequence[bytes], size: int) -> None:
     """Note that items, in the order of their keys, wait no more; ``size``: bytes of their payloads, if counted."""
     content = queue.generation.content
-    if content.asks:
+    if content.asks or content.remembers:
         content.remove(queue.name, keys)
     for number, some in _by_class(keys):
         set_bounds(txn, queue, number, absent(txn, queue, bounds(txn, queue, number), some))

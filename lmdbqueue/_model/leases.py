@@ -135,7 +135,7 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
     if before[HEAD_AT:TAIL_AT] != key or before[FLAGS_AT] or before[NOT_PLAIN] != NOTHING or not queue.weighed:
         return None
     generation = queue.generation
-    if generation.content.asks:
+    if generation.content.asks or generation.content.remembers:
         return None
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != key:

@@ -11,7 +11,7 @@ event loop, its courier. ``_local.engine`` keeps items in LMDB, ``postgres._engi
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
-from lmdbqueue._format import Note, Retention
+from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 
 T = TypeVar("T")
@@ -91,6 +91,9 @@ class Engine(Protocol):
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
+
+    def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
+        """Return when each was pushed, and its headers; those of an item that has left may be missing."""
 
     # --- leases
 

@@ -5,13 +5,12 @@ remembered, since a transaction that took part may be undone. Must not know: how
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, LeaseExpiredError, TransactionError
-from lmdbqueue._format import Note
+from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
 from lmdbqueue._verbs.encoding import checked_delay
 from lmdbqueue._verbs.engine import Decode, Engine
@@ -38,11 +37,25 @@ class Lease(Sequence[T]):
         self.deadline = leased.deadline
         self._engine = engine
         self._token = leased.token
+        self._entries = leased.entries
         self._held = set(leased.seqs)  # as far as this object was told
         self._process = os.getpid()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of items {self.seqs} of queue {self._engine.name!r}>"
+
+    @property
+    def headers(self) -> list[Mapping[str, str]]:
+        """The headers that each item was pushed with, empty for none."""
+        return [each.headers for each in self._trailers()]
+
+    @property
+    def pushed_at(self) -> list[float]:
+        """When each item was pushed, in seconds since 1970; one with a delay: when it was due."""
+        return [each.pushed_at / 1e9 for each in self._trailers()]
+
+    def _trailers(self) -> list[Trailer]:
+        return self._engine.trailers(self._entries) if self._entries else []
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -140,24 +153,31 @@ class Lease(Sequence[T]):
 
 
 class DeadLetter(Generic[T]):
-    """An item that was leased too often, or could not be decoded, and what is known of it.
+    """An item that was leased too often, rejected, or could not be decoded, and what is known of it.
 
-    ``seq``; ``payload``: its bytes; ``reason``: what happened last; ``attempts``: how often it was leased;
-    ``time``: when it died, in seconds since 1970.
+    ``seq``; ``payload``: its bytes; ``reason``: what happened last, and ``traceback``: that of the handler, "" for
+    none; ``attempts``: how often it was leased; ``time``: when it died, in seconds since 1970.
     """
 
-    def __init__(self, seq: int, payload: bytes, note: Note, decode: Callable[[], T]) -> None:
-        self.seq = seq
-        self.payload = payload
+    def __init__(self, engine: Engine, entry: Entry, note: Note, decode: Decode[T]) -> None:
+        self.seq, self.payload = engine.opened(entry)
         self.reason = note.reason
+        self.traceback = note.trace
         self.attempts = note.attempts
         self.time = note.time / 1e9
-        self._decode = decode
+        self._engine = engine
+        self._entry = entry
+        self._decode_all = decode
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that the item was pushed with, empty for none."""
+        return self._engine.trailers([self._entry])[0].headers
 
     @property
     def item(self) -> T:
         """The item; raises ``DecodeError`` or ``CorruptItemError`` if that is why it died."""
-        return self._decode()
+        return self._decode_all([self._entry])[0]
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.seq}, {self.attempts} attempts: {self.reason}>"
@@ -190,13 +210,7 @@ class DeadLetters(Generic[T]):
 
 def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
     """Return some dead letters from number ``seq`` on; none only if there are none."""
-    return [
-        DeadLetter(*engine.opened(entry), note, partial(_only, decode, entry)) for entry, note in engine.dead_since(seq)
-    ]
-
-
-def _only(decode: Decode[T], entry: Entry) -> T:
-    return decode([entry])[0]
+    return [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
 
 
 def _some(seqs: int | Iterable[int] | None) -> Collection[int] | None:

@@ -347,10 +347,9 @@ class Queue(Writing[T], ABC):
         it was before: what all readers have passed leaves, and nothing else.
 
         It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
-        move. ``bytes`` are pages of the items (on PostgreSQL their own, kept to a 64th), at least one item stays.
-        ``seconds`` are counted from the push, or from when an item with a delay was due, and kept to a 64th, whatever
-        steps the wall clock makes meanwhile. What came before the queue kept its times counts from the next push, or
-        this call.
+        move. ``bytes`` are those of the items as ``dumps`` returned them; at least one item stays. ``seconds`` are
+        counted on the wall clock from the push, or from when an item with a delay was due; what stands behind an
+        item that is not too old yet stays, too.
         """
         limits = (items, bytes, seconds)
         if any(limit is not None and not limit > 0 for limit in limits):

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from lmdbqueue._errors import ClosedError, DecodeError, GoneError, OptionError, QueueError
-from lmdbqueue._format import Note, Retention
+from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting, within
@@ -345,7 +345,8 @@ class PostgresEngine:
             attempts = [each for seq, each in zip(seqs, attempts, strict=True) if seq not in reasons]
             seqs = [seq for seq in seqs if seq not in reasons]
         token.seqs = seqs
-        return (items, Leased(token, seqs, attempts, deadline)) if items else None
+        entries = [entry for entry in found.entries if entry[0] not in unreadable]
+        return (items, Leased(token, seqs, attempts, deadline, entries)) if items else None
 
     def _that_fit(self, n: int, max_bytes: int | None) -> int:
         """Return how many of the first ``n`` items fit, at least one."""
@@ -393,6 +394,13 @@ class PostgresEngine:
 
     def _tell(self) -> None:
         self.database.view(self.patience, _items.tell, self.place)
+
+    def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
+        """Return when each was pushed, and its headers; those of an item that has left are missing."""
+        known = self.database.view(
+            self.patience, _items.trailers, self.place, [_items.number(key) for key, _ in entries]
+        )
+        return [known.get(_items.number(key), Trailer(0)) for key, _ in entries]
 
     # --- leases
 

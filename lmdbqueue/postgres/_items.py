@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from psycopg import sql as text
 
 from lmdbqueue._errors import Full, OptionError
+from lmdbqueue._format import Trailer
 from lmdbqueue._values import Entry, Push, Pushed
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
@@ -316,6 +317,10 @@ gone AS (
 """
     + _COUNTED
 )
+_TRAILERS: Final = """
+SELECT seq, (extract(epoch FROM pushed_at) * 1000000)::bigint, headers FROM {items}
+WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
+"""
 _DELETE_ITEM: Final = """
 DELETE FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING seq, state, octet_length(payload)
 """
@@ -657,6 +662,12 @@ def keep(step: Step, place: Place, taken: Found) -> None:
         _positions.skip(step, place.id, [number(key) for key, _ in taken.entries])
     if taken.is_awaited:
         tell(step, place)
+
+
+def trailers(step: Step, place: Place, seqs: Sequence[int]) -> dict[int, Trailer]:
+    """Return when items of these numbers were pushed, and their headers, wherever they are."""
+    rows = step.execute(_TRAILERS, queue=place.id, seqs=list(seqs)).fetchall()
+    return {seq: Trailer(pushed_at * 1000, headers=json.loads(headers or b"{}")) for seq, pushed_at, headers in rows}
 
 
 def find(step: Step, place: Place, key: bytes) -> int | None:

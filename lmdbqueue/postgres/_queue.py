@@ -24,7 +24,12 @@ from lmdbqueue.postgres._state import TableState
 if TYPE_CHECKING:
     import psycopg
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    T = DefaultTypeVar("T", default=Any)  # which typing has from Python 3.13 on
+else:
+    T = TypeVar("T")
 
 _LONGEST_SCHEMA: Final = 50  # bytes, so that a channel's name has room
 _DAY: Final = 86_400  # seconds that the rows of dead sessions are kept

@@ -13,7 +13,7 @@ hears the server's notices, and a connection for each of the three at most.
 """
 
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lmdbqueue._async.leases import Opening
 from lmdbqueue.aio import AsyncQueue
@@ -21,7 +21,12 @@ from lmdbqueue.postgres._queue import PostgresQueue
 
 __all__ = ["AsyncPostgresQueue"]
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    T = DefaultTypeVar("T", default=Any)  # which typing has from Python 3.13 on
+else:
+    T = TypeVar("T")
 
 
 class AsyncPostgresQueue(AsyncQueue[T]):

@@ -1,7 +1,8 @@
 """Verbs and values at random, on several queues of one directory; the file is proven after every step.
 
-The proof is not told what to expect: it is that of ``check()``, and, from time to time, that of a copy of the directory
-which is proven when it is opened. Items are drawn so that their sizes go through all that LMDB does with a value.
+The proof is not told what to expect: it is that of ``check()``, and, from time to time, that of a copy of the
+directory, which is proven when it is opened. Items are drawn so that their sizes go through all that LMDB does
+with a value.
 """
 
 import os
@@ -12,10 +13,12 @@ from collections import Counter
 from contextlib import suppress
 from typing import Any
 
+import content
 import pytest
 from clocks import Clock
 
 from lmdbqueue import ClosedError, DiskFullError, Full, GoneError, LeaseExpiredError, OptionError, PersistentQueue
+from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local.queue import local_engine_of
 from lmdbqueue._values import Push
 
@@ -211,6 +214,14 @@ class Fuzzer:
         assert found == [], (verb.__name__, found)
 
 
+@pytest.fixture
+def proven_contents(monkeypatch, weighed_without_syncs):
+    """Let each commit prove that it notes the weight of what it adds."""
+    del weighed_without_syncs
+    monkeypatch.setattr(Generation, "_commit", content.proving)
+
+
+@pytest.mark.usefixtures("proven_contents")
 def test_whatever_is_called_with_whatever_values_the_file_is_whole(tmp_path, record_property):
     end = time.monotonic() + SECONDS
     steps = 0

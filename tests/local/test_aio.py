@@ -450,6 +450,65 @@ def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
         assert sync.check() == []
 
 
+ENDS_AMID_GETS = """
+import asyncio, random, sys
+from lmdbqueue.aio import AsyncPersistentQueue
+
+
+async def main(seed):
+    queue = await AsyncPersistentQueue.open("queue", sys.argv[1])
+    chance = random.Random(seed)
+    got = []
+
+    async def take():
+        while True:
+            got.append(await queue.get())
+
+    tasks = [asyncio.ensure_future(take()) for _ in range(chance.randrange(1, 20))]
+    await asyncio.sleep(chance.random() / 50)
+    print(len(got))
+
+
+asyncio.run(main(int(sys.argv[2])))
+"""
+
+
+def test_a_program_that_ends_amid_gets_loses_nothing(tmp_path):
+    with PersistentQueue("queue", tmp_path) as queue:
+        for seed in range(8):
+            queue.clear()
+            queue.push(list(range(200)))
+            command = [sys.executable, "-c", ENDS_AMID_GETS, str(tmp_path), str(seed)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            assert done.stderr == ""
+            got = int(done.stdout)
+            assert list(queue) == list(range(got, 200))
+
+
+def test_what_ends_a_program_in_loads_reaches_the_caller_and_leaves_nobody_waiting(run):
+    def loads(payload):
+        if payload == b"exit":
+            raise SystemExit(3)
+        return payload
+
+    async def test(queue):
+        await queue.push([b"exit", b"a"])
+        for verb in (queue.pop(2), queue.get(), queue.peek()):
+            with pytest.raises(ValueError, match="3"):
+                await asyncio.wait_for(contained(verb), 20)
+        assert await queue.count() == 2
+        assert await queue.delete_item(0)
+        assert await queue.get() == b"a"
+
+    async def contained(awaitable):
+        try:
+            return await awaitable
+        except SystemExit as error:  # which would end the loop
+            raise ValueError(*error.args) from None
+
+    run(test, dumps=bytes, loads=loads)
+
+
 def test_a_waiting_process_that_is_killed_takes_nothing(place):
     told, tell = os.pipe()
 

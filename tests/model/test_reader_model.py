@@ -49,7 +49,7 @@ class Position:
 
 class ReaderMachine(RuleBasedStateMachine):
     unit = 1.0  # seconds
-    kinds = ("items", "bytes", "seconds")
+    kinds = ("items", "bytes", "seconds")  # of limits that hold whenever somebody looks
 
     @initialize(checksum=st.booleans())
     def create(self, checksum):
@@ -88,11 +88,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.clock.go_on(seconds)
 
     def number_place(self, seq):
-        return (True, 0, seq)
-
-    def due_place(self, _, seq):
-        """Return where an item is that was due at a time, if there were no readers: in the place of its number."""
-        return self.number_place(seq)
+        return (seq,)
 
     def mark_of(self, position):
         """Return what tells a move of a reader from others."""
@@ -129,15 +125,19 @@ class ReaderMachine(RuleBasedStateMachine):
         )
         for entry in due:
             self.delayed.remove(entry)
-            when, item = entry
+            _, item = entry
             if self.positions:
                 self.append(item.value, item.pushed_at)
             else:
-                item.place = self.due_place(when, item.seq)
+                item.place = self.number_place(item.seq)
                 self.items.append(item)
         self.items.sort(key=lambda item: item.place)
         if due or self.retained:
-            self.trim()
+            self.came_due()
+
+    def came_due(self):
+        """Remove what nobody needs any more, now that something came due or too old."""
+        self.trim()
 
     def before(self, name):
         passed = self.positions[name].passed
@@ -274,12 +274,14 @@ class ReaderMachine(RuleBasedStateMachine):
         handle=handles,
         limits=st.fixed_dictionaries(
             {},
-            optional={"items": st.integers(1, 6), "bytes": st.integers(1, 160), "seconds": st.sampled_from([1.0, 2.5])},
+            optional={"items": st.integers(1, 6), "bytes": st.integers(1, 160), "seconds": st.sampled_from([1.2, 2.7])},
         ),
     )
     def retain(self, handle, limits):
         self.come_due()
         self.retained = {kind: limit for kind, limit in limits.items() if kind in self.kinds}
+        if "seconds" in self.retained:
+            self.retained["seconds"] *= self.unit
         self.queues[handle].retain(**self.retained)
         self.trim()
 
@@ -348,7 +350,11 @@ def on_postgres(server, schema):
 
     class PostgresMachine(ReaderMachine):
         unit = 1000.0
-        kinds = ("items",)
+        kinds = ("items", "bytes")  # what is too old leaves with the next push or move of a reader
+
+        def came_due(self):  # and so does what is beyond since something came due, but for what did at the tail
+            if self.positions:
+                self.trim()
 
         def begin(self, _):
             self.clock = Clock(*[1_000_000 * SECOND] * 2)
@@ -363,9 +369,6 @@ def on_postgres(server, schema):
         def pass_(self, seconds):
             super().pass_(seconds)
             age(server.execute, schema, seconds)
-
-        def due_place(self, when, seq):
-            return (True, -1, when, seq)  # before all that was not delayed
 
         def mark_of(self, position):
             return position.last

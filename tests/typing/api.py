@@ -25,6 +25,7 @@ from lmdbqueue import (
 from lmdbqueue._async.leases import AsyncLease
 from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 
@@ -38,6 +39,16 @@ def opening(path: Path) -> None:
     )
     assert_type(annotated.pop(), dict[str, int] | None)
     PersistentQueue[Any]("queue", dumps=lambda item: json.dumps(item).encode(), loads=json.loads)
+
+
+def without_annotation(path: Path) -> None:
+    queue = PersistentQueue("queue")
+    assert_type(queue, PersistentQueue[Any])
+    assert_type(queue.push("text"), int)
+    assert_type(queue.pop(3), list[Any])
+    assert_type(PostgresQueue("postgresql:///app"), PostgresQueue[Any])
+    with PersistentQueue(path) as opened:
+        opened.push({"any": "thing"})
 
 
 def refused(path: Path) -> None:

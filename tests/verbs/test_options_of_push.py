@@ -1,0 +1,102 @@
+"""What a push may say of its items, on every engine: priority, expiry, headers, which of two with a key wins."""
+
+import time
+
+import pytest
+
+from lmdbqueue import OptionError
+
+
+def test_headers_come_back_with_leases_and_dead_letters(queue):
+    before = time.time()
+    queue.push("a", headers={"traceparent": "00-é", "empty": ""})
+    queue.push_many(["b", "c"], headers={"batch": "1"})
+    queue.push("plain")
+    lease = queue.lease(10)
+    assert lease.headers == [{"traceparent": "00-é", "empty": ""}, {"batch": "1"}, {"batch": "1"}, {}]
+    assert all(before - 1 <= each <= time.time() + 1 for each in lease.pushed_at)
+    lease.reject([0, 3])
+    assert [letter.headers for letter in queue.dead] == [{"traceparent": "00-é", "empty": ""}, {}]
+    lease.nack()
+    assert queue.lease(1).headers == [{"batch": "1"}]
+    assert (queue.lease(0).headers, queue.lease(0).pushed_at) == ([], [])
+    assert queue.check() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"headers": {"a": 1}}, TypeError),
+        ({"headers": {1: "a"}}, TypeError),
+        ({"headers": {"a": "x" * 65_536}}, ValueError),
+        ({"priority": 128}, ValueError),
+        ({"priority": -129}, ValueError),
+        ({"priority": 1.5}, TypeError),
+        ({"expires": 0}, ValueError),
+        ({"expires": 5, "delay": 5}, ValueError),
+        ({"expires": float("inf")}, ValueError),
+        ({"expires": float("nan")}, ValueError),
+        ({"delay": float("inf")}, ValueError),
+        ({"replace": True}, ValueError),
+        ({"unique": ["a", "b"]}, TypeError),
+    ],
+)
+def test_what_cannot_be_said_of_an_item_is_refused(queue, wrong, error):
+    with pytest.raises(error):
+        queue.push("a", **wrong)
+    assert queue.stats().tail == 0
+
+
+def test_lower_priorities_leave_sooner_and_each_in_its_order(queue):
+    queue.push_many(["n1", "n2"])
+    queue.push("late", priority=127)
+    queue.push_many(["u1", "u2"], priority=-128)
+    queue.put("n3")
+    queue.put("m", priority=-1)
+    expected = ["u1", "u2", "m", "n1", "n2", "n3", "late"]
+    assert list(queue) == queue.peek_many(10) == expected
+    with queue.lease(2) as lease:
+        assert lease.items == ["u1", "u2"]
+        lease.nack()
+    assert queue.pop_many(3) == ["u1", "u2", "m"]
+    assert [queue.get() for _ in range(4)] == expected[3:]
+    assert queue.check() == []
+
+
+def test_a_priority_beside_readers_is_refused(queue):
+    queue.reader("r")
+    with pytest.raises(OptionError):
+        queue.push("a", priority=1)
+    assert queue.count() == 0
+
+
+def test_what_has_expired_is_not_delivered_and_is_counted(queue, later):
+    queue.push("stale", expires=5)
+    queue.push("fresh", expires=500)
+    queue.push("later", delay=10, expires=20)
+    queue.push("plain")
+    later(6)
+    assert queue.peek_many(10) == ["fresh", "plain"]
+    assert queue.stats().expired == 1
+    later(30)
+    assert (list(queue), len(queue), queue.stats().expired) == (["fresh", "plain"], 2, 2)
+    assert queue.check() == []
+
+
+def test_the_newest_item_with_a_key_wins_and_its_delay_begins_anew(queue, later):
+    assert queue.push("old", unique="k", replace=True, delay=10) == 0
+    later(8)
+    number = queue.push("new", unique="k", replace=True, delay=10)
+    assert (number.is_stored, queue.find("k")) == (True, number)
+    later(8)
+    assert queue.peek_many(9) == []
+    later(3)
+    lease = queue.lease()
+    assert lease.items == ["new"]
+    behind = queue.push("behind", unique="k", replace=True)
+    assert behind.is_stored
+    lease.ack()
+    assert queue.peek_many(9) == ["behind"]
+    again = queue.push("again", unique="k")
+    assert (again == behind, again.is_stored) == (True, False)
+    assert queue.check() == []
