@@ -19,11 +19,12 @@ from lmdbqueue._format import (
     SIZED,
     TAIL_AT,
     TRAILER,
+    Note,
     pack,
     unpack_from,
 )
 from lmdbqueue._lmdb.generation import Ref, Tables, Txn
-from lmdbqueue._model import fifo, reader_records, retention, weighed_records
+from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 
 _PAGE: Final = 4096  # bytes, of LMDB
@@ -156,15 +157,24 @@ def move(
 ) -> int:
     """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
 
-    ``payloads`` and ``trailers`` are theirs. Raises ``Full`` as ``push``.
+    ``payloads`` and ``trailers`` are theirs. They expire there when they would have here; unique keys are given free.
+    Raises ``Full`` as ``push``.
     """
     if not keys or not fifo.are_first(txn, queue, keys):
         return 0
     other = queue.generation.table(target.ref)
     if target.limits is not None:
         refuse_full(txn, other, payloads, target.limits)
+    expire = bool(fifo.numbers(txn, queue).expiring)
     for key, payload, trailer in zip(keys, payloads, trailers, strict=True):
-        push(txn, other, [payload], trailer, None, target.now, _format.class_of_key(key))
+        given = push(txn, other, [payload], trailer, None, None, _format.class_of_key(key))
+        if expire and (time := item_notes.get(txn, queue, key).expires):
+            before = queue_record(txn, other)
+            moved = pack(given.start)
+            now = item_notes.expire(txn, other, time, moved, _format.numbers(before))
+            fifo.set_numbers(txn, other, before, item_notes.put(txn, other, moved, Note(expires=time), now))
+    if _format.flags(queue_record(txn, other)) & RETAINED:
+        retention.trim(txn, other, target.now)  # once all is noted of what may go at once
     fifo.remove(txn, queue, keys)
     return len(keys)
 

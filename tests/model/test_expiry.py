@@ -72,3 +72,20 @@ def test_item_that_was_replaced_under_its_lease_does_not_come_back(queue):
     lease.nack()
     assert list(queue) == ["new"]
     assert push(queue, "refused", "key") == (1, False)
+
+
+@pytest.mark.parametrize("retained", [None, 3, 1])
+def test_item_that_is_moved_expires_when_it_would_have(open_queue, clocks, retained):
+    first, second = open_queue(name="first"), open_queue(name="second")
+    push(first, "short", expires=5)
+    first.push("lasts")
+    push(first, "long", expires=50)
+    if retained is not None:
+        second.retain(retained)
+    assert first.move(3, to=second) == 3
+    assert list(second) == ["short", "lasts", "long"][-(retained or 3) :]
+    clocks.go_on(6)
+    assert list(second) == ["lasts", "long"][-(retained or 3) :]
+    clocks.go_on(50)
+    assert list(second) == ["lasts"][: (retained or 3) - 1]
+    assert first.check() == []
