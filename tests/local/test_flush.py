@@ -215,7 +215,7 @@ def test_threads_read_and_write_on_amid_flushes(open_queue, tmp_path, elsewhere)
     assert failures == []
     if sys.platform == "linux":
         queue.count()
-        assert _open_files_of_old_generations() == []
+        eventually(lambda: not _open_files_of_old_generations())
 
 
 def _get_one(queue):
