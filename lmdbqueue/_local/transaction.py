@@ -47,10 +47,6 @@ class Transaction(Block):
         self._is_busy = False  # amid a call
         generation.content.enter_block()
 
-    def end(self) -> None:
-        """End it, in its thread, without the block that was left elsewhere, or never."""
-        self._stack.close()
-
     def queue(self, name: str) -> Tables | None:
         """Return where the records of a queue are that was opened before."""
         return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
