@@ -9,7 +9,7 @@ import pytest
 from processes import forked, generations, status_of, tree
 
 import lmdbqueue
-from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue
+from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue, _format
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.raw_pages import Pages, root_of
 from lmdbqueue._local.queue import local_engine_of
@@ -76,7 +76,10 @@ def test_a_repair_puts_damaged_items_aside_and_keeps_the_others(place):
         assert queue.check() == []
     lines = [json.loads(line) for line in (place / "queue.quarantine").read_text().splitlines()]
     assert [(line["queue"], line["seq"]) for line in lines] == [("queue", 60), ("queue", 210)]
-    assert base64.b64decode(lines[0]["value"])[:-4] == ITEMS[50][:1] + b"\xff" + ITEMS[50][2:]
+    assert (
+        base64.b64decode(lines[0]["value"])[: -_format.TRAILER - _format.SEAL_SIZE]
+        == ITEMS[50][:1] + b"\xff" + ITEMS[50][2:]
+    )
     with _open(place) as queue:
         assert queue.check() == []
 
@@ -140,10 +143,16 @@ def test_a_queue_that_cannot_be_opened_can_be_repaired(place):
 
 
 def test_an_item_behind_the_tail_is_put_aside(place):
-    with _open(place) as queue, queue._engine.environment.exclusive() as (generation, txn):
-        txn.put(b"queue/tail", (305).to_bytes(8), db=generation.table("queue").meta)
-        generation.commit(txn)
-        assert queue.path
+    def put_the_tail_back(txn, tables):
+        record = txn.get(tables.queue, db=tables.meta)
+        numbers = _format.numbers(record)
+        return txn.put(
+            tables.queue, _format.with_numbers(record, numbers._replace(tail=numbers.tail - 5)), db=tables.meta
+        )
+
+    with _open(place) as queue:
+        engine = local_engine_of(queue)
+        engine.environment.update(engine.ref, put_the_tail_back)
     with _open(place) as queue:
         assert any("its tail is 305, and there are 5 items" in problem for problem in queue.check())
         queue.check(repair=True)
@@ -191,7 +200,7 @@ def test_a_check_makes_no_queue_of_its_own(place):
     lmdbqueue.check(os.path.join(place, "queue"))
     assert lmdbqueue.check(os.path.join(place, "queue")) == []
     with _open(place) as queue:
-        assert {tables.name for tables in queue._engine.environment._generation.queues()} == {"queue", "other"}
+        assert queue.queues() == ["other", "queue"]
 
 
 def test_after_a_repair_damage_raises_no_more(place):
