@@ -124,13 +124,13 @@ def test_headers_and_times_of_expiry_written_by_a_released_version_are_there(gol
     with PersistentQueue("queue", tmp_path) as queue:
         engine = local_engine_of(queue)
         assert list(queue) == ["with headers", "plain", "lasts"]
-        headers = [engine.trailer(entry).headers for entry in engine.first(9)]
+        headers = [trailer.headers for trailer in engine.trailers(engine.first(9))]
         assert headers == [{"traceparent": "00-ab", "größe": ""}, {}, {"a": "b"}]
         stats = queue.stats()
         assert (stats.waiting, stats.delayed, stats.expired) == (3, 1, 1)
         clock = Clock()
         clock.given_to(queue)
-        clock.wall = engine.trailer(engine.first(3)[2]).expires + SECOND  # those of the others are moments later
+        clock.wall = engine.trailers(engine.first(3))[2].expires + SECOND  # those of the others are moments later
         assert list(queue) == ["with headers", "plain"]
         assert queue.stats().expired == 3  # what was delayed was over, too, and never seen
         assert queue.check() == []
