@@ -77,9 +77,10 @@ class Fifo:
 @contextmanager
 def opened_generation(directory, *, checksum=True):
     path = os.path.join(directory, "00000001.mdb")
-    build(path)
+    options = fmt.Options(checksum=checksum, durability="off")
+    build(path, options)
     session = Session(os.path.join(directory, "session"))
-    generation = Generation(path, 1, fmt.Options(checksum=checksum, durability="off"), session)
+    generation = Generation(path, 1, options, session)
     try:
         yield generation
     finally:
