@@ -70,14 +70,14 @@ from lmdbqueue._verbs.reader import Reader
 
 if TYPE_CHECKING:
     from lmdbqueue._local.check import check
-    from lmdbqueue._verbs.worker import Retry, Worked
+    from lmdbqueue._verbs.worker import Job, Retry, Worked
 else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         """Import at its first use what few need: 5 % of what an import takes."""
         if name == "check":
             from lmdbqueue._local import check as module  # noqa: PLC0415
-        elif name in ("Retry", "Worked"):
+        elif name in ("Job", "Retry", "Worked"):
             from lmdbqueue._verbs import worker as module  # noqa: PLC0415
         else:
             message = f"module {__name__!r} has no attribute {name!r}"
@@ -104,6 +104,7 @@ __all__ = [
     "ForwardError",
     "Full",
     "GoneError",
+    "Job",
     "Lease",
     "LeaseExpiredError",
     "NestedCallError",

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 
 from lmdbqueue._async.courier import Call, Courier, Job, Push, Take, Wanted
-from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening
+from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
 from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue._errors import CorruptItemError, DecodeError, Empty
 from lmdbqueue._local.queue import PersistentQueue
@@ -22,7 +22,7 @@ from lmdbqueue._verbs.head import Batch, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.queue import Queue, is_empty
 from lmdbqueue._verbs.reading import checked_count, checked_many, head_of, shaped
-from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry, Stop, Worked
+from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, takes_job
 from lmdbqueue._verbs.writing import OnError, append_of, checked_on_error, decoded, push_apart
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
@@ -343,22 +343,55 @@ class AsyncQueue(Generic[T]):
 
     async def work(
         self,
-        handler: Callable[[Any], Awaitable[object]],
+        handler: Callable[[Any], Awaitable[object]] | Callable[[Any, Any], Awaitable[object]],
         *,
         items: int = 1,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
         ttl: float = 60.0,
         retry: Retry = DEFAULT_RETRY,
+        concurrency: int = 1,
+        signals: bool = False,
         stop: Stop | None = None,
         progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
     ) -> Worked:
-        """Lease, await ``handler``, acknowledge, again and again; return what was done when it is told to stop.
+        """Lease, await ``handler``, acknowledge, again and again, until told to stop.
 
-        As ``PersistentQueue.work``. One that is cancelled gives back what it holds.
+        As ``PersistentQueue.work``, with the same arguments, and ``concurrency`` tasks. One that is cancelled gives
+        back what it holds. Leases are extended by a thread, also while a handler blocks the loop.
+
+        Args:
+            handler: A coroutine function; anything else is refused with ``TypeError`` before the first lease.
+            items: How many items at most; with more than 1 the handler gets a list.
+            max_bytes: How many bytes of payloads at most; one item in any case.
+            linger: Seconds for which a batch waits to be full.
+            ttl: Seconds for which a lease holds.
+            retry: When failed items are tried again.
+            concurrency: In how many tasks the handler is awaited.
+            signals: Stop at SIGTERM and SIGINT, and hand them on to the handlers that were there, which are given
+                back afterwards. Without it no signal is touched: a framework, or who cancels the task, stops it.
+            stop: An event, or a function; looked at before each lease and once a second.
+            progress: Called after each lease with what was done so far.
+            on_retry: Called with the ``Job`` and the error of each item that will be tried again.
+            on_dead: Called with the ``Job`` and the error of each item that went to the dead letters.
+
+        Returns:
+            How many items were done, given back, and sent to the dead letters.
         """
-        n = max(1, checked_count(items))
-        lease = partial(self._leased, Batch(n, None, 0.0), ttl, blocking=False, timeout=None)
-        loop = AsyncLoop(lease, self._anything, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress)
-        return await loop.run()
+        n, tasks = max(1, checked_count(items)), checked_count(concurrency)
+        if not tasks:
+            message = "'concurrency' is a number of tasks, not 0"
+            raise ValueError(message)
+        batch = checked_batch(n, max_bytes, linger)
+        job = takes_job(handler, is_awaited=True)
+        plan = Plan(handler, job, batch, ttl, retry, stop, progress, on_retry, on_dead)
+        tally, stopped = Tally(progress), asyncio.Event()
+        lease = partial(self._leased, batch, ttl, blocking=False, timeout=None)
+        loops = [AsyncLoop(lease, self._anything, plan, tally, stopped) for _ in range(tasks)]
+        await run_tasks(loops, stopped, signals=signals)
+        return tally.worked
 
     async def _anything(self, timeout: float | None) -> bool:  # noqa: ASYNC109
         """Wait for an item, at most ``timeout`` seconds; tell whether there is one."""

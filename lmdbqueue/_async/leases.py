@@ -6,18 +6,18 @@ threads.
 """
 
 import asyncio
-import signal
+import threading
+from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from functools import partial
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
-from lmdbqueue._host.signals import SIGNALS
+from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease, letters_since
-from lmdbqueue._verbs.worker import LOOK, Retry, Stop, Worked, give_back, is_set, warn
+from lmdbqueue._verbs.worker import LOOK, Plan, Tally, call_hooks, give_back, groups, is_set, jobs_of, logger
 
 T = TypeVar("T")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
@@ -157,38 +157,28 @@ class AsyncDeadLetters(Generic[T]):
 
 
 class AsyncLoop:
-    """One call of ``work``. Stopping: see ``_verbs.worker``; here a signal sets an event that ends the wait."""
+    """One task of a worker. Stopping: see ``_verbs.worker``; here a signal sets an event that ends the wait."""
 
     def __init__(
         self,
         lease: Callable[[], Awaitable["AsyncLease[Any]"]],
         anything: Callable[[float], Awaitable[bool]],
-        handler: Callable[[Any], Awaitable[object]],
-        *,
-        items: int,
-        ttl: float,
-        retry: Retry,
-        stop: Stop | None,
-        progress: Callable[[Worked], object] | None,
+        plan: Plan,
+        tally: Tally,
+        stopped: asyncio.Event,
     ) -> None:
         self._take = lease
         self._anything = anything
-        self._handler = handler
-        self._items = items
-        self._ttl = ttl
-        self._retry = retry
-        self._stop = stop
-        self._progress = progress
-        self._stopped = asyncio.Event()
-        self._worked = Worked()
+        self._plan = plan
+        self._tally = tally
+        self._stopped = stopped
 
-    async def run(self) -> Worked:
+    async def serve(self) -> None:
         """Work until told to stop."""
-        with self._signals(), suppress(ShutDown):
-            while not self._stopped.is_set() and not is_set(self._stop):
+        with suppress(ShutDown):
+            while not self._stopped.is_set() and not is_set(self._plan.stop):
                 if await self._wait():
                     await self._once()
-        return self._worked
 
     async def _wait(self) -> bool:
         found = asyncio.ensure_future(self._anything(LOOK))
@@ -201,55 +191,59 @@ class AsyncLoop:
             stopped.cancel()
 
     async def _once(self) -> None:
-        lease = await self._take()
+        lease, plan = await self._take(), self._plan
         if not lease:
             return  # another was faster
-        error: Exception | None = None
+        done, failed = 0, []
         try:
             async with lease:
-                heart = asyncio.ensure_future(self._beat(lease))
-                try:
-                    await self._handler(lease.items if self._items > 1 else lease.items[0])
-                except Exception as raised:
-                    error = raised
-                    await lease.call(partial(give_back, lease.lease, self._retry, raised))
-                finally:
-                    heart.cancel()
+                with _kept_alive(lease.lease, plan.ttl):
+                    jobs = await lease.call(jobs_of, lease.lease) if plan.wants_jobs else []
+                    for group in groups(lease.lease):
+                        try:
+                            await plan.handler(*group.arguments(lease.lease, jobs, plan))
+                        except Exception as error:
+                            is_dead = await lease.call(give_back, lease.lease, group, plan, error)
+                            failed += is_dead
+                            call_hooks(group, jobs, plan, error, is_dead)
+                        else:
+                            await lease.ack(group.seqs(lease.lease))
+                            done += len(group.places)
         except LeaseExpiredError as late:
-            warn(late)
-            return
-        self._worked = self._worked.after(lease.lease, self._retry, error)
-        if self._progress is not None:
-            self._progress(self._worked)
+            logger().warning("%s", late)
+        if done or failed:
+            self._tally.add(done, len(failed) - sum(failed), sum(failed))
 
-    async def _beat(self, lease: AsyncLease[Any]) -> None:
+
+@contextmanager
+def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
+    """Extend a lease while the block runs, by a thread, so that a handler may block the loop."""
+    ended = threading.Event()
+
+    def beat() -> None:
         with suppress(QueueError):  # its ack will tell
-            while True:
-                await asyncio.sleep(self._ttl / 3)
-                await lease.extend(self._ttl)
+            while not ended.wait(ttl / 3):
+                lease.extend(ttl)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        before: dict[signal.Signals, Any] = {}
+    start_new_thread(beat, ())
+    try:
+        yield
+    finally:
+        ended.set()
 
-        def restore() -> None:
-            while before:
-                number, handler = before.popitem()
-                loop.remove_signal_handler(number)
-                if handler is not None:
-                    signal.signal(number, handler)
 
-        def stop() -> None:
-            self._stopped.set()
-            restore()
+async def run_tasks(loops: Sequence[AsyncLoop], stopped: asyncio.Event, *, signals: bool) -> None:
+    """Let loops work until they are told to stop; what one of them raises ends all."""
+    loop = asyncio.get_running_loop()
 
-        with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread
-            for number in SIGNALS:
-                handler = signal.getsignal(number)
-                loop.add_signal_handler(number, stop)
-                before[number] = handler
+    def stop() -> None:
+        loop.call_soon_threadsafe(stopped.set)
+
+    with stopped_by_signals(stop) if signals else nullcontext():
+        tasks = [asyncio.ensure_future(each.serve()) for each in loops]
         try:
-            yield
+            await asyncio.gather(*tasks)
         finally:
-            restore()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -375,12 +375,18 @@ class LocalEngine:
         return self.environment.update(self.ref, leases.ack, token, seqs)
 
     def nack(
-        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+        self,
+        token: int,
+        seqs: Collection[int] | None,
+        delay: float,
+        reason: str,
+        max_attempts: int | None,
+        trace: str = "",
     ) -> list[int] | None:
         """Give back what a lease holds."""
         wall = self.clock().wall
         due = wall + int(delay * _SECOND) if delay else 0
-        how = Return(wall, reason, due, self.max_attempts if max_attempts is None else max_attempts)
+        how = Return(wall, reason, due, self.max_attempts if max_attempts is None else max_attempts, trace)
         return self.environment.update(self.ref, leases.nack, token, seqs, how)
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:

@@ -109,11 +109,17 @@ class Engine(Protocol):
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
 
     def nack(
-        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+        self,
+        token: int,
+        seqs: Collection[int] | None,
+        delay: float,
+        reason: str,
+        max_attempts: int | None,
+        trace: str = "",
     ) -> list[int] | None:
         """Give back what a lease holds, None for all; return which, None if the lease is gone.
 
-        ``max_attempts`` None: as the queue has it.
+        ``trace``: the traceback of what happened. ``max_attempts`` None: as the queue has it.
         """
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:

@@ -98,17 +98,19 @@ class Lease(Sequence[T]):
         reason: str | None = None,
         *,
         max_attempts: int | None = None,
+        trace: str = "",
     ) -> None:
         """Give back what the lease still holds, or those of ``seqs``.
 
-        They are in their places again at once, or after ``delay`` seconds before all that waits. An item that
-        was leased ``max_attempts`` times (None: as the queue object has it) goes to the dead letters, with the reason.
+        They are in their places again, at once or after ``delay`` seconds. An item that was leased ``max_attempts``
+        times (None: as the queue object has it) goes to the dead letters, with the reason and the traceback ``trace``,
+        of which 8,000 bytes are kept.
         """
         checked_delay(delay)
         wanted = self._wanted(seqs)
         reason = "it was given back" if reason is None else reason
         if self._token:
-            self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts))
+            self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts, trace))
 
     def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
         """Set aside what the lease still holds, or those of ``seqs``: they are dead letters, however often leased.
@@ -116,6 +118,15 @@ class Lease(Sequence[T]):
         Raises ``LeaseExpiredError`` as ``nack`` does. ``dead.requeue`` tries them again.
         """
         self.nack(seqs, reason="it was rejected" if reason is None else reason, max_attempts=0)
+
+    @property
+    def queue_name(self) -> str:
+        """The name of the queue that the items are of."""
+        return self._engine.name
+
+    def limit_of(self, max_attempts: int | None) -> int | None:
+        """Return with how many leases an item is dead, if so many are given to ``nack``; None: never."""
+        return self._engine.max_attempts if max_attempts is None else max_attempts
 
     def extend(self, ttl: float | None) -> None:
         """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object.

@@ -5,6 +5,7 @@ takes a ``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``
 differ, since items outlive the process, is said at each verb. Must not know: how items are kept.
 """
 
+import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lmdbqueue._verbs.reading import checked_count
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
-    from lmdbqueue._verbs.worker import Retry, Stop, Worked
+    from lmdbqueue._verbs.worker import Hook, Retry, Stop, Worked
 
 T = TypeVar("T")
 
@@ -282,30 +283,67 @@ class Queue(Writing[T], ABC):
 
     def work(
         self,
-        handler: Callable[[Any], object],
+        handler: Callable[[Any], object] | Callable[[Any, Any], object],
         *,
         items: int = 1,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
         ttl: float = 60.0,
         retry: "Retry | None" = None,
+        concurrency: int = 1,
         stop: "Stop | None" = None,
         progress: "Callable[[Worked], object] | None" = None,
+        on_retry: "Hook | None" = None,
+        on_dead: "Hook | None" = None,
     ) -> "Worked":
-        """Lease, call ``handler``, acknowledge, again and again; return what was done when it is told to stop.
+        """Lease, call ``handler``, acknowledge, again and again, until told to stop.
 
-        ``handler`` gets one item, or with ``items`` > 1 a list of at most so many; what it raises (an
-        ``Exception``) gives them back by ``retry`` (None: ``Retry()``): after its delay, or to ``dead`` after its
-        ``max_attempts``. While it runs the lease is extended, so ``ttl`` is only what a process that hangs as a whole
-        can hold items for. A handler that was too slow all the same may have its items done by others, too.
+        What the handler raises (an ``Exception``) gives its items back by ``retry``: after a delay, or to ``dead``. It
+        is logged with its traceback on ``lmdbqueue.work``, and the dead letter keeps both. Of a batch that failed each
+        item comes again alone, so one bad item takes no neighbours along.
 
-        It stops at SIGTERM and SIGINT, if it is called in the main thread; when ``stop`` (an event, or a
-        function) is set, which is looked at before each lease and once a second; and after ``shutdown()``. What
-        is under way is finished before. ``progress`` is called after each lease.
+        While the handler runs its lease is extended by another thread, so ``ttl`` is only what a process that hangs as
+        a whole can hold items for. Code in C that holds the GIL for longer stops that thread, too; then the items may
+        be done by others as well.
+
+        It stops at SIGTERM and SIGINT, if it is called in the main thread, and hands them on to the handlers that the
+        program had set; and after ``shutdown()``. What is under way is finished before.
+
+        Args:
+            handler: Gets one item, or with ``items`` > 1 a list. One that takes two arguments gets the ``Job``, too (a
+                list of them): ``seq``, ``attempts``, ``headers``, ``pushed_at``.
+            items: How many items at most.
+            max_bytes: How many bytes of payloads at most; one item in any case.
+            linger: Seconds for which a batch waits to be full.
+            ttl: Seconds for which a lease holds.
+            retry: When failed items are tried again; None: ``Retry()``, which survives an outage of an hour.
+            concurrency: In how many threads the handler is called.
+            stop: An event, or a function; looked at before each lease and once a second.
+            progress: Called after each lease with what was done so far.
+            on_retry: Called with the ``Job`` and the error of each item that will be tried again.
+            on_dead: Called with the ``Job`` and the error of each item that went to the dead letters.
+
+        Returns:
+            How many items were done, given back, and sent to the dead letters.
+
+        Raises:
+            TypeError: The handler cannot be called with an item, or is a coroutine function; nothing was leased.
         """
-        from lmdbqueue._verbs.worker import DEFAULT_RETRY, Loop  # noqa: PLC0415  (for who works, not for who imports)
+        from lmdbqueue._verbs import worker  # noqa: PLC0415  (for who works, not for who imports)
 
-        n = max(1, checked_count(items))
-        retry = retry or DEFAULT_RETRY
-        return Loop(self._head, handler, items=n, ttl=ttl, retry=retry, stop=stop, progress=progress).run()
+        n, threads = max(1, checked_count(items)), operator.index(concurrency)
+        if threads < 1:
+            message = f"'concurrency' is a number of threads, not {concurrency!r}"
+            raise ValueError(message)
+        takes_job = worker.takes_job(handler, is_awaited=False)
+        batch = checked_batch(n, max_bytes, linger)
+        retry = retry or worker.DEFAULT_RETRY
+        plan = worker.Plan(handler, takes_job, batch, ttl, retry, stop, progress, on_retry, on_dead)
+        tally = worker.Tally(progress)
+        self._engine.refuse_if_closed()
+        if threads > 1:
+            return worker.run_threads(self._head, plan, tally, threads)
+        return worker.Loop(self._head, plan, tally).run()
 
     # --- named readers
 

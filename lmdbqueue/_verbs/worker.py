@@ -8,17 +8,21 @@ loop waits it raises, which ends the wait, and nothing was taken yet; at any oth
 The old handlers are back from then on, so a second signal does what it would have done without the loop.
 """
 
-from collections.abc import Callable
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
-from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease
 
 LOOK: Final = 1.0  # seconds between two looks at ``stop``
+_LONGEST_TRACE: Final = 8_000  # characters of a traceback that are kept
 
 
 class Event(Protocol):
@@ -31,13 +35,20 @@ Stop = Event | Callable[[], bool]
 
 
 class Retry(NamedTuple):
-    """When an item whose handler raised is tried again: after ``base`` seconds, then ``factor`` times that, and so on.
+    """When an item whose handler raised is tried again.
 
-    At most ``max_delay`` seconds; ``jitter``: by what part, at random, the delay may be longer or shorter. An item
-    that was leased ``max_attempts`` times goes to the dead letters.
+    The delays grow from ``base`` seconds by ``factor``, up to ``max_delay``; the default tries an item 13 times, the
+    last time about 68 minutes after the first, so that an outage of an hour makes no dead letters.
+
+    Attributes:
+        max_attempts: With so many leases an item goes to the dead letters; None: as the queue object has it.
+        base: Seconds until the second try.
+        factor: By how much each delay is longer than the one before.
+        max_delay: Seconds, at most.
+        jitter: By what part, at random, a delay may be longer or shorter.
     """
 
-    max_attempts: int | None = 5
+    max_attempts: int | None = 13
     base: float = 1.0
     factor: float = 2.0
     max_delay: float = 3600.0
@@ -57,6 +68,15 @@ class Retry(NamedTuple):
 DEFAULT_RETRY: Final = Retry()
 
 
+class Job(NamedTuple):
+    """An item as a worker has it, for a handler that takes a second argument, and for hooks."""
+
+    seq: int
+    attempts: int  # how often it was leased, this time included
+    headers: Mapping[str, str]
+    pushed_at: float  # seconds since 1970
+
+
 class Worked(NamedTuple):
     """How many items a worker has acknowledged, given back, and sent to the dead letters."""
 
@@ -64,32 +84,145 @@ class Worked(NamedTuple):
     retried: int = 0
     dead: int = 0
 
-    def after(self, lease: Lease[Any], retry: Retry, error: Exception | None) -> "Worked":
-        """Return the counts after one more lease."""
-        if error is None:
-            return self._replace(done=self.done + len(lease))
-        dead = sum(retry.max_attempts is not None and each >= retry.max_attempts for each in lease.attempts)
-        return self._replace(retried=self.retried + len(lease) - dead, dead=self.dead + dead)
+
+Hook = Callable[[Job, Exception], object]
 
 
-def give_back(lease: Lease[Any], retry: Retry, error: Exception) -> None:
-    """Give back what a handler failed at."""
+class Plan(NamedTuple):
+    """What a worker was told."""
+
+    handler: Callable[..., Any]
+    takes_job: bool
+    batch: Batch
+    ttl: float
+    retry: Retry
+    stop: Stop | None
+    progress: Callable[[Worked], object] | None
+    on_retry: Hook | None
+    on_dead: Hook | None
+
+    @property
+    def wants_jobs(self) -> bool:
+        """Whether anybody asks for more than the items."""
+        return self.takes_job or self.on_retry is not None or self.on_dead is not None
+
+
+def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
+    """Return whether a handler takes a second argument; raise ``TypeError`` for one that cannot be called so."""
+    call = handler if inspect.isroutine(handler) or isinstance(handler, functools.partial) else type(handler).__call__
+    is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+    if is_coroutine and not is_awaited:
+        message = f"{handler!r} is a coroutine function: await the work() of lmdbqueue.aio for it"
+        raise TypeError(message)
+    if is_awaited and not is_coroutine and inspect.isfunction(handler) and handler.__name__ != "<lambda>":
+        message = f"{handler!r} is no coroutine function: use async def, or the work() of a PersistentQueue"
+        raise TypeError(message)
+    try:
+        signature = inspect.signature(handler)
+    except ValueError:  # of C, and it does not say
+        return False
+    with suppress(TypeError):
+        signature.bind(None)
+        return False
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        message = f"{handler!r} cannot be called with an item, or with an item and its job: {error}"
+        raise TypeError(message) from None
+    return True
+
+
+class Group(NamedTuple):
+    """Items of a lease that are handled together."""
+
+    places: list[int]  # in the lease
+
+    def arguments(self, lease: Lease[Any], jobs: list[Job], plan: Plan) -> tuple[Any, ...]:
+        """Return what the handler is called with."""
+        items: Any = [lease.items[place] for place in self.places]
+        some: Any = [jobs[place] for place in self.places] if plan.takes_job else None
+        if plan.batch.items == 1:
+            items, some = items[0], some and some[0]
+        return (items, some) if plan.takes_job else (items,)
+
+    def seqs(self, lease: Lease[Any]) -> list[int]:
+        """Return the numbers of the items."""
+        return [lease.seqs[place] for place in self.places]
+
+
+def groups(lease: Lease[Any]) -> list[Group]:
+    """Return what is handled together: all that is tried for the first time; what has failed before, one by one."""
+    fresh = [place for place, attempts in enumerate(lease.attempts) if attempts == 1]
+    tried = [Group([place]) for place, attempts in enumerate(lease.attempts) if attempts > 1]
+    return ([Group(fresh)] if fresh else []) + tried
+
+
+def jobs_of(lease: Lease[Any]) -> list[Job]:
+    """Return the items of a lease as jobs."""
+    return list(map(Job._make, zip(lease.seqs, lease.attempts, lease.headers, lease.pushed_at, strict=True)))
+
+
+def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> list[bool]:
+    """Give back what a handler failed at, and log it; return of each item whether it is dead."""
+    import traceback  # noqa: PLC0415  (for who works, not for who imports)
+
+    trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
     reason = f"{type(error).__name__}: {error}"
-    for attempts in set(lease.attempts):
-        seqs = [seq for seq, each in zip(lease.seqs, lease.attempts, strict=True) if each == attempts]
-        lease.nack(seqs, retry.delay(attempts), reason, max_attempts=retry.max_attempts)
+    limit = lease.limit_of(plan.retry.max_attempts)
+    tried = [lease.attempts[place] for place in group.places]
+    is_dead = [limit is not None and attempts >= limit for attempts in tried]
+    for attempts in sorted(set(tried)):
+        seqs = [lease.seqs[place] for place in group.places if lease.attempts[place] == attempts]
+        delay = plan.retry.delay(attempts)
+        fate = "a dead letter now" if limit is not None and attempts >= limit else f"tried again in {delay:.1f} s"
+        logger().error("items %s of %r failed, attempt %d: %s", seqs, lease.queue_name, attempts, fate, exc_info=error)
+        lease.nack(seqs, delay, reason, max_attempts=plan.retry.max_attempts, trace=trace)
+    return is_dead
 
 
-def warn(late: LeaseExpiredError) -> None:
-    """Tell that a handler was too slow."""
+def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, is_dead: list[bool]) -> None:
+    """Tell the hooks what became of the items; one that raises is logged."""
+    for place, dead in zip(group.places, is_dead, strict=True):
+        hook = plan.on_dead if dead else plan.on_retry
+        if hook is not None:
+            try:
+                hook(jobs[place], error)
+            except Exception:
+                logger().exception("%r raised", hook)
+
+
+def logger() -> Any:
+    """Return where a worker tells what failed."""
     import logging  # noqa: PLC0415  (as above)
 
-    logging.getLogger("lmdbqueue").warning("%s", late)
+    return logging.getLogger("lmdbqueue.work")
 
 
 def is_set(stop: Stop | None) -> bool:
-    """Tell whether a worker shall stop."""
+    """Return whether a worker shall stop."""
     return stop is not None and (stop() if callable(stop) else stop.is_set())
+
+
+class Tally:
+    """What all threads of a worker share."""
+
+    def __init__(self, progress: Callable[[Worked], object] | None) -> None:
+        self.is_stopped = False
+        self.worked = Worked()
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """Let every thread end."""
+        self.is_stopped = True
+
+    def add(self, done: int, retried: int, dead: int) -> None:
+        """Count what became of items, and tell."""
+        with self._lock:
+            worked = self.worked
+            self.worked = Worked(worked.done + done, worked.retried + retried, worked.dead + dead)
+            if self._progress is not None:
+                self._progress(self.worked)
 
 
 class _Stopped(BaseException):
@@ -97,72 +230,70 @@ class _Stopped(BaseException):
 
 
 class Loop:
-    """One call of ``work``."""
+    """One thread of a worker."""
 
-    def __init__(
-        self,
-        head: Head[Any],
-        handler: Callable[[Any], object],
-        *,
-        items: int,
-        ttl: float,
-        retry: Retry,
-        stop: Stop | None,
-        progress: Callable[[Worked], object] | None,
-    ) -> None:
+    def __init__(self, head: Head[Any], plan: Plan, tally: Tally) -> None:
         self._head = head
-        self._handler = handler
-        self._items = items
-        self._ttl = ttl
-        self._retry = retry
-        self._stop = stop
-        self._progress = progress
-        self._is_stopped = False
+        self._plan = plan
+        self._tally = tally
         self._is_waiting = False
-        self._worked = Worked()
         self._lease: Lease[Any] | None = None  # what the handler has
+        self._thread = threading.get_ident()
 
     def run(self) -> Worked:
+        """Work until told to stop, by a signal, too."""
+        with stopped_by_signals(self._end):
+            self.serve()
+        return self._tally.worked
+
+    def serve(self) -> None:
         """Work until told to stop."""
-        with stopped_by_signals(self._end), beating(self._keep, self._ttl / 3), suppress(ShutDown, _Stopped):
-            while not self._is_stopped and not is_set(self._stop):
+        tally = self._tally
+        with beating(self._keep, self._plan.ttl / 3), suppress(ShutDown, _Stopped):
+            while not tally.is_stopped and not is_set(self._plan.stop):
                 if self._wait():
                     self._once()
-        return self._worked
 
     def _keep(self) -> None:
         """Let the lease live on, if there is one at the time."""
         lease = self._lease
         if lease is not None:
             with suppress(QueueError):  # its ack will tell
-                lease.extend(self._ttl)
+                lease.extend(self._plan.ttl)
 
     def _once(self) -> None:
-        engine = self._head.engine
-        found = engine.lease(self._items, self._ttl, self._head.sort_out)
+        plan, head = self._plan, self._head
+        if plan.batch.linger:
+            head.fill(plan.batch, 0.0)
+        found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
         if found is None:
             return  # another was faster
-        lease = Lease(engine, *found)
-        error: Exception | None = None
+        lease = Lease(head.engine, *found)
+        done, failed = 0, []
         try:
             with lease:
                 self._lease = lease
                 try:
-                    self._handler(lease.items if self._items > 1 else lease.items[0])
-                except Exception as raised:
-                    error = raised
-                    give_back(lease, self._retry, error)
+                    jobs = jobs_of(lease) if plan.wants_jobs else []
+                    for group in groups(lease):
+                        try:
+                            plan.handler(*group.arguments(lease, jobs, plan))
+                        except Exception as error:
+                            is_dead = give_back(lease, group, plan, error)
+                            failed += is_dead
+                            call_hooks(group, jobs, plan, error, is_dead)
+                        else:
+                            lease.ack(group.seqs(lease))
+                            done += len(group.places)
                 finally:
                     self._lease = None
         except LeaseExpiredError as late:
-            warn(late)
-            return
-        self._worked = self._worked.after(lease, self._retry, error)
-        if self._progress is not None:
-            self._progress(self._worked)
+            logger().warning("%s", late)
+        if done or failed:
+            self._tally.add(done, len(failed) - sum(failed), sum(failed))
 
     def _wait(self) -> bool:
-        """Wait for an item, for a while; tell whether there is one."""
+        """Wait for an item, for a while; return whether there is one."""
         if self._anything():
             return True
         ticket = self._head.engine.listen()
@@ -171,7 +302,7 @@ class Loop:
         with suppress(_Stopped):
             try:
                 self._is_waiting = True  # only in the sleep: what an engine is at must not be interrupted
-                if not self._is_stopped:
+                if not self._tally.is_stopped:
                     self._head.engine.sleep(ticket, LOOK)
             finally:
                 self._is_waiting = False
@@ -181,6 +312,38 @@ class Loop:
         return self._head.if_enough(1, lambda: bool(self._head.candidates(1)) or None)
 
     def _end(self) -> None:
-        self._is_stopped = True
-        if self._is_waiting:
+        self._tally.stop()
+        if self._is_waiting and threading.get_ident() == self._thread:  # else it looks within a second
             raise _Stopped
+
+
+def run_threads(head: Head[Any], plan: Plan, tally: Tally, n: int) -> Worked:
+    """Work in ``n`` threads until told to stop; raise what one of them raised, once all have ended."""
+    failed: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            Loop(head, plan, tally).serve()
+        except BaseException as error:  # it is raised where work() was called
+            failed.append(error)
+            tally.stop()
+
+    with stopped_by_signals(tally.stop):
+        threads = [threading.Thread(target=serve, name=f"lmdbqueue work {number}") for number in range(n)]
+        try:
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                threads[-1].join(LOOK / 10)
+                threads.sort(key=threading.Thread.is_alive)
+                if tally.is_stopped:
+                    with suppress(QueueError):
+                        head.engine.wake()
+        finally:
+            tally.stop()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
+    if failed:
+        raise failed[0]
+    return tally.worked

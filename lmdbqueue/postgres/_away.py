@@ -21,6 +21,7 @@ from lmdbqueue.postgres._owner import tokens
 from lmdbqueue.postgres._session import Step
 
 _MAX_REASON: Final = 1_000  # characters
+_MAX_TRACE: Final = 8_000  # characters
 _WAITING, _LEASED, _DELAYED, _DEAD = range(4)
 _NAMES: Final = {_WAITING: "waiting", _DELAYED: "delayed", _DEAD: "dead"}
 
@@ -200,6 +201,7 @@ class Return(NamedTuple):
     reason: str
     delay: float = 0.0  # seconds
     max_attempts: int | None = None  # with so many an item is dead
+    trace: str = ""  # the traceback of what happened
 
 
 class Claimed(NamedTuple):
@@ -280,9 +282,15 @@ def bury_item(step: Step, place: Place, seq: int, reason: str) -> bool:
     return True
 
 
-def _as_bytes(reason: str) -> bytes:
-    """Return what is kept of a reason, in whatever encoding the database is."""
-    return reason[:_MAX_REASON].encode(errors="replace")
+def _as_bytes(reason: str, trace: str = "") -> bytes:
+    """Return what is kept of a reason, in whatever encoding the database is, and behind a NUL of its traceback."""
+    kept = reason[:_MAX_REASON].replace("\0", " ") + ("\0" + trace[-_MAX_TRACE:] if trace else "")
+    return kept.encode(errors="replace")
+
+
+def _note(attempts: int, reason: bytes | None, changed: float | None) -> Note:
+    why, _, trace = (reason or b"").decode(errors="replace").partition("\0")
+    return Note(attempts, time=int((changed or 0) * 1e9), reason=why, trace=trace)
 
 
 def still_there(step: Step, place: Place, seqs: Sequence[int]) -> list[int]:
@@ -336,7 +344,7 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
         statement,
         queue=place.id,
         delay=int(how.delay * 1e6),
-        reason=_as_bytes(how.reason),
+        reason=_as_bytes(how.reason, how.trace),
         max_attempts=how.max_attempts,
         **values,
     ).fetchall()
@@ -385,7 +393,7 @@ def dead(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
     return [
         (
             (pack(number), payload),
-            Note(attempts, time=int((changed or 0) * 1e9), reason=(reason or b"").decode(errors="replace")),
+            _note(attempts, reason, changed),
         )
         for number, payload, attempts, reason, changed in rows
     ]

@@ -425,10 +425,16 @@ class PostgresEngine:
         return self.database.run(self.patience, _away.ack, self.place, token, wanted) or None
 
     def nack(
-        self, token: int, seqs: Collection[int] | None, delay: float, reason: str, max_attempts: int | None
+        self,
+        token: int,
+        seqs: Collection[int] | None,
+        delay: float,
+        reason: str,
+        max_attempts: int | None,
+        trace: str = "",
     ) -> list[int] | None:
         """Give back what a lease holds, None for all; return which, None if the lease is gone."""
-        how = _away.Return(reason, delay, self.max_attempts if max_attempts is None else max_attempts)
+        how = _away.Return(reason, delay, self.max_attempts if max_attempts is None else max_attempts, trace)
         return self.database.run(self.patience, _away.nack, self.place, token, _wanted(token, seqs), how) or None
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:

@@ -10,7 +10,7 @@ import pytest
 from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import LeaseExpiredError, PersistentQueue, Retry, Worked
-from lmdbqueue._verbs import worker
+from lmdbqueue._verbs.head import Batch
 from lmdbqueue.aio import AsyncPersistentQueue
 
 AT_ONCE = Retry(max_attempts=3, base=0.0)
@@ -110,7 +110,7 @@ def test_a_handler_whose_lease_is_over_all_the_same_is_told_of_in_the_log(open_q
 
     assert queue.work(handle, stop=stop) == Worked()
     assert "the lease of items 0 of queue 'queue' is over" in caplog.text
-    assert caplog.records[0].name == "lmdbqueue"
+    assert caplog.records[0].name == "lmdbqueue.work"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -247,7 +247,10 @@ def test_awaited_dead_letters(run):
 
 def test_leases_that_are_cancelled_give_back_what_they_took(run):
     async def test(queue):
-        waiting = [asyncio.ensure_future(queue._leased(1, None, blocking=True, timeout=None)) for _ in range(50)]
+        waiting = [
+            asyncio.ensure_future(queue._leased(Batch(1, None, 0.0), None, blocking=True, timeout=None))
+            for _ in range(50)
+        ]
         await asyncio.sleep(0.05)
         await queue.push(list(range(50)))
         for task in waiting[::2]:
@@ -286,7 +289,7 @@ def test_an_awaited_worker_stops_at_a_signal(run):
     async def test(queue):
         before = signal.getsignal(signal.SIGTERM)
         asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-        assert await queue.work(asyncio.sleep) == Worked()
+        assert await queue.work(asyncio.sleep, signals=True) == Worked()
         assert signal.getsignal(signal.SIGTERM) is before
 
     run(test)
@@ -312,7 +315,6 @@ def test_an_awaited_worker_that_is_cancelled_gives_back_what_it_holds(run):
 
 
 def test_a_stop_that_is_set_at_first_ends_the_loop_at_once(open_queue):
-    assert worker.is_set(None) is False
     stop = threading.Event()
     stop.set()
     assert open_queue().work(print, stop=stop) == Worked()

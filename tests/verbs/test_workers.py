@@ -1,0 +1,298 @@
+"""Workers, on every engine: what a handler may be, what becomes of what it fails at, threads, hooks."""
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+from processes import DEADLINE
+
+from lmdbqueue import Retry, Worked
+
+SOON = Retry(max_attempts=2, base=0.0, jitter=0.0)
+
+
+class Until:
+    """A ``stop`` that is set once so many items were done or are dead."""
+
+    def __init__(self, n):
+        self.n = n
+        self.worked = Worked()
+
+    def __call__(self):
+        return self.worked.done + self.worked.dead >= self.n
+
+    def progress(self, worked):
+        self.worked = worked
+
+
+def work(queue, handler, n, **options):
+    until = Until(n)
+    return queue.work(handler, stop=until, progress=until.progress, **options)
+
+
+def test_a_failure_is_logged_with_its_traceback_and_the_dead_letter_keeps_it(queue, caplog):
+    queue.push("bad", headers={"trace": "7"})
+
+    def handle(_):
+        raise LookupError("no such thing")
+
+    with caplog.at_level(logging.ERROR, "lmdbqueue.work"):
+        assert work(queue, handle, 1, retry=SOON) == Worked(0, 1, 1)
+    assert [record.name for record in caplog.records] == ["lmdbqueue.work"] * 2
+    assert all(record.exc_info[0] is LookupError for record in caplog.records)
+    (letter,) = queue.dead
+    assert (letter.reason, letter.attempts, letter.headers) == ("LookupError: no such thing", 2, {"trace": "7"})
+    assert "in handle" in letter.traceback
+    assert letter.traceback.endswith("LookupError: no such thing\n")
+
+
+def test_a_long_traceback_is_kept_from_its_end(queue):
+    queue.push("bad")
+
+    def handle(_):
+        raise LookupError("x" * 100_000 + " the end")
+
+    work(queue, handle, 1, retry=SOON)
+    (letter,) = queue.dead
+    assert 1_000 < len(letter.traceback) <= 8_000
+    assert letter.traceback.endswith(" the end\n")
+
+
+def test_a_bad_item_takes_none_of_its_batch_along(queue):
+    queue.push_many(range(6))
+    calls = []
+
+    def handle(items):
+        calls.append(items)
+        if 3 in items:
+            raise ValueError(items)
+
+    assert work(queue, handle, 6, items=6, retry=SOON) == Worked(5, 6, 1)
+    assert calls == [list(range(6)), *([n] for n in range(6))]
+    assert [letter.item for letter in queue.dead] == [3]
+
+
+def test_hooks_are_told_of_each_item_and_their_errors_are_logged(queue, caplog):
+    queue.push_many(["a", "b"])
+    retried, dead = [], []
+
+    def handle(item):
+        raise KeyError(item)
+
+    def on_dead(job, error):
+        dead.append((job.seq, job.attempts, str(error)))
+        raise ZeroDivisionError
+
+    hooks = {"on_retry": lambda job, _: retried.append(job.seq), "on_dead": on_dead}
+    assert work(queue, handle, 2, retry=SOON, **hooks) == Worked(0, 2, 2)
+    assert (sorted(retried), sorted(dead)) == ([0, 1], [(0, 2, "'a'"), (1, 2, "'b'")])
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_handler_of_two_arguments_gets_the_job(queue):
+    before = time.time()
+    queue.push("a", headers={"h": "1"})
+    queue.push("b")
+    seen = []
+    work(queue, lambda item, job: seen.append((item, job)), 2)
+    known = [(item, job.seq, job.attempts, job.headers) for item, job in seen]
+    assert known == [("a", 0, 1, {"h": "1"}), ("b", 1, 1, {})]
+    assert all(before - 5 < job.pushed_at < time.time() + 5 for _, job in seen)
+    queue.push_many(["c", "d"])
+    work(queue, lambda items, jobs: seen.append((items, [job.seq for job in jobs])), 2, items=5)
+    assert seen[2:] == [(["c", "d"], [2, 3])]
+
+
+async def awaited(_):
+    """Do nothing."""
+
+
+class Awaited:
+    async def __call__(self, _):
+        """Do nothing."""
+
+
+def of_three(_, __, ___):
+    """Do nothing."""
+
+
+def of_an_option(_, more=1):
+    return more
+
+
+WRONG = [awaited, Awaited(), partial(awaited), lambda: None, of_three, 5, None, "text"]
+
+
+@pytest.mark.parametrize("handler", WRONG, ids=map(str, range(len(WRONG))))
+def test_a_handler_that_cannot_be_called_is_refused_before_the_first_lease(queue, handler):
+    queue.push("a")
+    with pytest.raises(TypeError):
+        queue.work(handler)
+    assert (len(queue), queue.lease().attempts) == (1, [1])
+
+
+RIGHT = [[].append, print, str, partial(print, "x"), of_an_option]
+
+
+@pytest.mark.parametrize("handler", RIGHT, ids=map(str, range(len(RIGHT))))
+def test_whatever_takes_an_item_is_a_handler(queue, handler):
+    queue.push("a")
+    assert work(queue, handler, 1) == Worked(1, 0, 0)
+
+
+def test_handlers_run_in_as_many_threads_as_told(queue):
+    queue.push_many(range(8))
+    meeting = threading.Barrier(4, timeout=DEADLINE)
+    threads = set()
+
+    def handle(_):
+        threads.add(threading.get_ident())
+        meeting.wait()
+
+    assert work(queue, handle, 8, concurrency=4) == Worked(8, 0, 0)
+    assert len(threads) == 4
+    with pytest.raises(ValueError, match="concurrency"):
+        queue.work(handle, concurrency=0)
+
+
+def test_what_is_no_exception_ends_all_threads_and_gives_their_items_back(queue):
+    queue.push_many(range(8))
+
+    def handle(item):
+        if item == 3:
+            raise SystemExit(item)
+
+    with pytest.raises(SystemExit):
+        queue.work(handle, concurrency=2)
+    assert 3 in list(queue)
+    assert queue.stats().leased == 0
+
+
+def test_a_signal_ends_all_threads_and_goes_on_to_the_handler_of_before(queue):
+    told = []
+
+    def mine(number, _):
+        told.append(number)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        beside = []
+        other = threading.Thread(target=lambda: beside.append(queue.work(print)))  # in no main thread
+        other.start()
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        assert queue.work(lambda _: None, concurrency=3) == Worked()
+        other.join(DEADLINE)
+        assert (beside, told) == ([Worked()], [signal.SIGTERM])
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_batches_of_a_worker_are_bounded_by_bytes(engine):
+    queue = engine(dumps=bytes, loads=bytes)
+    queue.push_many([b"x" * 10] * 5)
+    sizes = []
+    work(queue, lambda items: sizes.append(len(items)), 5, items=10, max_bytes=25)
+    assert sizes == [2, 2, 1]
+
+
+# --- awaited
+
+
+def test_an_awaited_worker_does_the_same(run, caplog):
+    async def test(queue):
+        await queue.push_many(["a", "bad", "c"])
+        seen, retried = [], []
+
+        async def handle(items, jobs):
+            seen.append((items, [job.seq for job in jobs]))
+            if "bad" in items:
+                raise LookupError(items)
+
+        until = Until(3)
+        told = {"progress": until.progress, "on_retry": lambda job, _: retried.append(job.seq)}
+        worked = await queue.work(handle, items=3, retry=SOON, stop=until, **told)
+        assert worked == Worked(2, 3, 1)
+        assert seen == [(["a", "bad", "c"], [0, 1, 2]), (["a"], [0]), (["bad"], [1]), (["c"], [2])]
+        assert retried == [0, 1, 2]
+        (letter,) = [letter async for letter in queue.dead]
+        assert "in handle" in letter.traceback
+
+    run(test)
+    assert "LookupError" in caplog.text
+
+
+def test_awaited_handlers_run_in_as_many_tasks_as_told_and_may_block_the_loop(run):
+    async def test(queue):
+        await queue.push_many(range(6))
+        together, most = 0, 0
+
+        async def handle(_):
+            nonlocal together, most
+            together += 1
+            most = max(most, together)
+            await asyncio.sleep(0.05)
+            together -= 1
+
+        until = Until(6)
+        assert await queue.work(handle, concurrency=3, stop=until, progress=until.progress) == Worked(6, 0, 0)
+        assert most == 3
+
+        async def block(_):
+            time.sleep(1.0)  # noqa: ASYNC251  (longer than the ttl)
+
+        await queue.push("slow")
+        until = Until(1)
+        assert await queue.work(block, ttl=0.4, stop=until, progress=until.progress) == Worked(1, 0, 0)
+
+    run(test)
+
+
+def test_a_plain_function_is_refused_where_a_coroutine_is_needed(run):
+    async def test(queue):
+        await queue.push("a")
+
+        def plain(_):
+            """Do nothing."""
+
+        for wrong in (plain, lambda: None, 5):
+            with pytest.raises(TypeError):
+                await queue.work(wrong)
+        assert (await queue.stats()).waiting == 1
+
+    run(test)
+
+
+def test_an_awaited_worker_touches_no_signal_unless_told(run):
+    async def test(queue):
+        before = signal.getsignal(signal.SIGTERM)
+        task = asyncio.ensure_future(queue.work(awaited))
+        await asyncio.sleep(0.1)
+        assert signal.getsignal(signal.SIGTERM) is before
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        told = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.append, 1)
+        try:
+            mine = signal.getsignal(signal.SIGTERM)
+            tasks = [asyncio.ensure_future(queue.work(awaited, signals=True)) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await asyncio.gather(*tasks) == [Worked(), Worked()]
+            assert (told, signal.getsignal(signal.SIGTERM)) == ([1], mine)
+        finally:
+            asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+    run(test)
+
+
+def test_the_default_retry_survives_an_hour():
+    retry = Retry(jitter=0.0)
+    assert sum(retry.delay(attempts) for attempts in range(1, retry.max_attempts)) > 3_600
