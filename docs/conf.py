@@ -48,11 +48,12 @@ CONTENTS = """
 {pages}
 ```
 """
-INTEGRATIONS = ("logging", "prometheus", "huey")
+INTEGRATIONS = ("logging", "prometheus", "huey", "kombu")
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],
-    "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt")],
+    "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt") if name != "kombu"]
+    + ["integrations/celery"],
     "Reference": [
         "reference/lmdbqueue",
         *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),

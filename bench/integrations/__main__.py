@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("logging", "huey")
+NAMES = ("logging", "huey", "celery")
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"bench.integrations.{name}_").run()

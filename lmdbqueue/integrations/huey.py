@@ -50,6 +50,7 @@ __all__ = ["LmdbHuey", "LmdbStorage"]
 
 _UNTIL: Final = struct.Struct(">d")  # before each value: when it is over, in seconds since 1970; 0 for never
 _LONGEST: Final = 200  # bytes of a key that is kept as it is
+_HIGHEST: Final = 127  # priority
 _PAUSE: Final = 1.0  # seconds until a task comes again whose end could not be stored
 _AGAIN: Final = 60.0  # seconds until the scheduler gets a due task again that it has not enqueued
 
@@ -78,7 +79,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     """
 
     blocking = True
-    priority = False
+    priority = True
 
     def __init__(
         self,
@@ -141,15 +142,15 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     # --- tasks
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
-        """Append a task."""
-        del priority
+        """Append a task; one of a higher priority, -127 to 127, leaves sooner."""
+        place = -max(-_HIGHEST, min(_HIGHEST, round(priority or 0)))
         moved = getattr(self._here, "moving", None)
         if moved is None:
-            self._do(lambda: self._queues.tasks.push(data))
+            self._do(lambda: self._queues.tasks.push(data, priority=place))
             return
         with self._queues.tasks.transaction():
             if self._queues.schedule.state.pop(moved, None) is not None:  # else another scheduler did it
-                self._queues.tasks.push(data)
+                self._queues.tasks.push(data, priority=place)
 
     def dequeue(self) -> bytes | None:
         """Remove the first task, for good, and return it; wait for one for a while."""
@@ -174,8 +175,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Return the first tasks."""
         if limit is None:
             return list(self._queues.tasks)
-        found: list[bytes] = self._queues.tasks.peek(max(2, limit))
-        return found[:limit]
+        return self._queues.tasks.peek_many(limit)
 
     def flush_queue(self) -> None:
         """Remove all tasks that wait."""

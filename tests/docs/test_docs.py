@@ -23,7 +23,7 @@ FACES = (
     "forward",
     "legacy",
     "otel",
-    "integrations.logging",
+    "integrations.logging", "integrations.kombu",
     "integrations.huey",
     "integrations.prometheus",
 )

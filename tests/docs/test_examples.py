@@ -6,6 +6,7 @@ from examples import Document, documents, masked, not_run, with_asserts
 NOT_RUN = {
     "README.md": 1,
     "docs/cli.md": 1,
+    "docs/integrations/celery.md": 1,
     "docs/integrations/http.md": 1,
     "docs/integrations/logging.md": 1,
     "docs/integrations/huey.md": 1,

@@ -47,22 +47,17 @@ class TestStorage(StorageTests, _OnAQueue):
     """All of what Huey asks of a storage."""
 
 
-_OF_PRIORITIES = {"test_group_callback", "test_group_priorities", "test_reschedule_priority"}
-
-
 def _own_tests():
     for module in (test_api, test_consumer, test_priority, test_signals):
         for name, case in vars(module).items():
             is_case = isinstance(case, type) and issubclass(case, BaseTestCase) and case is not BaseTestCase
-            if "Redis" in name or "Valkey" in name or (module is test_priority and not LmdbStorage.priority):
+            if "Redis" in name or "Valkey" in name:
                 continue
             if is_case and case.__module__ == module.__name__ and case.get_huey is BaseTestCase.get_huey:
                 left_out = {
                     "test_chord_bookkeeping_cleared": None,  # it looks into Huey's storage in memory
                     "test_read_schedule": None,  # here a task stays in the schedule until it is enqueued
                 }
-                if not LmdbStorage.priority:
-                    left_out |= dict.fromkeys(_OF_PRIORITIES)
                 yield (
                     f"{name}OnAQueue",
                     type(f"{name}OnAQueue", (_OnAQueue, case), {"__module__": __name__, **left_out}),
