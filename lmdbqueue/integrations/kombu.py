@@ -46,7 +46,7 @@ from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.json import dumps, loads
 
 from lmdbqueue._errors import FormatError, GoneError, LeaseExpiredError, QueueError
-from lmdbqueue._host.directory import find_directory
+from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.lease import Lease
 
@@ -78,7 +78,7 @@ class _Broker:
         self._path = os.path.abspath(path)
         self._options = {"durability": durability, "checksum": True}
         with suppress(FormatError):
-            found = find_directory(self._path).options
+            found = options_of(self._path)
             self._options = {"durability": found.durability, "checksum": found.checksum}
         self._lock = threading.Lock()
         self._queues: dict[str, PersistentQueue[bytes]] = {}
