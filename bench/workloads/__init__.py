@@ -16,6 +16,7 @@ from bench.workloads.leases import measure_leases
 from bench.workloads.length import measure_length
 from bench.workloads.memory import measure_memory
 from bench.workloads.postgres import measure_postgres
+from bench.workloads.postgres_jobs import measure_postgres_jobs
 from bench.workloads.processes import measure_processes
 from bench.workloads.readers import measure_readers
 from bench.workloads.single import measure_single
@@ -38,4 +39,5 @@ WORKLOADS: dict[str, Callable[[Run], None]] = {
     "imports": measure_imports,
     "memory": measure_memory,
     "postgres": measure_postgres,
+    "postgres-jobs": measure_postgres_jobs,
 }

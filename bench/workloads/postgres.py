@@ -67,15 +67,9 @@ SELECT payload FROM gone ORDER BY id
 
 def measure_postgres(run: Run) -> None:
     """Measure single items and batches, durable on the server."""
-    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
-    try:
-        import psycopg  # noqa: F401, PLC0415  (an extra)
-    except ImportError:
-        programs = []
-    if not programs:
-        run.results.remark("postgres is left out: it needs psycopg and the server's package")
-        return
-    with run.fresh_directory() as directory, _server(programs[-1], directory) as url:
+    with run.fresh_directory() as directory, postgres_server(run, directory) as url:
+        if url is None:
+            return
         contenders: dict[str, Callable[[str], Measures]] = {
             OURS: partial(_ours, run, url),
             BY_HAND: partial(_by_hand, run, url, _pop),
@@ -84,6 +78,22 @@ def measure_postgres(run: Run) -> None:
             **postgres_tasks.contenders(url),
         }
         run.interleave("postgres", "durable", "items/s", contenders)
+
+
+@contextmanager
+def postgres_server(run: Run, directory: str) -> Iterator[str | None]:
+    """Start a server in a directory, and yield its address; None, and a remark, if there is none here."""
+    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
+    try:
+        import psycopg  # noqa: F401, PLC0415  (an extra)
+    except ImportError:
+        programs = []
+    if not programs:
+        run.results.remark("postgres is left out: it needs psycopg and the server's package")
+        yield None
+        return
+    with _server(programs[-1], directory) as url:
+        yield url
 
 
 @contextmanager

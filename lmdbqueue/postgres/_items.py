@@ -475,11 +475,10 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsi
 
     None: the queue is gone. Raises ``Full``, and ``OptionError`` for a priority beside readers.
     """
-    locked = step.execute(_positions.LOCK_TAIL, queue=place.id)
-    row, options = step.execute(_OPTIONS, queue=place.id).fetchone(), locked.fetchone()
-    if row is None or options is None:
+    locked, options = _locked(step, place)
+    if locked is None or options is None:
         return None
-    (is_relaxed, is_followed, has_classes), (tail, is_kept) = row, options
+    (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
     keys = how.keys or [b""] * len(payloads)
     if how.replace:
         keys = _replaced(step, place, keys)
@@ -522,6 +521,12 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsi
         for index, key in enumerate(keys)
     ]
     return Appended(items, is_kept and not how.delay)
+
+
+def _locked(step: Step, place: Place) -> tuple[tuple[int, bool] | None, Any]:
+    """Lock the tail of a queue; return what ``lock_tail`` does, and the options that hold from now on."""
+    locked = _positions.lock_tail(step, place.id)
+    return locked, step.execute(_OPTIONS, queue=place.id).fetchone()
 
 
 def _held(step: Step, place: Place, keys: Sequence[bytes]) -> dict[bytes, int]:
@@ -778,10 +783,10 @@ def come_due(step: Step, place: Place) -> int:
 
 def come_last(step: Step, place: Place) -> Appended | None:
     """Do as ``come_due``, but let them wait at the tail, with new numbers. None: the queue is gone."""
-    row = step.execute(_positions.LOCK_TAIL, queue=place.id).fetchone()
-    if row is None:
+    locked = _positions.lock_tail(step, place.id)
+    if locked is None:
         return None
-    first, is_kept = row
+    first, is_kept = locked
     counted = step.execute(_COME_LAST, queue=place.id, tail=first, n=AT_ONCE).fetchone()
     assert counted is not None
     come, size = counted
@@ -798,11 +803,10 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
 
     They keep their priorities.
     """
-    locked = step.execute(_positions.LOCK_TAIL, queue=target.id)
-    row, options = locked.fetchone(), step.execute(_OPTIONS, queue=target.id).fetchone()
-    if row is None or options is None:
+    locked, options = _locked(step, target)
+    if locked is None or options is None:
         return None
-    (tail, is_kept), (is_relaxed, is_followed, has_classes) = row, options
+    (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
     numbers = None
     if maxsize > 0 or is_relaxed:
         n = len(step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall())

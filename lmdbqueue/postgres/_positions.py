@@ -25,9 +25,10 @@ WHERE queue = %(queue)s
 """
 LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
 # Whoever pushes waits, and sees what is changed here
-LOCK_TAIL: Final = """
+_LOCK_TAIL: Final = """
 SELECT next, is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
 """
+_IS_THERE: Final = "SELECT FROM {queues} WHERE id = %(queue)s"
 _OPTIONS: Final = "SELECT is_relaxed, has_classes FROM {queues} WHERE id = %(queue)s"
 _ADD: Final = """
 INSERT INTO {readers} (queue, name, passed) VALUES (%(queue)s, %(name)s, %(passed)s)
@@ -56,6 +57,19 @@ class Reach(NamedTuple):
     items: int | None
     bytes: int | None
     age: int | None  # microseconds
+
+
+def lock_tail(step: Step, queue: int) -> tuple[int, bool] | None:
+    """Lock the tail of a queue; return the next number, and whether a push has more to do. None: the queue is gone.
+
+    Whoever waits for a row that is renewed meanwhile finds it gone, and looks for the new one.
+    """
+    while True:
+        row = step.execute(_LOCK_TAIL, queue=queue).fetchone()
+        if row is not None:
+            return row[0], row[1]
+        if step.execute(_IS_THERE, queue=queue).fetchone() is None:
+            return None
 
 
 # --- readers
@@ -96,7 +110,7 @@ def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:
 
     None: the queue is gone.
     """
-    row = step.execute(LOCK_TAIL, queue=queue).fetchone()
+    row = lock_tail(step, queue)
     if row is None:
         return None
     is_new = step.changed(_ADD, queue=queue, name=name, passed=before(row[0] if where is None else where)) > 0
@@ -108,7 +122,7 @@ def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:
 
 def remove(step: Step, queue: int, name: str) -> bool:
     """Remove a reader; tell whether it was there."""
-    step.execute(LOCK_TAIL, queue=queue).fetchall()
+    lock_tail(step, queue)
     was_there = step.changed(_REMOVE, queue=queue, name=name) > 0
     if was_there:
         step.execute(_FOLLOWED, queue=queue)
@@ -142,7 +156,7 @@ def reach(rows: Sequence[tuple[int | None, int | None, int | None]]) -> Reach | 
 
 def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
     """Write down what is kept. Tell whether the queue is there."""
-    if step.execute(LOCK_TAIL, queue=queue).fetchone() is None:
+    if lock_tail(step, queue) is None:
         return False
     nothing = Reach(None, None, None)
     wanted = nothing if now is None else Reach(now.items, now.bytes, None if now.age is None else now.age // 1000)

@@ -9,7 +9,7 @@ from typing import Final, LiteralString, NamedTuple
 from psycopg import sql
 
 from lmdbqueue.postgres._items import Place, sequence
-from lmdbqueue.postgres._positions import LOCK_TAIL
+from lmdbqueue.postgres._positions import lock_tail
 from lmdbqueue.postgres._session import Step
 
 _FIND: Final = "SELECT id, is_relaxed FROM {queues} WHERE name = %(name)s"
@@ -161,7 +161,7 @@ def copy(step: Step, place: Place, name: str) -> int | None:
     No item is pushed meanwhile (in relaxed order: what is not committed yet is not in it), and what leaves is in the
     copy or not.
     """
-    tail = step.execute(LOCK_TAIL, queue=place.id).fetchone()
+    tail = lock_tail(step, place.id)
     row = step.execute(_COPY, queue=place.id, name=name).fetchone()
     if row is None or tail is None:
         return None

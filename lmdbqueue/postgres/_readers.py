@@ -144,7 +144,7 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
 
     What left with it is put back.
     """
-    step.execute(_positions.LOCK_TAIL, queue=place.id)  # before its readers
+    _positions.lock_tail(step, place.id)  # before its readers
     rows = step.execute(_positions.LOCK, queue=place.id).fetchall()
     number = _positions.moves(rows, move.reader)
     if number != move.number:

@@ -371,6 +371,27 @@ def test_a_snapshot_that_stays_open_slows_nobody_more_and_more(open_postgres, po
     assert queue.check() == []
 
 
+def test_pushes_of_many_go_on_while_the_tail_is_renewed_under_them(open_postgres, postgres):
+    queue = open_postgres()
+
+    def push(producer):
+        mine = open_postgres()
+        for number in range(0, 300, 3):
+            mine.push((producer, number))
+            mine.push([(producer, number + 1)], unique=[f"{producer} {number}"])
+            mine.push([(producer, number + 2)])
+
+    with psycopg.connect(postgres.url()) as report:
+        report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        report.execute("SELECT 1").fetchall()
+        pids = [forked(push, producer) for producer in range(4)]
+        assert [status_of(pid) for pid in pids] == [0] * 4
+    assert queue.stats().tail == 1_200
+    seen = queue.pop(1_200)
+    for producer in range(4):
+        assert [number for who, number in seen if who == producer] == list(range(300))
+
+
 # --- keys and attempts of what is put back
 
 

@@ -1,0 +1,198 @@
+"""Jobs on a PostgreSQL server by 1, 4 and 16 processes: single pushes, pops, and leases with their acks.
+
+Each process has a connection of its own, and each call is a commit of its own. What is beside ``PostgresQueue``:
+
+============  =============================================================================================
+``by hand``   an INSERT whose number comes from a sequence; a claim-and-delete of one statement (``SKIP LOCKED``)
+``ordered``   an INSERT whose number comes from a counter's row, locked until the commit; the same claim
+``pgmq``      the statements of pgmq's functions ``send``, ``read`` and ``delete``, written out and prepared, so
+              without the function calls and the planning that these do each time
+============  =============================================================================================
+"""
+
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench.items import make_items
+from bench.measure import Measures, Run
+from bench.workloads.postgres import postgres_server
+
+PROCESSES = (1, 4, 16)
+_WARM_UP = 20
+
+_BY_HAND = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
+_INSERT = "INSERT INTO byhand (payload) VALUES (%s)"
+_POP = """
+DELETE FROM byhand WHERE id = (SELECT id FROM byhand ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING payload
+"""
+_ORDERED = (
+    "CREATE TABLE byhand (id bigint PRIMARY KEY, payload bytea NOT NULL)",
+    "CREATE TABLE counter (tail bigint NOT NULL) WITH (fillfactor = 10)",
+    "INSERT INTO counter VALUES (0)",
+)
+_NUMBERED = """
+WITH given AS (UPDATE counter SET tail = tail + 1 RETURNING tail)
+INSERT INTO byhand (id, payload) SELECT tail, %s FROM given
+"""
+_PGMQ = (
+    """CREATE TABLE q_jobs (
+    msg_id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, read_ct int DEFAULT 0 NOT NULL,
+    enqueued_at timestamptz DEFAULT now() NOT NULL, vt timestamptz NOT NULL, message bytea)""",
+    "CREATE INDEX q_jobs_vt_idx ON q_jobs (vt ASC)",
+)
+_SEND = "INSERT INTO q_jobs (vt, message) VALUES (clock_timestamp(), %s) RETURNING msg_id"
+_READ = """
+WITH cte AS (
+    SELECT msg_id FROM q_jobs WHERE vt <= clock_timestamp() ORDER BY msg_id ASC LIMIT 1 FOR UPDATE SKIP LOCKED)
+UPDATE q_jobs m SET vt = clock_timestamp() + interval '60 seconds', read_ct = read_ct + 1
+FROM cte WHERE m.msg_id = cte.msg_id RETURNING m.msg_id, m.read_ct, m.enqueued_at, m.vt, m.message
+"""
+_DELETE = "DELETE FROM q_jobs WHERE msg_id = %s RETURNING msg_id"
+
+Call = Callable[[], object]
+Worker = tuple[Callable[[Any], object], Call, Call | None, Call]  # push, pop, lease with ack, close
+
+
+def measure_postgres_jobs(run: Run) -> None:
+    """Measure what several processes do with one server."""
+    with run.fresh_directory() as directory, postgres_server(run, directory) as url:
+        if url is None:
+            return
+        contenders = {
+            "PostgresQueue": partial(_measured, run, url, partial(_ours, url, "commit"), ()),
+            "PostgresQueue, relaxed": partial(_measured, run, url, partial(_ours, url, "relaxed"), ()),
+            "by hand": partial(_measured, run, url, partial(_by_hand, url, _INSERT), (_BY_HAND,)),
+            "ordered": partial(_measured, run, url, partial(_by_hand, url, _NUMBERED), _ORDERED),
+            "pgmq": partial(_measured, run, url, partial(_pgmq, url), _PGMQ),
+        }
+        run.interleave("postgres-jobs", "durable", "jobs/s", contenders)
+
+
+def _measured(
+    run: Run, url: str, open_worker: Callable[[], Worker], tables: tuple[str, ...], _directory: str
+) -> Measures:
+    import psycopg  # noqa: PLC0415  (an extra)
+
+    measures: Measures = {}
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS lmdbqueue CASCADE; DROP TABLE IF EXISTS byhand, counter, q_jobs")
+        for statement in tables:
+            connection.execute(statement)  # type: ignore[arg-type]  (ours, all of them)
+    n = run.scale.single_durable
+    for processes in PROCESSES:
+        each = max(50, n // processes)
+        measures[f"push, {processes}"] = _together(processes, each, open_worker, "push")
+        if open_worker.func is not _pgmq:  # type: ignore[attr-defined]
+            measures[f"pop, {processes}"] = _together(processes, each, open_worker, "pop")
+            _together(processes, each, open_worker, "push")
+        if open_worker.func is not _by_hand:  # type: ignore[attr-defined]
+            measures[f"lease and ack, {processes}"] = _together(processes, each, open_worker, "job")
+        else:
+            _together(processes, each, open_worker, "pop")
+    return measures
+
+
+def _together(processes: int, each: int, open_worker: Callable[[], Worker], verb: str) -> float:
+    """Return how many calls a second so many processes made, each ``each`` of them, once all were ready."""
+    ready, begin, ended = os.pipe(), os.pipe(), os.pipe()
+    pids = []
+    for _ in range(processes):
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                _work(each, open_worker, verb, (ready[1], begin[0], ended[1]))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        pids.append(pid)
+    for fd in (ready[1], ended[1]):
+        os.close(fd)  # so that the end of those who fail is seen
+    for _ in pids:
+        assert os.read(ready[0], 1), verb
+    started = time.perf_counter()
+    os.write(begin[1], b"." * processes)
+    for _ in pids:
+        assert os.read(ended[0], 1), verb
+    seconds = time.perf_counter() - started
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0, verb
+    for fd in (ready[0], *begin, ended[0]):
+        os.close(fd)
+    return processes * (each - _WARM_UP) / seconds
+
+
+def _work(each: int, open_worker: Callable[[], Worker], verb: str, pipes: tuple[int, int, int]) -> None:
+    ready, begin, ended = pipes
+    push, pop, job, close = open_worker()
+    items = iter(make_items(each))
+    call = {"push": lambda: push(next(items)), "pop": pop, "job": job}[verb]
+    assert call is not None
+    for _ in range(_WARM_UP):
+        call()
+    os.write(ready, b".")
+    os.read(begin, 1)
+    for _ in range(each - _WARM_UP):
+        call()
+    os.write(ended, b".")
+    close()
+
+
+def _ours(url: str, order: Any) -> Worker:
+    from lmdbqueue.postgres import PostgresQueue  # noqa: PLC0415
+
+    queue = PostgresQueue[Any](url, "jobs", order=order)
+
+    def pop() -> None:
+        while queue.pop() is None:  # the last items are locked by others, who may yet give them back
+            pass
+
+    def job() -> None:
+        while not (lease := queue.lease(ttl=60)):
+            pass
+        lease.ack()
+
+    return queue.push, pop, job, queue.close
+
+
+def _by_hand(url: str, insert: Any) -> Worker:
+    import psycopg  # noqa: PLC0415
+
+    connection = psycopg.connect(url, autocommit=True)
+
+    def push(item: Any) -> None:
+        connection.execute(insert, [pickle.dumps(item)])
+
+    def pop() -> None:
+        while not (rows := connection.execute(_POP, binary=True).fetchall()):
+            pass
+        pickle.loads(rows[0][0])
+
+    return push, pop, None, connection.close
+
+
+def _pgmq(url: str) -> Worker:
+    import psycopg  # noqa: PLC0415
+
+    connection = psycopg.connect(url, autocommit=True)
+
+    def push(item: Any) -> None:
+        connection.execute(_SEND, [pickle.dumps(item)]).fetchall()
+
+    def job() -> None:
+        while not (rows := connection.execute(_READ, binary=True).fetchall()):
+            pass
+        number, _, _, _, payload = rows[0]
+        pickle.loads(payload)
+        connection.execute(_DELETE, [number]).fetchall()
+
+    return push, job, job, connection.close
