@@ -7,6 +7,7 @@ its line here. Must not know: files, transactions, LMDB.
 
 import os
 import re
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import add, itemgetter, mul
@@ -556,16 +557,19 @@ def weigh_sealed(value: bytes) -> int:
     return crc * crc
 
 
+def is_sealed(is_away: bool, key: bytes) -> bool:
+    """Return whether a record of META, or of AWAY, has a seal."""
+    return key.split(b"/", 2)[1:2] not in INDEXES if is_away else has_seal(key)
+
+
 def weigh_in(is_away: bool, key: bytes, value: bytes) -> int:
     """Return what a record of META, or of AWAY, adds to the weight of the records."""
-    if is_away:
-        return weigh_sealed(value) if key.split(b"/", 2)[1:2] not in INDEXES else 0
-    if key == LAST_TXN:
+    if key == LAST_TXN and not is_away:
         return 0
-    return weigh_sealed(value) if has_seal(key) else weigh(key, value)
+    return weigh_sealed(value) if is_sealed(is_away, key) else weigh(key, value)
 
 
-INDEXES: Final = ([b"owner"], [b"expiry"], [b"expires"], [b"passed"])  # in AWAY: they follow from other records
+INDEXES: Final = ([b"owner"], [b"expiry"], [b"expires"], [b"passed"])  # in AWAY: they have no seals
 
 
 class Last(NamedTuple):
@@ -573,19 +577,24 @@ class Last(NamedTuple):
 
     transaction: int
     weight: int | None = None  # of all other records of META and AWAY; None: not kept
-    content: int = 0  # of the items that the transaction added
+    content: int | None = None  # of the items that the transaction added; None: of a file that had no name yet
 
     @classmethod
     def unpack(cls, data: bytes | None) -> "Last":
         """Read the record; None: there is none."""
         if data is None:
             return cls(-1)
-        return cls(unpack(data)) if len(data) == NUMBER.size else cls(*LAST.unpack_from(data))
+        return cls(*struct.unpack(f">{len(data) // 8}Q", data))
 
 
-def pack_last(transaction: int, weight: int | None = None, content: int = 0) -> bytes:
+def pack_last(transaction: int, weight: int | None = None, content: int | None = None) -> bytes:
     """Return the record of the last transaction, with the weight that it leaves and that of the items it added."""
-    return pack(transaction) if weight is None else LAST.pack(transaction, weight, content & _ALL)
+    if weight is None:
+        return pack(transaction)
+    return _TWO.pack(transaction, weight) if content is None else LAST.pack(transaction, weight, content & _ALL)
+
+
+_TWO: Final = Struct(">2Q")
 
 
 LAST: Final = Struct(">3Q")

@@ -140,8 +140,12 @@ class Session:
         return self._words[_DOUBT] == generation  # one before it is superseded, and one behind it is a damaged word
 
     def set_in_doubt(self, generation: int) -> None:
-        """Tell that a sync failed in this generation."""
+        """Tell that a sync failed in this generation, durably: after a power cut it must be known, too.
+
+        Called again, it is written again, since the disk may have failed here as well. Raises ``OSError``.
+        """
         self._words[_DOUBT] = max(self._words[_DOUBT], generation)
+        self.save()
 
     def is_shared(self) -> bool:
         """Tell whether another process has joined since the first did. Who joins says so before it opens anything."""
@@ -156,7 +160,11 @@ class Session:
 
     def is_closed(self) -> bool:
         """Tell whether all was on the disk when the last process left, and this is no copy of the directory."""
-        return self._place.boot == CLOSED and self._place[2:] == _place(self._file)[2:]
+        return self._place.boot == CLOSED and self.is_original()
+
+    def is_original(self) -> bool:
+        """Tell whether this is the directory that was used, and no copy of it, which may be of several moments."""
+        return self._place[2:] == _place(self._file)[2:]
 
     def settle(self, synced: int) -> None:
         """Write down durably, as the first and once the files are known to be whole, where and how they stand."""

@@ -4,7 +4,8 @@
 ``generation``      one LMDB environment: when a commit is durable, LMDB's errors
 ``content``         the items that a transaction adds
 ``preallocation``   blocks that a file has before they are used
-``free_pages``      what a power cut leaves on free pages
+``free_pages``      how much of a file is free
+``difference``      what a snapshot has that the one before it has not
 ``structure``       the proof that all pages are as LMDB leaves them
 ``options_record``  what ``queue.json`` holds, as an environment remembers it
 ``meta_page``       LMDB's meta pages as bytes

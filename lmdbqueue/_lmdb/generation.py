@@ -158,6 +158,7 @@ class Snapshot:
     """A file at rest: nobody writes to it. What can be read of a generation without taking part in it."""
 
     _env: lmdb.Environment
+    is_named = True  # else it is on the disk as a whole before it gets its name, and no content weight is noted
 
     def __init__(self, path: str, options: _format.Options) -> None:
         """Open the file at ``path``, which exists, for reading."""
@@ -248,7 +249,8 @@ class Snapshot:
                 before = self.last(txn).weight
             weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
         self._leaves = number, weight
-        txn.put(_format.LAST_TXN, _format.pack_last(number, weight, self.content.weight), db=self.meta)
+        content = self.content.weight if self.is_named else None
+        txn.put(_format.LAST_TXN, _format.pack_last(number, weight, content), db=self.meta)
 
     def extent(self) -> int:
         """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
@@ -368,6 +370,8 @@ class Snapshot:
 
 class Draft(Snapshot):
     """A copy that is being made: nobody else has it open."""
+
+    is_named = False
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         try:
@@ -768,7 +772,8 @@ class Generation(Snapshot):
             except lmdb.Error as error:
                 if self._is_closed and not self.is_broken:
                     return  # superseded: its content is on the disk, in the next one
-                self._session.set_in_doubt(self.number)
+                with suppress(OSError):  # the swap that follows insists (``_local.swap``)
+                    self._session.set_in_doubt(self.number)
                 raise StorageError(self.path, "sync", str(error)) from error
         self._session.set_synced(transaction)
 

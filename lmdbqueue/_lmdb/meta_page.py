@@ -1,7 +1,7 @@
 """LMDB's two meta pages as bytes, for what must be known or done before LMDB may open a file.
 
-Owns: the layout of a meta page of LMDB 0.9 (64-bit). Law: it reads, and only ``roll_back`` and
-``restore`` write. Must not know: what the pages between them hold, the library ``lmdb``.
+Owns: the layout of a meta page of LMDB 0.9 (64-bit). Law: it reads, and only ``undo``, ``advance`` and ``restore``
+write, each a single slot within a sector. Must not know: what the pages between them hold, the library ``lmdb``.
 
 LMDB writes its meta pages in turn: transaction k goes to slot k modulo 2, and the higher number is the
 snapshot that counts. A slot, from the beginning of its page, in the machine's byte order::
@@ -26,6 +26,7 @@ from lmdbqueue._lmdb.raw_pages import Tree
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16
+_BODY: Final = 40  # where the records of the trees begin
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
 _IS_META: Final = 8  # flag of the page
@@ -42,6 +43,11 @@ class MetaPage(NamedTuple):
     main: Tree
     last_page: int
     transaction: int
+
+    @property
+    def body(self) -> bytes:
+        """All that tells which snapshot it is, but for the number of its transaction."""
+        return self.raw[_BODY:-8]
 
     @property
     def size(self) -> int:
@@ -78,13 +84,17 @@ def whole(path: str) -> list[MetaPage]:
     return found
 
 
-def roll_back(path: str, newest: MetaPage, before: MetaPage) -> None:
-    """Make ``before`` count, durably, by writing it over ``newest``.
+def undo(path: str, newest: MetaPage, before: MetaPage, number: int) -> None:
+    """Make ``before`` count, durably: write it over ``newest``, as transaction ``number``, of the same parity."""
+    _write(path, newest.offset, newest.raw[:_HEADER] + before.raw[_HEADER:-8] + _TRANSACTION.pack(number))
 
-    It gets the number of the transaction before it, which has the parity that its slot must have.
-    """
-    body = before.raw[_HEADER : -_TRANSACTION.size] + _TRANSACTION.pack(newest.transaction - 2)
-    _write(path, newest.offset, newest.raw[:_HEADER] + body)
+
+def advance(path: str, newest: MetaPage, other: MetaPage) -> MetaPage:
+    """Give ``newest``, which must be on the disk, the next number, durably, in the slot of ``other``; return that."""
+    number = newest.transaction + 1
+    raw = other.raw[:_HEADER] + newest.raw[_HEADER:-8] + _TRANSACTION.pack(number)
+    _write(path, other.offset, raw)
+    return newest._replace(offset=other.offset, raw=raw, transaction=number)
 
 
 def restore(path: str, raw: bytes) -> None:

@@ -1,69 +1,73 @@
 """Recovery: what the first process to open a queue does about what a power cut may have left.
 
-Owns: the decision which of the two newest snapshots counts. Law: what was acknowledged stays; what was
-torn goes, whole; where it cannot be told, nothing is changed. Must not know: how commits are made
-durable, beyond what is said here.
+Owns: the decision which of the two newest snapshots counts. Law: what was acknowledged stays; what was torn goes,
+whole; where it cannot be told, nothing is changed; an error of the system ends the opening, and nothing is changed.
+Must not know: how commits are made durable, beyond what is said here.
 
-What a power cut can leave. Transaction k is committed when k-1 is on the disk, and acknowledged when
-one flush has brought its pages and its meta page there (see ``_lmdb.generation``). Pages and meta page
-arrive in any order, in units of a sector, so there are three cases:
+What a power cut can leave. Transaction k is committed when k-1 is on the disk, and acknowledged when one flush has
+brought its pages and its meta page there (see ``_lmdb.generation``). Pages and meta page arrive in any order, in units
+of a sector, so there are three cases:
 
 - the meta page of k did not arrive: the other slot holds k-1, which counts, and is whole;
 - all of k arrived: k counts, whether it was acknowledged or not;
-- the meta page of k arrived, and not all of its pages: k is torn. It was never acknowledged, since
-  its flush did not end. Nothing of k-1 was written over, and its meta page is in the other slot.
+- the meta page of k arrived, and not all of its pages: k is torn. It was never acknowledged, since its flush did not
+  end. Nothing of k-1 was written over, and its meta page is in the other slot.
 
-So the newest snapshot is proven, and if the proof fails the one before it is made to count again. The
-proof (``_model.invariants``): every page reachable once or free, every tree sound; the number of the transaction
-that is kept among the records is that of the meta page; the records weigh what that transaction noted
-(``_model.weighed_records``); the items are those which they tell of; each checksum fits. LMDB opens the file only after
-the structure was proven, since it trusts what it maps.
+So k is proven, and if that fails k-1 is made to count again. Since k-1 is known to be whole, only what k changed is
+read: that is done in some milliseconds, however long the queue is. What proves its pages is said in
+``_lmdb.difference``, what proves its records in ``_model.last_transaction``.
 
-When there is nothing to prove. Opening happens under the directory lock, and the first to open knows
-that it is alone (``_host.session``). Then, in this order:
+When nothing is proven. Opening happens under the directory lock, and the first to open knows that it is alone
+(``_host.session``). Then, in this order:
 
-1. The page cache in which everything was written still stands (same boot, same mount): every commit is
-   there, flushed or not. This is so after ``kill -9``.
-2. The newest transaction is the first of its file: files get their name when they are on the disk.
-   (There may be remnants, see below.)
-3. The last process closed the queue, and the files are not a copy that somebody made of the directory.
+1. The page cache in which everything was written still stands (same boot, same mount): every commit is there, flushed
+   or not. This is so after ``kill -9``.
+2. The last process closed the queue, and this is no copy that somebody made of the directory.
+3. Each commit is flushed as LMDB wants it (``checksum=False``).
+4. Both slots have the same body: nothing was committed since the last recovery. Or the newest transaction is the first
+   of its file: files get their name when they are on the disk.
 
-How a torn transaction is undone. The body of meta page k-1 is written over slot k, with the number
-k-2: it has the parity that LMDB wants in that slot, and leaves k-1 as the newest. That is one write
-within a sector. Before it, what stood in the slot goes into the session's note:
+When all of the file is read instead (``_model.invariants``), since k-1 may not be whole, either: a copy made by other
+means; a generation in doubt (a flush of it failed, see ``_local.swap``); ``durability="off"``; k-1 turns out to be
+damaged.
 
-====  ================================================  ===========================================
-step  what is done                                      a crash after it: the next to open
-====  ================================================  ===========================================
-1     prove k; it is not whole                          proves k
-2     note the meta page of k, fsync                    writes it back, proves k
-3     write k-1 over it, fsync                          writes it back, proves k
-4     prove k-1                                         writes it back, proves k
-5     whole: clear the note, fsync                      finds k-1 newest, proves it
-5'    not whole: write k back, fsync, clear the note    proves k
-6     fsync; write zeros over all free pages, fsync     proves the newest, which uses none of them
-7     note that the files stand in this page cache      begins after the next power cut only
-====  ================================================  ===========================================
+The number advances. What a killed attempt at k+1 left on free pages may all have arrived, and the next transaction
+would be k+1 again: amid its flush the power could be cut with its meta page on the disk and those pages in the places
+of its own. So no recovery leaves that number to be given: what counts gets the next number, in the other slot. The
+pages of a torn transaction k are left behind in the same way, since k-1 gets the number of k.
 
-Step 6 takes away what transactions that never came to count have left (``_lmdb.free_pages``). It is done
-after every power cut, since the meta page of such a transaction may not have arrived.
+====  ==================================================  ===========================================
+step  what is done                                        a crash after it: the next to open
+====  ==================================================  ===========================================
+1     prove k
+2     k is whole: fsync, so that it is on the disk        proves k
+3     write k over k-1 as k+1, fsync                      finds the same body twice, or does 2 again
+2'    k is torn: write k-1 over k as k, fsync             proves k, or finds the same body twice
+3'    write k-1 over k-1 as k+1, fsync                    finds the same body twice
+4     note that the files stand in this page cache        begins after the next power cut only
+====  ==================================================  ===========================================
 
-Damage of another origin. When only items of k are damaged, and the same ones are in k-1, it was no
-power cut: k counts, and those items raise ``CorruptItemError`` as at any other time. When neither
-snapshot has a sound structure: ``CorruptQueueError``, and the file is as it was found. What is not
-seen: damage that happened to the items of the very last transaction only, and before a power cut, is
-taken for its work.
+Each write is one of 160 bytes within a sector. Where all of the file is read LMDB itself must see k-1 as the newest
+snapshot to prove it, and k may have to come back, if k-1 is no better: what stood in its slot goes into the session's
+note before, and whoever finds a note writes it back first.
+
+Damage of another origin is not looked for here: seals show it when it is met, and ``check`` when asked. Where all of
+the file is read: when only items of k are damaged, and the same ones are in k-1, it was no power cut, k counts, and
+those items raise ``CorruptItemError`` as at any other time. When neither snapshot has a sound structure:
+``CorruptQueueError``, and the file is as it was found. What is not seen: damage that happened to the pages of the
+very last transaction only, and before a power cut, is taken for its work.
 """
 
+import os
 import time
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._host.disk import NO_ROOM, translated
+from lmdbqueue._host.disk import sync_file, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import free_pages, meta_page
-from lmdbqueue._lmdb.generation import is_proven_at_opening
-from lmdbqueue._model import invariants
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.generation import is_proven_at_opening, is_weighed
+from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._model.invariants import Progress
 
 _FIRST = 1  # transaction of a file
@@ -74,18 +78,20 @@ def recover(
 ) -> None:
     """Make the file at ``path``, generation ``number``, one that LMDB may open. For the first to open it.
 
-    ``progress(done, total)`` is called with bytes of the proof. Raises ``CorruptQueueError``.
+    ``progress(done, total)`` is called with bytes of the proof where all of it is read. Raises ``CorruptQueueError``.
     """
     with translated(path, "recovery"):
         take_back(path, number, session)
         if session.is_standing():
             return
-        newest, _ = meta_page.read(path)
+        newest, before = meta_page.read(path)
         if is_proven_at_opening(options) and not session.is_closed():
-            if newest.transaction > _FIRST:
-                _prove(path, number, options, session, progress)
-                newest, _ = meta_page.read(path)
-            _wipe(path, newest)
+            can_differ = is_weighed(options) and session.is_original() and not session.is_in_doubt(number)
+            is_first = newest.transaction == _FIRST  # then the file was on the disk before it got its name
+            if not is_first and not (can_differ and _prove_last(path, newest, before)):
+                _prove_all(path, number, options, session, progress)
+            if session.is_original() or not is_first:  # else nobody ever used it
+                newest = _advance(path)
         session.settle(stamp(number, newest.transaction))
 
 
@@ -97,23 +103,63 @@ def take_back(path: str, number: int, session: Session) -> None:
         session.note = b""
 
 
-def _wipe(path: str, newest: meta_page.MetaPage) -> None:
+def _advance(path: str) -> MetaPage:
+    """Bring what counts to the disk and give it the next number, so that no attempt of before has one to come."""
+    newest, other = meta_page.read(path)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        free_pages.wipe(path, newest)
-    except OSError as error:  # of a file system that writes elsewhere (btrfs): consumers must go on
-        if error.errno not in NO_ROOM:
-            raise
-        _report("WARNING", "%s: no room to write zeros over its free pages", path)
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    return meta_page.advance(path, newest, other)
 
 
-def _prove(path: str, number: int, options: _format.Options, session: Session, progress: Progress | None) -> None:
+def _prove_last(path: str, newest: MetaPage, before: MetaPage) -> bool:
+    """Prove the newest transaction against the one before, undo it if it is torn; return whether that can be done."""
+    from lmdbqueue._lmdb.difference import Difference, Unprovable  # noqa: PLC0415  (at most the first to open needs it)
+    from lmdbqueue._lmdb.sound_pages import Unsound  # noqa: PLC0415
+    from lmdbqueue._model import last_transaction  # noqa: PLC0415
+
+    if newest.body == before.body:
+        return True
+    if newest.transaction != before.transaction + 1:
+        return False
+    began = time.monotonic()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        difference = Difference(fd, before, newest)
+        last_transaction.check(difference, newest.transaction)
+    except Unprovable as error:
+        _report("WARNING", "%s: its last transaction cannot be proven by what it changed (%s)", path, error)
+        return False
+    except Unsound as error:
+        _report(
+            "WARNING",
+            "%s: transaction %d was torn and is undone; it was never acknowledged (%s)",
+            path,
+            newest.transaction,
+            error,
+        )
+        meta_page.undo(path, newest, before, newest.transaction)
+    else:
+        message = "%s was not closed before its page cache went: its last transaction is whole (%s bytes in %.3f s)"
+        _report("INFO", message, path, f"{difference.bytes_read:,}", time.monotonic() - began)
+    finally:
+        os.close(fd)
+    return True
+
+
+def _prove_all(path: str, number: int, options: _format.Options, session: Session, progress: Progress | None) -> None:
+    """Prove all of the newest snapshot, and make the one before count if only that is whole."""
+    from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
+
     began = time.monotonic()
     newest, before = meta_page.read(path)
-    _report("INFO", "%s was not closed before its page cache went: proving its %s bytes", path, f"{newest.size:,}")
+    _report("INFO", "%s is a copy, or a flush of it failed: proving its %s bytes", path, f"{newest.size:,}")
     found = invariants.of_file(path, options, progress)
     if found and newest.transaction == before.transaction + 1 > 1:
         session.note = _format.pack(number) + newest.raw
-        meta_page.roll_back(path, newest, before)
+        meta_page.undo(path, newest, before, newest.transaction - 2)
         try:
             earlier = invariants.of_file(path, options, progress)
         except BaseException:  # of the system: nothing is known, and nothing may be changed

@@ -32,7 +32,9 @@ the disk (whoever moves on sees to that). Before it is, the mark and the name ma
 - the name, with the mark or without: the highest number counts, and has all that N had
 
 When N is in doubt (a flush of it failed, see ``_lmdb.generation``) its pages are read from memory, and if
-they were dropped there, from a disk that never got them: the draft is proven before the switch.
+they were dropped there, from a disk that never got them: the draft is proven before the switch. The mark then stands
+on a transaction that may not be on the disk, so recovery could not prove it by the difference: that N is in doubt is on
+the disk before, and recovery reads all of N then.
 
 Removing N is safe while others have it open or read it: the file lives on, nameless, until they move
 on. Nobody can be about to open it by name, since opening takes the directory lock. Each generation
@@ -65,6 +67,7 @@ def swap(directory: Directory, session: Session, generation: Generation, txn: Tx
         sync_directory(directory.path)
         shrunk = os.stat(generation.path).st_size - os.stat(directory.draft(number)).st_size
         if session.is_in_doubt(generation.number):
+            session.set_in_doubt(generation.number)  # on the disk, before anything is committed on top
             _refuse_damaged(directory.draft(number), generation)
         with directory.lock():
             generation.supersede(txn)

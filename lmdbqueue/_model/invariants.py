@@ -6,17 +6,16 @@ know: how the file came to be as it is, what is done about it.
 
 import os
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Bounds, pack
+from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.generation import Snapshot, Tables, Txn
 from lmdbqueue._lmdb.structure import problems_of
-from lmdbqueue._model import fifo, lease_records, reader_records
+from lmdbqueue._model import away_proof, fifo, reader_records
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes
@@ -91,7 +90,9 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     damaged: set[Damage] = set()
     transaction = txn.id() if newest is None else newest
     record, weight, _ = snapshot.last(txn)
-    if snapshot.options.durability == "full" and transaction not in (record, _FIRST_OF_A_COPY):
+    slots = meta_page.read(snapshot.path)
+    has_own_number = snapshot.options.durability == "full" and slots[0].body != slots[1].body  # else a recovery gave it
+    if has_own_number and transaction not in (record, _FIRST_OF_A_COPY):
         problems.append(f"its newest transaction is {transaction}, and its record says {record}")
     if weight is not None and (difference := weight - snapshot.weighed(txn)):
         damaged.add(_other("", f"the weight of its records differs from what transaction {record} noted", difference))
@@ -111,7 +112,7 @@ class _Items(NamedTuple):
     """What was found among the items of a class."""
 
     skipped: int
-    gaps: list[range]  # that those are
+    skipped_weight: int  # as far as they are no more than noted
     returned: int
     returned_weight: int
     behind: int  # items behind the tail
@@ -120,11 +121,11 @@ class _Items(NamedTuple):
 
 def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> None:
     damaged |= {Damage(queue.name, seq) for seq in _add_items(txn, queue, problems, damaged)}
-    contents = lease_records.contents(txn, queue)
-    for record in contents.damaged:
+    proof = away_proof.Proof(txn, queue)
+    problems += proof.sentences()
+    for record in proof.damaged:
         damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
-    if not contents.damaged:
-        problems += _away_problems(txn, queue, contents)
+    problems += _size_problems(txn, queue)
     for record, value in (*fifo.state(txn, queue), *reader_records.records(txn, queue)) if queue.sealed else ():
         if not _format.is_intact(record, value):
             what = f"the state {_format.state_key(record)!r}" if b"/state/" in record else f"the record {record!r}"
@@ -152,9 +153,8 @@ def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
                 f"{found.returned} have one"
             )
         elif not found.behind and queue.weighed:
-            skipped_weight = sum(_format.weigh(pack(key)) for gap in found.gaps for key in gap)
             differences = (
-                noted.skipped_weight - skipped_weight,
+                noted.skipped_weight - found.skipped_weight,
                 noted.returned_weight - found.returned_weight,
             )
             if any(each % (1 << 64) for each in differences):
@@ -170,8 +170,14 @@ def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
 def _items(txn: Txn, queue: Tables, noted: Bounds) -> _Items:
     expected = noted.head
     damaged = []
-    gaps = []
-    behind = skipped = returned = returned_weight = 0
+    behind = skipped = skipped_weight = returned = returned_weight = 0
+
+    def skip(keys: range) -> None:
+        nonlocal skipped, skipped_weight
+        skipped += len(keys)
+        if skipped <= noted.skipped and queue.weighed:
+            skipped_weight += sum(_format.weigh(pack(key)) for key in keys)
+
     with txn.cursor(queue.items) as cursor:
         entries = cursor.iternext() if cursor.set_range(pack(_format.first_of(noted.head))) else iter(())
         for key, value in entries:
@@ -188,64 +194,19 @@ def _items(txn: Txn, queue: Tables, noted: Bounds) -> _Items:
                 returned_weight += _format.weigh(key)
             else:
                 if number != expected:
-                    gaps.append(range(expected, number))
-                    skipped += number - expected
+                    skip(range(expected, number))
                 expected = number + 1
             if queue.sealed and not _format.is_intact(key, value, queue.salt):
                 damaged.append(number - _format.BASE)
-    gaps.append(range(expected, max(expected, noted.tail)))
-    skipped += max(0, noted.tail - expected)
-    return _Items(skipped, gaps, returned, returned_weight, behind, damaged)
+    skip(range(expected, max(expected, noted.tail)))
+    return _Items(skipped, skipped_weight, returned, returned_weight, behind, damaged)
 
 
-def _away_problems(  # noqa: C901, PLR0912  (a list of invariants)
-    txn: Txn, queue: Tables, contents: lease_records.Contents
-) -> Iterator[str]:
-    """Yield what is wrong with the records of items held back, and with the notes on those that wait."""
-    where = f"queue {queue.name!r}"
-    numbers = fifo.numbers(txn, queue)
-    noted = (numbers.leased, numbers.delayed, numbers.noted, numbers.keys, numbers.expiring, numbers.dead)
-    if contents.counts() != noted:
-        yield (
-            f"{where}: there are {contents.counts()} leased, delayed, noted, unique, expiring and dead, and its record "
-            f"says {noted}"
-        )
-    held = Counter(record.token for record in contents.leased.values())
-    if held != {token: lease.items for token, lease in contents.leases.items() if lease.items}:
-        yield f"{where}: its leases hold {contents.leases}, and leased are {dict(held)}, by token"
-    if any(record.key not in contents.keys_of(record.token) for record in contents.leased.values()):
-        yield f"{where}: the keys that its leases were given are not those of the items that they hold"
-    if contents.leases and max(contents.leases) > numbers.tokens:
-        yield f"{where}: a lease has the token {max(contents.leases)}, and the last that was given is {numbers.tokens}"
-    owners = {(lease.owner, token) for token, lease in contents.leases.items()}
-    expiries = {
-        (lease.deadline, token) for token, lease in contents.leases.items() if lease.deadline != lease_records.NEVER
-    }
-    if (owners, expiries) != (contents.owners, contents.expiries):
-        yield f"{where}: the lists of its leases by owner and by time are not those of its leases"
-    for key in contents.notes:
-        if txn.get(key, db=queue.items) is None:
-            yield f"{where}: there is a note on item {_format.seq_of(key)}, which is not there"
-    there = {
-        **contents.notes,
-        **{record.key: record.note for record in (*contents.leased.values(), *contents.delayed.values())},
-    }
-    for digest, value in contents.unique.items():
-        note = there.get(value[:8])
-        if note is None or note.unique != digest:
-            yield f"{where}: a unique key is held by item {_format.seq_of(value[:8])}, which does not have it"
-    for time, key in contents.expires:
-        if key not in there or there[key].expires != time:
-            yield f"{where}: item {_format.seq_of(key)} is listed as one that expires, and it is none"
-    positions = set()
-    for name in reader_records.names(txn, queue):
-        with suppress(CorruptQueueError):
-            positions.add((reader_records.position(txn, queue, name).passed, name))
-    if positions != contents.readers:
-        yield f"{where}: the list of its readers is {sorted(contents.readers)}, and they are {sorted(positions)}"
+def _size_problems(txn: Txn, queue: Tables) -> Iterator[str]:
+    """Yield whether the bytes that wait, where they are counted, are not those that are noted."""
     kept = reader_records.retention(txn, queue)
     if kept is not None and kept[0].bytes is not None:
         with txn.cursor(queue.items) as cursor:
             size = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
         if size != kept[1]:
-            yield f"{where}: its items take {size} bytes, and its record says {kept[1]}"
+            yield f"queue {queue.name!r}: its items take {size} bytes, and its record says {kept[1]}"

@@ -70,7 +70,7 @@ def forget_waiting(txn: Txn, queue: Tables) -> None:
 
 def settle(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:
     """Give free what an item has that leaves for good: its unique key, its entry in the index of expiry."""
-    if note.expires and txn.delete(away(queue.name, "expires", note.expires, key), db=queue.away):
+    if note.expires and weighed_records.delete_index(txn, queue, away(queue.name, "expires", note.expires, key)):
         now = now._replace(expiring=now.expiring - 1)
     if note.unique and held_by(txn, queue, note.unique) == key:
         weighed_records.pop_away(txn, queue, away(queue.name, "unique", note.unique))
@@ -108,9 +108,7 @@ def hold(txn: Txn, queue: Tables, unique: bytes, key: bytes, now: Numbers, due: 
 def expire(txn: Txn, queue: Tables, time: int, key: bytes, now: Numbers, due: int = 0) -> Numbers:
     """Note when the time of an item is over, and when it is due, if it is delayed."""
     name = away(queue.name, "expires", time, key)
-    is_new = txn.get(name, db=queue.away) is None
-    txn.put(name, pack(due), db=queue.away)
-    return now._replace(expiring=now.expiring + is_new)
+    return now._replace(expiring=now.expiring + weighed_records.put_index(txn, queue, name, pack(due)))
 
 
 def moved(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers, due: int) -> Numbers:

@@ -85,17 +85,17 @@ def add_lease(txn: Txn, queue: Tables, token: int, owner: int, deadline: int, ke
     weighed_records.put_away(txn, queue, away(queue.name, "lease", token), found.pack())
     if not are_few:
         weighed_records.put_away(txn, queue, away(queue.name, "held", token), ranges)
-    txn.put(away(queue.name, "owner", owner, token), b"", db=queue.away)
+    weighed_records.put_index(txn, queue, away(queue.name, "owner", owner, token))
     if deadline != NEVER:
-        txn.put(away(queue.name, "expiry", deadline, token), b"", db=queue.away)
+        weighed_records.put_index(txn, queue, away(queue.name, "expiry", deadline, token))
 
 
 def set_deadline(txn: Txn, queue: Tables, token: int, before: Lease, deadline: int) -> None:
     """Give a lease another deadline."""
     if before.deadline != NEVER:
-        txn.delete(away(queue.name, "expiry", before.deadline, token), db=queue.away)
+        weighed_records.delete_index(txn, queue, away(queue.name, "expiry", before.deadline, token))
     if deadline != NEVER:
-        txn.put(away(queue.name, "expiry", deadline, token), b"", db=queue.away)
+        weighed_records.put_index(txn, queue, away(queue.name, "expiry", deadline, token))
     now = before._replace(deadline=deadline).pack()
     weighed_records.put_away(txn, queue, away(queue.name, "lease", token), now)
 
@@ -149,9 +149,9 @@ def _end(txn: Txn, queue: Tables, token: int, found: Lease) -> None:
     weighed_records.pop_away(txn, queue, away(queue.name, "lease", token))
     if not found.ranges:
         weighed_records.pop_away(txn, queue, away(queue.name, "held", token))
-    txn.delete(away(queue.name, "owner", found.owner, token), db=queue.away)
+    weighed_records.delete_index(txn, queue, away(queue.name, "owner", found.owner, token))
     if found.deadline != NEVER:
-        txn.delete(away(queue.name, "expiry", found.deadline, token), db=queue.away)
+        weighed_records.delete_index(txn, queue, away(queue.name, "expiry", found.deadline, token))
 
 
 def take(txn: Txn, queue: Tables, key: bytes) -> Record:

@@ -152,9 +152,13 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
         checksum = crc32(data, crc32(name))
         generation.weight += checksum * checksum
         txn.put(name, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.away)
-    txn.put(queue.owner + pack(terms.owner) + number, b"", db=queue.away)
+    indexes = [queue.owner + pack(terms.owner) + number]
     if terms.deadline != NEVER:
-        txn.put(queue.expiry + pack(terms.deadline) + number, b"", db=queue.away)
+        indexes.append(queue.expiry + pack(terms.deadline) + number)
+    for index in indexes:
+        checksum = crc32(index)
+        generation.weight += checksum * checksum
+        txn.put(index, b"", db=queue.away)
     now = before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:LEASED_AT] + pack(1) + before[LEASED_AT + 8 : TOKENS_AT]
     weighed_records.replace_queue(txn, queue, before, now + number + before[TOKENS_AT + 8 :])
     return _new(Given, (token, [key], _ONCE, following))
@@ -386,10 +390,14 @@ def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] 
         checksum = int.from_bytes(data[-SEAL_SIZE:], "little")
         weight += checksum * checksum
         txn.delete(each, db=queue.away)
-    queue.generation.weight -= weight
-    txn.delete(queue.owner + pack(owner) + number, db=queue.away)
+    indexes = [queue.owner + pack(owner) + number]
     if deadline != NEVER:
-        txn.delete(queue.expiry + pack(deadline) + number, db=queue.away)
+        indexes.append(queue.expiry + pack(deadline) + number)
+    for index in indexes:
+        checksum = crc32(index)
+        weight += checksum * checksum
+        txn.delete(index, db=queue.away)
+    queue.generation.weight -= weight
     (leased,) = unpack_from(before, LEASED_AT)
     now = before[:LEASED_AT] + pack(leased - 1) + before[LEASED_AT + 8 :]
     weighed_records.replace_queue(txn, queue, before, now)
@@ -501,7 +509,7 @@ def _restore_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted:
     changed = 0
     while changed < wanted and (key := next(lease_records.keys(txn, queue, prefix), None)) is not None:
         released = lease_records.release(txn, queue, unpack(key[-8:]), None)
-        txn.delete(key, db=queue.away)
+        weighed_records.delete_index(txn, queue, key)
         if released:
             _give_back(txn, queue, released, how)
         changed += max(1, len(released or ()))
@@ -609,7 +617,7 @@ def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> in
         before = queue_record(txn, queue)
         numbers = _format.numbers(before)
         if record is None:  # it is leased: its note tells, when it comes back
-            txn.delete(name, db=queue.away)
+            weighed_records.delete_index(txn, queue, name)
             numbers = numbers._replace(expiring=numbers.expiring - 1)
         else:
             numbers = numbers._replace(expired=numbers.expired + 1)
@@ -720,7 +728,7 @@ def clear(txn: Txn, queue: Tables) -> int:
         is_index = [kind.encode()] in _format.INDEXES
         for key in list(lease_records.keys(txn, queue, away(queue.name, kind))):
             if is_index:
-                txn.delete(key, db=queue.away)
+                weighed_records.delete_index(txn, queue, key)
             else:
                 weighed_records.pop_away(txn, queue, key)
     record = queue_record(txn, queue)

@@ -54,8 +54,8 @@ def set_position(txn: Txn, queue: Tables, name: str, before: Position | None, no
     weighed_records.put_sealed(txn, queue, _key(queue, name), now.pack())
     if before is None or before.passed != now.passed:
         if before is not None:
-            txn.delete(_index(queue, before, name), db=queue.away)
-        txn.put(_index(queue, now, name), b"", db=queue.away)
+            weighed_records.delete_index(txn, queue, _index(queue, before, name))
+        weighed_records.put_index(txn, queue, _index(queue, now, name))
 
 
 def remove(txn: Txn, queue: Tables, name: str) -> bool:
@@ -64,7 +64,7 @@ def remove(txn: Txn, queue: Tables, name: str) -> bool:
         return False
     for key in list(lease_records.keys(txn, queue, away(queue.name, "passed"))):
         if key[len(away(queue.name, "passed")) + _format.KEY_SIZE :].decode() == name:
-            txn.delete(key, db=queue.away)
+            weighed_records.delete_index(txn, queue, key)
     return True
 
 

@@ -132,10 +132,12 @@ def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) 
     data = POSITION.pack(1, *after)
     checksum = crc32(data, seed)
     was = int.from_bytes(value[-SEAL_SIZE:], "little")
-    generation.weight += checksum * checksum - was * was
+    old, new = index + name.encode(), queue.passed + key + name.encode()
+    left, came = crc32(old), crc32(new)
+    generation.weight += checksum * checksum - was * was + came * came - left * left
     txn.put(record, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.meta)
-    txn.delete(index + name.encode(), db=queue.away)
-    txn.put(queue.passed + key + name.encode(), b"", db=queue.away)
+    txn.delete(old, db=queue.away)
+    txn.put(new, b"", db=queue.away)
     if is_last:
         head = pack(unpack_from(key, 0)[0] + 1)
         weighed_records.replace_queue(txn, queue, before, before[:HEAD_AT] + head + before[TAIL_AT:])

@@ -17,8 +17,7 @@ tied to its transaction by something that a page of another time cannot have:
 
 A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
 since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
-instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised. The
-indexes of leases and readers are not weighed: they follow from those.
+instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised.
 """
 
 from zlib import crc32
@@ -98,6 +97,23 @@ def add_away(txn: Txn, queue: Tables, records: list[tuple[bytes, bytes]]) -> Non
             queue.generation.weight += weight
     with txn.cursor(queue.away) as cursor:
         cursor.putmulti(records)
+
+
+def put_index(txn: Txn, queue: Tables, key: bytes, value: bytes = b"") -> bool:
+    """Write an entry of an index of AWAY, which gets no seal; return whether it is new."""
+    before = txn.get(key, db=queue.away)
+    if queue.weighed:
+        queue.generation.weight += weigh(key, value) - (0 if before is None else weigh(key, before))
+    txn.put(key, value, db=queue.away)
+    return before is None
+
+
+def delete_index(txn: Txn, queue: Tables, key: bytes) -> bool:
+    """Delete an entry of an index of AWAY; return whether it was there."""
+    before = txn.pop(key, db=queue.away)
+    if before is not None and queue.weighed:
+        queue.generation.weight -= weigh(key, before)
+    return before is not None
 
 
 def opened(queue: Tables, key: bytes, value: bytes) -> bytes | None:

@@ -70,26 +70,6 @@ def test_the_replay_finds_a_fault_in_the_recovery(name, tmp_path, keep):
     assert _is_found([recording], 4 * FAULT_STATES, keep, name)
 
 
-@pytest.mark.parametrize("name", mutants.AGAIN)
-def test_the_replay_of_a_second_cut_finds_a_fault_in_the_recovery(name, tmp_path, keep):
-    def fails(seed: int) -> bool:
-        first = replay.record(mutants.AGAIN[name].scenario, str(tmp_path / f"recording {seed}"), seed)
-        recordings = replay.record_again(first, str(tmp_path / f"again {seed}"), 20, seed, mutant=name)
-        return _is_found(recordings, FAULT_STATES // 20, keep)
-
-    assert any(fails(seed) for seed in range(2, 2 + TRIES))
-
-
-@pytest.mark.parametrize("name", mutants.OPENING_AGAIN)
-def test_the_replay_of_a_second_cut_finds_a_fault_in_the_proof(name, tmp_path, keep):
-    def fails(seed: int) -> bool:
-        first = replay.record(mutants.OPENING_AGAIN[name].scenario, str(tmp_path / f"recording {seed}"), seed)
-        recordings = replay.record_again(first, str(tmp_path / f"again {seed}"), 10)
-        return _is_found(recordings, 3 * FAULT_STATES // 10, keep, name)
-
-    assert any(fails(seed) for seed in range(2, 2 + TRIES))  # one state of some 2,300 shows it, if that
-
-
 @pytest.mark.long
 def test_after_a_cut_at_any_moment_of_many_histories_the_queue_holds(tmp_path, keep, record_property):
     done = 0

@@ -11,26 +11,26 @@ import shutil
 import signal
 import tempfile
 import time
+import tracemalloc
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count
 from struct import pack_into, unpack_from
 
 import lmdb
 import pytest
+from any_verbs import NAMES, AnyVerbs
 from lmdb import verify
 from processes import forked, generations, status_of
 from replay import MEMORY
 
-from lmdbqueue import CorruptQueueError, LeaseExpiredError, PersistentQueue, QueueError
+from lmdbqueue import CorruptQueueError, PersistentQueue, QueueError
 from lmdbqueue._lmdb import meta_page, structure
 from lmdbqueue._lmdb.generation import Snapshot
+from lmdbqueue._model import away_proof
 
 SECONDS = 15.0  # of verbs, a seed
 LONG_SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ", "3600"))
-SIZES = (0, 1, 20, 20, 100, 100, 900, 1_980, 2_000, 2_040, 3_000, 4_000, 4_081, 9_000, 20_000, 40_000)
-SIZES_IN_A_BLOCK = ((20_000, 9_000), (9_000, 0), (3_000, 6_000, 10), (20,), (40_000, 4_082), (5,))
-NAMES = ("one", "two", "three")
 
 
 def _chance(seed):
@@ -60,115 +60,8 @@ def memory():
         yield place
 
 
-class Verbs:
-    """Any verb on any of some queues in one directory, chosen by chance."""
-
-    def __init__(self, place, seed):
-        self.random = _chance(seed)
-        self.queues = [_open(place, name, durability="full") for name in NAMES]
-        self.leases = []
-
-    def size(self):
-        return self.random.choice(SIZES)
-
-    def items(self):
-        count = self.random.choice((1, 1, 2, 5, 30, 30, 300))
-        return [self.random.randbytes(min(self.size(), 80_000 // count)) for _ in range(count)]
-
-    def step(self):
-        queue = self.random.choice(self.queues)
-        verbs = [verb for verb in dir(self) if verb.startswith("do_")]
-        verb = self.random.choice(verbs)
-        getattr(self, verb)(queue)
-        return verb
-
-    def do_push(self, queue):
-        queue.push(self.items())
-
-    def do_push_more(self, queue):
-        queue.push(self.items())
-
-    def do_push_delayed(self, queue):
-        queue.push(self.items(), delay=self.random.choice((0.001, 0.05, 100.0)))
-
-    def do_push_unique(self, queue):
-        queue.push(self.random.randbytes(self.size()), unique=str(self.random.randrange(30)))
-
-    def do_pop(self, queue):
-        queue.pop(self.random.choice((1, 1, 3, 50)))
-
-    def do_delete(self, queue):
-        queue.delete(self.random.choice((1, 10, 200)))
-
-    def do_clear(self, queue):
-        if self.random.random() < 0.2:
-            queue.clear(all=self.random.random() < 0.5)
-
-    def do_lease(self, queue):
-        lease = queue.lease(self.random.choice((1, 4, 40)), ttl=self.random.choice((None, 0.02, 60.0)))
-        if lease:
-            self.leases.append(lease)
-
-    def do_end_a_part_of_a_lease(self, _queue):
-        if not self.leases:
-            return
-        lease = self.random.choice(self.leases)
-        seqs = [seq for seq in lease.seqs if self.random.random() < 0.5]
-        try:
-            if self.random.random() < 0.5:
-                lease.ack(seqs)
-            else:
-                delay = self.random.choice((0.0, 0.01, 50.0))
-                lease.nack(seqs, delay=delay, reason="r" * self.random.choice((0, 900)))
-        except LeaseExpiredError:
-            self.leases.remove(lease)
-
-    def do_end_a_lease(self, _queue):
-        if self.leases:
-            lease = self.leases.pop(self.random.randrange(len(self.leases)))
-            with suppress(LeaseExpiredError):
-                self.random.choice((lease.ack, lease.nack))()
-
-    def do_state(self, queue):
-        with queue.transaction():
-            key = f"{self.random.randrange(9)}"
-            for size in self.random.choice(
-                ((20_000, 9_000), (9_000, 0), (3_000, 6_000, 10), (20,), (40_000, 4_082), (5,))
-            ):
-                queue.state[key] = b"x" * size
-            if self.random.random() < 0.2:
-                del queue.state[key]
-
-    def do_move(self, queue):
-        queue.move(
-            self.random.choice((1, 5, 60)), to=self.random.choice([each for each in self.queues if each is not queue])
-        )
-
-    def do_block(self, _queue):
-        with self.random.choice(self.queues).transaction():
-            for _ in range(self.random.randrange(1, 6)):
-                queue = self.random.choice(self.queues)
-                self.random.choice((self.do_push, self.do_pop, self.do_state, self.do_push_delayed, self.do_move))(
-                    queue
-                )
-
-    def do_undone_block(self, queue):
-        with suppress(ZeroDivisionError), queue.transaction():
-            queue.push(self.items())
-            queue.pop(3)
-            raise ZeroDivisionError
-
-    def do_flush(self, queue):
-        if self.random.random() < 0.2:
-            queue.flush(force=True)
-
-    def close(self):
-        for queue in self.queues:
-            queue.close()
-
-
 def _prove_whatever_is_called(place, seed, seconds):
-    verbs = Verbs(place, seed)
+    verbs = AnyVerbs(place, seed)
     end = time.monotonic() + seconds
     done = []
     while time.monotonic() < end:
@@ -393,6 +286,61 @@ def test_the_proof_finds_what_the_verifier_of_lmdb_finds(file):
             found += 1
             assert structure.problems_of(file), (number, at % 4096, theirs)
     assert found > 100
+
+
+@pytest.fixture
+def held_back(tmp_path):
+    """A queue with a record of each kind in AWAY."""
+    queue = _open(tmp_path, max_attempts=1)
+    queue.push([b"%d" % number for number in range(9)])
+    queue.push([b"later", b"later"], delay=100.0)
+    queue.push(b"with a key", unique="key")
+    queue.reader("reader").close()
+    with _open(tmp_path, "leased", max_attempts=1) as leased:
+        leased.push([b"%d" % number for number in range(9)])
+        leased.push(b"with a key", unique="key")
+        leased.lease(2).nack()
+        lease = leased.lease(3, ttl=60.0)
+        with _open(tmp_path, "gaps") as gaps:
+            gaps.push([b"%d" % number for number in range(40)])
+            first = gaps.lease(40)
+            first.nack(first.seqs[::2])
+            second = gaps.lease(20)
+            yield [queue, leased, gaps]
+        del lease, second
+    queue.close()
+
+
+@pytest.mark.parametrize(
+    "kind", ["dead", "delayed", "expiry", "held", "lease", "leased", "note", "owner", "passed", "unique"]
+)
+def test_a_record_of_what_is_held_back_that_is_missing_is_found(kind, held_back):
+    found = False
+    for queue in held_back:
+        environment = queue._engine.environment
+        assert queue.check() == []
+        with environment.exclusive() as (generation, txn):
+            prefix = b"%s/%s/" % (queue.name.encode(), kind.encode())
+            with txn.cursor(generation.away) as cursor:
+                if not cursor.set_range(prefix) or not cursor.key().startswith(prefix):
+                    continue
+                cursor.delete()
+            found = True
+            tables = next(each for each in generation.known(txn) if each.name == queue.name)
+            assert away_proof.Proof(txn, tables).sentences() != []
+    assert found
+
+
+def test_the_proof_of_much_that_is_held_back_takes_little_memory(tmp_path):
+    with _open(tmp_path, durability="off") as queue:
+        for _ in range(20):
+            queue.push([b"x" * 2_000] * 1_000, delay=1_000.0)
+        tracemalloc.start()
+        try:
+            assert queue.check() == []
+            assert tracemalloc.get_traced_memory()[1] < 4_000_000  # bytes, of 40 million
+        finally:
+            tracemalloc.stop()
 
 
 # --- what the system refuses is no finding

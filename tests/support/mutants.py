@@ -2,9 +2,8 @@
 
 A mutant is a function that changes the library in memory, in the process that calls it, and the scenario that
 must show it. ``RECORDING`` are applied where calls are made and recorded, ``OPENING`` where the queue is opened
-after the crash, ``AGAIN`` where a first crash was recovered from and a second one comes, ``OPENING_AGAIN`` after
-that one. To add one, write the
-function and enter it into its table under a name that says what is wrong.
+after the crash. To add one, write the function and enter it into its table under a name that says what is wrong.
+Those of recovery, but for the coarsest, are in ``seams``.
 """
 
 import os
@@ -20,7 +19,7 @@ from lmdbqueue._host import directory, disk
 from lmdbqueue._host.session import stamp
 from lmdbqueue._lmdb import generation, meta_page, preallocation
 from lmdbqueue._local import environment as _env
-from lmdbqueue._local import recovery
+from lmdbqueue._model import last_transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,42 +124,19 @@ def skips_the_recovery() -> None:
     _env.recover = recover  # type: ignore[assignment]
 
 
-def rolls_back_without_the_parity() -> None:
-    def roll_back(path: str, newest: Any, before: Any) -> None:
-        body = before.raw[16:-8] + (newest.transaction - 1).to_bytes(8, "little")
-        meta_page._write(path, newest.offset, newest.raw[:16] + body)
-
-    recovery.meta_page.roll_back = roll_back  # type: ignore[attr-defined]
-
-
-def leaves_the_remnants(_worker: Worker | None = None) -> None:
-    recovery.free_pages.wipe = lambda _path, _newest: None  # type: ignore[attr-defined]
+def undoes_nothing() -> None:
+    meta_page.undo = lambda *_: None  # type: ignore[assignment]
 
 
 def weighs_no_records() -> None:
     """Take the records of a torn transaction for its own if their number is right."""
-    last = generation.Snapshot.last
-    generation.Snapshot.last = lambda self, txn: (last(self, txn)[0], None)  # type: ignore[method-assign]
-
-
-def takes_any_items_for_those_it_had() -> None:
-    """Look at the records of what came back, and not at the items."""
-    from lmdbqueue._model import invariants  # noqa: PLC0415
-
-    invariants._other = lambda *_: invariants.Damage("", 0, "")  # type: ignore[assignment]
-    of_records = invariants.of_records
-
-    def blind(*args: Any) -> Any:
-        found = of_records(*args)
-        return found._replace(damaged=found.damaged - {invariants.Damage("", 0, "")})
-
-    invariants.of_records = blind  # type: ignore[assignment]
+    last_transaction.check_weight = lambda *_: None  # type: ignore[assignment]
 
 
 OPENING = {
     "recovery skipped": Mutant(skips_the_recovery, "solo"),
     "recovery skipped, with readers": Mutant(skips_the_recovery, "readers"),
-    "rollback without the parity": Mutant(rolls_back_without_the_parity, "solo"),
+    "a torn transaction is not undone": Mutant(undoes_nothing, "solo"),
     "forgets the head": Mutant(forgets_the_head, "solo"),
     "records are not weighed": Mutant(weighs_no_records, "held"),
     "records are not weighed, of a state": Mutant(weighs_no_records, "transactions"),
@@ -215,7 +191,4 @@ def goes_on_in_a_child() -> None:
 
 FORKING = {"no pid check": goes_on_in_a_child}
 
-AGAIN = {"remnants left": Mutant(leaves_the_remnants, "pushes")}
-OPENING_AGAIN = {"which items came back is not proven": Mutant(takes_any_items_for_those_it_had, "pushes")}
-
-IN_WORKERS = RECORDING | AGAIN
+IN_WORKERS = RECORDING

@@ -18,12 +18,16 @@ import traceback
 import uuid
 from contextlib import ExitStack
 from dataclasses import dataclass
+from struct import Struct
 
 import mutants
 from account import Judge, inspect, open_queue
 from disk import State
 from processes import forked, status_of
 
+from lmdbqueue._host import session
+
+_IDENTITY, _IDENTITY_AT = Struct("=QQ"), 48  # of the file ``session``: its inode and birth
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
@@ -50,7 +54,19 @@ def build(place: str, state: State) -> None:
             fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, content.data)
             os.ftruncate(fd, content.size)
+            if os.path.basename(path) == "session" and content.size == session.SIZE:
+                os.pwrite(fd, _IDENTITY.pack(*session._mount_and_birth(fd)[1:]), _IDENTITY_AT)  # else it is a copy
             os.close(fd)
+
+
+def as_after_a_reboot(directory: str | os.PathLike[str]) -> None:
+    """Make a queue's directory, which was copied while it was open, look as if it was in use when the power went."""
+    fd = os.open(os.path.join(directory, "session"), os.O_RDWR)
+    try:
+        os.pwrite(fd, b"\xee" * 16, _IDENTITY_AT - 24)  # the boot
+        os.pwrite(fd, _IDENTITY.pack(*session._mount_and_birth(fd)[1:]), _IDENTITY_AT)
+    finally:
+        os.close(fd)
 
 
 def remove(place: str) -> None:
@@ -94,7 +110,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
         faulthandler.disable()  # a death by signal is reported by the parent
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if mutant:
-            {**mutants.OPENING, **mutants.OPENING_AGAIN}[mutant].apply()
+            mutants.OPENING[mutant].apply()
         for number in range(first, len(cases)):
             position[0] = number
             here = os.path.join(place, str(number))

@@ -1,0 +1,113 @@
+"""Where the mutants of recovery cut in: named once, so that a move of the code cannot make a mutant silent.
+
+Owns: the seams, each a place ``module:name`` in the library that is looked up when it is replaced, and must be there.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lmdbqueue._lmdb import meta_page
+
+SEAMS = {
+    "content": "_model.last_transaction:check_content",
+    "counters": "_lmdb.difference:_Both._check_count",
+    "doubt": "_host.session:Session.set_in_doubt",
+    "doubt on the disk": "_host.session:Session.save",
+    "expected bounds": "_model.last_transaction:expected",
+    "free list": "_lmdb.difference:_Used.settle",
+    "free pages": "_lmdb.difference:_Used._check_free",
+    "gaps": "_model.last_transaction:check_bounds",
+    "head and tail": "_model.last_transaction:check_order",
+    "number": "_model.last_transaction:check_number",
+    "number advances": "_local.recovery:_advance",
+    "number of what counts again": "_lmdb.meta_page:undo",
+    "salt": "_format:is_intact",
+    "weight": "_model.last_transaction:check_weight",
+    "weight of a record": "_format:weigh_in",
+    **{
+        f"away: {name}": f"_model.weighed_records:{name}"
+        for name in ("put_away", "pop_away", "add_away", "restore_away", "put_index", "delete_index")
+    },
+}
+
+
+def of(seam: str) -> tuple[Any, str]:
+    """Return where a seam is: a module or a class, and the name in it."""
+    module, _, path = SEAMS[seam].partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(f"lmdbqueue.{module}")
+    for each in owners:
+        owner = getattr(owner, each)
+    assert callable(getattr(owner, name)), seam
+    return owner, name
+
+
+@contextmanager
+def replaced(seam: str, make: Callable[[Any], Any]) -> Iterator[list[int]]:
+    """Let ``make(function)`` take the place of a function; yields a list that grows with each call."""
+    owner, name = of(seam)
+    before = owner.__dict__[name]
+    calls: list[int] = []
+    function = make(before)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return function(*args, **options)
+
+    setattr(owner, name, counted)
+    try:
+        yield calls
+    finally:
+        setattr(owner, name, before)
+
+
+def nothing(_before: Any) -> Any:
+    return lambda *_args, **_options: None
+
+
+def _unweighed(before: Any) -> Any:
+    def function(txn: Any, queue: Any, *args: Any) -> Any:
+        weight = queue.generation.weight
+        try:
+            return before(txn, queue, *args)
+        finally:
+            queue.generation.weight = weight
+
+    return function
+
+
+def _not_advanced(_before: Any) -> Any:
+    return lambda path: meta_page.read(path)[0]
+
+
+def _earlier(before: Any) -> Any:
+    return lambda path, newest, older, number: before(path, newest, older, number - 2)
+
+
+def _without_salt(before: Any) -> Any:
+    return lambda key, value, salt=0: True if salt else before(key, value)
+
+
+MUTANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "content weight left out": {"content": nothing},
+    "seals and content weight left out": {"content": nothing, "salt": _without_salt},
+    "weight of records left out": {"weight": nothing},
+    "away left out of the weight": {
+        "weight of a record": lambda before: lambda is_away, *record: 0 if is_away else before(is_away, *record),
+        **{seam: _unweighed for seam in SEAMS if seam.startswith("away: ")},
+    },
+    "number of the transaction not compared": {"number": nothing},
+    "number not advanced": {"number advances": _not_advanced, "number of what counts again": _earlier},
+    "free list arithmetic left out": {"free list": nothing, "free pages": nothing},
+    "counters left out": {"counters": nothing},
+    "head, tail and gaps left out": {"head and tail": nothing, "gaps": nothing},
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[dict[str, list[int]]]:
+    """Plant a fault; yields how often each of its seams was passed."""
+    with ExitStack() as stack:
+        yield {seam: stack.enter_context(replaced(seam, make)) for seam, make in MUTANTS[name].items()}
