@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import add, itemgetter, mul
 from struct import Struct
+from struct import error as struct_error
 from typing import Final, Literal, NamedTuple, get_args
 from zlib import crc32
 
@@ -127,7 +128,12 @@ def key_of(seq: int) -> bytes:
 
 def seq_of(key: bytes) -> int:
     """Return the number by which users know the item under a key."""
-    return unpack(key) - BASE
+    return number_of(key) - BASE
+
+
+def number_of(key: bytes) -> int:
+    """Return a key as a number; one that damage has made shorter or longer counts as the number that begins like it."""
+    return unpack(key if len(key) == KEY_SIZE else key[:KEY_SIZE].ljust(KEY_SIZE, b"\0"))
 
 
 def class_of(priority: int) -> int:
@@ -150,6 +156,15 @@ def class_record(name: str, number: int) -> bytes:
     return record(name, f"class/{number:03}")
 
 
+def class_of_record(digits: bytes) -> int | None:
+    """Return the class whose bounds stand under a record that ends like this, None if damage has made it."""
+    is_sound = len(digits) == _DIGITS and digits.isdigit()
+    return number if is_sound and (number := int(digits)) < 2 * CLASS else None
+
+
+_DIGITS: Final = 3
+
+
 class Bounds(NamedTuple):
     """Which keys of a class have an item. ``head`` and ``tail`` are keys, as numbers.
 
@@ -170,7 +185,9 @@ class Bounds(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> "Bounds":
-        """Read the record of a class."""
+        """Read the record of a class; ``ValueError`` for what is none."""
+        if len(data) <= _BOUNDS.size:
+            raise ValueError(data)
         return cls(*_BOUNDS.unpack_from(data, 1))
 
     @classmethod
@@ -282,8 +299,12 @@ def numbers(queue: bytes) -> Numbers:
 
 
 def with_numbers(queue: bytes, now: Numbers) -> bytes:
-    """Return a queue's record with other numbers."""
-    return queue[:HEAD_AT] + _NUMBERS.pack(*now) + queue[_FIXED:]
+    """Return a queue's record with other numbers; one that damage lets fall below 0 stays there."""
+    try:
+        packed = _NUMBERS.pack(*now)
+    except struct_error:
+        packed = _NUMBERS.pack(*(min(max(0, each), _ALL) for each in now))
+    return queue[:HEAD_AT] + packed + queue[_FIXED:]
 
 
 def is_plain(queue: bytes) -> bool:
@@ -333,15 +354,19 @@ class Note(NamedTuple):
         reason = _cut(self.reason, _MAX_REASON)
         trace = _cut(self.trace, _MAX_TRACE)
         sizes = len(reason), len(trace)
-        return _NOTE.pack(1, self.attempts, self.due, self.time, self.expires, self.unique, *sizes) + reason + trace
+        return (
+            NOTE.pack(1, min(self.attempts, _MOST_ATTEMPTS), self.due, self.time, self.expires, self.unique, *sizes)
+            + reason
+            + trace
+        )
 
     @classmethod
     def unpack(cls, data: bytes, at: int = 0) -> tuple["Note", bytes]:
         """Return the note that begins at ``at``, and what stands behind it."""
-        _, attempts, due, time, expires, unique, reason, trace = _NOTE.unpack_from(data, at)
-        middle = at + _NOTE.size + reason
+        _, attempts, due, time, expires, unique, reason, trace = NOTE.unpack_from(data, at)
+        middle = at + NOTE.size + reason
         end = middle + trace
-        texts = data[at + _NOTE.size : middle].decode(errors="replace"), data[middle:end].decode(errors="replace")
+        texts = data[at + NOTE.size : middle].decode(errors="replace"), data[middle:end].decode(errors="replace")
         return cls(attempts, due, time, expires, unique if unique.strip(b"\0") else b"", *texts), data[end:]
 
 
@@ -351,7 +376,8 @@ def _cut(text: str, size: int) -> bytes:
     return data if len(data) <= size else data[:size].decode(errors="ignore").encode()
 
 
-_NOTE: Final = Struct(">BIQQQ16sHH")
+NOTE: Final = Struct(">BIQQQ16sHH")
+_MOST_ATTEMPTS: Final = (1 << 32) - 1  # that can be noted
 _MAX_REASON: Final = 1_000  # bytes
 _MAX_TRACE: Final = 8_000  # bytes
 
@@ -389,17 +415,17 @@ class Retention(NamedTuple):
 
     def pack(self, held: int) -> "_Bytes":
         """Return the record; ``held``: bytes of the payloads that wait, kept where there is a limit of bytes."""
-        return _RETENTION.pack(1, *(_NONE if each is None else each for each in self), held)
+        return RETENTION.pack(1, *(_NONE if each is None else each for each in self), held)
 
     @classmethod
     def unpack(cls, data: "_Bytes") -> tuple["Retention", int]:
         """Read the record: what is kept, and the bytes that wait."""
-        *limits, held = _RETENTION.unpack_from(data)[1:]
+        *limits, held = RETENTION.unpack_from(data)[1:]
         return cls(*(None if each == _NONE else each for each in limits)), held
 
 
 _Bytes = bytes  # which a field is called
-_RETENTION: Final = Struct(">B4Q")
+RETENTION: Final = Struct(">B4Q")
 
 
 # --- ranges of numbers: first and number after the last of each
@@ -459,12 +485,17 @@ class Trailer(NamedTuple):
 
     @classmethod
     def of(cls, body: bytes) -> tuple["Trailer", int]:
-        """Return the trailer of a payload and its trailer, and the size of the payload."""
+        """Return the trailer of a payload and its trailer, and the size of the payload; ``ValueError`` for none."""
+        if len(body) < TRAILER:
+            raise ValueError(body)
         pushed_at = unpack(body[-TRAILER:])
         if pushed_at < _WITH_HEADERS:
             return cls(pushed_at), len(body) - TRAILER
         end = len(body) - TRAILER - 4
-        begin = end - int.from_bytes(body[end : end + 4])
+        length = int.from_bytes(body[end : end + 4])
+        begin = end - length
+        if begin < 0 or not TRAILER <= length <= _MOST_HEADERS:
+            raise ValueError(length)
         texts = []
         at = begin + 8
         while at < end:
@@ -535,6 +566,15 @@ def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
     return [body[: Trailer.of(body)[1]] for body in bodies(values, sealed=sealed)]
 
 
+def has_trailer(value: bytes, *, sealed: bool) -> bool:
+    """Return whether a trailer can be found in what an item holds."""
+    try:
+        payloads([value], sealed=sealed)
+    except (ValueError, IndexError):
+        return False
+    return True
+
+
 _WITHOUT_SEAL: Final = itemgetter(slice(-SEAL_SIZE))
 _OF_SEALED: Final = itemgetter(-SEAL_SIZE - TRAILER), itemgetter(slice(-SEAL_SIZE - TRAILER))
 _OF_PLAIN: Final = itemgetter(-TRAILER), itemgetter(slice(-TRAILER))
@@ -581,8 +621,8 @@ class Last(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes | None) -> "Last":
-        """Read the record; None: there is none."""
-        if data is None:
+        """Read the record; None: there is none, which is what a damaged one counts as."""
+        if data is None or len(data) not in (NUMBER.size, LAST.size):
             return cls(-1)
         return cls(*struct.unpack(f">{len(data) // 8}Q", data))
 

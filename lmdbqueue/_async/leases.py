@@ -16,7 +16,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Head
-from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease, letters_since
+from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
 from lmdbqueue._verbs.worker import LOOK, Plan, Tally, call_hooks, give_back, groups, is_set, jobs_of, logger
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ class AsyncDeadLetters(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[DeadLetter[T]]:
         """Yield each, by sequence number."""
-        seq = 0
+        seq = LOWEST
         while letters := await self._call(letters_since, self._head.engine, self._head.decode, seq):
             for letter in letters:
                 yield letter

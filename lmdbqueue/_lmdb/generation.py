@@ -50,6 +50,7 @@ import errno
 import fcntl
 import gc
 import os
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -354,6 +355,8 @@ class Snapshot:
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
+        if isinstance(error, struct.error):  # nobody wrote it like that
+            return CorruptQueueError(self.path, f"a record of it cannot be read: {error}")
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
         is_outgrown = isinstance(error, lmdb.MapFullError) and not self._is_confined
@@ -560,7 +563,7 @@ class Generation(Snapshot):
             with self._env.begin() as txn:
                 self._refuse_superseded(txn)
                 return fn(txn, self.table(ref), *args), self._first_stamp + txn.id()
-        except (lmdb.Error, SystemError) as error:
+        except (lmdb.Error, SystemError, struct.error) as error:
             raise self.explain(error, "reading") from error
 
     def _refuse_superseded(self, txn: Txn) -> None:

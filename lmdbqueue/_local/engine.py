@@ -5,7 +5,6 @@ finds what has to come back in its place again. Must not know: LMDB, generations
 """
 
 import os
-import struct
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -248,7 +247,11 @@ class LocalEngine:
             raise CorruptItemError(
                 *self.opened(next(each for each in entries if not _format.is_intact(*each, self.salt)))
             )
-        return _format.payloads(values, sealed=self.checksum)
+        try:
+            return _format.payloads(values, sealed=self.checksum)
+        except (ValueError, IndexError):  # no checksum has shown that one is damaged
+            bad = next(each for each in entries if not _format.has_trailer(each[1], sealed=self.checksum))
+            raise CorruptItemError(*self.opened(bad)) from None
 
     def _bodies(self, entries: list[Entry]) -> Sequence[bytes]:
         return _format.bodies([value for _, value in entries], sealed=self.checksum)
@@ -260,7 +263,7 @@ class LocalEngine:
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
         key, value = entry
-        with suppress(ValueError, IndexError, struct.error):
+        with suppress(ValueError, IndexError):
             (payload,) = _format.payloads([value], sealed=self.checksum)
             return _format.seq_of(key), payload
         return _format.seq_of(key), value

@@ -23,7 +23,7 @@ from typing import Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Bounds, Note, Numbers, Position
+from lmdbqueue._format import Bounds, Note, Numbers, Position, Retention
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import generation, meta_page
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
@@ -63,7 +63,7 @@ class Quarantine:
 class _Queue:
     """One queue while it is being saved."""
 
-    def __init__(self, name: str, root: int, records: dict[bytes, bytes], away: Contents) -> None:
+    def __init__(self, name: str, root: int, records: dict[bytes, bytes], away: Contents, *, sealed: bool) -> None:
         prefix = _format.record(name, "")
         self.name = name
         self.root = root
@@ -78,7 +78,8 @@ class _Queue:
         self.damaged_records: list[str] = []
         self.noted: dict[bytes, Note] = {}  # on items that are kept
         self.kept: dict[int, _Kept] = {}  # by class
-        self.size = 0  # bytes of what is kept
+        self.size = 0  # bytes of the payloads that are kept
+        self.behind = _format.TRAILER + (_format.SEAL_SIZE if sealed else 0)
 
         self.salt = None if self.record is None else _format.salt(self.record)  # None: lost
 
@@ -93,7 +94,7 @@ class _Queue:
         """Note that the item under a key is kept; they come in order."""
         number = _format.class_of_key(key)
         self.kept.setdefault(number, _Kept(self.noted_bounds.get(number))).add(key)
-        self.size += len(value)
+        self.size += len(value) - self.behind
         if key in self.notes:
             self.noted[key] = self.notes[key]._replace(due=0)
 
@@ -125,7 +126,7 @@ class _Queue:
 
     def records(self, with_seal: Iterator[Node]) -> list[Node]:
         """Return the records of the queue in the new file, in the order of their keys, with those that have a seal."""
-        sealed = list(with_seal)
+        sealed = [self._weighed_anew(each) for each in with_seal]
         names = [record for record, _ in sealed]
         readers = any(record.split(b"/", 2)[1] == b"reader" for record in names)
         retained = _format.record(self.name, "retain") in names
@@ -146,6 +147,14 @@ class _Queue:
         found = {_format.record(self.name, "queue"): _format.with_flags(_format.with_numbers(record, numbers), flags)}
         found |= {_format.class_record(self.name, number): each.pack() for number, each in others.items()}
         return sorted([*found.items(), *sealed])
+
+    def _weighed_anew(self, record: Node) -> Node:
+        """Return a sealed record; that of what is retained with the bytes that are kept."""
+        key, value = record
+        if key != _format.record(self.name, "retain"):
+            return record
+        data = Retention.unpack(value)[0].pack(self.size)
+        return key, _format.seal(key, data) if len(value) > len(data) else data
 
     def keys(self) -> dict[bytes, tuple[bytes, int]]:
         """Return the unique keys of what is kept: the keys of those items, and when they are due."""
@@ -243,8 +252,10 @@ def _bounds(name: str, records: dict[bytes, bytes], numbers: Numbers, *, has_rec
     prefix = _format.record(name, "class/")
     for key, data in records.items():
         if key.startswith(prefix):
-            with suppress(ValueError, struct.error):
-                found[int(key[len(prefix) :])] = Bounds.unpack(data)
+            number = _format.class_of_record(key[len(prefix) :])
+            with suppress(ValueError):
+                if number is not None:
+                    found[number] = Bounds.unpack(data)
     return found
 
 
@@ -308,7 +319,7 @@ def _queues(path: str, pages: Pages, root: int, *, sealed: bool) -> list[_Queue]
 
     def queue(name: str) -> _Queue:
         items = roots.get(_format.record(name, "items"), NO_ROOT)
-        return _Queue(name, items, records, read(name, away.get(name, ()), sealed=sealed))
+        return _Queue(name, items, records, read(name, away.get(name, ()), sealed=sealed), sealed=sealed)
 
     return [queue(name) for name in sorted(names, key=lambda name: _format.record(name, ""))]
 
@@ -362,7 +373,8 @@ def _put_away(pages: Pages, queue: _Queue, root: int, quarantine: Quarantine) ->
 def _whole_records(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
     """Yield the records with a seal that are whole, of the state and of readers; put the others away."""
     for record, value in queue.with_seal:
-        if options.checksum and not _format.is_intact(record, value):
+        least = {b"reader": _format.POSITION.size, b"retain": _format.RETENTION.size}.get(record.split(b"/", 2)[1], 0)
+        if len(value) < least or (options.checksum and not _format.is_intact(record, value)):
             _, what = _format.split_record(record)
             kind, _, key = what.partition("/")
             quarantine.add(queue.name, value, **({"state": key} if key else {"record": record.decode()}))

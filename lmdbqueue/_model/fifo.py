@@ -20,6 +20,7 @@ Functions that write return what they changed; an empty answer says that nothing
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ from lmdbqueue._format import (
     TRAILER,
     Bounds,
     class_of_key,
+    number_of,
     pack,
     unpack,
     unpack_from,
@@ -93,7 +95,10 @@ def bounds(txn: Txn, queue: Tables, number: int = CLASS) -> Bounds:
     if number == CLASS:
         return numbers(txn, queue).bounds()
     data = txn.get(_format.class_record(queue.name, number), db=queue.meta)
-    return Bounds.empty(number) if data is None else Bounds.unpack(data)
+    if data is not None:
+        with suppress(ValueError):  # of a damaged one: its items can be removed, and a check finds it
+            return Bounds.unpack(data)
+    return Bounds.empty(number)
 
 
 def set_bounds(txn: Txn, queue: Tables, number: int, now: Bounds) -> None:
@@ -115,7 +120,8 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
             for key in cursor.iternext(values=False):
                 if not key.startswith(prefix):
                     break
-                found.add(int(key[len(prefix) :]))
+                if (number := _format.class_of_record(key[len(prefix) :])) is not None:
+                    found.add(number)
     return sorted(found)
 
 
@@ -408,7 +414,7 @@ def absent(txn: Txn, queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bound
 def _advanced(txn: Txn, queue: Tables, now: Bounds, most: int) -> Bounds:
     """Return the bounds with the head moved on to the next item, or past ``most`` keys that have none."""
     with txn.cursor(queue.items) as cursor:
-        found = unpack(cursor.key()) if cursor.set_range(pack(now.head)) else now.tail
+        found = number_of(cursor.key()) if cursor.set_range(pack(now.head)) else now.tail
     head = min(found, now.tail, now.head + most)
     passed = list(map(pack, range(now.head, head)))
     if not passed:

@@ -86,6 +86,13 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
 
 def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     """Prove the records of all queues, as ``txn`` sees them; ``newest`` transaction: None for that of ``txn``."""
+    try:
+        return _of_records(txn, snapshot, newest)
+    except _SAID_BY_THE_BYTES as error:
+        return Findings((f"{type(error).__name__}: {error}",))
+
+
+def _of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     problems: list[str] = []
     damaged: set[Damage] = set()
     transaction = txn.id() if newest is None else newest

@@ -32,7 +32,7 @@ def _lift(txn: Txn, queue: Tables, key: bytes) -> Note | None:
     value = weighed_records.pop_away(txn, queue, name)
     if value is None:
         return None
-    data = opened(queue, name, value)
+    data = opened(queue, name, value, _format.NOTE.size)
     return NONE if data is None else Note.unpack(data)[0]
 
 
@@ -48,7 +48,7 @@ def get(txn: Txn, queue: Tables, key: bytes) -> Note:
     """Return the note on an item that waits."""
     name = away(queue.name, "note", key)
     value = txn.get(name, db=queue.away)
-    data = None if value is None else opened(queue, name, value)
+    data = None if value is None else opened(queue, name, value, _format.NOTE.size)
     return NONE if data is None else Note.unpack(data)[0]
 
 
@@ -90,7 +90,7 @@ def where(txn: Txn, queue: Tables, unique: bytes) -> tuple[bytes | None, int]:
     """Return the key of the newest item with a unique key, and when it is due, in ns since 1970, if it is delayed."""
     name = away(queue.name, "unique", unique)
     value = txn.get(name, db=queue.away)
-    data = None if value is None else opened(queue, name, value)
+    data = None if value is None else opened(queue, name, value, 16)
     return (None, 0) if data is None else (data[:8], unpack(data[8:16]))
 
 

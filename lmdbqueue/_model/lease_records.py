@@ -73,7 +73,7 @@ def lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
     """Return a lease, None if it is gone, or damaged."""
     key = away(queue.name, "lease", token)
     value = txn.get(key, db=queue.away)
-    data = None if value is None else weighed_records.opened(queue, key, value)
+    data = None if value is None else weighed_records.opened(queue, key, value, LEASE.size)
     return None if data is None else Lease.unpack(data)
 
 
@@ -139,7 +139,7 @@ def _pop_leased(txn: Txn, queue: Tables, token: int, key: bytes, *, read: bool) 
     value = weighed_records.pop_away(txn, queue, name)
     if value is None:
         return None
-    if unpack(value[:_TOKEN]) != token:
+    if value[:_TOKEN] != pack(token):
         weighed_records.restore_away(txn, queue, name, value)
         return None
     return record(queue, name, value) if read else Record(key, _NOTHING, value, token)
@@ -164,8 +164,8 @@ def take(txn: Txn, queue: Tables, key: bytes) -> Record:
 def record(queue: Tables, key: bytes, value: bytes) -> Record:
     """Return the item that a record has."""
     item, at = key[-_format.KEY_SIZE :], _TOKEN if _kind(queue.name, key) == b"leased" else 0
-    data = weighed_records.opened(queue, key, value)
-    token = unpack(value[:_TOKEN]) if at else 0
+    data = weighed_records.opened(queue, key, value, at + _format.NOTE.size)
+    token = unpack(value[:_TOKEN]) if at and len(value) >= at else 0
     if data is None:
         return Record(item, Note(reason=DAMAGED), value, token)
     return Record(item, *Note.unpack(data, at), token)

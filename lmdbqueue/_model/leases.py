@@ -399,7 +399,7 @@ def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] 
         txn.delete(index, db=queue.away)
     queue.generation.weight -= weight
     (leased,) = unpack_from(before, LEASED_AT)
-    now = before[:LEASED_AT] + pack(leased - 1) + before[LEASED_AT + 8 :]
+    now = before[:LEASED_AT] + pack(max(0, leased - 1)) + before[LEASED_AT + 8 :]
     weighed_records.replace_queue(txn, queue, before, now)
     return [unpack_from(key, 0)[0] - BASE]
 

@@ -41,7 +41,7 @@ def position(txn: Txn, queue: Tables, name: str) -> Position:
     value = txn.get(key, db=queue.meta)
     if value is None:
         raise GoneError(queue.generation.directory, queue.name, name)
-    data = weighed_records.opened(queue, key, value)
+    data = weighed_records.opened(queue, key, value, _format.POSITION.size)
     if data is None:
         raise CorruptQueueError(
             queue.generation.path, f"the record of the reader {name!r} of queue {queue.name!r} is damaged"
@@ -131,7 +131,7 @@ def retention(txn: Txn, queue: Tables) -> tuple[Retention, int] | None:
     if not _flags(txn, queue) & RETAINED:
         return None
     value = txn.get(queue.retain, db=queue.meta)
-    data = None if value is None else weighed_records.opened(queue, queue.retain, value)
+    data = None if value is None else weighed_records.opened(queue, queue.retain, value, _format.RETENTION.size)
     return None if data is None else Retention.unpack(data)
 
 

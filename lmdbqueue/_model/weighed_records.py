@@ -116,10 +116,10 @@ def delete_index(txn: Txn, queue: Tables, key: bytes) -> bool:
     return before is not None
 
 
-def opened(queue: Tables, key: bytes, value: bytes) -> bytes | None:
-    """Return what was written under a key with a seal, None if it is damaged."""
+def opened(queue: Tables, key: bytes, value: bytes, least: int = 0) -> bytes | None:
+    """Return what was written under a key with a seal, None if it is damaged; ``least``: bytes that it has."""
     if not queue.sealed:
-        return value
+        return value if len(value) >= least else None
     return value[: -_format.SEAL_SIZE] if _format.is_intact(key, value) else None
 
 

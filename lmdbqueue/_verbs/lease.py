@@ -7,7 +7,7 @@ remembered, since a transaction that took part may be undone. Must not know: how
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Generic, Self, TypeVar, overload
+from typing import Final, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note, Trailer
@@ -194,6 +194,9 @@ class DeadLetter(Generic[T]):
         return f"<{type(self).__name__} {self.seq}, {self.attempts} attempts: {self.reason}>"
 
 
+LOWEST: Final = -(1 << 63)  # number of an item, in the class that leaves first
+
+
 class DeadLetters(Generic[T]):
     """The dead letters of a queue, by sequence number. Each method is one atomic step, durable when it returns."""
 
@@ -205,7 +208,7 @@ class DeadLetters(Generic[T]):
         return self._engine.count_dead()
 
     def __iter__(self) -> Iterator[DeadLetter[T]]:
-        seq = 0
+        seq = LOWEST
         while letters := letters_since(self._engine, self._decode, seq):
             yield from letters
             seq = letters[-1].seq + 1
@@ -220,8 +223,12 @@ class DeadLetters(Generic[T]):
 
 
 def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
-    """Return some dead letters from number ``seq`` on; none only if there are none."""
-    return [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
+    """Return some dead letters from number ``seq`` on; none only if there are none.
+
+    One that damage has given a lower number is left out: whoever goes on behind the last would come to it again.
+    """
+    found = [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
+    return [each for each in found if each.seq >= seq]
 
 
 def _some(seqs: int | Iterable[int] | None) -> Collection[int] | None:
