@@ -93,6 +93,10 @@ class LocalEngine:
         """Return how many items wait."""
         return self._view(fifo.count)
 
+    def owed(self) -> int:
+        """Return how many items wait, are leased or delayed."""
+        return self._view(fifo.owed)
+
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``)."""
         wall = self.clock().wall

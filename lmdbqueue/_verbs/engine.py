@@ -38,6 +38,9 @@ class Engine(Protocol):
     def count(self) -> int:
         """Return how many items wait, at a cost that does not depend on it."""
 
+    def owed(self) -> int:
+        """Return how many items ``maxsize`` counts."""
+
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
 

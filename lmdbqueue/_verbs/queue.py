@@ -170,9 +170,9 @@ class Queue(Writing[T], ABC):
         return self.count() == 0
 
     def full(self) -> bool:
-        """Return whether ``maxsize`` items are in the queue; it may not be so any more when this returns."""
-        waiting = self.count()
-        return 0 < self.maxsize <= waiting
+        """Return whether a push has to be refused by ``maxsize``; it may not be so any more when this returns."""
+        owed = self._engine.owed()
+        return 0 < self.maxsize <= owed
 
     def task_done(self) -> None:
         """Say that one item from ``get`` of this object is dealt with.

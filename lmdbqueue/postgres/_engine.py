@@ -89,6 +89,10 @@ class PostgresEngine:
         """Return how many items wait in the queue, at a cost that does not depend on it."""
         return self._figures().waiting
 
+    def owed(self) -> int:
+        """Return how many items ``maxsize`` counts: those that wait."""
+        return self.count()
+
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
         for _ in range(_AGAIN):

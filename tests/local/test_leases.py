@@ -20,7 +20,7 @@ from lmdbqueue import (
     _format,
 )
 from lmdbqueue._format import key_of
-from lmdbqueue._model import lease_records
+from lmdbqueue._model import fifo, lease_records
 from lmdbqueue._model import leases as _away
 
 SECOND = 10**9
@@ -413,6 +413,27 @@ def test_the_first_items_and_what_came_due_among_them_go_together(open_queue, cl
     assert queue.check() == []
 
 
+def test_limits_count_what_waits_and_what_is_leased_or_delayed_and_no_dead_letters(open_queue):
+    queue = open_queue(maxsize=4)
+    queue.push(["dead", "leased", "waits"])
+    with queue.lease() as lease:
+        lease.nack()
+    lease = queue.lease()
+    queue.max_attempts = 1
+    lease.nack()
+    lease = queue.lease()
+    queue.push("delayed", delay=50)
+    assert figures(queue) == (1, 1, 1, 1)
+    assert not queue.full()
+    queue.push("fourth")
+    assert queue.full()
+    with pytest.raises(Full) as caught:
+        queue.push("fifth")
+    assert (caught.value.used, caught.value.added) == (4, 1)
+    lease.ack()
+    queue.push("fifth")
+
+
 def test_limits_hold_for_items_with_a_delay(open_queue):
     queue = open_queue(maxsize=2)
     queue.push(["a", "b"])
@@ -577,6 +598,30 @@ def test_very_many_come_back_in_several_steps(open_queue, clocks):
     clocks.go_on(11)
     assert figures(queue) == (50_000, 0, 0, 0)
     assert queue.pop(50_000) == list(range(50_000))
+
+
+def test_who_takes_items_lets_a_part_of_very_many_come_due_and_who_counts_all(open_queue, clocks):
+    """So the first pop after a long delay does not pay for all of it."""
+    queue = open_queue(durability="off")
+    queue.push(list(range(5_000)), delay=10)
+    clocks.go_on(11)
+
+    def still_delayed():
+        engine = queue._engine
+        return engine.environment.glance(engine.ref, fifo.numbers).delayed
+
+    assert queue.pop() == 0
+    assert still_delayed() == 4_000
+    queue.lease(2).ack()
+    assert still_delayed() == 3_000
+    assert queue.pop(1_500) == list(range(3, 1_503))
+    assert still_delayed() == 1_500
+    assert len(queue) == 5_000 - 1_503
+    assert still_delayed() == 0
+    queue.push(list(range(5_000)), delay=10)
+    clocks.go_on(11)
+    assert queue.peek() == 1_503
+    assert still_delayed() == 0
 
 
 def test_many_leases_are_under_one_owner(queue, tmp_path):
