@@ -57,9 +57,7 @@ def measure(place: str, broker: str, options: dict[str, str], tasks: int) -> tup
         "OPTIONS": repr(options),
         "PYTHONPATH": os.pathsep.join([place, *sys.path]),
     }
-    fill = (
-        f"import app, time\napp.note.delay(0, 0)\nfor _ in range({tasks}): app.nothing.delay()\napp.note.delay(1, 0)\n"
-    )
+    fill = f"import app\nfor n in range({tasks}):\n    app.note.delay(n, 0)\n"
     subprocess.run([sys.executable, "-c", fill], cwd=place, env=where, check=True)
     command = [sys.executable, "-m", "celery", "-A", "app", "worker", "-c", "2", "-l", "ERROR"]
     worker = subprocess.Popen(

@@ -305,6 +305,7 @@ class DurableListener:
             handler.handleError = partial(self._noted, original)  # type: ignore[method-assign]
         try:
             while self._left is None or self._left > 0:
+                is_ending = self._left is not None  # else what this lease takes may not have been counted
                 try:
                     lease = self.queue.lease(self._batch, blocking=True, timeout=_LOOK)
                     self._hand_on(lease)
@@ -316,7 +317,7 @@ class DurableListener:
                     logging.getLogger("lmdbqueue").exception("a log listener tries again")
                     time.sleep(_LOOK)
                 else:
-                    if self._left is not None:
+                    if is_ending and self._left is not None:
                         self._left -= len(lease)
         finally:
             for handler, original in zip(self.handlers, originals, strict=True):
