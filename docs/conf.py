@@ -48,7 +48,7 @@ CONTENTS = """
 {pages}
 ```
 """
-INTEGRATIONS = ("logging", "prometheus", "huey", "kombu")
+INTEGRATIONS = ("logging", "prometheus", "huey", "kombu", "opentelemetry")
 PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],

@@ -14,8 +14,7 @@ import tempfile
 import time
 from statistics import median
 
-TASKS = {"lmdb, off": 1_000, "lmdb, full": 1_000, "redis": 1_000}
-FEW = 300  # for those that poll
+TASKS = 2_000
 TURNS = 1
 _IDLE = 5  # tasks that an idle worker gets
 APP = """
@@ -105,7 +104,7 @@ def run() -> None:
                     if name == "filesystem":
                         os.mkdir(f"{place}/q")
                     if name != "redis" or server:
-                        found.setdefault(name, []).append(measure(place, broker, options, TASKS.get(name, FEW)))
+                        found.setdefault(name, []).append(measure(place, broker, options, TASKS))
     finally:
         if server:
             server.terminate()

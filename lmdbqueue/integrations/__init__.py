@@ -8,5 +8,6 @@ Nothing else in the package imports these, and they do not import each other. On
 ``prometheus``    ``QueueCollector``: figures for prometheus_client, read at each scrape
 ``huey``          ``LmdbHuey``, ``LmdbStorage``: Huey whose workers may die
 ``kombu``         a transport of kombu: Celery without a broker
+``opentelemetry``  exporters whose telemetry survives; trace context in headers of items
 ================  ==========================================================================================
 """

@@ -23,7 +23,7 @@ FACES = (
     "forward",
     "legacy",
     "otel",
-    "integrations.logging", "integrations.kombu",
+    "integrations.logging", "integrations.opentelemetry", "integrations.kombu",
     "integrations.huey",
     "integrations.prometheus",
 )

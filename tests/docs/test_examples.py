@@ -9,6 +9,7 @@ NOT_RUN = {
     "docs/integrations/celery.md": 1,
     "docs/integrations/http.md": 1,
     "docs/integrations/logging.md": 1,
+    "docs/integrations/opentelemetry.md": 2,
     "docs/integrations/huey.md": 1,
     "docs/integrations/prometheus.md": 1,
     "docs/integrations/mqtt.md": 3,

@@ -1,0 +1,267 @@
+r"""Telemetry that survives the collector's absence and the program's death: the extra ``opentelemetry``.
+
+Owns: what is stored of spans, log records and metrics (OTLP requests, as bytes), and the thread that sends them. Law:
+an export ends when its request is stored, and never waits for a collector; a request leaves the queue once the
+collector has answered. Must not know: what is in the requests.
+
+    provider.add_span_processor(
+        BatchSpanProcessor(DurableSpanExporter("telemetry", "http://localhost:4318"))
+    )
+
+Without a target another process sends, or a later one:
+
+    lmdbqueue forward telemetry http://localhost:4318/v1/traces --name traces --bytes \
+        --header 'Content-Type: application/x-protobuf' --follow
+
+Trace context goes with items, in their headers: ``queue.push(item, headers=inject())`` here, and
+``queue.work(traced(handler))`` there.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from lmdbqueue._errors import FormatError, QueueError
+from lmdbqueue._format import Durability
+from lmdbqueue._lmdb.options_record import options_of
+from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._verbs.batch import Target
+from lmdbqueue._verbs.worker import Job
+from lmdbqueue.forward import Forwarder, HttpTarget, as_bytes
+
+__all__ = [
+    "DurableLogExporter",
+    "DurableMetricExporter",
+    "DurableSpanExporter",
+    "collector",
+    "extract",
+    "inject",
+    "traced",
+]
+
+_PATIENCE: Final = 5.0  # seconds that a shutdown waits for the request that is under way
+
+
+def collector(url: str, signal: str, headers: dict[str, str] | None = None) -> HttpTarget:
+    """Return what sends the requests of a signal (``traces``, ``logs``, ``metrics``) to an OTLP/HTTP endpoint.
+
+    Args:
+        url: Of the collector, such as ``http://localhost:4318``.
+        signal: The last part of the path, behind ``/v1/``.
+        headers: More headers, such as ``Authorization``.
+    """
+    given = {"Content-Type": "application/x-protobuf", **(headers or {})}
+    return HttpTarget(f"{url.rstrip('/')}/v1/{signal}", given, as_bytes, loads=bytes)
+
+
+class _Store:
+    """A queue of requests, and the thread that sends them if there is a target."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], name: str, target: Target | str | None, retain: int | None, **options: Any
+    ) -> None:
+        with suppress(FormatError):
+            found = options_of(os.path.abspath(path))
+            options = {"durability": found.durability, "checksum": found.checksum}
+        self.queue = PersistentQueue[bytes](path, dumps=bytes, loads=bytes, name=name, **options)
+        self.queue.retain(retain)
+        self._forwarder: Forwarder | None = None
+        self._thread: threading.Thread | None = None
+        if target is not None:
+            to = collector(target, name) if isinstance(target, str) else target
+            self._forwarder = Forwarder(self.queue, to, follow=True)
+            self._thread = threading.Thread(target=self._send, name=f"lmdbqueue-{name}", daemon=True)
+            self._thread.start()
+
+    def _send(self) -> None:
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))  # else what sends spans makes spans
+        assert self._forwarder is not None
+        try:
+            self._forwarder.run()
+        except Exception:  # what is stored stays there
+            logging.getLogger("lmdbqueue").exception("telemetry is not sent any more")
+
+    def push(self, request: Any) -> bool:
+        """Store a request; return whether that went well."""
+        try:
+            self.queue.push(request.SerializeToString())
+        except QueueError as error:
+            logging.getLogger("lmdbqueue").warning("telemetry was not stored: %s", error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Send no more, and close the queue; what is in it is sent by whoever comes next."""
+        if self._forwarder is not None and self._thread is not None:
+            self._forwarder.stop()
+            self._thread.join(_PATIENCE)
+        self.queue.close()
+
+
+class DurableSpanExporter(SpanExporter):
+    """Store spans, and send them to a collector whenever it is there.
+
+    Give it to a ``BatchSpanProcessor``. What was exported survives the program; what is still in the processor's memory
+    does not, so a short ``schedule_delay_millis`` loses less to a kill.
+
+    Args:
+        path: The directory of the queue. It is made if it is not there; its parent must be. The exporters of all three
+            signals may share it.
+        target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
+        name: The queue in the directory.
+        retain: The number of newest requests that are kept while no collector is there; None keeps all.
+        durability: ``"off"``, or ``"full"`` for what shall survive a power cut; for a directory that is made now.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: Target | str | None = None,
+        *,
+        name: str = "traces",
+        retain: int | None = 100_000,
+        durability: Durability = "off",
+    ) -> None:
+        self._store = _Store(path, name, target, retain, durability=durability)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Store spans; called by the processor."""
+        return SpanExportResult.SUCCESS if self._store.push(encode_spans(spans)) else SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Close the queue; what was not sent is sent by the next program."""
+        self._store.close()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Return True: what was exported is stored."""
+        del timeout_millis
+        return True
+
+
+class DurableLogExporter(LogRecordExporter):
+    """Store log records, and send them to a collector whenever it is there. As ``DurableSpanExporter``."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: Target | str | None = None,
+        *,
+        name: str = "logs",
+        retain: int | None = 100_000,
+        durability: Durability = "off",
+    ) -> None:
+        self._store = _Store(path, name, target, retain, durability=durability)
+
+    def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+        """Store log records; called by the processor."""
+        is_stored = self._store.push(encode_logs(batch))
+        return LogRecordExportResult.SUCCESS if is_stored else LogRecordExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Close the queue; what was not sent is sent by the next program."""
+        self._store.close()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Return True: what was exported is stored."""
+        del timeout_millis
+        return True
+
+
+class DurableMetricExporter(MetricExporter):
+    """Store metrics, and send them to a collector whenever it is there. As ``DurableSpanExporter``.
+
+    Give it to a ``PeriodicExportingMetricReader``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        target: Target | str | None = None,
+        *,
+        name: str = "metrics",
+        retain: int | None = 100_000,
+        durability: Durability = "off",
+        **preferred: Any,
+    ) -> None:
+        super().__init__(**preferred)
+        self._store = _Store(path, name, target, retain, durability=durability)
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
+        """Store metrics; called by the reader."""
+        del timeout_millis
+        is_stored = self._store.push(encode_metrics(metrics_data))
+        return MetricExportResult.SUCCESS if is_stored else MetricExportResult.FAILURE
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
+        """Close the queue; what was not sent is sent by the next program."""
+        del timeout_millis
+        self._store.close()
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Return True: what was exported is stored."""
+        del timeout_millis
+        return True
+
+
+def inject(headers: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return headers for ``push`` with the context of the current span, beside those given."""
+    carrier = dict(headers or {})
+    propagate.inject(carrier)
+    return carrier
+
+
+def extract(headers: Mapping[str, str]) -> Context:
+    """Return the context that the headers of an item carry."""
+    return propagate.extract(headers)
+
+
+def traced(
+    handler: Callable[[Any], object], *, name: str = "process", tracer: trace.Tracer | None = None
+) -> Callable[[Any, Any], object]:
+    """Return a handler for ``queue.work`` that runs ``handler`` in a span.
+
+    At the first attempt of an item the span is a child of that of its producer. Later ones, which may come days
+    after, and a call with a list of items have a trace of their own, and link to it. An error that the handler raises
+    is recorded.
+
+    Args:
+        handler: Gets an item, or a list of them, as ``work`` says.
+        name: Of the span.
+        tracer: Makes the spans; None: the one of the global provider.
+    """
+
+    def run(item: Any, job: Job | list[Job]) -> object:
+        jobs = job if isinstance(job, list) else [job]
+        contexts = [extract(each.headers) for each in jobs]
+        is_child = len(jobs) == 1 and jobs[0].attempts == 1
+        spans = [trace.get_current_span(context).get_span_context() for context in contexts]
+        links = [] if is_child else [trace.Link(span) for span in spans if span.is_valid]
+        attributes: dict[str, str | int] = {
+            "messaging.system": "lmdbqueue",
+            "messaging.operation.type": "process",
+            "messaging.batch.message_count": len(jobs),
+        }
+        if len(jobs) == 1:
+            attributes["messaging.message.id"] = str(jobs[0].seq)
+            attributes["lmdbqueue.attempts"] = jobs[0].attempts
+        context = contexts[0] if is_child else Context()
+        with (tracer or trace.get_tracer("lmdbqueue")).start_as_current_span(
+            name, context, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
+        ):
+            return handler(item)
+
+    return run
