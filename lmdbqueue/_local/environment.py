@@ -47,7 +47,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, ForkError, NestedCallError, OptionError, QueueError, TransactionError
+from lmdbqueue._errors import (
+    ClosedError,
+    CorruptQueueError,
+    ForkError,
+    NestedCallError,
+    OptionError,
+    QueueError,
+    TransactionError,
+)
 from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
@@ -60,7 +68,7 @@ from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
-from lmdbqueue._local.recovery import recover
+from lmdbqueue._local.recovery import is_whole, recover
 from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import Transaction, blocks
 from lmdbqueue._model import fifo
@@ -560,8 +568,9 @@ class Environment:
         """Open the live generation, ``number`` or a later one. Under the directory lock."""
         while True:
             path = self.directory.generation(number)
-            if session.first:
-                recover(path, number, self.directory.options, session, progress)
+            if session.first and not self._recovered(path, number, session, progress):
+                number = self._published(number + 1)
+                continue
             generation = Generation(path, number, self.directory.options, session, self._max_dbs)
             try:
                 if not generation.is_superseded():
@@ -571,6 +580,19 @@ class Environment:
                 raise
             generation.close()
             number = self._published(number + 1)
+
+    def _recovered(self, path: str, number: int, session: Session, progress: Progress | None) -> bool:
+        """Make a file one that LMDB may open; return whether it is the live one.
+
+        One in doubt may be beyond repair, and a draft that was to take its place whole (see ``_local.swap``).
+        """
+        try:
+            recover(path, number, self.directory.options, session, progress)
+        except CorruptQueueError:
+            if not session.is_in_doubt(number) or not is_whole(self.directory.draft(number + 1), self.directory.options):
+                raise
+            return False
+        return True
 
     def _published(self, number: int) -> int:
         """Return the newest generation, at least ``number``; end a creation or a swap that was cut short before."""

@@ -95,6 +95,13 @@ def recover(
         session.settle(stamp(number, newest.transaction))
 
 
+def is_whole(path: str, options: _format.Options) -> bool:
+    """Return whether a file is there, and nothing wrong with it."""
+    from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
+
+    return os.path.exists(path) and not invariants.of_file(path, options)
+
+
 def take_back(path: str, number: int, session: Session) -> None:
     """Undo a recovery that was cut short."""
     if note := session.note:

@@ -34,7 +34,7 @@ the disk (whoever moves on sees to that). Before it is, the mark and the name ma
 When N is in doubt (a flush of it failed, see ``_lmdb.generation``) its pages are read from memory, and if
 they were dropped there, from a disk that never got them: the draft is proven before the switch. The mark then stands
 on a transaction that may not be on the disk, so recovery could not prove it by the difference: that N is in doubt is on
-the disk before, and recovery reads all of N then.
+the disk before, and recovery reads all of N then. If N is beyond repair, the draft, which is whole, takes its place.
 
 Removing N is safe while others have it open or read it: the file lives on, nameless, until they move
 on. Nobody can be about to open it by name, since opening takes the directory lock. Each generation
