@@ -589,7 +589,8 @@ class Environment:
         try:
             recover(path, number, self.directory.options, session, progress)
         except CorruptQueueError:
-            if not session.is_in_doubt(number) or not is_whole(self.directory.draft(number + 1), self.directory.options):
+            draft = self.directory.draft(number + 1)
+            if not session.is_in_doubt(number) or not is_whole(draft, self.directory.options):
                 raise
             return False
         return True
