@@ -23,7 +23,9 @@ FACES = (
     "forward",
     "legacy",
     "otel",
-    "integrations.logging", "integrations.opentelemetry", "integrations.kombu",
+    "integrations.logging",
+    "integrations.opentelemetry",
+    "integrations.kombu",
     "integrations.huey",
     "integrations.prometheus",
 )
