@@ -553,3 +553,50 @@ def test_a_damaged_item_is_told_and_stays(tmp_path):
 def test_the_synchronous_package_does_not_import_asyncio():
     code = "import sys, lmdbqueue; sys.exit('asyncio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_async_with_opens_and_an_unopened_object_says_so(tmp_path):
+    async def main():
+        queue = AsyncPersistentQueue("queue", tmp_path, maxsize=3)
+        assert "not open" in repr(queue)
+        for verb in (lambda: queue.push(1), lambda: queue.pop(1), lambda: queue.get(timeout=1)):
+            with pytest.raises(ClosedError, match="async with"):
+                await verb()
+        assert os.listdir(tmp_path) == []
+        async with queue as same:
+            assert same is queue
+            assert await queue.push("a") == 0
+            assert queue.queue.maxsize == 3
+        with pytest.raises(ClosedError):
+            await queue.push("b")
+        with pytest.raises(AttributeError):
+            queue.no_such_name  # noqa: B018
+
+    asyncio.run(main())
+
+
+def test_several_steps_are_one_and_the_state_is_read(run):
+    async def test(queue):
+        await queue.push(["a", "b"])
+
+        def step(sync):
+            sync.state["taken"] = sync.pop()
+            return sync.count()
+
+        def fail(sync):
+            sync.state["taken"] = sync.pop()
+            raise ZeroDivisionError
+
+        assert await queue.transact(step) == 1
+        with pytest.raises(ZeroDivisionError):
+            await queue.transact(fail)
+        assert (await queue.state.get("taken"), await queue.state.get("none", 5)) == ("a", 5)
+        assert (await queue.state.items(), await queue.count()) == ({"taken": "a"}, 1)
+
+        async def wrong(_):
+            """Do nothing."""
+
+        with pytest.raises(TypeError, match="coroutine"):
+            await queue.transact(wrong)
+
+    run(test)
