@@ -14,6 +14,7 @@ from processes import eventually, forked, has_ended, status_of, threads_of_this_
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue._async.courier import Call
+from lmdbqueue._verbs.head import Batch
 from lmdbqueue.aio import AsyncPersistentQueue
 
 
@@ -600,3 +601,36 @@ def test_several_steps_are_one_and_the_state_is_read(run):
             await queue.transact(wrong)
 
     run(test)
+
+
+def test_awaited_batches_poison_and_keys_mean_what_they_mean_without_await(run):
+    async def test(queue):
+        assert await queue.push_many(iter([b"a", b"bad", b"c"])) == range(3)
+        assert await queue.peek_many(9) == await queue.pop_many(9, at_least=3, blocking=True) == [b"a"]
+        with pytest.raises(DecodeError, match=r"dead_letter\(1\)"):
+            await queue.pop_many(1)
+        assert [item async for item in queue.browse(on_error="skip")] == [b"c"]
+        assert await queue.dead_letter(1, "no use")
+        assert not await queue.delete_item(1)
+        assert await queue.pop_many(9, max_bytes=1) == [b"c"]
+        number = await queue.push(b"x" * 10, unique="k", headers={"h": "1"})
+        assert (await queue.find("k"), (await queue.push(b"y", unique="k")).is_stored) == (number, False)
+        waiting = asyncio.ensure_future(queue._leased(Batch(2, None, 60.0), None, blocking=True, timeout=60))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await queue.push(b"z")
+        lease = await asyncio.wait_for(waiting, 30)
+        assert (list(lease), await lease.headers()) == ([b"x" * 10, b"z"], [{"h": "1"}, {}])
+        assert not await queue.cancel("k")
+        await lease.nack()
+        assert await queue.cancel("k")
+        assert not await queue.lease(0)
+        with pytest.raises(Empty):
+            await queue.pop_many(5, at_least=5, blocking=True, timeout=0.01)
+
+    def loads(payload):
+        if payload == b"bad":
+            raise KeyError(payload)
+        return payload
+
+    run(test, dumps=bytes, loads=loads)
