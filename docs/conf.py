@@ -53,7 +53,7 @@ PAGES = {
     "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
     "Running it": ["operations", "comparison"],
     "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt") if name != "kombu"]
-    + ["integrations/celery"],
+    + ["integrations/celery", "integrations/recipes"],
     "Reference": [
         "reference/lmdbqueue",
         *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),

@@ -5,6 +5,7 @@ Law: a verb means what its namesake without ``await`` means. Must not know: thre
 """
 
 import asyncio
+import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
 from lmdbqueue._async.courier import Call, Courier, Job, Push, Take, Wanted
 from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
 from lmdbqueue._async.reader import AsyncReader
-from lmdbqueue._errors import CorruptItemError, DecodeError, Empty
+from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._values import Number, ReaderStats, Start
 from lmdbqueue._verbs.encoding import Key, how_to_push, payload_of, payloads_of
@@ -25,7 +26,7 @@ from lmdbqueue._verbs.reading import checked_count, checked_many, head_of, shape
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, takes_job
 from lmdbqueue._verbs.writing import OnError, append_of, checked_on_error, decoded, push_apart
 
-__all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader"]
+__all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader", "AsyncState", "NotOpenError"]
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar
@@ -34,6 +35,39 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 R = TypeVar("R")
+
+
+class AsyncState:
+    """The mapping of a queue, awaited, to be read."""
+
+    def __init__(self, queue: Queue[Any], call: Callable[..., Awaitable[Any]]) -> None:
+        self._queue = queue
+        self._call = call
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or the default."""
+        return await self._call(lambda: self._queue.state.get(key, default))
+
+    async def items(self) -> dict[str, Any]:
+        """Return all keys and values, of one moment."""
+
+        def items() -> dict[str, Any]:
+            with self._queue.transaction():
+                return dict(self._queue.state)
+
+        found: dict[str, Any] = await self._call(items)
+        return found
+
+
+class NotOpenError(ClosedError):
+    """The object was made with the name of a queue, and not opened yet."""
+
+    def __str__(self) -> str:
+        """Say how it is opened."""
+        return f"this {self.path} is not open yet: use it in 'async with', or await {self.path}.open(...)"
+
+
+_OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_closed", "_settled", "_in_hand")
 
 
 class AsyncQueue(Generic[T]):
@@ -48,8 +82,24 @@ class AsyncQueue(Generic[T]):
     the first again, under its old number. A reader that is cancelled stands where it stood.
     """
 
-    def __init__(self, queue: Queue[T]) -> None:
-        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
+    queue: Queue[T]
+
+    def __init__(self, queue: Queue[T] | Callable[[], Queue[T]]) -> None:
+        """Use ``queue``, which belongs to this object from now on, or what opens it, with ``async with``."""
+        self._open: Callable[[], Queue[T]] | None = None
+        if isinstance(queue, Queue):
+            self._begin_with(queue)
+        else:
+            self._open = queue
+
+    def __getattr__(self, name: str) -> Any:
+        """Say of an object that was not opened yet that it is not."""
+        if name in _OPENED and self.__dict__.get("_open") is not None:
+            raise NotOpenError(type(self).__name__)
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(message)
+
+    def _begin_with(self, queue: Queue[T]) -> None:
         self.queue = queue
         self._head = head_of(queue)
         self._engine = self._head.engine
@@ -68,7 +118,11 @@ class AsyncQueue(Generic[T]):
         return Opening(opened())
 
     async def __aenter__(self) -> Self:
-        """Return this object."""
+        """Open the queue, unless it is open, and return this object."""
+        if self._open is not None:
+            queue = await asyncio.to_thread(self._open)
+            self._open = None
+            self._begin_with(queue)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,7 +131,8 @@ class AsyncQueue(Generic[T]):
 
     def __repr__(self) -> str:
         """Name the queue."""
-        return f"<{type(self).__name__} on {self.queue!r}>"
+        on = "not open" if self._open is not None else f"on {self.queue!r}"
+        return f"<{type(self).__name__} {on}>"
 
     # --- the verbs
 
@@ -431,6 +486,35 @@ class AsyncQueue(Generic[T]):
         """Keep the newest items whoever has passed them, and nothing beyond: so many, or so much, or so old."""
         await self._call(partial(self.queue.retain, items, bytes=bytes, seconds=seconds))
 
+    # --- several steps as one
+
+    async def transact(self, fn: Callable[[Any], R]) -> R:
+        """Run ``fn(queue)`` as one transaction of the synchronous queue, in a thread; durable when this returns.
+
+        What ``fn`` does with ``queue``, and with other queues that it has open there, is one atomic step; an exception
+        undoes all of it, and is raised here. Nothing in it may wait.
+
+        Args:
+            fn: A function, no coroutine function; it gets the ``PersistentQueue`` or ``PostgresQueue``.
+
+        Returns:
+            What ``fn`` returns.
+        """
+        if inspect.iscoroutinefunction(fn):
+            message = f"{fn!r} is a coroutine function, and nothing may be awaited in a transaction"
+            raise TypeError(message)
+
+        def transact() -> R:
+            with self.queue.transaction():
+                return fn(self.queue)
+
+        return await self._call(transact)
+
+    @property
+    def state(self) -> AsyncState:
+        """The mapping of this queue, to be read; ``transact`` changes it."""
+        return AsyncState(self.queue, self._call)
+
     # --- the whole of it
 
     async def stats(self) -> Any:
@@ -613,16 +697,23 @@ def _give_back(lease: Lease[Any]) -> None:
 
 
 class AsyncPersistentQueue(AsyncQueue[T]):
-    """A ``PersistentQueue`` for one event loop: ``async with AsyncPersistentQueue.open("queue") as queue``.
+    """A ``PersistentQueue`` for one event loop: ``async with AsyncPersistentQueue("queue") as queue``.
 
-    See ``AsyncQueue`` for what all verbs have in common.
+    It takes the arguments of ``PersistentQueue``, and is opened by ``async with``; ``await open("queue")`` does both.
+    Or it takes a queue that is open, which belongs to it from then on. What all verbs have in common: ``AsyncQueue``.
     """
 
     queue: PersistentQueue[T]
 
-    def __init__(self, queue: PersistentQueue[T]) -> None:
-        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
-        super().__init__(queue)
+    def __init__(
+        self,
+        queue: PersistentQueue[T] | str | os.PathLike[str],
+        path: str | os.PathLike[str] = ".",
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            queue if isinstance(queue, PersistentQueue) else partial(PersistentQueue, queue, path, **options)
+        )
 
     @classmethod
     def open(cls, filename: Any, path: Any = ".", **options: Any) -> Opening[Self]:

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 from zlib import crc32
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, DiskFullError, Full, QueueError
+from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, DiskFullError, Full, OptionError, QueueError
 from lmdbqueue._format import BASE, Note, Trailer, pack
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
@@ -27,6 +27,7 @@ from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._model.readers import Move
 from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
 from lmdbqueue._verbs.engine import Decode, SortOut, within
+from lmdbqueue._verbs.serializers import CUSTOM
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +82,11 @@ class LocalEngine:
             self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
         except BaseException:
             environment.release()
+            raise
+        try:
+            refuse_other_serializer(path, _format.serializer(self.record), serializer)
+        except OptionError:
+            environment.release(self.ref)
             raise
         self.salt = _format.salt(self.record)
         self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
@@ -572,6 +578,12 @@ def _deadline(moment: Moment, ttl: float | None) -> int:
 
 def _room_away(payloads: Sequence[bytes]) -> int:
     return pushing.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
+
+
+def refuse_other_serializer(path: str, stored: str, given: str) -> None:
+    """Raise ``OptionError`` for another serializer than that of the queue; a pair of the user's may be any of them."""
+    if stored != given and not {stored, given} & {"", CUSTOM}:
+        raise OptionError(path, "serializer", stored, given)
 
 
 def _make(serializer: str, txn: Txn, queue: Tables) -> bytes:

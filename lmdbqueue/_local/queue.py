@@ -19,6 +19,7 @@ from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.state import State
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import checked_count, head_of
+from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar
@@ -33,7 +34,9 @@ class PersistentQueue(Queue[T]):
 
     ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
     be. ``name`` picks one of several queues in it. ``dumps`` turns an item into bytes and ``loads``
-    back; with pickle, the default, opening a queue means trusting whoever can write to it.
+    back; with pickle, the default, opening a queue means trusting whoever can write to it. ``serializer`` names a
+    pair instead: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"msgspec"``, ``"bytes"``. The name is kept with the queue,
+    and opening it by another name raises ``OptionError``; a pair of one's own is never refused.
     ``maxsize`` (items in this queue) and ``max_bytes`` (pages in use in the directory's environment)
     limit what this object pushes; 0 and None: no limit. ``flush_limit``: bytes of empty space below
     which ``flush`` does nothing. ``max_attempts``: how often an item is leased before it goes to ``dead``
@@ -65,6 +68,7 @@ class PersistentQueue(Queue[T]):
         flush_limit: int = 1048576,
         *,
         name: str = "queue",
+        serializer: Serializer | None = None,
         maxsize: int = 0,
         max_bytes: int | None = None,
         max_attempts: int | None = None,
@@ -76,11 +80,20 @@ class PersistentQueue(Queue[T]):
             message = f"durability is 'full' or 'off', not {durability!r}"
             raise ValueError(message)
         _format.check_name(name)
+        self.serializer, dumps, loads = chosen(serializer, dumps, loads)
         directory = os.path.abspath(os.path.join(path, filename))
         options = _format.Options(checksum=checksum, durability=durability)
         environment = open_environment(directory, options, progress)
         super().__init__(
-            LocalEngine(environment, directory, name, maxsize=maxsize, max_bytes=max_bytes, max_attempts=max_attempts),
+            LocalEngine(
+                environment,
+                directory,
+                name,
+                self.serializer,
+                maxsize=maxsize,
+                max_bytes=max_bytes,
+                max_attempts=max_attempts,
+            ),
             dumps,
             loads,
         )
@@ -205,9 +218,12 @@ class PersistentQueue(Queue[T]):
     def _options(self) -> dict[str, Any]:
         names = (
             *("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "max_attempts"),
-            *("durability", "checksum"),
+            *("durability", "checksum", "serializer"),
         )
-        return {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in names}
+        for name in ("serializer",) if self.serializer in ("pickle", CUSTOM) else ("dumps", "loads"):
+            del given[name]
+        return given
 
 
 def _names(txn: Txn, queue: Tables) -> list[str]:

@@ -9,6 +9,7 @@ import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -22,6 +23,7 @@ from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease
 from lmdbqueue._verbs.reader import Reader, checked_start
 from lmdbqueue._verbs.reading import checked_count
+from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
@@ -99,6 +101,15 @@ class Queue(Writing[T], ABC):
     def stats(self) -> Stats:
         """Return how much of everything there is in the queue, at a cost that does not depend on it."""
         return self._engine.stats()
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Make what this thread does in the block one atomic step."""
+
+    @property
+    @abstractmethod
+    def state(self) -> StateMapping:
+        """A persistent mapping of this queue."""
 
     @abstractmethod
     def flush(self, force: bool = False) -> int:

@@ -13,6 +13,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import checked_count, head_of
+from lmdbqueue._verbs.serializers import Serializer, chosen
 from lmdbqueue.postgres import _items, _queues
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._database import open_database
@@ -53,7 +54,7 @@ class PostgresQueue(Queue[T]):
     ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
     ``target_session_attrs=read-write`` for a primary that may move. ``name`` picks one of the queues; it is made if
     it is not there, and so are the tables, in ``schema``. ``dumps``, ``loads``, ``maxsize`` and ``max_attempts`` are
-    those of ``PersistentQueue``.
+    those of ``PersistentQueue``; so is ``serializer``, but its name is not kept in the database.
 
     A call that returned is committed; what that promises is the server's ``synchronous_commit`` (docs/scaling.md).
     When a connection is lost, calls connect again and go on, for ``patience`` seconds; then they raise
@@ -72,6 +73,7 @@ class PostgresQueue(Queue[T]):
         dumps: Callable[[T], bytes] = pickle.dumps,
         loads: Callable[[bytes], T] = pickle.loads,
         *,
+        serializer: Serializer | None = None,
         maxsize: int = 0,
         max_attempts: int | None = None,
         schema: str = "lmdbqueue",
@@ -92,6 +94,7 @@ class PostgresQueue(Queue[T]):
             message = f"a pool has at least one connection, not {pool!r}"
             raise ValueError(message)
         _format.check_name(name)
+        self.serializer, dumps, loads = chosen(serializer, dumps, loads)
         database = open_database(conninfo, schema, patience, pool)
         engine = PostgresEngine(
             database,

@@ -30,7 +30,7 @@ else:
 
 
 class AsyncPostgresQueue(AsyncQueue[T]):
-    """A ``PostgresQueue`` for one event loop: ``async with AsyncPostgresQueue.open("postgresql:///app") as queue``.
+    """A ``PostgresQueue`` for one event loop: ``async with AsyncPostgresQueue("postgresql:///app") as queue``.
 
     See ``lmdbqueue.aio.AsyncQueue`` for what all verbs have in common. While the server is away all calls of the
     object wait, for its ``patience``.
@@ -38,9 +38,9 @@ class AsyncPostgresQueue(AsyncQueue[T]):
 
     queue: PostgresQueue[T]
 
-    def __init__(self, queue: PostgresQueue[T]) -> None:
-        """Use ``queue``, which belongs to this object from now on. Call it in the loop; see ``open``."""
-        super().__init__(queue)
+    def __init__(self, queue: PostgresQueue[T] | str, name: str = "queue", **options: Any) -> None:
+        """Take the arguments of ``PostgresQueue``, to be opened by ``async with``, or one that is open."""
+        super().__init__(queue if isinstance(queue, PostgresQueue) else partial(PostgresQueue, queue, name, **options))
 
     @classmethod
     def open(cls, conninfo: str, name: str = "queue", **options: Any) -> Opening[Self]:

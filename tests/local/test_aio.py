@@ -14,6 +14,7 @@ from processes import eventually, forked, has_ended, status_of, threads_of_this_
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
 from lmdbqueue._async.courier import Call
+from lmdbqueue._verbs.head import Batch
 from lmdbqueue.aio import AsyncPersistentQueue
 
 
@@ -553,3 +554,83 @@ def test_a_damaged_item_is_told_and_stays(tmp_path):
 def test_the_synchronous_package_does_not_import_asyncio():
     code = "import sys, lmdbqueue; sys.exit('asyncio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_async_with_opens_and_an_unopened_object_says_so(tmp_path):
+    async def main():
+        queue = AsyncPersistentQueue("queue", tmp_path, maxsize=3)
+        assert "not open" in repr(queue)
+        for verb in (lambda: queue.push(1), lambda: queue.pop(1), lambda: queue.get(timeout=1)):
+            with pytest.raises(ClosedError, match="async with"):
+                await verb()
+        assert os.listdir(tmp_path) == []
+        async with queue as same:
+            assert same is queue
+            assert await queue.push("a") == 0
+            assert queue.queue.maxsize == 3
+        with pytest.raises(ClosedError):
+            await queue.push("b")
+        with pytest.raises(AttributeError):
+            queue.no_such_name  # noqa: B018
+
+    asyncio.run(main())
+
+
+def test_several_steps_are_one_and_the_state_is_read(run):
+    async def test(queue):
+        await queue.push(["a", "b"])
+
+        def step(sync):
+            sync.state["taken"] = sync.pop()
+            return sync.count()
+
+        def fail(sync):
+            sync.state["taken"] = sync.pop()
+            raise ZeroDivisionError
+
+        assert await queue.transact(step) == 1
+        with pytest.raises(ZeroDivisionError):
+            await queue.transact(fail)
+        assert (await queue.state.get("taken"), await queue.state.get("none", 5)) == ("a", 5)
+        assert (await queue.state.items(), await queue.count()) == ({"taken": "a"}, 1)
+
+        async def wrong(_):
+            """Do nothing."""
+
+        with pytest.raises(TypeError, match="coroutine"):
+            await queue.transact(wrong)
+
+    run(test)
+
+
+def test_awaited_batches_poison_and_keys_mean_what_they_mean_without_await(run):
+    async def test(queue):
+        assert await queue.push_many(iter([b"a", b"bad", b"c"])) == range(3)
+        assert await queue.peek_many(9) == await queue.pop_many(9, at_least=3, blocking=True) == [b"a"]
+        with pytest.raises(DecodeError, match=r"dead_letter\(1\)"):
+            await queue.pop_many(1)
+        assert [item async for item in queue.browse(on_error="skip")] == [b"c"]
+        assert await queue.dead_letter(1, "no use")
+        assert not await queue.delete_item(1)
+        assert await queue.pop_many(9, max_bytes=1) == [b"c"]
+        number = await queue.push(b"x" * 10, unique="k", headers={"h": "1"})
+        assert (await queue.find("k"), (await queue.push(b"y", unique="k")).is_stored) == (number, False)
+        waiting = asyncio.ensure_future(queue._leased(Batch(2, None, 60.0), None, blocking=True, timeout=60))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await queue.push(b"z")
+        lease = await asyncio.wait_for(waiting, 30)
+        assert (list(lease), await lease.headers()) == ([b"x" * 10, b"z"], [{"h": "1"}, {}])
+        assert not await queue.cancel("k")
+        await lease.nack()
+        assert await queue.cancel("k")
+        assert not await queue.lease(0)
+        with pytest.raises(Empty):
+            await queue.pop_many(5, at_least=5, blocking=True, timeout=0.01)
+
+    def loads(payload):
+        if payload == b"bad":
+            raise KeyError(payload)
+        return payload
+
+    run(test, dumps=bytes, loads=loads)

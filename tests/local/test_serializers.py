@@ -11,7 +11,7 @@ import dill
 import msgpack
 import pytest
 
-from lmdbqueue import DecodeError
+from lmdbqueue import DecodeError, OptionError
 
 RECORD = {"text": "naïve \u2603", "number": -7, "float": 0.5, "none": None, "list": [1, [2, {}]], "empty": ""}
 PAIRS = {
@@ -176,16 +176,18 @@ def test_an_item_that_cannot_be_decoded_is_named_and_stays_where_it_is(open_queu
 
 @pytest.mark.parametrize("take", ["peek", "pop"])
 @pytest.mark.parametrize("position", [0, 1, 2])
-def test_of_several_the_one_that_cannot_be_decoded_is_named_and_all_stay(open_queue, take, position):
+def test_of_several_those_before_the_one_that_cannot_be_decoded_come_and_it_is_named_then(open_queue, take, position):
     items = ["a", "b", "c"]
     items[position] = "bad"
     queue = open_queue(dumps=str.encode, loads=_loads)
     queue.push(items)
+    if position:
+        assert getattr(queue, take)(3) == items[:position]
+    queue.delete(queue.count() - 3 + position)
     with pytest.raises(DecodeError) as caught:
         getattr(queue, take)(3)
     assert (caught.value.seq, caught.value.payload) == (position, b"bad")
-    assert queue.count() == 3
-    assert queue.pop(position) == ([] if position == 0 else "a" if position == 1 else ["a", "b"])
+    assert queue.count() == 3 - position
 
 
 @pytest.mark.parametrize("checksum", [True, False])
@@ -207,3 +209,46 @@ def test_another_loads_can_read_what_the_first_could_not(open_queue):
     with pytest.raises(DecodeError):
         queue.pop()
     assert open_queue(loads=bytes.decode).pop() == "bad"
+
+
+# --- by name
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "payload"),
+    [
+        ("json", {"a": [1, "é"]}, '{"a":[1,"é"]}'.encode()),
+        ("bytes", b"raw", b"raw"),
+        ("msgpack", {"a": 1}, b"\x81\xa1a\x01"),
+        ("pickle", {"a": 1}, None),
+    ],
+)
+def test_a_serializer_is_chosen_by_its_name_which_is_kept(open_queue, name, item, payload):
+    queue = open_queue(serializer=name)
+    queue.push(item)
+    queue.flush(force=True)
+    assert queue.serializer == name
+    if payload is not None:
+        with open_queue(dumps=bytes, loads=bytes) as raw:
+            assert raw.peek() == payload
+    with pickle.loads(pickle.dumps(queue)) as again:
+        assert (again.serializer, again.peek()) == (name, item)
+    with queue.copy("twin") as twin:
+        assert (twin.serializer, twin.peek()) == (name, item)
+    other = "json" if name != "json" else "pickle"
+    with pytest.raises(OptionError, match=f"serializer='{name}'") as caught:
+        open_queue(serializer=other)
+    assert (caught.value.stored, caught.value.given) == (name, other)
+    if name != "pickle":
+        with pytest.raises(OptionError):
+            open_queue()
+    assert queue.pop() == item
+
+
+def test_a_pair_of_ones_own_is_never_refused_and_says_nothing_of_names(open_queue):
+    open_queue(dumps=str.encode, loads=bytes.decode).push("a")
+    assert open_queue(serializer="bytes").pop() == b"a"
+    with pytest.raises(ValueError, match="not both"):
+        open_queue(serializer="json", dumps=str.encode)
+    with pytest.raises(ValueError, match="one of pickle, json"):
+        open_queue(serializer="yaml")

@@ -1,0 +1,70 @@
+"""Serializers by name.
+
+Owns: what each name stands for. Law: the functions are of modules, so that a queue that uses them can be pickled; what
+a name needs is imported when it is used. Must not know: queues.
+"""
+
+import pickle
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+Serializer = Literal["pickle", "json", "msgpack", "msgspec", "bytes"]
+Pair = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
+CUSTOM: Final = "custom"
+
+
+def chosen(
+    serializer: Serializer | None, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
+) -> tuple[str, Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """Return the name and the functions of what a queue is opened with; raise ``ValueError`` for what is no answer."""
+    is_default = dumps is pickle.dumps and loads is pickle.loads
+    if serializer is None:
+        return "pickle" if is_default else CUSTOM, dumps, loads
+    if not is_default:
+        message = "give a serializer's name, or dumps and loads, not both"
+        raise ValueError(message)
+    if serializer not in _PAIRS:
+        message = f"a serializer is one of {', '.join(_PAIRS)}, or a pair in dumps and loads, not {serializer!r}"
+        raise ValueError(message)
+    return serializer, *_PAIRS[serializer]()
+
+
+def to_json(item: Any) -> bytes:
+    """Return an item as JSON."""
+    import json  # noqa: PLC0415  (for who uses it, not for who imports)
+
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def from_json(payload: bytes) -> Any:
+    """Return the item of a JSON text."""
+    import json  # noqa: PLC0415
+
+    return json.loads(payload)
+
+
+def _pickle() -> Pair:
+    return pickle.dumps, pickle.loads
+
+
+def _json() -> Pair:
+    return to_json, from_json
+
+
+def _msgpack() -> Pair:
+    import msgpack  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return msgpack.packb, msgpack.unpackb
+
+
+def _msgspec() -> Pair:
+    import msgspec.msgpack  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    return msgspec.msgpack.encode, msgspec.msgpack.decode
+
+
+def _bytes() -> Pair:
+    return bytes, bytes
+
+
+_PAIRS: Final = {"pickle": _pickle, "json": _json, "msgpack": _msgpack, "msgspec": _msgspec, "bytes": _bytes}
