@@ -804,7 +804,21 @@ class Generation(Snapshot):
         """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
         ages = (line.split()[-1] for line in self._env.readers().splitlines()[1:])
         self._is_tight = all(age in ("-", str(txn.id() - 1)) for age in ages)
-        return self._is_tight and self.extent() - self.used(txn) >= size
+        return self._is_tight and self.extent() - super().used(txn) >= size
+
+    def used_at_most(self, txn: Txn) -> int:
+        """Return a number of bytes that the pages in use do not exceed, with those that ``txn`` has added."""
+        return super().used_at_most(txn) + self._room.granted
+
+    def used(self, txn: Txn) -> int:
+        """Return how many bytes the pages in use take, with those that ``txn`` has added so far."""
+        grown = 0
+        with self._env.begin() as before:
+            is_writing = txn.id() == before.id() + 1
+            trees = [self.meta, self.away, *(queue.items for queue in self.open_to(txn))]
+            if is_writing:
+                grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
+        return super().used(txn) + grown
 
     def renew(self) -> bool:
         """Let what the last transaction has freed be used by the next, if that may have been wanted; tell if so.

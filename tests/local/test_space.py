@@ -3,11 +3,16 @@
 import os
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 from processes import directory_size, forked, status_of
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import Full, PersistentQueue
+from lmdbqueue._local import group_commit
+from lmdbqueue._local.group_commit import Call
+from lmdbqueue._model import pushing
+from lmdbqueue._model.pushing import Limits
 
 MILLION = 1_000_000
 BATCH = 10_000
@@ -100,3 +105,26 @@ def test_the_memory_of_a_process_does_not_depend_on_the_length_of_the_queue(tmp_
         os.close(read)
         os.close(write)
     assert used[MILLION] < used[1_000] + 3_000_000  # the items are 100 MB
+
+
+def test_what_a_block_has_pushed_counts_in_its_limit(open_queue):
+    limit = 1_000_000
+    queue = open_queue(max_bytes=limit)
+    with queue.transaction():
+        with suppress(Full):
+            for _ in range(100):
+                queue.push("x" * 100_000)
+        assert 5 <= len(queue) <= 10
+        queue.delete(2)
+        queue.push("x" * 100_000)  # what left has made room
+    assert queue.stats().bytes_used <= limit
+
+
+def test_what_others_push_in_the_same_commit_counts_in_the_limit(open_queue):
+    queue = open_queue(max_bytes=1_000_000)
+    engine = queue._engine
+    limits = Limits(0, 1_000_000)
+    calls = [Call(engine.ref, pushing.push, ([b"x" * 100_000], bytes(8), limits, None), 300_000) for _ in range(20)]
+    group_commit.run(engine.environment._generation, calls)
+    assert sum(isinstance(call.error, Full) for call in calls) == 20 - len(queue)
+    assert queue.stats().bytes_used <= 1_000_000
