@@ -76,9 +76,21 @@ def list_fields(_app, what, _name, thing, _options, lines):
     """Let a class that is made of fields list them, with the comments that stand behind them."""
     fields = getattr(thing, "_fields", None) or getattr(thing, "__dataclass_fields__", None)
     if what == "class" and fields:
-        told = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(thing), re.MULTILINE))
+        told = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", source_of(thing), re.MULTILINE))
         for name in fields if told else ():
             lines += ["", f"- ``{name}``: {told[name]}" if name in told else f"- ``{name}``"]
+
+
+def source_of(thing):
+    """Return the text of a class, whose ``__module__`` is that which exports it."""
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("lmdbqueue.") and vars(module).get(thing.__name__) is thing:
+            found = re.search(
+                rf"^class {thing.__name__}\b.*?(?=^\S|\Z)", inspect.getsource(module), re.MULTILINE | re.DOTALL
+            )
+            if found:
+                return found[0]
+    return ""
 
 
 def leave_out(_app, _what, name, thing, _skip, _options):
