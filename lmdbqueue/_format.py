@@ -622,7 +622,7 @@ class Last(NamedTuple):
     @classmethod
     def unpack(cls, data: bytes | None) -> "Last":
         """Read the record; None: there is none, which is what a damaged one counts as."""
-        if data is None or len(data) not in (NUMBER.size, LAST.size):
+        if data is None or len(data) not in (NUMBER.size, _TWO.size, LAST.size):
             return cls(-1)
         return cls(*struct.unpack(f">{len(data) // 8}Q", data))
 
@@ -635,8 +635,6 @@ def pack_last(transaction: int, weight: int | None = None, content: int | None =
 
 
 _TWO: Final = Struct(">2Q")
-
-
 LAST: Final = Struct(">3Q")
 
 

@@ -121,19 +121,9 @@ class QueueSource(Source):
         return self._engine.environment.update(self._engine.ref, leases.delete_items, list(map(_format.key_of, seqs)))
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Let these items be dead letters of the queue. What waits before them is leased for the moment."""
-        left = set(reasons)
-        n = len(left)
-        while left:
-            with self._queue.lease(n) as lease:
-                found = left.intersection(lease.seqs)
-                for seq in found:
-                    lease.reject(seq, reasons[seq])
-                left -= found
-                if not found and (len(lease) < n or min(lease.seqs) > max(left)):
-                    left.clear()  # others took them
-                n = n + len(lease) if found or left else n
-                lease.nack(reason="it was leased with what a target refused")
+        """Let these items be dead letters of the queue."""
+        for seq, reason in reasons.items():
+            self._queue.dead_letter(seq, reason)
 
     def wait(self, timeout: float) -> None:
         """Wait until there is an item."""
@@ -201,9 +191,7 @@ class ReaderSource(QueueSource):
             name = f"{self._queue.name}-{self._reader.name}-refused"
             with self._opened(name) as aside:
                 for seq, payload in some.items():
-                    aside.push(payload)
-                    with aside.lease() as lease:
-                        lease.reject(reason=f"item {seq}: {reasons[seq]}")
+                    aside.dead_letter(aside.push(payload), f"item {seq}: {reasons[seq]}")
             self._refused.update(some)
             self._pass_refused()
 

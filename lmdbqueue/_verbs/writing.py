@@ -207,6 +207,9 @@ class Writing(Reading[T]):
         Returns:
             Whether it waited. What is leased, delayed or dead is left alone.
         """
+        if not isinstance(reason, str):
+            message = f"a reason is a str, not {type(reason).__name__}"
+            raise TypeError(message)
         return self._engine.dead_letter(checked_number(seq), reason)
 
     def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)

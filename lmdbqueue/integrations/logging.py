@@ -243,7 +243,8 @@ class DurableListener:
         handlers: What the records are handed to.
         name: The queue in the directory, if ``source`` is a path.
         batch: The number of records that are leased and acknowledged at a time.
-        retry: When a record comes again whose handler failed; None: ``Retry()``, at most five times.
+        retry: When a record comes again whose handler failed, and after how many attempts it is set aside; None:
+            ``Retry()``.
         respect_handler_level: Whether a handler gets records of its level and above only, as in ``QueueListener``.
     """
 

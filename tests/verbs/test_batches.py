@@ -258,6 +258,8 @@ def test_a_key_is_free_when_its_item_is_removed_by_its_number(queue):
 
 
 def test_an_item_is_set_aside_by_its_number(poisoned):
+    with pytest.raises(TypeError):
+        poisoned.dead_letter(2, 5)
     assert poisoned.dead_letter(2, "no use")
     assert not poisoned.dead_letter(2)
     assert list(poisoned) == [b"a", b"b", b"d"]
