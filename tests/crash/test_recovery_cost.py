@@ -60,6 +60,7 @@ def _after_a_cut(place, copy, verb):
             queue.push(b"before")
         VERBS[verb](queue)
         shutil.copytree(place / "queue", copy / "queue")
+    os.sync()  # what a power cut leaves is on the disk
     as_after_a_reboot(copy / "queue")
 
 

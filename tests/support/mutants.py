@@ -76,7 +76,7 @@ def acknowledged_before_commit(worker: Worker) -> None:
 
 
 def no_directory_sync(_worker: Worker) -> None:
-    _replace_everywhere(disk.sync_directory, lambda _path: None)
+    _replace_everywhere(disk.sync_directory, lambda *_: None)
 
 
 def no_sync_of_drafts(_worker: Worker) -> None:

@@ -27,7 +27,8 @@ from processes import forked, status_of
 
 from lmdbqueue._host import session
 
-_IDENTITY, _IDENTITY_AT = Struct("=QQ"), 48  # of the file ``session``: its inode and birth
+_BOOT_AT = 24  # in the file ``session``
+_IDENTITY, _IDENTITY_AT = Struct("=QQ"), 48  # its inode and birth
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20000, 0x1000, 0x4000, 0x40000
 
@@ -51,11 +52,11 @@ def build(place: str, state: State) -> None:
         if content is None:
             os.mkdir(full, 0o700)
         else:
-            fd = os.open(full, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(full, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, content.data)
             os.ftruncate(fd, content.size)
             if os.path.basename(path) == "session" and content.size == session.SIZE:
-                os.pwrite(fd, _IDENTITY.pack(*session._mount_and_birth(fd)[1:]), _IDENTITY_AT)  # else it is a copy
+                _set_identity(fd)
             os.close(fd)
 
 
@@ -63,10 +64,16 @@ def as_after_a_reboot(directory: str | os.PathLike[str]) -> None:
     """Make a queue's directory, which was copied while it was open, look as if it was in use when the power went."""
     fd = os.open(os.path.join(directory, "session"), os.O_RDWR)
     try:
-        os.pwrite(fd, b"\xee" * 16, _IDENTITY_AT - 24)  # the boot
-        os.pwrite(fd, _IDENTITY.pack(*session._mount_and_birth(fd)[1:]), _IDENTITY_AT)
+        _set_identity(fd)
     finally:
         os.close(fd)
+
+
+def _set_identity(fd: int) -> None:
+    """Let the file ``session`` be the one that was used, which it was not, in another boot, unless it was closed."""
+    if os.pread(fd, 16, _BOOT_AT) != session.CLOSED:
+        os.pwrite(fd, b"\xee" * 16, _BOOT_AT)
+    os.pwrite(fd, _IDENTITY.pack(*session._mount_and_birth(fd)[1:]), _IDENTITY_AT)
 
 
 def remove(place: str) -> None:
