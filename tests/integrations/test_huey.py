@@ -1,5 +1,6 @@
 """Huey on a queue: its own tests of storages, and workers that are killed."""
 
+import contextlib
 import os
 import random
 import signal
@@ -291,12 +292,14 @@ class _Site:
         """Start a consumer with two workers; return its pid, which is that of its group."""
         pid = os.fork()
         if not pid:
-            os.setsid()
+            os.setpgid(0, 0)
             try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 self.huey.create_consumer(workers=2, worker_type=kind, **options).run()
             finally:
                 os._exit(1)
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # it did so itself
+            os.setpgid(pid, pid)
         return pid
 
 
