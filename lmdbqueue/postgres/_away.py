@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue._format import Note
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _items, _positions, _readers
-from lmdbqueue.postgres._items import AT_ONCE, BROWSE_BYTES, LOOK, MINE, Place, pack, tell
+from lmdbqueue.postgres._items import AT_ONCE, BROWSE_BYTES, LOOK, MINE, OVERDUE, Place, hurried, pack, tell
 from lmdbqueue.postgres._owner import tokens
 from lmdbqueue.postgres._session import Step
 
@@ -56,11 +56,32 @@ noted AS (
 _LEASE_IN_BLOCK: Final = (
     "WITH " + LOOK + ", mine AS (SELECT)" + _CLAIMED + _UPDATED.replace("%(one)s", "1") + "NULL FROM look"
 )
+# One item, and the short way: no row says that there is none, or that more has to be done, and ``LEASE`` what that is
+LEASE_ONE: Final = (
+    """
+WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),
+claimed AS MATERIALIZED (
+    SELECT ctid AS at, octet_length(payload) AS size FROM {items}
+    WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
+    + OVERDUE
+    + """)
+    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,
+        size = size - (SELECT size FROM claimed)
+    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM claimed) RETURNING ctid AS at)
+UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + (SELECT 1 FROM noted),
+    until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
+WHERE ctid = (SELECT at FROM claimed)
+RETURNING payload, seq, attempts, NULL::boolean, NULL::boolean, (SELECT at FROM noted)
+"""
+)
 # By the places of rows, which each subquery finds by its index whatever the server believes of the table; the lease is
 # looked at again if another transaction has changed the row meanwhile
 _OF_LEASE: Final = """WHERE ctid = ANY(ARRAY(
     SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq)
     FROM unnest(%(seqs)s::bigint[]) AS held (seq))) AND lease = %(lease)s"""
+LEASE_NOW: Final = hurried(LEASE)
 _HELD: Final = """
 SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, NULL::tid FROM {items}
 WHERE queue = %(queue)s AND state = 1 AND lease = %(lease)s ORDER BY seq
@@ -77,15 +98,18 @@ SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) EN
     (SELECT at FROM noted)
 FROM look, (SELECT array_agg(seq) AS seqs FROM gone) AS all_of_them
 """
-ACK_ONE: Final = (
-    "WITH "
-    + _ACKED
-    + """
-gone AS (
+# No row: the lease is over, or readers have to know
+ACK_ONE: Final = """
+WITH gone AS (
     DELETE FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = %(seq)s AND lease = %(lease)s
-    AND NOT (SELECT is_followed FROM look) RETURNING seq)"""
-    + _NOTED_ACK
-)
+    AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) RETURNING seq),
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - 1
+    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
+SELECT ARRAY[seq], 1 / (SELECT count(*) FROM noted), false,
+    EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), (SELECT at FROM noted)
+FROM gone
+"""
 ACK: Final = (
     "WITH "
     + _ACKED

@@ -275,13 +275,15 @@ class PostgresEngine:
             items = decode([entry])
         except DecodeError:
             return None
+        deaths = self._is_time_to_look()
+        statement = _items.TAKE_KNOWN if deaths else _items.TAKE_KNOWN_NOW
         values = {
             "seq": ahead.seq,
             "version": ahead.version,
             "size": len(ahead.payload),
-            "deaths": self._is_time_to_look(),
+            "deaths": deaths,
         }
-        rows = self.database.once(self.patience, _items.TAKE_KNOWN, *self.place, values, _is_awaited)
+        rows = self.database.once(self.patience, statement, *self.place, values, _is_awaited)
         if isinstance(rows, Settled):
             entry.notes = _NO_NOTES
             return [entry], items
@@ -314,13 +316,10 @@ class PostgresEngine:
             else:
                 self._give_back_doubtful()
                 try:
-                    rows = database.once(self.patience, _away.LEASE, *place, values)
-                    if isinstance(rows, Settled):
-                        rows = database.view(self.patience, _away.held, place, token)
+                    found = _away.claimed(self._leased(values, is_short=n == 1 and not deaths))
                 except BaseException:
                     self.holder.doubtful.append(token)
                     raise
-                found = _away.claimed(rows)
             if not found.is_there:
                 raise GoneError(self.path, self.name)
             if not found.entries:
@@ -335,6 +334,15 @@ class PostgresEngine:
             found = self._without_surplus(token, found, max_bytes)
             if (lease := self._lease_of(token, found, deadline, sort_out)) is not None:
                 return lease
+
+    def _leased(self, values: dict[str, Any], *, is_short: bool) -> list[Any]:
+        """Lease the first items; return the rows that say which."""
+        database, place = self.database, self.place
+        statement = _away.LEASE_ONE if is_short else _away.LEASE if values["deaths"] else _away.LEASE_NOW
+        rows = database.once(self.patience, statement, *place, values)
+        if isinstance(rows, Settled):
+            return database.view(self.patience, _away.held, place, values["lease"])
+        return rows if rows or not is_short else self._leased(values, is_short=False)
 
     def _lease_of(
         self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
@@ -421,10 +429,8 @@ class PostgresEngine:
             rows = database.once(self.patience, statement, *place, values, _is_ack_awaited)
             if isinstance(rows, Settled):
                 return sorted(set(wanted).difference(database.view(self.patience, _away.still_there, place, wanted)))
-            if not rows:
-                return None
-            settled: list[int] | None = rows[0][0]
-            if not rows[0][2]:
+            settled: list[int] | None = rows[0][0] if rows else None
+            if settled or (rows and not rows[0][2]):
                 return settled
         return self.database.run(self.patience, _away.ack, self.place, token, wanted) or None
 

@@ -268,7 +268,7 @@ def test_a_worker_waits_for_what_others_have_claimed_and_does_not_spin(queue, op
     queue.push("a")
     looks = []
     find = queue._engine.candidates
-    queue._engine.candidates = lambda n: looks.append(n) or find(n)
+    queue._engine.candidates = lambda *n: looks.append(n) or find(*n)
     stop = threading.Event()
     done = []
     thread = threading.Thread(target=lambda: done.append(queue.work(lambda _: stop.set(), stop=stop)))
