@@ -264,7 +264,7 @@ class Environment:
             return result
         if self._holds():
             raise NestedCallError(self.directory.path)
-        generation = self._generation
+        generation, bell = self._generation, self.bell  # the bell that a close takes down, and not the next one
         if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:
             done: Any = NOT_DONE
             thread = threading.get_ident()
@@ -276,7 +276,7 @@ class Environment:
                     self._lone.pop("", None)
             if done is not NOT_DONE:
                 if done:
-                    self.bell.ring()
+                    bell.ring()
                 result = done
                 return result
         call = Call(ref, fn, args, room)
