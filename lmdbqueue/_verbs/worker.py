@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
+from lmdbqueue._verbs.encoding import checked_ttl
 from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease
 
@@ -234,6 +235,7 @@ class Loop:
 
     def __init__(self, head: Head[Any], plan: Plan, tally: Tally) -> None:
         self._head = head
+        checked_ttl(plan.ttl)
         self._plan = plan
         self._tally = tally
         self._is_waiting = False
