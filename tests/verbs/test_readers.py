@@ -353,6 +353,15 @@ def test_retained_bytes_bound_what_stays_and_the_newest_item_always_does(engine)
     assert queue.pop(9)[-1] == "small"
 
 
+def test_what_is_there_already_stays_as_far_as_it_fits(engine):
+    queue = engine()
+    queue.push(["a", "b", "c"])
+    queue.retain(bytes=10**6)
+    assert list(queue) == ["a", "b", "c"]
+    queue.push("d")
+    assert list(queue) == ["a", "b", "c", "d"]
+
+
 def test_retained_seconds_are_kept_to_a_64th(queue, billing, later):
     queue.retain(seconds=640)
     for now in range(0, 2000, 10):
