@@ -5,6 +5,7 @@ LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
 
 import logging
 import os
+import shutil
 import tempfile
 from itertools import count, product
 
@@ -12,9 +13,10 @@ import pytest
 import seams
 from any_verbs import AnyVerbs
 from cuts import PAGE, Explorer
+from opener import as_after_a_reboot
 from replay import MEMORY
 
-from lmdbqueue import _format
+from lmdbqueue import PersistentQueue, _format
 from lmdbqueue._format import Bounds
 from lmdbqueue._lmdb.sound_pages import Unsound
 from lmdbqueue._model import last_transaction
@@ -92,6 +94,78 @@ def test_what_many_cuts_leave_is_the_last_transaction_or_the_one_before_it_whole
         if states > LONG_STATES:
             break
     record_property(TOLD, states)
+
+
+# --- mixtures that were accepted once
+
+
+def _queue(place, name="queue"):
+    return PersistentQueue("queue", str(place), dumps=bytes, loads=bytes, name=name)
+
+
+def _bytes_of(place):
+    return (place / "queue" / "00000001.mdb").read_bytes()
+
+
+def _items_after_a_cut(place, image, name="queue"):
+    """Return what a queue holds when it is opened after a power cut that left ``image``."""
+    (place / "queue" / "00000001.mdb").write_bytes(image)
+    as_after_a_reboot(place / "queue")
+    with _queue(place, name) as queue:
+        assert queue.check() == []
+        return list(queue)
+
+
+def _leaves(image, before):
+    """Return the places of the leaves that are in an image and were not in the one before."""
+    return [
+        at
+        for at in range(2 * PAGE, len(image), PAGE)
+        if image[at : at + PAGE] != before[at : at + PAGE] and image[at + 10] == 2
+    ]
+
+
+def test_an_item_of_another_queue_in_the_same_place_is_not_taken_for_this_ones(tmp_path):
+    with _queue(tmp_path, "inbox") as inbox, _queue(tmp_path, "outbox") as outbox:
+        before = _bytes_of(tmp_path)
+        inbox.push(b"of inbox")
+        (there,) = [
+            at for at in _leaves(_bytes_of(tmp_path), before) if b"of inbox" in _bytes_of(tmp_path)[at : at + PAGE]
+        ]
+        stale = _bytes_of(tmp_path)[there + 8 : there + PAGE]
+        before = _bytes_of(tmp_path)
+        outbox.push(b"of outbo")
+        shutil.copytree(tmp_path / "queue", tmp_path / "cut" / "queue")
+        image = bytearray(_bytes_of(tmp_path))
+    (at,) = [at for at in _leaves(image, before) if b"of outbo" in image[at : at + PAGE]]
+    image[at + 8 : at + PAGE] = stale
+    assert _items_after_a_cut(tmp_path / "cut", image, "outbox") == []
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, tmp_path):
+    first = [b"A%02d" % number * 100 for number in range(25)]
+    second = [b"B%02d" % number * 100 for number in range(25)]
+    with _queue(tmp_path) as queue:
+        queue.push([b"before"] * 3)
+        before = _bytes_of(tmp_path)
+    for name, items in (("killed", first), ("cut", second)):
+        shutil.copytree(tmp_path / "queue", tmp_path / name / "queue")
+        with _queue(tmp_path / name) as queue:
+            queue.push(items)
+            image = _bytes_of(tmp_path / name)
+            shutil.copytree(tmp_path / name / "queue", tmp_path / f"{name} then" / "queue")
+        if name == "killed":
+            killed = image
+    leaves = [
+        at for at in _leaves(image, before) if b"B" * 1 in image[at : at + PAGE] and b"A" in killed[at : at + PAGE]
+    ]
+    leaves = [at for at in leaves if image[at : at + PAGE].count(b"B") > 99]
+    assert len(leaves) > which
+    mixed = bytearray(image)
+    mixed[leaves[which] : leaves[which] + PAGE] = killed[leaves[which] : leaves[which] + PAGE]
+    found = _items_after_a_cut(tmp_path / "cut then", mixed)
+    assert found == [b"before"] * 3
 
 
 # --- which keys have an item
