@@ -20,7 +20,6 @@ was popped by a process that died.
 """
 
 import atexit
-import os
 import threading
 import weakref
 from _thread import start_new_thread
@@ -34,6 +33,7 @@ from queue import SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
+from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.queue import Queue
@@ -192,7 +192,7 @@ def _finish_all() -> None:
         courier.finish()
 
 
-os.register_at_fork(after_in_child=_working.clear)  # a child has none of the threads
+at_fork("couriers", in_child=_working.clear)  # a child has none of the threads
 
 
 class Courier:

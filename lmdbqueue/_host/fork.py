@@ -20,6 +20,7 @@ ORDER: Final = (
     "blocks",  # _local.transaction
     "environments",  # _local.environment: quiet before, opened anew in the child
     "engines",  # _local.engine: what is leased is the parent's
+    "couriers",  # _async.courier
     "PostgreSQL blocks",  # postgres._block
     "PostgreSQL connections",  # postgres._database
     "PostgreSQL engines",  # postgres._engine

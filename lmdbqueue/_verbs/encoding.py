@@ -16,6 +16,7 @@ T = TypeVar("T")
 Key = str | bytes  # of ``unique``
 
 _CENTURY: Final = 100 * 365 * 86400.0  # seconds
+_MOST: Final = 1 << 63  # items, or bytes
 _LOWEST: Final = 128  # beyond the priorities
 _LONGEST_HEADER: Final = 65_535  # bytes
 
@@ -39,6 +40,22 @@ def checked_delay(delay: float) -> None:
     if not 0 <= delay < _CENTURY:
         message = f"a delay is a non-negative number of seconds, less than a century, and not {delay!r}"
         raise ValueError(message)
+
+
+def checked_ttl(ttl: float | None) -> None:
+    """Raise ``ValueError`` for what is no time for a lease to last."""
+    if ttl is not None and not 0 < ttl < _CENTURY:
+        message = f"ttl is a positive number of seconds, less than a century, or None for no end, and not {ttl!r}"
+        raise ValueError(message)
+
+
+def checked_limits(items: int | None, size: int | None, seconds: float | None) -> None:
+    """Raise ``ValueError`` for what is no limit of what is retained."""
+    for limit, most in ((items, _MOST), (size, _MOST), (seconds, _CENTURY)):
+        if limit is not None and not 0 < limit < most:
+            limits = (items, size, seconds)
+            message = f"a limit of what is retained is a positive number, or None for no limit, and not one of {limits}"
+            raise ValueError(message)
 
 
 def how_to_push(

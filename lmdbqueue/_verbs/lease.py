@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Generic, Self, TypeVar, overload
 
-from lmdbqueue._errors import ClosedError, LeaseExpiredError, TransactionError
+from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
-from lmdbqueue._verbs.encoding import checked_delay
+from lmdbqueue._verbs.encoding import checked_delay, checked_ttl
 from lmdbqueue._verbs.engine import Decode, Engine
 
 T = TypeVar("T")
@@ -122,6 +122,7 @@ class Lease(Sequence[T]):
 
         Does nothing if all that it held is settled.
         """
+        checked_ttl(ttl)
         if not self._token:
             return
         self._refuse_child()
@@ -177,7 +178,10 @@ class DeadLetter(Generic[T]):
     @property
     def item(self) -> T:
         """The item; raises ``DecodeError`` or ``CorruptItemError`` if that is why it died."""
-        return self._decode_all([self._entry])[0]
+        try:
+            return self._decode_all([self._entry])[0]
+        except DecodeError as error:
+            raise DecodeError(error.seq, error.payload, error.reason, is_dead=True) from error.__cause__
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.seq}, {self.attempts} attempts: {self.reason}>"

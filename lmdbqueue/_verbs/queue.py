@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
 from lmdbqueue._values import NOTHING, ReaderStats, Start, Stats
-from lmdbqueue._verbs.encoding import payload_of
+from lmdbqueue._verbs.encoding import checked_limits, checked_ttl, payload_of
 from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
@@ -254,9 +254,7 @@ class Queue(Writing[T], ABC):
         """
         head, n = self._head, checked_count(items)
         batch = checked_batch(n, max_bytes, linger) if linger or max_bytes is not None else None
-        if ttl is not None and not ttl > 0:
-            message = f"ttl is a positive number of seconds, not {ttl!r}"
-            raise ValueError(message)
+        checked_ttl(ttl)
         if not n:
             head.refuse_if_closed()
             return Lease(head.engine, [], NOTHING)
@@ -352,9 +350,7 @@ class Queue(Writing[T], ABC):
         item that is not too old yet stays, too.
         """
         limits = (items, bytes, seconds)
-        if any(limit is not None and not limit > 0 for limit in limits):
-            message = f"a limit of what is retained is a positive number, and not one of {limits}"
-            raise ValueError(message)
+        checked_limits(*limits)
         age = None if seconds is None else int(seconds * _SECOND)
         self._engine.retain(None if limits == (None, None, None) else Retention(items, bytes, age))
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
+from lmdbqueue._verbs.encoding import checked_ttl
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease
 
@@ -113,6 +114,7 @@ class Loop:
         self._head = head
         self._handler = handler
         self._items = items
+        checked_ttl(ttl)
         self._ttl = ttl
         self._retry = retry
         self._stop = stop

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
@@ -39,6 +40,7 @@ from lmdbqueue.cli._open import (
     line_of,
     readable,
     reading_options,
+    to_json,
     writable,
 )
 from lmdbqueue.cli._progress import progress
@@ -231,11 +233,21 @@ seqs_argument = click.argument("seqs", nargs=-1, type=click.IntRange(min=0), met
 def list_(path: str, name: str, form: Form, *, trust: bool) -> None:
     """Print the dead letters.
 
-    One a line: number, attempts, when it died, why, the item, with tabs between.
+    One a line: number, attempts, when it died, why, the item, with tabs between; with --json an object of JSON.
     """
     with readable(path, name, form, trust=trust) as queue:
-        for lines in _blocks(map(_letter, queue.dead)):
+        for lines in _blocks(map(_json_letter if form == "json" else _letter, queue.dead)):
             print_lines(lines)
+
+
+def _json_letter(letter: DeadLetter[bytes]) -> bytes:
+    """Return an object, with the item, or its bytes in base64 if it cannot be decoded."""
+    facts = {"seq": letter.seq, "attempts": letter.attempts, "time": letter.time, "reason": letter.reason}
+    try:
+        item = b'"item": ' + letter.item
+    except (DecodeError, CorruptItemError):
+        item = b'"payload": "' + b64encode(letter.payload) + b'"'
+    return to_json(facts)[:-1] + b", " + item + b"}"
 
 
 def _letter(letter: DeadLetter[bytes]) -> bytes:

@@ -89,7 +89,10 @@ def _import_queue(file: str, path: str, name: str, form: Form, table: str | None
             done = import_file(file, path, name=name, progress=report, table=table, dumps=dumps_of(form), loads=loads)
     except TypeError as error:  # of json.dumps
         raise Failure(f"an item cannot be stored as JSON: {error}; nothing was imported", UNREADABLE) from error
-    click.echo(f"{done.format}: imported {counted(done.items)}")
+    if done.is_repeated:
+        click.echo(f"{done.format}: nothing was imported: it was before, {counted(done.items)}")
+    else:
+        click.echo(f"{done.format}: imported {counted(done.items)}")
     if done.finished:
         click.echo(f"left out, since their consumers were done with them: {counted(done.finished)}")
     if done.set_aside:

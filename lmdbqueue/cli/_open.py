@@ -158,7 +158,7 @@ def line_of(path: str, form: Form, *, trust: bool) -> Line:
 
 def _line(payload: bytes) -> bytes:
     try:
-        item = pickle.loads(payload)  # noqa: S301  (nobody else could write it, or the user trusts them)
+        item = _unpickled(payload)
     except Exception as error:
         if payload.startswith(_PICKLE):
             raise
@@ -177,7 +177,15 @@ def _json_item(payload: bytes, stranger: str) -> object:
     if stranger:
         message = f"it is a pickle, and {stranger}: --trust unpickles it, --raw shows the bytes"
         raise ValueError(message)
-    return pickle.loads(payload)  # noqa: S301  (as above)
+    return _unpickled(payload)
+
+
+def _unpickled(payload: bytes) -> object:
+    try:
+        return pickle.loads(payload)  # noqa: S301  (nobody else could write it, or the user trusts them)
+    except (ImportError, AttributeError) as error:
+        message = f"{error}; if it is a class of your program, set PYTHONPATH to where that is; --raw shows bytes"
+        raise ValueError(message) from error
 
 
 def to_json(item: object) -> bytes:

@@ -91,6 +91,7 @@ class Imported:
     set_aside: int  # records that are no items, or failed ones
     quarantine: str  # the file of those, "" for none
     notes: tuple[str, ...]  # what else was found, in sentences
+    is_repeated: bool = False  # it was done before, and nothing was added now
 
 
 def detect(path: str | os.PathLike[str], *, table: str | None = None) -> str:
@@ -175,7 +176,7 @@ class _Import:
             record = self._loads(self._queue.state[key])
             record = record if isinstance(record, dict) else json.loads(record)
             stamp, done, when = record["stamp"], record["done"], record["time"]
-            imported = Imported(**{**done, "notes": tuple(done["notes"])})
+            imported = Imported(**{**done, "notes": tuple(done["notes"]), "is_repeated": True})
         except Exception as error:
             reason = f"the record of an earlier import, state[{key!r}], cannot be read ({error})"
             raise self._source.error(reason, "give the dumps and loads that it was imported with") from error

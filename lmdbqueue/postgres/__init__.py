@@ -69,6 +69,12 @@ after its commit, in a transaction of its own that nobody waits for: a notice wi
 whole cluster through the flush.
 """
 
+try:
+    import psycopg  # noqa: F401
+except ImportError as error:
+    message = f"lmdbqueue.postgres needs psycopg: pip install 'lmdbqueue[postgres]' ({error})"
+    raise ImportError(message, name="psycopg") from error
+
 from lmdbqueue.postgres._marks import PostgresTarget
 from lmdbqueue.postgres._queue import PostgresQueue, Transaction
 

@@ -9,6 +9,7 @@ and another go on, the mark refuses the batch that comes twice.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
@@ -44,6 +45,10 @@ WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s AND number =
 """
 
 
+# what a server says that waiting does not change; of a connection that failed psycopg knows no sqlstate
+_FOR_GOOD: Final = re.compile(r'(database|role) ".*" does not exist|authentication failed|no pg_hba\.conf entry')
+
+
 class PostgresTarget(Target):
     """A ``PostgresQueue`` that gets each item exactly once.
 
@@ -61,7 +66,13 @@ class PostgresTarget(Target):
         """Take the lock of the source, and return its mark. Raises ``BusyError`` if another has the lock."""
         if self._queue is None:
             assert self._open_queue is not None  # one of the two
-            self._queue = self._open_queue()
+            try:
+                self._queue = self._open_queue()
+            except ServerError as error:
+                if not _FOR_GOOD.search(error.reason):
+                    raise
+                advice = "create what is missing, or correct the URL, and begin again"
+                raise ForwardError(error.path, f"the server refuses it: {error.reason}", advice) from error
         engine = postgres_engine_of(self._queue)
         database, place = engine.database, engine.place
         self._hold(origin, database, place)
