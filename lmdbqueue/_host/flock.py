@@ -110,6 +110,20 @@ def holders(fd: int) -> int | None:
     return len({match["pid"] for match in found if match and match["file"] in files}) or None
 
 
+def others_with_a_lock(device: int, inode: int) -> int | None:
+    """Return how many other processes have a POSIX lock on a file, also on one without a name; None if nothing tells.
+
+    Found by device and inode, as ``stat`` says them: on some file systems (btrfs) Linux lists another device.
+    """
+    file = f" {os.major(device):02x}:{os.minor(device):02x}:{inode} "
+    try:
+        with open("/proc/locks", encoding="ascii") as lines:
+            found = {line.split()[4] for line in lines if file in line and line.split()[1] == "POSIX"}
+    except OSError:
+        return None
+    return len(found - {str(os.getpid())})
+
+
 @contextmanager
 def exclusive(path: str, folder: int | None = None, parking: Parking | None = None) -> Iterator[int]:
     """Hold the exclusive lock of ``path`` for the block, waiting for it first; give its descriptor. "." is the folder.

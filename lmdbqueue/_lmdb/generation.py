@@ -52,6 +52,7 @@ import gc
 import os
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -68,13 +69,16 @@ from lmdbqueue._errors import (
     CorruptQueueError,
     Full,
     GoneError,
+    NestedCallError,
     PidError,
     QueueError,
     StorageError,
 )
+from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, explain, translated
 from lmdbqueue._host.session import Session, stamp
+from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb import free_pages, meta_page
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.preallocation import Outgrown, Room, reserve
@@ -436,6 +440,8 @@ class Generation(Snapshot):
         self._is_flushed_once = is_proven_at_opening(options)
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
+        self.is_prepared = False  # the handles are open for good, which takes a writing transaction
+        self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
         try:
             super().__init__(path, options)
@@ -472,6 +478,10 @@ class Generation(Snapshot):
         if fd >= 0:
             close(fd)
 
+    def held_elsewhere(self) -> int | None:
+        """Return how many other processes have the file open, as far as can be seen; None if nothing can."""
+        return flock.others_with_a_lock(*self._files[self.path + "-lock"])
+
     def prepare(self, names: Iterable[str] | None) -> None:
         """Open the handles of these queues, or of all, as far as they are there, for good.
 
@@ -479,13 +489,14 @@ class Generation(Snapshot):
         """
         txn = self.begin("opening")
         try:
-            with self._translated("opening"):
+            with self._translated("opening"), self._borrowing:
                 self._open_shared(txn, create=False)
                 found = [self._existing(txn, name) for name in (self.names(txn) if names is None else names)]
                 txn.commit()  # of nothing; undone, it would close the handles
+                self._keep(each for each in found if each is not None)
+                self.is_prepared = True
         finally:
             end(txn)
-        self._keep(each for each in found if each is not None)
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
         """Open the handle of a queue, which ``make`` makes if it is not there.
@@ -559,12 +570,36 @@ class Generation(Snapshot):
         return self._glance(ref, fn, args)[0]
 
     def _glance(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+        if not self.is_prepared:
+            if is_mine(self._borrowing):
+                raise NestedCallError(self.directory)
+            with self._borrowing:
+                if not self.is_prepared:
+                    return self._glance_by_itself(ref, fn, args)
         try:
             with self._env.begin() as txn:
                 self._refuse_superseded(txn)
                 return fn(txn, self.table(ref), *args), self._first_stamp + txn.id()
         except (lmdb.Error, SystemError, struct.error) as error:
             raise self.explain(error, "reading") from error
+
+    def _glance_by_itself(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+        """Do as ``_glance``, with handles that end with the transaction: who reads waits for no writer.
+
+        LMDB allows that to one transaction of a process at a time.
+        """
+        try:
+            with self._env.begin() as txn:
+                self._refuse_superseded(txn)
+                self._open_shared(txn, create=False)
+                queue = self._existing(txn, ref.name)
+                if queue is None or queue.identity != ref.identity:
+                    raise GoneError(self.directory, ref.name)
+                return fn(txn, queue, *args), self._first_stamp + txn.id()
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, "reading") from error
+        finally:
+            self.meta = self.away = None
 
     def _refuse_superseded(self, txn: Txn) -> None:
         if txn.get(_format.NEXT_GENERATION) is not None:
@@ -577,6 +612,8 @@ class Generation(Snapshot):
 
         ``NOT_DONE`` if anything is in the way: then nothing was done. Raises ``CommitUnknownError``.
         """
+        if not self.is_prepared:
+            return NOT_DONE
         txn = None
         try:
             txn = self.begin("writing")

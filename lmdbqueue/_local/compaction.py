@@ -27,7 +27,16 @@ def flush(environment: Environment, ref: Ref, limit: int) -> int:
             environment.open_every_queue()
             if not environment.view(ref, ahead.approach):
                 break
-        return environment.swap(ahead.finish)
+        shrunk = environment.swap(ahead.finish)
+    if held := environment.held_elsewhere():
+        _report("%s: %s processes have not let go of the old file yet", environment.directory.path, held)
+    return shrunk
+
+
+def _report(message: str, *facts: object) -> None:
+    import logging  # noqa: PLC0415  (for who has something to tell)
+
+    logging.getLogger("lmdbqueue").info(message, *facts)
 
 
 def copy(environment: Environment, ref: Ref, path: str) -> None:

@@ -149,6 +149,7 @@ class Environment:
         self._session: Session | None = None
         self._generation: Generation | None = None
         self._retired: list[Generation] = []
+        self._left: Generation | None = None  # by the last swap of this process
         self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
         self._moving = threading.RLock()
         self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
@@ -389,9 +390,17 @@ class Environment:
         """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
         with self.exclusive() as (generation, txn):
             shrunk = self._swap(generation, txn, write)
+        self._left = generation
         self.follow(generation)
         self.bell.ring()  # sleepers move on too, and let go of the old file
         return shrunk
+
+    def held_elsewhere(self) -> int | None:
+        """Return how many other processes have the file open that the last swap of this one has left; None: unknown.
+
+        They let go of it at their next call, or, if one waits, at once.
+        """
+        return 0 if self._left is None else self._left.held_elsewhere()
 
     def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
         assert self._session is not None  # it came before the generation
@@ -473,6 +482,8 @@ class Environment:
                 self.follow(None)
                 continue
             try:
+                if not generation.is_prepared:
+                    generation.prepare([ref.name for ref in list(self._queues)])
                 return fn(generation, *args)
             except Superseded:
                 if not generation.is_broken:
@@ -529,40 +540,28 @@ class Environment:
             self._retired.pop().close()
 
     def _open_live(self, number: int, progress: Progress | None) -> Generation:
-        while True:
-            with self.directory.lock(self.directory.parking):
-                number = self._published(number)
-                joins = self._session is None
-                session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
-                try:
-                    self.bell.hang()
-                    generation = self._open_newest(number, session, progress)
-                    try:
-                        self.directory.clean(generation.number, alone=session.first)
-                        if session.first:
-                            owners.sweep(self.directory.path, self.directory.folder)
-                        session.admit()
-                    except BaseException:
-                        generation.close()
-                        raise
-                except BaseException:
-                    if joins:
-                        session.leave()
-                    raise
-                self._session = session
+        """Open the live generation, for reading: its handles are opened for good by who writes first."""
+        with self.directory.lock(self.directory.parking):
+            number = self._published(number)
+            joins = self._session is None
+            session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
             try:
-                generation.prepare([ref.name for ref in list(self._queues)])
-            except Superseded:
-                generation.close()
-                if generation.is_broken:  # it has no room for the handles of so many queues
-                    self._max_dbs = max(self._max_dbs, generation.wanted_dbs)
-                else:  # since we let go of the directory lock
-                    number = generation.number + 1
+                self.bell.hang()
+                generation = self._open_newest(number, session, progress)
+                try:
+                    self.directory.clean(generation.number, alone=session.first)
+                    if session.first:
+                        owners.sweep(self.directory.path, self.directory.folder)
+                    session.admit()
+                except BaseException:
+                    generation.close()
+                    raise
             except BaseException:
-                generation.close()
+                if joins:
+                    session.leave()
                 raise
-            else:
-                return generation
+            self._session = session
+            return generation
 
     def _open_newest(self, number: int, session: Session, progress: Progress | None) -> Generation:
         """Open the live generation, ``number`` or a later one. Under the directory lock."""

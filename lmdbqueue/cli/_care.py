@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import click
 
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.environment import Environment
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import Figures, prometheus_text
 from lmdbqueue.cli import _bare
@@ -19,6 +20,8 @@ from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted,
 from lmdbqueue.cli._open import existing, names_in
 from lmdbqueue.cli._progress import while_it_grows
 
+_PATIENCE: Final = 1.0  # seconds in which those who wait let go of the old file
+_LOOK: Final = 0.01  # seconds
 _UNITS: Final = {"bytes_used": " bytes", "bytes_free": " bytes", "file_size": " bytes", "oldest_age": " seconds"}
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -147,10 +150,22 @@ def flush(path: str, *, force: bool) -> None:
         before = queue.stats()
         given = while_it_grows("flushing", path, before.bytes_used or 0, lambda: queue.flush(force))
         after = queue.stats()
+        held = _still_held(local_engine_of(queue).environment) if given else 0
     if given or after.generation != before.generation:
         click.echo(f"{path}: {before.file_size:,} bytes before, {after.file_size:,} after")
+        if held:
+            who = "1 process holds" if held == 1 else f"{held} processes hold"
+            click.echo(f"{path}: {who} the old file of {before.file_size:,} bytes until its next call or its end")
     else:
         click.echo(f"{path}: {before.file_size:,} bytes; too few are empty; --force gives back {before.bytes_free:,}")
+
+
+def _still_held(environment: Environment) -> int:
+    """Return how many processes hold the old file a second after a flush."""
+    deadline = time.monotonic() + _PATIENCE
+    while (held := environment.held_elsewhere() or 0) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    return held
 
 
 @command("copy", example="lmdbqueue copy uploads /backup/uploads")
