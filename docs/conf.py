@@ -22,7 +22,15 @@ copyright = "the lmdbqueue founders"  # noqa: A001  (Sphinx calls it so)
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 root_doc = "README"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bench/README.md", "bench/NOTES.md", "bench/results/*.md", "docs/**"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "bench/README.md",
+    "bench/NOTES.md",
+    "bench/results/*.md",
+    "docs/**",
+]
 exclude_patterns = ["docs/conf.py"]
 suppress_warnings = ["toc.not_included"]  # results of the bench are linked, and in no table of contents
 
@@ -68,7 +76,12 @@ def add_contents(_app, name, source):
     if name == root_doc:
         for caption, pages in PAGES.items():
             source[0] += CONTENTS.format(caption=caption, pages="\n".join(f"docs/{page}" for page in pages))
-        rest = {"bench": "bench/README", "journal": "bench/NOTES", "changelog": "CHANGELOG", "contributing": "CONTRIBUTING"}
+        rest = {
+            "bench": "bench/README",
+            "journal": "bench/NOTES",
+            "changelog": "CHANGELOG",
+            "contributing": "CONTRIBUTING",
+        }
         source[0] += CONTENTS.format(caption="The project", pages="\n".join(rest.values()))
 
 
