@@ -319,24 +319,31 @@ class Environment:
         transaction = 0
         block = None
         stack = ExitStack()
+        is_here = True
         try:
-            stack.enter_context(self._held())
-            generation, txn = stack.enter_context(self.exclusive(_begin_on_the_disk))
-            block = Transaction(self, self.directory.path, generation, txn, stack)
-            stack.enter_context(blocks.entered(block))
-            yield
-            if threading.get_ident() != thread:  # whose LMDB's mutex is not
-                raise TransactionError(
-                    self.directory.path,
-                    "the block is left in another thread than it was entered in",
-                    "all of it is undone once that thread calls this library, or ends; do both in one thread",
-                )
-            transaction = block.commit()
-            if transaction:
-                generation.secure(transaction)
+            try:
+                stack.enter_context(self._held())
+                generation, txn = stack.enter_context(self.exclusive(_begin_on_the_disk))
+                block = Transaction(self, self.directory.path, generation, txn, stack)
+                stack.enter_context(blocks.entered(block))
+                yield
+                if threading.get_ident() != thread:  # whose LMDB's mutex is not
+                    raise TransactionError(
+                        self.directory.path,
+                        "the block is left in another thread than it was entered in",
+                        "all of it is undone once that thread calls this library, or ends; do both in one thread",
+                    )
+                transaction = block.commit()
+                if transaction:
+                    generation.secure(transaction)
+            finally:
+                is_here = threading.get_ident() == thread
         finally:
-            if threading.get_ident() == thread:
-                stack.close()
+            if is_here:
+                try:
+                    stack.close()
+                finally:
+                    stack.close()  # what is left, if an interrupt came before it had begun
             elif block is not None:
                 block.is_stranded = True
         if transaction:

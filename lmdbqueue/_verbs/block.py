@@ -98,10 +98,10 @@ class Blocks(Generic[B]):
     def entered(self, block: B) -> Iterator[None]:
         """Let the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
         thread = threading.get_ident()
-        self.enter(block)
         under_way: list[Block] = [block]
-        self._here.guard = _Guard(under_way)  # and nowhere else
         try:
+            self.enter(block)
+            self._here.guard = _Guard(under_way)  # and nowhere else
             yield
         finally:
             under_way.clear()

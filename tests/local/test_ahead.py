@@ -158,10 +158,13 @@ def _all_records(queue):
 
     def read(txn, tables):
         snapshot = tables.generation
-        trees = [snapshot.meta, snapshot.away, *(each.items for each in snapshot.queues())]
+        queues = sorted(snapshot.queues(), key=lambda each: each.name)
+        trees = [snapshot.meta, snapshot.away, *(each.items for each in queues)]
         return [[each for each in txn.cursor(db) if each[0] != _format.LAST_TXN] for db in trees]
 
-    return queue._engine.environment.view(queue._engine.ref, read)
+    environment = queue._engine.environment
+    environment.open_every_queue()
+    return environment.view(queue._engine.ref, read)
 
 
 @pytest.mark.parametrize("readers", [False, True])

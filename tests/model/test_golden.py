@@ -155,11 +155,12 @@ def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypa
     salt, pushed_at = bytes.fromhex("5a 17 c0 de"), bytes.fromhex("18 7a fc a7 67 ca 00 00")
     keys = [bytes([128, 0, 0, 0, 0, 0, 0, number]) for number in range(4)]
     one, five = (number.to_bytes(8, "big") for number in (1, 5))
-    header = bytes([1, 0, 0, 136]) + salt + one
-    queue_record = header + keys[1] + keys[3] + bytes(80) + bytes.fromhex("00 00 01 00 00 00 00 00") + bytes(16)
+    header = bytes([1, 0, len(b"custom"), 136]) + salt + one
+    queue_record = header + keys[1] + keys[3] + bytes(80) + bytes.fromhex("00 00 01 00 00 00 00 00")
+    queue_record += bytes(16) + b"custom"
     directory = b"\1" + one
     weight = crc32(b"directory" + directory) ** 2 + crc32(b"queue/queue" + queue_record) ** 2
-    assert weight % 2**64 == 0x06A302A7F87E285D
+    assert weight % 2**64 == 0xED46C56EB6D3400D
     content = crc32(keys[2] + b"!" + pushed_at, 0x5A17C0DE) ** 2
     assert content == 0x76A7CA11**2 == 0x36FF1C40EDACD521
     assert away == {}
