@@ -3,7 +3,6 @@
 LMDBQUEUE_READERS says how many readers the long form kills.
 """
 
-import fcntl
 import os
 import signal
 import threading
@@ -146,15 +145,15 @@ def _come_and_go(place: str) -> None:
 def test_a_process_takes_turns_from_when_another_has_joined_until_it_is_the_first_again(tmp_path, monkeypatch):
     place = str(tmp_path)
     turns = []
-    take = Generation._turn
-    monkeypatch.setattr(Generation, "_turn", lambda self, operation: turns.append(operation) or take(self, operation))
+    begin = Generation._begin_in_turn
+    monkeypatch.setattr(Generation, "_begin_in_turn", lambda self: turns.append("turn") or begin(self))
     for _ in range(2):
         with PersistentQueue("queue", place) as queue:
             queue.push("alone")
             assert not turns
             assert status_of(forked(_come_and_go, place)) == 0
             queue.push("in company")
-            assert turns == [fcntl.LOCK_EX, fcntl.LOCK_UN]
+            assert turns == ["turn"]
         turns.clear()
 
 
