@@ -8,7 +8,7 @@ import signal
 import tempfile
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 import pytest
 from hypothesis import settings
@@ -79,11 +79,12 @@ class Model:
         return given
 
     def first(self, n):
-        return [item for _, item in islice(self.waiting, n)]
+        """Return the first ``n`` items, or those before one that cannot be decoded."""
+        return [*takewhile(lambda item: not isinstance(item, Poison), (item for _, item in islice(self.waiting, n)))]
 
-    def poison(self, n):
-        """Return the number and payload of what stands in the way of decoding the first ``n``, or None."""
-        found = ((seq, dumps(item)) for seq, item in islice(self.waiting, n) if isinstance(item, Poison))
+    def poison(self):
+        """Return the number and payload of the first item if it cannot be decoded, or None."""
+        found = ((seq, dumps(item)) for seq, item in islice(self.waiting, 1) if isinstance(item, Poison))
         return next(found, None)
 
     def remove(self, n):
@@ -196,18 +197,18 @@ class QueueMachine(RuleBasedStateMachine):
     # --- out
 
     def take(self, handle, n, call):
-        """Do ``call``, which is to give the first ``n`` items; tell whether it did, or raised since one is poison."""
+        """Do ``call``, which is to give the first ``n`` items; return how many it gave: none if the first is poison."""
         _, model = self.at(handle)
-        poison = model.poison(n)
+        poison = model.poison() if n else None
         if poison is None:
             there = model.first(n)
             assert call() == (there if n != 1 else there[0] if there else None)
-            return True
+            return len(there)
         with pytest.raises(DecodeError) as refusal:
             call()
         assert (refusal.value.seq, refusal.value.payload) == poison
         assert refusal.value.__cause__ is not None
-        return False
+        return 0
 
     @rule(handle=handles, n=numbers)
     def peek(self, handle, n):
@@ -215,8 +216,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(handle=handles, n=numbers)
     def pop(self, handle, n):
-        if self.take(handle, n, lambda: self.queues[handle].pop(n)):
-            self.at(handle)[1].remove(n)
+        self.at(handle)[1].remove(self.take(handle, n, lambda: self.queues[handle].pop(n)))
 
     @rule(handle=handles, n=st.integers(1, 5), removing=st.booleans())
     def wait_for_items(self, handle, n, removing):
@@ -226,8 +226,9 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(Empty) as refusal:
                 verb(n, blocking=True, timeout=0)
             assert (refusal.value.wanted, refusal.value.timeout) == (n, 0)
-        elif self.take(handle, n, lambda: verb(n, blocking=True, timeout=0)) and removing:
-            model.remove(n)
+        else:
+            taken = self.take(handle, n, lambda: verb(n, blocking=True, timeout=0))
+            model.remove(taken if removing else 0)
 
     @rule(handle=handles, how=st.sampled_from(["get", "get at once", "get_nowait"]))
     def get(self, handle, how):
@@ -249,11 +250,11 @@ class QueueMachine(RuleBasedStateMachine):
         queue, model = self.at(handle)
         assert queue.delete(n) == model.remove(n)
 
-    @precondition(lambda self: any(model.poison(1) for model in self.models))
+    @precondition(lambda self: any(model.poison() for model in self.models))
     @rule()
     def delete_what_cannot_be_decoded(self):
         for queue, model in zip(self.queues, self.models, strict=False):
-            if model.poison(1):
+            if model.poison():
                 assert queue.delete() == 1
                 model.remove(1)
 
@@ -333,8 +334,8 @@ class QueueMachine(RuleBasedStateMachine):
     def pop_in_a_forked_child(self, handle, n):
         _, model = self.at(handle)
         in_a_child(lambda: self.take(handle, n, lambda: self.queues[handle].pop(n)))
-        if model.poison(n) is None:
-            model.remove(n)
+        if n and model.poison() is None:
+            model.remove(len(model.first(n)))
 
     @invariant()
     def every_object_sees_what_the_model_holds(self):
