@@ -497,16 +497,6 @@ def test_an_item_that_was_leased_too_often_is_dead(open_queue, clocks):
     assert figures(queue) == (0, 0, 0, 0)
 
 
-def test_one_that_kills_its_consumers_is_dead_in_the_end(open_queue):
-    queue = open_queue(max_attempts=3)
-    queue.push(["poison", "good"])
-    for _ in range(3):
-        kill(holder(queue.lease))
-    assert list(queue) == ["good"]
-    (letter,) = queue.dead
-    assert (letter.item, letter.attempts, letter.reason) == ("poison", 3, "its consumer died")
-
-
 @pytest.mark.parametrize("checksum", [True, False])
 def test_what_cannot_be_decoded_is_dead_and_holds_nobody_up(open_queue, checksum):
     def loads(payload):

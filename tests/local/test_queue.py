@@ -144,18 +144,6 @@ def test_pop_across_keys_of_several_lengths_in_decimal_keeps_the_order(open_queu
 
 
 @pytest.mark.parametrize("verb", ["peek", "pop"])
-@pytest.mark.parametrize("wanted", [1, 3])
-def test_blocking_raises_empty_after_the_timeout_and_takes_nothing(queue, verb, wanted):
-    queue.push(["a", "b"][: wanted - 1])
-    begun = time.monotonic()
-    with pytest.raises(Empty) as caught:
-        getattr(queue, verb)(wanted, blocking=True, timeout=0.05)
-    assert time.monotonic() - begun >= 0.05
-    assert (caught.value.wanted, caught.value.timeout) == (wanted, 0.05)
-    assert queue.count() == wanted - 1
-
-
-@pytest.mark.parametrize("verb", ["peek", "pop"])
 def test_blocking_without_time_looks_once(queue, verb):
     with pytest.raises(Empty):
         getattr(queue, verb)(1, blocking=True, timeout=0)
@@ -404,22 +392,6 @@ def test_a_push_beyond_maxsize_is_refused_at_once_with_the_facts(open_queue):
         queue.push([3, 4])
     error = caught.value
     assert (error.unit, error.limit, error.used, error.added) == ("items", 3, 2, 2)
-
-
-@pytest.mark.parametrize("there", [0, 1, 2, 3])
-@pytest.mark.parametrize("more", [1, 2, 3, 4])
-def test_a_list_goes_into_a_limited_queue_whole_or_not_at_all(open_queue, there, more):
-    queue = open_queue(maxsize=3, durability="off")
-    queue.push(list(range(there)))
-    if there + more > 3:
-        with pytest.raises(Full):
-            queue.push(list(range(more)))
-        more = 0
-    else:
-        queue.push(list(range(more)))
-    assert queue.count() == there + more
-    queue.clear()
-    assert queue.push("next") == there + more
 
 
 def test_room_made_by_a_removal_is_used_again(open_queue):
@@ -684,14 +656,6 @@ def test_queues_of_several_names_have_items_numbers_and_limits_of_their_own(open
     queues[3].clear()
     assert [queue.count() for queue in queues] == [0 if n == 3 else n + 1 for n in range(20)]
     assert [queue.pop() for queue in queues] == [None if n == 3 else n for n in range(20)]
-
-
-def test_two_objects_of_one_name_share_the_items(open_queue):
-    one, two = open_queue(), open_queue()
-    one.push("a")
-    assert two.push("b") == 1
-    assert two.pop(2) == ["a", "b"]
-    assert one.count() == 0
 
 
 def test_a_relative_path_stands_for_the_same_place_after_chdir(tmp_path, monkeypatch):
