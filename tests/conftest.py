@@ -199,6 +199,21 @@ TOLD = (
 )
 
 
+def _printable(value: Any) -> Any:
+    """Return what a report holds with the bytes of paths that are no UTF-8 written as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _printable(each) for key, each in value.items()}
+    return type(value)(map(_printable, value)) if type(value) in (list, tuple) else value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Any:
+    """Keep a report about a path that is no UTF-8 from ending the whole run: pytest-xdist sends UTF-8 only."""
+    return _printable((yield))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tell how many crashes were tested."""
     everything = [report for found in terminalreporter.stats.values() for report in found]
