@@ -6,7 +6,7 @@
     queue.delete(2)
 
 The map: one floor a package, imports go down it only. Each package lists its files in its own docstring, top down; each
-file begins with what it owns. Only ``_lmdb.generation`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
+file begins with what it owns. Only ``_lmdb`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
 
 ================  ==================================================================================
 ``integrations``  what programs already use, with this queue beneath; a package with a map of its own

@@ -14,7 +14,7 @@ from clocks import Clock
 from hypothesis import HealthCheck, settings
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._lmdb import generation
+from lmdbqueue._lmdb import snapshot
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
@@ -69,7 +69,7 @@ def queue(open_queue) -> PersistentQueue[Any]:
 @pytest.fixture
 def weighed_without_syncs(monkeypatch) -> None:
     """Let records be weighed with ``durability="off"``, too, so that a quick model proves that their weight is kept."""
-    monkeypatch.setattr(generation, "is_weighed", lambda options: options.checksum)
+    monkeypatch.setattr(snapshot, "is_weighed", lambda options: options.checksum)
 
 
 @pytest.fixture(scope="session")

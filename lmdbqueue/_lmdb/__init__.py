@@ -1,7 +1,10 @@
 """LMDB: everything that trusts or bypasses it. Only this package knows its files and pages.
 
 ==================  =============================================================
-``generation``      one LMDB environment: when a commit is durable, LMDB's errors
+``generation``      one LMDB environment: when a commit is durable
+``snapshot``        a file at rest, and where the records of its queues are
+``opening``         how a file becomes an environment, and how one is made
+``failures``        LMDB's errors as ours
 ``content``         the items that a transaction adds
 ``preallocation``   blocks that a file has before they are used
 ``free_pages``      how much of a file is free

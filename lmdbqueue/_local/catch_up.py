@@ -29,7 +29,8 @@ from typing import Self
 
 from lmdbqueue import _format
 from lmdbqueue._format import pack
-from lmdbqueue._lmdb.generation import Db, Draft, Generation, Snapshot, Tables, Txn
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._lmdb.snapshot import Db, Draft, Snapshot, Tables, Txn
 from lmdbqueue._local.swap import complete, write_copy
 from lmdbqueue._model import fifo
 from lmdbqueue._values import Entry

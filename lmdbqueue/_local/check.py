@@ -26,8 +26,9 @@ from lmdbqueue._host.directory import SESSION, Directory, find_directory
 from lmdbqueue._host.disk import explain, sync_directory, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.generation import Generation, Txn
+from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.options_record import remembered
+from lmdbqueue._lmdb.snapshot import Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._local import recovery
 from lmdbqueue._local.environment import Environment, open_environment

@@ -6,9 +6,9 @@ LMDB's calls, verbs, items; how a compacted file takes the place of the live one
 
 from lmdbqueue._format import Options
 from lmdbqueue._host.directory import open_directory
-from lmdbqueue._lmdb import generation as _generation
-from lmdbqueue._lmdb.generation import Ref, Snapshot, Superseded, Tables, Txn
+from lmdbqueue._lmdb.failures import Superseded
 from lmdbqueue._lmdb.options_record import remembered
+from lmdbqueue._lmdb.snapshot import Ref, Snapshot, Tables, Txn, remember
 from lmdbqueue._local.catch_up import Ahead
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.swap import write_copy
@@ -46,7 +46,7 @@ def copy(environment: Environment, ref: Ref, path: str) -> None:
 
     def build(draft: str, named: Options) -> None:
         environment.view(ref, _copy_snapshot, draft)
-        _generation.remember(draft, named)
+        remember(draft, named)
 
     open_directory(path, Options(options.checksum, options.durability), build, remembered, fresh=True).close()
 

@@ -18,7 +18,7 @@ from lmdbqueue._format import BASE, Note, Trailer, pack
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.owners import Owners
-from lmdbqueue._lmdb.generation import Ref, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, leases, pushing, reader_records, readers, retention
 from lmdbqueue._model.lease_records import NEVER

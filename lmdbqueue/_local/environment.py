@@ -62,9 +62,11 @@ from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import is_mine
-from lmdbqueue._lmdb import generation as _generation
-from lmdbqueue._lmdb.generation import NOT_DONE, Doubtful, Generation, Ref, Superseded, Tables, Txn
+from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.generation import NOT_DONE, Generation
+from lmdbqueue._lmdb.opening import build
 from lmdbqueue._lmdb.options_record import remembered
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -88,7 +90,7 @@ _opening = threading.RLock()  # of the list, and the counts in it; nothing is wa
 
 def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> "Environment":
     """Return this process's handle on the directory at ``path``; it has to be released."""
-    directory = open_directory(path, wanted, _generation.build, remembered)
+    directory = open_directory(path, wanted, build, remembered)
     try:
         _refuse_other_options(path, directory.options, wanted)
         with _opening:
@@ -127,7 +129,7 @@ def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
     try:
         generation.secure_before(txn)
     except BaseException:
-        _generation.end(txn)
+        end(txn)
         raise
     return generation, txn
 
@@ -389,7 +391,7 @@ class Environment:
             finally:
                 self._is_writing = False
                 if os.getpid() == process:  # else it is not ours to end
-                    _generation.end(txn)
+                    end(txn)
                     if generation.is_broken:
                         self._abandon_broken(generation)
 
@@ -509,7 +511,7 @@ class Environment:
             try:
                 self._swap(generation, txn)
             finally:
-                _generation.end(txn)
+                end(txn)
         self.follow(generation)
 
     def _abandon_broken(self, generation: Generation) -> None:

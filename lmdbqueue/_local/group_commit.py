@@ -9,7 +9,9 @@ from threading import Lock, get_ident
 from typing import Any
 
 from lmdbqueue._errors import CommitUnknownError, Full, QueueError
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, is_open
+from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._lmdb.snapshot import Ref, is_open
 
 
 class Call:

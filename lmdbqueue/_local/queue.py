@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local import compaction
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import open_environment

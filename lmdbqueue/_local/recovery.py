@@ -66,8 +66,8 @@ from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.disk import sync_file, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.generation import is_proven_at_opening, is_weighed
 from lmdbqueue._lmdb.meta_page import MetaPage
+from lmdbqueue._lmdb.snapshot import is_proven_at_opening, is_weighed
 from lmdbqueue._model.invariants import Progress
 
 _FIRST = 1  # transaction of a file

@@ -25,7 +25,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Bounds, Note, Numbers, Position, Retention
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
-from lmdbqueue._lmdb import generation, meta_page
+from lmdbqueue._lmdb import meta_page, opening
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
 from lmdbqueue._model.lease_records import Contents, read
 
@@ -297,7 +297,7 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
             records = merge(shared, *(queue.records(iter(whole[queue.name])) for queue in queues))
             yield _format.META, records
 
-        generation.build(draft, options, contents(), os.path.getsize(path))
+        opening.build(draft, options, contents(), os.path.getsize(path))
     finally:
         os.close(fd)
     fd = os.open(draft, os.O_RDWR | os.O_CLOEXEC)

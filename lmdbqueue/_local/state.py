@@ -11,7 +11,7 @@ from typing import Any
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import SEAL_SIZE
-from lmdbqueue._lmdb.generation import Ref, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, pushing, weighed_records
 from lmdbqueue._verbs.state import StateMapping

@@ -48,9 +48,10 @@ from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.directory import Directory
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import generation as _generation
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.generation import Generation, Snapshot, Txn
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._lmdb.opening import provide
+from lmdbqueue._lmdb.snapshot import Snapshot, Txn
 from lmdbqueue._model import invariants
 
 Write = Callable[[Generation, Txn, str], None]
@@ -99,7 +100,7 @@ def write_copy(generation: Snapshot, _txn: Txn, path: str) -> None:
 
 def complete(path: str) -> None:
     """Give a new file its reserve and its lock file, and bring it to the disk."""
-    _generation.provide(path)
+    provide(path)
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         sync_file(fd)

@@ -27,7 +27,9 @@ from typing import Any, NoReturn
 
 from lmdbqueue._errors import Full, NestedCallError, StorageError
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._lmdb.generation import Doubtful, Generation, Ref, Superseded, Tables, Txn
+from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
 blocks: Blocks["Transaction"] = Blocks()

@@ -16,7 +16,7 @@ from typing import ClassVar
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Note, away, pack, unpack, weigh
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, lease_records, reader_records
 from lmdbqueue._model.lease_records import NEVER, Lease
 

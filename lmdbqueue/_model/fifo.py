@@ -47,7 +47,7 @@ from lmdbqueue._format import (
     unpack_from,
     weigh,
 )
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry

@@ -13,7 +13,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Bounds, pack
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.generation import Snapshot, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Snapshot, Tables, Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._model import away_proof, fifo, reader_records
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from lmdbqueue import _format
 from lmdbqueue._format import Note, Numbers, away, pack, unpack
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import lease_records, weighed_records
 from lmdbqueue._model.weighed_records import opened
 

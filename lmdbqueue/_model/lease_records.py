@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import Note, away, pack, unpack
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come

@@ -43,7 +43,7 @@ from lmdbqueue._format import (
     unpack,
     unpack_from,
 )
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, pushing, reader_records, retention, weighed_records
 from lmdbqueue._model.lease_records import DAMAGED, LEASE, NEVER, Record
 from lmdbqueue._model.pushing import Limits

@@ -23,7 +23,7 @@ from lmdbqueue._format import (
     pack,
     unpack_from,
 )
-from lmdbqueue._lmdb.generation import Ref, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 

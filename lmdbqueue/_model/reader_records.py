@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, GoneError
 from lmdbqueue._format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import lease_records, weighed_records
 
 

@@ -31,7 +31,7 @@ from lmdbqueue._format import (
     pack,
     unpack_from,
 )
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats

@@ -13,7 +13,7 @@ from typing import Final
 
 from lmdbqueue import _format
 from lmdbqueue._format import Retention, unpack
-from lmdbqueue._lmdb.generation import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, reader_records
 from lmdbqueue._model.weighed_records import queue_record
 

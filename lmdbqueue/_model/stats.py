@@ -7,8 +7,9 @@ of the queue. Must not know: LMDB.
 import os
 
 from lmdbqueue import _format
-from lmdbqueue._lmdb.generation import Generation, Tables, Txn
+from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.preallocation import reserve
+from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, readers, retention
 from lmdbqueue._values import Moment, Stats
 

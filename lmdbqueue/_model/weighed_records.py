@@ -25,7 +25,7 @@ from zlib import crc32
 from lmdbqueue import _format
 from lmdbqueue._errors import GoneError
 from lmdbqueue._format import weigh, weigh_sealed
-from lmdbqueue._lmdb.generation import Db, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Db, Tables, Txn
 
 
 def queue_record(txn: Txn, queue: Tables) -> bytes:

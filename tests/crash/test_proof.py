@@ -26,7 +26,7 @@ from replay import MEMORY
 
 from lmdbqueue import CorruptQueueError, PersistentQueue, QueueError
 from lmdbqueue._lmdb import meta_page, structure
-from lmdbqueue._lmdb.generation import Snapshot
+from lmdbqueue._lmdb.snapshot import Snapshot
 from lmdbqueue._model import away_proof
 
 SECONDS = 15.0  # of verbs, a seed

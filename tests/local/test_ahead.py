@@ -12,7 +12,7 @@ from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue, StorageError, _format
 from lmdbqueue._host import disk
-from lmdbqueue._lmdb.generation import Snapshot
+from lmdbqueue._lmdb.snapshot import Snapshot
 from lmdbqueue._local import catch_up, environment
 from lmdbqueue._values import Push
 

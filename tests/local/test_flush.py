@@ -283,7 +283,10 @@ def _flush_killed_at(number, place):
     with PersistentQueue("queue", place, **FAST) as queue:
         queue.count()
         killed_at_line(
-            number, ("_local/compaction", "_local/swap", "_host/directory", "_lmdb/generation"), queue.flush, force=True
+            number,
+            ("_local/compaction", "_local/swap", "_host/directory", "_lmdb/generation", "_lmdb/snapshot"),
+            queue.flush,
+            force=True,
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from processes import DEADLINE, forked, status_of
 
 from lmdbqueue import Full, PersistentQueue, StorageError
-from lmdbqueue._lmdb import generation
+from lmdbqueue._lmdb import generation, opening
 
 SMALL = 1 << 20  # bytes of the smallest map in these tests
 FAST = {"durability": "off"}
@@ -18,8 +18,8 @@ FAST = {"durability": "off"}
 @pytest.fixture
 def small_maps(monkeypatch):
     """Let maps begin small, so that files outgrow them soon."""
-    monkeypatch.setattr(generation, "_LEAST_MAP", SMALL)
-    monkeypatch.setattr(generation, "_LEAST_OF_LITTLE", SMALL)
+    monkeypatch.setattr(opening, "_LEAST_MAP", SMALL)
+    monkeypatch.setattr(opening, "_LEAST_OF_LITTLE", SMALL)
 
 
 def _map_size(queue):
@@ -152,7 +152,8 @@ def test_what_cannot_be_mapped_at_all_is_refused_for_want_of_address_space(tmp_p
 @pytest.mark.usefixtures("small_maps")
 def test_a_file_that_has_all_address_space_there_is_says_so_and_can_be_emptied(open_queue, monkeypatch):
     queue = open_queue(**FAST)
-    monkeypatch.setattr(generation, "_wanted_map", lambda _path, _size=0: SMALL)
+    for module in (opening, generation):
+        monkeypatch.setattr(module, "wanted_map", lambda _path, _size=0: SMALL)
     queue._engine.environment._generation._is_confined = True
     with pytest.raises(Full) as caught:  # noqa: PT012
         while True:

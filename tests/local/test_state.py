@@ -152,13 +152,13 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
         queue.state["k"] = name
     number = queues["a"]._engine.environment._generation.number
     path = queues["a"]._engine.environment._generation.path
-    from lmdbqueue._lmdb import generation  # noqa: PLC0415
+    from lmdbqueue._lmdb.snapshot import Snapshot  # noqa: PLC0415
     from lmdbqueue._local import salvage  # noqa: PLC0415
 
     draft = path + ".rebuilt"
     options = queues["a"]._engine.environment.directory.options
     assert salvage.rebuild(path, draft, options, salvage.Quarantine(path)) == []
-    snapshot = generation.Snapshot(draft, options)
+    snapshot = Snapshot(draft, options)
     try:
         found = snapshot.read(lambda txn, snapshot: dict(txn.cursor(snapshot.meta)))
     finally:

@@ -552,6 +552,7 @@ def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, rec
         "_verbs/block",
         "_local/environment",
         "_lmdb/generation",
+        "_lmdb/snapshot",
         "_lmdb/preallocation",
         "_lmdb/content",
         "_model/fifo",

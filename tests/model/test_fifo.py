@@ -21,7 +21,9 @@ from hypothesis.stateful import (
 from lmdbqueue import CorruptQueueError, Full, GoneError
 from lmdbqueue import _format as fmt
 from lmdbqueue._host.session import Session
-from lmdbqueue._lmdb.generation import Generation, Ref, build
+from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._lmdb.opening import build
+from lmdbqueue._lmdb.snapshot import Ref
 from lmdbqueue._local.group_commit import Call, run
 from lmdbqueue._model import fifo as _fifo
 from lmdbqueue._model import invariants, pushing

@@ -17,7 +17,7 @@ from account import Worker
 from lmdbqueue import _format
 from lmdbqueue._host import directory, disk
 from lmdbqueue._host.session import stamp
-from lmdbqueue._lmdb import generation, meta_page, preallocation
+from lmdbqueue._lmdb import generation, meta_page, opening, preallocation, snapshot
 from lmdbqueue._local import environment as _env
 from lmdbqueue._model import last_transaction
 
@@ -53,7 +53,7 @@ class _UnsyncedEnvironment:
 
 
 def no_sync(_worker: Worker) -> None:
-    open_ = generation.lmdb.open
+    open_ = opening.lmdb.open
 
     class Lmdb:
         def __getattr__(self, name: str) -> Any:
@@ -62,7 +62,7 @@ def no_sync(_worker: Worker) -> None:
         def open(self, *args: Any, **options: Any) -> Any:
             return _UnsyncedEnvironment(open_(*args, **{**options, "sync": False}))
 
-    generation.lmdb = Lmdb()  # type: ignore[assignment]
+    opening.lmdb = Lmdb()  # type: ignore[assignment]
 
 
 def acknowledged_before_commit(worker: Worker) -> None:
@@ -171,7 +171,7 @@ def swaps_over_a_living_lock_file() -> None:
     directory.Directory.generation = lambda self, _number: self.file("00000001.mdb")  # type: ignore[method-assign]
     directory.Directory.draft = lambda self, _number: self.file("00000001.mdb.tmp")  # type: ignore[method-assign]
     directory.Directory.clean = lambda *_, **__: None  # type: ignore[assignment,method-assign]
-    generation.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
+    snapshot.Snapshot.is_superseded = lambda _self: False  # type: ignore[method-assign]
 
 
 def leaves_no_mark() -> None:

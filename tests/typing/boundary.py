@@ -2,7 +2,7 @@
 
 from typing import assert_type
 
-from lmdbqueue._lmdb.generation import Ref
+from lmdbqueue._lmdb.snapshot import Ref
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, readers

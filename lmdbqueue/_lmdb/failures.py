@@ -1,0 +1,53 @@
+"""What LMDB raises, as errors of ours, and what only this library hears of.
+
+Owns: which error of LMDB's is damage, the system's or neither. Law: none of LMDB's reaches a user.
+"""
+
+import errno
+import os
+from typing import Final
+
+import lmdb
+
+from lmdbqueue._errors import AccessError, PidError, QueueError, StorageError
+from lmdbqueue._host.disk import explain
+
+DAMAGE: Final = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.NotFoundError,  # of a database that every queue has
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    SystemError,
+)
+_OF_THE_SYSTEM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Superseded(Exception):
+    """The generation is continued in the next one; nothing was done."""
+
+
+class Doubtful(Exception):
+    """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
+
+
+def failure(path: str, error: Exception, operation: str) -> QueueError:
+    """Return our error for one of LMDB's that is about the system."""
+    reason = str(error)
+    if os.strerror(errno.EACCES) in reason:
+        return AccessError(path, reason)
+    if isinstance(error, lmdb.LockError) and os.strerror(errno.EAGAIN) in reason:  # of the byte ``pid`` of LMDB's file
+        return PidError(path, reason)
+    if "already open in this process" in reason:
+        return StorageError(
+            path,
+            operation,
+            reason,
+            "the library was loaded twice, as a second copy or by importlib.reload: import one copy, once",
+        )
+    for number in _OF_THE_SYSTEM:
+        if os.strerror(number) in reason:
+            return explain(OSError(number, os.strerror(number)), path, operation)
+    if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
+        return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
+    return StorageError(path, operation, reason)

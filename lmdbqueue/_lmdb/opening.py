@@ -1,0 +1,135 @@
+"""How a file becomes an environment of LMDB: its map, its lock file, what it would not survive; and how one is made.
+
+Owns: with which options LMDB opens a file. Law: what LMDB would not survive is refused before it opens the file.
+"""
+
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import islice
+from typing import Any, Final
+
+import lmdb
+
+from lmdbqueue import _format
+from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.disk import allocate, translated
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.failures import failure
+from lmdbqueue._lmdb.preallocation import reserve
+from lmdbqueue._lmdb.structure import problems_of
+
+MANY_DBS: Final = 1 << 15  # of a file at rest, where it costs some megabytes for a moment
+_LEAST_MAP: Final = 1 << 34  # bytes; 8,192 of them are in an address space of 47 bits
+_LEAST_OF_LITTLE: Final = 1 << 28  # bytes, where the address space is limited
+_GROWTH: Final = 4  # times the file: the larger, the less often it is opened anew
+_MAX_READERS: Final = 1022  # 64 bytes each in the lock file
+LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
+_AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
+
+
+def provide(path: str) -> None:
+    """Give a new file, which nobody has open yet, its reserve and its lock file."""
+    newest, _ = meta_page.read(path)
+    allocate(path, newest.size + reserve(newest.last_page) * newest.page_size)
+    allocate(path + "-lock", LOCK_FILE)
+
+
+def build(
+    path: str,
+    options: _format.Options,
+    contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = (),
+    size: int = 0,
+) -> None:
+    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys.
+
+    ``size``: about how many bytes they take.
+
+    The weight of its records is written down by the next transaction: until then nothing of it can be torn.
+    """
+    try:
+        env, _ = open_environment(
+            path, size, sync=False, lock=False, max_dbs=MANY_DBS
+        )  # a lock file without room would kill
+        try:
+            for database, records in contents:
+                left = iter(records)
+                some = list(islice(left, _AT_A_TIME))
+                while True:  # once at the least, so that the database is there
+                    with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
+                        cursor.putmulti(some, append=True)
+                    if not (some := list(islice(left, _AT_A_TIME))):
+                        break
+            with env.begin(write=True) as txn:
+                meta = env.open_db(_format.META, txn=txn)
+                env.open_db(_format.AWAY, txn=txn)
+                txn.put(_format.LAST_TXN, _format.pack_last(txn.id()), db=meta)
+                txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
+        finally:
+            env.close()
+    except lmdb.Error as error:
+        raise failure(path, error, "creation") from error
+    with translated(path, "allocation"):
+        provide(path)
+
+
+def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Environment, int]:
+    """Open an environment of about ``size`` bytes, or what it has, with as large a map as it may need; return its size.
+
+    It is smaller where there is no address space for that.
+    """
+    map_size = wanted_map(path, size)
+    while True:
+        try:
+            env = lmdb.open(
+                os.fsencode(path),
+                map_size=map_size,
+                subdir=False,
+                mode=0o600,
+                max_readers=_MAX_READERS,
+                lib_version=0,
+                **options,
+            )
+        except (lmdb.MemoryError, lmdb.Error) as error:
+            if os.strerror(errno.ENOMEM) not in str(error) or map_size <= _LEAST_OF_LITTLE:
+                raise
+            map_size //= 2
+        else:
+            return env, max(map_size, int(env.info()["map_size"]))
+
+
+def wanted_map(path: str, size: int = 0) -> int:
+    """Return how large a map of the file at ``path`` should be: it may grow to that without being opened anew."""
+    import resource  # noqa: PLC0415  (for who opens a queue, not for who imports)
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    is_large = limit == resource.RLIM_INFINITY and sys.maxsize > 1 << 32
+    with suppress(FileNotFoundError):
+        size = max(size, os.stat(path).st_size)
+    return 1 << (max(_LEAST_MAP if is_large else _LEAST_OF_LITTLE, _GROWTH * size) - 1).bit_length()
+
+
+def await_set_up(lock_file: str) -> None:
+    """Return when nobody is at setting LMDB's lock file up. Under the directory lock: then nobody begins to."""
+    fd = open_at(lock_file, os.O_RDWR)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_SH, 1)
+    finally:
+        close(fd)
+
+
+def refuse_cut_off(path: str) -> None:
+    """Raise ``CorruptQueueError`` for what LMDB would not survive: no meta page, or pages beyond the end.
+
+    LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
+    """
+    newest, _ = meta_page.read(path)
+    size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
+    # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
+    # allocated and freed in one transaction; the walk through all trees tells
+    if size < newest.size and problems_of(path):
+        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")

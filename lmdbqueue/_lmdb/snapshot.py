@@ -1,0 +1,372 @@
+"""A file at rest, which nobody writes to, and a draft, which nobody else has open.
+
+Owns: where the records of the queues of a file are. Law: functions of a transaction come in, results or our own errors
+go out. Must not know: which generation is the live one, what an item means.
+"""
+
+import gc
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from zlib import crc32
+
+import lmdb
+
+from lmdbqueue import _format
+from lmdbqueue._errors import CorruptQueueError, Full, GoneError
+from lmdbqueue._lmdb import free_pages
+from lmdbqueue._lmdb.content import Content
+from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
+from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
+
+if TYPE_CHECKING:
+    Txn = lmdb.Transaction[bytes]
+else:
+    Txn = lmdb.Transaction  # which is generic in its stubs only
+Db = Any  # lmdb's class for a handle has no public name
+Cursor = Any  # generic in lmdb's stubs only
+
+_ALL: Final = (1 << 64) - 1
+
+
+class Ref(NamedTuple):
+    """Which queue of a directory: a queue that was dropped and one that has its name since are two."""
+
+    name: str
+    identity: bytes
+
+
+class Tables(NamedTuple):
+    """Where one named queue's records are in one generation."""
+
+    generation: "Snapshot"
+    name: str
+    identity: bytes
+    salt: int  # that the seals of its items begin with
+    items: Db
+    meta: Db
+    away: Db
+    queue: bytes  # key of its record
+    seed: int  # checksum of that key
+    retain: bytes  # key of the record of what is retained
+    sealed: bool
+    weighed: bool
+    behind: int  # bytes behind each payload
+    lease: bytes  # where keys of records in AWAY begin
+    leased: bytes
+    owner: bytes
+    expiry: bytes
+    passed: bytes
+    reader: bytes  # where keys of records of readers in META begin
+
+
+class Snapshot:
+    """A file at rest: nobody writes to it. What can be read of a generation without taking part in it."""
+
+    _env: lmdb.Environment
+    is_named = True  # else it is on the disk as a whole before it gets its name, and no content weight is noted
+
+    def __init__(self, path: str, options: _format.Options) -> None:
+        """Open the file at ``path``, which exists, for reading."""
+        self.path = path
+        self.directory = os.path.dirname(path)
+        self.options = options
+        self._tables: dict[Ref, Tables] = {}
+        self.meta: Db = None
+        self.away: Db = None
+        self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
+        self.content = Content()  # the items that it adds
+        self._is_weighed = is_weighed(options)
+        self._is_full = options.durability == "full"
+        self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
+        self._leaves: tuple[int, int | None] = (-1, None)  # the same, of the transaction under way
+        self._is_closed = False
+        self.is_broken = False  # LMDB refuses everything until the file was opened anew
+        self._is_confined = False  # there is no address space for a larger map
+        with self._translated("opening"):
+            self._env, self._map_size = self._open()
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        return open_environment(self.path, readonly=True, lock=False, max_dbs=MANY_DBS)
+
+    def close(self) -> None:
+        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        self._is_closed = True
+        self._env.close()
+
+    def read(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
+        with self._translated("reading"), self._env.begin() as txn:
+            self._tables.clear()  # the handles of a reading transaction end with it
+            self._keep(self.open_all(txn))
+            return fn(txn, self, *args)
+
+    def is_superseded(self) -> bool:
+        """Return whether the queue goes on in the next generation."""
+        with self._translated("reading"), self._env.begin() as txn:
+            return txn.get(_format.NEXT_GENERATION) is not None
+
+    def table(self, ref: Ref) -> Tables:
+        """Return where the records of a queue are. Raises ``GoneError`` if it was dropped."""
+        try:
+            return self._tables[ref]
+        except KeyError:
+            raise GoneError(self.directory, ref.name) from None
+
+    def knows(self, ref: Ref) -> bool:
+        """Return whether the handles of a queue are open."""
+        return ref in self._tables
+
+    def names(self, txn: Txn) -> list[str]:
+        """Return the names of all queues that ``txn`` sees, in order."""
+        with txn.cursor() as cursor:
+            found = map(_format.queue_of, cursor.iternext(values=False))
+            return sorted(name for name in found if name is not None)
+
+    def recorded(self, txn: Txn) -> set[str]:
+        """Return the names of all queues that have a record, which is not to say that they have items."""
+        with txn.cursor(self.meta) as cursor:
+            found = [_format.split_record(key) for key in cursor.iternext(values=False)]
+        return {name for name, what in found if what == "queue"}
+
+    def queues(self) -> list[Tables]:
+        """Return the queues whose handles are open."""
+        return list(self._tables.values())
+
+    def last(self, txn: Txn) -> _format.Last:
+        """Return the record of the transaction that was the last to change anything."""
+        return _format.Last.unpack(txn.get(_format.LAST_TXN, db=self.meta))
+
+    def weighed(self, txn: Txn) -> int:
+        """Return the weight of the records, which ``last`` should say, too."""
+        total = 0
+        for db in (self.meta, self.away):
+            with txn.cursor(db) as cursor:
+                total += sum(_format.weigh_in(db is self.away, key, value) for key, value in cursor.iternext())
+        return total % (1 << 64)
+
+    def note_last(self, txn: Txn) -> None:
+        """Write down which transaction changes something, and what it leaves."""
+        number = txn.id()
+        weight = None
+        if self._is_weighed:
+            last, before = self._left
+            if last != number - 1:
+                before = self.last(txn).weight
+            weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
+        self._leaves = number, weight
+        content = self.content.weight if self.is_named else None
+        txn.put(_format.LAST_TXN, _format.pack_last(number, weight, content), db=self.meta)
+
+    def extent(self) -> int:
+        """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
+        return int(self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+
+    def used_at_most(self, _txn: Txn) -> int:
+        """Return a number of bytes that the pages in use do not exceed."""
+        return self.extent()
+
+    def used(self, txn: Txn) -> int:
+        """Return how many bytes the pages in use take that ``txn`` sees; the extent if it is too old for that."""
+        found = free_pages.used(self.path, txn.id())
+        return found if found is not None else self.extent()
+
+    def used_by(self, txn: Txn, db: Db) -> int:
+        """Return how many bytes the pages of one database take."""
+        stat = txn.stat(db)
+        return _pages(stat) * int(stat["psize"])
+
+    def copy(self, fd: int) -> None:
+        """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
+        with self._translated("copying"):
+            self._env.copyfd(fd, compact=True)
+
+    def open_all(self, txn: Txn) -> list[Tables]:
+        """Open the handles of every queue that ``txn`` sees; return where their records are.
+
+        LMDB allows that to one transaction of a process at a time: a writing one, or any of a file at rest. What it
+        opens is for that one: LMDB closes it again if it is undone.
+        """
+        self._open_shared(txn, create=False)
+        found = [self._existing(txn, each) for each in self.names(txn)]
+        return [each for each in found if each is not None]
+
+    def open_to(self, txn: Txn) -> list[Tables]:
+        """Return where the records are of the queues that ``txn`` sees, as far as their handles are open.
+
+        Not of those that another process has dropped, whose handles may be open still.
+        """
+        records = ((name, txn.get(_format.record(name, "queue"), db=self.meta)) for name in self.names(txn))
+        found = (self._tables.get(Ref(name, _format.identity(each))) for name, each in records if each is not None)
+        return [each for each in found if each is not None]
+
+    def known(self, txn: Txn) -> list[Tables] | None:
+        """Return where the records of all queues are that ``txn`` sees, None if a handle is not open."""
+        found = self.open_to(txn)
+        return found if len(found) == len(self.names(txn)) else None
+
+    def _open_shared(self, txn: Txn, *, create: bool) -> None:
+        self.meta = self._env.open_db(_format.META, txn=txn, create=create)
+        self.away = self._env.open_db(_format.AWAY, txn=txn, create=create)
+
+    def _existing(self, txn: Txn, name: str) -> Tables | None:
+        """Open the handle of a queue; return where its records are, None if there is no such queue."""
+        record = txn.get(_format.record(name, "queue"), db=self.meta)
+        key = _format.record(name, "items")
+        if record is None or txn.get(key) is None:
+            return None
+        return self._known_by(record, self._table(name, self._env.open_db(key, txn=txn, create=False)))
+
+    @staticmethod
+    def _known_by(record: bytes, tables: Tables) -> Tables:
+        return tables._replace(identity=_format.identity(record), salt=_format.salt(record))
+
+    def _keep(self, found: Iterable[Tables]) -> None:
+        """Know queues from here on. Their handles have to be there for good: those of an undone transaction are not."""
+        for each in found:
+            self._tables.setdefault(Ref(each.name, each.identity), each)
+
+    def _table(self, name: str, items: Db) -> Tables:
+        key = _format.record(name, "queue")
+        sealed = self.options.checksum
+        return Tables(
+            generation=self,
+            name=name,
+            identity=b"",
+            salt=0,
+            items=items,
+            meta=self.meta,
+            away=self.away,
+            queue=key,
+            seed=crc32(key),
+            retain=_format.record(name, "retain"),
+            sealed=sealed,
+            weighed=self._is_weighed,
+            behind=_format.TRAILER + (_format.SEAL_SIZE if sealed else 0),
+            lease=_format.away(name, "lease"),
+            leased=_format.away(name, "leased"),
+            owner=_format.away(name, "owner"),
+            expiry=_format.away(name, "expiry"),
+            passed=_format.away(name, "passed"),
+            reader=_format.record(name, "reader/"),
+        )
+
+    @contextmanager
+    def _translated(self, operation: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, SystemError) as error:
+            raise self.explain(error, operation) from error
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        if isinstance(error, struct.error):  # nobody wrote it like that
+            return CorruptQueueError(self.path, f"a record of it cannot be read: {error}")
+        if not isinstance(error, (lmdb.Error, SystemError)):
+            return error
+        is_outgrown = isinstance(error, lmdb.MapFullError) and not self._is_confined
+        if is_outgrown or isinstance(error, (lmdb.PanicError, lmdb.MapResizedError)):  # the latter: by another process
+            self.is_broken = True
+        if self._is_closed or self.is_broken:
+            return Superseded()
+        if isinstance(error, DAMAGE):
+            return CorruptQueueError(self.path, str(error))
+        if isinstance(error, lmdb.MapFullError):
+            return Full("address space", self._map_size, self._map_size, 0)
+        return failure(self.path, error, operation)
+
+
+class Draft(Snapshot):
+    """A copy that is being made: nobody else has it open."""
+
+    is_named = False
+
+    def _open(self) -> tuple[lmdb.Environment, int]:
+        try:
+            return open_environment(self.path, sync=False, lock=False, max_dbs=MANY_DBS)
+        except lmdb.Error:
+            gc.collect()  # an interrupt may have left one behind that is open still
+            return open_environment(self.path, sync=False, lock=False, max_dbs=MANY_DBS)
+
+    def change(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Return what ``fn(txn, self, *args)`` changed in a transaction; nothing is written if that is nothing.
+
+        Not durable.
+        """
+        with self._translated("compaction"):
+            txn = self._env.begin(write=True)
+            self.weight = 0
+            self.content = Content()
+            self._tables.clear()
+            try:
+                self._keep(self.open_all(txn))
+                result = fn(txn, self, *args)
+                if result:
+                    self.note_last(txn)
+                    txn.commit()
+            finally:
+                end(txn)
+            return result
+
+    def weigh_as(self, txn: Txn, weight: int | None) -> None:
+        """Adopt the weight of the records of a file that has the same ones; recompute it if None."""
+        before = self.last(txn).weight
+        if before is not None:
+            self.weight = (self.weighed(txn) if weight is None else weight) - before
+
+    def database(self, txn: Txn, key: bytes) -> Db:
+        """Return the handle of a sub-database, which is made if it is not there."""
+        return self._env.open_db(key, txn=txn)
+
+    def sync(self) -> None:
+        """Bring it to the disk."""
+        with self._translated("compaction"):
+            self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
+
+    def explain(self, error: Exception, operation: str) -> Exception:
+        """Return our error for one of LMDB's; any other passes."""
+        return failure(self.path, error, operation) if isinstance(error, lmdb.Error) else error
+
+
+def is_proven_at_opening(options: _format.Options) -> bool:
+    """Tell whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
+    return options.checksum or options.durability == "off"
+
+
+def is_weighed(options: _format.Options) -> bool:
+    """Tell whether such a queue keeps the weight of its records, which shows torn transactions."""
+    return options.checksum and options.durability == "full"
+
+
+def remember(path: str, options: _format.Options) -> None:
+    """Let a copy that nobody else has open yet be one with these options. Not durable."""
+    draft = Draft(path, options)
+    try:
+        draft.change(_remember, options)
+    finally:
+        draft.close()
+
+
+def _remember(txn: Txn, _draft: Snapshot, options: _format.Options) -> bool:
+    return txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
+
+
+def end(txn: Txn) -> None:
+    """Undo a transaction unless it has ended."""
+    if is_open(txn):
+        txn.abort()
+
+
+def is_open(txn: Txn) -> bool:
+    """Tell whether a transaction has not ended yet."""
+    with suppress(lmdb.Error):
+        txn.id()
+        return True
+    return False
+
+
+def _pages(stat: Any) -> int:
+    pages: int = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+    return pages
