@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,10 @@ from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 # LMDB asks for 2 MB of zeros at each opening: as a mapping, always, they cost nothing until they are used
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 17))  # for the processes that are started from here
+
+# a shell that starts a run in the background has SIGINT ignored, and all that is started from here would ignore it, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
