@@ -53,7 +53,8 @@ def kill(pid):
 def test_a_lease_is_a_sequence_of_the_first_items_which_nobody_else_gets(full, engine):
     lease = full.lease(3)
     assert (list(lease), lease[-1], lease[1:], len(lease)) == (list("abc"), "c", ["b", "c"], 3)
-    assert (lease.seqs, lease.attempts, lease.deadline) == ([0, 1, 2], [1, 1, 1], None)
+    assert (lease.items, lease.seqs, lease.attempts, lease.deadline) == (list("abc"), [0, 1, 2], [1, 1, 1], None)
+    assert "b" in lease
     other = engine()
     assert figures(other) == (3, 3, 0, 0)
     assert other.peek(6) == list(other) == ["d", "e", "f"]
@@ -73,8 +74,9 @@ def test_an_empty_lease_is_falsy_and_harmless(queue):
             lease.ack()
             lease.nack()
             lease.extend(5)
-    with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
-        queue.lease(ttl=0)
+    for ttl in (0, -0.5):
+        with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
+            queue.lease(ttl=ttl)
 
 
 def test_the_end_of_the_block_acknowledges_and_an_exception_gives_back_to_the_places(full):
@@ -96,22 +98,31 @@ def test_some_are_acknowledged_and_some_given_back_in_their_order(full):
         assert figures(full) == (3, 2, 0, 0)
         lease.ack([1, 2])
         assert list(full) == ["a", "d", "f"]
-        with pytest.raises(ValueError, match=r"\[7\] are not in this lease"):
-            lease.ack([0, 7])
+        for call in (lease.ack, lease.nack):
+            with pytest.raises(ValueError, match=r"\[7\] are not in this lease"):
+                call([0, 7])
     assert list(full) == ["a", "d", "f"]
     lease.ack()
     lease.nack()
     assert full.push("g") == 6
 
 
-def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, engine):
+def test_items_of_several_leases_come_back_to_their_places(full):
+    first, second, third = full.lease(2), full.lease(), full.lease(2)
+    third.nack()
+    first.nack(1)
+    assert full.pop(2) == ["b", "d"]
+    second.nack()
+    first.nack()
+    assert list(full) == ["a", "c", "e", "f"]
+
+
+def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, engine, later):
     other = engine()
-    before = time.monotonic()
-    lease = full.lease(2, ttl=0.3)
-    assert 0.2 < lease.deadline - before < 0.3 + DEADLINE
-    assert other.peek() == "c" or time.monotonic() >= lease.deadline
-    eventually(lambda: other.peek() == "a")
-    assert time.monotonic() - before >= 0.29
+    lease = full.lease(2, ttl=100)
+    later(60)
+    assert other.peek() == "c"
+    later(41)
     again = other.lease(2)
     assert (list(again), again.attempts) == (["a", "b"], [2, 2])
     for late in (lease.ack, lease.nack, lambda: lease.extend(5), lambda: lease.ack(0)):
@@ -123,25 +134,49 @@ def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, en
     again.ack()
 
 
-def test_what_is_extended_holds_longer(full):
-    lease = full.lease(ttl=1.0)
-    lease.extend(DEADLINE)
-    time.sleep(1.1)  # nothing happens
+def test_a_block_that_ends_late_says_so_but_not_over_another_exception(full, later):
+    for error in (LeaseExpiredError, ZeroDivisionError):
+        with pytest.raises(error), full.lease(ttl=1):  # noqa: PT012
+            later(2)
+            assert full.peek() == "a"
+            if error is ZeroDivisionError:
+                raise error
+
+
+def test_what_is_extended_holds_longer(full, later):
+    lease = full.lease(ttl=100)
+    lease.extend(1_000)
+    later(500)
     assert full.peek() == "b"
     lease.extend(None)
     assert lease.deadline is None
-    lease.extend(0.1)
-    eventually(lambda: full.peek() == "a")
+    later(1e6)
+    assert full.peek() == "b"
+    lease.extend(100)
+    later(101)
+    assert full.peek() == "a"
 
 
-def test_one_who_closes_or_is_forgotten_gives_back_at_once(full, engine):
+def test_a_deadline_is_on_the_monotonic_clock(engine):
+    queue = engine()
+    queue.push("a")
+    before = time.monotonic()
+    assert before + 49 < queue.lease(ttl=50).deadline < time.monotonic() + 50
+
+
+def test_one_who_closes_gives_back_at_once(full, engine):
     other = engine()
     lease = other.lease(3)
     assert len(full) == 3
     other.close()
+    other.close()
     assert list(full) == list("abcdef")
     with pytest.raises(ClosedError):
         lease.ack()
+    with pytest.raises(ZeroDivisionError), engine() as other, other.lease():  # noqa: PT012
+        other.close()
+        raise ZeroDivisionError
+    assert list(full) == list("abcdef")
 
 
 def test_one_who_is_killed_gives_back_and_a_waiter_gets_it(full):
@@ -187,8 +222,9 @@ def test_a_stopped_consumer_keeps_what_it_has_until_its_ttl_is_over(full):
 
 def test_a_forked_child_has_no_part_in_its_parents_leases_and_does_not_end_them(full):
     def leave(lease):
-        with pytest.raises(LeaseExpiredError):
-            lease.ack()
+        for call in (lease.ack, lambda: lease.extend(1)):
+            with pytest.raises(LeaseExpiredError):
+                call()
         with pytest.raises(ZeroDivisionError), lease:
             raise ZeroDivisionError
         with lease:
@@ -266,20 +302,25 @@ def test_clear_leaves_what_does_not_wait_unless_it_is_told(full):
 # --- delays
 
 
-def test_items_with_a_delay_come_when_they_are_due_in_the_places_of_their_push(full):
-    full.pop()
-    assert full.push(["x", "y"], delay=2) == range(6, 8)
-    assert full.push("z", delay=1) == 8
+def test_items_with_a_delay_come_when_they_are_due_in_the_places_of_their_push(full, engine, later):
+    assert full.push(["x", "y"], delay=200) == range(6, 8)
+    assert full.push("z", delay=100) == 8
     assert full.push("g") == 9
-    assert figures(full) == (6, 0, 3, 0)
-    assert list(full) == list("bcdefg")
-    eventually(lambda: len(full) == 9)
-    assert list(full) == list("bcdefxyzg")
-    assert full.pop(5) == list("bcdef")
-    with full.lease(3) as lease:
+    assert figures(full) == (7, 0, 3, 0)
+    assert full.pop(7) == list("abcdefg")
+    full.push("h")
+    full.close()
+    queue = engine()
+    later(101)
+    assert (list(queue), figures(queue)) == (["z", "h"], (2, 0, 2, 0))
+    later(100)
+    assert list(queue) == ["x", "y", "z", "h"]
+    with queue.lease(3) as lease:
         assert (list(lease), lease.seqs) == (["x", "y", "z"], [6, 7, 8])
         lease.nack(6)
-    assert full.pop(3) == ["x", "g"]
+    assert queue.flush(force=True) >= 0
+    assert queue.pop(3) == ["x", "h"]
+    assert queue.stats().removed == 11
 
 
 def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
@@ -289,12 +330,17 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
     assert 0.25 <= time.monotonic() - before < 5
 
 
-def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(full):
+def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(full, later):
     with full.lease(3) as lease:
-        lease.nack(0, delay=2)
-        lease.nack(2, delay=1)
+        for delay in (-1, float("nan"), float("inf"), 1e11):
+            with pytest.raises(ValueError, match="a delay is"):
+                lease.nack(delay=delay)
+        lease.nack(0, delay=300)
+        lease.nack(2, delay=100)
     assert figures(full) == (3, 0, 2, 0)
-    eventually(lambda: len(full) == 5)
+    later(101)
+    assert list(full) == ["c", "d", "e", "f"]
+    later(200)
     assert list(full) == ["a", "c", "d", "e", "f"]
     assert full.lease(2).attempts == [2, 2]
 
@@ -302,7 +348,7 @@ def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(fu
 # --- keys
 
 
-def test_an_item_whose_key_is_there_is_not_stored_twice(queue):
+def test_an_item_whose_key_is_there_is_not_stored_twice(queue, later):
     assert queue.push("a", unique="key") == 0
     assert queue.push("b", unique="key") == 0
     assert queue.push(["c", "d", "e", "f"], unique=["key", b"key", None, b"key"]) == [0, 1, 2, 1]
@@ -310,10 +356,17 @@ def test_an_item_whose_key_is_there_is_not_stored_twice(queue):
     assert list(queue) == ["a", "d", "e"]
     lease = queue.lease()
     assert queue.push("b", unique="key") == 0
-    lease.nack()
+    lease.nack(delay=50)
+    assert queue.push("b", unique="key") == 0
+    later(60)
+    assert queue.push("b", unique="key") == 0
     queue.lease().ack()
     assert queue.push("g", unique="key") == 3
     assert queue.push("h", unique="later", delay=10) == queue.push("i", unique="later") == 4
+    for keys in (["a"], "ab", ["a", "b", "c"]):
+        with pytest.raises(ValueError, match="needs a list of as many keys"):
+            queue.push(["x", "y"], unique=keys)
+    assert len(queue) == 3
 
 
 @pytest.mark.parametrize("remove", ["pop", "delete", "clear", "get", "move", "die"])

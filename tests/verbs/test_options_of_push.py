@@ -36,9 +36,10 @@ def test_headers_come_back_with_leases_and_dead_letters(queue):
         ({"expires": 5, "delay": 5}, ValueError),
         ({"expires": float("inf")}, ValueError),
         ({"expires": float("nan")}, ValueError),
-        ({"delay": float("inf")}, ValueError),
+        *(({"delay": delay}, ValueError) for delay in (-1, 1e11, float("inf"), float("nan"))),
         ({"replace": True}, ValueError),
         ({"unique": ["a", "b"]}, TypeError),
+        ({"unique": 5}, TypeError),
     ],
 )
 def test_what_cannot_be_said_of_an_item_is_refused(queue, wrong, error):
