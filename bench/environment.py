@@ -13,6 +13,8 @@ from typing import Any
 
 import lmdb
 
+import lmdbqueue
+
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 
 
@@ -28,7 +30,7 @@ def describe(directory: str, packages: list[str]) -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "sqlite": sqlite3.sqlite_version,
         "lmdb_library": ".".join(map(str, lmdb.version())),
-        "packages": {package: importlib.metadata.version(package) for package in packages},
+        "packages": {package: _version(package) for package in packages},
     }
 
 
@@ -42,6 +44,10 @@ def file_system(directory: str) -> str:
             if before.split()[2] == wanted:
                 return after.split()[0]
     return "unknown"
+
+
+def _version(package: str) -> str:
+    return lmdbqueue.__version__ if package == "lmdbqueue" else importlib.metadata.version(package)
 
 
 def _cpu_model() -> str:

@@ -125,7 +125,7 @@ __all__ = [
     "Worked",
     "check",
 ]
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 for _each in __all__:
     if _each in globals():  # else it is imported late

@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lmdbqueue",
         description="A persistent FIFO queue on LMDB.",
-        epilog="push, pop, stat, watch and all other commands: pip install 'lmdbqueue[cli]'",
+        epilog="push, pop, stat, watch and all other commands: pip install 'lmdbqueue-persistent[cli]'",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     check_.add_argument("path", metavar="PATH", help="the directory of the queue")
     check_.add_argument("--repair", action="store_true", help="write what is whole to a new file")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
-        advice = "it needs click and rich: pip install 'lmdbqueue[cli]'"
+        advice = "it needs click and rich: pip install 'lmdbqueue-persistent[cli]'"
         print(f"lmdbqueue: {arguments[0]} is not there: {advice}", file=sys.stderr)
         return 2
     options = parser.parse_args(arguments)

@@ -91,7 +91,7 @@ def _target(
     try:
         from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
     except ImportError as error:
-        raise Failure("forward needs psycopg: pip install 'lmdbqueue[postgres]'", USAGE) from error
+        raise Failure("forward needs psycopg: pip install 'lmdbqueue-persistent[postgres]'", USAGE) from error
 
     def there() -> PostgresQueue[bytes]:
         return PostgresQueue(url, to or name, bytes, bytes, patience=1.0)
@@ -101,7 +101,7 @@ def _target(
 
 def _broker(url: str, **how: Any) -> MqttTarget:
     if find_spec("paho") is None:
-        raise Failure("forward to a broker needs paho-mqtt: pip install 'lmdbqueue[mqtt]'", USAGE)
+        raise Failure("forward to a broker needs paho-mqtt: pip install 'lmdbqueue-persistent[mqtt]'", USAGE)
     parts = urlsplit(url)
     is_secret = parts.scheme == "mqtts"
     return MqttTarget(

@@ -72,7 +72,7 @@ whole cluster through the flush.
 try:
     import psycopg  # noqa: F401
 except ImportError as error:
-    message = f"lmdbqueue.postgres needs psycopg: pip install 'lmdbqueue[postgres]' ({error})"
+    message = f"lmdbqueue.postgres needs psycopg: pip install 'lmdbqueue-persistent[postgres]' ({error})"
     raise ImportError(message, name="psycopg") from error
 
 from lmdbqueue.postgres._marks import PostgresTarget

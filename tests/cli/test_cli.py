@@ -817,8 +817,8 @@ def test_demo_and_check_work_without_the_extra(bare, queue, tmp_path):
 def test_what_needs_the_extra_says_so_without_it(bare, tmp_path):
     result = bare("push", "queue", "a")
     assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
-    assert b"pip install 'lmdbqueue[cli]'" in result.stderr
-    assert b"lmdbqueue[cli]" in bare("--help").stdout
+    assert b"pip install 'lmdbqueue-persistent[cli]'" in result.stderr
+    assert b"lmdbqueue-persistent[cli]" in bare("--help").stdout
     assert os.listdir(tmp_path) == []
 
 

@@ -50,7 +50,9 @@ def _map(package=""):
 
 
 def test_the_contracts_of_import_linter_are_kept():
-    pytest.importorskip("importlinter", reason="import-linter is not installed: pip install 'lmdbqueue[lint]'")
+    pytest.importorskip(
+        "importlinter", reason="import-linter is not installed: pip install 'lmdbqueue-persistent[lint]'"
+    )
     if not os.path.exists(os.path.join(ROOT, "pyproject.toml")):
         pytest.skip("the contracts stand in pyproject.toml, and this is an installed package")
     program = "from importlinter.cli import lint_imports_command; lint_imports_command()"

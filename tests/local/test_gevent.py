@@ -99,7 +99,7 @@ PROGRAM = """
 
 
 def test_every_verb_goes_well_under_gevent_and_leaves_no_lock_behind(tmp_path):
-    pytest.importorskip("gevent", reason="gevent is not installed: pip install 'lmdbqueue[test]'")
+    pytest.importorskip("gevent", reason="gevent is not installed: pip install 'lmdbqueue-persistent[test]'")
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

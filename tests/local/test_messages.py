@@ -170,4 +170,4 @@ def test_the_engine_on_postgresql_says_what_it_needs():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert "pip install 'lmdbqueue[postgres]'" in done.stdout
+    assert "pip install 'lmdbqueue-persistent[postgres]'" in done.stdout

@@ -1,0 +1,111 @@
+"""What an index would show of a built package is right: its name, its versions, and every link of README."""
+
+import os
+import re
+import subprocess
+import tomllib
+
+import pytest
+from examples import ROOT, read
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
+from markdown_it import MarkdownIt
+
+import lmdbqueue
+
+NAME = "lmdbqueue-persistent"
+ADDRESS = "https://code.example/queues/lmdbqueue"
+PAGE = re.compile(rf"{ADDRESS}/(?:blob|raw)/v{re.escape(lmdbqueue.__version__)}/([^#]+)(?:#(.*))?$")
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Return a function that builds the metadata, as for a repository at an address or at none."""
+
+    def build(address):
+        for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("LMDBQUEUE_REPOSITORY", address)
+        return ProjectMetadata(ROOT, PluginManager()).core
+
+    return build
+
+
+def _links(markdown):
+    """Return the targets of all links and pictures as the text is rendered."""
+    found = []
+    tokens = list(MarkdownIt("commonmark").enable("table").parse(markdown))
+    while tokens:
+        token = tokens.pop()
+        tokens += token.children or []
+        found += [target for name in ("href", "src") if (target := token.attrs.get(name))]
+    return found
+
+
+def _anchors(markdown):
+    """Return the anchors of a page's headings."""
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_of_readme_on_an_index_leads_to_a_page_that_is_there(built):
+    links = _links(built(f"{ADDRESS}/").readme)
+    assert len(links) > 30
+    for link in links:
+        assert link.startswith("https://"), link
+        if link.startswith(ADDRESS):
+            path, anchor = PAGE.match(link).groups()
+            assert os.path.exists(os.path.join(ROOT, path)), link
+            assert anchor is None or anchor in _anchors(read(path)), link
+
+
+def test_a_build_that_does_not_know_its_repository_has_no_dead_link(built):
+    core = built("")
+    links = _links(core.readme)
+    assert links
+    assert all(link.startswith("https://") and "example" not in link for link in links)
+    assert core.urls == {}
+
+
+def test_the_release_workflow_gives_the_address_of_its_own_repository(built, monkeypatch):
+    core = built("")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://code.example")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "queues/lmdbqueue")
+    monkeypatch.delenv("LMDBQUEUE_REPOSITORY")
+    core = ProjectMetadata(ROOT, PluginManager()).core
+    assert core.urls["Source"] == ADDRESS
+    assert ADDRESS in core.readme
+
+
+def test_the_package_is_installed_by_one_name_and_each_python_is_named(built):
+    core = built(ADDRESS)
+    assert core.name == NAME
+    assert [each.rpartition(" ")[2] for each in core.classifiers if re.search(r":: 3\.\d+$", each)] == [
+        "3.11",
+        "3.12",
+        "3.13",
+    ]
+    assert core.requires_python == ">=3.11"
+
+
+def test_advice_to_install_something_names_this_package_and_an_extra_that_it_has():
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    files = subprocess.run(["git", "ls-files", "*.py", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    found = 0
+    for name in files.stdout.split():
+        for distribution, extra in re.findall(r"pip install (?:-\w+ )*['\"]?(lmdb[\w-]*)(?:\[(\w+)\])?", read(name)):
+            assert distribution == NAME, name
+            assert extra in {"", *extras}, name
+            found += 1
+    assert found > 10
+
+
+def test_the_newest_entry_of_the_changelog_and_the_citation_are_of_this_version():
+    newest = read("CHANGELOG.md").split("\n## ")[1]
+    assert newest.startswith(f"{lmdbqueue.__version__} ")
+    assert "\n**Format**: " in newest
+    assert f"\nversion: {lmdbqueue.__version__}\n" in read("CITATION.cff")
