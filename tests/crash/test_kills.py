@@ -1,7 +1,7 @@
 """SIGKILL at any line of the library: what was acknowledged is there, and a call is there wholly or not at all.
 
-At every fifth line, from a random one on; at all with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues the long
-form tries, and LMDBQUEUE_KILLS how many kills it deals out.
+At every fifth line that a verb executes; at all, each time, with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues
+the long form tries, and LMDBQUEUE_KILLS how many kills it deals out.
 """
 
 import fcntl

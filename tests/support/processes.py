@@ -10,7 +10,6 @@ import importlib
 import os
 import pickle
 import pkgutil
-import random
 import shutil
 import signal
 import subprocess
@@ -153,8 +152,7 @@ class Moments:
         sys.setprofile(None)
 
     def _look(self, frame: Any, event: str, _: object) -> None:
-        here = frame.f_code.co_filename.startswith(TESTS)
-        if event in {"call", "c_return"} and not here:
+        if event in {"call", "c_return"} and not frame.f_code.co_filename.startswith(TESTS):
             self.left -= 1
             if self.left == 0:
                 sys.setprofile(None)
@@ -197,6 +195,29 @@ INTERRUPTED: dict[str, Callable[[Any], object]] = {
 }
 
 
+def lines_of(modules: Iterable[str], fn: Callable[..., object], **options: object) -> list[int]:
+    """Run ``fn(**options)``; return the number, for ``killed_at_line``, of each line's first execution."""
+    files = {f"{LIBRARY}{module}.py" for module in modules}
+    executed = 0
+    found: dict[tuple[str, int], int] = {}
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal executed
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            executed += 1
+            found.setdefault((frame.f_code.co_filename, frame.f_lineno), executed)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        fn(**options)
+    finally:
+        sys.settrace(None)
+    return list(found.values())
+
+
 def killed_at_line(number: int, modules: Iterable[str], fn: Callable[..., object], **options: object) -> None:
     """Run ``fn(**options)``, and die by SIGKILL before the ``number``-th line of these modules that it executes."""
     left = number
@@ -224,28 +245,39 @@ def kill_at_every_line(
 ) -> int:
     """Run ``run(place)()`` on copies of ``root``, killed at one line of these modules that it executes after the other.
 
-    Every ``STEP``-th of them, from a random one on. On all processors. ``judge(place, is_done)`` is called after each.
-    Return how many kills there were.
+    At every ``STEP``-th of the lines, when it is executed first; with a step of 1 whenever one is executed. On all
+    processors. ``judge(place, is_done)`` is called after each. Return how many kills there were.
     """
     parts = os.cpu_count() or 1
-    first = 1 + random.randrange(STEP)  # noqa: S311
+
+    def look(place: str) -> None:
+        numbers = lines_of(modules, run(place))
+        with open(f"{root} lines", "w", encoding="ascii") as file:
+            file.write(" ".join(map(str, numbers[STEP // 2 :: STEP])))
+
+    shutil.copytree(root, f"{root} 0")
+    assert status_of(forked(look, f"{root} 0")) == 0
+    with open(f"{root} lines", encoding="ascii") as file:
+        chosen = [int(each) for each in file.read().split()]
+    numbers = count(1) if STEP == 1 else iter([*chosen, chosen[-1] + 1_000_000])  # which is not reached
 
     def killed(number: int, place: str) -> None:
         killed_at_line(number, modules, run(place))
 
     def share(part: int) -> None:
-        status = KILLED
-        number = first + (part - parts) * STEP
-        while status:
-            number += parts * STEP
+        kills = 0
+        for number in islice(numbers, part, None, parts):
             place = f"{root} {number}"
             shutil.copytree(root, place)
             status = status_of(forked(killed, number, place))
             assert status in (0, KILLED)
             judge(place, is_done=status == 0)
             shutil.rmtree(place)
+            if status == 0:
+                break
+            kills += 1
         with open(f"{root} kills", "a", encoding="ascii") as file:
-            file.write(f"{(number - first) // STEP // parts}\n")
+            file.write(f"{kills}\n")
 
     pids = [forked(share, part) for part in range(parts)]
     assert [status_of(pid, 1200) for pid in pids] == [0] * parts
