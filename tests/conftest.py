@@ -28,7 +28,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
-    "lmdbqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "lmdbqueue",
+    deadline=None,
+    derandomize=os.environ.get("LMDBQUEUE_SEEK") != "1",  # what a commit is told must not depend on chance
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("lmdbqueue")
 

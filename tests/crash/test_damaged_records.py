@@ -16,7 +16,7 @@ from lmdbqueue import CorruptItemError, CorruptQueueError, Full, GoneError, Pers
 from lmdbqueue._format import BASE, pack
 from lmdbqueue._values import Push
 
-SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "10"))
+SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "5"))
 MORE = 60  # items than a queue has here
 
 
@@ -117,7 +117,7 @@ def _empty(queue):
 
 
 def test_whatever_happens_to_a_record_there_are_our_errors_only_and_an_end(tmp_path, record_property):
-    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", random.randrange(1 << 32)))  # noqa: S311
+    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", "1"))
     end = time.monotonic() + SECONDS
     rounds = 0
     while time.monotonic() < end:

@@ -22,7 +22,7 @@ from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local.queue import local_engine_of
 from lmdbqueue._values import Push
 
-SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "10"))
 SIZES = [0, 1, 10, 40, 40, 40, 200, 900, 2000, 2040, 4000, 8200, 40_000]
 NAMES = ["inbox", "outbox", "log"]
 REASON = "given back"
@@ -225,7 +225,7 @@ def proven_contents(monkeypatch, weighed_without_syncs):
 def test_whatever_is_called_with_whatever_values_the_file_is_whole(tmp_path, record_property):
     end = time.monotonic() + SECONDS
     steps = 0
-    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", random.randrange(1 << 32)))  # noqa: S311
+    seed = int(os.environ.get("LMDBQUEUE_FUZZ_SEED", "1"))
     while time.monotonic() < end:
         place = tmp_path / str(seed)
         place.mkdir()
