@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue._format import Note
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres import _items, _positions, _readers
+from lmdbqueue.postgres import _positions, _readers, _removal
 from lmdbqueue.postgres._items import AT_ONCE, BROWSE_BYTES, LOOK, MINE, OVERDUE, Place, hurried, pack, tell
 from lmdbqueue.postgres._owner import tokens
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._step import Step
 
 _MAX_REASON: Final = 1_000  # characters
 _MAX_TRACE: Final = 8_000  # characters
@@ -390,7 +390,7 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
 
 def restore(step: Step, place: Place, max_attempts: int | None, *, deaths: bool) -> int:
     """Let come back all whose time is over, and what dead owners held; return how much it was."""
-    changed = _readers.come_due(step, place) + _items.expire(step, place)
+    changed = _readers.come_due(step, place) + _removal.expire(step, place)
     if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):
         how = Return("its consumer died", max_attempts=max_attempts)
         changed += len(_given_back(step, place, _ORPHANED, how, holders=holders))

@@ -17,7 +17,7 @@ from lmdbqueue._errors import ForkError, Full, QueueError, TransactionError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs import block
 from lmdbqueue.postgres._failures import explained, interrupt_amid
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._step import Step
 
 blocks: block.Blocks["Block"] = block.Blocks()
 

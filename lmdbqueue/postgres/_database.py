@@ -35,12 +35,15 @@ from lmdbqueue._errors import CommitUnknownError, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
+from lmdbqueue.postgres._connection import shown
 from lmdbqueue.postgres._ear import Ear
 from lmdbqueue.postgres._failures import Lost, explained, is_lost, is_refused
+from lmdbqueue.postgres._ledger import Settled
 from lmdbqueue.postgres._owner import Owner
 from lmdbqueue.postgres._pool import Pool
-from lmdbqueue.postgres._session import Session, Settled, Step, shown
+from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._sql import Sql
+from lmdbqueue.postgres._step import Step
 
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
 

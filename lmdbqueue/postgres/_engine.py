@@ -22,13 +22,15 @@ from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting, within
-from lmdbqueue.postgres import _away, _items, _queues, _readers
+from lmdbqueue.postgres import _away, _items, _pushing, _queues, _readers, _removal, _taking
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
-from lmdbqueue.postgres._items import Ahead, Found, Place, Taken
+from lmdbqueue.postgres._items import Ahead, Found, Place
+from lmdbqueue.postgres._ledger import Settled
 from lmdbqueue.postgres._owner import Holder, Token
 from lmdbqueue.postgres._readers import Move
-from lmdbqueue.postgres._session import Settled, Step
+from lmdbqueue.postgres._step import Step
+from lmdbqueue.postgres._taking import Taken
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -110,12 +112,12 @@ class PostgresEngine:
         if n == 1:
             refuse_large(payloads[0])
             values["payload"] = payloads[0]
-            statement = _items.PUSH_ONE_RELAXED if self._sequence else _items.PUSH_ONE
-        elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _items.BLOCK):
+            statement = _pushing.PUSH_ONE_RELAXED if self._sequence else _pushing.PUSH_ONE
+        elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _pushing.BLOCK):
             return None
         else:
             values["payloads"] = payloads
-            statement = _items.PUSH_RELAXED if self._sequence else _items.PUSH
+            statement = _pushing.PUSH_RELAXED if self._sequence else _pushing.PUSH
         if self._sequence:
             values["sequence"] = self._sequence
         rows = self.database.once(self.patience, statement, *place, values, self._told)
@@ -140,7 +142,7 @@ class PostgresEngine:
         before, self._page = self._page, page
         if before:
             self._page = b""
-            self.database.alone(self.patience, _items.RENEW_TAIL, {"queue": self.place.id})
+            self.database.alone(self.patience, _pushing.RENEW_TAIL, {"queue": self.place.id})
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
@@ -159,7 +161,7 @@ class PostgresEngine:
     def cancel(self, key: bytes) -> bool:
         """Remove the item with a unique key, if it waits or is delayed."""
         self._restored()
-        return self.database.run(self.patience, _items.cancel, self.place, key)
+        return self.database.run(self.patience, _removal.cancel, self.place, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
@@ -252,12 +254,12 @@ class PostgresEngine:
         self._misses = max(0, self._misses - 1)
 
         def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
-            found = _items.take(step, self.place, n, deaths=deaths, looks_ahead=looks_ahead)
+            found = _taking.take(step, self.place, n, deaths=deaths, looks_ahead=looks_ahead)
             if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
                 return found, None
             items = decode(found.entries)
             if len(items) == len(found.entries):
-                _items.keep(step, self.place, found)
+                _taking.keep(step, self.place, found)
             return found, items
 
         found, items = self._claimed(n, take)
@@ -276,7 +278,7 @@ class PostgresEngine:
         except DecodeError:
             return None
         deaths = self._is_time_to_look()
-        statement = _items.TAKE_KNOWN if deaths else _items.TAKE_KNOWN_NOW
+        statement = _taking.TAKE_KNOWN if deaths else _taking.TAKE_KNOWN_NOW
         values = {
             "seq": ahead.seq,
             "version": ahead.version,
@@ -550,7 +552,7 @@ class PostgresEngine:
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it waits; return whether it did."""
         self._restored()
-        return self.database.run(self.patience, _items.delete_item, self.place, seq)
+        return self.database.run(self.patience, _removal.delete_item, self.place, seq)
 
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Let the item of this number be a dead letter, if it waits; return whether it did."""
@@ -559,17 +561,17 @@ class PostgresEngine:
 
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``: the items have their old numbers again, whatever has left after them."""
-        self.database.run(self.patience, _items.put_back, self.place, entries)
+        self.database.run(self.patience, _taking.put_back, self.place, entries)
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items, or as many as there are; return how many went."""
         self._restored()
-        return self.database.run(self.patience, _items.delete, self.place, n)
+        return self.database.run(self.patience, _removal.delete, self.place, n)
 
     def clear(self) -> int:
         """Remove all items that wait."""
         self._restored()
-        return self.database.run(self.patience, _items.clear, self.place)
+        return self.database.run(self.patience, _removal.clear, self.place)
 
     def clear_all(self) -> int:
         """Remove all items."""

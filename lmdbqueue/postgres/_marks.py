@@ -24,7 +24,8 @@ from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._failures import is_final
 from lmdbqueue.postgres._items import MAX_SIZE, Place
 from lmdbqueue.postgres._queue import PostgresQueue, postgres_engine_of
-from lmdbqueue.postgres._session import Session, Step
+from lmdbqueue.postgres._session import Session
+from lmdbqueue.postgres._step import Step
 
 _PATIENCE: Final = 1.0  # seconds; the forwarder has its own
 

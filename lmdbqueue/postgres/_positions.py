@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from lmdbqueue._errors import OptionError
 from lmdbqueue._format import Retention
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._step import Step
 
 NOTHING: Final = -1  # before all items of a queue with readers
 

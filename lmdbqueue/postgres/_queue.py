@@ -19,8 +19,8 @@ from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._database import open_database
 from lmdbqueue.postgres._engine import PostgresEngine
 from lmdbqueue.postgres._items import Place
-from lmdbqueue.postgres._session import Step
 from lmdbqueue.postgres._state import TableState
+from lmdbqueue.postgres._step import Step
 
 if TYPE_CHECKING:
     import psycopg

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from lmdbqueue.postgres._items import Place, sequence
 from lmdbqueue.postgres._positions import lock_tail
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._step import Step
 
 _FIND: Final = "SELECT id, is_relaxed FROM {queues} WHERE name = %(name)s"
 _MAKE: Final = """

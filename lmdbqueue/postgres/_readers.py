@@ -14,10 +14,11 @@ from typing import Final, NamedTuple
 
 from lmdbqueue._format import Retention
 from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats
-from lmdbqueue.postgres import _items, _positions
-from lmdbqueue.postgres._items import LOOK, STATUS, Appended, Found, Place
+from lmdbqueue.postgres import _items, _positions, _pushing, _removal, _taking
+from lmdbqueue.postgres._items import LOOK, STATUS, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._pushing import Appended
+from lmdbqueue.postgres._step import Step
 
 _PASSED: Final = "SELECT passed FROM {readers} WHERE queue = %(queue)s AND name = %(name)s"
 _FIRST: Final = (
@@ -150,7 +151,7 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     if number != move.number:
         return None if number is None else False
     if back := [entry for entry in entries if _items.number(entry[0]) in move.gone]:
-        _items.put_back(step, place, back)
+        _taking.put_back(step, place, back)
     between = step.execute(_THERE, queue=place.id, seq=move.before, last=move.after).fetchall()
     there = {seq for (seq,) in between}
     known = {_items.number(key) for key, _ in entries}
@@ -197,22 +198,22 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
 
 
 def push(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int) -> list[Pushed] | None:
-    """Do as ``_items.append``, and remove what is not retained any more; return what became of each."""
-    what = _items.append(step, place, payloads, how, maxsize)
+    """Do as ``_pushing.append``, and remove what is not retained any more; return what became of each."""
+    what = _pushing.append(step, place, payloads, how, maxsize)
     return None if what is None else _appended(step, place, what)
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int | None:
-    """Do as ``_items.move``, and remove what is not retained any more; return how many items went."""
-    what = _items.move(step, place, target, n, maxsize)
+    """Do as ``_pushing.move``, and remove what is not retained any more; return how many items went."""
+    what = _pushing.move(step, place, target, n, maxsize)
     return None if what is None else len(_appended(step, target, what))
 
 
 def come_due(step: Step, place: Place) -> int:
     """Let some items wait whose time has come, beside readers where all of them find it; return how many."""
     if not _items.is_followed(step, place):
-        return _items.come_due(step, place)
-    return len(_appended(step, place, _items.come_last(step, place)))
+        return _pushing.come_due(step, place)
+    return len(_appended(step, place, _pushing.come_last(step, place)))
 
 
 def _appended(step: Step, place: Place, what: Appended | None) -> list[Pushed]:
@@ -228,7 +229,7 @@ def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) 
     if kept is not None:
         return _trim_beyond(step, place, kept)
     if readers and (passed := min(readers.values())) != NOTHING:
-        return _items.trim(step, place, passed, is_read=True)
+        return _removal.trim(step, place, passed, is_read=True)
     return []
 
 
@@ -236,7 +237,7 @@ def _trim_beyond(step: Step, place: Place, kept: Reach) -> list[int]:
     """Remove what is beyond what is kept."""
     went: list[int] = []
     before = None
-    while (last := _items.beyond(step, place, kept)) not in (NOTHING, before):
-        went += _items.trim(step, place, last, is_read=False)
+    while (last := _removal.beyond(step, place, kept)) not in (NOTHING, before):
+        went += _removal.trim(step, place, last, is_read=False)
         before = last
     return went

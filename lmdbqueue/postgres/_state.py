@@ -11,7 +11,7 @@ from typing import Any, Final
 from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Place
-from lmdbqueue.postgres._session import Step
+from lmdbqueue.postgres._step import Step
 
 _MAX_KEY: Final = 1_000  # bytes; a row of an index takes some 2,700
 

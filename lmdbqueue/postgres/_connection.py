@@ -1,0 +1,157 @@
+"""How a connection is opened, and what is set on it.
+
+Owns: the settings that our statements need, and how values are sent. Law: whatever a user has set on the server, the
+role or the database, our statements mean the same; what a user sets on a connection in a block is gone afterwards.
+Must not know: what a connection is used for.
+"""
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final, LiteralString
+
+import psycopg
+from psycopg import adapt, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
+from psycopg.types.array import ListBinaryDumper
+from psycopg.types.numeric import Int8BinaryDumper
+from psycopg.types.string import BytesBinaryDumper
+
+from lmdbqueue._errors import VersionError
+
+_OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained
+_MAX_TIMEOUT: Final = (1 << 31) - 1  # ms
+
+# A dead peer is noticed on both sides within half a minute, unless the address says otherwise
+_DEFAULTS: Final = {
+    "application_name": "lmdbqueue",
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+# Whatever the database is encoded in, names and messages come and go as UTF-8
+_ENCODING: Final = {"client_encoding": "UTF8"}
+
+# Settings of the user's that hold in a block again
+USERS: Final = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
+OPENED: Final = "SELECT pg_backend_pid(), " + ", ".join(f"current_setting('{name}')" for name in USERS)
+
+# What is read after a lock was waited for must be newer than the lock, so each statement has a snapshot of its own
+_SETTINGS: Final = """
+SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalives_interval', '5', false),
+       set_config('tcp_keepalives_count', '3', false), set_config('client_connection_check_interval', '2s', false),
+       set_config('idle_session_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
+       set_config('statement_timeout', '0', false), set_config('lock_timeout', '{}', false),
+       set_config('default_transaction_isolation', 'read committed', false)
+"""
+# A plan that was made when a table was nearly empty is kept, and must not read the whole of it later; to make one anew
+# for each call took more time than to execute it
+_PLANNER: Final = """
+SELECT set_config('enable_seqscan', {0}, {1}), set_config('enable_sort', {0}, {1}),
+       set_config('enable_bitmapscan', {0}, {1}), set_config('enable_hashjoin', {0}, {1}),
+       set_config('enable_mergejoin', {0}, {1}), set_config('jit', 'off', {1}),
+       set_config('max_parallel_workers_per_gather', '0', {1}),
+       set_config('plan_cache_mode', {2}, {1})
+"""
+OUR_PLANS: Final = _PLANNER.format("'off'", "false", "'force_generic_plan'")
+USUAL_PLANS: Final = _PLANNER.format("'on'", "true", "'auto'")
+USUAL_LIMITS: Final = "SELECT " + ", ".join(f"set_config('{name}', %s, true)" for name in USERS)
+# After statements of a user's own: what they set goes, and ours comes back
+_RESET: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; UNLISTEN *; RESET ALL"
+_ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+
+
+def shown(conninfo: str) -> str:
+    """Return an address without what is secret in it; raise ``ValueError`` if it is none."""
+    try:
+        known = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError as error:
+        message = f"this is no address of a database: {str(error).strip()}"
+        raise ValueError(message) from None
+    return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
+
+
+def connect(conninfo: str, path: str) -> psycopg.Connection[Any]:
+    """Connect to a server that is new enough. Raises what psycopg raises."""
+    known: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(conninfo), **_ENCODING}
+    connection = psycopg.connect(make_conninfo("", **known), autocommit=True, prepare_threshold=2)
+    version = connection.info.server_version
+    if version < _OLDEST:
+        connection.close()
+        raise VersionError(path, f"a server of version {version // 10_000}", "use PostgreSQL 14 or later")
+    return connection
+
+
+def settle_in(connection: psycopg.Connection[Any], patience: float) -> None:
+    """Make the settings that our statements need."""
+    connection.execute(_settings(patience), prepare=False)
+    connection.execute(OUR_PLANS, prepare=False)
+
+
+def attributes(connection: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Return what ``reset`` wants to know: psycopg's own settings of a connection."""
+    return {name: getattr(connection, name) for name in _ATTRIBUTES}
+
+
+def reset(connection: psycopg.Connection[Any], before: dict[str, Any], patience: float) -> None:
+    """Undo what a user may have set on a connection, which was in their hands."""
+    for name, value in before.items():
+        if getattr(connection, name) is not value:
+            setattr(connection, name, value)
+    connection.execute(f"{_RESET}; {_settings(patience)}; {OUR_PLANS}", prepare=False)
+
+
+def _settings(patience: float) -> LiteralString:
+    return _SETTINGS.format(milliseconds(patience))
+
+
+def _adapters() -> adapt.AdaptersMap:
+    """Return how values are sent: every number as a bigint, whatever its size, and lists as binary."""
+    found = adapt.AdaptersMap(psycopg.adapters)
+    for kind, dumper in ((int, Int8BinaryDumper), (bytes, BytesBinaryDumper), (list, ListBinaryDumper)):
+        found.register_dumper(kind, dumper)
+    return found
+
+
+_ADAPTERS: Final = _adapters()
+
+
+class Cursor(psycopg.Cursor[Any]):
+    """A cursor for our own statements, whatever a user has set on the connection."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        self._adapters = _ADAPTERS
+        self.format = pq.Format.BINARY
+
+
+def milliseconds(seconds: float) -> str:
+    return str(min(_MAX_TIMEOUT, max(1, int(seconds * 1000))))
+
+
+def is_readable(fd: int) -> bool:
+    """Return whether something can be read now. Not by ``select``, which knows 1,024 descriptors only."""
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(0))
+
+
+@contextmanager
+def together(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Pipeline]:
+    """Send the statements of the block together; what ends it is raised, and nothing is logged."""
+    ended_by = None
+    try:
+        with connection.pipeline() as pipeline:
+            try:
+                yield pipeline
+            except BaseException as error:  # psycopg would log what it meets while this one unwinds
+                ended_by = error
+    except Exception as error:
+        if ended_by is None:
+            raise
+        raise ended_by from error
+    if ended_by is not None:
+        raise ended_by

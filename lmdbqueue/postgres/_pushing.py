@@ -1,0 +1,311 @@
+"""How items come to the tail of a queue: pushed, moved from another, or due where readers have passed their places.
+
+Owns: the numbers of items. Law: a number is given once. In the order of commits it is given under the lock of the
+queue's tail, which is held until the commit; in relaxed order it comes from a sequence, and nobody waits for anybody.
+Must not know: connections, retries, pickling.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue._errors import Full, OptionError
+from lmdbqueue._values import Push, Pushed
+from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres._items import (
+    AT_ONCE,
+    AWAITED,
+    CLASS,
+    MAX_SIZE,
+    Place,
+    class_of,
+    length,
+    sequence,
+    tell,
+    with_keys,
+)
+from lmdbqueue.postgres._removal import replaced
+from lmdbqueue.postgres._step import Step
+
+BLOCK: Final = 12  # bits of a number in relaxed order that count items of one push; its other bits, the pushes
+
+
+class Appended(NamedTuple):
+    """What was appended; ``is_kept``: something may be beyond what is kept now."""
+
+    items: list[Pushed]
+    is_kept: bool
+
+
+# If the session is fenced there is no number for an item, and the server undoes all of it: ``Session.once`` knows that.
+# Where more has to be done, since the queue keeps only so much, or is gone, nothing is done and no row returned.
+# The tail is locked before the row of the ledger, which only this session writes
+_GIVEN: Final = """
+WITH given AS (
+    UPDATE {tails} SET next = next + %(n)s
+    WHERE queue = %(queue)s AND NOT is_slow
+    AND epoch = (SELECT epoch FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1)
+    RETURNING next - %(n)s AS first, ctid AS at),
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = (SELECT first FROM given), pushed = pushed + %(n)s,
+        waiting = waiting + %(n)s, size = size + %(size)s
+    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM given) RETURNING result, ctid AS at)"""
+PUSH: Final = (
+    _GIVEN
+    + """,
+stored AS (
+    INSERT INTO {items} (queue, seq, payload)
+    SELECT %(queue)s, %(class)s + (SELECT result FROM noted) + place - 1, payload
+    FROM given, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place))
+SELECT %(class)s + first, """
+    + AWAITED
+    + ", at, (SELECT at FROM noted) FROM given"
+)
+PUSH_ONE: Final = (
+    _GIVEN
+    + """
+INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, %(class)s + (SELECT result FROM noted), %(payload)s
+FROM given RETURNING seq, """
+    + AWAITED
+    + ", (SELECT at FROM given), (SELECT at FROM noted)"
+)
+_GIVEN_RELAXED: Final = """
+WITH noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = nextval(%(sequence)s::regclass) << 12,
+        pushed = pushed + %(n)s, waiting = waiting + %(n)s, size = size + %(size)s
+    WHERE id = %(row)s AND NOT is_fenced
+    AND NOT (SELECT is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1)
+    RETURNING result, ctid AS at)"""
+PUSH_ONE_RELAXED: Final = (
+    _GIVEN_RELAXED
+    + """
+INSERT INTO {items} (queue, seq, payload) SELECT %(queue)s, %(class)s + result, %(payload)s FROM noted
+RETURNING seq, """
+    + AWAITED
+    + ", NULL::tid, (SELECT at FROM noted)"
+)
+PUSH_RELAXED: Final = (
+    _GIVEN_RELAXED
+    + """,
+stored AS (
+    INSERT INTO {items} (queue, seq, payload)
+    SELECT %(queue)s, %(class)s + result + place - 1, payload
+    FROM noted, unnest(%(payloads)s::bytea[]) WITH ORDINALITY AS pushed (payload, place))
+SELECT %(class)s + result, """
+    + AWAITED
+    + ", NULL::tid, at FROM noted"
+)
+# Under an old snapshot the versions of a row cannot be pruned: another row with no past takes its place
+RENEW_TAIL: Final = """
+WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
+old AS (
+    DELETE FROM {tails} WHERE queue = %(queue)s AND EXISTS (SELECT FROM mine)
+    AND epoch = (SELECT epoch FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1)
+    RETURNING *)
+INSERT INTO {tails} (queue, epoch, next, is_slow) SELECT queue, epoch + 1, next, is_slow FROM old
+"""
+_BLOCKS: Final = "SELECT nextval(%(sequence)s::regclass) FROM generate_series(1, %(n)s)"
+_APPEND: Final = """
+INSERT INTO {items} (queue, seq, payload, key, headers, expires_at, state, until)
+SELECT %(queue)s, seq, payload, nullif(key, ''::bytea), %(headers)s::bytea,
+    {now} + %(expires)s::bigint * interval '1 microsecond', CASE WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
+    CASE WHEN %(delay)s > 0 THEN {now} + %(delay)s * interval '1 microsecond' END
+FROM unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(keys)s::bytea[]) AS pushed (seq, payload, key)
+"""
+_SET_NEXT: Final = """
+UPDATE {tails} SET next = %(next)s
+WHERE queue = %(queue)s AND epoch = (SELECT epoch FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1)
+"""
+_OPTIONS: Final = "SELECT is_relaxed, is_followed, has_classes FROM {queues} WHERE id = %(queue)s"
+_HAVE_CLASSES: Final = "UPDATE {queues} SET has_classes = true WHERE id = %(queue)s"
+_ARE_FIRST: Final = """
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s FOR UPDATE
+"""
+_MOVED: Final = """
+WITH first AS MATERIALIZED (
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0
+    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+numbered AS MATERIALIZED (SELECT at, seq, row_number() OVER (ORDER BY seq) AS place FROM first),
+moved AS (
+    UPDATE {items} SET queue = %(target)s, pushed_at = {now}, key = NULL, attempts = 0, changed = NULL, reason = NULL,
+        seq = (items.seq >> 56 << 56) + CASE WHEN %(numbers)s::bigint[] IS NULL THEN %(tail)s + place - 1
+                                             ELSE (%(numbers)s::bigint[])[place] END
+    FROM numbered WHERE items.ctid = numbered.at
+    RETURNING items.seq, numbered.seq AS before, octet_length(payload))
+SELECT * FROM moved
+"""
+_COME_DUE: Final = """
+WITH due AS MATERIALIZED (
+    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND until <= {now} AND state = 2
+    ORDER BY until LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+come AS (
+    UPDATE {items} SET state = 0, until = NULL
+    WHERE ctid = ANY(ARRAY(SELECT at FROM due))
+    RETURNING octet_length(payload) AS size)
+SELECT count(*), coalesce(sum(size), 0)::bigint FROM come
+"""
+_COME_LAST: Final = """
+WITH due AS MATERIALIZED (
+    SELECT ctid AS at, seq, until FROM {items} WHERE queue = %(queue)s AND until <= {now} AND state = 2
+    ORDER BY until LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+numbered AS MATERIALIZED (SELECT at, row_number() OVER (ORDER BY until, seq) AS place FROM due),
+come AS (
+    UPDATE {items} SET state = 0, until = NULL, seq = %(tail)s + place - 1, pushed_at = {now}
+    FROM numbered WHERE items.ctid = numbered.at
+    RETURNING octet_length(payload) AS size)
+SELECT count(*), coalesce(sum(size), 0)::bigint FROM come
+"""
+
+
+def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int) -> Appended | None:
+    """Append payloads, all or none; return their numbers, or those of the items that have the keys.
+
+    None: the queue is gone. Raises ``Full``, and ``OptionError`` for a priority beside readers.
+    """
+    locked, options = _locked(step, place)
+    if locked is None or options is None:
+        return None
+    (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
+    keys = how.keys or [b""] * len(payloads)
+    if how.replace:
+        keys = replaced(step, place, keys)
+    held = with_keys(step, place, keys)
+    fresh = []  # which of them are stored
+    first_of: dict[bytes, int] = {}
+    for index, key in enumerate(keys):
+        if not key or (key not in held and first_of.setdefault(key, index) == index):
+            fresh.append(index)
+    if how.priority and is_followed:
+        raise OptionError(step.path, "priority", "named readers", "a priority")
+    if not fresh:
+        return Appended([Pushed(held[key], is_stored=False) for key in keys], is_kept=False)
+    refuse_full(step, place, maxsize, len(fresh))
+    numbers = _numbers(step, place, len(fresh), tail, is_relaxed=is_relaxed)
+    seqs = [class_of(how.priority) + number for number in numbers]
+    delay = int(how.delay * 1e6)
+    sizes = [len(payloads[index]) for index in fresh]
+    for part in _parts(sizes):
+        step.execute(
+            _APPEND,
+            queue=place.id,
+            seqs=seqs[part],
+            delay=delay,
+            payloads=[payloads[index] for index in fresh[part]],
+            keys=[keys[index] for index in fresh[part]],
+            headers=None if how.headers is None else json.dumps(dict(how.headers)).encode(),
+            expires=None if how.expires is None else int(how.expires * 1e6),
+        )
+    if how.priority and not has_classes:
+        step.execute(_HAVE_CLASSES, queue=place.id)
+    where = {"delayed": len(fresh)} if delay else {"waiting": len(fresh), "size": sum(sizes)}
+    step.count(place.id, pushed=len(fresh), **where)
+    tell(step, place)
+    new = dict(zip(fresh, seqs, strict=True))
+    items = [
+        Pushed(new[index], is_stored=True)
+        if index in new
+        else Pushed(held[key] if key in held else new[first_of[key]], is_stored=False)
+        for index, key in enumerate(keys)
+    ]
+    return Appended(items, is_kept and not how.delay)
+
+
+def _locked(step: Step, place: Place) -> tuple[tuple[int, bool] | None, Any]:
+    """Lock the tail of a queue; return what ``lock_tail`` does, and the options that hold from now on."""
+    locked = _positions.lock_tail(step, place.id)
+    return locked, step.execute(_OPTIONS, queue=place.id).fetchone()
+
+
+def _numbers(step: Step, place: Place, n: int, tail: int, *, is_relaxed: bool) -> list[int]:
+    """Return the next ``n`` numbers of a queue, whose tail is locked."""
+    if not n:
+        return []
+    if is_relaxed:
+        blocks = 1 + (n - 1 >> BLOCK)
+        while True:  # until no other process took a block amid ours
+            rows = step.execute(_BLOCKS, sequence=sequence(step.sql, place.id), n=blocks).fetchall()
+            first, last = rows[0][0], rows[-1][0]
+            if last - first == blocks - 1:
+                return list(range(first << BLOCK, (first << BLOCK) + n))
+    step.execute(_SET_NEXT, queue=place.id, next=tail + n)
+    return list(range(tail, tail + n))
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Return which of so large payloads go together in a statement, which takes less than a gigabyte."""
+    parts = []
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > MAX_SIZE:
+            parts.append(slice(start, index))
+            start, total = index, 0
+        total += size + 4
+    parts.append(slice(start, len(sizes)))
+    return parts
+
+
+def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
+    """Raise ``Full`` if so many items more do not fit. The queue's tail is locked, so nobody else adds any."""
+    if maxsize > 0 and (waiting := length(step, place)) + added > maxsize:
+        raise Full("items", maxsize, waiting, added)
+
+
+def come_due(step: Step, place: Place) -> int:
+    """Let some items wait whose time has come, in their places; return how many."""
+    row = step.execute(_COME_DUE, queue=place.id, n=AT_ONCE).fetchone()
+    assert row is not None
+    come: int = row[0]
+    if come:
+        step.count(place.id, delayed=-come, waiting=come, size=row[1])
+        tell(step, place)
+    return come
+
+
+def come_last(step: Step, place: Place) -> Appended | None:
+    """Do as ``come_due``, but let them wait at the tail, with new numbers. None: the queue is gone."""
+    locked = _positions.lock_tail(step, place.id)
+    if locked is None:
+        return None
+    first, is_kept = locked
+    counted = step.execute(_COME_LAST, queue=place.id, tail=first, n=AT_ONCE).fetchone()
+    assert counted is not None
+    come, size = counted
+    if come:
+        step.execute(_SET_NEXT, queue=place.id, next=first + come)
+        step.count(place.id, pushed=come, delayed=-come, waiting=come, size=size)
+        tell(step, place)
+    items = [Pushed(seq, is_stored=True) for seq in range(first, first + come)]
+    return Appended(items, is_kept and bool(come))
+
+
+def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:
+    """Move the first ``n`` items to the tail of another queue; return what came there, None if that is gone.
+
+    They keep their priorities.
+    """
+    locked, options = _locked(step, target)
+    if locked is None or options is None:
+        return None
+    (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
+    numbers = None
+    if maxsize > 0 or is_relaxed:
+        n = len(step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall())
+        refuse_full(step, target, maxsize, n)
+        numbers = (_numbers(step, target, n, 0, is_relaxed=True) or None) if is_relaxed else None
+    moved = sorted(step.execute(_MOVED, queue=place.id, target=target.id, tail=tail, n=n, numbers=numbers).fetchall())
+    if moved:
+        if any(seq >> CLASS for seq, _, _ in moved):
+            if is_followed:
+                raise OptionError(step.path, "priority", "named readers", "a priority")
+            if not has_classes:
+                step.execute(_HAVE_CLASSES, queue=target.id)
+        size = sum(each for _, _, each in moved)
+        if not is_relaxed:
+            step.execute(_SET_NEXT, queue=target.id, next=tail + len(moved))
+        _positions.skip(step, place.id, [before for _, before, _ in moved])
+        step.count(place.id, waiting=-len(moved), size=-size)
+        step.count(target.id, pushed=len(moved), waiting=len(moved), size=size)
+        tell(step, place)
+        tell(step, target)
+    items = [Pushed(seq, is_stored=True) for seq, _, _ in moved]
+    return Appended(items, is_kept and bool(moved))

@@ -1,0 +1,184 @@
+"""How items leave a queue that nobody is handed: deleted, expired, replaced, read by all, or beyond what is kept.
+
+Owns: what is beyond what a queue keeps. Law: whatever leaves is counted in the transaction that removes it, also by
+the readers that have not passed it. Must not know: connections, retries, pickling.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres._items import AT_ONCE, Place, extent, tell
+from lmdbqueue.postgres._step import Step
+
+# Items whose time is over, and those whose key another item gets: what a lease holds of them goes when it comes back
+_EXPIRE: Final = """
+WITH over AS MATERIALIZED (
+    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND expires_at <= {now} AND state <> 1
+    ORDER BY expires_at LIMIT %(n)s FOR UPDATE SKIP LOCKED)
+DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM over)) RETURNING seq, state, octet_length(payload)
+"""
+_WITH_KEYS: Final = """WHERE ctid = ANY(ARRAY(
+    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key)
+    FROM unnest(%(keys)s::bytea[]) AS wanted (key)))"""
+_REPLACE: Final = (
+    "DELETE FROM {items} " + _WITH_KEYS + " AND state + 0 <> 1 RETURNING seq, state, octet_length(payload)"
+)
+_OUTDATE: Final = "UPDATE {items} SET key = NULL, expires_at = {now} " + _WITH_KEYS + " AND state + 0 = 1"
+# How many went, and which they were, if readers have to know
+_COUNTED: Final = """
+SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is_followed)
+FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
+"""
+_DELETE: Final = (
+    """
+WITH first AS MATERIALIZED (
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0
+    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
+    RETURNING seq, octet_length(payload) AS size)
+"""
+    + _COUNTED
+)
+_DELETE_ITEM: Final = """
+DELETE FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING seq, state, octet_length(payload)
+"""
+_CLEAR: Final = (
+    """
+WITH gone AS (
+    DELETE FROM {items} WHERE queue = %(queue)s AND state = 0 RETURNING seq, octet_length(payload) AS size)
+"""
+    + _COUNTED
+)
+# What all have passed, or what is beyond what is kept. What others are taking leaves with them, or else the next time
+_TRIM: Final = (
+    """
+WITH first AS MATERIALIZED (
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq <= %(last)s
+    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
+    RETURNING seq, octet_length(payload) AS size)
+"""
+    + _COUNTED
+)
+# The last item that is beyond what is kept: too many come after it, or too much, or it is too old
+_BEYOND_ITEMS: Final = """
+SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq OFFSET %(n)s LIMIT 1
+"""
+_BEYOND_BYTES: Final = """
+SELECT seq FROM (
+    SELECT seq, sum(octet_length(payload)) OVER (ORDER BY seq) AS through
+    FROM (SELECT seq, payload FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s) AS first
+) AS each WHERE through >= %(over)s OR seq = (
+    SELECT max(seq) FROM (
+        SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s) AS first)
+ORDER BY seq LIMIT 1
+"""
+_NEWEST: Final = "SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq DESC LIMIT 1"
+_BEYOND_AGE: Final = """
+SELECT coalesce(
+    (SELECT seq - 1 FROM {items} WHERE queue = %(queue)s AND state = 0
+     AND pushed_at > {now} - %(age)s * interval '1 microsecond' ORDER BY seq LIMIT 1),
+    (SELECT next - 1 FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1))
+"""
+
+
+def expire(step: Step, place: Place) -> int:
+    """Remove items whose time is over; return how many."""
+    return _left(step, place, step.execute(_EXPIRE, queue=place.id, n=AT_ONCE).fetchall(), "expired")
+
+
+def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> Sequence[bytes]:
+    """Remove the items that have these keys; return the keys, of which the last of each counts."""
+    wanted = sorted(set(keys))
+    _left(step, place, step.execute(_REPLACE, queue=place.id, keys=wanted).fetchall(), "")
+    step.execute(_OUTDATE, queue=place.id, keys=wanted)
+    last = {key: index for index, key in enumerate(keys)}
+    return [key if last[key] == index else b"" for index, key in enumerate(keys)]
+
+
+def cancel(step: Step, place: Place, key: bytes) -> bool:
+    """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+    return _left(step, place, step.execute(_REPLACE, queue=place.id, keys=[key]).fetchall(), "") > 0
+
+
+def delete_item(step: Step, place: Place, seq: int) -> bool:
+    """Remove the item of this number, if it waits; return whether it did."""
+    return _left(step, place, step.execute(_DELETE_ITEM, queue=place.id, seq=seq).fetchall(), "") > 0
+
+
+def delete(step: Step, place: Place, n: int) -> int:
+    """Remove the first ``n`` items, or as many as there are; return how many went."""
+    return _gone(step, place, step.execute(_DELETE, queue=place.id, n=n).fetchone())
+
+
+def clear(step: Step, place: Place) -> int:
+    """Remove all items that wait; return how many went."""
+    return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
+
+
+def trim(step: Step, place: Place, last: int, *, is_read: bool) -> list[int]:
+    """Remove the items up to a number that nobody is taking, which all readers have passed or not.
+
+    Returns the numbers of what went, if there are readers.
+    """
+    went: list[int] = []
+    while True:
+        row = step.execute(_TRIM, queue=place.id, last=last, n=AT_ONCE).fetchone()
+        removed = _gone(step, place, row, is_read=is_read)
+        if removed and not is_read:
+            step.count(place.id, dropped=removed)
+        went += (row and row[2]) or []
+        if removed < AT_ONCE:
+            return went
+
+
+def beyond(step: Step, place: Place, kept: _positions.Reach) -> int:
+    """Return the number of the last item that is beyond what is kept, or some of which are."""
+    last = _positions.NOTHING
+    items, size = extent(step, place)
+    if kept.items is not None and items > kept.items:
+        row = step.execute(_BEYOND_ITEMS, queue=place.id, n=items - kept.items - 1).fetchone()
+        last = max(last, _positions.NOTHING if row is None else row[0])
+    if kept.bytes is not None and size > kept.bytes:
+        row = step.execute(_BEYOND_BYTES, queue=place.id, n=AT_ONCE, over=size - kept.bytes).fetchone()
+        newest = step.execute(_NEWEST, queue=place.id).fetchone()
+        if row is not None and newest is not None:
+            last = max(last, min(row[0], newest[0] - 1))  # at least one stays
+    if kept.age is not None:
+        row = step.execute(_BEYOND_AGE, queue=place.id, age=kept.age).fetchone()
+        last = max(last, _positions.NOTHING if row is None or row[0] is None else row[0])
+    return last
+
+
+def _left(step: Step, place: Place, rows: Sequence[tuple[int, int, int]], kind: str) -> int:
+    """Count items that have left, by their numbers, states and sizes."""
+    if rows:
+        waiting = [(seq, size) for seq, state, size in rows if not state]
+        delayed, dead = ([state for _, state, _ in rows].count(each) for each in (2, 3))
+        counted = {kind: len(rows)} if kind else {}
+        step.count(
+            place.id,
+            waiting=-len(waiting),
+            size=-sum(size for _, size in waiting),
+            delayed=-delayed,
+            dead=-dead,
+            **counted,
+        )
+        _positions.skip(step, place.id, [seq for seq, _ in waiting])
+        tell(step, place)
+    return len(rows)
+
+
+def _gone(step: Step, place: Place, row: Any, *, is_read: bool = False) -> int:
+    assert row is not None  # of an aggregate
+    removed, size, seqs = row
+    if removed:
+        step.count(place.id, waiting=-removed, size=-size)
+        tell(step, place)
+        if seqs is not None and not is_read:
+            _positions.skip(step, place.id, seqs)
+    count: int = removed
+    return count

@@ -1,0 +1,168 @@
+"""How items are taken from a queue, and put back.
+
+Owns: what a pop claims. Law: what somebody else is taking at this moment is passed over, never waited for; an item
+that is put back has the place that it had, with all that was known of it. Must not know: connections, retries,
+pickling.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from lmdbqueue._values import Entry
+from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres._failures import Lost
+from lmdbqueue.postgres._items import LOOK, MINE, Ahead, Found, Place, hurried, number, pack, tell
+from lmdbqueue.postgres._step import Step
+
+_NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
+_VERSION: Final = "ctid::text || ' ' || xmin::text"
+_TAKEN: Final = """,
+first AS MATERIALIZED (
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look)
+    AND EXISTS (SELECT FROM mine)
+    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
+    RETURNING seq, payload, attempts, pushed_at::text, expires_at::text, key, headers)"""
+_NOTED: Final = """,
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - went.n, size = ledger.size - went.size
+    FROM (SELECT count(*) AS n, coalesce(sum(octet_length(payload)), 0)::bigint AS size FROM gone) AS went
+    WHERE id = %(row)s AND NOT is_fenced AND went.n > 0 RETURNING ctid AS at)"""
+_NEXT: Final = (
+    """,
+next AS (
+    SELECT seq, payload, """
+    + _VERSION
+    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT max(seq) FROM gone)
+    ORDER BY seq LIMIT 1)
+"""
+)
+_TAKE: Final = (
+    "WITH "
+    + LOOK
+    + MINE
+    + _TAKEN
+    + _NOTED
+    + _NEXT
+    + "SELECT seq, payload, attempts, pushed_at, expires_at, key, headers, "
+    + _NO_STATUS
+    + " FROM gone UNION ALL SELECT next.seq, next.payload, NULL, next.version, NULL, NULL, NULL,"
+    " is_overdue, is_followed, is_awaited, (SELECT at FROM noted) FROM look LEFT JOIN next ON %(ahead)s"
+)
+_TAKE_IN_BLOCK: Final = (
+    "WITH "
+    + LOOK
+    + ", mine AS (SELECT)"
+    + _TAKEN
+    + " SELECT seq, payload, attempts, pushed_at, expires_at, key, headers, "
+    + _NO_STATUS
+    + " FROM gone UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
+    " is_overdue, is_followed, is_awaited, NULL FROM look"
+)
+# The first item, if it is the one whose payload was decoded already; and the one that is first then
+TAKE_KNOWN: Final = (
+    "WITH "
+    + LOOK
+    + MINE
+    + """,
+first AS MATERIALIZED (
+    SELECT seq, """
+    + _VERSION
+    + """ AS version FROM {items}
+    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue AND NOT is_followed FROM look)
+    AND EXISTS (SELECT FROM mine)
+    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
+gone AS (
+    DELETE FROM {items} WHERE queue = %(queue)s AND state = 0
+    AND seq = (SELECT seq FROM first WHERE seq = %(seq)s AND version = %(version)s)
+    RETURNING seq, attempts, pushed_at::text, expires_at::text, key, headers),
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
+    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)"""
+    + _NEXT
+    + """SELECT gone.attempts, gone.pushed_at, gone.expires_at, gone.key, gone.headers, look.is_awaited,
+    CASE WHEN gone.seq IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) END,
+    next.seq, next.payload, next.version, (SELECT at FROM noted)
+FROM look LEFT JOIN gone ON true LEFT JOIN next ON true"""
+)
+TAKE_KNOWN_NOW: Final = hurried(TAKE_KNOWN)
+_TAKE_NOW: Final = hurried(_TAKE)
+# A key that another item has got meanwhile stays with that one
+_PUT_BACK: Final = """
+INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, headers)
+SELECT id, seq, payload, attempts, coalesce(pushed_at::timestamptz, {now}), expires_at::timestamptz,
+    CASE WHEN NOT EXISTS (SELECT FROM {items} AS other WHERE other.queue = %(queue)s AND other.key = pushed.key)
+    THEN key END, headers
+FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
+     unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(attempts)s::bigint[], %(pushed)s::text[], %(expire)s::text[],
+            %(keys)s::bytea[], %(headers)s::bytea[])
+     AS pushed (seq, payload, attempts, pushed_at, expires_at, key, headers)
+"""
+
+
+class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
+    """An entry that has left, with what else was known of it, for ``put_back``."""
+
+    notes: tuple[Any, ...]
+
+
+def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -> Found:
+    """Remove and return the first ``n`` entries that nobody else has locked, and note the token.
+
+    It is undone unless the caller calls ``keep``. ``looks_ahead``: what is first then is returned, too.
+    """
+    if step.is_block:
+        rows = step.execute(_TAKE_IN_BLOCK, queue=place.id, n=n, deaths=deaths).fetchall()
+    else:
+        values = {"row": step.row(place.id), "token": step.token, "ahead": looks_ahead}
+        rows = step.execute(_TAKE if deaths else _TAKE_NOW, queue=place.id, n=n, deaths=deaths, **values).fetchall()
+    if not rows or rows[-1][-4] is None:
+        return Found([])
+    *gone, (seq, payload, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows
+    ahead = Ahead(seq, payload, version) if seq is not None else None
+    entries: list[Entry] = []
+    for seq, payload, *notes, _, _, _, _ in sorted(gone, key=lambda each: each[0]):
+        entry = Taken((pack(seq), payload))
+        entry.notes = tuple(notes)
+        entries.append(entry)
+    if entries and not step.is_block and at is None:
+        raise Lost(RuntimeError("the session was fenced"))
+    return Found(
+        entries,
+        is_there=True,
+        is_overdue=is_overdue,
+        is_followed=is_followed,
+        is_awaited=is_awaited,
+        ahead=ahead,
+    )
+
+
+def keep(step: Step, place: Place, taken: Found) -> None:
+    """Let what was taken be gone. Only now readers count it, since that locks them: a user's ``loads`` came before."""
+    step.has_changed = True
+    if step.is_block:
+        step.count(place.id, waiting=-len(taken.entries), size=-sum(len(payload) for _, payload in taken.entries))
+    if taken.is_followed:
+        _positions.skip(step, place.id, [number(key) for key, _ in taken.entries])
+    if taken.is_awaited:
+        tell(step, place)
+
+
+def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
+    """Insert items that were taken at the places that they had, with all that was known of them."""
+    notes = [entry.notes if isinstance(entry, Taken) else (0, None, None, None, None) for entry in entries]
+    attempts, pushed, expire, keys, headers = map(list, zip(*notes, strict=True))
+    inserted = step.changed(
+        _PUT_BACK,
+        queue=place.id,
+        seqs=[number(key) for key, _ in entries],
+        payloads=[payload for _, payload in entries],
+        attempts=attempts,
+        pushed=pushed,
+        expire=expire,
+        keys=keys,
+        headers=headers,
+    )
+    step.count(place.id, waiting=inserted, size=sum(len(payload) for _, payload in entries) * (inserted > 0))
+    tell(step, place)
