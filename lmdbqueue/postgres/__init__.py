@@ -12,6 +12,8 @@ The map; imports go down this list only.
 ``_queue``       ``PostgresQueue``: opening, the verbs on a database
 ``_state``       ``state`` in a table
 ``_engine``      ``PostgresEngine``: the steps that the verbs are made of
+``_at_once``     pushes, pops, leases and acks as one statement each
+``_hold``        what the steps of one queue object share, and a look at what has to come back first
 ``_queues``      the queues of a schema: making, listing, copying, dropping, proving them
 ``_away``        items held back: leased, delayed, dead; as functions of a transaction
 ``_readers``     named readers, and what goes when all have passed it; as functions of a transaction

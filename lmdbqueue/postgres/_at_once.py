@@ -1,0 +1,309 @@
+"""Pushes, pops, leases and acks outside of blocks: the ways that are one statement each.
+
+Owns: when one statement does, and what is known of the next call. Law: where one statement has changed nothing, since
+more has to be done, the caller does it as a transaction. Must not know: SQL, how a connection is had.
+
+``pop`` and ``lease`` claim the first items that nobody else has claimed, decode them, and remove or lease them, in one
+transaction. So the user's ``loads`` runs inside of it, other than with LMDB: there everybody would wait, here nobody
+does, since what is claimed is passed over. What cannot be decoded never left.
+"""
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from lmdbqueue._errors import DecodeError, GoneError
+from lmdbqueue._values import Entry, Leased
+from lmdbqueue._verbs.engine import Decode, SortOut, fitting
+from lmdbqueue.postgres import _away, _items, _pushing, _taking
+from lmdbqueue.postgres._block import blocks
+from lmdbqueue.postgres._hold import Hold, size_of
+from lmdbqueue.postgres._items import Ahead, Found
+from lmdbqueue.postgres._ledger import Settled
+from lmdbqueue.postgres._owner import Token
+from lmdbqueue.postgres._step import Step
+from lmdbqueue.postgres._taking import Taken
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_BLIND: Final = 16  # pops that do not look ahead after one whose item was taken by others
+_NO_NOTES: Final = (0, None, None, None, None)
+
+
+class Pushes:
+    """The pushes of one queue object that have no options."""
+
+    def __init__(self, hold: Hold, sequence: str) -> None:
+        """``sequence``: what numbers come from, "" in the order of commits."""
+        self._hold = hold
+        self._sequence = sequence
+        self._page = b""  # where the row of the tail is
+
+    def append(self, payloads: Sequence[bytes]) -> range | None:
+        """Append as one statement; None: more than that has to be done, or somebody has renewed the tail."""
+        place, n, size = self._hold.place, len(payloads), sum(map(len, payloads))
+        values: dict[str, Any] = {"n": n, "size": size, "class": 0}
+        if n == 1:
+            refuse_large(payloads[0])
+            values["payload"] = payloads[0]
+            statement = _pushing.PUSH_ONE_RELAXED if self._sequence else _pushing.PUSH_ONE
+        elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _pushing.BLOCK):
+            return None
+        else:
+            values["payloads"] = payloads
+            statement = _pushing.PUSH_RELAXED if self._sequence else _pushing.PUSH
+        if self._sequence:
+            values["sequence"] = self._sequence
+        rows = self._hold.database.once(self._hold.patience, statement, *place, values, _is_push_awaited)
+        if isinstance(rows, Settled):
+            start = rows.result
+            assert start is not None  # so the statement notes it
+        elif not rows:
+            return None
+        else:
+            start, _, tail, _ = rows[0]
+            if tail is not None and tail[:4] != self._page:
+                self._renew_tail(tail[:4])
+        return range(start, start + n)
+
+    def _renew_tail(self, page: bytes) -> None:
+        """Replace the row of the tail when it has left its page, since no old version of it can be pruned."""
+        before, self._page = self._page, page
+        if before:
+            self._page = b""
+            self._hold.database.alone(self._hold.patience, _pushing.RENEW_TAIL, {"queue": self._hold.place.id})
+
+
+class Takes:
+    """The pops of one queue object."""
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+        self._ahead: Ahead | None = None  # what was first when the last item left; each pop takes it, or drops it
+        self._misses = 0  # pops for which it is not worth to look ahead, since others take items, too
+
+    def begin_anew(self) -> None:
+        """Know nothing, in a forked child."""
+        self._ahead = None
+
+    def take(
+        self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
+    ) -> tuple[list[Entry], list[T]] | None:
+        """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction.
+
+        One item that was seen ahead, when the one before it left, is decoded first and removed by one statement. Where
+        fewer can be decoded than were claimed, or more were claimed than fit, all is undone, and done again for those.
+        """
+        if max_bytes is not None:
+            return self.take(self._hold.that_fit(n, max_bytes), least, partial(_fitting, decode, max_bytes))
+        if n == 1 and (ahead := self._ahead) is not None and blocks.current() is None:
+            self._ahead = None
+            if (taken := self._take_known(ahead, decode)) is not None:
+                return taken
+        looks_ahead = n == 1 and self._misses == 0
+        self._misses = max(0, self._misses - 1)
+
+        def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
+            found = _taking.take(step, self._hold.place, n, deaths=deaths, looks_ahead=looks_ahead)
+            if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
+                return found, None
+            items = decode(found.entries)
+            if len(items) == len(found.entries):
+                _taking.keep(step, self._hold.place, found)
+            return found, items
+
+        found, items = self._claimed(n, take)
+        if items is None:
+            return ([], []) if least == 0 else None
+        if len(items) < len(found.entries):
+            return self.take(len(items), min(least, len(items)), decode)
+        self._ahead = found.ahead
+        return found.entries, items
+
+    def _take_known(self, ahead: Ahead, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Take the item that was seen ahead, if it is the first; so it was decoded before it leaves."""
+        entry = Taken((_items.pack(ahead.seq), ahead.payload))
+        try:
+            items = decode([entry])
+        except DecodeError:
+            return None
+        deaths = self._hold.is_time_to_look()
+        statement = _taking.TAKE_KNOWN if deaths else _taking.TAKE_KNOWN_NOW
+        values = {
+            "seq": ahead.seq,
+            "version": ahead.version,
+            "size": len(ahead.payload),
+            "deaths": deaths,
+        }
+        rows = self._hold.database.once(self._hold.patience, statement, *self._hold.place, values, _is_awaited)
+        if isinstance(rows, Settled):
+            entry.notes = _NO_NOTES
+            return [entry], items
+        if not rows or rows[0][0] is None:
+            self._misses = _BLIND
+            return None
+        (row,) = rows
+        entry.notes = row[:5]
+        if row[7] is not None:
+            self._ahead = Ahead(*row[7:10])
+        return [entry], items
+
+    def _claimed(self, n: int, fn: Callable[[Step, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
+        """Return what ``fn`` claims and makes of it, once all that has to come back has."""
+        deaths = self._hold.is_time_to_look()
+        while True:
+            try:
+                found, result = self._hold.database.attempt(self._hold.patience, self._hold.place.id, fn, deaths)
+            except DecodeError:
+                self._hold.tell()  # others have passed it over meanwhile
+                raise
+            if not found.is_there:
+                raise GoneError(self._hold.path, self._hold.name)
+            if result is not None:
+                return found, result
+            if not self._hold.has_to_look_again(found, deaths, n):
+                if found.entries:
+                    self._hold.tell()
+                return found, None
+            deaths = True
+
+
+class Leases:
+    """The leases of one queue object, and their acks."""
+
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
+
+    def lease(
+        self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
+    ) -> tuple[list[T], Leased] | None:
+        """Lease the first items that nobody else has claimed, by one statement; what cannot be decoded dies then.
+
+        What does not fit, since others were faster than the look at what does, is given back at once.
+        """
+        n = self._hold.that_fit(n, max_bytes)
+        deaths = self._hold.is_time_to_look()
+        while True:
+            self._hold.refuse_if_closed()  # before a connection is opened, which nobody would close
+            database, place = self._hold.database, self._hold.place
+            deadline = None if ttl is None else time.monotonic() + ttl
+            token = self._hold.holder.token()
+            values = {"n": n, "ttl": ttl, "lease": token, "deaths": deaths}
+            if blocks.current() is not None:
+                found = self._hold.run(_away.lease, values)
+            else:
+                self._give_back_doubtful()
+                try:
+                    found = _away.claimed(self._leased(values, is_short=n == 1 and not deaths))
+                except BaseException:
+                    self._hold.holder.doubtful.append(token)
+                    raise
+            if not found.is_there:
+                raise GoneError(self._hold.path, self._hold.name)
+            if not found.entries:
+                if self._hold.has_to_look_again(Found([], is_overdue=found.is_overdue), deaths, n):
+                    deaths = True
+                    continue
+                return None
+            if self._hold.is_closed:  # by another thread meanwhile
+                how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
+                database.run(0.0, _away.give_up, place, self._hold.holder.number, how)
+            self._hold.refuse_if_closed()
+            found = self._without_surplus(token, found, max_bytes)
+            if (lease := self._lease_of(token, found, deadline, sort_out)) is not None:
+                return lease
+
+    def _leased(self, values: dict[str, Any], *, is_short: bool) -> list[Any]:
+        """Lease the first items; return the rows that say which."""
+        database, place = self._hold.database, self._hold.place
+        statement = _away.LEASE_ONE if is_short else _away.LEASE if values["deaths"] else _away.LEASE_NOW
+        rows = database.once(self._hold.patience, statement, *place, values)
+        if isinstance(rows, Settled):
+            return self._hold.view(_away.held, values["lease"])
+        return rows if rows or not is_short else self._leased(values, is_short=False)
+
+    def _lease_of(
+        self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
+    ) -> tuple[list[T], Leased] | None:
+        """Return the lease of what was claimed; what cannot be decoded is dead. None if nothing can."""
+        items, unreadable = sort_out(found.entries)
+        seqs = [_items.number(key) for key, _ in found.entries]
+        attempts = found.attempts
+        if unreadable:
+            reasons = {_items.number(key): reason for key, reason in unreadable.items()}
+            self._hold.run(_away.bury, token, reasons)
+            attempts = [each for seq, each in zip(seqs, attempts, strict=True) if seq not in reasons]
+            seqs = [seq for seq in seqs if seq not in reasons]
+        token.seqs = seqs
+        entries = [entry for entry in found.entries if entry[0] not in unreadable]
+        return (items, Leased(token, seqs, attempts, deadline, entries)) if items else None
+
+    def _without_surplus(self, token: Token, found: _away.Claimed, max_bytes: int | None) -> _away.Claimed:
+        """Give back what does not fit; return the rest."""
+        if max_bytes is None:
+            return found
+        fits = len(fitting(found.entries, size_of, max_bytes))
+        surplus = [_items.number(key) for key, _ in found.entries[fits:]]
+        if surplus:
+            how = _away.Return("it did not fit into a batch")
+            self._hold.run(_away.nack, token, surplus, how)
+        return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
+
+    def _give_back_doubtful(self) -> None:
+        """Give back what leases hold of which this object has never heard whether they were given."""
+        doubtful, self._hold.holder.doubtful = self._hold.holder.doubtful, []
+        if doubtful:
+            try:
+                self._hold.run(_away.give_back_doubtful, doubtful)
+            except BaseException:
+                self._hold.holder.doubtful += doubtful
+                raise
+
+    def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
+        """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+        asked = wanted(token, seqs)
+        if blocks.current() is None and asked:
+            database, place = self._hold.database, self._hold.place
+            is_one = len(asked) == 1
+            statement = _away.ACK_ONE if is_one else _away.ACK
+            values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
+            if is_one:
+                values = {"seq": asked[0], "lease": token}
+            rows = database.once(self._hold.patience, statement, *place, values, _is_ack_awaited)
+            if isinstance(rows, Settled):
+                return sorted(set(asked).difference(self._hold.view(_away.still_there, asked)))
+            settled: list[int] | None = rows[0][0] if rows else None
+            if settled or (rows and not rows[0][2]):
+                return settled
+        return self._hold.run(_away.ack, token, asked) or None
+
+
+def refuse_large(payload: bytes) -> None:
+    """Raise ``ValueError`` for what no row of the server's can have."""
+    if len(payload) > _items.MAX_SIZE:
+        message = f"an item of {len(payload):,} bytes; PostgreSQL stores at most {_items.MAX_SIZE:,}"
+        raise ValueError(message)
+
+
+def wanted(token: int, seqs: Collection[int] | None) -> list[int]:
+    """Return which items of a lease are meant: those of ``seqs``, or all that it was given."""
+    return sorted(token.seqs if seqs is None and isinstance(token, Token) else seqs or ())
+
+
+def _fitting(decode: Decode[T], max_bytes: int, entries: list[Entry]) -> list[T]:
+    """Return the items of those entries that fit."""
+    return decode(fitting(entries, size_of, max_bytes))
+
+
+def _is_awaited(rows: list[Any]) -> bool:
+    return bool(rows) and rows[0][5] and rows[0][0] is not None
+
+
+def _is_ack_awaited(rows: list[Any]) -> bool:
+    return bool(rows) and rows[0][3] and rows[0][0] is not None
+
+
+def _is_push_awaited(rows: list[Any]) -> bool:
+    return bool(rows) and rows[0][1]

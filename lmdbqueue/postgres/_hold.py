@@ -1,0 +1,128 @@
+"""What the steps of one queue object share: its queue, its database, and a look at what has to come back first.
+
+Owns: how long an object's calls go on, whether it is closed. Law: before a step tells what is there, everything that
+has to come back has. Must not know: what the steps do.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar, TypeVarTuple
+
+from lmdbqueue._errors import ClosedError, GoneError
+from lmdbqueue._values import Entry
+from lmdbqueue._verbs.engine import within
+from lmdbqueue.postgres import _away, _items
+from lmdbqueue.postgres._database import Database
+from lmdbqueue.postgres._items import Found, Place
+from lmdbqueue.postgres._owner import Holder
+from lmdbqueue.postgres._step import Step
+
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+DEATH_LOOK: Final = 0.25  # seconds between two looks whether others who hold leases have died
+
+
+class Hold:
+    """One queue object's hold on a queue of a database."""
+
+    place: Place
+
+    def __init__(self, database: Database, name: str, patience: float, max_attempts: int | None) -> None:
+        self.database = database  # once closed, what raises ClosedError
+        self.name = name
+        self.path = database.path
+        self.patience = patience
+        self.max_attempts = max_attempts
+        self.is_closed = False
+        self.holder = Holder(database.owner)
+        self._deaths_seen = 0.0  # when it was looked for dead owners last
+
+    def run(self, fn: Callable[[Step, Place, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(step, place, *args)``, as one transaction, or as a part of the block of this thread."""
+        return self.database.run(self.patience, fn, self.place, *args)
+
+    def view(self, fn: Callable[[Step, Place, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(step, place, *args)``, which changes nothing."""
+        return self.database.view(self.patience, fn, self.place, *args)
+
+    def refuse_if_closed(self) -> None:
+        """Raise ``ClosedError`` after ``close()``."""
+        if self.is_closed:
+            raise ClosedError(self.path)
+
+    def tell(self) -> None:
+        """Wake those who wait for the queue."""
+        self.view(_items.tell)
+
+    def seen(self, wanted: int, read: Callable[..., Found], *args: Any) -> list[Entry]:
+        """Return what ``read``, of a step, finds, once everything that has to come back has."""
+
+        def look(*args: Any, deaths: bool) -> Found:
+            found: Found = self.view(partial(read, deaths=deaths), *args)
+            return found
+
+        return self.found(wanted, look, *args)
+
+    def found(self, wanted: int, look: Callable[..., Found], *args: Any) -> list[Entry]:
+        """Return what ``look`` finds, once everything that has to come back has."""
+        deaths = self.is_time_to_look()
+        while True:
+            found = look(*args, deaths=deaths)
+            if not found.is_there:
+                raise GoneError(self.path, self.name)
+            if not self.has_to_look_again(found, deaths, wanted):
+                return found.entries
+            deaths = True
+
+    def has_to_look_again(self, found: Found, deaths: bool, wanted: int) -> bool:
+        """Let come back what has to; tell whether to look again. Who finds too little looks for the dead, too."""
+        if found.is_overdue:
+            return self._restore(deaths=True) > 0
+        return not deaths and len(found.entries) < wanted
+
+    def is_time_to_look(self) -> bool:
+        """Return whether to look for dead owners now, which is not done with each call."""
+        now = time.monotonic()
+        is_time = now - self._deaths_seen >= DEATH_LOOK
+        if is_time:
+            self._deaths_seen = now
+        return is_time
+
+    def _restore(self, *, deaths: bool) -> int:
+        return self.run(partial(_away.restore, deaths=deaths), self.max_attempts)
+
+    def restored(self) -> None:
+        """Let everything come back that has to, for a verb that does not look itself."""
+        self._deaths_seen = 0.0  # so that it looks for the dead, too
+        self.seen(0, _items.status)
+
+    def figures(self) -> _away.Figures:
+        """Return how much of everything there is."""
+        self.restored()
+        found = self.view(_away.figures)
+        if found is None:
+            raise GoneError(self.path, self.name)
+        return found
+
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the first ``n`` entries that nobody else has claimed."""
+        if max_bytes is not None:
+            return within(self.candidates, size_of, n, max_bytes)
+
+        def glance(n: int, *, deaths: bool) -> Found:
+            """Claim and let go at once: what others have claimed is not there."""
+            found: Found = self.view(partial(_items.glance, deaths=deaths), n)
+            return found
+
+        return self.found(n, glance, n)
+
+    def that_fit(self, n: int, max_bytes: int | None) -> int:
+        """Return how many of the first ``n`` items fit, at least one."""
+        return n if max_bytes is None else len(self.candidates(n, max_bytes)) or 1
+
+
+def size_of(entry: Entry) -> int:
+    """Return the bytes of an entry's payload."""
+    return len(entry[1])
