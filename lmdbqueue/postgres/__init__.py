@@ -15,7 +15,8 @@ The map; imports go down this list only.
 ``_at_once``     pushes, pops, leases and acks as one statement each
 ``_hold``        what the steps of one queue object share, and a look at what has to come back first
 ``_queues``      the queues of a schema: making, listing, copying, dropping, proving them
-``_away``        items held back: leased, delayed, dead; as functions of a transaction
+``_away``        items held back, and how they come back; as functions of a transaction
+``_dead``        dead letters; as functions of a transaction
 ``_readers``     named readers, and what goes when all have passed it; as functions of a transaction
 ``_pushing``     how items come to the tail: pushed, moved, due
 ``_taking``      how items are taken, and put back

@@ -1,6 +1,6 @@
 """Items held back: leased, delayed, dead; and how they come back to their places.
 
-Owns: leases and dead letters. Law: a lease is a token in the rows of its items, which only ``lease`` writes: whoever
+Owns: leases. Law: a lease is a token in the rows of its items, which only ``lease`` writes: whoever
 acknowledges, gives back or takes back an item changes its row where it has that token, so it is settled once, and what
 others have got meanwhile is left alone. Leases of items that a call took together share a token. Must not know:
 connections, who lives but for the lock of an owner, pickling.
@@ -10,13 +10,12 @@ come back in a transaction of its own (``restore``); killed before its commit, i
 the server.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._format import Note
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions, _readers, _removal
-from lmdbqueue.postgres._items import AT_ONCE, BROWSE_BYTES, LOOK, MINE, OVERDUE, Place, hurried, pack, tell
+from lmdbqueue.postgres._items import AT_ONCE, LOOK, MINE, OVERDUE, Place, hurried, pack, tell
 from lmdbqueue.postgres._owner import tokens
 from lmdbqueue.postgres._step import Step
 
@@ -185,20 +184,6 @@ SELECT (SELECT extract(epoch FROM until - {now}) FROM {items}
         WHERE queue = %(queue)s AND until IS NOT NULL ORDER BY until LIMIT 1)::float8,
     EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND holder <> %(holder)s)
 """
-_LETTERS: Final = """
-SELECT seq, payload, attempts, reason, extract(epoch FROM changed)::float8 FROM (
-    SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq) - octet_length(payload) AS before
-    FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq >= %(seq)s
-          ORDER BY seq LIMIT 1000) AS next) AS page
-WHERE before < %(size)s ORDER BY seq
-"""
-_REQUEUE: Final = "UPDATE {items} SET state = 0, attempts = 0, reason = NULL, changed = NULL "
-_FORGET: Final = "DELETE FROM {items} "
-_ALL: Final = "WHERE queue = %(queue)s AND state = 3"
-_ONLY: Final = """WHERE ctid = ANY(ARRAY(
-    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq = wanted.seq)
-    FROM unnest(%(seqs)s::bigint[]) AS wanted (seq))) AND state + 0 = 3"""
-_SIZES: Final = " RETURNING octet_length(payload)"
 _CLEAR_ITEMS: Final = """
 WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)
               RETURNING state, seq, octet_length(payload) AS size)
@@ -312,11 +297,6 @@ def _as_bytes(reason: str, trace: str = "") -> bytes:
     return kept.encode(errors="replace")
 
 
-def _note(attempts: int, reason: bytes | None, changed: float | None) -> Note:
-    why, _, trace = (reason or b"").decode(errors="replace").partition("\0")
-    return Note(attempts, time=int((changed or 0) * 1e9), reason=why, trace=trace)
-
-
 def still_there(step: Step, place: Place, seqs: Sequence[int]) -> list[int]:
     """Return which of these items the queue has, wherever they are."""
     return [seq for (seq,) in step.execute(STILL_THERE, queue=place.id, seqs=list(seqs)).fetchall()]
@@ -408,44 +388,7 @@ def next_time(step: Step, place: Place, holder: int) -> tuple[float | None, bool
     return seconds, has_others
 
 
-# --- the dead, and all of it
-
-
-def dead(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
-    """Return some dead letters from number ``seq`` on; none only if there are none."""
-    rows = step.execute(_LETTERS, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
-    return [
-        (
-            (pack(number), payload),
-            _note(attempts, reason, changed),
-        )
-        for number, payload, attempts, reason, changed in rows
-    ]
-
-
-def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Let the dead, all or those of ``seqs``, wait again in their places; return how many did."""
-    sizes = _of_the_dead(step, place, _REQUEUE, seqs)
-    if sizes:
-        step.count(place.id, dead=-len(sizes), waiting=len(sizes), size=sum(sizes))
-        tell(step, place)
-    return len(sizes)
-
-
-def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Remove the dead, all or those of ``seqs``; return how many there were."""
-    sizes = _of_the_dead(step, place, _FORGET, seqs)
-    if sizes:
-        step.count(place.id, dead=-len(sizes))
-    return len(sizes)
-
-
-def _of_the_dead(step: Step, place: Place, statement: Any, seqs: Iterable[int] | None) -> list[int]:
-    if seqs is None:
-        rows = step.execute(statement + _ALL + _SIZES, queue=place.id).fetchall()
-    else:
-        rows = step.execute(statement + _ONLY + _SIZES, queue=place.id, seqs=sorted(seqs)).fetchall()
-    return [size for (size,) in rows]
+# --- all of it
 
 
 def clear(step: Step, place: Place) -> int:

@@ -18,7 +18,7 @@ from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, within
-from lmdbqueue.postgres import _away, _items, _queues, _readers, _removal, _taking
+from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal, _taking
 from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
@@ -201,15 +201,15 @@ class PostgresEngine:
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
         """Return some dead letters from number ``seq`` on."""
         self._hold.restored()
-        return self._hold.view(_away.dead, seq)
+        return self._hold.view(_dead.since, seq)
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Let dead letters wait again, None for all; return how many there were."""
-        return self._hold.run(_away.requeue, seqs)
+        return self._hold.run(_dead.requeue, seqs)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters, None for all; return how many there were."""
-        return self._hold.run(_away.forget, seqs)
+        return self._hold.run(_dead.forget, seqs)
 
     # --- readers
 

@@ -8,7 +8,7 @@ from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, readers
 from lmdbqueue._values import Entry, Moment, ReaderStats
 from lmdbqueue._verbs.engine import Engine
-from lmdbqueue.postgres import _away
+from lmdbqueue.postgres import _dead
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._engine import PostgresEngine
 from lmdbqueue.postgres._items import Place
@@ -29,6 +29,6 @@ def functions_of_a_transaction(environment: Environment, q: Ref, now: Moment) ->
 
 
 def functions_of_a_step(database: Database, place: Place) -> None:
-    assert_type(database.run(1.0, _away.requeue, place, {5}), int)
-    database.run(1.0, _away.requeue, place)  # type: ignore[arg-type]
-    database.view(1.0, _away.requeue, {5}, place)  # type: ignore[arg-type]
+    assert_type(database.run(1.0, _dead.requeue, place, {5}), int)
+    database.run(1.0, _dead.requeue, place)  # type: ignore[arg-type]
+    database.view(1.0, _dead.requeue, {5}, place)  # type: ignore[arg-type]
