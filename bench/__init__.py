@@ -6,7 +6,8 @@ measured and what the words mean. The map, imports go down only:
 ===============  ===============================================================================
 ``__main__``     starts ``cli``, and nothing else: every process of a measurement imports it
 ``cli``          the command line; the order of a run
-``plots``        figures of the results
+``figures``      what other pages quote of the newest full run, written into them
+``plots``        pictures of the results
 ``tables``       the results as Markdown
 ``goals``        what the project wants to reach, as ratios within one run
 ``workloads``    what is measured, one file for each

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import figures
 from bench.environment import MEMORY_FILE_SYSTEMS, describe, file_system
 from bench.goals import judge
 from bench.measure import FULL, QUICK, Results, Run, Scale
@@ -25,6 +26,7 @@ from bench.tables import as_markdown
 from bench.workloads import WORKLOADS
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_RESULTS = os.path.join(_HERE, "results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     os.makedirs(chosen.out, exist_ok=True)
     _report(scale, environment, results, peers, stem)
+    if not (chosen.quick or chosen.only or chosen.out != _RESULTS):
+        for page in figures.write():
+            print(f"The figures in {page} are those of this run now", file=sys.stderr)
     return 0
 
 
@@ -59,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller counts and fewer rounds: under three minutes")
     parser.add_argument("--only", metavar="WORD", action="append", help="workloads whose name has this word in it")
     parser.add_argument("--rounds", type=int, help=f"{FULL.rounds}, or {QUICK.rounds} when quick")
-    parser.add_argument("--out", metavar="DIR", default=os.path.join(_HERE, "results"), help="for the results")
+    parser.add_argument("--out", metavar="DIR", default=_RESULTS, help="for the results")
     parser.add_argument("--dir", default=os.path.join(_HERE, "work"), help="where the queues are made: on a disk")
     return parser
 

@@ -26,6 +26,7 @@ include_patterns = [
     "README.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "bench/README.md",
     "bench/NOTES.md",
     "bench/results/*.md",
@@ -81,6 +82,7 @@ def add_contents(_app, name, source):
             "journal": "bench/NOTES",
             "changelog": "CHANGELOG",
             "contributing": "CONTRIBUTING",
+            "security": "SECURITY",
         }
         source[0] += CONTENTS.format(caption="The project", pages="\n".join(rest.values()))
 

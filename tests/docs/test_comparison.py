@@ -1,20 +1,19 @@
-"""docs/comparison.md speaks of the versions that were measured, and quotes no figure that the bench does not give."""
+"""Figures of speed are those of the newest full run, and docs/comparison.md names what was measured."""
 
+import importlib.util
+import os
 import re
 
-from examples import read
+import pytest
+from examples import ROOT, read
 
 import lmdbqueue
 
 PAGE = "docs/comparison.md"
 TABLED = r"^\| \**([\w-]+)\** ([\d.]+)"
-
-
-def _measured():
-    """Return the versions of the last full run."""
-    results = re.search(r"\((results/[\w-]+\.md)\)", read("bench/NOTES.md"))[1]
-    packages = re.search(r"^- packages: (.*)$", read(f"bench/{results}"), re.MULTILINE)[1]
-    return dict(each.rsplit(" ", 1) for each in packages.split(", "))
+_spec = importlib.util.spec_from_file_location("bench_figures", os.path.join(ROOT, "bench", "figures.py"))
+figures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(figures)
 
 
 def test_both_tables_have_the_same_queues_in_the_versions_that_were_measured():
@@ -22,15 +21,31 @@ def test_both_tables_have_the_same_queues_in_the_versions_that_were_measured():
     found = [set(re.findall(TABLED, table, re.MULTILINE)) for table in (first, second)]
     assert found[0] == found[1]
     assert ("lmdbqueue", lmdbqueue.__version__) in found[0]
-    measured = _measured()
+    measured = figures.newest().content["environment"]["packages"]
     assert len(found[0]) == 10
     for name, version in found[0] - {("lmdbqueue", lmdbqueue.__version__)}:
         assert measured[name] == version
 
 
-def test_every_figure_of_speed_stands_in_the_bench():
-    text = read(PAGE).split("## How fast")[1].split("\n## ")[0]
-    figures = re.findall(r"\d+\.\d+|\d+(?= to)|(?<=to )\d+", re.sub(r"\(.*?\)", "", text))
-    assert len(figures) >= 7
-    for figure in figures:
-        assert figure in read("bench/NOTES.md"), figure
+@pytest.mark.parametrize("page", figures.PAGES)
+def test_the_figures_of_a_page_are_those_of_the_newest_full_run(page):
+    text = read(page)
+    assert len(list(figures.marked(text))) == 1
+    assert figures.filled(page, figures.newest()) == text, "python -m bench.figures"
+
+
+@pytest.mark.parametrize("page", ["README.md", PAGE])
+def test_no_figure_of_speed_stands_beside_the_marks(page):
+    text = read(page).split("## How fast")[1].split("\n## ")[0]
+    for part in figures.marked(text):
+        text = text.replace(part, "")
+    assert not re.search(r"\d", text), "a figure that no run would change"
+
+
+def test_a_figure_of_another_run_is_found_wherever_it_stands():
+    for page in figures.PAGES:
+        run = figures.newest()
+        run.medians = {key: value * 2 for key, value in run.medians.items()}
+        for goal in run.content["goals"]:
+            goal["reached"] *= 2
+        assert figures.filled(page, run) != read(page)

@@ -41,7 +41,7 @@ _BLOCK = re.compile(
     r"^<!-- python\n(?P<hidden>.*?)^-->$|(?:^<!-- (?P<marker>[^\n]*) -->\n+)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_FENCE = re.compile(r"^ *(?:```|~~~|<!--)", re.MULTILINE)
+_FENCE = re.compile(r"^ *(?:```|~~~|<!--(?! (?:end of )?figures\b))", re.MULTILINE)  # figures: bench/figures.py
 _STEP = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 _LANGUAGES = {"python", "console", "sh", "sql", "text"}
 
