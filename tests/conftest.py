@@ -122,12 +122,19 @@ def postgres(needs_postgres) -> Iterator[postgres_server.Server]:
     server.remove()
 
 
+@pytest.fixture(scope="session")
+def kept_schema(postgres) -> Iterator[postgres_server.KeptSchema]:
+    """Give a schema that many tests use one after the other: to make one takes longer than most of them."""
+    kept = postgres_server.KeptSchema(postgres)
+    yield kept
+    kept.close()
+
+
 @pytest.fixture
-def schema(postgres) -> Iterator[str]:
-    """Give the name of a schema that only one test uses."""
-    name = f"test_{os.urandom(4).hex()}"
-    yield name
-    postgres.execute(f'DROP SCHEMA IF EXISTS "{name}" CASCADE')
+def schema(kept_schema) -> Iterator[str]:
+    """Give the name of a schema that is empty, and that no other test uses now."""
+    yield kept_schema.name
+    kept_schema.empty()
 
 
 @pytest.fixture

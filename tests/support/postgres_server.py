@@ -15,6 +15,8 @@ import time
 
 import psycopg
 
+from lmdbqueue.postgres import PostgresQueue
+
 PATIENCE = 60.0  # seconds
 
 _SETTINGS = {"listen_addresses": "", "shared_buffers": "32MB", "max_connections": "200", "fsync": "on"}
@@ -141,3 +143,45 @@ class Server:
         if self._user is None:
             return {}
         return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
+
+
+_TABLES = ("items", "ledger", "marks", "owners", "queues", "readers", "sleepers", "state", "tails")
+_SHAPE = """
+SELECT array_agg(concat_ws(' ', relname, relkind, relacl, attname, attnum, tgname) ORDER BY relname, attnum, tgname)
+FROM pg_class
+JOIN pg_namespace n ON n.oid = relnamespace AND nspname = %s
+LEFT JOIN pg_attribute ON attrelid = pg_class.oid LEFT JOIN pg_trigger ON tgrelid = pg_class.oid
+"""
+
+
+class KeptSchema:
+    """A schema that is emptied after each test, and left for a new one if a test changed it or still holds it."""
+
+    def __init__(self, server):
+        self._server = server
+        self._take()
+
+    def empty(self):
+        """Remove all rows."""
+        removed = "".join(f'DELETE FROM "{self.name}".{table};' for table in _TABLES)
+        try:
+            self._connection.execute(f"BEGIN; SET LOCAL lock_timeout = '2s'; {removed} COMMIT")
+            is_as_made = self._look() == self._made
+        except psycopg.Error:
+            is_as_made = False
+        if not is_as_made:
+            self.close()
+            self._take()
+
+    def close(self):
+        self._connection.close()
+
+    def _take(self):
+        self.name = f"test_{os.urandom(4).hex()}"
+        PostgresQueue(self._server.url(), "first", schema=self.name).close()
+        self._connection = psycopg.connect(self._server.url(), autocommit=True)
+        self._made = self._look()
+
+    def _look(self):
+        meta = self._connection.execute(f'SELECT * FROM "{self.name}".meta').fetchall()
+        return meta, self._connection.execute(_SHAPE, [self.name]).fetchall()
