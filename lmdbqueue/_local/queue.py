@@ -32,29 +32,41 @@ else:
 class PersistentQueue(Queue[T]):
     """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
 
-    ``filename`` under ``path`` is the directory; it is created if it is not there, its parent must
-    be. ``name`` picks one of several queues in it. ``dumps`` turns an item into bytes and ``loads``
-    back; with pickle, the default, opening a queue means trusting whoever can write to it. ``serializer`` names a
-    pair instead: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"msgspec"``, ``"bytes"``. The name is kept with the queue,
-    and opening it by another name raises ``OptionError``; a pair of one's own is never refused.
-    ``maxsize`` (items in this queue) and ``max_bytes`` (pages in use in the directory's environment)
-    limit what this object pushes; 0 and None: no limit. ``flush_limit``: bytes of empty space below
-    which ``flush`` does nothing. ``max_attempts``: how often an item is leased before it goes to ``dead``
-    instead of coming back, when this object gives it back; None: for ever.
+    Threads can share an object, and a forked child can continue to use it. Pickling it, as for a spawned process, opens
+    the same queue there. With ``durability="full"`` the effect of a call is on disk when the call returns.
 
-    ``durability`` and ``checksum`` are fixed when the directory is created. With ``"full"`` a call
-    that returned is on disk: neither a killed process nor a power cut takes it back. With ``"off"``
-    it survives a killed process, and after a power cut nothing is promised.
+    The first process to open a queue after a power cut verifies the last transaction and undoes it if it is torn; it
+    was never acknowledged. The logger ``lmdbqueue`` reports that.
 
-    The first to open a queue after a power cut proves the file before it is used, and takes back a
-    torn transaction, which was never acknowledged; the logger ``lmdbqueue`` tells of it. A large file
-    takes its time (137 MiB/s were seen): ``progress(done, total)`` is called with bytes meanwhile.
+    Example:
+        >>> queue = PersistentQueue("jobs")
+        >>> queue.push({"id": 7})
+        0
 
-    One object may be used by many threads. A forked child may go on using it; sent to a spawned
-    process, by pickling, it opens the same queue there.
+    Args:
+        filename: The directory, under ``path``; created if it is missing. Its parent must exist.
+        path: The directory that contains it.
+        dumps: Converts an item to bytes. With pickle, the default, you trust everybody who can write to the queue.
+        loads: Converts the bytes back to the item.
+        flush_limit: Bytes of empty space below which ``flush`` does nothing.
+        name: One of several queues in the directory.
+        serializer: A pair of ``dumps`` and ``loads`` by name: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"msgspec"`` or
+            ``"bytes"``. The name is stored with the queue, and another name raises ``OptionError``.
+        maxsize: Items in the queue above which pushes of this object raise ``Full``; 0: no limit.
+        max_bytes: Bytes of pages in use in the directory above which they do; None: no limit.
+        max_attempts: Leases of an item after which this object makes it a dead letter instead of returning it to the
+            queue; None: no limit.
+        durability: ``"full"``: survives killed processes and power cuts. ``"off"``: much faster, survives killed
+            processes, promises nothing after a power cut. Fixed when the directory is created.
+        checksum: Whether each item has a checksum. Fixed when the directory is created.
+        progress: Called with bytes done and bytes in total while a whole file is verified.
 
-    Raises, on opening: ``FormatError``, ``VersionError``, ``OptionError``, ``AccessError``,
-    ``CorruptQueueError``; nothing at the path is touched then.
+    Raises:
+        FormatError: There is something else at the path; nothing was changed, as with all errors here.
+        VersionError: A newer version of the library wrote the queue.
+        OptionError: A fixed option has another value.
+        AccessError: This process lacks permissions. ``PidError``: it shares its pid with another one.
+        CorruptQueueError: The files are damaged.
     """
 
     _engine: LocalEngine
@@ -105,7 +117,7 @@ class PersistentQueue(Queue[T]):
 
     @property
     def max_bytes(self) -> int | None:
-        """How many bytes of pages may be in use for a push of this object to be taken; None: no limit."""
+        """Bytes of pages in use above which pushes of this object raise ``Full``; None: no limit."""
         return self._engine.max_bytes
 
     @max_bytes.setter
@@ -121,21 +133,40 @@ class PersistentQueue(Queue[T]):
         return _reopen, (type(self), self._engine.path, self._options())
 
     def flush(self, force: bool = False) -> int:
-        """Give empty space back to the file system; return by how many bytes the file shrank.
+        """Return empty space to the file system, for all queues of the directory.
 
-        Does nothing if less than ``flush_limit`` bytes are empty, unless ``force``. Without it the
-        space is used again for new items, so a queue needs it only after it was much longer than it
-        will be. Other processes go on meanwhile: readers at once, writers when the copy is done. It
-        covers all queues of the directory, needs room on disk for a copy of what is in use, and
-        changes nothing if it fails (``DiskFullError``) or its process dies.
+        New items reuse empty space anyway, so a queue needs this only after it has been much longer than it will be
+        again. Other processes continue meanwhile; writers wait briefly at the end. If it fails, or its process dies,
+        nothing has changed.
+
+        Args:
+            force: Also if less than ``flush_limit`` bytes are empty.
+
+        Returns:
+            The number of bytes by which the file shrank.
+
+        Raises:
+            DiskFullError: There is no room for a copy of the data in use.
+            TransactionError: It was called in a ``transaction()``.
         """
         return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else max(0, self.flush_limit))
 
     def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
-        """Make a compacted copy of the whole directory, a queue of its own, and return it opened.
+        """Make a compacted copy of the whole directory: an independent queue, durable when this returns.
 
-        It is a snapshot of one moment, durable when this returns. ``path=None``: beside this one.
-        Raises ``ExistsError`` if a queue is there, ``FormatError`` if something else is.
+        The copy is a snapshot of one moment; others continue meanwhile.
+
+        Args:
+            new_filename: The directory of the copy.
+            path: The directory that contains it; None: beside this queue.
+
+        Returns:
+            The copy, opened with the options of this object.
+
+        Raises:
+            ExistsError: There is a queue already; copies never overwrite.
+            FormatError: There is something else.
+            DiskFullError: There is no room for the copy.
         """
         target = os.path.dirname(self._engine.path) if path is None else path
         compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
@@ -143,19 +174,26 @@ class PersistentQueue(Queue[T]):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make what this thread does in the block, with all queues of this directory, one atomic step.
+        """Make all calls of this thread in the block one atomic step, across all queues of the directory.
 
-        It is durable when the block is left; an exception that leaves it undoes all, and so does a
-        kill or a power cut before. Every verb in it sees what those before it did, and nobody else
-        sees any of it before the end. Blocks may be nested: the inner one is a part of the outer.
+        The step is durable when the block ends. An exception that leaves the block undoes all of it, and so does a kill
+        or a power cut before the end. Calls in the block see the effects of earlier ones; nobody else does until the
+        end. An inner block is a part of the outer one.
 
-        It holds the one right to write to the directory, of all processes, so keep it short: nothing
-        that waits belongs here (leases are for that), least of all ``await``. Readers go on meanwhile.
+        The block holds the only write lock of the directory, so keep it short: it is no place for waiting (use a
+        lease), least of all for ``await``. Readers are not delayed.
 
-        Raises ``TransactionError`` for what cannot be a part of it: a queue of another directory, a queue
-        that is not there yet, waiting, ``flush``, ``copy``, ``check``, ``drop_queue``; and at the end if a
-        call in it failed halfway, even if that error was caught. ``Full`` can be caught. ``StorageError``
-        at the end: nothing was stored; ``CommitUnknownError``: look.
+        Example:
+            >>> with inbox.transaction():
+            ...     outbox.push(inbox.pop())
+            ...     inbox.state["handled"] = 1
+
+        Raises:
+            TransactionError: A call cannot be part of a transaction: on a queue of another directory or one that does
+                not exist yet, a call that waits, ``flush``, ``copy``, ``check``, ``drop_queue``. At the end of the
+                block: a call in it failed halfway, even if its error was caught. (``Full`` can be caught.)
+            StorageError: At the end: nothing was stored.
+            CommitUnknownError: At the end: check whether the block took effect.
         """
         with self._engine.environment.transaction():
             yield
@@ -169,10 +207,20 @@ class PersistentQueue(Queue[T]):
     def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
         """Move the first items to the tail of another queue of this directory, as one atomic step.
 
-        They are not decoded; ``to`` should have the same ``dumps`` and ``loads``. Returns how many there
-        were, at most ``items``. Raises ``Full`` by the limits of ``to`` (nothing is moved then),
-        ``CorruptItemError``, ``TransactionError`` if ``to`` is in another directory, ``ValueError`` if
-        it is this queue.
+        Durable when this returns. The items are not decoded: ``to`` should have the same ``dumps`` and ``loads``.
+
+        Args:
+            items: The number of items, at most.
+            to: The other queue.
+
+        Returns:
+            The number of items moved.
+
+        Raises:
+            Full: A limit of ``to`` would be exceeded; nothing was moved.
+            CorruptItemError: An item is damaged; nothing was moved.
+            TransactionError: ``to`` is in another directory.
+            ValueError: ``to`` is this queue.
         """
         n = checked_count(items)
         target = local_engine_of(to)
@@ -192,24 +240,33 @@ class PersistentQueue(Queue[T]):
         return self._engine.environment.view(self._engine.ref, _names)
 
     def drop_queue(self, name: str) -> None:
-        """Remove the queue ``name`` of this directory, with its items and state, at the cost of a commit.
+        """Remove a queue of this directory with its items and its state; durable when this returns.
 
-        Durable when this returns. Its pages are used again; ``flush`` gives them back. Objects that are open on that
-        queue, of any process, raise ``GoneError`` from then on, also if a queue of that name is made anew. Raises
-        ``KeyError`` if there is no such queue.
+        It costs one commit. ``flush`` returns the space to the file system. Open objects of that queue, in any process,
+        raise ``GoneError`` from then on, even if a queue of that name is created again.
+
+        Args:
+            name: The name of the queue.
+
+        Raises:
+            KeyError: There is no such queue.
         """
         if not self._engine.environment.drop_queue(name):
             raise KeyError(name)
 
     def check(self, repair: bool = False) -> list[str]:
-        """Return what is wrong with the files: an empty list, or a sentence for each problem.
+        """Verify the files of the directory, and repair them on request.
 
-        Looks at all queues of the directory: the structure of the file, each checksum, head and tail
-        against the items, files that should not be there. Writers wait meanwhile. With ``repair`` every
-        item that is whole is written to a new file, which takes the place of the damaged one, durably,
-        while others go on; a damaged item is kept as it was found in the file ``<queue>.quarantine``
-        beside the directory (JSON lines: queue, seq, value in base64), and the answer tells what was lost.
-        For a queue that cannot be opened: ``lmdbqueue.check``.
+        It verifies the structure of the file, every checksum, the records of every queue against their items, and looks
+        for files that do not belong. Writers wait meanwhile. For a queue that cannot be opened use ``lmdbqueue.check``.
+
+        Args:
+            repair: If there are faults, write all readable items to a new file that replaces the damaged one, durably,
+                while others continue. Damaged items go, as found, to ``<queue>.quarantine`` beside the directory (JSON
+                lines with queue, seq, and value in base64).
+
+        Returns:
+            A sentence for each fault, and for what a repair lost; an empty list if there is none.
         """
         from lmdbqueue._local.check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
 

@@ -57,7 +57,7 @@ class Queue(Writing[T], ABC):
 
     @property
     def loads(self) -> Callable[[bytes], T]:
-        """What turns bytes into an item."""
+        """The function that converts bytes to an item."""
         return self._head.loads
 
     @loads.setter
@@ -66,7 +66,7 @@ class Queue(Writing[T], ABC):
 
     @property
     def maxsize(self) -> int:
-        """How many items may wait for a push of this object to be taken; 0: no limit."""
+        """Items in the queue above which pushes of this object raise ``Full``; 0: no limit."""
         return self._engine.maxsize
 
     @maxsize.setter
@@ -75,7 +75,7 @@ class Queue(Writing[T], ABC):
 
     @property
     def max_attempts(self) -> int | None:
-        """How often an item is leased before it goes to ``dead``, when this object gives it back; None: for ever."""
+        """Leases of an item after which this object makes it a dead letter; None: no limit."""
         return self._engine.max_attempts
 
     @max_attempts.setter
@@ -95,11 +95,11 @@ class Queue(Writing[T], ABC):
     # --- the whole
 
     def count(self) -> int:
-        """Return how many items wait in the queue, at a cost that does not depend on it."""
+        """Return the number of waiting items, in constant time."""
         return self._engine.count()
 
     def stats(self) -> Stats:
-        """Return how much of everything there is in the queue, at a cost that does not depend on it."""
+        """Return the figures of the queue (``Stats``), in constant time."""
         return self._engine.stats()
 
     @abstractmethod
@@ -118,13 +118,13 @@ class Queue(Writing[T], ABC):
     # --- the verbs of queue.Queue
 
     def put(self, item: T, block: bool = True, timeout: float | None = None, *, priority: int = 0) -> None:
-        """Append exactly one item, a list too; wait for room if the queue is full.
+        """Append exactly one item, even if it is a list; wait for room if the queue is full. Durable when this returns.
 
         Args:
             item: The item.
-            block: Wait for room.
-            timeout: Seconds to wait at most; None waits for ever.
-            priority: As of ``push``.
+            block: Whether to wait for room.
+            timeout: Seconds to wait at most; None: no limit.
+            priority: As for ``push``.
 
         Raises:
             Full: There was no room for ``timeout`` seconds, or at once with ``block=False``.
@@ -151,10 +151,19 @@ class Queue(Writing[T], ABC):
             raise refusal
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Remove and return the first item; wait for one if there is none.
+        """Remove and return the first item; wait for one if the queue is empty. Durable when this returns.
 
-        Raises ``Empty`` after ``timeout`` seconds, or at once with ``block=False``; ``ShutDown``
-        after ``shutdown()`` when the queue is empty; what ``pop`` raises for damaged items.
+        Args:
+            block: Whether to wait for an item.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item.
+
+        Raises:
+            Empty: There was no item for ``timeout`` seconds, or at once with ``block=False``.
+            ShutDown: The queue is empty after ``shutdown()``.
+            DecodeError, CorruptItemError: As ``pop``; nothing was removed.
         """
         taken = self._head.wait(self._reach, timeout) if block else self._reach()
         if taken is None:
@@ -165,7 +174,14 @@ class Queue(Writing[T], ABC):
         return self._hands.reach(lambda: self._head.if_enough(1, lambda: self._head.take(1, 1)))
 
     def put_nowait(self, item: T) -> None:
-        """Append exactly one item; raise ``Full`` if there is no room."""
+        """Append exactly one item, without waiting.
+
+        Args:
+            item: The item.
+
+        Raises:
+            Full: There is no room.
+        """
         self.put(item, block=False)
 
     def get_nowait(self) -> T:
@@ -173,32 +189,34 @@ class Queue(Writing[T], ABC):
         return self.get(block=False)
 
     def qsize(self) -> int:
-        """Return how many items are in the queue."""
+        """Return the number of waiting items."""
         return self.count()
 
     def empty(self) -> bool:
-        """Return whether the queue is empty; it may not be so any more when this returns."""
+        """Return whether the queue is empty. The answer can be outdated when this returns."""
         return self.count() == 0
 
     def full(self) -> bool:
-        """Return whether a push has to be refused by ``maxsize``; it may not be so any more when this returns."""
+        """Return whether ``maxsize`` is reached. The answer can be outdated when this returns."""
         owed = self._engine.owed()
         return 0 < self.maxsize <= owed
 
     def task_done(self) -> None:
-        """Say that one item from ``get`` of this object is dealt with.
+        """Report that one item from a ``get`` of this object is processed.
 
-        It counts what this object gave out, not what was put: items may come from other processes
-        and from yesterday. Raises ``ValueError`` when called more often than ``get`` returned.
+        It counts the items that this object returned, not those that were put, which can come from other processes.
+
+        Raises:
+            ValueError: It was called more often than ``get`` returned.
         """
         self._engine.refuse_if_closed()
         self._hands.task_done()
 
     def join(self) -> None:
-        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out.
+        """Wait until the queue is empty and ``task_done`` was called for each item of this object's ``get``.
 
-        What other processes took and have not finished is not seen. After ``shutdown(immediate=True)``
-        the items left in the queue are not waited for.
+        Items that other processes took and have not finished are not counted. After ``shutdown(immediate=True)`` it
+        does not wait for the items left in the queue.
         """
         self._engine.watch()
         while True:
@@ -210,9 +228,11 @@ class Queue(Writing[T], ABC):
     def shutdown(self, immediate: bool = False) -> None:
         """Make ``put`` and ``push`` of this object raise ``ShutDown``, and ``get`` once the queue is empty.
 
-        With ``immediate`` ``get`` raises at once. Waiting verbs wake up and do the same. Other than
-        in ``queue.Queue`` the items stay, for whoever opens the queue next, and other objects on the
-        same queue go on as before.
+        Waiting calls wake up and do the same. Unlike in ``queue.Queue``, the items stay on disk, and other objects of
+        the same queue are not affected.
+
+        Args:
+            immediate: ``get`` raises at once, too.
         """
         engine = self._engine
         engine.refuse_if_closed()
@@ -221,10 +241,10 @@ class Queue(Writing[T], ABC):
         engine.wake()
 
     def close(self) -> None:
-        """Close this object; waiting verbs of it raise ``ClosedError``, and so does every later call.
+        """Close this object; its waiting calls and all later ones raise ``ClosedError``.
 
-        What it holds in leases is given back at once. Closing is not needed for durability: there is nothing in
-        memory. Doing it twice is harmless.
+        Its leased items return to the queue immediately. Durability does not depend on closing: nothing is kept in
+        memory. Closing twice is harmless.
         """
         self._engine.close()
         self._hands.tell()
@@ -241,28 +261,32 @@ class Queue(Writing[T], ABC):
         blocking: bool = False,
         timeout: float | None = None,
     ) -> Lease[T]:
-        """Take the first items into a lease: nobody else gets them while it holds.
+        """Reserve the first items for this consumer: nobody else gets them while the lease lasts.
 
-        When the process dies, however that comes, what it held is in its places again for the next consumer to look,
-        without any time-out. So each item is delivered at least once, and to one living consumer at a time, as long
-        as that is done within the ttl. ``len`` counts leased items no more. What cannot be decoded goes to ``dead``.
+        If the process dies, for whatever reason, its items are back in their places for the next consumer, without any
+        timeout. Each item is delivered at least once, and to one living consumer at a time if that one finishes within
+        the ``ttl``. ``len`` does not count leased items. Items that cannot be decoded become dead letters.
+
+        Example:
+            >>> with queue.lease(10, ttl=60) as lease:
+            ...     upload(list(lease))  # the end of the block acknowledges the items
 
         Args:
-            items: How many at most.
-            ttl: Seconds for which the lease holds; None: for as long as this queue object lives.
-            max_bytes: How many bytes of payloads at most; one item is leased in any case.
-            linger: Seconds for which an item that is there waits for more, until ``items`` or ``max_bytes`` are full.
-            blocking: Wait for at least one item.
-            timeout: Seconds to wait for it at most; None waits for ever.
+            items: The number of items, at most.
+            ttl: Seconds after which others can get the items; None: the lease lasts as long as this queue object.
+            max_bytes: Bytes of payloads, at most; one item is leased in any case.
+            linger: Seconds to wait for more items, once one is there, until ``items`` or ``max_bytes`` is reached.
+            blocking: Whether to wait for at least one item.
+            timeout: Seconds to wait at most; None: no limit.
 
         Returns:
-            The lease, durable. An empty one, which is falsy, says that nothing was there.
+            The lease, durable. It is empty, and falsy, if there was no item.
 
         Raises:
-            Empty: ``timeout`` is over.
-            DiskFullError: The disk is full, and the first item has over 16 KiB, or many are leased; else a full disk
-                gives one item.
-            ShutDown: Waiting is of no use after ``shutdown()``.
+            Empty: No item came within ``timeout`` seconds.
+            DiskFullError: The disk is full, and the first item is larger than 16 KiB or many items are leased already.
+                Otherwise one item can be leased on a full disk.
+            ShutDown: It would wait after ``shutdown()``.
         """
         head, n = self._head, checked_count(items)
         batch = checked_batch(n, max_bytes, linger) if linger or max_bytes is not None else None
@@ -287,7 +311,7 @@ class Queue(Writing[T], ABC):
 
     @property
     def dead(self) -> DeadLetters[T]:
-        """The items that were leased ``max_attempts`` times in vain, or cannot be decoded."""
+        """The dead letters: items that failed too often, were rejected, or cannot be decoded."""
         return DeadLetters(self._engine, self._head.decode)
 
     def work(
@@ -305,40 +329,43 @@ class Queue(Writing[T], ABC):
         on_retry: "Hook | None" = None,
         on_dead: "Hook | None" = None,
     ) -> "Worked":
-        """Lease, call ``handler``, acknowledge, again and again, until told to stop.
+        """Lease items, call ``handler``, acknowledge; repeat until told to stop.
 
-        What the handler raises (an ``Exception``) gives its items back by ``retry``: after a delay, or to ``dead``. It
-        is logged with its traceback on ``lmdbqueue.work``, and the dead letter keeps both. Of a batch that failed each
-        item comes again alone, so one bad item takes no neighbours along.
+        If the handler raises an ``Exception``, its items return after the delay of ``retry``, or become dead letters.
+        The logger ``lmdbqueue.work`` gets the traceback, and dead letters keep it. The items of a failed batch return
+        one by one, so a bad item does not take its neighbours along.
 
-        While the handler runs its lease is extended by another thread, so ``ttl`` is only what a process that hangs as
-        a whole can hold items for. Code in C that holds the GIL for longer stops that thread, too; then the items may
-        be done by others as well.
+        Another thread extends the lease while the handler runs, so ``ttl`` only limits how long a process that hangs as
+        a whole can hold items. Code in C that holds the GIL for longer than ``ttl`` stops that thread, too; then others
+        may process the same items.
 
-        It stops at SIGTERM and SIGINT, if it is called in the main thread, and hands them on to the handlers that the
-        program had set; and after ``shutdown()``. What is under way is finished before.
+        It stops after ``shutdown()`` and, in the main thread, at SIGTERM and SIGINT, which it then passes to the
+        program's own handlers. It finishes the current items first.
+
+        Example:
+            >>> queue.work(send, retry=Retry(max_attempts=5))
 
         Args:
-            handler: Gets one item, or with ``items`` > 1 a list. One that takes two arguments gets the ``Job``, too (a
-                list of them): ``seq``, ``attempts``, ``headers``, ``pushed_at``.
-            items: How many items at most.
-            max_bytes: How many bytes of payloads at most; one item in any case.
-            linger: Seconds for which a batch waits to be full.
-            ttl: Seconds for which a lease holds.
+            handler: Gets one item, or a list if ``items`` > 1. With two parameters it also gets the ``Job`` (or a list
+                of them): ``seq``, ``attempts``, ``headers``, ``pushed_at``.
+            items: Items for each call, at most.
+            max_bytes: Bytes of payloads for each call, at most; one item in any case.
+            linger: Seconds to wait for a batch to fill.
+            ttl: Seconds that a lease lasts without being extended.
             retry: When failed items are tried again; None: ``Retry()``, which survives an outage of an hour.
-            concurrency: In how many threads the handler is called.
-            stop: An event, or a function; looked at before each lease and once a second.
-            progress: Called after each lease with what was done so far.
+            concurrency: The number of threads that call the handler.
+            stop: An event, or a function that returns whether to stop; checked before each lease and once a second.
+            progress: Called after each lease with the counts so far.
             on_retry: Called with the ``Job`` and the error of each item that will be tried again.
-            on_dead: Called with the ``Job`` and the error of each item that went to the dead letters.
+            on_dead: Called with the ``Job`` and the error of each item that became a dead letter.
 
         Returns:
-            How many items were done, given back, and sent to the dead letters.
+            The numbers of items done, given back, and turned into dead letters.
 
         Raises:
             TypeError: The handler cannot be called with an item, or is a coroutine function; nothing was leased.
         """
-        from lmdbqueue._verbs import worker  # noqa: PLC0415  (for who works, not for who imports)
+        from lmdbqueue._verbs import worker  # noqa: PLC0415  (only workers need it)
 
         n, threads = max(1, checked_count(items)), operator.index(concurrency)
         if threads < 1:
@@ -357,26 +384,42 @@ class Queue(Writing[T], ABC):
     # --- named readers
 
     def reader(self, name: str, *, start: Start = "oldest") -> Reader[T]:
-        """Return the reader ``name``, which is made, durably, if it is not there.
+        """Return a named reader; create it, durably, if there is none of that name.
 
-        ``start``, of a new one: ``"oldest"`` for all that is in the queue, ``"newest"`` for what is pushed from now on,
-        or the number of an item. Many processes may have the same reader: it is one position, which they share.
+        Several processes can use the same reader: it is one position, which they share.
 
-        While a queue has readers, what all of them have passed is removed by itself, in the transaction of the last
-        one; ``pop``, ``delete``, ``clear`` and an ``ack`` of the queue itself remove for all readers, which count what
-        they lose (``skipped``). An item with a delay gets a new number when it comes due, at the tail. Once the reader
-        was dropped every verb of it raises ``GoneError``.
+        While a queue has readers, an item leaves when all of them have passed it. ``pop``, ``delete``, ``clear`` and
+        ``ack`` of the queue itself remove items for all readers, which count their losses in ``skipped``. A delayed
+        item moves to the tail, with a new number, when it comes due.
+
+        Args:
+            name: The name of the reader.
+            start: Where a new reader begins: ``"oldest"``, at the first item of the queue; ``"newest"``, at the next
+                push; or at the sequence number of an item.
+
+        Returns:
+            The reader. After ``drop_reader`` all its methods raise ``GoneError``.
+
+        Raises:
+            OptionError: The queue has items with priorities, or takes pushes in a relaxed order.
         """
         self._engine.refuse_if_closed()
         self._engine.reader_create(check_name(name), checked_start(start))
         return Reader(self, name)
 
     def readers(self) -> list[ReaderStats]:
-        """Return the readers of this queue: name, position, lag, skipped, and when each moved last."""
+        """Return the readers of this queue with name, position, lag, skipped items and the time of their last move."""
         return self._engine.reader_stats(None)
 
     def drop_reader(self, name: str) -> None:
-        """Remove a reader for good, and what only it had not passed. Raises ``KeyError`` if there is none."""
+        """Remove a reader, and the items that only it had not passed; durable when this returns.
+
+        Args:
+            name: The name of the reader.
+
+        Raises:
+            KeyError: There is no such reader.
+        """
         if not self._engine.reader_drop(name):
             raise KeyError(name)
 
@@ -387,16 +430,19 @@ class Queue(Writing[T], ABC):
         bytes: int | None = None,  # noqa: A002  (the name that says it)
         seconds: float | None = None,
     ) -> None:
-        """Keep the newest items whoever has passed them, and nothing beyond: at most so many, or so much, or so old.
+        """Keep the newest items, read or not, and drop older ones.
 
-        For a replay (``seek``), and to bound what a slow reader can hold back: what is beyond leaves, read or not, and
-        who had not passed it counts it as ``skipped``. With several limits the tightest holds; without any it is as
-        it was before: what all readers have passed leaves, and nothing else.
+        Use it for replays (``seek``), and to limit what a slow reader can hold back: readers count dropped items that
+        they had not passed in ``skipped``. The tightest limit holds. Without any limit the default returns: items leave
+        when all readers have passed them.
 
-        It is a property of the queue, durable when this returns, and is kept when items are pushed and readers
-        move. ``bytes`` are those of the items as ``dumps`` returned them; at least one item stays. ``seconds`` are
-        counted on the wall clock from the push, or from when an item with a delay was due; what stands behind an
-        item that is not too old yet stays, too.
+        This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
+
+        Args:
+            items: The number of items to keep.
+            bytes: Bytes of items to keep, as ``dumps`` returned them; at least one item stays.
+            seconds: The age up to which items stay, on the wall clock, since their push or the end of their delay.
+                Items behind one that is not too old stay, too.
         """
         limits = (items, bytes, seconds)
         checked_limits(*limits)
@@ -405,5 +451,5 @@ class Queue(Writing[T], ABC):
 
 
 def is_empty(engine: Engine) -> bool:
-    """Return whether nothing waits that anybody could get, for ``join``."""
+    """Return whether there is no item that a ``get`` could return, for ``join``."""
     return engine.is_drained or not engine.count()
