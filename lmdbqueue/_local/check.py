@@ -37,9 +37,19 @@ from lmdbqueue._model import invariants
 
 
 def check(path: str, *, repair: bool = False) -> list[str]:
-    """Return what is wrong with the queue directory at ``path``, which may be too damaged to open.
+    """Verify the files of a queue directory, which may be too damaged to open, and repair them on request.
 
-    As ``PersistentQueue.check``, of all queues in it. Raises ``FormatError`` if no queue is there.
+    It works like ``PersistentQueue.check``.
+
+    Args:
+        path: The directory.
+        repair: If there are faults, write all readable items to a new file that replaces the damaged one, durably.
+
+    Returns:
+        A sentence for each fault, and for what a repair lost; an empty list if there is none.
+
+    Raises:
+        FormatError: There is no queue at the path.
     """
     path = os.path.abspath(path)  # the quarantine's directory is made durable
     directory = find_directory(path, remembered)

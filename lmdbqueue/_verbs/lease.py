@@ -1,4 +1,4 @@
-"""What a consumer holds: a lease, and the letters of the dead.
+"""A consumer's lease, and the dead letters.
 
 Owns: what a user does with a lease. Law: whether a lease still holds is asked of the queue each time, never
 remembered, since a transaction that took part may be undone. Must not know: how leases are kept.
@@ -19,15 +19,18 @@ T = TypeVar("T")
 
 
 class Lease(Sequence[T]):
-    """Items that a consumer holds while it works on them: a sequence, falsy when it is empty.
+    """Items reserved for a consumer while it works on them: a sequence, falsy if it is empty.
 
-    As a context manager it acknowledges what it still holds when the block ends, and gives it back to its
-    places when an exception leaves the block. ``ack``, ``nack`` and ``extend`` are durable when they return, or
-    with the transaction that they are called in. They raise ``LeaseExpiredError``, and change nothing, when
-    the lease is over: then others may have the items. A forked child has no part in its parent's leases.
+    As a context manager it acknowledges its items at the end of the block; an exception returns them to their places in
+    the queue. ``ack``, ``nack``, ``reject`` and ``extend`` are durable when they return, or with the transaction around
+    them. They raise ``LeaseExpiredError`` and change nothing if the lease is over: others may have the items then. A
+    forked child does not share its parent's leases. ``queue.lease()`` makes leases.
 
-    ``items``, ``seqs`` (sequence numbers) and ``attempts`` (how often each was leased, this time included) go
-    together; ``deadline`` is on ``time.monotonic()``, None for a lease that lasts as long as its queue object.
+    Attributes:
+        items: The items.
+        seqs: Their sequence numbers.
+        attempts: The number of leases of each, including this one.
+        deadline: The end of the lease on ``time.monotonic()``; None if it lasts as long as its queue object.
     """
 
     def __init__(self, engine: Engine, items: list[T], leased: Leased) -> None:
@@ -51,7 +54,7 @@ class Lease(Sequence[T]):
 
     @property
     def pushed_at(self) -> list[float]:
-        """When each item was pushed, in seconds since 1970; one with a delay: when it was due."""
+        """The time of each push, or of the end of its delay, in seconds since 1970."""
         return [each.pushed_at / 1e9 for each in self._trailers()]
 
     def _trailers(self) -> list[Trailer]:
@@ -82,7 +85,15 @@ class Lease(Sequence[T]):
                 self.nack(reason=f"{type(error).__name__}: {error}")
 
     def ack(self, seqs: int | Iterable[int] | None = None) -> None:
-        """Remove what the lease still holds, or those of ``seqs``, for good. What was settled before is left alone."""
+        """Remove the items for good; durable when this returns. Items settled before are left alone.
+
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+            ValueError: An item is not in this lease.
+        """
         wanted = None if seqs is None and self._process == os.getpid() else self._wanted(seqs)
         if self._token:
             settled = self._engine.ack(self._token, wanted)
@@ -100,11 +111,18 @@ class Lease(Sequence[T]):
         max_attempts: int | None = None,
         trace: str = "",
     ) -> None:
-        """Give back what the lease still holds, or those of ``seqs``.
+        """Return the items to their places in the queue; durable when this returns.
 
-        They are in their places again, at once or after ``delay`` seconds. An item that was leased ``max_attempts``
-        times (None: as the queue object has it) goes to the dead letters, with the reason and the traceback ``trace``,
-        of which 8,000 bytes are kept.
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+            delay: Seconds until they can be taken again.
+            reason: The reason, for a dead letter.
+            max_attempts: Leases after which an item becomes a dead letter instead; None: as the queue object says.
+            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+            ValueError: An item is not in this lease.
         """
         checked_delay(delay)
         wanted = self._wanted(seqs)
@@ -113,25 +131,44 @@ class Lease(Sequence[T]):
             self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts, trace))
 
     def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
-        """Set aside what the lease still holds, or those of ``seqs``: they are dead letters, however often leased.
+        """Make the items dead letters, whatever their number of leases; durable when this returns.
 
-        Raises ``LeaseExpiredError`` as ``nack`` does. ``dead.requeue`` tries them again.
+        ``dead.requeue`` tries them again.
+
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+            reason: The reason that the dead letters give.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+            ValueError: An item is not in this lease.
         """
         self.nack(seqs, reason="it was rejected" if reason is None else reason, max_attempts=0)
 
     @property
     def queue_name(self) -> str:
-        """The name of the queue that the items are of."""
+        """The name of the items' queue."""
         return self._engine.name
 
     def limit_of(self, max_attempts: int | None) -> int | None:
-        """Return with how many leases an item is dead, if so many are given to ``nack``; None: never."""
+        """Return the limit of leases that ``nack(max_attempts=...)`` applies.
+
+        Args:
+            max_attempts: The argument of ``nack``; None: the limit of the queue object.
+
+        Returns:
+            The number of leases after which an item becomes a dead letter; None: no limit.
+        """
         return self._engine.max_attempts if max_attempts is None else max_attempts
 
     def extend(self, ttl: float | None) -> None:
-        """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object.
+        """Extend the lease; durable when this returns. It does nothing if all items are settled.
 
-        Does nothing if all that it held is settled.
+        Args:
+            ttl: Seconds from now; None: the lease lasts as long as its queue object.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
         """
         checked_ttl(ttl)
         if not self._token:
@@ -165,10 +202,15 @@ class Lease(Sequence[T]):
 
 
 class DeadLetter(Generic[T]):
-    """An item that was leased too often, rejected, or could not be decoded, and what is known of it.
+    """An item that failed too often, was rejected, or could not be decoded. ``queue.dead`` yields them.
 
-    ``seq``; ``payload``: its bytes; ``reason``: what happened last, and ``traceback``: that of the handler, "" for
-    none; ``attempts``: how often it was leased; ``time``: when it died, in seconds since 1970.
+    Attributes:
+        seq: Its sequence number.
+        payload: Its bytes.
+        reason: The last failure.
+        traceback: The traceback of the handler, or "".
+        attempts: The number of its leases.
+        time: When it became a dead letter, in seconds since 1970.
     """
 
     def __init__(self, engine: Engine, entry: Entry, note: Note, decode: Decode[T]) -> None:
@@ -183,12 +225,16 @@ class DeadLetter(Generic[T]):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers that the item was pushed with, empty for none."""
+        """The headers of the item's push."""
         return self._engine.trailers([self._entry])[0].headers
 
     @property
     def item(self) -> T:
-        """The item; raises ``DecodeError`` or ``CorruptItemError`` if that is why it died."""
+        """The item, decoded.
+
+        Raises:
+            DecodeError, CorruptItemError: It cannot be decoded, or is damaged.
+        """
         try:
             return self._decode_all([self._entry])[0]
         except DecodeError as error:
@@ -202,7 +248,11 @@ LOWEST: Final = -(1 << 63)  # number of an item, in the class that leaves first
 
 
 class DeadLetters(Generic[T]):
-    """The dead letters of a queue, by sequence number. Each method is one atomic step, durable when it returns."""
+    """The dead letters of a queue, ordered by sequence number: ``queue.dead``.
+
+    ``len`` counts them, iteration yields a ``DeadLetter`` for each. Each method is one atomic step, durable when it
+    returns.
+    """
 
     def __init__(self, engine: Engine, decode: Decode[T]) -> None:
         self._engine = engine
@@ -218,18 +268,32 @@ class DeadLetters(Generic[T]):
             seq = letters[-1].seq + 1
 
     def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
-        """Let all, or those of ``seqs``, wait in their places again, as if never tried; return how many there were."""
+        """Return dead letters to their places in the queue, as if never tried.
+
+        Args:
+            seqs: The sequence numbers of some of them; None: all.
+
+        Returns:
+            The number of items requeued.
+        """
         return self._engine.requeue(_some(seqs))
 
     def delete(self, seqs: int | Iterable[int] | None = None) -> int:
-        """Remove all, or those of ``seqs``, for good; return how many there were."""
+        """Remove dead letters for good.
+
+        Args:
+            seqs: The sequence numbers of some of them; None: all.
+
+        Returns:
+            The number of items removed.
+        """
         return self._engine.delete_dead(_some(seqs))
 
 
 def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
     """Return some dead letters from number ``seq`` on; none only if there are none.
 
-    One that damage has given a lower number is left out: whoever goes on behind the last would come to it again.
+    One that damage has given a lower number is left out: a caller that continues behind the last would meet it again.
     """
     found = [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
     return [each for each in found if each.seq >= seq]

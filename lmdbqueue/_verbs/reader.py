@@ -129,18 +129,17 @@ class Position(Head[T]):
 
 
 class Reader(Reading[T]):
-    """A named reader of a queue: a position that is kept, durably, and its own verbs on what comes after it.
+    """A named reader of a queue: a durable position of its own, with the queue's verbs for the items after it.
 
-    ``peek``, ``pop``, ``delete``, ``len`` and waiting mean what they do for the queue; ``pop`` and ``delete`` move only
-    this reader. They take part in ``queue.transaction()``. ``for item in reader`` waits for items, and passes each when
-    the loop asks for the next: one that dies in its body sees that item again. It ends after ``queue.shutdown()``
-    once everything was read. Objects of the same name, in any process, share the position: ``pop`` gives each item to
-    one of them.
+    ``peek``, ``pop``, ``delete``, ``len`` and waiting work as for the queue, but ``pop`` and ``delete`` move only this
+    reader. They can be part of ``queue.transaction()``. ``for item in reader`` waits for items, and passes each one
+    when the loop asks for the next, so a loop that dies in its body sees that item again; it ends after
+    ``queue.shutdown()`` when everything is read. Objects of the same name, in any process, share the position: ``pop``
+    gives each item to one of them. ``queue.reader(name)`` makes readers.
 
-    A reader that keeps up with writers who never rest would commit once for each item, and each of its commits makes
-    them wait for a flush. So once a move of all that there was had to wait for the flush of another process, and as
-    long as more than one item comes meanwhile, a blocking verb lets items gather first: until the move was a hundredth
-    of the time, and for 50 ms at most.
+    A reader that keeps up with busy writers would commit once for each item, and writers wait for each of its commits.
+    So after a move that had read everything and had to wait for another process's flush, a blocking verb lets items
+    gather: until moves take a hundredth of the time, for 50 ms at most, and only while more than one item arrives.
     """
 
     _head: Position[T]
@@ -181,17 +180,17 @@ class Reader(Reading[T]):
             return None
 
     def count(self) -> int:
-        """Return how many items this reader has not passed: its lag."""
+        """Return the number of items that this reader has not passed: its lag."""
         return self._head.count()
 
     @property
     def position(self) -> int:
-        """The number of the item that is read next, or that the next item gets."""
+        """The sequence number of the next item, or of the next push if everything is read."""
         return self._stats().position
 
     @property
     def skipped(self) -> int:
-        """How many items left the queue before this reader had passed them, since it was made."""
+        """The number of items that left the queue before this reader had passed them, since its creation."""
         return self._stats().skipped
 
     def _stats(self) -> ReaderStats:
@@ -199,15 +198,20 @@ class Reader(Reading[T]):
         return self._engine.reader_stats(self.name)[0]
 
     def seek(self, where: Start) -> None:
-        """Go on from the item with that number, or the next that is there; or from ``"oldest"`` or ``"newest"``.
+        """Move the reader, back to items that are still there (see ``retain``) or forward; durable when this returns.
 
-        Back to what is still there (see ``retain``), or forward, past what then counts as passed.
+        Args:
+            where: The sequence number of an item, or of the next one that is there; ``"oldest"`` or ``"newest"``. Items
+                that are skipped forward count as passed.
+
+        Raises:
+            GoneError: The reader was dropped.
         """
         self._head.refuse_if_closed()
         self._engine.reader_seek(self.name, checked_start(where))
 
     def close(self) -> None:
-        """Close this object: waiting verbs of it, and every later call, raise ``ClosedError``. The reader stays."""
+        """Close this object; its waiting calls and all later ones raise ``ClosedError``. The reader itself stays."""
         if not self._head.is_closed:
             self._head.is_closed = True
             with suppress(ClosedError):
@@ -215,7 +219,7 @@ class Reader(Reading[T]):
 
 
 def position_of(reader: Reader[T]) -> Position[T]:
-    """Return from where a reader reads, for who waits and passes in another way than its verbs."""
+    """Return the position of a reader, for code that waits and passes in another way than its verbs."""
     return reader._head  # noqa: SLF001  (as ``head_of``)
 
 

@@ -29,21 +29,20 @@ class Reading(Generic[T]):
     def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and leave them in the queue.
 
-        Where the number is not known to be greater than 1, ``peek_many`` gives a list in any case.
+        For a list in any case, use ``peek_many``.
 
         Args:
-            items: How many. With 1 the result is the item, or None when the queue is empty; else a list of at most
-                that many.
-            blocking: Wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None waits for ever.
+            items: The number of items, at most. 1 returns the item itself, any other number a list.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
 
         Returns:
-            The item, None or a list. What stands before an item that cannot be decoded is returned without it.
+            The item, or None if the queue is empty; or a list, which ends before an item that cannot be decoded.
 
         Raises:
-            Empty: ``timeout`` is over.
+            Empty: There were too few items for ``timeout`` seconds.
             DecodeError, CorruptItemError: The first item cannot be decoded, or is damaged; the error has its ``seq``.
-            ShutDown: Waiting is of no use after ``shutdown()``.
+            ShutDown: It would wait after ``shutdown()``.
         """
         n = checked_count(items)
         if n != 1:
@@ -63,17 +62,16 @@ class Reading(Generic[T]):
     def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and remove them, as one atomic step.
 
-        The removal is durable when this returns: a process that dies before it used what it got has lost it. Whoever
-        cannot afford that uses ``lease``.
+        The removal is durable when this returns: if the process dies before it has used the items, they are lost. If
+        you cannot afford that, use ``lease``.
 
         Args:
-            items: How many, as for ``peek``.
-            blocking: Wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None waits for ever.
+            items: The number of items, as for ``peek``.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
 
         Returns:
-            As ``peek``: an item, None or a list. What stands before an item that cannot be decoded is removed and
-            returned; that item, and what is behind it, stays.
+            The item, None or a list, as ``peek``. An item that cannot be decoded stays, and so do those behind it.
 
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``; nothing was removed.
@@ -94,17 +92,17 @@ class Reading(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,
     ) -> list[T]:
-        """Return the first items as a list, also for one, and leave them in the queue.
+        """Return the first items as a list, even a single one, and leave them in the queue.
 
         Args:
-            items: How many at most.
-            at_least: How many to wait for with ``blocking``.
-            max_bytes: How many bytes of payloads at most; one item is returned in any case.
-            blocking: Wait until ``at_least`` items are there.
-            timeout: Seconds to wait at most; None waits for ever.
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is returned in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
 
         Returns:
-            The items, an empty list when there are none. It ends before an item that cannot be decoded.
+            The items; an empty list if there are none. The list ends before an item that cannot be decoded.
 
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``.
@@ -127,19 +125,19 @@ class Reading(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,
     ) -> list[T]:
-        """Return the first items as a list, also for one, and remove them, as one atomic step.
+        """Return the first items as a list, even a single one, and remove them, as one atomic step.
 
-        Durable when this returns, as ``pop``.
+        Durable when this returns, like ``pop``.
 
         Args:
-            items: How many at most.
-            at_least: How many to wait for with ``blocking``.
-            max_bytes: How many bytes of payloads at most; one item is taken in any case.
-            blocking: Wait until ``at_least`` items are there.
-            timeout: Seconds to wait at most; None waits for ever.
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is taken in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
 
         Returns:
-            The items, an empty list when there are none. An item that cannot be decoded stays, with all behind it.
+            The items; an empty list if there are none. An item that cannot be decoded stays, and so do those behind it.
 
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``pop``; nothing was removed.
@@ -160,11 +158,11 @@ class Reading(Generic[T]):
         """Remove the first items without decoding them; durable when this returns.
 
         Args:
-            items: How many at most. After a ``peek_many`` that is ``len()`` of what it returned, if nobody else takes
-                items meanwhile; where others do, ``lease`` and ``ack``.
+            items: The number of items, at most. After ``peek_many`` pass the ``len()`` of its result; if there are
+                other consumers, use ``lease`` and ``ack`` instead.
 
         Returns:
-            How many there were.
+            The number of items removed.
         """
         n = checked_count(items)
         if n == 0:
@@ -173,17 +171,17 @@ class Reading(Generic[T]):
         return self._head.delete(n)
 
     def __len__(self) -> int:
-        """Return how many items are in the queue."""
+        """Return the number of waiting items."""
         return self._head.count()
 
 
 def head_of(reading: Reading[T]) -> Head[T]:
-    """Return from where a queue or a reader reads, for who waits and takes in another way than its verbs."""
+    """Return the head of a queue or a reader, for code that waits and takes in another way than their verbs."""
     return reading._head  # noqa: SLF001  (the one way in)
 
 
 def shaped(n: int, found: list[T]) -> T | list[T] | None:
-    """Give items that ``n`` were asked of the shape that ``peek`` and ``pop`` promise."""
+    """Return items in the shape that ``peek(n)`` and ``pop(n)`` promise."""
     return found if n != 1 else found[0] if found else None
 
 
@@ -195,10 +193,10 @@ class Many(NamedTuple):
 
 
 def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: bool) -> Many:
-    """Return how many items were asked for; raise ``TypeError`` or ``ValueError`` for what cannot be."""
+    """Return the numbers of items asked for; raise ``TypeError`` or ``ValueError`` if they make no sense."""
     n, least = checked_count(items), operator.index(at_least)
     if least != 1 and not blocking:
-        message = "'at_least' is how many items to wait for: it needs blocking=True"
+        message = "'at_least' is the number of items to wait for: it needs blocking=True"
         raise ValueError(message)
     if (least < 1 or least > n) and n and blocking:
         message = f"'at_least' is 1 to {n}, the number of items, and it is {least}"
@@ -210,7 +208,7 @@ def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: 
 
 
 def checked_count(items: int) -> int:
-    """Return the number of items that was asked for; raise ``TypeError`` or ``ValueError`` if it is none."""
+    """Return the number of items asked for; raise ``TypeError`` or ``ValueError`` if it is none."""
     n = operator.index(items)
     if n < 0:
         message = f"the number of items must not be negative, and it is {n}"

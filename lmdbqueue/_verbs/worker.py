@@ -36,17 +36,17 @@ Stop = Event | Callable[[], bool]
 
 
 class Retry(NamedTuple):
-    """When an item whose handler raised is tried again.
+    """When ``work`` tries an item again after its handler has raised.
 
-    The delays grow from ``base`` seconds by ``factor``, up to ``max_delay``; the default tries an item 13 times, the
+    The delays grow from ``base`` seconds by ``factor``, up to ``max_delay``. The default tries an item 13 times, the
     last time about 68 minutes after the first, so that an outage of an hour makes no dead letters.
 
     Attributes:
-        max_attempts: With so many leases an item goes to the dead letters; None: as the queue object has it.
-        base: Seconds until the second try.
-        factor: By how much each delay is longer than the one before.
-        max_delay: Seconds, at most.
-        jitter: By what part, at random, a delay may be longer or shorter.
+        max_attempts: Leases after which an item becomes a dead letter; None: as the queue object says.
+        base: Seconds until the second attempt.
+        factor: The ratio of each delay to the one before.
+        max_delay: The longest delay, in seconds.
+        jitter: The random part by which a delay may be longer or shorter.
     """
 
     max_attempts: int | None = 13
@@ -56,8 +56,12 @@ class Retry(NamedTuple):
     jitter: float = 0.1
 
     def delay(self, attempts: int) -> float:
-        """Return the seconds until the next try of an item that was tried so often."""
-        import random  # noqa: PLC0415  (for who works, not for who imports)
+        """Return the seconds until the next attempt.
+
+        Args:
+            attempts: The number of attempts so far.
+        """
+        import random  # noqa: PLC0415  (only workers need it)
 
         try:
             delay = min(self.max_delay, self.base * self.factor ** (attempts - 1))
@@ -70,16 +74,16 @@ DEFAULT_RETRY: Final = Retry()
 
 
 class Job(NamedTuple):
-    """An item as a worker has it, for a handler that takes a second argument, and for hooks."""
+    """The facts of an item, for handlers with a second parameter and for hooks."""
 
     seq: int
-    attempts: int  # how often it was leased, this time included
+    attempts: int  # the number of its leases, including this one
     headers: Mapping[str, str]
     pushed_at: float  # seconds since 1970
 
 
 class Worked(NamedTuple):
-    """How many items a worker has acknowledged, given back, and sent to the dead letters."""
+    """The numbers of items that a worker has acknowledged, given back, and turned into dead letters."""
 
     done: int = 0
     retried: int = 0

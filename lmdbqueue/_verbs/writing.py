@@ -94,23 +94,26 @@ class Writing(Reading[T]):
     ) -> Any:
         """Append an item, or each item of a list, as one atomic step, durable when this returns.
 
-        A list is many items, and ``[]`` does nothing; a tuple is one item, and ``put`` takes a list as one, too.
+        A list is many items, and ``[]`` does nothing. A tuple is one item; ``put`` takes a list as one item, too.
+
+        Example:
+            >>> queue.push("mail to Ann", delay=60, unique="ann")
 
         Args:
             items: The item, or a list of items.
-            delay: Seconds until the items can be seen. Until then ``len`` does not count them; then they stand where
-                they would have stood without. Kept on the wall clock, through restarts.
-            unique: A key (str or bytes) of the item; for a list, a key for each item, None for those without. While an
-                item with that key waits, is leased or delayed, the new one is not stored.
-            replace: The newest item with a key wins: the one that waits or is delayed is removed, and the delay
-                begins anew (debounce). One that is leased stays with its consumer, and the new one waits behind it.
-            expires: Seconds after which the items are not delivered any more.
-            headers: Texts that go with each item, such as a ``traceparent``; leases and dead letters give them back.
-            priority: -128 to 127; lower leaves sooner, and items of one priority in the order of their pushes.
+            delay: Seconds until the items can be taken, on the wall clock, across restarts. Then they stand where they
+                would stand without a delay. ``len`` does not count delayed items.
+            unique: A key (str or bytes) of the item; for a list, a key for each item, or None. As long as an item with
+                that key is waiting, leased or delayed, the new one is not stored.
+            replace: The new item replaces a waiting or delayed one with its key, and the delay starts again (debounce).
+                A leased one stays with its consumer, and the new one waits behind it.
+            expires: Seconds after which the items are no longer delivered.
+            headers: Texts stored with each item, such as a ``traceparent``; leases and dead letters return them.
+            priority: -128 to 127. Lower leaves sooner; items of equal priority leave in the order of their pushes.
 
         Returns:
-            The sequence number of the item, or the ``range`` of them for a list. With ``unique`` numbers that have
-            ``is_stored``: False where an item with that key is there, whose number this is.
+            The sequence number of the item, or the ``range`` of numbers for a list. With ``unique`` each number has an
+            attribute ``is_stored``: False if there is an item with that key already, whose number it then is.
 
         Raises:
             Full: ``maxsize`` or ``max_bytes`` would be exceeded; nothing is stored. ``put`` waits instead.
@@ -163,7 +166,7 @@ class Writing(Reading[T]):
 
         Args:
             items: Any iterable; it is read to its end before the first item is stored.
-            **options: As of ``push``; ``unique`` is a sequence of as many keys.
+            **options: As for ``push``; ``unique`` is a sequence with a key, or None, for each item.
 
         Returns:
             The ``range`` of their sequence numbers, empty for no items; with ``unique`` a list of numbers.
@@ -174,38 +177,48 @@ class Writing(Reading[T]):
         return self.push(list(items), **options)
 
     def find(self, key: Key) -> int | None:
-        """Return the number of the item with this key of ``unique``, which waits, is leased or delayed; else None."""
+        """Return the sequence number of the item with this key, or None.
+
+        Args:
+            key: The key that was given as ``unique``. The item may be waiting, leased or delayed.
+        """
         return self._engine.find(digest(key))
 
     def cancel(self, key: Key) -> bool:
-        """Remove the item with this key of ``unique``, if it waits or is delayed; durable when this returns.
+        """Remove the item with this key, if it is waiting or delayed; durable when this returns.
+
+        Args:
+            key: The key that was given as ``unique``.
 
         Returns:
-            Whether it did. One that is leased stays with its consumer.
+            Whether it was removed. A leased item stays with its consumer.
         """
         return self._engine.cancel(digest(key))
 
     def delete_item(self, seq: int) -> bool:
-        """Remove the item of this number wherever it waits, undecoded; durable when this returns.
+        """Remove a waiting item by its number, without decoding it; durable when this returns.
 
-        For an item that cannot be decoded: ``DecodeError`` and ``CorruptItemError`` have its ``seq``.
+        For an item that cannot be decoded: ``DecodeError`` and ``CorruptItemError`` carry its ``seq``.
+
+        Args:
+            seq: The sequence number of the item.
 
         Returns:
-            Whether it waited. What is leased, delayed or dead is left alone.
+            Whether it was removed. Leased, delayed and dead items are left alone.
         """
         return self._engine.delete_item(checked_number(seq))
 
     def dead_letter(self, seq: int, reason: str = "it was set aside") -> bool:
-        """Move the item of this number from wherever it waits to the dead letters; durable when this returns.
+        """Make a waiting item a dead letter; durable when this returns.
 
-        ``dead.requeue`` takes it back to its place.
+        ``dead.requeue`` returns it to its place.
 
         Args:
-            seq: Its number, as ``DecodeError`` and ``CorruptItemError`` have it.
-            reason: What the dead letter says of it.
+            seq: The sequence number of the item, as ``DecodeError`` and ``CorruptItemError`` carry it.
+            reason: The reason that the dead letter gives.
 
         Returns:
-            Whether it waited. What is leased, delayed or dead is left alone.
+            Whether it was moved. Leased, delayed and dead items are left alone.
         """
         if not isinstance(reason, str):
             message = f"a reason is a str, not {type(reason).__name__}"
@@ -213,9 +226,10 @@ class Writing(Reading[T]):
         return self._engine.dead_letter(checked_number(seq), reason)
 
     def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
-        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead.
+        """Remove all waiting items; durable when this returns. Sequence numbers are never given again.
 
-        Their sequence numbers are not given again. Who holds a lease finds it expired.
+        Args:
+            all: Remove leased, delayed and dead items, too. Leases are then expired.
         """
         if all:
             self._engine.clear_all()
@@ -223,18 +237,18 @@ class Writing(Reading[T]):
             self._engine.clear()
 
     def __iter__(self) -> Iterator[T]:
-        """Browse from the head to the tail and remove nothing, as ``browse()``."""
+        """Iterate from the head to the tail and remove nothing, like ``browse()``."""
         return self.browse()
 
     def browse(self, *, on_error: OnError = "raise") -> Iterator[T]:
         """Yield the items from the head to the tail and remove nothing.
 
-        Items that others remove or push meanwhile may be seen or not; each is seen once, in order. No transaction is
-        held between two items.
+        Each item is seen once, in order; items that others push or remove meanwhile may or may not be seen. No
+        transaction stays open between two items.
 
         Args:
-            on_error: What to do at an item that cannot be decoded or is damaged: ``"raise"``; ``"skip"`` to go on
-                behind it; or a function that gets the error, and what it raises ends the browsing.
+            on_error: What to do with an item that is damaged or cannot be decoded: ``"raise"``; ``"skip"`` it; or call
+                a function with the error, which ends the iteration if it raises.
 
         Raises:
             DecodeError, CorruptItemError: With ``on_error="raise"``.
@@ -249,7 +263,7 @@ def push_apart(
     unique: Key | Sequence[Key | None] | None,
     how: Callable[..., Push],
 ) -> int | range | list[Number] | Number:
-    """Push items that do not just wait; ``how``: ``how_to_push`` with all but the number of items and their keys."""
+    """Push items with options; ``how`` is ``how_to_push`` with all but the number of items and their keys."""
     if not isinstance(items, list):
         push = how(1, unique=None if unique is None else [unique])
         (pushed,) = engine.append_apart([payload_of(dumps, items)], push)
@@ -262,7 +276,7 @@ def push_apart(
 
 
 def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], object]:
-    """Return what appends payloads with a priority."""
+    """Return a function that appends payloads with a priority."""
     if not priority:
         return engine.append
     how = how_to_push(1, delay=0.0, unique=None, replace=False, expires=None, headers=None, priority=priority)
@@ -270,7 +284,7 @@ def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], obje
 
 
 def checked_on_error(on_error: OnError) -> Callable[[DecodeError | CorruptItemError], object]:
-    """Return what is to be done with an item that cannot be decoded; raise ``ValueError`` if it is nothing."""
+    """Return ``on_error`` as a function; raise ``ValueError`` if it is none of the choices."""
     if callable(on_error):
         return on_error
     if on_error not in ("raise", "skip"):
@@ -288,7 +302,7 @@ def _pass_over(_: object) -> None:
 
 
 def browsed(head: Head[T], on_error: Callable[[DecodeError | CorruptItemError], object]) -> Iterator[T]:
-    """Yield the items that wait, and hand on the errors of those that cannot be decoded."""
+    """Yield the waiting items; pass the errors of those that cannot be decoded to ``on_error``."""
     key = b""
     while entries := head.engine.since(key):
         for entry in entries:
