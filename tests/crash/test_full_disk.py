@@ -8,6 +8,7 @@ import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import mutants
 import pytest
@@ -22,6 +23,12 @@ DISK_OF_SMALL = 4 << 20  # many of them go in
 TOLD = "full disks"
 _SINGLY = 300  # pops in a row
 SIZES = [10, 300, 3_000, 40_000, 1_000_000]
+_IN_CI = {
+    "tmpfs": {10, 300, 40_000},
+    "ext4": {3_000, 1_000_000},
+    "file size limit": {300, 40_000},
+    "max_bytes": {3_000, 1_000_000},
+}
 DRAINS: dict[str, Callable[[PersistentQueue[bytes], int], int]] = {
     "pop": lambda queue, _: queue.pop() is not None,
     "pop of many": lambda queue, left: len(queue.pop(2 + left // 3)),
@@ -107,8 +114,13 @@ def _fill_and_drain(kind: str, place: str, room: int, size: int, drains: list[st
         assert queue.push(b"room again") > 0
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "file size limit", "max_bytes"])
+def _each_of_some(chosen: dict[str, set[int]], sizes: list[int]) -> list[Any]:
+    """Return all pairs of a kind of disk and a size; those that were not chosen belong to the long form."""
+    marks = {True: (), False: (pytest.mark.long,)}
+    return [pytest.param(kind, size, marks=marks[size in some]) for kind, some in chosen.items() for size in sizes]
+
+
+@pytest.mark.parametrize(("kind", "size"), _each_of_some(_IN_CI, SIZES))
 def test_everything_can_be_taken_out_of_a_full_disk(kind, size, tmp_path, needs, record_property):
     needs("root", "mount", "mkfs.ext4", "loop devices")
     fn = lambda: _fill_and_drain(kind, str(tmp_path), _disk_for(size), size, list(DRAINS))  # noqa: E731
@@ -188,8 +200,7 @@ def _pop_in_another_process(place: str, size: int) -> None:
             queue.push(b"y" * DISK)
 
 
-@pytest.mark.parametrize("size", [100, 3_000, 12_000])
-@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize(("kind", "size"), _each_of_some({"tmpfs": {3_000}, "ext4": {12_000}}, [100, 3_000, 12_000]))
 def test_a_consumer_with_leases_goes_on_on_a_full_disk(kind, size, tmp_path, needs, record_property):
     needs("root", "mount", "mkfs.ext4", "loop devices")
 
@@ -300,8 +311,7 @@ def test_a_queue_that_cannot_be_created_leaves_nothing(tmp_path, needs, record_p
     record_property(TOLD, 1)
 
 
-@pytest.mark.parametrize("drain", ["delete of all", "clear", "pop of many"])
-@pytest.mark.parametrize("size", [30, 5_000])
+@pytest.mark.parametrize(("drain", "size"), [("delete of all", 30), ("clear", 5_000), ("pop of many", 5_000)])
 def test_a_large_tree_can_be_removed_at_once_on_a_full_disk(size, drain, tmp_path, needs, record_property):
     needs("root", "mount")
     fn = lambda: _fill_and_drain("tmpfs", str(tmp_path), 40 << 20, size, [drain])  # noqa: E731
