@@ -38,18 +38,23 @@ R = TypeVar("R")
 
 
 class AsyncState:
-    """The mapping of a queue, awaited, to be read."""
+    """The state of a queue, read with ``await``; ``transact`` changes it."""
 
     def __init__(self, queue: Queue[Any], call: Callable[..., Awaitable[Any]]) -> None:
         self._queue = queue
         self._call = call
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key, or the default."""
+        """Return the value of a key.
+
+        Args:
+            key: The key.
+            default: The result if there is no such key.
+        """
         return await self._call(lambda: self._queue.state.get(key, default))
 
     async def items(self) -> dict[str, Any]:
-        """Return all keys and values, of one moment."""
+        """Return all keys and values, as of one moment."""
 
         def items() -> dict[str, Any]:
             with self._queue.transaction():
@@ -60,7 +65,7 @@ class AsyncState:
 
 
 class NotOpenError(ClosedError):
-    """The object was made with the name of a queue, and not opened yet."""
+    """The object was created with the name of a queue, and not opened yet."""
 
     def __str__(self) -> str:
         """Say how it is opened."""
@@ -71,15 +76,15 @@ _OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_clo
 
 
 class AsyncQueue(Generic[T]):
-    """A queue for one event loop, whatever engine keeps the items: each verb is a coroutine, and none blocks the loop.
+    """A queue for one event loop, on any engine: each verb is a coroutine, and none blocks the loop.
 
-    Calls that are made at the same time share commits. Any number of coroutines may wait; other processes and
-    threads, with or without a loop, may use the same queue. An object belongs to the loop in which it was made: each
-    loop, and a forked child, opens its own.
+    Calls at the same moment share commits. Any number of coroutines can wait; other processes and threads, with or
+    without a loop, can use the same queue. An object belongs to the loop in which it was created: each loop, and each
+    forked child, opens its own.
 
-    Cancelling (so also ``asyncio.timeout``): a ``push`` or ``put`` is stored as a whole or not at all; a
-    ``get``, ``pop`` or ``lease`` that is cancelled takes nothing, and what it had removed already is put back,
-    the first again, under its old number. A reader that is cancelled stands where it stood.
+    Cancelling (also by ``asyncio.timeout``): a ``push`` or ``put`` is stored completely or not at all. A cancelled
+    ``get``, ``pop`` or ``lease`` takes nothing: items that it had removed return to their places under their old
+    numbers. A cancelled reader stays where it was.
     """
 
     queue: Queue[T]
@@ -197,9 +202,25 @@ class AsyncQueue(Generic[T]):
         headers: Mapping[str, str] | None = None,
         priority: int = 0,
     ) -> Any:
-        """Append an item, or each item of a list, as one step; encoded before this gives way to others.
+        """Append an item, or each item of a list, as one atomic step; durable when it returns.
 
-        Arguments, result and errors are those of ``PersistentQueue.push``.
+        It works like ``PersistentQueue.push``. Items are encoded before other tasks run.
+
+        Args:
+            items: The item, or a list of items.
+            delay: Seconds until the items can be taken.
+            unique: A key of the item; for a list, a key for each item, or None.
+            replace: The new item replaces a waiting or delayed one with its key.
+            expires: Seconds after which the items are no longer delivered.
+            headers: Texts stored with each item.
+            priority: -128 to 127. Lower leaves sooner.
+
+        Returns:
+            The sequence number of the item, or the ``range`` of numbers for a list; with ``unique`` numbers with
+            ``is_stored``.
+
+        Raises:
+            Full, TypeError, OptionError, ShutDown: As ``PersistentQueue.push``; nothing was stored.
         """
         self._head.refuse_push()
         dumps = self.queue.dumps
@@ -236,7 +257,15 @@ class AsyncQueue(Generic[T]):
     ) -> list[Number]: ...
 
     async def push_many(self, items: Iterable[T], **options: Any) -> Any:
-        """Append each item of an iterable, all or none, as one step."""
+        """Append each item of an iterable, all or none, as one atomic step; durable when it returns.
+
+        Args:
+            items: Any iterable; it is read to its end first.
+            **options: As for ``push``; ``unique`` is a sequence with a key, or None, for each item.
+
+        Returns:
+            The ``range`` of their sequence numbers; with ``unique`` a list of numbers.
+        """
         return await self.push(list(items), **options)
 
     def _pushed(self, payloads: list[bytes]) -> "asyncio.Future[range]":
@@ -261,7 +290,19 @@ class AsyncQueue(Generic[T]):
     ) -> list[T]: ...
 
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the first items and leave them: the item or None for one, else a list."""
+        """Return the first items and leave them in the queue.
+
+        Args:
+            items: The number of items, at most. 1 returns the item itself, any other number a list.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item, or None if the queue is empty; or a list.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.peek``.
+        """
         n = checked_count(items)
         least = n if blocking else 1
         return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
@@ -283,7 +324,19 @@ class AsyncQueue(Generic[T]):
     ) -> list[T]: ...
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Remove and return the first items: the item or None for one, else a list."""
+        """Remove and return the first items, as one atomic step; durable when it returns.
+
+        Args:
+            items: The number of items, at most. 1 returns the item itself, any other number a list.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item, or None if the queue is empty; or a list.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.pop``; nothing was removed.
+        """
         n = checked_count(items)
         least = n if blocking else 1
         return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
@@ -297,7 +350,21 @@ class AsyncQueue(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> list[T]:
-        """Return the first items as a list, also for one, and leave them."""
+        """Return the first items as a list, even a single one, and leave them in the queue.
+
+        Args:
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is returned in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The items; an empty list if there are none.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.peek_many``.
+        """
         head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
         if not many.items:
             return []
@@ -318,7 +385,21 @@ class AsyncQueue(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> list[T]:
-        """Remove and return the first items as a list, also for one."""
+        """Remove and return the first items as a list, even a single one; durable when it returns.
+
+        Args:
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is returned in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The items; an empty list if there are none.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.pop_many``; nothing was removed.
+        """
         many = checked_many(items, at_least, max_bytes, blocking=blocking)
         if not many.items:
             return []
@@ -326,27 +407,64 @@ class AsyncQueue(Generic[T]):
         return await self._taken(wanted, blocking=blocking, timeout=timeout)
 
     async def find(self, key: Key) -> int | None:
-        """Return the number of the item with this key of ``unique``; None if there is none."""
+        """Return the sequence number of the item with this key, or None.
+
+        Args:
+            key: The key that was given as ``unique``.
+        """
         return await self._call(self.queue.find, key)
 
     async def cancel(self, key: Key) -> bool:
-        """Remove the item with this key of ``unique``, if it waits or is delayed; return whether it did."""
+        """Remove the item with this key, if it is waiting or delayed; durable when it returns.
+
+        Args:
+            key: The key that was given as ``unique``.
+
+        Returns:
+            Whether it was removed.
+        """
         return await self._call(self.queue.cancel, key)
 
     async def delete_item(self, seq: int) -> bool:
-        """Remove the item of this number wherever it waits, undecoded; return whether it did."""
+        """Remove a waiting item by its number, without decoding it; durable when it returns.
+
+        Args:
+            seq: The sequence number of the item.
+
+        Returns:
+            Whether it was removed.
+        """
         return await self._call(self.queue.delete_item, seq)
 
     async def dead_letter(self, seq: int, reason: str = "it was set aside") -> bool:
-        """Move the item of this number from wherever it waits to the dead letters; return whether it did."""
+        """Make a waiting item a dead letter; durable when it returns.
+
+        Args:
+            seq: The sequence number of the item.
+            reason: The reason that the dead letter gives.
+
+        Returns:
+            Whether it was moved.
+        """
         return await self._call(self.queue.dead_letter, seq, reason)
 
     async def delete(self, items: int = 1) -> int:
-        """Remove the first items without decoding them; return how many there were."""
+        """Remove the first items without decoding them; durable when it returns.
+
+        Args:
+            items: The number of items, at most.
+
+        Returns:
+            The number of items removed.
+        """
         return await self._call(self.queue.delete, items)
 
     async def clear(self, all: bool = False) -> None:  # noqa: A002
-        """Remove all items that wait; with ``all`` also those that are leased, delayed or dead."""
+        """Remove all waiting items; durable when it returns.
+
+        Args:
+            all: Remove leased, delayed and dead items, too.
+        """
         await self._call(self.queue.clear, all)
 
     # --- consumers that can die
@@ -361,7 +479,28 @@ class AsyncQueue(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,
     ) -> Opening[AsyncLease[T]]:
-        """Take the first items into a lease. Await it, or use ``async with queue.lease(...) as lease``."""
+        """Reserve the first items for this consumer. Await it, or use it with ``async with``.
+
+        It works like ``PersistentQueue.lease``.
+
+        Example:
+            >>> async with queue.lease(10, ttl=60) as lease:
+            ...     await upload(list(lease))
+
+        Args:
+            items: The number of items, at most.
+            ttl: Seconds after which others can get the items; None: the lease lasts as long as this queue object.
+            max_bytes: Bytes of payloads, at most; one item is leased in any case.
+            linger: Seconds to wait for more items, once one is there.
+            blocking: Whether to wait for at least one item.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The lease, durable. It is empty, and falsy, if there was no item.
+
+        Raises:
+            Empty: No item came within ``timeout`` seconds.
+        """
         batch = checked_batch(checked_count(items), max_bytes, linger)
         return Opening(self._leased(batch, ttl, blocking=blocking, timeout=timeout))
 
@@ -393,7 +532,7 @@ class AsyncQueue(Generic[T]):
 
     @property
     def dead(self) -> AsyncDeadLetters[T]:
-        """The items that were leased ``max_attempts`` times in vain, or cannot be decoded."""
+        """The dead letters: items that failed too often, were rejected, or cannot be decoded."""
         return AsyncDeadLetters(self._head, self._call)
 
     async def work(
@@ -412,28 +551,32 @@ class AsyncQueue(Generic[T]):
         on_retry: Hook | None = None,
         on_dead: Hook | None = None,
     ) -> Worked:
-        """Lease, await ``handler``, acknowledge, again and again, until told to stop.
+        """Lease items, await ``handler``, acknowledge; repeat until told to stop.
 
-        As ``PersistentQueue.work``, with the same arguments, and ``concurrency`` tasks. One that is cancelled gives
-        back what it holds. Leases are extended by a thread, also while a handler blocks the loop.
+        It works like ``PersistentQueue.work``. If the task is cancelled, its items return to the queue. A thread
+        extends leases, even while a handler blocks the loop.
 
         Args:
-            handler: A coroutine function; anything else is refused with ``TypeError`` before the first lease.
-            items: How many items at most; with more than 1 the handler gets a list.
-            max_bytes: How many bytes of payloads at most; one item in any case.
-            linger: Seconds for which a batch waits to be full.
-            ttl: Seconds for which a lease holds.
+            handler: A coroutine function. It gets one item, or a list if ``items`` > 1; with two parameters also the
+                ``Job``.
+            items: Items for each call, at most.
+            max_bytes: Bytes of payloads for each call, at most; one item in any case.
+            linger: Seconds to wait for a batch to fill.
+            ttl: Seconds that a lease lasts without being extended.
             retry: When failed items are tried again.
-            concurrency: In how many tasks the handler is awaited.
-            signals: Stop at SIGTERM and SIGINT, and hand them on to the handlers that were there, which are given
-                back afterwards. Without it no signal is touched: a framework, or who cancels the task, stops it.
-            stop: An event, or a function; looked at before each lease and once a second.
-            progress: Called after each lease with what was done so far.
+            concurrency: The number of tasks that await the handler.
+            signals: Whether to stop at SIGTERM and SIGINT, and pass them to the previous handlers, which are restored
+                afterwards. By default no signal is touched, and the framework stops the worker, or cancels its task.
+            stop: An event, or a function that returns whether to stop; checked before each lease and once a second.
+            progress: Called after each lease with the counts so far.
             on_retry: Called with the ``Job`` and the error of each item that will be tried again.
-            on_dead: Called with the ``Job`` and the error of each item that went to the dead letters.
+            on_dead: Called with the ``Job`` and the error of each item that became a dead letter.
 
         Returns:
-            How many items were done, given back, and sent to the dead letters.
+            The numbers of items done, given back, and turned into dead letters.
+
+        Raises:
+            TypeError: The handler is not a coroutine function; nothing was leased.
         """
         n, tasks = max(1, checked_count(items)), checked_count(concurrency)
         if not tasks:
@@ -449,7 +592,7 @@ class AsyncQueue(Generic[T]):
         return tally.worked
 
     async def _anything(self, timeout: float | None) -> bool:  # noqa: ASYNC109
-        """Wait for an item, at most ``timeout`` seconds; tell whether there is one."""
+        """Return whether there is an item, after at most ``timeout`` seconds."""
         head = self._head
 
         def attempt() -> bool | None:
@@ -460,7 +603,15 @@ class AsyncQueue(Generic[T]):
     # --- named readers
 
     def reader(self, name: str, *, start: Start = "oldest") -> Opening[AsyncReader[T]]:
-        """Return the reader ``name``, made if it is not there. Await it, or use ``async with queue.reader(...)``."""
+        """Return a named reader; create it, durably, if there is none. Await it, or use it with ``async with``.
+
+        Args:
+            name: The name of the reader.
+            start: Where a new reader begins: ``"oldest"``, ``"newest"``, or at the sequence number of an item.
+
+        Returns:
+            The reader.
+        """
 
         async def opened() -> AsyncReader[T]:
             reader = await self._call(partial(self.queue.reader, name, start=start))
@@ -469,11 +620,18 @@ class AsyncQueue(Generic[T]):
         return Opening(opened())
 
     async def readers(self) -> list[ReaderStats]:
-        """Return the readers of this queue: name, position, lag, skipped, and when each moved last."""
+        """Return the readers of this queue with name, position, lag, skipped items and the time of their last move."""
         return await self._call(self.queue.readers)
 
     async def drop_reader(self, name: str) -> None:
-        """Remove a reader for good, and what only it had not passed. Raises ``KeyError`` if there is none."""
+        """Remove a reader, and the items that only it had not passed; durable when it returns.
+
+        Args:
+            name: The name of the reader.
+
+        Raises:
+            KeyError: There is no such reader.
+        """
         await self._call(self.queue.drop_reader, name)
 
     async def retain(
@@ -483,22 +641,36 @@ class AsyncQueue(Generic[T]):
         bytes: int | None = None,  # noqa: A002
         seconds: float | None = None,
     ) -> None:
-        """Keep the newest items whoever has passed them, and nothing beyond: so many, or so much, or so old."""
+        """Keep the newest items, read or not, and drop older ones, as ``PersistentQueue.retain``.
+
+        Args:
+            items: The number of items to keep.
+            bytes: Bytes of items to keep, as ``dumps`` returned them.
+            seconds: The age up to which items stay.
+        """
         await self._call(partial(self.queue.retain, items, bytes=bytes, seconds=seconds))
 
     # --- several steps as one
 
     async def transact(self, fn: Callable[[Any], R]) -> R:
-        """Run ``fn(queue)`` as one transaction of the synchronous queue, in a thread; durable when this returns.
+        """Run ``fn(queue)`` as one transaction of the synchronous queue, in a thread; durable when it returns.
 
-        What ``fn`` does with ``queue``, and with other queues that it has open there, is one atomic step; an exception
-        undoes all of it, and is raised here. Nothing in it may wait.
+        All calls of ``fn`` on the queue, and on other queues of the directory that it has open, are one atomic step. An
+        exception undoes them, and is raised here.
+
+        Example:
+            >>> def step(queue):
+            ...     queue.state["handled"] = queue.pop()
+            >>> await queue.transact(step)
 
         Args:
-            fn: A function, no coroutine function; it gets the ``PersistentQueue`` or ``PostgresQueue``.
+            fn: A function that gets the ``PersistentQueue`` or ``PostgresQueue``. It must not wait.
 
         Returns:
-            What ``fn`` returns.
+            The result of ``fn``.
+
+        Raises:
+            TypeError: ``fn`` is a coroutine function.
         """
         if inspect.iscoroutinefunction(fn):
             message = f"{fn!r} is a coroutine function, and nothing may be awaited in a transaction"
@@ -512,32 +684,40 @@ class AsyncQueue(Generic[T]):
 
     @property
     def state(self) -> AsyncState:
-        """The mapping of this queue, to be read; ``transact`` changes it."""
+        """The state of this queue, to read; ``transact`` changes it."""
         return AsyncState(self.queue, self._call)
 
     # --- the whole of it
 
     async def stats(self) -> Any:
-        """Return how much of everything there is in the queue."""
+        """Return the figures of the queue (``Stats``)."""
         return await self._call(self.queue.stats)
 
     async def count(self) -> int:
-        """Return how many items are in the queue."""
+        """Return the number of waiting items."""
         return await self._call(self.queue.count)
 
     async def flush(self, force: bool = False) -> int:
-        """Give empty space back; other calls of this object wait meanwhile."""
+        """Return empty space to the file system; other calls of this object wait meanwhile.
+
+        Args:
+            force: Also if less than ``flush_limit`` bytes are empty.
+
+        Returns:
+            The number of bytes by which the file shrank.
+        """
         return await self._call(self.queue.flush, force)
 
     def __aiter__(self) -> AsyncIterator[T]:
-        """Browse from the head to the tail and remove nothing, as ``browse()``."""
+        """Iterate from the head to the tail and remove nothing, like ``browse()``."""
         return self.browse()
 
     def browse(self, *, on_error: OnError = "raise") -> AsyncIterator[T]:
         """Yield the items from the head to the tail and remove nothing.
 
-        ``on_error``: what to do at an item that cannot be decoded: ``"raise"``, ``"skip"``, or a function that gets
-        the error.
+        Args:
+            on_error: What to do with an item that is damaged or cannot be decoded: ``"raise"``; ``"skip"`` it; or call
+                a function with the error.
         """
         return self._browsed(checked_on_error(on_error))
 
@@ -559,7 +739,17 @@ class AsyncQueue(Generic[T]):
         *,
         priority: int = 0,
     ) -> None:
-        """Append exactly one item, a list too; wait for room if the queue is full."""
+        """Append exactly one item, even if it is a list; wait for room if the queue is full. Durable when it returns.
+
+        Args:
+            item: The item.
+            block: Whether to wait for room.
+            timeout: Seconds to wait at most; None: no limit.
+            priority: As for ``push``.
+
+        Raises:
+            Full: There was no room for ``timeout`` seconds, or at once with ``block=False``.
+        """
         payloads = [payload_of(self.queue.dumps, item)]
         if priority:
             push = Push(self._future(), payloads, waits=block, append=append_of(self._engine, priority))
@@ -569,7 +759,18 @@ class AsyncQueue(Generic[T]):
             raise push.refusal
 
     async def get(self, block: bool = True, timeout: float | None = None) -> T:  # noqa: ASYNC109
-        """Remove and return the first item; wait for one if there is none."""
+        """Remove and return the first item; wait for one if the queue is empty. Durable when it returns.
+
+        Args:
+            block: Whether to wait for an item.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item.
+
+        Raises:
+            Empty: There was no item for ``timeout`` seconds, or at once with ``block=False``.
+        """
         found = await self._taken(Wanted(1, 1, 1), blocking=block, timeout=timeout)
         if not found:
             raise Empty(1, None)
@@ -578,27 +779,42 @@ class AsyncQueue(Generic[T]):
         return found[0]
 
     async def put_nowait(self, item: T) -> None:
-        """Append exactly one item; raise ``Full`` if there is no room."""
+        """Append exactly one item, without waiting.
+
+        Args:
+            item: The item.
+
+        Raises:
+            Full: There is no room.
+        """
         await self.put(item, block=False)
 
     async def get_nowait(self) -> T:
-        """Remove and return the first item; raise ``Empty`` if there is none."""
+        """Remove and return the first item, without waiting.
+
+        Raises:
+            Empty: There is none.
+        """
         return await self.get(block=False)
 
     async def qsize(self) -> int:
-        """Return how many items are in the queue."""
+        """Return the number of waiting items."""
         return await self.count()
 
     async def empty(self) -> bool:
-        """Tell whether the queue is empty."""
+        """Return whether the queue is empty."""
         return await self._call(self.queue.empty)
 
     async def full(self) -> bool:
-        """Tell whether ``maxsize`` items are in the queue."""
+        """Return whether ``maxsize`` is reached."""
         return await self._call(self.queue.full)
 
     def task_done(self) -> None:
-        """Say that one item from ``get`` is dealt with. Raises ``ValueError`` when called too often."""
+        """Report that one item from ``get`` is processed.
+
+        Raises:
+            ValueError: It was called more often than ``get`` returned.
+        """
         if not self._in_hand:
             message = "task_done() called too many times"
             raise ValueError(message)
@@ -607,7 +823,7 @@ class AsyncQueue(Generic[T]):
             self._settled.set()
 
     async def join(self) -> None:
-        """Wait until the queue is empty and ``task_done`` has answered all that ``get`` of this object gave out."""
+        """Wait until the queue is empty and ``task_done`` was called for each item from ``get`` of this object."""
         await self._call(self._engine.watch)
         while True:
             await self._until(lambda: is_empty(self._engine) or None, None)
@@ -616,12 +832,16 @@ class AsyncQueue(Generic[T]):
             await self._settled.wait()
 
     def shutdown(self, immediate: bool = False) -> None:
-        """Make ``put`` and ``push`` raise ``ShutDown``, and ``get`` once the queue is empty or with ``immediate``."""
+        """Make ``put`` and ``push`` raise ``ShutDown``, and ``get`` once the queue is empty.
+
+        Args:
+            immediate: ``get`` raises at once, too.
+        """
         self.queue.shutdown(immediate)
         self._courier.look()
 
     async def close(self) -> None:
-        """Do what was called before and close; what waits, and every later call, raises ``ClosedError``."""
+        """Finish earlier calls and close; waiting calls and all later ones raise ``ClosedError``."""
         async with self._moving:  # a move that was cancelled is undone before
             if self._is_closed:
                 return
@@ -697,10 +917,18 @@ def _give_back(lease: Lease[Any]) -> None:
 
 
 class AsyncPersistentQueue(AsyncQueue[T]):
-    """A ``PersistentQueue`` for one event loop: ``async with AsyncPersistentQueue("queue") as queue``.
+    """A ``PersistentQueue`` for one event loop.
 
-    It takes the arguments of ``PersistentQueue``, and is opened by ``async with``; ``await open("queue")`` does both.
-    Or it takes a queue that is open, which belongs to it from then on. What all verbs have in common: ``AsyncQueue``.
+    ``async with`` opens it; ``await AsyncPersistentQueue.open(...)`` creates and opens it in one step.
+
+    Example:
+        >>> async with AsyncPersistentQueue("jobs") as queue:
+        ...     await queue.push("a job")
+
+    Args:
+        queue: The directory; or an open ``PersistentQueue``, which then belongs to this object.
+        path: The directory that contains it.
+        **options: As for ``PersistentQueue``.
     """
 
     queue: PersistentQueue[T]
@@ -717,13 +945,37 @@ class AsyncPersistentQueue(AsyncQueue[T]):
 
     @classmethod
     def open(cls, filename: Any, path: Any = ".", **options: Any) -> Opening[Self]:
-        """Open or create a queue, with the arguments of ``PersistentQueue``. Await it, or use ``async with``."""
+        """Open or create a queue. Await it, or use it with ``async with``.
+
+        Args:
+            filename: The directory.
+            path: The directory that contains it.
+            **options: As for ``PersistentQueue``.
+        """
         return cls._opened_by(partial(PersistentQueue, filename, path, **options))
 
     async def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
-        """Make a compacted copy of the whole directory, a queue of its own, and return it opened."""
+        """Make a compacted copy of the whole directory: an independent queue, durable when it returns.
+
+        Args:
+            new_filename: The directory of the copy.
+            path: The directory that contains it; None: beside this queue.
+
+        Returns:
+            The copy, opened.
+
+        Raises:
+            ExistsError: There is a queue already.
+        """
         return type(self)(await self._call(self.queue.copy, new_filename, path))
 
     async def check(self, repair: bool = False) -> list[str]:
-        """Return what is wrong with the files."""
+        """Verify the files of the directory, and repair them on request.
+
+        Args:
+            repair: If there are faults, write all readable items to a new file that replaces the damaged one.
+
+        Returns:
+            A sentence for each fault; an empty list if there is none.
+        """
         return await self._call(self.queue.check, repair)

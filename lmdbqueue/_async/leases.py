@@ -25,7 +25,10 @@ Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called i
 
 
 class AsyncLease(Sequence[T]):
-    """Items that a consumer holds while it works on them: as ``Lease``, with its methods awaited."""
+    """Items reserved for a consumer while it works on them: a ``Lease`` whose methods are awaited.
+
+    ``async with`` acknowledges the items at the end of the block; an exception returns them to the queue.
+    """
 
     def __init__(self, lease: Lease[T], call: Calls) -> None:
         self.lease = lease
@@ -46,21 +49,21 @@ class AsyncLease(Sequence[T]):
 
     @property
     def attempts(self) -> list[int]:
-        """How often each was leased, this time included."""
+        """The number of leases of each, including this one."""
         return self.lease.attempts
 
     @property
     def deadline(self) -> float | None:
-        """When the lease ends, on ``time.monotonic()``; None if it lasts as long as its queue object."""
+        """The end of the lease on ``time.monotonic()``; None if it lasts as long as its queue object."""
         return self.lease.deadline
 
     async def headers(self) -> list[Mapping[str, str]]:
-        """Return the headers that each item was pushed with, empty for none."""
+        """Return the headers of each item's push."""
         found: list[Mapping[str, str]] = await self.call(lambda: self.lease.headers)
         return found
 
     async def pushed_at(self) -> list[float]:
-        """Return when each item was pushed, in seconds since 1970."""
+        """Return the time of each push, or of the end of its delay, in seconds since 1970."""
         found: list[float] = await self.call(lambda: self.lease.pushed_at)
         return found
 
@@ -81,25 +84,56 @@ class AsyncLease(Sequence[T]):
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Acknowledge what is held, or give it back after an exception."""
+        """Acknowledge the items; return them to the queue after an exception."""
         await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
 
     async def ack(self, seqs: int | Iterable[int] | None = None) -> None:
-        """Remove what the lease still holds, or those of ``seqs``, for good."""
+        """Remove the items for good; durable when it returns.
+
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+        """
         await self.call(self.lease.ack, seqs)
 
     async def nack(
         self, seqs: int | Iterable[int] | None = None, delay: float = 0.0, reason: str | None = None
     ) -> None:
-        """Give back what the lease still holds, or those of ``seqs``."""
+        """Return the items to their places in the queue; durable when it returns.
+
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+            delay: Seconds until they can be taken again.
+            reason: The reason, for a dead letter.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+        """
         await self.call(self.lease.nack, seqs, delay, reason)
 
     async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
-        """Set aside what the lease still holds, or those of ``seqs``, as dead letters."""
+        """Make the items dead letters; durable when it returns.
+
+        Args:
+            seqs: The sequence numbers of some of the items; None: all that the lease still holds.
+            reason: The reason that the dead letters give.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+        """
         await self.call(self.lease.reject, seqs, reason)
 
     async def extend(self, ttl: float | None) -> None:
-        """Let the lease last for ``ttl`` seconds from now; None: for as long as its queue object."""
+        """Extend the lease; durable when it returns.
+
+        Args:
+            ttl: Seconds from now; None: the lease lasts as long as its queue object.
+
+        Raises:
+            LeaseExpiredError: The lease is over; nothing was changed.
+        """
         await self.call(self.lease.extend, ttl)
 
 
@@ -125,7 +159,7 @@ class Opening(Generic[C]):
 
 
 class AsyncDeadLetters(Generic[T]):
-    """The dead letters of a queue: as ``DeadLetters``, awaited."""
+    """The dead letters of a queue, ordered by sequence number: ``DeadLetters`` with awaited methods."""
 
     def __init__(self, head: Head[T], call: Calls) -> None:
         self._head = head
@@ -133,7 +167,7 @@ class AsyncDeadLetters(Generic[T]):
         self._call = call
 
     async def count(self) -> int:
-        """Return how many there are."""
+        """Return their number."""
         found: int = await self._call(self._head.engine.count_dead)
         return found
 
@@ -146,12 +180,26 @@ class AsyncDeadLetters(Generic[T]):
             seq = letters[-1].seq + 1
 
     async def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
-        """Let all, or those of ``seqs``, wait in their places again; return how many there were."""
+        """Return dead letters to their places in the queue, as if never tried.
+
+        Args:
+            seqs: The sequence numbers of some of them; None: all.
+
+        Returns:
+            The number of items requeued.
+        """
         count: int = await self._call(self._dead.requeue, seqs)
         return count
 
     async def delete(self, seqs: int | Iterable[int] | None = None) -> int:
-        """Remove all, or those of ``seqs``, for good; return how many there were."""
+        """Remove dead letters for good.
+
+        Args:
+            seqs: The sequence numbers of some of them; None: all.
+
+        Returns:
+            The number of items removed.
+        """
         count: int = await self._call(self._dead.delete, seqs)
         return count
 

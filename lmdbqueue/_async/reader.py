@@ -28,11 +28,11 @@ Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # what an a
 
 
 class AsyncReader(Generic[T]):
-    """A named reader of a queue: as ``Reader``, with its verbs awaited.
+    """A named reader of a queue: a ``Reader`` whose verbs are awaited.
 
-    ``async for item in reader`` waits for items, and passes each when the loop asks for the next. A ``pop`` that is
-    cancelled moves nothing: what it had passed already it passes back. Only if somebody else who has the same reader
-    has moved it on since it returns its items, and the cancellation comes too late.
+    ``async for item in reader`` waits for items, and passes each one when the loop asks for the next. A cancelled
+    ``pop`` moves nothing; if it had passed items, it moves back. There is one exception: if another object of the same
+    reader has moved on meanwhile, the ``pop`` returns its items, and the cancellation comes too late.
     """
 
     def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
@@ -55,7 +55,7 @@ class AsyncReader(Generic[T]):
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the reader."""
         return self.reader.name
 
     @overload
@@ -75,7 +75,19 @@ class AsyncReader(Generic[T]):
     ) -> list[T]: ...
 
     async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items and do not pass them: the item or None for one, else a list."""
+        """Return the next items without passing them.
+
+        Args:
+            items: The number of items, at most. 1 returns the item itself, any other number a list.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item, or None if there is none; or a list.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``Reader.peek``.
+        """
         n = checked_count(items)
         least = n if blocking else 1
         return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
@@ -97,7 +109,19 @@ class AsyncReader(Generic[T]):
     ) -> list[T]: ...
 
     async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items and pass them: the item or None for one, else a list."""
+        """Return the next items and pass them; durable when it returns.
+
+        Args:
+            items: The number of items, at most. 1 returns the item itself, any other number a list.
+            blocking: Whether to wait until there are ``items`` of them.
+            timeout: Seconds to wait at most; None: no limit.
+
+        Returns:
+            The item, or None if there is none; or a list.
+
+        Raises:
+            Empty, DecodeError, CorruptItemError, ShutDown: As ``Reader.pop``; the reader has not moved.
+        """
         n = checked_count(items)
         least = n if blocking else 1
         return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
@@ -111,7 +135,15 @@ class AsyncReader(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> list[T]:
-        """Return the next items as a list, also for one, and do not pass them."""
+        """Return the next items as a list, even a single one, without passing them.
+
+        Args:
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is returned in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
+        """
         head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
         if not blocking or not many.items:
             return await self._begin(head.look, many.items, 0, max_bytes) or []
@@ -130,7 +162,15 @@ class AsyncReader(Generic[T]):
         blocking: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> list[T]:
-        """Return the next items as a list, also for one, and pass them."""
+        """Return the next items as a list, even a single one, and pass them; durable when it returns.
+
+        Args:
+            items: The number of items, at most.
+            at_least: The number of items to wait for with ``blocking``.
+            max_bytes: Bytes of payloads, at most; one item is returned in any case.
+            blocking: Whether to wait until there are ``at_least`` items.
+            timeout: Seconds to wait at most; None: no limit.
+        """
         head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
         left = timeout
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -148,31 +188,42 @@ class AsyncReader(Generic[T]):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
 
     async def delete(self, items: int = 1) -> int:
-        """Pass the next items without decoding them; return how many there were. Cancelled: all of them or none."""
+        """Pass the next items without decoding them. If it is cancelled, it passes all of them or none.
+
+        Args:
+            items: The number of items, at most.
+
+        Returns:
+            The number of items passed.
+        """
         count: int = await self._moved(self.reader.delete, items)
         return count
 
     async def count(self) -> int:
-        """Return how many items this reader has not passed: its lag."""
+        """Return the number of items that this reader has not passed: its lag."""
         lag: int = await self._begin(self.reader.count)
         return lag
 
     async def position(self) -> int:
-        """Return the number of the item that is read next, or that the next item gets."""
+        """Return the sequence number of the next item, or of the next push if everything is read."""
         number: int = await self._begin(lambda: self.reader.position)
         return number
 
     async def skipped(self) -> int:
-        """Return how many items left the queue before this reader had passed them, since it was made."""
+        """Return the number of items that left the queue before this reader had passed them."""
         count: int = await self._begin(lambda: self.reader.skipped)
         return count
 
     async def seek(self, where: Start) -> None:
-        """Go on from the item with that number, or the next that is there; or from ``"oldest"`` or ``"newest"``."""
+        """Move the reader, back to items that are still there or forward; durable when it returns.
+
+        Args:
+            where: The sequence number of an item, or of the next one that is there; ``"oldest"`` or ``"newest"``.
+        """
         await self._moved(self.reader.seek, where)
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        """Wait for items, and pass each when the next is asked for; end after ``shutdown()`` when all were read."""
+        """Wait for items, and pass each one when the next is asked for; end after ``shutdown()`` when all is read."""
         with suppress(ShutDown):
             while True:
                 for entry in await self._gathered(self._head.ahead, None):
@@ -181,7 +232,7 @@ class AsyncReader(Generic[T]):
                         break
 
     async def close(self) -> None:
-        """Close this object: waiting verbs of it, and every later call, raise ``ClosedError``. The reader stays."""
+        """Close this object; its waiting calls and all later ones raise ``ClosedError``. The reader itself stays."""
         with suppress(ClosedError):
             await self._begin(self.reader.close)
 
