@@ -63,7 +63,7 @@ def _fork_amid_a_read(queue, place):
         before = bytes(next(txn.cursor(tables.items).iternext())[1])
         child = forked(queue.push, "by the child")
         assert status_of(child) == 1  # ForkError
-        for _ in range(20):
+        for _ in range(6):
             assert status_of(forked(_push_and_pop, place)) == 0
         return before == next(txn.cursor(tables.items).iternext())[1]
 
