@@ -10,6 +10,7 @@ from processes import KILLED, forked, status_of
 from lmdbqueue import (
     CorruptItemError,
     DiskFullError,
+    Full,
     LeaseExpiredError,
     PersistentQueue,
     _format,
