@@ -27,7 +27,7 @@ from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._model.readers import Move
 from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
 from lmdbqueue._verbs.engine import Decode, SortOut, within
-from lmdbqueue._verbs.serializers import CUSTOM
+from lmdbqueue._verbs.serializers import refuse_other_serializer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -578,12 +578,6 @@ def _deadline(moment: Moment, ttl: float | None) -> int:
 
 def _room_away(payloads: Sequence[bytes]) -> int:
     return pushing.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
-
-
-def refuse_other_serializer(path: str, stored: str, given: str) -> None:
-    """Raise ``OptionError`` for another serializer than that of the queue; a pair of the user's may be any of them."""
-    if stored != given and not {stored, given} & {"", CUSTOM}:
-        raise OptionError(path, "serializer", stored, given)
 
 
 def _make(serializer: str, txn: Txn, queue: Tables) -> bytes:

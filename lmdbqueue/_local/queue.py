@@ -273,14 +273,9 @@ class PersistentQueue(Queue[T]):
         return check_open(self._engine.environment, repair=repair)
 
     def _options(self) -> dict[str, Any]:
-        names = (
-            *("dumps", "loads", "flush_limit", "name", "maxsize", "max_bytes", "max_attempts"),
-            *("durability", "checksum", "serializer"),
-        )
-        given = {name: getattr(self, name) for name in names}
-        for name in ("serializer",) if self.serializer in ("pickle", CUSTOM) else ("dumps", "loads"):
-            del given[name]
-        return given
+        codec = ("dumps", "loads") if self.serializer in ("pickle", CUSTOM) else ("serializer",)
+        limits = ("maxsize", "max_bytes", "max_attempts", "flush_limit")
+        return {name: getattr(self, name) for name in ("name", *codec, *limits, "durability", "checksum")}
 
 
 def _names(txn: Txn, queue: Tables) -> list[str]:

@@ -8,6 +8,8 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from lmdbqueue._errors import OptionError
+
 Serializer = Literal["pickle", "json", "msgpack", "msgspec", "bytes"]
 Pair = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 CUSTOM: Final = "custom"
@@ -29,11 +31,23 @@ def chosen(
     return serializer, *_PAIRS[serializer]()
 
 
+def refuse_other_serializer(path: str, stored: str, given: str) -> None:
+    """Raise ``OptionError`` for another serializer than that of the queue; a pair of the user's may be any of them."""
+    if stored != given and not {stored, given} & {"", CUSTOM}:
+        raise OptionError(path, "serializer", stored, given)
+
+
+def pair_of(name: str) -> Pair | None:
+    """Return the functions of a name, None for what is no name of a serializer."""
+    return _PAIRS[name]() if name in _PAIRS else None
+
+
 def to_json(item: Any) -> bytes:
     """Return an item as JSON."""
     import json  # noqa: PLC0415  (for who uses it, not for who imports)
 
-    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace")  # a lone surrogate, as JSON escapes it
 
 
 def from_json(payload: bytes) -> Any:

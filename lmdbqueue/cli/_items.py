@@ -33,7 +33,6 @@ from lmdbqueue.cli._command import (
 )
 from lmdbqueue.cli._open import (
     Form,
-    dumps_of,
     existing,
     form_options,
     item_of,
@@ -74,7 +73,7 @@ def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float,
     if unique is not None and len(items) != 1:
         raise click.UsageError("--unique is for one ITEM.")
     found = [item_of(os.fsencode(item), form) for item in items]
-    with writable(path, name, dumps_of(form)) as queue:
+    with writable(path, name, form) as queue:
         given: Any  # numbers, as those of a list always are
         if unique is not None:
             given = queue.push(found, delay=delay, unique=[unique])
@@ -154,7 +153,7 @@ def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
     """
     left = count
     with existing(path, name) as queue:
-        line = line_of(path, form, trust=trust)
+        line = line_of(queue, form, trust=trust)
         while left and (lease := queue.lease(min(left, _AT_A_TIME))):
             with lease:
                 print_lines([_decoded(line, *entry) for entry in zip(lease.seqs, lease, strict=True)])

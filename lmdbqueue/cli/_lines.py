@@ -21,7 +21,7 @@ import click
 
 from lmdbqueue._local.follow import numbered
 from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
-from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, writable
+from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, stored_serializer, writable_as_it_is
 from lmdbqueue.cli._progress import progress
 
 _AT_A_TIME: Final = 1_000  # lines
@@ -30,7 +30,7 @@ _AT_A_TIME: Final = 1_000  # lines
 @command("export", example="lmdbqueue export uploads > uploads.jsonl")
 @path_argument
 @name_option
-@click.option("--json", "form", flag_value="json", help="Decode the items, JSON texts or pickles, for others to read.")
+@click.option("--json", "form", flag_value="json", help="Decode the items, for others to read.")
 @click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
 def export(path: str, name: str, form: Form, *, trust: bool) -> None:
     """Print all items that wait as JSON lines.
@@ -38,7 +38,7 @@ def export(path: str, name: str, form: Form, *, trust: bool) -> None:
     Nothing is removed. A line has the bytes of an item as they are, base64-coded; with --json what they stand for.
     """
     with existing(path, name) as queue:
-        line = line_of(path, form, trust=trust) if form else None
+        line = line_of(queue, form, trust=trust) if form else None
         left = queue.stats()
         with progress("exporting") as report:
             done = 0
@@ -69,8 +69,9 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
     """Push the items of an export, or of another library's, to DEST.
 
-    All of them or none. FILE is - for an export from standard input. Items that stand in it decoded become pickles,
-    or with --json JSON texts. Queues of python-persistent-queue, persist-queue, litequeue and queuelib are not changed.
+    All of them or none. FILE is - for an export from standard input. Items that stand in it decoded become what the
+    queue's serializer makes of them; in a new queue pickles, or with --json JSON texts. Queues of
+    python-persistent-queue, persist-queue, litequeue and queuelib are not changed.
     """
     if not _is_json_lines(file):
         _import_queue(file, path, name, form, table)
@@ -102,9 +103,10 @@ def _import_queue(file: str, path: str, name: str, form: Form, table: str | None
 
 
 def _import_lines(file: str, path: str, name: str, form: Form) -> int:
-    dumps = dumps_of(form)
     imported = 0
-    with _opened(file) as source, writable(path, name, bytes) as queue, progress("importing", in_bytes=True) as report:
+    report_bytes = progress("importing", in_bytes=True)
+    with _opened(file) as source, writable_as_it_is(path, name) as queue, report_bytes as report:
+        dumps = dumps_of(form, stored_serializer(queue))
         size, done = os.fstat(source.fileno()).st_size or None, 0
         with queue.transaction():
             while lines := list(islice(source, _AT_A_TIME)):

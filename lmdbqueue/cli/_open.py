@@ -7,8 +7,9 @@ what a command does with the queue.
 It is the one file of the command line that looks below the verbs, for what they do not tell: whether a queue is
 there, and its options.
 
-Forms of items. A queue has one, which only its users know: pickles, or with ``--json`` and ``--bytes`` those. On
-reading, ``--json`` takes pickles, too, and prints them as JSON: a pickle begins with byte 0x80, a JSON text never.
+Forms of items. A queue whose serializer has a name is written and read by that. Of others only their users know:
+pickles, or with ``--json`` and ``--bytes`` those. On reading, ``--json`` takes pickles, too, and prints them as JSON: a
+pickle begins with byte 0x80, a JSON text never.
 """
 
 import json
@@ -22,12 +23,14 @@ from typing import Any, Final, Literal
 
 import click
 
-from lmdbqueue._errors import FormatError
+from lmdbqueue._errors import FormatError, OptionError
 from lmdbqueue._format import Options, check_name
+from lmdbqueue._format import serializer as serializer_of
 from lmdbqueue._host.directory import strange_in
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._verbs.serializers import pair_of
 from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
 from lmdbqueue.cli._progress import progress
 
@@ -45,7 +48,7 @@ def form_options(fn: F) -> F:
     """Add the options that say what the items are written in, for who writes."""
     for option in (
         click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored as they are."),
-        click.option("--json", "form", flag_value="json", help="Items are JSON texts, stored as such."),
+        click.option("--json", "form", flag_value="json", help="Items are JSON, stored as the queue's are."),
     ):
         fn = option(fn)
     return fn
@@ -57,7 +60,7 @@ def reading_options(fn: F) -> F:
         click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code."),
         click.option("--raw", "form", flag_value="raw", help="Decode nothing: print the bytes as Python writes them."),
         click.option("--bytes", "form", flag_value="bytes", help="Decode nothing: print the bytes as they are."),
-        click.option("--json", "form", flag_value="json", help="Print JSON; the items are JSON texts, or pickles."),
+        click.option("--json", "form", flag_value="json", help="Print JSON."),
     ):
         fn = option(fn)
     return fn
@@ -80,20 +83,36 @@ def readable(path: str, name: str, form: Form, *, trust: bool) -> PersistentQueu
     """Open a queue, if it is there, whose items are the lines to print."""
     queue = existing(path, name)
     try:
-        queue.loads = line_of(path, form, trust=trust)
+        queue.loads = line_of(queue, form, trust=trust)
     except BaseException:
         queue.close()
         raise
     return queue
 
 
-def writable(path: str, name: str, dumps: Callable[[Any], bytes]) -> PersistentQueue[Any]:
-    """Open a queue to push to, which is made if it is not there."""
+def writable(path: str, name: str, form: Form) -> PersistentQueue[Any]:
+    """Open a queue to push items of a form to; it is made if it is not there, with the serializer of that form."""
+    try:
+        return _for_writing(path, name, serializer=form or "pickle")
+    except OptionError as error:
+        if error.option != "serializer":
+            raise
+        queue = _for_writing(path, name, dumps=bytes)
+        queue.dumps = dumps_of(form, str(error.stored))
+        return queue
+
+
+def writable_as_it_is(path: str, name: str) -> PersistentQueue[bytes]:
+    """Open a queue to push payloads to; it is made if it is not there, with no serializer of any name."""
+    return _for_writing(path, name, dumps=bytes)
+
+
+def _for_writing(path: str, name: str, **codec: Any) -> PersistentQueue[Any]:
     try:
         options = options_of(os.path.abspath(path))
     except FormatError:
         options = Options()  # and PersistentQueue says what is there instead, if anything is
-    return _opened(path, options, name=name, dumps=dumps)
+    return _opened(path, options, name=name, **codec)
 
 
 def names_in(path: str) -> list[str]:
@@ -139,13 +158,17 @@ def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
 # --- items
 
 
-def line_of(path: str, form: Form, *, trust: bool) -> Line:
-    """Return what makes a line of a payload in a queue at ``path``, which is open; refuse what cannot be trusted."""
-    if form == "bytes":
+def line_of(queue: PersistentQueue[Any], form: Form, *, trust: bool) -> Line:
+    """Return what makes a line of a payload in a queue; refuse what cannot be trusted."""
+    engine = local_engine_of(queue)
+    serializer = stored_serializer(queue)
+    if form == "bytes" or (form is None and serializer == "bytes"):
         return bytes
     if form == "raw":
         return lambda payload: repr(payload).encode()
-    stranger = "" if trust else strange_in(os.path.abspath(path))
+    if serializer in ("json", "msgpack", "msgspec") and (pair := pair_of(serializer)):
+        return partial(_loaded_line, pair[1], to_json if form == "json" else _text)
+    stranger = "" if trust else strange_in(engine.path)
     if form == "json":
         return partial(_json_line, stranger=stranger)
     if stranger:
@@ -164,6 +187,14 @@ def _line(payload: bytes) -> bytes:
             raise
         message = "it is no pickle; if it is JSON or bytes, say --json or --bytes"
         raise ValueError(message) from error
+    return _text(item)
+
+
+def _loaded_line(loads: Callable[[bytes], Any], line: Callable[[Any], bytes], payload: bytes) -> bytes:
+    return line(loads(payload))
+
+
+def _text(item: object) -> bytes:
     return (item if isinstance(item, str) else repr(item)).encode(errors="backslashreplace")
 
 
@@ -193,9 +224,20 @@ def to_json(item: object) -> bytes:
     return json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace")  # as JSON escapes a lone surrogate
 
 
-def dumps_of(form: Form) -> Callable[[Any], bytes]:
-    """Return what makes a payload of an item."""
-    return bytes if form == "bytes" else to_json if form == "json" else pickle.dumps
+def stored_serializer(queue: PersistentQueue[Any]) -> str:
+    """Return the name of the serializer that a queue was made with; no name of one if it was made with a pair."""
+    return serializer_of(local_engine_of(queue).record)
+
+
+def dumps_of(form: Form, serializer: str = "") -> Callable[[Any], bytes]:
+    """Return what makes a payload of an item, as the consumers of a queue with this serializer read it."""
+    if form == "bytes":
+        return bytes
+    if serializer == "bytes":
+        return to_json if form == "json" else str.encode
+    if (pair := pair_of(serializer)) is not None:
+        return pair[0]
+    return to_json if form == "json" else pickle.dumps
 
 
 def item_of(line: bytes, form: Form) -> object:

@@ -18,6 +18,7 @@ from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, within
+from lmdbqueue._verbs.serializers import refuse_other_serializer
 from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal, _taking
 from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
 from lmdbqueue.postgres._block import blocks
@@ -46,6 +47,7 @@ class PostgresEngine:
         self,
         database: Database,
         name: str,
+        serializer: str = "",
         *,
         maxsize: int = 0,
         max_attempts: int | None = None,
@@ -62,8 +64,10 @@ class PostgresEngine:
         try:
             known = database.view(patience, _queues.find, name)
             if known is None:
-                known = database.run(patience, partial(_queues.make, is_relaxed=is_relaxed), name)
+                make = partial(_queues.make, is_relaxed=is_relaxed, serializer=serializer)
+                known = database.run(patience, make, name)
             refuse_other_order(database.path, stored=known.is_relaxed, given=is_relaxed)
+            refuse_other_serializer(database.path, known.serializer, serializer)
             self._hold.place = self._hold.holder.place = Place(known.id, database.sql.channel(known.id))
             sequence = _items.sequence(database.sql, known.id) if is_relaxed else ""
         except BaseException:

@@ -13,7 +13,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import checked_count, head_of
-from lmdbqueue._verbs.serializers import Serializer, chosen
+from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 from lmdbqueue.postgres import _items, _queues
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._database import open_database
@@ -54,7 +54,7 @@ class PostgresQueue(Queue[T]):
     ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
     ``target_session_attrs=read-write`` for a primary that may move. ``name`` picks one of the queues; it is made if
     it is not there, and so are the tables, in ``schema``. ``dumps``, ``loads``, ``maxsize`` and ``max_attempts`` are
-    those of ``PersistentQueue``; so is ``serializer``, but its name is not kept in the database.
+    those of ``PersistentQueue``; so is ``serializer``, whose name is kept with the queue.
 
     A call that returned is committed; what that promises is the server's ``synchronous_commit`` (docs/scaling.md).
     When a connection is lost, calls connect again and go on, for ``patience`` seconds; then they raise
@@ -99,6 +99,7 @@ class PostgresQueue(Queue[T]):
         engine = PostgresEngine(
             database,
             name,
+            self.serializer,
             maxsize=maxsize,
             max_attempts=max_attempts,
             patience=patience,
@@ -223,7 +224,8 @@ class PostgresQueue(Queue[T]):
         return self._engine.database.view(self.patience, _queues.problems)
 
     def _options(self) -> dict[str, Any]:
-        names = ("name", "dumps", "loads", "maxsize", "max_attempts", "schema", "patience", "order", "pool")
+        codec = ("dumps", "loads") if self.serializer in ("pickle", CUSTOM) else ("serializer",)
+        names = ("name", *codec, "maxsize", "max_attempts", "schema", "patience", "order", "pool")
         return {name: getattr(self, name) for name in names}
 
 

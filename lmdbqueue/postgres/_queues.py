@@ -12,11 +12,11 @@ from lmdbqueue.postgres._items import Place, sequence
 from lmdbqueue.postgres._positions import lock_tail
 from lmdbqueue.postgres._step import Step
 
-_FIND: Final = "SELECT id, is_relaxed FROM {queues} WHERE name = %(name)s"
+_FIND: Final = "SELECT id, is_relaxed, serializer FROM {queues} WHERE name = %(name)s"
 _MAKE: Final = """
 WITH made AS (
-    INSERT INTO {queues} (name, is_relaxed) VALUES (%(name)s, %(is_relaxed)s) ON CONFLICT (name) DO NOTHING
-    RETURNING id)
+    INSERT INTO {queues} (name, is_relaxed, serializer) VALUES (%(name)s, %(is_relaxed)s, %(serializer)s)
+    ON CONFLICT (name) DO NOTHING RETURNING id)
 INSERT INTO {tails} (queue) SELECT id FROM made RETURNING queue
 """
 _MAKE_SEQUENCE: Final = "CREATE SEQUENCE {} MINVALUE 0"
@@ -111,6 +111,7 @@ class Known(NamedTuple):
 
     id: int
     is_relaxed: bool
+    serializer: str
 
 
 def find(step: Step, name: str) -> Known | None:
@@ -119,9 +120,9 @@ def find(step: Step, name: str) -> Known | None:
     return None if row is None else Known(*row)
 
 
-def make(step: Step, name: str, *, is_relaxed: bool) -> Known:
+def make(step: Step, name: str, *, is_relaxed: bool, serializer: str) -> Known:
     """Let a queue be there; return its number, and its options if it was there already."""
-    made = step.execute(_MAKE, name=name, is_relaxed=is_relaxed).fetchall()
+    made = step.execute(_MAKE, name=name, is_relaxed=is_relaxed, serializer=serializer).fetchall()
     if made:
         step.has_changed = True
         if is_relaxed:

@@ -21,6 +21,7 @@ from processes import DEADLINE, eventually
 from queuelib import FifoDiskQueue
 
 import lmdbqueue
+from lmdbqueue import OptionError
 from lmdbqueue.cli import _care, _items, _lines, _watch
 from lmdbqueue.cli._command import commands
 from lmdbqueue.cli._screen import _duration
@@ -146,6 +147,29 @@ def test_lines_of_a_pipe_are_stored_before_it_ends(begin, open_queue):
 def test_json_is_stored_as_a_json_text(run, open_queue):
     run("push", "queue", "--json", '{"a": [1, "\u00e9"]}', "null")
     assert list(open_queue(loads=json.loads)) == [{"a": [1, "\u00e9"]}, None]
+
+
+@pytest.mark.parametrize("name", ["pickle", "json", "msgpack", "bytes"])
+def test_what_is_pushed_and_printed_is_what_the_queues_serializer_reads(run, open_queue, name):
+    queue = open_queue(serializer=name)
+    run("push", "queue", "--json", '{"a": [1, "\u00e9"]}')
+    run("push", "queue", "text")
+    items = [{"a": [1, "\u00e9"]}, "text"] if name != "bytes" else ['{"a": [1, "\u00e9"]}'.encode(), b"text"]
+    assert list(queue) == items
+    texts = ["{'a': [1, '\u00e9']}", "text"] if name != "bytes" else ['{"a": [1, "\u00e9"]}', "text"]
+    assert run("peek", "queue", "-n", "2").stdout.decode().splitlines() == texts
+    assert json.loads(run("peek", "queue", "--json").stdout) == {"a": [1, "\u00e9"]}
+    lines = b'{"item": {"b": 2}}\n' if name != "bytes" else b'{"payload": "eA=="}\n'
+    run("import", "-", "queue", stdin=lines)
+    assert list(queue)[2] == ({"b": 2} if name != "bytes" else b"x")
+
+
+@pytest.mark.parametrize(("form", "name"), [([], "pickle"), (["--json"], "json"), (["--bytes"], "bytes")])
+def test_a_queue_that_push_makes_has_the_serializer_of_the_form(run, open_queue, form, name):
+    run("push", "queue", *form, "1")
+    assert open_queue(serializer=name).peek() == {"pickle": "1", "json": 1, "bytes": b"1"}[name]
+    with pytest.raises(OptionError):
+        open_queue(serializer="msgpack")
 
 
 def test_bytes_are_stored_as_they_are(run, open_queue):

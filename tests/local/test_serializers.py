@@ -11,7 +11,7 @@ import dill
 import msgpack
 import pytest
 
-from lmdbqueue import DecodeError, OptionError
+from lmdbqueue import DecodeError
 
 RECORD = {"text": "naïve \u2603", "number": -7, "float": 0.5, "none": None, "list": [1, [2, {}]], "empty": ""}
 PAIRS = {
@@ -209,46 +209,3 @@ def test_another_loads_can_read_what_the_first_could_not(open_queue):
     with pytest.raises(DecodeError):
         queue.pop()
     assert open_queue(loads=bytes.decode).pop() == "bad"
-
-
-# --- by name
-
-
-@pytest.mark.parametrize(
-    ("name", "item", "payload"),
-    [
-        ("json", {"a": [1, "é"]}, '{"a":[1,"é"]}'.encode()),
-        ("bytes", b"raw", b"raw"),
-        ("msgpack", {"a": 1}, b"\x81\xa1a\x01"),
-        ("pickle", {"a": 1}, None),
-    ],
-)
-def test_a_serializer_is_chosen_by_its_name_which_is_kept(open_queue, name, item, payload):
-    queue = open_queue(serializer=name)
-    queue.push(item)
-    queue.flush(force=True)
-    assert queue.serializer == name
-    if payload is not None:
-        with open_queue(dumps=bytes, loads=bytes) as raw:
-            assert raw.peek() == payload
-    with pickle.loads(pickle.dumps(queue)) as again:
-        assert (again.serializer, again.peek()) == (name, item)
-    with queue.copy("twin") as twin:
-        assert (twin.serializer, twin.peek()) == (name, item)
-    other = "json" if name != "json" else "pickle"
-    with pytest.raises(OptionError, match=f"serializer='{name}'") as caught:
-        open_queue(serializer=other)
-    assert (caught.value.stored, caught.value.given) == (name, other)
-    if name != "pickle":
-        with pytest.raises(OptionError):
-            open_queue()
-    assert queue.pop() == item
-
-
-def test_a_pair_of_ones_own_is_never_refused_and_says_nothing_of_names(open_queue):
-    open_queue(dumps=str.encode, loads=bytes.decode).push("a")
-    assert open_queue(serializer="bytes").pop() == b"a"
-    with pytest.raises(ValueError, match="not both"):
-        open_queue(serializer="json", dumps=str.encode)
-    with pytest.raises(ValueError, match="one of pickle, json"):
-        open_queue(serializer="yaml")
