@@ -11,6 +11,7 @@ Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the en
 
 OLDEST: Final = "oldest"
 NEWEST: Final = "newest"
+Expired = Literal["drop", "dead"]  # what becomes of an item whose time is over
 Start = int | Literal["oldest", "newest"]  # where a reader begins: at the number of an item, or at an end
 
 

@@ -63,6 +63,7 @@ class LocalEngine:
         maxsize: int = 0,
         max_bytes: int | None = None,
         max_attempts: int | None = None,
+        buries_expired: bool = False,
         clock: Clock = now,
     ) -> None:
         """Use an environment, which was opened at ``path``, and release it when this object is closed, or gone."""
@@ -72,6 +73,7 @@ class LocalEngine:
         self.maxsize = maxsize
         self.max_bytes = max_bytes
         self.max_attempts = max_attempts
+        self.buries_expired = buries_expired
         self.checksum = environment.directory.options.checksum
         self.clock = clock
         self._next_of_readers: dict[str, Entry] = {}  # the same, of readers
@@ -126,7 +128,7 @@ class LocalEngine:
         expires = 0 if how.expires is None else wall + int(how.expires * _SECOND)
         trailer = Trailer(due or wall, expires, how.headers or {}).pack()
         number = _format.class_of(how.priority)
-        apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits())
+        apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits(), self.buries_expired)
         room = _room_away(payloads)
         try:
             found = self.environment.update(self.ref, leases.push, payloads, apart, room=room)
@@ -306,7 +308,8 @@ class LocalEngine:
     def _restore(self, owners: Sequence[int], moment: Moment, most: int) -> int:
         """Requeue the items of dead owners and those now due; return the count, 0 if the disk is full."""
         try:
-            changed = self.environment.update(self.ref, leases.restore, owners, moment, self.max_attempts, most)
+            restore = partial(leases.restore, bury_expired=self.buries_expired)
+            changed = self.environment.update(self.ref, restore, owners, moment, self.max_attempts, most)
         except Full:  # of the disk: when consumers have made room it comes back
             return 0
         self.owners.bury(owners)
@@ -399,7 +402,9 @@ class LocalEngine:
         """Give back what a lease holds."""
         wall = self.clock().wall
         due = wall + int(delay * _SECOND) if delay else 0
-        how = Return(wall, reason, due, self.max_attempts if max_attempts is None else max_attempts, trace)
+        how = Return(
+            wall, reason, due, self.max_attempts if max_attempts is None else max_attempts, trace, self.buries_expired
+        )
         return self.environment.update(self.ref, leases.nack, token, seqs, how)
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
@@ -548,7 +553,12 @@ class LocalEngine:
         environment.bell.ring()
         if self.owners.mine:
             with suppress(QueueError):  # else who looks next finds a dead owner
-                how = Return(self.clock().wall, "its queue was closed", max_attempts=self.max_attempts)
+                how = Return(
+                    self.clock().wall,
+                    "its queue was closed",
+                    max_attempts=self.max_attempts,
+                    bury_expired=self.buries_expired,
+                )
                 environment.update(self.ref, leases.give_up, self.owners.mine, how)
         if self._release.detach():  # else the collector was faster
             _let_go(environment, self.ref, self.owners)

@@ -17,7 +17,8 @@ from lmdbqueue._local import compaction
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.state import State
-from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._values import Expired
+from lmdbqueue._verbs.queue import Queue, checked_expired
 from lmdbqueue._verbs.reading import checked_count, head_of
 from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 
@@ -56,6 +57,8 @@ class PersistentQueue(Queue[T]):
         max_bytes: Bytes of pages in use in the directory above which they do; None: no limit.
         max_attempts: Leases of an item after which this object makes it a dead letter instead of returning it to the
             queue; None: no limit.
+        expired: What this object does with items that it finds past their ``expires``: ``"drop"``, or ``"dead"``, which
+            makes them dead letters.
         durability: ``"full"``: survives killed processes and power cuts. ``"off"``: much faster, survives killed
             processes, promises nothing after a power cut. Fixed when the directory is created.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
@@ -84,6 +87,7 @@ class PersistentQueue(Queue[T]):
         maxsize: int = 0,
         max_bytes: int | None = None,
         max_attempts: int | None = None,
+        expired: Expired = "drop",
         durability: _format.Durability = "full",
         checksum: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -105,6 +109,7 @@ class PersistentQueue(Queue[T]):
                 maxsize=maxsize,
                 max_bytes=max_bytes,
                 max_attempts=max_attempts,
+                buries_expired=checked_expired(expired),
             ),
             dumps,
             loads,
@@ -274,7 +279,7 @@ class PersistentQueue(Queue[T]):
 
     def _options(self) -> dict[str, Any]:
         codec = ("dumps", "loads") if self.serializer in ("pickle", CUSTOM) else ("serializer",)
-        limits = ("maxsize", "max_bytes", "max_attempts", "flush_limit")
+        limits = ("maxsize", "max_bytes", "max_attempts", "expired", "flush_limit")
         return {name: getattr(self, name) for name in ("name", *codec, *limits, "durability", "checksum")}
 
 

@@ -75,6 +75,7 @@ class Return(NamedTuple):
     due: int = 0  # ns since 1970, 0 for at once
     max_attempts: int | None = None  # with so many an item is dead
     trace: str = ""  # the traceback of what happened
+    bury_expired: bool = False  # what has expired is dead, not gone
 
 
 class Overdue(NamedTuple):
@@ -103,6 +104,7 @@ class Apart(NamedTuple):
     expires: int = 0  # ns since 1970, 0 for never
     number: int = CLASS
     limits: Limits | None = None
+    bury_expired: bool = False  # what has a key of these, and has expired, is dead, not gone
 
 
 class Pushed(NamedTuple):
@@ -229,11 +231,10 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
     if apart.limits is not None and new:
         pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, len(leaving))
     for key, due in leaving:
-        _drop(txn, queue, key, due)
-    if leaving and not apart.replace:
-        before = queue_record(txn, queue)
-        numbers = _format.numbers(before)
-        fifo.set_numbers(txn, queue, before, numbers._replace(expired=numbers.expired + len(leaving)))
+        if apart.replace:
+            _drop(txn, queue, key, due)
+        else:
+            _leave(txn, queue, _taken_out(txn, queue, key, due), apart.now, bury=apart.bury_expired)
     given = _push_new(txn, queue, new, apart) if new else range(0)
     return [
         Pushed(unpack(place), is_stored=False)
@@ -493,10 +494,10 @@ def restore(
     Return how many items it was, about ``most`` at a time: it may have to be done again.
     """
     changed = 0
+    how = Return(now.wall, "its consumer died", max_attempts=max_attempts, bury_expired=bury_expired)
     for owner in owners:
-        how = Return(now.wall, "its consumer died", max_attempts=max_attempts)
         changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, most - changed)
-    how = Return(now.wall, "its lease expired", max_attempts=max_attempts)
+    how = how._replace(reason="its lease expired")
     while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < most:
         changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
     changed += _expire(txn, queue, now.wall, most - changed, bury=bury_expired)
@@ -580,11 +581,14 @@ def _give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return)
         note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
         if record.note.reason == DAMAGED:
             now = _bury(txn, queue, record, how._replace(reason=DAMAGED), now)
-        elif note.expires and note.expires <= how.now:
-            now = item_notes.settle(txn, queue, key, note, now)
-            now = now._replace(expired=now.expired + 1)
         elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it meanwhile
             now = item_notes.settle(txn, queue, key, note, now)
+        elif note.expires and note.expires <= how.now:
+            now = now._replace(expired=now.expired + 1)
+            if how.bury_expired:
+                now = _bury(txn, queue, record, Return(how.now, _EXPIRED), now)
+            else:
+                now = item_notes.settle(txn, queue, key, note, now)
         elif how.max_attempts is not None and note.attempts >= how.max_attempts:
             now = _bury(txn, queue, record, how, now)
         elif how.due:
@@ -613,24 +617,36 @@ def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> in
             break
         over.append((name[-8:], name, unpack(value)))
     for key, name, due in over:
-        record = _expired(txn, queue, key, due)
-        before = queue_record(txn, queue)
-        numbers = _format.numbers(before)
+        record = _taken_out(txn, queue, key, due)
         if record is None:  # it is leased: its note tells, when it comes back
+            before = queue_record(txn, queue)
+            numbers = _format.numbers(before)
             weighed_records.delete_index(txn, queue, name)
-            numbers = numbers._replace(expiring=numbers.expiring - 1)
+            fifo.set_numbers(txn, queue, before, numbers._replace(expiring=numbers.expiring - 1))
         else:
-            numbers = numbers._replace(expired=numbers.expired + 1)
-            if bury:
-                numbers = _bury(txn, queue, record, Return(now, "it expired"), numbers)
-            else:
-                reader_records.skip(txn, queue, [key])
-                numbers = item_notes.settle(txn, queue, key, record.note, numbers)
-        fifo.set_numbers(txn, queue, before, numbers)
+            _leave(txn, queue, record, now, bury=bury)
     return len(over)
 
 
-def _expired(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
+_EXPIRED: Final = "it expired"
+
+
+def _leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: bool) -> None:
+    """Let an item that has expired, and was taken out, be gone or dead."""
+    if record is None:
+        return
+    before = queue_record(txn, queue)
+    numbers = _format.numbers(before)
+    numbers = numbers._replace(expired=numbers.expired + 1)
+    if bury:
+        numbers = _bury(txn, queue, record, Return(now, _EXPIRED), numbers)
+    else:
+        reader_records.skip(txn, queue, [record.key])
+        numbers = item_notes.settle(txn, queue, record.key, record.note, numbers)
+    fifo.set_numbers(txn, queue, before, numbers)
+
+
+def _taken_out(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
     """Take an item out that waits, or is delayed until ``due``, with its note; None if it is neither."""
     found = fifo.take_out(txn, queue, [key])
     before = queue_record(txn, queue)

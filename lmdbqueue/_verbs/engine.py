@@ -28,6 +28,7 @@ class Engine(Protocol):
     path: str  # of its directory or database, for errors
     maxsize: int  # items; 0: no limit
     max_attempts: int | None
+    buries_expired: bool  # what has expired goes to the dead letters
 
     is_shut_down: bool  # no pushes any more
     is_drained: bool  # shut down at once: not even the items that are there are handed out

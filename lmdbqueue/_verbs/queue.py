@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
-from lmdbqueue._values import NOTHING, ReaderStats, Start, Stats
+from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import checked_limits, checked_ttl, payload_of
 from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
@@ -81,6 +81,15 @@ class Queue(Writing[T], ABC):
     @max_attempts.setter
     def max_attempts(self, times: int | None) -> None:
         self._engine.max_attempts = times
+
+    @property
+    def expired(self) -> Expired:
+        """What this object does with items that it finds expired: ``"drop"``, or ``"dead"`` for dead letters."""
+        return "dead" if self._engine.buries_expired else "drop"
+
+    @expired.setter
+    def expired(self, what: Expired) -> None:
+        self._engine.buries_expired = checked_expired(what)
 
     def __enter__(self) -> Self:
         return self
@@ -448,6 +457,14 @@ class Queue(Writing[T], ABC):
         checked_limits(*limits)
         age = None if seconds is None else int(seconds * _SECOND)
         self._engine.retain(None if limits == (None, None, None) else Retention(items, bytes, age))
+
+
+def checked_expired(what: Expired) -> bool:
+    """Return whether what has expired goes to the dead letters; raise ``ValueError`` for what is no answer."""
+    if what not in ("drop", "dead"):
+        message = f"'expired' is 'drop' or 'dead', not {what!r}"
+        raise ValueError(message)
+    return what == "dead"
 
 
 def is_empty(engine: Engine) -> bool:

@@ -125,12 +125,16 @@ _ACK_SLOWLY: Final = "DELETE FROM {items} " + _OF_LEASE + " RETURNING seq"
 STILL_THERE: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
-_RETURN: Final = """
-UPDATE {items} SET
-    state = CASE WHEN attempts >= %(max_attempts)s::bigint THEN 3 WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
-    key = CASE WHEN attempts >= %(max_attempts)s::bigint THEN NULL ELSE key END,
-    until = CASE WHEN attempts < coalesce(%(max_attempts)s::bigint, 9223372036854775807) AND %(delay)s > 0
-            THEN {now} + %(delay)s * interval '1 microsecond' END,
+# What has expired waits, whatever else is to become of it: so whoever looks next removes it
+_IS_OVER: Final = "expires_at IS NOT NULL AND expires_at <= {now}"
+_DIES: Final = "attempts >= %(max_attempts)s::bigint"
+_RETURN: Final = f"""
+UPDATE {{items}} SET
+    state = CASE WHEN {_IS_OVER} THEN 0 WHEN {_DIES} THEN 3 WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
+    key = CASE WHEN {_IS_OVER} THEN key WHEN {_DIES} THEN NULL ELSE key END,
+    expires_at = CASE WHEN {_IS_OVER} THEN expires_at WHEN {_DIES} THEN NULL ELSE expires_at END,
+    until = CASE WHEN {_IS_OVER} OR {_DIES} THEN NULL
+            WHEN %(delay)s > 0 THEN {{now}} + %(delay)s * interval '1 microsecond' END,
     lease = NULL, reason = %(reason)s, changed = clock_timestamp()
 """
 _RETURNING: Final = " RETURNING items.seq, items.state, octet_length(payload)"
@@ -168,7 +172,7 @@ AND holder NOT IN (SELECT lease >> 20 FROM {items} WHERE queue = %(queue)s AND s
 _EXTEND: Final = "UPDATE {items} SET until = clock_timestamp() + %(ttl)s::float8 * interval '1 second' " + _OF_LEASE
 _BURY: Final = (
     """
-UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, changed = clock_timestamp(),
+UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, expires_at = NULL, changed = clock_timestamp(),
     reason = (SELECT why FROM unnest(%(seqs)s::bigint[], %(reasons)s::bytea[]) AS each (seq, why)
               WHERE each.seq = items.seq)
 """
@@ -176,7 +180,7 @@ UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, changed = 
     + " RETURNING seq"
 )
 _BURY_ITEM: Final = """
-UPDATE {items} SET state = 3, key = NULL, changed = clock_timestamp(), reason = %(reason)s
+UPDATE {items} SET state = 3, key = NULL, expires_at = NULL, changed = clock_timestamp(), reason = %(reason)s
 WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING octet_length(payload)
 """
 _NEXT_TIME: Final = """
@@ -368,9 +372,11 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
 # --- coming back
 
 
-def restore(step: Step, place: Place, max_attempts: int | None, *, deaths: bool) -> int:
+def restore(
+    step: Step, place: Place, max_attempts: int | None, *, buries_expired: bool = False, deaths: bool = False
+) -> int:
     """Let come back all whose time is over, and what dead owners held; return how much it was."""
-    changed = _readers.come_due(step, place) + _removal.expire(step, place)
+    changed = _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
     if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):
         how = Return("its consumer died", max_attempts=max_attempts)
         changed += len(_given_back(step, place, _ORPHANED, how, holders=holders))

@@ -51,11 +51,13 @@ class PostgresEngine:
         *,
         maxsize: int = 0,
         max_attempts: int | None = None,
+        buries_expired: bool = False,
         patience: float = 30.0,
         is_relaxed: bool = False,
     ) -> None:
         """Use a database, which is released when this object is closed, or gone."""
         self._hold = Hold(database, name, patience, max_attempts)
+        self._hold.buries_expired = buries_expired
         self.name = name
         self.path = database.path
         self.maxsize = maxsize
@@ -101,6 +103,15 @@ class PostgresEngine:
     @max_attempts.setter
     def max_attempts(self, times: int | None) -> None:
         self._hold.max_attempts = times
+
+    @property
+    def buries_expired(self) -> bool:
+        """What has expired goes to the dead letters."""
+        return self._hold.buries_expired
+
+    @buries_expired.setter
+    def buries_expired(self, buries: bool) -> None:
+        self._hold.buries_expired = buries
 
     def count(self) -> int:
         """Return how many items wait in the queue, at a cost that does not depend on it."""

@@ -35,6 +35,7 @@ class Hold:
         self.path = database.path
         self.patience = patience
         self.max_attempts = max_attempts
+        self.buries_expired = False
         self.is_closed = False
         self.holder = Holder(database.owner)
         self._deaths_seen = 0.0  # when it was looked for dead owners last
@@ -91,7 +92,7 @@ class Hold:
         return is_time
 
     def _restore(self, *, deaths: bool) -> int:
-        return self.run(partial(_away.restore, deaths=deaths), self.max_attempts)
+        return self.run(partial(_away.restore, buries_expired=self.buries_expired, deaths=deaths), self.max_attempts)
 
     def restored(self) -> None:
         """Let everything come back that has to, for a verb that does not look itself."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
-from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._values import Expired
+from lmdbqueue._verbs.queue import Queue, checked_expired
 from lmdbqueue._verbs.reading import checked_count, head_of
 from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 from lmdbqueue.postgres import _items, _queues
@@ -53,8 +54,8 @@ class PostgresQueue(Queue[T]):
 
     ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
     ``target_session_attrs=read-write`` for a primary that may move. ``name`` picks one of the queues; it is made if
-    it is not there, and so are the tables, in ``schema``. ``dumps``, ``loads``, ``maxsize`` and ``max_attempts`` are
-    those of ``PersistentQueue``; so is ``serializer``, whose name is kept with the queue.
+    it is not there, and so are the tables, in ``schema``. ``dumps``, ``loads``, ``maxsize``, ``max_attempts`` and
+    ``expired`` are those of ``PersistentQueue``; so is ``serializer``, whose name is kept with the queue.
 
     A call that returned is committed; what that promises is the server's ``synchronous_commit`` (docs/scaling.md).
     When a connection is lost, calls connect again and go on, for ``patience`` seconds; then they raise
@@ -76,6 +77,7 @@ class PostgresQueue(Queue[T]):
         serializer: Serializer | None = None,
         maxsize: int = 0,
         max_attempts: int | None = None,
+        expired: Expired = "drop",
         schema: str = "lmdbqueue",
         patience: float = 30.0,
         order: Literal["commit", "relaxed"] = "commit",
@@ -102,6 +104,7 @@ class PostgresQueue(Queue[T]):
             self.serializer,
             maxsize=maxsize,
             max_attempts=max_attempts,
+            buries_expired=checked_expired(expired),
             patience=patience,
             is_relaxed=order == "relaxed",
         )
@@ -225,7 +228,7 @@ class PostgresQueue(Queue[T]):
 
     def _options(self) -> dict[str, Any]:
         codec = ("dumps", "loads") if self.serializer in ("pickle", CUSTOM) else ("serializer",)
-        names = ("name", *codec, "maxsize", "max_attempts", "schema", "patience", "order", "pool")
+        names = ("name", *codec, "maxsize", "max_attempts", "expired", "schema", "patience", "order", "pool")
         return {name: getattr(self, name) for name in names}
 
 

@@ -11,20 +11,39 @@ from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import AT_ONCE, Place, extent, tell
 from lmdbqueue.postgres._step import Step
 
-# Items whose time is over, and those whose key another item gets: what a lease holds of them goes when it comes back
-_EXPIRE: Final = """
+# Items whose time is over, and those whose key another item gets: what a lease holds of them goes when it comes back.
+# The second are outdated, and neither dead letters nor counted
+_IS_OUTDATED: Final = "expires_at = '-infinity'"
+_OVER: Final = """
 WITH over AS MATERIALIZED (
-    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND expires_at <= {now} AND state <> 1
+    SELECT ctid AS at, state AS was FROM {items} WHERE queue = %(queue)s AND expires_at <= {now} AND state <> 1
     ORDER BY expires_at LIMIT %(n)s FOR UPDATE SKIP LOCKED)
-DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM over)) RETURNING seq, state, octet_length(payload)
 """
+_EXPIRE: Final = (
+    _OVER
+    + "DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM over)) RETURNING seq, state, octet_length(payload), "
+    + _IS_OUTDATED
+)
+_EXPIRE_OUTDATED: Final = (
+    "DELETE FROM {items} WHERE queue = %(queue)s AND state <> 1 AND "
+    + _IS_OUTDATED
+    + " RETURNING seq, state, octet_length(payload), true"
+)
+_BURY_EXPIRED: Final = (
+    _OVER
+    + """
+UPDATE {items} SET state = 3, key = NULL, until = NULL, expires_at = NULL, changed = clock_timestamp(),
+    reason = %(reason)s
+FROM over WHERE items.ctid = over.at RETURNING seq, over.was, octet_length(payload), false
+"""
+)
 _WITH_KEYS: Final = """WHERE ctid = ANY(ARRAY(
     SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key)
     FROM unnest(%(keys)s::bytea[]) AS wanted (key)))"""
 _REPLACE: Final = (
     "DELETE FROM {items} " + _WITH_KEYS + " AND state + 0 <> 1 RETURNING seq, state, octet_length(payload)"
 )
-_OUTDATE: Final = "UPDATE {items} SET key = NULL, expires_at = {now} " + _WITH_KEYS + " AND state + 0 = 1"
+_OUTDATE: Final = "UPDATE {items} SET key = NULL, expires_at = '-infinity' " + _WITH_KEYS + " AND state + 0 = 1"
 # How many went, and which they were, if readers have to know
 _COUNTED: Final = """
 SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is_followed)
@@ -85,15 +104,25 @@ SELECT coalesce(
 """
 
 
-def expire(step: Step, place: Place) -> int:
-    """Remove items whose time is over; return how many."""
-    return _left(step, place, step.execute(_EXPIRE, queue=place.id, n=AT_ONCE).fetchall(), "expired")
+def expire(step: Step, place: Place, *, buries: bool) -> int:
+    """Remove items whose time is over, or put them to the dead; return how many."""
+    if buries:
+        outdated = step.execute(_EXPIRE_OUTDATED, queue=place.id).fetchall()
+        buried = step.execute(_BURY_EXPIRED, queue=place.id, n=AT_ONCE, reason=b"it expired").fetchall()
+        if buried:
+            step.count(place.id, dead=len(buried))
+        rows = outdated + buried
+    else:
+        rows = step.execute(_EXPIRE, queue=place.id, n=AT_ONCE).fetchall()
+    if expired := sum(not is_outdated for *_, is_outdated in rows):
+        step.count(place.id, expired=expired)
+    return _left(step, place, [row[:3] for row in rows])
 
 
 def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> Sequence[bytes]:
     """Remove the items that have these keys; return the keys, of which the last of each counts."""
     wanted = sorted(set(keys))
-    _left(step, place, step.execute(_REPLACE, queue=place.id, keys=wanted).fetchall(), "")
+    _left(step, place, step.execute(_REPLACE, queue=place.id, keys=wanted).fetchall())
     step.execute(_OUTDATE, queue=place.id, keys=wanted)
     last = {key: index for index, key in enumerate(keys)}
     return [key if last[key] == index else b"" for index, key in enumerate(keys)]
@@ -101,12 +130,12 @@ def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> Sequence[bytes]
 
 def cancel(step: Step, place: Place, key: bytes) -> bool:
     """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
-    return _left(step, place, step.execute(_REPLACE, queue=place.id, keys=[key]).fetchall(), "") > 0
+    return _left(step, place, step.execute(_REPLACE, queue=place.id, keys=[key]).fetchall()) > 0
 
 
 def delete_item(step: Step, place: Place, seq: int) -> bool:
     """Remove the item of this number, if it waits; return whether it did."""
-    return _left(step, place, step.execute(_DELETE_ITEM, queue=place.id, seq=seq).fetchall(), "") > 0
+    return _left(step, place, step.execute(_DELETE_ITEM, queue=place.id, seq=seq).fetchall()) > 0
 
 
 def delete(step: Step, place: Place, n: int) -> int:
@@ -153,19 +182,17 @@ def beyond(step: Step, place: Place, kept: _positions.Reach) -> int:
     return last
 
 
-def _left(step: Step, place: Place, rows: Sequence[tuple[int, int, int]], kind: str) -> int:
+def _left(step: Step, place: Place, rows: Sequence[tuple[int, int, int]]) -> int:
     """Count items that have left, by their numbers, states and sizes."""
     if rows:
         waiting = [(seq, size) for seq, state, size in rows if not state]
         delayed, dead = ([state for _, state, _ in rows].count(each) for each in (2, 3))
-        counted = {kind: len(rows)} if kind else {}
         step.count(
             place.id,
             waiting=-len(waiting),
             size=-sum(size for _, size in waiting),
             delayed=-delayed,
             dead=-dead,
-            **counted,
         )
         _positions.skip(step, place.id, [seq for seq, _ in waiting])
         tell(step, place)

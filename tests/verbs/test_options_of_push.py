@@ -84,6 +84,54 @@ def test_what_has_expired_is_not_delivered_and_is_counted(queue, later):
     assert queue.check() == []
 
 
+def test_what_has_expired_is_a_dead_letter_where_the_queue_is_asked_for_that(engine, later):
+    queue = engine(expired="dead")
+    queue.push("waits", expires=5)
+    queue.push("delayed", delay=2, expires=5)
+    queue.push("has a key", expires=5, unique="k")
+    queue.push("held", expires=5)
+    queue.push("held", expires=5)
+    queue.push("replaced", expires=5, unique="r")
+    queue.push("plain")
+    leases = [queue.lease(1) for _ in range(5)]
+    assert [lease.items for lease in leases] == [["waits"], ["has a key"], ["held"], ["held"], ["replaced"]]
+    leases.pop(0).nack()
+    leases.pop(0).nack()
+    assert queue.push("replacing", unique="r", replace=True).is_stored
+    later(6)
+    again = queue.push("again", unique="k")
+    assert (again.is_stored, queue.find("k")) == (True, again)
+    for lease in leases:
+        lease.nack(max_attempts=1)
+    assert sorted(letter.item for letter in queue.dead) == ["delayed", "has a key", "held", "held", "waits"]
+    assert {letter.reason for letter in queue.dead} == {"it expired"}
+    assert queue.peek_many(9) == ["plain", "replacing", "again"]
+    assert (queue.stats().expired, queue.stats().dead) == (5, 5)
+    later(500)
+    assert len(queue.dead) == 5
+    assert queue.dead.requeue([letter.seq for letter in queue.dead if letter.item == "waits"]) == 1
+    later(500)
+    assert queue.peek_many(9) == ["waits", "plain", "replacing", "again"]
+    queue.expired = "drop"
+    queue.push("late", expires=5)
+    later(6)
+    assert (queue.peek_many(9)[-1], len(queue.dead), queue.stats().expired) == ("again", 4, 6)
+    assert queue.check() == []
+    with pytest.raises(ValueError, match="'drop' or 'dead'"):
+        engine("other", expired="keep")
+
+
+def test_a_dead_letter_does_not_expire(queue, later):
+    queue.push_many(["a", "b", "c"], expires=5)
+    queue.dead_letter(0)
+    lease = queue.lease(2)
+    lease.reject([1])
+    lease.nack(max_attempts=1)
+    later(500)
+    assert ([letter.item for letter in queue.dead], queue.stats().expired) == (["a", "b", "c"], 0)
+    assert queue.check() == []
+
+
 def test_the_newest_item_with_a_key_wins_and_its_delay_begins_anew(queue, later):
     assert queue.push("old", unique="k", replace=True, delay=10) == 0
     later(8)
