@@ -20,7 +20,9 @@ from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, readers
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.batch import Origin
-from lmdbqueue._verbs.reader import Reader
+from lmdbqueue._verbs.head import Head, checked_batch
+from lmdbqueue._verbs.reader import Reader, position_of
+from lmdbqueue._verbs.reading import head_of
 
 
 class Bounds(NamedTuple):
@@ -43,7 +45,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the numbers and payloads of the first items, at most so many, and about so many bytes."""
+        """Return the numbers and payloads of the first items, at most so many, and so many bytes, but always one."""
 
     @abstractmethod
     def remove(self, seqs: Collection[int]) -> int:
@@ -57,6 +59,14 @@ class Source(ABC):
     @abstractmethod
     def wait(self, timeout: float) -> None:
         """Wait until there is an item, at most so many seconds."""
+
+    def fill(self, items: int, size: int, timeout: float) -> bool:
+        """Wait for so many items, or bytes, at most so many seconds; return whether they are there.
+
+        A source that does not know how to wait for more says that what it has is all.
+        """
+        del items, size, timeout
+        return True
 
     @abstractmethod
     def close(self) -> None:
@@ -97,13 +107,13 @@ class QueueSource(Source):
         seqs: list[int] = []
         payloads: list[bytes] = []
         place = b""
-        while len(seqs) < items and size > 0:
+        while len(seqs) < items:
             entries = self._behind(place)[: items - len(seqs)]
             if not entries:
                 break
             for entry, payload in zip(entries, self._engine.payloads(entries), strict=True):
-                if size <= 0:
-                    break
+                if seqs and len(payload) > size:
+                    return seqs, payloads
                 seqs.append(_format.seq_of(entry[0]))
                 payloads.append(payload)
                 size -= len(payload)
@@ -129,6 +139,14 @@ class QueueSource(Source):
         """Wait until there is an item."""
         with suppress(Empty):
             self._queue.peek(1, blocking=True, timeout=timeout)
+
+    def fill(self, items: int, size: int, timeout: float) -> bool:
+        """Wait for so many items, or bytes."""
+        head, batch = self._head(), checked_batch(items, size, 0.0)
+        return bool(head.wait(lambda: head.is_full(batch) or None, timeout))
+
+    def _head(self) -> Head[bytes]:
+        return head_of(self._queue)
 
     def close(self) -> None:
         """Close the queue."""
@@ -208,6 +226,9 @@ class ReaderSource(QueueSource):
         """Wait until there is an item."""
         with suppress(Empty):
             self._reader.peek(1, blocking=True, timeout=timeout)
+
+    def _head(self) -> Head[bytes]:
+        return position_of(self._reader)
 
 
 def _names(path: str, options: _format.Options) -> list[str]:

@@ -34,18 +34,37 @@ from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_b
     "--reader", default="", metavar="READER", help="Drain what this reader has not passed; all stays for others."
 )
 @click.option("--batch", type=click.IntRange(min=1), help="Items at a time.  [default: 1000, in an HTTP request 1]")
+@click.option(
+    "--max-bytes", type=click.IntRange(min=1), default=8 << 20, metavar="N", help="Bytes at a time.  [default: 8 MiB]"
+)
 @click.option("--follow", is_flag=True, help="Wait for more items.")
+@click.option(
+    "--linger", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for a batch to be full."
+)
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="One more header of HTTP requests.")
 @click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="Of MQTT messages.")
 @click.option("--bytes", "form", flag_value="bytes", help="Send items over HTTP and MQTT as they are.  [default: JSON]")
 @click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
-def forward(path: str, url: str, *, name: str, reader: str, batch: int | None, follow: bool, **how: Any) -> None:
+def forward(
+    path: str,
+    url: str,
+    *,
+    name: str,
+    reader: str,
+    batch: int | None,
+    max_bytes: int,
+    follow: bool,
+    linger: float,
+    **how: Any,
+) -> None:
     """Drain a queue into PostgreSQL, to a URL or to a topic of MQTT.
 
     URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. In order, whatever is killed
     meanwhile: each item exactly once to PostgreSQL, at least once to the others. It tries again while the target is
     away, and says since when. What it refuses becomes a dead letter. SIGTERM ends it cleanly.
     """
+    if linger and not follow:
+        raise click.UsageError("--linger waits for more items, which is for --follow.")
     try:
         target = _target(path, url, name, batch, **how)
         opened = ReaderSource(path, name, reader) if reader else QueueSource(path, name)
@@ -54,7 +73,16 @@ def forward(path: str, url: str, *, name: str, reader: str, batch: int | None, f
             def show(now: Forwarded) -> None:
                 report(now.items, now.items + now.waiting, _away(now))
 
-            done = Forwarder(source, target, batch=batch or 1000, follow=follow, progress=show).run()
+            forwarder = Forwarder(
+                source,
+                target,
+                batch=batch or 1000,
+                max_bytes=max_bytes,
+                linger=linger,
+                follow=follow,
+                progress=show,
+            )
+            done = forwarder.run()
     except KeyError as error:
         raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
     batches = "1 batch" if done.batches == 1 else f"{done.batches:,} batches"

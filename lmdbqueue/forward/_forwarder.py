@@ -41,6 +41,7 @@ from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.source import source_of
 from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target, digest
+from lmdbqueue._verbs.head import checked_batch
 
 if TYPE_CHECKING:
     import logging
@@ -67,10 +68,10 @@ class Forwarder:
     ``local`` is a ``PersistentQueue``, the path of its directory, a reader of it (``queue.reader("central")``: then the
     items stay for others, and only that reader moves), or a ``Source``; ``remote`` is a ``PostgresQueue``, an
     ``HttpTarget``, an ``MqttTarget``, or a ``Target`` of your own. ``batch``: items at a time, of ``max_bytes``
-    together. With ``follow`` it waits for more items, else it ends when none is left. ``away``: which errors of the
-    target mean that it is away; then it is tried again, after up to ``pause`` seconds, and the logger ``lmdbqueue``
-    tells since when, and when it is back. ``progress`` is called with a ``Forwarded`` after each batch, each failure,
-    and when the target is back.
+    together (one item in any case). With ``follow`` it waits for more items, and ``linger`` seconds for a batch to be
+    full; else it ends when none is left. ``away``: which errors of the target mean that it is away; then it is tried
+    again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells since when, and when it is back.
+    ``progress`` is called with a ``Forwarded`` after each batch, each failure, and when the target is back.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Forwarder:
         *,
         batch: int = 1000,
         max_bytes: int = 8 << 20,
+        linger: float = 0.0,
         follow: bool = False,
         away: tuple[type[Exception], ...] = (OSError, StorageError),
         pause: float = 30.0,
@@ -88,8 +90,15 @@ class Forwarder:
         if batch < 1 or max_bytes < 1:
             message = f"a batch has at least one item and one byte, not {batch} and {max_bytes}"
             raise ValueError(message)
+        if linger and not follow:
+            message = (
+                "'linger' waits for more items, and without 'follow' the end is when none is left: pass follow=True"
+            )
+            raise ValueError(message)
+        checked_batch(batch, max_bytes, linger)
         self._batch = batch
         self._max_bytes = max_bytes
+        self._linger = linger
         self._follow = follow
         self._away = away
         self._pause = pause
@@ -137,7 +146,7 @@ class Forwarder:
         number = 0 if mark is None else mark.number
         while not self._stopped.is_set():
             number += 1
-            batch = self._read(number)
+            batch = self._filled(number)
             if batch is None:
                 if not self._follow:
                     return False
@@ -192,13 +201,27 @@ class Forwarder:
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()
         self._done = self._done._replace(waiting=bounds.waiting)
-        items = min(self._batch, self._target.limit or self._batch)
-        size = min(self._max_bytes, self._target.max_bytes or self._max_bytes)
-        seqs, payloads = self._source.read(items, size)
+        seqs, payloads = self._source.read(*self._most())
         if not seqs:
             return None
         mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs), digest(payloads))
         return Batch(self._source.origin, mark, payloads)
+
+    def _most(self) -> tuple[int, int]:
+        """Return how many items, and bytes, a batch has at most."""
+        target = self._target
+        return min(self._batch, target.limit or self._batch), min(self._max_bytes, target.max_bytes or self._max_bytes)
+
+    def _filled(self, number: int) -> Batch | None:
+        """Return the next batch, full as far as that comes while it lingers; None if nothing is there."""
+        batch = self._read(number)
+        if batch is None or not self._linger:
+            return batch
+        deadline = time.monotonic() + self._linger
+        while not self._stopped.is_set() and (left := deadline - time.monotonic()) > 0:
+            if self._source.fill(*self._most(), min(left, _LOOK)):
+                break
+        return self._read(number)
 
     def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:
         """Let what the target refused of a batch be dead, and remove what it has taken, as far as that is all."""

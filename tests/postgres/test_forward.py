@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import postgres_server
 import pytest
@@ -35,7 +36,9 @@ class Memory(Target):
         self.mark = None
         self.items = []
         self.numbers = []
+        self.sizes = []  # of batches
         self.away = 0
+        self.origin = None
         self.is_closed = False
 
     def last(self, origin):
@@ -47,6 +50,7 @@ class Memory(Target):
         self._refuse_if_away()
         self.items += batch.payloads
         self.numbers += batch.mark.seqs
+        self.sizes.append(sum(map(len, batch.payloads)))
         if self.keeps:
             assert batch.mark.number == (self.mark.number if self.mark else 0) + 1
             self.mark = batch.mark
@@ -88,13 +92,42 @@ def test_a_batch_is_limited_in_bytes_and_has_one_item_at_least(open_queue):
     queue = raw(open_queue)
     queue.push([b"x" * 1000] * 10 + [b"y" * 50_000])
     target = Memory()
-    assert Forwarder(queue, target, max_bytes=3000).run().batches == 4
+    assert Forwarder(queue, target, max_bytes=3000).run().batches == 5
     assert [len(item) for item in target.items] == [1000] * 10 + [50_000]
+    assert target.sizes == [3000, 3000, 3000, 1000, 50_000]
     for options in ({"batch": 0}, {"max_bytes": 0}):
         with pytest.raises(ValueError, match="at least one"):
             Forwarder(queue, target, **options)
     with pytest.raises(TypeError, match="a PostgresQueue or a Target"):
         Forwarder(queue, "postgresql://")
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+def test_a_batch_that_lingers_goes_when_it_is_full_and_at_the_end_of_its_time(open_queue, is_reader):
+    queue = raw(open_queue)
+    source = queue.reader("r") if is_reader else queue
+    queue.push(b"a")
+    target = Memory()
+    forwarder = Forwarder(source, target, batch=3, max_bytes=100, linger=3600, follow=True)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            done = pool.submit(forwarder.run)
+            eventually(lambda: target.origin is not None)
+            queue.push([b"b", b"c"])
+            eventually(lambda: len(target.items) == 3)
+            queue.push([b"x" * 60, b"y" * 60])  # the second does not fit
+            eventually(lambda: target.sizes == [3, 60])
+            queue.push(b"z" * 60)
+            eventually(lambda: target.sizes == [3, 60, 60])
+        finally:
+            forwarder.stop()
+        done.result(DEADLINE)
+    with pytest.raises(ValueError, match="follow=True"):
+        Forwarder(queue, target, linger=1)
+    queue.push(b"late")
+    target = Memory(keeps=False)
+    short = Forwarder(source, target, linger=0.01, follow=True, progress=lambda _: short.stop())
+    assert short.run().batches == 1
 
 
 def test_what_came_back_or_due_goes_in_the_order_in_which_consumers_would_get_it(open_queue):
