@@ -7,6 +7,7 @@ from them. Must not know: how any of it came about.
 
 import queue
 import sys
+from typing import Final
 
 if sys.version_info >= (3, 13):
     from queue import ShutDown as _StandardShutDown
@@ -175,7 +176,7 @@ class VersionError(FormatError):
 
 
 class OptionError(QueueError, ValueError):
-    """An option that is fixed at creation was given with another value; nothing was touched."""
+    """What is asked of a queue does not go with what it was created with, or has; nothing was touched."""
 
     def __init__(self, path: str, option: str, stored: object, given: object) -> None:
         super().__init__(path, option, stored, given)
@@ -185,10 +186,19 @@ class OptionError(QueueError, ValueError):
         self.given = given
 
     def __str__(self) -> str:
+        if self.stored in _NOT_TOGETHER:
+            return f"{self.path!r} has {_NOT_TOGETHER[self.stored]}: {self.given} does not go with that"
         return (
             f"{self.path!r} was created with {self.option}={self.stored!r}, which is fixed; it was opened with "
             f"{self.given!r}: pass {self.option}={self.stored!r}"
         )
+
+
+_NOT_TOGETHER: Final[dict[object, str]] = {
+    "named readers": "named readers, which pass items in the order of their pushes",
+    "retention": "retention, which drops what is first, and with priorities that is the most urgent",
+    "priorities": "or had items with a priority, which come before those that were pushed earlier",
+}
 
 
 class AccessError(QueueError):

@@ -207,8 +207,10 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Gi
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[Pushed]:
     """Append payloads that have a delay, unique keys, an expiry or a priority; return what became of each.
 
-    Raises ``Full`` as ``_model.pushing.push``, ``OptionError`` for a priority beside readers.
+    Raises ``Full`` as ``_model.pushing.push``, ``OptionError`` for a priority beside readers or retention.
     """
+    if apart.number != CLASS:
+        pushing.refuse_priority(txn, queue)
     digests = apart.unique or [b""] * len(payloads)
     new: list[tuple[bytes, bytes]] = []  # payloads and digests
     places: dict[bytes, int] = {}  # in ``new``, of those with a digest

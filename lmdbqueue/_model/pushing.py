@@ -77,7 +77,8 @@ def push(
     if limits is not None:
         refuse_full(txn, queue, payloads, limits)
     if number != CLASS:
-        given = _append_to_class(txn, queue, before, payloads, trailer, number)
+        refuse_priority(txn, queue)
+        given = _append_to_class(txn, queue, payloads, trailer, number)
     else:
         (tail,) = unpack_from(before, TAIL_AT)
         given = range(tail, tail + len(payloads))
@@ -91,11 +92,15 @@ def push(
     return given
 
 
-def _append_to_class(
-    txn: Txn, queue: Tables, record: bytes, payloads: Sequence[bytes], trailer: bytes, number: int
-) -> range:
-    if _format.flags(record) & READERS:
-        raise OptionError(queue.generation.directory, "priority", "named readers", "a priority")
+def refuse_priority(txn: Txn, queue: Tables) -> None:
+    """Raise ``OptionError`` if the queue has what does not go with priorities."""
+    flags = _format.flags(queue_record(txn, queue))
+    if flags & (READERS | RETAINED):
+        stored = "named readers" if flags & READERS else "retention"
+        raise OptionError(queue.generation.directory, "priority", stored, "a priority")
+
+
+def _append_to_class(txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer: bytes, number: int) -> range:
     before = fifo.bounds(txn, queue, number)
     given = range(before.tail, before.tail + len(payloads))
     if _put(txn, queue, given, payloads, trailer, is_last=False) != len(given):
@@ -158,11 +163,13 @@ def move(
     """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
 
     ``payloads`` and ``trailers`` are theirs. They expire there when they would have here; unique keys are given free.
-    Raises ``Full`` as ``push``.
+    Raises ``Full`` and ``OptionError`` as ``push``.
     """
     if not keys or not fifo.are_first(txn, queue, keys):
         return 0
     other = queue.generation.table(target.ref)
+    if any(_format.class_of_key(key) != CLASS for key in keys):
+        refuse_priority(txn, other)
     if target.limits is not None:
         refuse_full(txn, other, payloads, target.limits)
     expire = bool(fifo.numbers(txn, queue).expiring)

@@ -12,6 +12,7 @@ from itertools import islice, takewhile
 from typing import Final
 
 from lmdbqueue import _format
+from lmdbqueue._errors import OptionError
 from lmdbqueue._format import Retention, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, reader_records
@@ -21,7 +22,12 @@ _AT_ONCE: Final = 10_000  # items
 
 
 def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bool:
-    """Set what is kept, whoever has passed it, and beyond which nothing is kept."""
+    """Set what is kept, whoever has passed it, and beyond which nothing is kept.
+
+    Raises ``OptionError`` if the queue has, or had, items with a priority.
+    """
+    if retention is not None and _format.flags(queue_record(txn, queue)) & _format.CLASSES:
+        raise OptionError(queue.generation.directory, "retain", "priorities", "retention")
     held = 0
     if retention is not None and retention.bytes is not None:
         with txn.cursor(queue.items) as cursor:

@@ -443,7 +443,7 @@ class Queue(Writing[T], ABC):
 
         Use it for replays (``seek``), and to limit what a slow reader can hold back: readers count dropped items that
         they had not passed in ``skipped``. The tightest limit holds. Without any limit the default returns: items leave
-        when all readers have passed them.
+        when all readers have passed them. Without readers it makes a ring buffer: ``stats().dropped`` counts what went.
 
         This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
 
@@ -452,6 +452,9 @@ class Queue(Writing[T], ABC):
             bytes: Bytes of items to keep, as ``dumps`` returned them; at least one item stays.
             seconds: The age up to which items stay, on the wall clock, since their push or the end of their delay.
                 Items behind one that is not too old stay, too.
+
+        Raises:
+            OptionError: The queue has, or had, items with a priority: what is first there is the most urgent.
         """
         limits = (items, bytes, seconds)
         checked_limits(*limits)

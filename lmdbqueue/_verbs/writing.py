@@ -118,7 +118,7 @@ class Writing(Reading[T]):
         Raises:
             Full: ``maxsize`` or ``max_bytes`` would be exceeded; nothing is stored. ``put`` waits instead.
             TypeError: ``dumps`` returned no bytes.
-            OptionError: A priority in a queue that has readers.
+            OptionError: A priority in a queue that has readers, or that retains only so much.
             ShutDown: ``shutdown()`` was called.
         """
         engine = self._engine

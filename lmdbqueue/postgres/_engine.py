@@ -135,7 +135,7 @@ class PostgresEngine:
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
         for payload in payloads:
             refuse_large(payload)
-        pushed = self._hold.run(_readers.push, payloads, how, self.maxsize)
+        pushed = self._hold.run(partial(_readers.push, buries=self.buries_expired), payloads, how, self.maxsize)
         if pushed is None:
             raise GoneError(self.path, self.name)
         return pushed

@@ -107,7 +107,10 @@ SELECT (waiting + coalesce((SELECT sum(waiting) FROM {ledger} WHERE queue = %(qu
     (size + coalesce((SELECT sum(size) FROM {ledger} WHERE queue = %(queue)s AND NOT is_folded), 0))::bigint
 FROM {queues} WHERE id = %(queue)s
 """
-_HELD: Final = "SELECT key, seq FROM {items} WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])"
+_HELD: Final = """
+SELECT key, seq, state <> 1 AND expires_at IS NOT NULL AND expires_at <= {now} FROM {items}
+WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])
+"""
 _TRAILERS: Final = """
 SELECT seq, (extract(epoch FROM pushed_at) * 1000000)::bigint, headers FROM {items}
 WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
@@ -181,14 +184,14 @@ def trailers(step: Step, place: Place, seqs: Sequence[int]) -> dict[int, Trailer
 
 def find(step: Step, place: Place, key: bytes) -> int | None:
     """Return the number of the item with a unique key."""
-    return with_keys(step, place, [key]).get(key)
+    return with_keys(step, place, [key]).get(key, (None, False))[0]
 
 
-def with_keys(step: Step, place: Place, keys: Sequence[bytes]) -> dict[bytes, int]:
-    """Return the numbers of the items that have these keys."""
+def with_keys(step: Step, place: Place, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bool]]:
+    """Return the numbers of the items that have these keys, and whether each has expired and is held by no lease."""
     wanted = [key for key in keys if key]
     rows = step.execute(_HELD, queue=place.id, keys=wanted).fetchall() if wanted else []
-    return dict(rows)
+    return {key: (seq, is_over) for key, seq, is_over in rows}
 
 
 def length(step: Step, place: Place) -> int:

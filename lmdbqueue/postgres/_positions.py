@@ -158,6 +158,8 @@ def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
     """Write down what is kept. Tell whether the queue is there."""
     if lock_tail(step, queue) is None:
         return False
+    if now is not None and step.execute(_OPTIONS, queue=queue).fetchall()[0][1]:
+        raise OptionError(step.path, "retain", "priorities", "retention")
     nothing = Reach(None, None, None)
     wanted = nothing if now is None else Reach(now.items, now.bytes, None if now.age is None else now.age // 1000)
     if wanted == (retention(step, queue) or nothing):

@@ -24,7 +24,7 @@ from lmdbqueue.postgres._items import (
     tell,
     with_keys,
 )
-from lmdbqueue.postgres._removal import replaced
+from lmdbqueue.postgres._removal import expire, replaced
 from lmdbqueue.postgres._step import Step
 
 BLOCK: Final = 12  # bits of a number in relaxed order that count items of one push; its other bits, the pushes
@@ -157,10 +157,12 @@ SELECT count(*), coalesce(sum(size), 0)::bigint FROM come
 """
 
 
-def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int) -> Appended | None:
+def append(
+    step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int, *, buries: bool
+) -> Appended | None:
     """Append payloads, all or none; return their numbers, or those of the items that have the keys.
 
-    None: the queue is gone. Raises ``Full``, and ``OptionError`` for a priority beside readers.
+    None: the queue is gone. Raises ``Full``, and ``OptionError`` for a priority beside readers or retention.
     """
     locked, options = _locked(step, place)
     if locked is None or options is None:
@@ -169,14 +171,14 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsi
     keys = how.keys or [b""] * len(payloads)
     if how.replace:
         keys = replaced(step, place, keys)
-    held = with_keys(step, place, keys)
+    held = _held(step, place, keys, buries=buries)
     fresh = []  # which of them are stored
     first_of: dict[bytes, int] = {}
     for index, key in enumerate(keys):
         if not key or (key not in held and first_of.setdefault(key, index) == index):
             fresh.append(index)
-    if how.priority and is_followed:
-        raise OptionError(step.path, "priority", "named readers", "a priority")
+    if how.priority and (is_followed or is_kept):
+        raise _no_priority(step, is_followed=is_followed)
     if not fresh:
         return Appended([Pushed(held[key], is_stored=False) for key in keys], is_kept=False)
     refuse_full(step, place, maxsize, len(fresh))
@@ -208,6 +210,19 @@ def append(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsi
         for index, key in enumerate(keys)
     ]
     return Appended(items, is_kept and not how.delay)
+
+
+def _held(step: Step, place: Place, keys: Sequence[bytes], *, buries: bool) -> dict[bytes, int]:
+    """Return the numbers of the items that have these keys, once those of them that have expired are gone."""
+    while True:
+        held = with_keys(step, place, keys)
+        if not any(is_over for _, is_over in held.values()):
+            return {key: seq for key, (seq, _) in held.items()}
+        expire(step, place, buries=buries)
+
+
+def _no_priority(step: Step, *, is_followed: bool) -> OptionError:
+    return OptionError(step.path, "priority", "named readers" if is_followed else "retention", "a priority")
 
 
 def _locked(step: Step, place: Place) -> tuple[tuple[int, bool] | None, Any]:
@@ -295,8 +310,8 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
     moved = sorted(step.execute(_MOVED, queue=place.id, target=target.id, tail=tail, n=n, numbers=numbers).fetchall())
     if moved:
         if any(seq >> CLASS for seq, _, _ in moved):
-            if is_followed:
-                raise OptionError(step.path, "priority", "named readers", "a priority")
+            if is_followed or is_kept:
+                raise _no_priority(step, is_followed=is_followed)
             if not has_classes:
                 step.execute(_HAVE_CLASSES, queue=target.id)
         size = sum(each for _, _, each in moved)

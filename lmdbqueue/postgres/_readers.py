@@ -197,9 +197,11 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
     return is_there
 
 
-def push(step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int) -> list[Pushed] | None:
+def push(
+    step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int, *, buries: bool = False
+) -> list[Pushed] | None:
     """Do as ``_pushing.append``, and remove what is not retained any more; return what became of each."""
-    what = _pushing.append(step, place, payloads, how, maxsize)
+    what = _pushing.append(step, place, payloads, how, maxsize, buries=buries)
     return None if what is None else _appended(step, place, what)
 
 

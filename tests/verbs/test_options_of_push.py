@@ -1,5 +1,6 @@
 """What a push may say of its items, on every engine: priority, expiry, headers, which of two with a key wins."""
 
+import pickle
 import time
 
 import pytest
@@ -64,11 +65,30 @@ def test_lower_priorities_leave_sooner_and_each_in_its_order(queue):
     assert queue.check() == []
 
 
-def test_a_priority_beside_readers_is_refused(queue):
-    queue.reader("r")
-    with pytest.raises(OptionError):
-        queue.push("a", priority=1)
-    assert queue.count() == 0
+@pytest.mark.parametrize("what", ["readers", "retention"])
+def test_a_priority_beside_readers_or_retention_is_refused_and_the_other_way_round(engine, what):
+    def begin(queue):
+        return queue.reader("r") if what == "readers" else queue.retain(10)
+
+    queue = engine()
+    begin(queue)
+    for more in ({}, {"delay": 5}, {"unique": "k"}, {"unique": "k", "replace": True}):
+        queue.push("plain", unique="k")
+        with pytest.raises(OptionError, match=f"has (named )?{what}, which.*: a priority does not") as caught:
+            queue.push("a", priority=1, **more)
+        assert (caught.value.option, queue.stats().tail, queue.find("k")) == ("priority", 1, 0)
+    other = engine("other")
+    other.push("b")
+    other.push("c", priority=1)
+    assert other.move(1, to=queue) == 1
+    with pytest.raises(OptionError, match=what):
+        other.move(1, to=queue)
+    assert (list(queue), list(other)) == (["plain", "b"], ["c"])
+    with pytest.raises(OptionError, match="had items with a priority") as caught:
+        begin(other)
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+    other.retain()
+    assert queue.check() == other.check() == []
 
 
 def test_what_has_expired_is_not_delivered_and_is_counted(queue, later):
