@@ -1,12 +1,23 @@
-"""lmdbqueue: a persistent FIFO queue on LMDB.
+"""lmdbqueue: a crash-safe FIFO queue in a directory, for any number of threads and processes of one machine.
 
-    queue = PersistentQueue('queue')     # the directory ./queue
-    queue.push(['a', 'b', 'c'])
-    queue.peek(2)                        # ['a', 'b']
-    queue.delete(2)
+    from lmdbqueue import PersistentQueue
 
-The map: one floor a package, imports go down it only. Each package lists its files in its own docstring, top down; each
-file begins with what it owns. Only ``_lmdb`` imports ``lmdb``, only ``postgres`` imports ``psycopg``.
+    queue = PersistentQueue('jobs')           # the directory ./jobs, created if it is missing
+    queue.push({'file': 'report.pdf'})        # on disk when it returns
+    with queue.lease(10, ttl=60) as lease:    # up to 10 items, for this consumer alone
+        upload(list(lease))                   # the end of the block removes them; an exception returns them
+
+``help(PersistentQueue)`` describes all verbs. ``queue.work(handler)`` is the loop around a lease, with retries and dead
+letters. ``queue.transaction()`` makes several calls one step, ``queue.reader(name)`` lets several programs read every
+item. All errors derive from ``QueueError``, carry their facts as attributes, and say what to do.
+
+``lmdbqueue.aio`` has the verbs for ``asyncio``, ``lmdbqueue.postgres`` has them on PostgreSQL, ``lmdbqueue.forward``
+moves items elsewhere, ``lmdbqueue.legacy`` imports queues of other libraries, ``lmdbqueue.integrations`` is for
+logging, Celery, Huey, OpenTelemetry and Prometheus. The distribution is called ``lmdbqueue-persistent``.
+
+The rest is for maintainers. The map: one floor a package, imports go down it only. Each package lists its files in its
+own docstring, top down; each file begins with what it owns. Only ``_lmdb`` imports ``lmdb``, only ``postgres`` imports
+``psycopg``.
 
 ================  ==================================================================================
 ``integrations``  what programs already use, with this queue beneath; a package with a map of its own
@@ -33,7 +44,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
-    message = "lmdbqueue does not run on Windows: nobody has tested there that it loses nothing; Linux and macOS do"
+    message = "lmdbqueue does not support Windows, where nobody has tested that it loses nothing: use Linux or macOS"
     raise ImportError(message)
 
 from lmdbqueue._errors import (
@@ -74,7 +85,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
-        """Import at its first use what few need: 5 % of what an import takes."""
+        """Import rarely used names at their first use: they would take 5 % of the import."""
         if name == "check":
             from lmdbqueue._local import check as module  # noqa: PLC0415
         elif name in ("Job", "Retry", "Worked"):

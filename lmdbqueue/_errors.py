@@ -2,7 +2,7 @@
 
 Owns: the names, the facts each one carries, and the sentence it prints. Law: an error is built from
 its facts alone, they are its attributes and its ``args``, so it pickles and its message cannot drift
-from them. Must not know: how any of it came about.
+from them. Must not know: how an error came about.
 """
 
 import queue
@@ -22,7 +22,7 @@ class QueueError(Exception):
 
 
 class Empty(QueueError, queue.Empty):
-    """Fewer items than asked for were there, at once or until the timeout."""
+    """There were fewer items than requested, at once or until the timeout."""
 
     def __init__(self, wanted: int, timeout: float | None = None) -> None:
         super().__init__(wanted, timeout)
@@ -30,7 +30,7 @@ class Empty(QueueError, queue.Empty):
         self.timeout = timeout
 
     def __str__(self) -> str:
-        what = "no item was there" if self.wanted == 1 else f"fewer than {self.wanted} items were there"
+        what = "there was no item" if self.wanted == 1 else f"there were fewer than {self.wanted} items"
         return what if self.timeout is None else f"{what} within {self.timeout:g} s"
 
 
@@ -38,7 +38,7 @@ class Full(QueueError, queue.Full):
     """A push would exceed a limit of the queue, or a new queue that of its directory; nothing was stored.
 
     ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``), ``"queues"``, or ``"address space"`` (of this
-    process, in bytes); ``used`` is what is there, ``added`` what would come, both in that unit.
+    process, in bytes); ``used`` is the present amount, ``added`` the requested one, both in that unit.
     """
 
     def __init__(self, unit: str, limit: int, used: int, added: int) -> None:
@@ -50,7 +50,7 @@ class Full(QueueError, queue.Full):
 
     def __str__(self) -> str:
         if self.unit == "queues":
-            return f"the directory has {self.used} queues, which is all that it can: drop one, or use another directory"
+            return f"the directory has {self.used} queues, the largest number: drop one, or use another directory"
         if self.unit == "address space":
             return (
                 f"this process has address space for {self.limit:,} bytes of the queue's file, which has "
@@ -67,7 +67,7 @@ class ShutDown(QueueError, _StandardShutDown):
     """``shutdown()`` was called on this queue object."""
 
     def __str__(self) -> str:
-        return "this queue object was shut down; the items are still on disk: open it anew to go on"
+        return "this queue object was shut down; the items are still on disk: open the queue again to continue"
 
 
 class ClosedError(QueueError):
@@ -90,16 +90,16 @@ class ForkError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"this process was forked while a transaction on {self.path!r} was under way, which cannot be "
-            f"left behind safely: fork outside of transactions, or start the process with 'spawn'"
+            f"this process was forked during a transaction on {self.path!r}, which cannot be abandoned safely: fork "
+            f"outside of transactions, or start the process with 'spawn'"
         )
 
 
 class DecodeError(QueueError):
     """``loads`` failed on an item, which stays where it is.
 
-    ``seq`` is its sequence number, ``payload`` its bytes; the error of ``loads`` is the ``__cause__``. ``is_dead``: it
-    is among the dead letters.
+    ``seq`` is its sequence number, ``payload`` its bytes; the error of ``loads`` is the ``__cause__``. ``is_dead``: the
+    item is a dead letter.
     """
 
     def __init__(self, seq: int, payload: bytes, reason: str, is_dead: bool = False) -> None:
@@ -113,19 +113,19 @@ class DecodeError(QueueError):
         what = f"item {self.seq} ({len(self.payload):,} bytes) could not be decoded: {self.reason}"
         if self.is_dead:
             return (
-                f"{what}; it stays among the dead letters: open the queue with the loads that fits its dumps, or "
+                f"{what}; it stays among the dead letters: open the queue with the loads that matches its dumps, or "
                 f"remove it with dead.delete({self.seq})"
             )
         return (
-            f"{what}; it stays where it is: open the queue with the loads that fits its dumps, or "
-            f"dead_letter({self.seq}), or delete_item({self.seq})"
+            f"{what}; it stays where it is: open the queue with the loads that matches its dumps, or call "
+            f"dead_letter({self.seq}) or delete_item({self.seq})"
         )
 
 
 class CorruptItemError(QueueError):
-    """An item's checksum does not fit its bytes; it stays where it is.
+    """An item's checksum does not match its bytes; it stays where it is.
 
-    ``seq`` is its sequence number, ``payload`` its bytes as they stand on disk.
+    ``seq`` is its sequence number, ``payload`` its bytes as they are on disk.
     """
 
     def __init__(self, seq: int, payload: bytes) -> None:
@@ -135,13 +135,13 @@ class CorruptItemError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"item {self.seq} ({len(self.payload):,} bytes) is damaged on disk: its checksum does not fit; it stays "
+            f"item {self.seq} ({len(self.payload):,} bytes) is damaged on disk, its checksum does not match; it stays "
             f"where it is for inspection: dead_letter({self.seq}) sets it aside, delete_item({self.seq}) removes it"
         )
 
 
 class CorruptQueueError(QueueError):
-    """The queue's files are damaged beyond what can be put right without losing items."""
+    """The queue's files are damaged and cannot be repaired without a decision about lost items."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -150,13 +150,13 @@ class CorruptQueueError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path!r} is damaged: {self.reason}; nothing was changed: copy the directory, then let lmdbqueue "
-            f"check --repair write what can be read to a new file"
+            f"{self.path!r} is damaged: {self.reason}; nothing was changed: copy the directory, then run lmdbqueue "
+            f"check --repair, which writes everything readable to a new file"
         )
 
 
 class FormatError(QueueError):
-    """What stands at the path is not a queue that this version can open; nothing was touched."""
+    """There is something at the path that is not a queue, or not of this version; nothing was touched."""
 
     def __init__(self, path: str, found: str, advice: str) -> None:
         super().__init__(path, found, advice)
@@ -202,7 +202,7 @@ _NOT_TOGETHER: Final[dict[object, str]] = {
 
 
 class AccessError(QueueError):
-    """The operating system refuses what a queue needs: to create, read and write files in its directory."""
+    """The operating system does not permit this process to create, read or write files in the queue's directory."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -211,38 +211,39 @@ class AccessError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path!r} cannot be used as a queue: {self.reason}; whoever uses a queue, consumers too, must be "
+            f"{self.path!r} cannot be used as a queue: {self.reason}; every user of a queue, consumers too, must be "
             f"able to create, read and write files in its directory"
         )
 
 
 class PidError(AccessError):
-    """Another process with this process's pid has the queue open, in a container with pids of its own."""
+    """Another process with the same pid has the queue open, in a container with a pid namespace of its own."""
 
     def __str__(self) -> str:
         return (
-            f"{self.path!r} is open in another process with the pid of this one, in another container, and LMDB tells "
-            f"processes apart by their pids ({self.reason}); nothing was damaged: let the containers share their pids "
-            f"(--pid=host, shareProcessNamespace)"
+            f"{self.path!r} is open in a process of another container that has the same pid as this one, and LMDB "
+            f"identifies processes by their pids ({self.reason}); nothing was damaged: share the pid namespace between "
+            f"the containers (--pid=host, shareProcessNamespace)"
         )
 
 
 class ExistsError(QueueError):
-    """The destination of a copy is there already; nothing was touched."""
+    """The destination of a copy exists already; nothing was touched."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.path = path
 
     def __str__(self) -> str:
-        return f"{self.path!r} exists already and a copy never overwrites: remove it, or choose another name"
+        return f"{self.path!r} exists already, and a copy never overwrites: remove it, or choose another name"
 
 
 class DiskFullError(Full):
     """There is no room left for a file; nothing of the call was stored.
 
-    ``unit`` says of what: ``"bytes"`` or ``"files"`` of the file system, ``"quota"`` of the user, ``"file size"`` of
-    the process; ``limit`` and ``used`` are in bytes, but for files, and those of the file system for a quota.
+    ``unit`` names the exhausted resource: ``"bytes"`` or ``"files"`` of the file system, the ``"quota"`` of the user,
+    or the ``"file size"`` of the process. ``limit`` and ``used`` are in bytes, or in files; for a quota, those of the
+    file system.
     """
 
     def __str__(self) -> str:
@@ -253,9 +254,9 @@ class DiskFullError(Full):
                 f"bytes; {kept}: remove some files; items can still be read"
             )
         if self.unit == "quota":
-            return f"the quota of this user on the file system is used up; {kept}: free some space, or have it raised"
+            return f"this user's quota on the file system is used up; {kept}: free some space, or have the quota raised"
         if self.unit == "file size":
-            return f"this process may write no file of over {self.limit:,} bytes (ulimit -f); {kept}: raise the limit"
+            return f"this process must not write files over {self.limit:,} bytes (ulimit -f); {kept}: raise the limit"
         return (
             f"the file system is full ({self.used:,} of {self.limit:,} bytes in use); {kept}: free some space; items "
             f"can still be read"
@@ -263,12 +264,13 @@ class DiskFullError(Full):
 
 
 class StorageError(QueueError):
-    """The storage failed in a way that has no name of its own; nothing of the call was stored.
+    """The storage failed for a reason without an exception of its own; nothing of the call was stored.
 
-    ``operation`` names what was under way, ``reason`` what the operating system or LMDB said, ``advice`` what to do.
+    ``operation`` names the operation that failed, ``reason`` is the message of the operating system or LMDB, ``advice``
+    says what to do.
     """
 
-    def __init__(self, path: str, operation: str, reason: str, advice: str = "look at the disk and its log") -> None:
+    def __init__(self, path: str, operation: str, reason: str, advice: str = "check the disk and its log") -> None:
         super().__init__(path, operation, reason, advice)
         self.path = path
         self.operation = operation
@@ -282,10 +284,10 @@ class StorageError(QueueError):
 class ServerError(StorageError):
     """The database server refused a call, or could not be reached; nothing of the call was stored.
 
-    ``sqlstate`` is the server's code for it, "" when it did not answer.
+    ``sqlstate`` is the server's code, or "" if it did not answer.
     """
 
-    advice = "look at the server and its log"
+    advice = "check the server and its log"
 
     def __init__(self, path: str, operation: str, reason: str, sqlstate: str = "") -> None:
         QueueError.__init__(self, path, operation, reason, sqlstate)
@@ -300,10 +302,10 @@ class ServerError(StorageError):
 
 
 class GoneError(QueueError):
-    """Somebody has removed a queue, a reader, or the files, while it was open; nothing of the call was stored.
+    """A queue, a reader or the files were removed while the queue was open; nothing of the call was stored.
 
-    ``name``: of a queue that was dropped, "" when it is the files: they, or their directory, were removed, renamed or
-    replaced. ``reader``: of a reader that was dropped, "" when it is something else.
+    ``name`` is the dropped queue; it is "" if the files or their directory were removed, renamed or replaced.
+    ``reader`` is the dropped reader, or "".
     """
 
     def __init__(self, path: str, name: str = "", reader: str = "") -> None:
@@ -316,17 +318,17 @@ class GoneError(QueueError):
         if self.reader:
             return (
                 f"reader {self.reader!r} of queue {self.name!r} in {self.path!r} was dropped; nothing was changed: "
-                f"reader({self.reader!r}) of the queue makes it anew"
+                f"reader({self.reader!r}) of the queue creates it again"
             )
         what = f"{self.name!r} in {self.path!r} was removed" if self.name else f"{self.path!r} was removed or replaced"
         return f"{what} while the queue was open; nothing was stored: open the queue again"
 
 
 class NestedCallError(QueueError):
-    """A call came from within another call of the same thread; nothing of it was stored.
+    """A call was made during another call of the same thread; nothing of it was stored.
 
-    A signal's handler, or a ``__del__`` that the garbage collector runs, may come amid any call. What it calls cannot
-    wait for the call that waits for it.
+    A signal handler, or a ``__del__`` that the garbage collector runs, can interrupt any call. The interrupted call
+    waits for it, so it cannot wait for that call.
     """
 
     def __init__(self, path: str) -> None:
@@ -335,13 +337,13 @@ class NestedCallError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"a call on {self.path!r} came from within another call of the same thread, as from a signal's handler or "
-            f"__del__; nothing was stored: let another thread do it (queue.SimpleQueue hands it over)"
+            f"a call on {self.path!r} was made during another call of the same thread, as by a signal handler or "
+            f"__del__; nothing was stored: let another thread make the call (pass it on by queue.SimpleQueue)"
         )
 
 
 class TransactionError(QueueError):
-    """Something cannot be done inside of ``transaction()``, or what was done there cannot be committed."""
+    """A call cannot be part of a ``transaction()``, or the transaction cannot be committed."""
 
     def __init__(self, path: str, reason: str, advice: str) -> None:
         super().__init__(path, reason, advice)
@@ -354,7 +356,7 @@ class TransactionError(QueueError):
 
 
 class ForwardError(QueueError):
-    """What a target has of a queue does not fit that queue; nothing was forwarded, and nothing removed."""
+    """The target's mark does not match the queue; nothing was forwarded, and nothing removed."""
 
     def __init__(self, path: str, reason: str, advice: str) -> None:
         super().__init__(path, reason, advice)
@@ -363,13 +365,13 @@ class ForwardError(QueueError):
         self.advice = advice
 
     def __str__(self) -> str:
-        return f"{self.path!r} is not what was forwarded before: {self.reason}: {self.advice}"
+        return f"{self.path!r} is not the queue that was forwarded before: {self.reason}: {self.advice}"
 
 
 class LeaseExpiredError(QueueError):
-    """A lease is over: its time, ``clear(all=True)``, or its queue object. Nothing was changed.
+    """A lease is over: by its ``ttl``, by ``clear(all=True)``, or with its queue object. Nothing was changed.
 
-    ``name`` is that of the queue; ``seqs`` are the items that were asked for.
+    ``name`` is the name of the queue; ``seqs`` are the items of the call.
     """
 
     def __init__(self, name: str, seqs: list[int]) -> None:
@@ -381,12 +383,12 @@ class LeaseExpiredError(QueueError):
         numbers = ", ".join(map(str, self.seqs[:10])) + ", ..." * (len(self.seqs) > 10)  # noqa: PLR2004
         return (
             f"the lease of items {numbers} of queue {self.name!r} is over, and others may have them; nothing was "
-            f"changed: undo what was done with them if it can be, and use a longer ttl, or extend() in time"
+            f"changed: undo the work on them if possible, and use a longer ttl, or extend() in time"
         )
 
 
 class SourceError(QueueError):
-    """What stands at the path cannot be imported; nothing was."""
+    """The file or directory at the path cannot be imported; nothing was imported."""
 
     def __init__(self, path: str, reason: str, advice: str) -> None:
         super().__init__(path, reason, advice)
@@ -399,10 +401,10 @@ class SourceError(QueueError):
 
 
 class CommitUnknownError(StorageError):
-    """The disk failed during a commit: whether the call took place is known only after reopening."""
+    """The disk failed during a commit: only the reopened queue shows whether the call took effect."""
 
     def __str__(self) -> str:
         return (
-            f"{self.operation} failed on {self.path!r}: {self.reason}; whether it took place is unknown: look at the "
-            f"queue (the next call reopens it) before doing it again"
+            f"{self.operation} failed on {self.path!r}: {self.reason}; it is unknown whether the call took effect: "
+            f"check the queue (the next call reopens it) before you repeat the call"
         )

@@ -24,12 +24,16 @@ __all__ = ["observe"]
 
 
 def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
-    """Let ``meter`` observe the figures of ``queue.stats()``: ``lmdbqueue.waiting``, ``lmdbqueue.pushed`` and so on.
+    """Report the figures of ``queue.stats()`` to OpenTelemetry: ``lmdbqueue.waiting``, ``lmdbqueue.pushed`` and so on.
 
-    Gauges, and counters for ``pushed``, ``removed`` and ``reader.skipped``. Their attributes are the ``path`` of the
-    directory and, but for figures of the whole directory, the name of the ``queue``; of ``lmdbqueue.reader.lag`` and
-    the like also that of the ``reader``. A queue that was closed is left out from then on. Call it
-    once for all queues: two instruments of one name on a meter are an error of OpenTelemetry's.
+    They are gauges, except the counters ``pushed``, ``removed`` and ``reader.skipped``. Their attributes are the
+    ``path`` of the directory; the name of the ``queue``, except for figures of the whole directory; and the ``reader``
+    for ``lmdbqueue.reader.lag`` and the like. Closed queues are left out. Call it once for all queues: OpenTelemetry
+    refuses two instruments of one name on a meter.
+
+    Args:
+        meter: The meter that reports.
+        *queues: Open queues.
     """
     for metric in METRICS:
         create = meter.create_observable_counter if metric.is_total else meter.create_observable_gauge

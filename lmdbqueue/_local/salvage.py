@@ -1,7 +1,7 @@
 """What can be saved of a damaged file: a new one with every item that is whole.
 
 Owns: what is kept, what goes to quarantine, what is lost. Law: nothing is thrown away that could be
-read: an item whose checksum does not fit, or that stands behind the tail, is kept as it was found, beside the
+read: an item whose checksum does not match, or that stands behind the tail, is kept as it was found, beside the
 queue; the old file is not changed. Must not know: how the new file takes the place of the old one.
 
 LMDB does not see the damaged file, since it trusts what it maps: the trees are walked as bytes

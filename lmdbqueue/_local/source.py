@@ -26,7 +26,7 @@ from lmdbqueue._verbs.reading import head_of
 
 
 class Bounds(NamedTuple):
-    """How far a source has come."""
+    """The progress of a source."""
 
     tail: int  # the number that its next item gets
     removed: int  # how many items have left, or how far a reader has come: never less than before
@@ -34,47 +34,82 @@ class Bounds(NamedTuple):
 
 
 class Source(ABC):
-    """What a forwarder drains: the items that wait in a queue, in their order, or those of a reader of it."""
+    """The origin of a forwarder's items: the waiting items of a queue in their order, or those of a reader."""
 
     path: str
     origin: Origin
 
     @abstractmethod
     def bounds(self) -> Bounds:
-        """Return how far it has come."""
+        """Return its progress."""
 
     @abstractmethod
     def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the numbers and payloads of the first items, at most so many, and so many bytes, but always one."""
+        """Return the numbers and payloads of the first items.
+
+        Args:
+            items: The number of items, at most.
+            size: Bytes of payloads, at most; one item is returned in any case.
+        """
 
     @abstractmethod
     def remove(self, seqs: Collection[int]) -> int:
-        """Remove just the items of these numbers, those that are still there; return how many, durably."""
+        """Remove these items, as far as they are still there; durable when this returns.
+
+        Args:
+            seqs: The numbers of the items.
+
+        Returns:
+            The number of items removed.
+        """
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Let the items of these numbers be dead, those that are still there, for these reasons."""
+        """Make these items dead letters, as far as they are still there.
+
+        Args:
+            reasons: The numbers of the items, each with its reason.
+        """
         message = f"{type(self).__name__} has no dead letters, and the target refused {len(reasons)} items: {reasons}"
         raise NotImplementedError(message)
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
-        """Wait until there is an item, at most so many seconds."""
+        """Wait until there is an item.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
 
     def fill(self, items: int, size: int, timeout: float) -> bool:
-        """Wait for so many items, or bytes, at most so many seconds; return whether they are there.
+        """Wait for more items.
 
-        A source that does not know how to wait for more says that what it has is all.
+        Args:
+            items: The number of items to wait for.
+            size: Bytes of payloads that are enough, too.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether they are there. A source that cannot wait for more says that they are.
         """
         del items, size, timeout
         return True
 
     @abstractmethod
     def close(self) -> None:
-        """Free what this object holds."""
+        """Release all resources."""
 
 
 class QueueSource(Source):
-    """The items of a queue directory, as bytes."""
+    """The items of a queue directory, as bytes.
+
+    Args:
+        path: The directory.
+        name: The queue in it.
+
+    Raises:
+        FormatError: There is no queue directory.
+        KeyError: There is no queue of that name.
+    """
 
     def __init__(self, path: str | os.PathLike[str], name: str = "queue") -> None:
         """Open the queue; raise ``FormatError`` if no directory is there, ``KeyError`` if no queue of the name is."""
@@ -98,12 +133,20 @@ class QueueSource(Source):
         )
 
     def bounds(self) -> Bounds:
-        """Return how far the queue has come."""
+        """Return the progress of the queue."""
         stats = self._queue.stats()
         return Bounds(stats.tail, stats.removed, stats.waiting)
 
     def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the first items. Raises ``CorruptItemError``, with which somebody has to deal first."""
+        """Return the numbers and payloads of the first items.
+
+        Args:
+            items: The number of items, at most.
+            size: Bytes of payloads, at most; one item is returned in any case.
+
+        Raises:
+            CorruptItemError: The first item is damaged; somebody has to deal with it.
+        """
         seqs: list[int] = []
         payloads: list[bytes] = []
         place = b""
@@ -121,27 +164,48 @@ class QueueSource(Source):
         return seqs, payloads
 
     def _behind(self, place: bytes) -> list[Entry]:
-        """Return some entries behind a place, b"" for the first."""
+        """Return some entries behind a key, b"" for the first."""
         return self._engine.since(place)
 
     def remove(self, seqs: Collection[int]) -> int:
-        """Remove just these items from among those that wait."""
+        """Remove these items from among the waiting ones; durable when this returns.
+
+        Args:
+            seqs: The numbers of the items.
+        """
         if not seqs:
             return 0
         return self._engine.environment.update(self._engine.ref, leases.delete_items, list(map(_format.key_of, seqs)))
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Let these items be dead letters of the queue."""
+        """Make these items dead letters of the queue.
+
+        Args:
+            reasons: The numbers of the items, each with its reason.
+        """
         for seq, reason in reasons.items():
             self._queue.dead_letter(seq, reason)
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is an item."""
+        """Wait until there is an item.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
         with suppress(Empty):
             self._queue.peek(1, blocking=True, timeout=timeout)
 
     def fill(self, items: int, size: int, timeout: float) -> bool:
-        """Wait for so many items, or bytes."""
+        """Wait for more items.
+
+        Args:
+            items: The number of items to wait for.
+            size: Bytes of payloads that are enough, too.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether they are there.
+        """
         head, batch = self._head(), checked_batch(items, size, 0.0)
         return bool(head.wait(lambda: head.is_full(batch) or None, timeout))
 
@@ -154,10 +218,19 @@ class QueueSource(Source):
 
 
 class ReaderSource(QueueSource):
-    """What a named reader of a queue directory has not passed, as bytes. The reader is made if it is not there.
+    """The items of a queue directory that a named reader has not passed, as bytes.
 
-    To remove is to pass. What came back meanwhile to a place before the last item of a batch is passed, too, and
-    counted as skipped: just as if the reader had moved when it read.
+    To remove is to pass. An item that returned meanwhile to a place before the last item of a batch is passed, too, and
+    counted as skipped, just as if the reader had moved when it read.
+
+    Args:
+        path: The directory.
+        name: The queue in it.
+        reader: The reader; it is created if it is missing.
+
+    Raises:
+        FormatError: There is no queue directory.
+        KeyError: There is no queue of that name.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str, reader: str) -> None:
@@ -168,12 +241,17 @@ class ReaderSource(QueueSource):
         self.origin = Origin(self.origin.uuid, f"{name}/{reader}")
 
     def bounds(self) -> Bounds:
-        """Return how far the reader has come."""
+        """Return the progress of the reader."""
         come = self._engine.environment.view(self._engine.ref, readers.come, self._reader.name)
         return Bounds(self._queue.stats().tail, come, self._reader.count())
 
     def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the first items that were not refused."""
+        """Return the numbers and payloads of the first items that were not refused.
+
+        Args:
+            items: The number of items, at most.
+            size: Bytes of payloads, at most; one item is returned in any case.
+        """
         if not self._refused:
             return super().read(items, size)
         seqs, payloads = super().read(items + len(self._refused), size)
@@ -186,7 +264,11 @@ class ReaderSource(QueueSource):
         return self._engine.reader_first(self._reader.name, 1)
 
     def remove(self, seqs: Collection[int]) -> int:
-        """Let the reader pass these items."""
+        """Move the reader past these items; durable when this returns.
+
+        Args:
+            seqs: The numbers of the items.
+        """
         if not seqs:
             return 0
         passed = self._pass(seqs)
@@ -198,10 +280,13 @@ class ReaderSource(QueueSource):
         return self._engine.environment.update(self._engine.ref, readers.settle, *args)
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Let these items be dead letters of the queue ``NAME-READER-refused``, and pass them in their turn.
+        """Make these items dead letters of the queue ``NAME-READER-refused``, and pass them in their turn.
 
-        The items themselves stay where they are, for other readers. Killed before the reader has passed them, the next
-        run sends them again, and they may be dead letters twice.
+        The items themselves stay where they are, for other readers. If the process is killed before the reader has
+        passed them, the next run sends them again, and they can be dead letters twice.
+
+        Args:
+            reasons: The numbers of the items, each with its reason.
         """
         seqs, payloads = self.read(_AHEAD, sys.maxsize)
         some = {seq: payload for seq, payload in zip(seqs, payloads, strict=True) if seq in reasons}
@@ -214,7 +299,7 @@ class ReaderSource(QueueSource):
             self._pass_refused()
 
     def _pass_refused(self) -> None:
-        """Let the reader pass what was refused, as far as nothing stands before it."""
+        """Move the reader past refused items, as far as no other item stands before them."""
         while self._refused:
             seqs, _ = super().read(1, 1)
             if not self._refused.intersection(seqs):
@@ -223,7 +308,11 @@ class ReaderSource(QueueSource):
             self._pass(seqs)
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is an item."""
+        """Wait until there is an item.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
         with suppress(Empty):
             self._reader.peek(1, blocking=True, timeout=timeout)
 

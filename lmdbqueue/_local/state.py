@@ -61,7 +61,7 @@ def _get(txn: Txn, queue: Tables, record: bytes) -> bytes | None:
     if value is None or not queue.sealed:
         return value
     if not _format.is_intact(record, value):
-        raise CorruptQueueError(queue.generation.path, f"the state {record.decode()!r}: its checksum does not fit")
+        raise CorruptQueueError(queue.generation.path, f"the state {record.decode()!r}: its checksum does not match")
     return value[:-SEAL_SIZE]
 
 

@@ -26,7 +26,7 @@ _TOKEN = 8  # bytes
 
 
 class Proof:
-    """The proof of one queue. ``damaged``: keys of records whose checksum does not fit; then nothing else is told."""
+    """The proof of one queue. ``damaged``: keys of records whose checksum does not match; then nothing else is told."""
 
     def __init__(self, txn: Txn, queue: Tables) -> None:
         self._txn = txn

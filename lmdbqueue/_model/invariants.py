@@ -35,14 +35,14 @@ _FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, whic
 
 
 class Damage(NamedTuple):
-    """An item whose checksum does not fit, or something else that another snapshot may have in common."""
+    """An item whose checksum does not match, or something else that another snapshot may have in common."""
 
     queue: str
     seq: int  # _NO_ITEM for something else
     what: str = ""
 
     def __str__(self) -> str:
-        what = self.what or f"item {self.seq} is damaged, its checksum does not fit"
+        what = self.what or f"item {self.seq} is damaged, its checksum does not match"
         return f"queue {self.queue!r}: {what}" if self.queue else what
 
 
@@ -131,12 +131,12 @@ def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
     proof = away_proof.Proof(txn, queue)
     problems += proof.sentences()
     for record in proof.damaged:
-        damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not fit"))
+        damaged.add(Damage(queue.name, _NO_ITEM, f"the record {record!r} is damaged, its checksum does not match"))
     problems += _size_problems(txn, queue)
     for record, value in (*fifo.state(txn, queue), *reader_records.records(txn, queue)) if queue.sealed else ():
         if not _format.is_intact(record, value):
             what = f"the state {_format.state_key(record)!r}" if b"/state/" in record else f"the record {record!r}"
-            damaged.add(Damage(queue.name, _NO_ITEM, f"{what} is damaged, its checksum does not fit"))
+            damaged.add(Damage(queue.name, _NO_ITEM, f"{what} is damaged, its checksum does not match"))
 
 
 def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> list[int]:

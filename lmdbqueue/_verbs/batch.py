@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 
 class Origin(NamedTuple):
-    """Which queue items come from: the uuid of its directory, its name there."""
+    """The queue that items come from: the uuid of its directory, and its name there."""
 
     uuid: str
     name: str
 
 
 class Mark(NamedTuple):
-    """What a target knows of a source: its last batch."""
+    """A target's knowledge of a source: its last batch."""
 
     number: int  # of the batch; the first is 1
     seqs: list[int]  # the numbers of its items
@@ -49,9 +49,13 @@ class Batch(NamedTuple):
 
 
 class Target(ABC):
-    """What items are forwarded to. Each method may raise: the forwarder tries again, from ``last`` on.
+    """The destination of a forwarder; subclass it for one of your own.
 
-    ``limit`` and ``max_bytes``: items of a batch and their bytes, at the most; None: as many as the forwarder likes.
+    If a method raises, the forwarder tries again, from ``last`` on.
+
+    Attributes:
+        limit: Items of a batch, at most; None: as the forwarder likes.
+        max_bytes: Bytes of a batch, at most; None: as the forwarder likes.
     """
 
     limit: int | None = None
@@ -59,27 +63,41 @@ class Target(ABC):
 
     @abstractmethod
     def last(self, origin: Origin) -> Mark | None:
-        """Return the mark that was stored with the last batch of a source; None if there is none, or none is kept.
+        """Return the mark of the last batch of a source.
 
-        With a mark stored in one step with its batch, each item comes exactly once; without, at least once.
-        ``BusyError`` says that another forwarder of this source is at work.
+        If a target stores each mark in one step with its batch, each item arrives exactly once; otherwise at least
+        once.
+
+        Args:
+            origin: The queue that the items come from.
+
+        Returns:
+            The mark; None if there is none, or if this target keeps none.
+
+        Raises:
+            BusyError: Another forwarder of this source is at work.
         """
 
     @abstractmethod
     def store(self, batch: Batch) -> None:
-        """Store a batch, all of it, so that it is safe when this returns.
+        """Store a batch completely; it is safe when this returns.
 
-        Raise ``RefusedError`` for items that will never be taken: they go to the dead letters of the source, and the
-        others come in a new batch. A target that keeps marks raises it before it has stored anything of the batch.
+        Args:
+            batch: The items and their mark.
+
+        Raises:
+            RefusedError: The target will never take some of the items. They become dead letters of the source, and the
+                others come again in a new batch. A target that keeps marks raises it before it has stored anything.
+            AwayError: The target takes nothing now.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Free what this object holds."""
+        """Release all resources."""
 
 
 class BusyError(Exception):
-    """Another forwarder of the same source is at work, or has been."""
+    """Another forwarder of the same source is, or was, at work."""
 
 
 class RefusedError(Exception):

@@ -197,4 +197,4 @@ def is_over(deadline: float | None) -> bool:
 
 
 def _reason(error: DecodeError | CorruptItemError) -> str:
-    return f"it cannot be decoded: {error.reason}" if isinstance(error, DecodeError) else "its checksum does not fit"
+    return f"it cannot be decoded: {error.reason}" if isinstance(error, DecodeError) else "its checksum does not match"

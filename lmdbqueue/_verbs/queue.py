@@ -122,7 +122,14 @@ class Queue(Writing[T], ABC):
 
     @abstractmethod
     def flush(self, force: bool = False) -> int:
-        """Give empty space back; return how many bytes."""
+        """Return empty space to the file system.
+
+        Args:
+            force: Even if there is little.
+
+        Returns:
+            The number of bytes.
+        """
 
     # --- the verbs of queue.Queue
 

@@ -51,7 +51,7 @@ _TURN: Final = 0.5  # seconds between two looks whether the other forwarder has 
 
 
 class Forwarded(NamedTuple):
-    """What a forwarder has done so far, and what there is to do."""
+    """The work of a forwarder so far, and the work that is left."""
 
     items: int = 0
     batches: int = 0
@@ -63,15 +63,25 @@ class Forwarded(NamedTuple):
 
 
 class Forwarder:
-    """Drains a queue into a target, in order, each item exactly once, or at least once if the target keeps no marks.
+    """Drains a queue into a target, in order: each item exactly once, or at least once if the target keeps no marks.
 
-    ``local`` is a ``PersistentQueue``, the path of its directory, a reader of it (``queue.reader("central")``: then the
-    items stay for others, and only that reader moves), or a ``Source``; ``remote`` is a ``PostgresQueue``, an
-    ``HttpTarget``, an ``MqttTarget``, or a ``Target`` of your own. ``batch``: items at a time, of ``max_bytes``
-    together (one item in any case). With ``follow`` it waits for more items, and ``linger`` seconds for a batch to be
-    full; else it ends when none is left. ``away``: which errors of the target mean that it is away; then it is tried
-    again, after up to ``pause`` seconds, and the logger ``lmdbqueue`` tells since when, and when it is back.
-    ``progress`` is called with a ``Forwarded`` after each batch, each failure, and when the target is back.
+    An item is removed here only after it was stored there. While the target does not answer, the forwarder tries again;
+    the logger ``lmdbqueue`` says since when, and when it is back.
+
+    Example:
+        >>> Forwarder(PersistentQueue("readings"), HttpTarget("https://example.org/readings"), follow=True).run()
+
+    Args:
+        local: A ``PersistentQueue`` or the path of its directory; a reader of it, ``queue.reader("central")``, which
+            alone moves while the items stay for others; or a ``Source``.
+        remote: A ``PostgresQueue``, an ``HttpTarget``, an ``MqttTarget``, or a ``Target`` of your own.
+        batch: Items of a batch, at most.
+        max_bytes: Bytes of a batch, at most; one item in any case.
+        follow: Whether to wait for more items; otherwise ``run`` ends when none is left.
+        linger: With ``follow``, seconds to wait for a batch to fill.
+        away: The errors that mean that the target does not answer now.
+        pause: The longest pause between two attempts, in seconds.
+        progress: Called with a ``Forwarded`` after each batch, each failure, and when the target is back.
     """
 
     def __init__(
@@ -112,10 +122,15 @@ class Forwarder:
         self._target = _target_of(remote)
 
     def run(self) -> Forwarded:
-        """Forward until nothing is left (with ``follow``: for ever), or until it is stopped; return what was done.
+        """Forward until nothing is left (with ``follow``: for ever), or until it is stopped.
 
-        SIGTERM and SIGINT stop it, in the main thread: what is under way is finished before. Raises ``ForwardError``
-        if the mark does not fit the source, and what the source raises.
+        In the main thread, SIGTERM and SIGINT stop it. The current batch is finished first.
+
+        Returns:
+            What was done.
+
+        Raises:
+            ForwardError: The mark of the target does not fit the source.
         """
         try:
             with stopped_by_signals(self.stop):
@@ -128,11 +143,11 @@ class Forwarder:
         return self._done
 
     def stop(self) -> None:
-        """End ``run``, from another thread or a signal's handler, when what is under way is finished."""
+        """End ``run`` after the current batch; call it from another thread or from a signal handler."""
         self._stopped.set()
 
     def _try(self) -> bool:
-        """Forward until something goes wrong; tell whether to begin again."""
+        """Forward until something fails; return whether to start again."""
         try:
             mark = self._target.last(self._source.origin)
         except BusyError:

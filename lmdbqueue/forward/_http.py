@@ -93,12 +93,24 @@ class HttpTarget(Target):
             self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
 
     def last(self, origin: Origin) -> Mark | None:
-        """Return None: a server keeps no mark."""
+        """Return None: a server keeps no mark.
+
+        Args:
+            origin: The queue that the items come from.
+        """
         del origin
         return None
 
     def store(self, batch: Batch) -> None:
-        """Send the items; raise what ``Target.store`` says."""
+        """Send the items.
+
+        Args:
+            batch: The items and their mark.
+
+        Raises:
+            RefusedError: The server will never take some of the items.
+            AwayError: The server did not take the items now.
+        """
         stored: list[int] = []
         refused: dict[int, str] = {}
         whole = list(zip(batch.mark.seqs, batch.payloads, strict=True))
@@ -123,7 +135,7 @@ class HttpTarget(Target):
         self._connection.close()
 
     def _try(self, origin: Origin, seqs: list[int], payloads: list[bytes]) -> "_Answer":
-        """Send one request; return what became of it."""
+        """Send one request; return its fate."""
         try:
             items = list(map(self._loads, payloads))
             body = self._encode(items[0] if self._size == 1 else items)
@@ -163,7 +175,7 @@ class HttpTarget(Target):
 
 
 class _Answer(NamedTuple):
-    """What became of a request; neither done nor refused: it is to be sent again."""
+    """The fate of a request; if neither done nor refused, it is sent again."""
 
     pause: float | None  # seconds for which the server wants to be left alone
     text: str

@@ -82,12 +82,24 @@ class MqttTarget(Target):
         self._connection: _Connection | None = None
 
     def last(self, origin: Origin) -> Mark | None:
-        """Return None: a broker keeps no mark."""
+        """Return None: a broker keeps no mark.
+
+        Args:
+            origin: The queue that the items come from.
+        """
         del origin
         return None
 
     def store(self, batch: Batch) -> None:
-        """Publish the items; raise what ``Target.store`` says."""
+        """Publish the items.
+
+        Args:
+            batch: The items and their mark.
+
+        Raises:
+            RefusedError: The broker will never take some of the items.
+            AwayError: The broker did not take the items now.
+        """
         refused: dict[int, str] = {}
         stored: list[int] = []
         try:

@@ -189,10 +189,14 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return box
 
     def end(self, lease: Lease[bytes], error: BaseException | None) -> None:
-        """Store what was made in one step with the acknowledgement: now, or in a worker with the next ``take``.
+        """Store the results of a task in one step with its acknowledgement: now, or in a worker with the next ``take``.
 
-        An error of the storage, or an interrupt, gives the task back. Any other, such as a result that cannot be
-        serialized, would come again each time: the task becomes a dead letter with that reason.
+        An error of the storage, or an interrupt, returns the task to the queue. Any other error, such as a result that
+        cannot be serialized, would come again each time, so the task becomes a dead letter with that reason.
+
+        Args:
+            lease: The lease of the task.
+            error: The error of the task's execution, or None.
         """
         box: _Box = self._here.box
         self._here.box = box.outer
@@ -211,7 +215,14 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
                     lease.reject(reason=reason)
 
     def settle(self, *, is_taking: bool = False) -> Lease[bytes] | None:
-        """Store the end of the last task of this thread, and with ``is_taking`` lease the next in the same step."""
+        """Store the end of this thread's last task.
+
+        Args:
+            is_taking: Lease the next task in the same step.
+
+        Returns:
+            The lease of the next task, or None.
+        """
         ended: tuple[Lease[bytes], _Box] | None = getattr(self._here, "ended", None)
         if ended is None:
             return None
@@ -266,7 +277,11 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._do(lambda: self._queues.schedule.state.__setitem__(key, data))
 
     def due(self, ts: Any) -> list[tuple[str, bytes]]:
-        """Return the tasks whose time has come, each by the key that it has in the schedule."""
+        """Return the tasks whose time has come, each with its key in the schedule.
+
+        Args:
+            ts: The time, a ``datetime``.
+        """
         last = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}~"
         state = self._settled().schedule.state
         found = []
@@ -280,7 +295,11 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     @contextmanager
     def moving(self, key: str) -> Iterator[None]:
-        """Let the next ``enqueue`` of this thread move what has this key in the schedule."""
+        """Make the next ``enqueue`` of this thread in the block move a task out of the schedule.
+
+        Args:
+            key: The key of the task in the schedule.
+        """
         self._here.moving = key
         try:
             yield
@@ -296,7 +315,11 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return [data for _, data in found]
 
     def unschedule(self, key: str) -> None:
-        """Remove what has this key in the schedule."""
+        """Remove a task from the schedule.
+
+        Args:
+            key: The key of the task in the schedule.
+        """
         self._settled().schedule.state.pop(key, None)
 
     def schedule_size(self) -> int:

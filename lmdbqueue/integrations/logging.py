@@ -52,7 +52,10 @@ _dumps: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 def encode(record: logging.LogRecord) -> bytes:
     """Return a record as JSON: its attributes by name, its message in ``msg``, a traceback as text.
 
-    What JSON does not have, among the attributes that a program added, becomes its ``repr``.
+    Attributes that JSON cannot express become their ``repr``.
+
+    Args:
+        record: The record.
     """
     return _encoded(_fields(record, None))
 
@@ -84,7 +87,14 @@ def _harmless(value: object) -> object:
 
 
 def decode(payload: bytes) -> logging.LogRecord:
-    """Return the record that ``encode`` made this of. Raises ``ValueError`` for anything else."""
+    """Return the record that ``encode`` made these bytes of.
+
+    Args:
+        payload: The bytes.
+
+    Raises:
+        ValueError: They are something else.
+    """
     fields = json.loads(payload)
     if not isinstance(fields, dict) or not fields.keys() >= _MADE:
         message = "this is no log record"

@@ -153,7 +153,17 @@ class DurableSpanExporter(SpanExporter):
 
 
 class DurableLogExporter(LogRecordExporter):
-    """Store log records, and send them to a collector whenever it is there. As ``DurableSpanExporter``."""
+    """Store log records, and send them to a collector when it answers: see ``DurableSpanExporter``.
+
+    Give it to a ``BatchLogRecordProcessor``.
+
+    Args:
+        path: The directory of the queue; created if it is missing.
+        target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
+        name: The queue in the directory.
+        retain: The number of newest requests to keep while no collector answers; None: all.
+        durability: ``"off"``, or ``"full"`` to survive power cuts; for a directory that is created now.
+    """
 
     def __init__(
         self,
@@ -182,9 +192,17 @@ class DurableLogExporter(LogRecordExporter):
 
 
 class DurableMetricExporter(MetricExporter):
-    """Store metrics, and send them to a collector whenever it is there. As ``DurableSpanExporter``.
+    """Store metrics, and send them to a collector when it answers: see ``DurableSpanExporter``.
 
     Give it to a ``PeriodicExportingMetricReader``.
+
+    Args:
+        path: The directory of the queue; created if it is missing.
+        target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
+        name: The queue in the directory.
+        retain: The number of newest requests to keep while no collector answers; None: all.
+        durability: ``"off"``, or ``"full"`` to survive power cuts; for a directory that is created now.
+        **preferred: Options of ``MetricExporter``.
     """
 
     def __init__(
@@ -218,14 +236,22 @@ class DurableMetricExporter(MetricExporter):
 
 
 def inject(headers: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return headers for ``push`` with the context of the current span, beside those given."""
+    """Return headers for ``push`` that carry the context of the current span.
+
+    Args:
+        headers: Other headers to keep.
+    """
     carrier = dict(headers or {})
     propagate.inject(carrier)
     return carrier
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    """Return the context that the headers of an item carry."""
+    """Return the context that the headers of an item carry.
+
+    Args:
+        headers: The headers.
+    """
     return propagate.extract(headers)
 
 

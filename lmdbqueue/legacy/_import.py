@@ -83,7 +83,7 @@ _BATCH_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did. A run that finds that it was done already returns what was done then."""
+    """The result of an import. If it was done before, the result of that run."""
 
     format: str  # as ``detect`` says it
     items: int  # that are in the queue now
@@ -95,11 +95,18 @@ class Imported:
 
 
 def detect(path: str | os.PathLike[str], *, table: str | None = None) -> str:
-    """Return which library wrote what is at ``path``: the name of its format.
+    """Return the format of the queue at a path, which names the library that wrote it.
 
-    ``"python-persistent-queue"``, ``"persist-queue files"``, ``"persist-queue SQLite"``, ``"litequeue"``,
-    ``"queuelib files"`` or ``"queuelib SQLite"``. ``table``: of a database that holds several queues. Raises
-    ``SourceError`` for what cannot be imported, and says why.
+    Args:
+        path: The file or directory.
+        table: The queue, in a database that holds several.
+
+    Returns:
+        ``"python-persistent-queue"``, ``"persist-queue files"``, ``"persist-queue SQLite"``, ``"litequeue"``,
+        ``"queuelib files"`` or ``"queuelib SQLite"``.
+
+    Raises:
+        SourceError: It cannot be imported; the error says why.
     """
     return _recognized(os.path.realpath(path), table).format
 
@@ -114,18 +121,30 @@ def import_file(
     dumps: Callable[[Any], bytes] = pickle.dumps,
     loads: Callable[[bytes], Any] = pickle.loads,
 ) -> Imported:
-    """Append all items of the queue at ``path`` to the queue ``name`` in the directory ``dest``; tell what was done.
+    """Append all items of another library's queue to a queue of this library.
 
-    ``path``: a file or directory of python-persistent-queue, persist-queue, litequeue or queuelib (``detect``),
-    whose program does not run. ``dest`` is created if it is not there. ``dumps`` and ``loads``: those that the
-    queue is used with. ``progress(done, total)`` is called with records, finished ones too; ``total`` is what
-    the source says and may be wrong. ``table``: of a database that holds several queues.
+    It is all or nothing, and as durable as a push when it returns. After a crash, run it again; a run after a complete
+    one does nothing. Meanwhile others cannot open ``dest``, nor write to it. The source is not changed, and nothing is
+    unpickled.
 
-    All or nothing, and as durable as a push when it returns. Run it again after a crash; when it was done it
-    does nothing. Others cannot open ``dest``, nor write to it, meanwhile. Raises ``SourceError`` for what
-    cannot be imported, ``TransactionError`` inside of a transaction, and what pushing raises, such as
-    ``DiskFullError``; nothing was imported then, but for ``CommitUnknownError``, after which running it again
-    tells.
+    Args:
+        path: A file or directory of python-persistent-queue, persist-queue, litequeue or queuelib. Its program must not
+            run.
+        dest: The queue's directory; created if it is missing.
+        name: The queue in the directory.
+        progress: Called with records done, finished ones included, and the source's own total, which may be wrong.
+        table: The queue, in a database that holds several.
+        dumps: The function with which the new queue will be used.
+        loads: The same.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SourceError: The source cannot be imported.
+        TransactionError: It was called in a transaction.
+        DiskFullError: There is no room. As with every error of a push, nothing was imported.
+        CommitUnknownError: Run it again to find out.
     """
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)

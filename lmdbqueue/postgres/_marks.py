@@ -51,10 +51,11 @@ _FOR_GOOD: Final = re.compile(r'(database|role) ".*" does not exist|authenticati
 
 
 class PostgresTarget(Target):
-    """A ``PostgresQueue`` that gets each item exactly once.
+    """A target that gives each item to a ``PostgresQueue`` exactly once.
 
-    The queue is given open, and is the caller's to close; or as a function that opens it, so that a server that is
-    away at first can be waited for.
+    Args:
+        queue: An open queue, which the caller closes; or a function that opens it, so that a server that does not
+            answer yet can be waited for.
     """
 
     def __init__(self, queue: PostgresQueue[Any] | Callable[[], PostgresQueue[Any]]) -> None:
@@ -64,7 +65,14 @@ class PostgresTarget(Target):
         self._held: Origin | None = None
 
     def last(self, origin: Origin) -> Mark | None:
-        """Take the lock of the source, and return its mark. Raises ``BusyError`` if another has the lock."""
+        """Take the lock of the source, and return its mark.
+
+        Args:
+            origin: The queue that the items come from.
+
+        Raises:
+            BusyError: Another forwarder has the lock.
+        """
         if self._queue is None:
             assert self._open_queue is not None  # one of the two
             try:
@@ -80,7 +88,15 @@ class PostgresTarget(Target):
         return database.view(_PATIENCE, _last, place, origin)
 
     def store(self, batch: Batch) -> None:
-        """Push the items of a batch, and its mark, as one transaction."""
+        """Push the items of a batch and store its mark, as one transaction.
+
+        Args:
+            batch: The items and their mark.
+
+        Raises:
+            BusyError: Another forwarder stored this batch, or the one before.
+            RefusedError: The server will never take some of the items.
+        """
         assert self._queue is not None  # ``last`` comes first
         engine = postgres_engine_of(self._queue)
         database, place = engine.database, engine.place

@@ -38,7 +38,7 @@ _DAY: Final = 86_400  # seconds that the rows of dead sessions are kept
 
 
 class Transaction:
-    """A block of a user. ``connection`` (psycopg's) is for statements of your own, which are a part of it."""
+    """The block of a ``transaction()``, for statements of your own. ``queue.transaction()`` makes it."""
 
     def __init__(self, block: Block) -> None:
         self._block = block
@@ -52,17 +52,38 @@ class Transaction:
 class PostgresQueue(Queue[T]):
     """A persistent FIFO queue in a PostgreSQL database, for any number of threads, processes and machines.
 
-    ``conninfo`` is the address, as libpq has it: ``postgresql://host/database``, with several hosts and
-    ``target_session_attrs=read-write`` for a primary that may move. ``name`` picks one of the queues; it is made if
-    it is not there, and so are the tables, in ``schema``. ``dumps``, ``loads``, ``maxsize``, ``max_attempts`` and
-    ``expired`` are those of ``PersistentQueue``; so is ``serializer``, whose name is kept with the queue.
+    The verbs are those of ``PersistentQueue``. When a call returns, it is committed; the server's
+    ``synchronous_commit`` says what that promises (docs/scaling.md). If a connection is lost, calls reconnect and
+    continue for ``patience`` seconds; then they raise ``ServerError`` (nothing was stored), or ``CommitUnknownError``
+    if no server could say whether the call took effect.
 
-    A call that returned is committed; what that promises is the server's ``synchronous_commit`` (docs/scaling.md).
-    When a connection is lost, calls connect again and go on, for ``patience`` seconds; then they raise
-    ``ServerError`` (nothing was stored), or ``CommitUnknownError`` if nobody could be asked whether they took place.
+    Threads can share an object; each uses a connection of its own. A forked child can continue to use it. Pickling it,
+    as for a spawned process, opens the same queue there (the pickle contains the password).
 
-    One object may be used by many threads, each with a connection of its own. A forked child may go on using it;
-    sent to a spawned process, by pickling, it opens the same queue there (the pickle has the password).
+    Example:
+        >>> queue = PostgresQueue("postgresql://localhost/app", "jobs")
+
+    Args:
+        conninfo: The address, as libpq takes it: ``postgresql://host/database``; for a primary that may move, several
+            hosts and ``target_session_attrs=read-write``.
+        name: One of the queues; it is created, with its tables, if it is missing.
+        dumps: Converts an item to bytes.
+        loads: Converts the bytes back to the item.
+        serializer: A pair of ``dumps`` and ``loads`` by name, which is stored with the queue; another name raises
+            ``OptionError``.
+        maxsize: Items in the queue above which pushes of this object raise ``Full``; 0: no limit.
+        max_attempts: Leases of an item after which this object makes it a dead letter; None: no limit.
+        expired: What becomes of expired items, as for ``PersistentQueue``.
+        schema: The schema of the tables.
+        patience: Seconds to reconnect, and to wait for a lock, before a call raises ``ServerError``.
+        order: ``"commit"``: items leave in the order of the commits, so pushes take turns. ``"relaxed"``: pushes never
+            wait for each other. Fixed when the queue is created.
+        pool: The largest number of connections of this process for calls; None: one for each thread that calls.
+
+    Raises:
+        ServerError: The server refuses, or did not answer for ``patience`` seconds.
+        OptionError: The queue was created with another ``order``.
+        VersionError: The schema is of another version of the library.
     """
 
     _engine: PostgresEngine
@@ -116,7 +137,7 @@ class PostgresQueue(Queue[T]):
 
     @property
     def patience(self) -> float:
-        """For how many seconds calls connect again and go on while the server is away."""
+        """Seconds for which calls reconnect and continue while the server does not answer."""
         return self._engine.patience
 
     def __repr__(self) -> str:
@@ -128,9 +149,13 @@ class PostgresQueue(Queue[T]):
         return _reopen, (type(self), self.conninfo, self._options())
 
     def flush(self, force: bool = False) -> int:  # noqa: ARG002  (as the other engine has it)
-        """Vacuum the table of items; return how many bytes went back to the file system.
+        """Vacuum the table of items. The server does so by itself, often; free space is reused in any case.
 
-        The server does so by itself, often; the room is used again in any case. ``force`` changes nothing.
+        Args:
+            force: It changes nothing; ``PersistentQueue.flush`` has it.
+
+        Returns:
+            The number of bytes returned to the file system.
         """
         engine = self._engine
         engine.refuse_if_closed()
@@ -138,10 +163,18 @@ class PostgresQueue(Queue[T]):
         return engine.database.view(engine.patience, _queues.vacuum)
 
     def copy(self, name: str) -> Self:
-        """Make a copy of this queue in the same database, a queue of its own, and return it opened.
+        """Copy this queue, with its state, to a new one in the same database; durable when this returns.
 
-        It is a snapshot of one moment, with the state; in it no item is leased. Pushes wait meanwhile. Raises
-        ``ExistsError`` if there is a queue of that name.
+        The copy is a snapshot of one moment, without leases. Pushes wait meanwhile.
+
+        Args:
+            name: The name of the copy.
+
+        Returns:
+            The copy, opened.
+
+        Raises:
+            ExistsError: There is a queue of that name.
         """
         engine = self._engine
         engine.refuse_if_closed()
@@ -154,20 +187,27 @@ class PostgresQueue(Queue[T]):
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Make what this thread does in the block, with all queues of this database and schema, one atomic step.
+        """Make all calls of this thread in the block one atomic step, across all queues of this database and schema.
 
-        What the block gets has the ``connection``, for statements of your own: they are a part of it, too. An
-        exception that leaves the block undoes all, and so does a kill. Every verb in it sees what those before it
-        did, and nobody else sees any of it before the end. Blocks may be nested: the inner one is a part of the outer.
+        Statements on the ``connection`` of the block are part of the step. It is durable when the block ends. An
+        exception that leaves the block undoes all of it, and so does a kill. Calls in the block see the effects of
+        earlier ones; nobody else does until the end. An inner block is a part of the outer one.
 
-        What is taken in it is passed over by others; a queue that is pushed to is locked for other pushes until the
-        end, so keep it short. Two blocks that push to two queues in different orders can block each other: the
-        server undoes one, which raises ``ServerError``.
+        Other consumers pass over the items that it takes. A queue that it pushes to is locked for other pushes until
+        the end, so keep blocks short. Two blocks that push to two queues in different orders can block each other: the
+        server undoes one of them, which raises ``ServerError``.
 
-        Raises ``TransactionError`` for what cannot be a part of it: a queue of another database, waiting, ``flush``,
-        ``copy``, ``check``, ``drop_queue``; and at the end if a call or a statement in it failed, even if that error
-        was caught. ``Full`` can be caught. ``ServerError`` at the end: nothing was stored; ``CommitUnknownError``:
-        look.
+        Example:
+            >>> with queue.transaction() as txn:
+            ...     txn.connection.execute("INSERT INTO orders (what) VALUES ('tea')")
+            ...     queue.push("tea")
+
+        Raises:
+            TransactionError: A call cannot be part of a transaction: on a queue of another database, a call that waits,
+                ``flush``, ``copy``, ``check``, ``drop_queue``. At the end of the block: a call or statement in it
+                failed, even if its error was caught. (``Full`` can be caught.)
+            ServerError: At the end: nothing was stored.
+            CommitUnknownError: At the end: check whether the block took effect.
         """
         with self._engine.database.transaction(self.patience) as block:
             yield Transaction(block)
@@ -182,8 +222,19 @@ class PostgresQueue(Queue[T]):
     def move(self, items: int = 1, *, to: "PostgresQueue[Any]") -> int:
         """Move the first items to the tail of another queue of this database, as one atomic step.
 
-        They are not decoded. Returns how many there were, at most ``items``. Raises ``Full`` by the limit of ``to``
-        (nothing is moved then), ``TransactionError`` if ``to`` is elsewhere, ``ValueError`` if it is this queue.
+        The items are not decoded.
+
+        Args:
+            items: The number of items, at most.
+            to: The other queue.
+
+        Returns:
+            The number of items moved.
+
+        Raises:
+            Full: The limit of ``to`` would be exceeded; nothing was moved.
+            TransactionError: ``to`` is in another database or schema.
+            ValueError: ``to`` is this queue.
         """
         n = checked_count(items)
         target = postgres_engine_of(to)
@@ -203,10 +254,15 @@ class PostgresQueue(Queue[T]):
         return self._engine.database.view(self.patience, _queues.names)
 
     def drop_queue(self, name: str) -> None:
-        """Remove the queue ``name`` of this schema, with its items and state.
+        """Remove a queue of this schema with its items and its state.
 
-        Objects that are open on that queue, anywhere, raise ``GoneError`` from then on. Raises ``KeyError`` if there
-        is no such queue.
+        Open objects of that queue, anywhere, raise ``GoneError`` from then on.
+
+        Args:
+            name: The name of the queue.
+
+        Raises:
+            KeyError: There is no such queue.
         """
         database = self._engine.database
         self._engine.refuse_if_closed()
@@ -218,9 +274,12 @@ class PostgresQueue(Queue[T]):
         database.run(self.patience, _tell, gone)
 
     def check(self) -> list[str]:
-        """Return what is wrong with the tables: an empty list, or a sentence for each problem.
+        """Verify the counts, leases and items of all queues of the schema.
 
-        It counts the items of all queues of the schema; what the server's files are like is for its own tools.
+        The server's files are the business of its own tools.
+
+        Returns:
+            A sentence for each fault; an empty list if there is none.
         """
         self._engine.refuse_if_closed()
         blocks.refuse_inside(self._engine.path, "check() was called")
@@ -238,7 +297,7 @@ def _tell(step: Step, place: Place) -> None:
 
 
 def postgres_engine_of(queue: PostgresQueue[Any]) -> PostgresEngine:
-    """Return the engine of a queue in a database, for who does with its items what no verb does."""
+    """Return the engine of a queue in a database, for code that does with its items what no verb does."""
     return queue._engine  # noqa: SLF001  (the one way in)
 
 

@@ -30,10 +30,15 @@ else:
 
 
 class AsyncPostgresQueue(AsyncQueue[T]):
-    """A ``PostgresQueue`` for one event loop: ``async with AsyncPostgresQueue("postgresql:///app") as queue``.
+    """A ``PostgresQueue`` for one event loop.
 
-    See ``lmdbqueue.aio.AsyncQueue`` for what all verbs have in common. While the server is away all calls of the
-    object wait, for its ``patience``.
+    ``async with`` opens it; ``await AsyncPostgresQueue.open(...)`` creates and opens it in one step. The verbs are
+    those of ``lmdbqueue.aio``. While the server does not answer, all calls of the object wait, for its ``patience``.
+
+    Args:
+        queue: The address; or an open ``PostgresQueue``, which then belongs to this object.
+        name: One of the queues.
+        **options: As for ``PostgresQueue``.
     """
 
     queue: PostgresQueue[T]
@@ -44,13 +49,29 @@ class AsyncPostgresQueue(AsyncQueue[T]):
 
     @classmethod
     def open(cls, conninfo: str, name: str = "queue", **options: Any) -> Opening[Self]:
-        """Open or create a queue, with the arguments of ``PostgresQueue``. Await it, or use ``async with``."""
+        """Open or create a queue. Await it, or use it with ``async with``.
+
+        Args:
+            conninfo: The address.
+            name: One of the queues.
+            **options: As for ``PostgresQueue``.
+        """
         return cls._opened_by(partial(PostgresQueue, conninfo, name, **options))
 
     async def copy(self, name: str) -> Self:
-        """Make a copy of this queue in the same database, a queue of its own, and return it opened."""
+        """Copy this queue to a new one in the same database.
+
+        Args:
+            name: The name of the copy.
+
+        Returns:
+            The copy, opened.
+
+        Raises:
+            ExistsError: There is a queue of that name.
+        """
         return type(self)(await self._call(self.queue.copy, name))
 
     async def check(self) -> list[str]:
-        """Return what is wrong with the tables."""
+        """Verify the tables; return a sentence for each fault."""
         return await self._call(self.queue.check)

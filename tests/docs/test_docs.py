@@ -9,7 +9,7 @@ import subprocess
 
 import click
 import pytest
-from examples import ROOT, blocks, documents, read
+from examples import ROOT, anchors, blocks, documents, read
 
 import lmdbqueue
 from lmdbqueue import cli
@@ -73,11 +73,12 @@ def test_ci_runs_the_two_commands_of_readme():
         assert f"grep -m 1 '{pattern}' README.md" in script
 
 
-@pytest.mark.parametrize("name", [*documents(), "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_links_between_the_documents_lead_somewhere(name):
-    for target in re.findall(r"\]\(([^)#]+)\)", read(name)):
-        if "://" not in target:
-            assert os.path.exists(os.path.join(ROOT, os.path.dirname(name), target)), target
+@pytest.mark.parametrize("name", [*documents(), "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md"])
+def test_links_between_the_documents_lead_to_a_file_and_a_heading(name):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", read(name)):
+        path = os.path.normpath(os.path.join(os.path.dirname(name), target)) if target else name
+        assert os.path.exists(os.path.join(ROOT, path)), target
+        assert not anchor or anchor in anchors(read(path)), f"{target}#{anchor}"
 
 
 def test_tracked_files_name_no_path_of_a_machine():

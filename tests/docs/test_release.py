@@ -6,7 +6,7 @@ import subprocess
 import tomllib
 
 import pytest
-from examples import ROOT, read
+from examples import ROOT, anchors, read
 from hatchling.metadata.core import ProjectMetadata
 from hatchling.plugin.manager import PluginManager
 from markdown_it import MarkdownIt
@@ -42,14 +42,6 @@ def _links(markdown):
     return found
 
 
-def _anchors(markdown):
-    """Return the anchors of a page's headings."""
-    headings = re.findall(
-        r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
-    )
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def test_every_link_of_readme_on_an_index_leads_to_a_page_that_is_there(built):
     links = _links(built(f"{ADDRESS}/").readme)
     assert len(links) > 30
@@ -58,7 +50,7 @@ def test_every_link_of_readme_on_an_index_leads_to_a_page_that_is_there(built):
         if link.startswith(ADDRESS):
             path, anchor = PAGE.match(link).groups()
             assert os.path.exists(os.path.join(ROOT, path)), link
-            assert anchor is None or anchor in _anchors(read(path)), link
+            assert anchor is None or anchor in anchors(read(path)), link
 
 
 def test_a_build_that_does_not_know_its_repository_has_no_dead_link(built):

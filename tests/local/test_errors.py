@@ -135,9 +135,9 @@ def test_its_sentence_begins_without_a_capital_is_one_line_and_ends_without_a_st
 
 
 def test_the_sentence_of_empty_fits_one_item_and_no_timeout():
-    assert str(Empty(1)) == "no item was there"
-    assert str(Empty(1, 2.0)) == "no item was there within 2 s"
-    assert str(Empty(5)) == "fewer than 5 items were there"
+    assert str(Empty(1)) == "there was no item"
+    assert str(Empty(1, 2.0)) == "there was no item within 2 s"
+    assert str(Empty(5)) == "there were fewer than 5 items"
 
 
 def test_what_means_the_same_in_python_is_of_pythons_class_too():

@@ -166,7 +166,7 @@ def test_what_is_damaged_is_dead_and_holds_nobody_up(open_queue):
     with queue.lease(2) as lease:
         assert list(lease) == ["b"]
     (letter,) = queue.dead
-    assert letter.reason == "its checksum does not fit"
+    assert letter.reason == "its checksum does not match"
     with pytest.raises(CorruptItemError):
         letter.item  # noqa: B018
 

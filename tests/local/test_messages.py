@@ -130,7 +130,7 @@ def test_a_dropped_reader_is_told_by_its_name_and_how_it_comes_back(queue):
     with pytest.raises(GoneError) as caught:
         reader.pop()
     assert "reader 'billing' of queue 'queue'" in str(caught.value)
-    assert "makes it anew" in str(caught.value)
+    assert "creates it again" in str(caught.value)
     assert ".mdb" not in str(caught.value)
 
 

@@ -71,6 +71,13 @@ def documents() -> list[str]:
     return ["README.md", *pages]
 
 
+def anchors(markdown: str) -> set[str]:
+    """Return the anchors of a page's headings, as an index and Sphinx make them."""
+    prose = re.sub(r"^```.*?^```$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def blocks(name: str, language: str) -> list[str]:
     """Return the blocks of one language that readers see."""
     return [match["code"] for match in _BLOCK.finditer(read(name)) if match["language"] == language]
