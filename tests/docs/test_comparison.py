@@ -22,9 +22,10 @@ def test_both_tables_have_the_same_queues_in_the_versions_that_were_measured():
     assert found[0] == found[1]
     assert ("lmdbqueue", lmdbqueue.__version__) in found[0]
     measured = figures.newest().content["environment"]["packages"]
-    assert len(found[0]) == 10
+    assert {name for name, _ in found[0]} >= measured.keys() - {"lmdb", "rocksq"}  # the binding; bytes, not durable
     for name, version in found[0] - {("lmdbqueue", lmdbqueue.__version__)}:
-        assert measured[name] == version
+        is_said = f"| {name} {version} (measured: {measured.get(name)}) |" in first
+        assert is_said or measured.get(name, version) == version, name
 
 
 @pytest.mark.parametrize("page", figures.PAGES)
