@@ -165,11 +165,11 @@ class DurableDifferential(Differential):
 
 
 def test_results_are_those_of_python_persistent_queue():
-    run_state_machine_as_test(Differential, settings=settings(max_examples=50, stateful_step_count=50))
+    run_state_machine_as_test(Differential, settings=settings(max_examples=25, stateful_step_count=50))
 
 
 def test_results_are_those_of_python_persistent_queue_by_default_durability_too():
-    run_state_machine_as_test(DurableDifferential, settings=settings(max_examples=30, stateful_step_count=30))
+    run_state_machine_as_test(DurableDifferential, settings=settings(max_examples=15, stateful_step_count=30))
 
 
 def test_flushes_of_both_gave_space_back_and_kept_the_items(tmp_path):

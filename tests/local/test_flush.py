@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import random
 import re
 import shutil
 import sys
@@ -296,7 +295,7 @@ ITEMS = [f"item {number}" * 20 for number in range(300)]
 def _kill_flushes(place):
     with PersistentQueue("queue", place, **FAST) as queue:
         queue.push(ITEMS)
-        for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
+        for number in itertools.count(1, STEP):
             ended = status_of(forked(_flush_killed_at, number, place))
             assert queue.peek(400) == ITEMS, f"killed at line {number}"
             queue.push("new")
@@ -327,7 +326,7 @@ def _copy_killed_at(number, queue):
 def _kill_copies(place):
     with PersistentQueue("queue", place, **FAST) as queue:
         queue.push(ITEMS)
-        for number in itertools.count(1):
+        for number in itertools.count(1, STEP):
             ended = status_of(forked(_copy_killed_at, number, queue))
             try:
                 copy = queue.copy("copy")
