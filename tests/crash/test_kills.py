@@ -285,7 +285,7 @@ def _kill_at_random(place: str, kills: int, *, flushes: bool, judged_each: int =
 
 
 def test_kills_at_random_of_four_processes_lose_nothing(memory, record_property):
-    killed, _ = _kill_at_random(memory, 500, flushes=False)
+    killed, _ = _kill_at_random(memory, 250, flushes=False)
     record_property(TOLD, killed)
 
 

@@ -17,7 +17,7 @@ from processes import DEADLINE, KILLED, forked, status_of
 from lmdbqueue import PersistentQueue
 
 CONSUMERS = 4
-KILLS = 200
+KILLS = 100
 LONG = int(os.environ.get("LMDBQUEUE_KILLS", "5000"))
 SUPPLY = 1_000  # items that are pushed at a time
 
