@@ -24,6 +24,7 @@ from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.queue import Queue, is_empty
 from lmdbqueue._verbs.reading import checked_count, checked_many, head_of, shaped
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, takes_job
+from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import OnError, append_of, checked_on_error, decoded, push_apart
 
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader", "AsyncState", "NotOpenError"]
@@ -534,6 +535,42 @@ class AsyncQueue(Generic[T]):
     def dead(self) -> AsyncDeadLetters[T]:
         """The dead letters: items that failed too often, were rejected, or cannot be decoded."""
         return AsyncDeadLetters(self._head, self._call)
+
+    @overload
+    async def work(
+        self,
+        handler: Callable[[T], Awaitable[object]] | Callable[[T, WorkerJob], Awaitable[object]],
+        *,
+        items: Literal[1] = 1,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
+        ttl: float = 60.0,
+        retry: Retry = DEFAULT_RETRY,
+        concurrency: int = 1,
+        signals: bool = False,
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
+    ) -> Worked: ...
+
+    @overload
+    async def work(
+        self,
+        handler: Callable[[list[T]], Awaitable[object]] | Callable[[list[T], list[WorkerJob]], Awaitable[object]],
+        *,
+        items: int,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
+        ttl: float = 60.0,
+        retry: Retry = DEFAULT_RETRY,
+        concurrency: int = 1,
+        signals: bool = False,
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
+    ) -> Worked: ...
 
     async def work(
         self,

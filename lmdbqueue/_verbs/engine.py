@@ -27,8 +27,20 @@ class Engine(Protocol):
     name: str  # of the queue
     path: str  # of its directory or database, for errors
     maxsize: int  # items; 0: no limit
-    max_attempts: int | None
-    buries_expired: bool  # what has expired goes to the dead letters
+
+    @property
+    def max_attempts(self) -> int | None:
+        """With so many attempts an item is dead."""
+
+    @max_attempts.setter
+    def max_attempts(self, times: int | None) -> None: ...
+
+    @property
+    def buries_expired(self) -> bool:
+        """Whether what has expired goes to the dead letters."""
+
+    @buries_expired.setter
+    def buries_expired(self, buries: bool) -> None: ...
 
     is_shut_down: bool  # no pushes any more
     is_drained: bool  # shut down at once: not even the items that are there are handed out
@@ -175,7 +187,7 @@ class Engine(Protocol):
     def reader_stats(self, name: str | None) -> list[ReaderStats]:
         """Return what is known of a reader, None for all."""
 
-    def retain(self, retention: Retention | None) -> None:
+    def retain(self, retention: Retention | None, /) -> None:
         """Set what is kept, whoever has passed it."""
 
     def is_crowded(self) -> bool:

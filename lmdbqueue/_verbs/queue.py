@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
@@ -27,7 +27,7 @@ from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
-    from lmdbqueue._verbs.worker import Hook, Retry, Stop, Worked
+    from lmdbqueue._verbs.worker import Hook, Job, Retry, Stop, Worked
 
 T = TypeVar("T")
 
@@ -329,6 +329,40 @@ class Queue(Writing[T], ABC):
     def dead(self) -> DeadLetters[T]:
         """The dead letters: items that failed too often, were rejected, or cannot be decoded."""
         return DeadLetters(self._engine, self._head.decode)
+
+    @overload
+    def work(
+        self,
+        handler: "Callable[[T], object] | Callable[[T, Job], object]",
+        *,
+        items: Literal[1] = 1,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
+        ttl: float = 60.0,
+        retry: "Retry | None" = None,
+        concurrency: int = 1,
+        stop: "Stop | None" = None,
+        progress: "Callable[[Worked], object] | None" = None,
+        on_retry: "Hook | None" = None,
+        on_dead: "Hook | None" = None,
+    ) -> "Worked": ...
+
+    @overload
+    def work(
+        self,
+        handler: "Callable[[list[T]], object] | Callable[[list[T], list[Job]], object]",
+        *,
+        items: int,
+        max_bytes: int | None = None,
+        linger: float = 0.0,
+        ttl: float = 60.0,
+        retry: "Retry | None" = None,
+        concurrency: int = 1,
+        stop: "Stop | None" = None,
+        progress: "Callable[[Worked], object] | None" = None,
+        on_retry: "Hook | None" = None,
+        on_dead: "Hook | None" = None,
+    ) -> "Worked": ...
 
     def work(
         self,

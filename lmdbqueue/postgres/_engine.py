@@ -160,9 +160,9 @@ class PostgresEngine:
         """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
         return self._hold.candidates(n, max_bytes)
 
-    def since(self, place: bytes) -> list[Entry]:
+    def since(self, key: bytes) -> list[Entry]:
         """Return some entries behind that of ``key``, b"" for all; none only if there are none."""
-        return self._hold.seen(1, _items.since, place)
+        return self._hold.seen(1, _items.since, key)
 
     # --- taking
 

@@ -14,19 +14,68 @@ from lmdbqueue import (
     DiskFullError,
     Empty,
     Full,
+    Job,
     OptionError,
     PersistentQueue,
     QueueError,
     Reader,
     ReaderStats,
+    Retry,
     ShutDown,
     StorageError,
+    Worked,
 )
 from lmdbqueue._async.leases import AsyncLease
 from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
+
+
+def one(item: int) -> None: ...
+
+
+def one_with_job(item: int, job: Job) -> None: ...
+
+
+def many(items: list[int]) -> None: ...
+
+
+def many_with_jobs(items: list[int], jobs: list[Job]) -> None: ...
+
+
+def text(item: str) -> None: ...
+
+
+async def awaited_one(item: int) -> None: ...
+
+
+async def awaited_many(items: list[int], jobs: list[Job]) -> None: ...
+
+
+def handlers(queue: PersistentQueue[int], n: int) -> None:
+    assert_type(queue.work(one), Worked)
+    queue.work(one_with_job, retry=Retry(max_attempts=3), on_dead=lambda job, error: (job.seq, error))
+    queue.work(many, items=10, linger=0.5)
+    queue.work(many_with_jobs, items=n)
+    queue.work(print)
+    queue.work(lambda item: item + 1)
+    PersistentQueue("queue").work(text)
+    queue.work(text)  # type: ignore[arg-type]
+    queue.work(one, items=10)  # type: ignore[arg-type]
+    queue.work(many)  # type: ignore[arg-type]
+
+
+async def awaited_handlers(queue: AsyncPersistentQueue[int]) -> None:
+    assert_type(await queue.work(awaited_one, signals=True), Worked)
+    await queue.work(awaited_many, items=10, concurrency=5)
+    await queue.work(awaited_many)  # type: ignore[arg-type]
+    await queue.work(one)  # type: ignore[arg-type]
+    assert_type(await queue.push(5), int)
+    assert_type(await queue.pop(3), list[int])
+    assert_type(await queue.pop(), int | None)
+    assert_type(await queue.pop_many(1), list[int])
+    assert_type(await queue.peek_many(1), list[int])
 
 
 def opening(path: Path) -> None:
