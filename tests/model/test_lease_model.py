@@ -1,5 +1,5 @@
-"""Leases, delays, keys, expiry, priorities and dead letters do what a dict of items does, whichever object they are
-done through.
+"""Leases, delays, keys, expiry, headers, priorities and dead letters do what a dict of items does, whichever object
+they are done through.
 
 The clock is the model's. Owners die as a killed process does: their lock goes, and nothing else happens.
 """
@@ -35,7 +35,7 @@ delays = st.sampled_from([0.0, 0.0, 1.0, 2.5, 7.0])
 class Item:
     """What is known of an item: it waits, is leased, delayed or dead, and always has the place of its number."""
 
-    def __init__(self, seq, key, due, expires):
+    def __init__(self, seq, key, due, expires, headers):
         self.seq = seq
         self.key = key
         self.attempts = 0
@@ -43,19 +43,24 @@ class Item:
         self.lease = None
         self.due = due
         self.expires = expires
+        self.headers = headers
 
 
 class LeaseMachine(RuleBasedStateMachine):
     leases = Bundle("leases")
 
     @initialize(
-        limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3), checksum=st.booleans(), maxsize=st.integers(1, 12)
+        limits=st.tuples(*[st.none() | st.integers(1, 3)] * 3),
+        expired=st.tuples(*[st.sampled_from(["drop", "dead"])] * 3),
+        checksum=st.booleans(),
+        maxsize=st.integers(1, 12),
     )
-    def create(self, limits, checksum, maxsize):
+    def create(self, limits, expired, checksum, maxsize):
         self.clock = Clock(*[1_000_000 * SECOND] * 2)
         self.path = tempfile.mkdtemp(dir="/dev/shm")
         self.options = {"durability": "off", "checksum": checksum}
         self.limits = limits
+        self.what_expired_is = expired
         self.queues = [self.opened(handle) for handle in range(3)]
         self.queues[2].maxsize = maxsize
         self.maxsize = maxsize
@@ -67,7 +72,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def opened(self, handle):
         maxsize = getattr(self, "maxsize", 0) if handle == 2 else 0
-        queue = PersistentQueue("queue", self.path, max_attempts=self.limits[handle], maxsize=maxsize, **self.options)
+        options = {"max_attempts": self.limits[handle], "expired": self.what_expired_is[handle], "maxsize": maxsize}
+        queue = PersistentQueue("queue", self.path, **options, **self.options)
         return self.clock.given_to(queue)
 
     def teardown(self):
@@ -102,16 +108,26 @@ class LeaseMachine(RuleBasedStateMachine):
     def give_back(self, item, handle, due=None):
         limit = self.limits[handle]
         item.lease = None
-        if item.expires is not None and item.expires <= self.clock.wall:
-            self.expired += 1
+        if item.key is not None and self.holders.get(item.key) != item.seq:  # it was replaced
             self.leave(item)
-        elif item.key is not None and self.holders.get(item.key) != item.seq:  # it was replaced
-            self.leave(item)
+        elif self.is_over(item):
+            self.expire(item, handle)
         elif limit is not None and item.attempts >= limit:
-            self.give_free(item)
-            item.where, item.expires = "dead", None
+            self.die_of(item)
         else:
             item.where, item.due = ("waiting", None) if due is None else ("delayed", due)
+
+    def die_of(self, item):
+        self.give_free(item)
+        item.where, item.expires = "dead", None
+
+    def expire(self, item, handle):
+        """Let an item whose time is over leave, or die, as the object ``handle`` has it."""
+        self.expired += 1
+        if self.what_expired_is[handle] == "dead":
+            self.die_of(item)
+        else:
+            self.leave(item)
 
     def restored(self, handle):
         """Do what whoever looks through the object ``handle`` does first."""
@@ -120,8 +136,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 self.come_back(lease, handle)
         for item in list(self.items.values()):
             if item.where in ("waiting", "delayed") and self.is_over(item):
-                self.expired += 1
-                self.leave(item)
+                self.expire(item, handle)
             elif item.where == "delayed" and item.due <= self.clock.wall:
                 item.where = "waiting"
 
@@ -158,9 +173,8 @@ class LeaseMachine(RuleBasedStateMachine):
                     leaving.append(holder)
             found.append(len(new))
             new.append(key)
-        how = Push(
-            delay, [digest(key) for key in unique or ()], replace, expires, {"a": "b"} if n == 3 else None, priority
-        )
+        headers = {"a": "b"} if n == 3 else None
+        how = Push(delay, [digest(key) for key in unique or ()], replace, expires, headers, priority)
 
         def call():
             payloads = [queue.dumps(f"item {n}")] * n
@@ -175,12 +189,15 @@ class LeaseMachine(RuleBasedStateMachine):
                 call()
             return
         for item in leaving:
-            self.expired += not replace
-            self.leave(item)
+            if replace:
+                self.leave(item)
+            else:
+                self.expire(item, handle)
         tail = self.tails.get(priority, priority << 56)
         for seq, key in enumerate(new, tail):
             due = wall + int(delay * SECOND) if delay else None
-            self.items[seq] = Item(seq, key, due, None if expires is None else wall + int(expires * SECOND))
+            over = None if expires is None else wall + int(expires * SECOND)
+            self.items[seq] = Item(seq, key, due, over, headers or {})
             if key is not None:
                 self.holders[key] = seq
         self.tails[priority] = tail + len(new)
@@ -202,7 +219,7 @@ class LeaseMachine(RuleBasedStateMachine):
                 return
         tail = self.tails.get(0, 0)
         assert self.queues[handle].push(["plain"] * n) == range(tail, tail + n)
-        self.items.update((seq, Item(seq, None, None, None)) for seq in range(tail, tail + n))
+        self.items.update((seq, Item(seq, None, None, None, {})) for seq in range(tail, tail + n))
         self.tails[0] = tail + n
 
     @rule(handle=handles, n=few, ttl=st.none() | st.sampled_from([1.0, 3.0]), target=leases)
@@ -215,6 +232,7 @@ class LeaseMachine(RuleBasedStateMachine):
             item.attempts += 1
             item.where, item.lease = "leased", lease
         assert lease.attempts == [item.attempts for item in expected]
+        assert lease.headers == [item.headers for item in expected]
         if expected:
             deadline = float("inf") if ttl is None else self.clock.wall + int(ttl * SECOND)
             self.held[lease] = ((handle, self.queues[handle]), deadline)
