@@ -308,8 +308,8 @@ class LocalEngine:
     def _restore(self, owners: Sequence[int], moment: Moment, most: int) -> int:
         """Requeue the items of dead owners and those now due; return the count, 0 if the disk is full."""
         try:
-            restore = partial(leases.restore, bury_expired=self.buries_expired)
-            changed = self.environment.update(self.ref, restore, owners, moment, self.max_attempts, most)
+            how = Return(moment.wall, "", 0, self.max_attempts, "", self.buries_expired)
+            changed = self.environment.update(self.ref, leases.restore, owners, moment, how, most)
         except Full:  # of the disk: when consumers have made room it comes back
             return 0
         self.owners.bury(owners)

@@ -486,23 +486,21 @@ def restore(
     queue: Tables,
     owners: Iterable[int],
     now: Moment,
-    max_attempts: int | None,
+    how: Return,
     most: int = _AT_ONCE,
-    *,
-    bury_expired: bool = False,
 ) -> int:
     """Give back what these owners, who are dead, hold, and all whose time has come; remove what has expired.
 
     Return how many items it was, about ``most`` at a time: it may have to be done again.
     """
     changed = 0
-    how = Return(now.wall, "its consumer died", max_attempts=max_attempts, bury_expired=bury_expired)
+    how = how._replace(reason="its consumer died")
     for owner in owners:
         changed += _restore_leases(txn, queue, away(queue.name, "owner", owner), how, most - changed)
     how = how._replace(reason="its lease expired")
     while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < most:
         changed += _restore_leases(txn, queue, away(queue.name, "expiry"), how, 1)
-    changed += _expire(txn, queue, now.wall, most - changed, bury=bury_expired)
+    changed += _expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
     changed += _restore_delayed(txn, queue, now.wall, most - changed)
     return changed + retention.trim(txn, queue, now.wall)
 

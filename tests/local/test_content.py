@@ -39,7 +39,7 @@ def test_what_is_leased_and_comes_back_in_one_commit_was_not_added(open_queue, n
     terms = Terms(7, 5, 0, {})
     _run(queue, (lease, entries, terms), (leases.give_up, 7, Return(0)))
     assert list(queue) == ["a", "b", "c"]
-    _run(queue, (lease, entries, terms), (leases.restore, [], Moment(monotonic=6, wall=0), None))
+    _run(queue, (lease, entries, terms), (leases.restore, [], Moment(monotonic=6, wall=0), Return(0)))
     assert list(queue) == ["a", "b", "c"]
     dying = Terms(7, 5, 0, {entries[0][0]: "it cannot be read"})
     _run(queue, (leases.lease, entries[:1], dying), (leases.requeue, None, 0))
