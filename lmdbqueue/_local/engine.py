@@ -20,11 +20,23 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.owners import Owners
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._local.environment import Environment
-from lmdbqueue._model import fifo, leases, pushing, reader_records, readers, retention
+from lmdbqueue._model import (
+    dead_letters,
+    fifo,
+    keyed_items,
+    leases,
+    pushing,
+    reader_records,
+    readers,
+    retention,
+    returns,
+)
+from lmdbqueue._model.dead_letters import Return
+from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
-from lmdbqueue._model.leases import Apart, Overdue, Return
 from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._model.readers import Move
+from lmdbqueue._model.returns import Overdue
 from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
 from lmdbqueue._verbs.engine import Decode, SortOut, within
 from lmdbqueue._verbs.serializers import refuse_other_serializer
@@ -131,26 +143,27 @@ class LocalEngine:
         apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits(), self.buries_expired)
         room = _room_away(payloads)
         try:
-            found = self.environment.update(self.ref, leases.push, payloads, apart, room=room)
+            found = self.environment.update(self.ref, keyed_items.push, payloads, apart, room=room)
         except Full:
             if not self._makes_room():
                 raise
-            found = self.environment.update(self.ref, leases.push, payloads, apart, room=room)
+            found = self.environment.update(self.ref, keyed_items.push, payloads, apart, room=room)
         return [Pushed(each.key - BASE, each.is_stored) for each in found]
 
     def _makes_room(self) -> bool:
         """Return whether something left, or came back, that was overdue: no consumer may be there who sees to that."""
         moment = self.clock()
-        found = self.environment.view(self.ref, leases.overdue, self.owners, moment)
+        found = self.environment.view(self.ref, returns.overdue, self.owners, moment)
         return found is not None and self._restore(found.owners, moment, _AT_ONCE) > 0
 
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key."""
-        return self._view(leases.find, key)
+        return self._view(keyed_items.find, key)
 
     def cancel(self, key: bytes) -> bool:
         """Remove the item with a unique key, if it waits or is delayed."""
-        return self.environment.update(self.ref, leases.cancel, key)
+        self._view(fifo.count)  # so that what is over has gone
+        return self.environment.update(self.ref, keyed_items.cancel, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the first ``n`` entries."""
@@ -214,13 +227,13 @@ class LocalEngine:
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it waits."""
         self._view(fifo.count)  # so that what has to come back has
-        return self.environment.update(self.ref, leases.delete_items, [_format.key_of(seq)]) > 0
+        return self.environment.update(self.ref, keyed_items.delete_items, [_format.key_of(seq)]) > 0
 
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Let the item of this number be a dead letter, if it waits."""
         self._view(fifo.count)
         how = Return(self.clock().wall, reason)
-        return self.environment.update(self.ref, leases.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
+        return self.environment.update(self.ref, dead_letters.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items."""
@@ -285,12 +298,12 @@ class LocalEngine:
     def _view(self, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(txn, tables, *args)`` of what is on the disk, once everything that has to come back has."""
         moment = self.clock()
-        found = self.environment.view(self.ref, leases.look, self.owners, moment, fn, *args)
+        found = self.environment.view(self.ref, returns.look, self.owners, moment, fn, *args)
         while isinstance(found, Overdue):
             if not self._restore(found.owners, moment, _AT_ONCE):
                 return self.environment.view(self.ref, fn, *args)
             moment = self.clock()
-            found = self.environment.view(self.ref, leases.look, self.owners, moment, fn, *args)
+            found = self.environment.view(self.ref, returns.look, self.owners, moment, fn, *args)
         return found
 
     def _glance(self, n: int, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
@@ -299,7 +312,7 @@ class LocalEngine:
         Where very many come due at once, each call brings back a part of them.
         """
         moment = self.clock()
-        found = self.environment.glance(self.ref, leases.look, self.owners, moment, fn, *args)
+        found = self.environment.glance(self.ref, returns.look, self.owners, moment, fn, *args)
         if isinstance(found, Overdue):
             self._restore(found.owners, moment, max(n, _FEW_AT_ONCE))
             return self.environment.glance(self.ref, fn, *args)
@@ -309,7 +322,7 @@ class LocalEngine:
         """Requeue the items of dead owners and those now due; return the count, 0 if the disk is full."""
         try:
             how = Return(moment.wall, "", 0, self.max_attempts, "", self.buries_expired)
-            changed = self.environment.update(self.ref, leases.restore, owners, moment, how, most)
+            changed = self.environment.update(self.ref, returns.restore, owners, moment, how, most)
         except Full:  # of the disk: when consumers have made room it comes back
             return 0
         self.owners.bury(owners)
@@ -420,16 +433,16 @@ class LocalEngine:
 
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
         """Return some dead letters from number ``seq`` on."""
-        records = self._view(leases.dead, _format.key_of(seq), _BROWSE_BYTES)
+        records = self._view(dead_letters.dead, _format.key_of(seq), _BROWSE_BYTES)
         return [((record.key, record.value), record.note) for record in records]
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Let dead letters wait again."""
-        return self.environment.update(self.ref, leases.requeue, seqs, self.clock().wall)
+        return self.environment.update(self.ref, dead_letters.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters."""
-        return self.environment.update(self.ref, leases.bury_for_good, seqs)
+        return self.environment.update(self.ref, dead_letters.bury_for_good, seqs)
 
     # --- readers
 
@@ -514,7 +527,7 @@ class LocalEngine:
     def sleep(self, ticket: int, timeout: float) -> None:
         """Sleep until something changed after the ticket was given, or has to come back, or for ``timeout`` s."""
         environment = self.environment
-        expiry, due, owners = environment.glance(self.ref, leases.next_time)
+        expiry, due, owners = environment.glance(self.ref, returns.next_time)
         moment = self.clock()
         if expiry != NEVER:
             timeout = min(timeout, max(_FAILED_LOOK, (expiry - moment.monotonic) / _SECOND))

@@ -17,7 +17,7 @@ from lmdbqueue._errors import Empty
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._model import leases, readers
+from lmdbqueue._model import keyed_items, readers
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.batch import Origin
 from lmdbqueue._verbs.head import Head, checked_batch
@@ -175,7 +175,9 @@ class QueueSource(Source):
         """
         if not seqs:
             return 0
-        return self._engine.environment.update(self._engine.ref, leases.delete_items, list(map(_format.key_of, seqs)))
+        return self._engine.environment.update(
+            self._engine.ref, keyed_items.delete_items, list(map(_format.key_of, seqs))
+        )
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Make these items dead letters of the queue.

@@ -1,7 +1,7 @@
 """The records of items held back: leases, and the items that are leased, delayed or dead.
 
 Owns: how AWAY is written and read, but for notes and unique keys. Law: a record that is damaged is known as such, and
-never taken for what it was. Must not know: why an item goes there or comes back (``_model.leases``), clocks.
+never taken for what it was. Must not know: why an item goes there or comes back (``_model.returns``), clocks.
 
 The records, each under the queue's name (see ``_format.away``)::
 

@@ -16,7 +16,7 @@ from lmdbqueue import (
     _format,
 )
 from lmdbqueue._format import key_of
-from lmdbqueue._model import fifo, lease_records, leases
+from lmdbqueue._model import fifo, lease_records, returns
 
 SECOND = 10**9
 
@@ -193,7 +193,7 @@ def test_what_cannot_come_back_for_want_of_room_holds_nobody_up(queue, monkeypat
     update = type(queue._engine.environment).update
 
     def full(environment, ref, fn, *args, **options):
-        if fn is leases.restore:
+        if fn is returns.restore:
             raise DiskFullError("bytes", 1, 1, 1)
         return update(environment, ref, fn, *args, **options)
 

@@ -1,0 +1,105 @@
+"""Dead letters: items that nobody is handed any more, until they are told to wait again.
+
+Owns: how an item dies, is read, requeued, and leaves. Law: a dead letter has no unique key, does not expire, and keeps
+its place for when it waits again. Must not know: why items die, clocks.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from lmdbqueue import _format
+from lmdbqueue._format import RETAINED, Note, Numbers, away
+from lmdbqueue._lmdb.snapshot import Tables, Txn
+from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
+from lmdbqueue._model.lease_records import Record
+from lmdbqueue._model.weighed_records import queue_record
+
+
+class Return(NamedTuple):
+    """How items come back from a lease."""
+
+    now: int  # ns since 1970
+    reason: str = ""
+    due: int = 0  # ns since 1970, 0 for at once
+    max_attempts: int | None = None  # with so many an item is dead
+    trace: str = ""  # the traceback of what happened
+    bury_expired: bool = False  # what has expired is dead, not gone
+
+
+def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
+    """Return the dead from a key on, at least one if there is one, up to about ``max_bytes`` of them."""
+    queue_record(txn, queue)
+    found = []
+    for name, value in lease_records.entries(txn, queue, away(queue.name, "dead"), key):
+        found.append(lease_records.record(queue, name, value))
+        max_bytes -= len(value)
+        if max_bytes <= 0:
+            break
+    return found
+
+
+def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
+    """Make the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did.
+
+    One whose unique key another item has by now stays dead.
+    """
+    records = _exhume(txn, queue, seqs)
+    before = queue_record(txn, queue)
+    numbers = _format.numbers(before)
+    entries = []
+    for record in records:
+        unique = record.note.unique
+        if unique and item_notes.held_by(txn, queue, unique) is not None:
+            name = away(queue.name, "dead", record.key)
+            weighed_records.put_away(txn, queue, name, record.note.pack() + record.value)
+            numbers = numbers._replace(dead=numbers.dead + 1)
+            continue
+        if unique:
+            numbers = item_notes.hold(txn, queue, unique, record.key, numbers)
+            numbers = item_notes.put(txn, queue, record.key, Note(unique=unique), numbers)
+        entries.append((record.key, record.value))
+    after = fifo.set_numbers(txn, queue, before, numbers)
+    fifo.put_back(txn, queue, entries)
+    if entries and _format.flags(after) & RETAINED:
+        retention.trim(txn, queue, now)
+    return len(entries)
+
+
+def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
+    """Remove the dead, all or those of ``seqs``; return how many there were."""
+    return len(_exhume(txn, queue, seqs))
+
+
+def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
+    prefix = away(queue.name, "dead")
+    names = (
+        list(lease_records.keys(txn, queue, prefix))
+        if seqs is None
+        else [prefix + _format.key_of(seq) for seq in sorted(seqs)]
+    )
+    records = [lease_records.take(txn, queue, name) for name in names if txn.get(name, db=queue.away) is not None]
+    if records:
+        before = queue_record(txn, queue)
+        numbers = _format.numbers(before)
+        fifo.set_numbers(txn, queue, before, numbers._replace(dead=numbers.dead - len(records)))
+    return records
+
+
+def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) -> int:
+    """Put the items of these keys that wait to the dead letters; return how many."""
+    found = fifo.take_out(txn, queue, keys)
+    before = queue_record(txn, queue)
+    notes, now = item_notes.lift(txn, queue, [key for key, _ in found], _format.numbers(before))
+    for (key, value), note in zip(found, notes, strict=True):
+        now = bury(txn, queue, Record(key, note, value), how, now)
+    fifo.set_numbers(txn, queue, before, now)
+    return len(found)
+
+
+def bury(txn: Txn, queue: Tables, record: Record, how: Return, now: Numbers) -> Numbers:
+    """Put an item to the dead; its unique key is free then."""
+    reader_records.skip(txn, queue, [record.key])
+    now = item_notes.settle(txn, queue, record.key, record.note, now)
+    note = record.note._replace(due=0, expires=0, time=how.now, reason=how.reason, trace=how.trace)
+    weighed_records.put_away(txn, queue, away(queue.name, "dead", record.key), note.pack() + record.value)
+    return now._replace(dead=now.dead + 1)
