@@ -16,6 +16,7 @@ measured and what the words mean. The map, imports go down only:
 ``peers``        one adapter for each queue, all with the same few verbs
 ``proof``        whether an adapter is a queue at all
 ``syncs``        apart from a run: how often each adapter syncs, by strace
+``writes``       apart from a run: what calls on PostgreSQL write, counted
 ``items``        what is pushed
 ``environment``  the facts of the machine that stand beside the figures
 ===============  ===============================================================================

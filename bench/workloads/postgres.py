@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from bench.items import Item, make_items
@@ -83,21 +84,25 @@ def measure_postgres(run: Run) -> None:
 @contextmanager
 def postgres_server(run: Run, directory: str) -> Iterator[str | None]:
     """Start a server in a directory, and yield its address; None, and a remark, if there is none here."""
-    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
-    try:
-        import psycopg  # noqa: F401, PLC0415  (an extra)
-    except ImportError:
-        programs = []
-    if not programs:
+    programs = programs_of_postgres()
+    if programs is None:
         run.results.remark("postgres is left out: it needs psycopg and the server's package")
         yield None
         return
-    with _server(programs[-1], directory) as url:
+    with server(programs, directory) as url:
         yield url
 
 
+def programs_of_postgres() -> str | None:
+    """Return where the server's programs are, None if they, or psycopg, are not here."""
+    programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[-2]))
+    return programs[-1] if programs and find_spec("psycopg") is not None else None
+
+
 @contextmanager
-def _server(programs: str, directory: str) -> Iterator[str]:
+def server(programs: str, directory: str) -> Iterator[str]:
+    """Run a server whose data are in a directory, and yield its address."""
+    os.makedirs(directory, exist_ok=True)
     user: dict[str, Any] = {}
     if not os.geteuid():
         found = pwd.getpwnam("postgres")

@@ -7,6 +7,7 @@ Each process has a connection of its own, and each call is a commit of its own. 
 ``ordered``   an INSERT whose number comes from a counter's row, locked until the commit; the same claim
 ``pgmq``      the statements of pgmq's functions ``send``, ``read`` and ``delete``, written out and prepared, so
               without the function calls and the planning that these do each time
+others        the libraries of ``postgres_frameworks``, as far as they are installed
 ============  =============================================================================================
 """
 
@@ -21,13 +22,14 @@ from typing import Any
 
 from bench.items import make_items
 from bench.measure import Measures, Run
+from bench.workloads import postgres_frameworks
 from bench.workloads.postgres import postgres_server
 
 PROCESSES = (1, 4, 16)
 _WARM_UP = 20
 
-_BY_HAND = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
-_INSERT = "INSERT INTO byhand (payload) VALUES (%s)"
+BY_HAND = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
+INSERT = "INSERT INTO byhand (payload) VALUES (%s)"
 _POP = """
 DELETE FROM byhand WHERE id = (SELECT id FROM byhand ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING payload
 """
@@ -40,7 +42,7 @@ _NUMBERED = """
 WITH given AS (UPDATE counter SET tail = tail + 1 RETURNING tail)
 INSERT INTO byhand (id, payload) SELECT tail, %s FROM given
 """
-_PGMQ = (
+PGMQ = (
     """CREATE TABLE q_jobs (
     msg_id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY, read_ct int DEFAULT 0 NOT NULL,
     enqueued_at timestamptz DEFAULT now() NOT NULL, vt timestamptz NOT NULL, message bytea)""",
@@ -65,12 +67,14 @@ def measure_postgres_jobs(run: Run) -> None:
         if url is None:
             return
         contenders = {
-            "PostgresQueue": partial(_measured, run, url, partial(_ours, url, "commit"), ()),
-            "PostgresQueue, relaxed": partial(_measured, run, url, partial(_ours, url, "relaxed"), ()),
-            "by hand": partial(_measured, run, url, partial(_by_hand, url, _INSERT), (_BY_HAND,)),
-            "ordered": partial(_measured, run, url, partial(_by_hand, url, _NUMBERED), _ORDERED),
-            "pgmq": partial(_measured, run, url, partial(_pgmq, url), _PGMQ),
+            "PostgresQueue": partial(_measured, run, url, partial(ours, url, "commit"), ()),
+            "PostgresQueue, relaxed": partial(_measured, run, url, partial(ours, url, "relaxed"), ()),
+            "by hand": partial(_measured, run, url, partial(by_hand, url, INSERT), (BY_HAND,)),
+            "ordered": partial(_measured, run, url, partial(by_hand, url, _NUMBERED), _ORDERED),
+            "pgmq": partial(_measured, run, url, partial(pgmq, url), PGMQ),
         }
+        for name, open_ in postgres_frameworks.installed().items():
+            contenders[name] = partial(_measured, run, url, partial(_framework, open_, url), ())
         run.interleave("postgres-jobs", "durable", "jobs/s", contenders)
 
 
@@ -81,17 +85,19 @@ def _measured(
 
     measures: Measures = {}
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA IF EXISTS lmdbqueue CASCADE; DROP TABLE IF EXISTS byhand, counter, q_jobs")
+        connection.execute("DROP SCHEMA IF EXISTS lmdbqueue CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         for statement in tables:
             connection.execute(statement)  # type: ignore[arg-type]  (ours, all of them)
+    if open_worker.func is _framework:  # type: ignore[attr-defined]
+        open_worker()[3]()  # so that the tables are there before many want them
     n = run.scale.single_durable
     for processes in PROCESSES:
         each = max(50, n // processes)
         measures[f"push, {processes}"] = _together(processes, each, open_worker, "push")
-        if open_worker.func is not _pgmq:  # type: ignore[attr-defined]
+        if open_worker.func not in (pgmq, _framework):  # type: ignore[attr-defined]
             measures[f"pop, {processes}"] = _together(processes, each, open_worker, "pop")
             _together(processes, each, open_worker, "push")
-        if open_worker.func is not _by_hand:  # type: ignore[attr-defined]
+        if open_worker.func is not by_hand:  # type: ignore[attr-defined]
             measures[f"lease and ack, {processes}"] = _together(processes, each, open_worker, "job")
         else:
             _together(processes, each, open_worker, "pop")
@@ -147,7 +153,8 @@ def _work(each: int, open_worker: Callable[[], Worker], verb: str, pipes: tuple[
     close()
 
 
-def _ours(url: str, order: Any) -> Worker:
+def ours(url: str, order: Any) -> Worker:
+    """Return what a process does with ``PostgresQueue``."""
     from lmdbqueue.postgres import PostgresQueue  # noqa: PLC0415
 
     queue = PostgresQueue[Any](url, "jobs", order=order)
@@ -164,7 +171,8 @@ def _ours(url: str, order: Any) -> Worker:
     return queue.push, pop, job, queue.close
 
 
-def _by_hand(url: str, insert: Any) -> Worker:
+def by_hand(url: str, insert: Any) -> Worker:
+    """Return what a process does with a table by hand."""
     import psycopg  # noqa: PLC0415
 
     connection = psycopg.connect(url, autocommit=True)
@@ -180,7 +188,13 @@ def _by_hand(url: str, insert: Any) -> Worker:
     return push, pop, None, connection.close
 
 
-def _pgmq(url: str) -> Worker:
+def _framework(open_: Any, url: str) -> Worker:
+    found: Worker = postgres_frameworks.worker(open_, url)
+    return found
+
+
+def pgmq(url: str) -> Worker:
+    """Return what a process does with the statements of pgmq."""
     import psycopg  # noqa: PLC0415
 
     connection = psycopg.connect(url, autocommit=True)
