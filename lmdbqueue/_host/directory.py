@@ -70,6 +70,7 @@ _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have 
 _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
 BELL: Final = "bell"
+FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; who forwards them writes it
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 _CALLER: Final = 6  # frames up to who opens the queue
 
@@ -311,6 +312,7 @@ class Directory:
         What this library may leave behind, to be removed by the next process that opens the queue, does.
         """
         mine = {_OPTIONS_FILE, f"{_OPTIONS_FILE}.tmp", SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        mine |= {FORWARDED, f"{FORWARDED}.tmp"}
         return sorted(
             name
             for name in os.listdir(self.folder)

@@ -5,6 +5,7 @@ removed, whatever others do with the queue meanwhile; removing twice is removing
 again. Must not know: where the items go.
 """
 
+import json
 import os
 import sys
 from abc import ABC, abstractmethod
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
+from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
@@ -71,6 +73,13 @@ class Source(ABC):
         """
         message = f"{type(self).__name__} has no dead letters, and the target refused {len(reasons)} items: {reasons}"
         raise NotImplementedError(message)
+
+    def noted(self, target: str) -> int:  # noqa: ARG002
+        """Return the number of the last batch that a target is known to have stored, 0 if that is not known."""
+        return 0
+
+    def note(self, target: str, number: int) -> None:  # noqa: B027  (one that keeps nothing may be written)
+        """Keep the number of the last batch that a target has stored, before what is in it is removed."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
@@ -178,6 +187,31 @@ class QueueSource(Source):
         return self._engine.environment.update(
             self._engine.ref, keyed_items.delete_items, list(map(_format.key_of, seqs))
         )
+
+    def noted(self, target: str) -> int:
+        """Return what ``note`` has kept in the directory."""
+        return self._notes().get(self._key(target), 0)
+
+    def note(self, target: str, number: int) -> None:
+        """Keep it beside the queue. It is not synced, and may be missing: then a restored target is not told."""
+        notes = self._notes() | {self._key(target): number}
+        path = os.path.join(self.path, FORWARDED)
+        with suppress(OSError):
+            fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                json.dump(notes, file)
+            os.replace(path + ".tmp", path)
+
+    def _notes(self) -> dict[str, int]:
+        try:
+            with open(os.path.join(self.path, FORWARDED), encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _key(self, target: str) -> str:
+        return f"{self.origin.name} to {target}"
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Make these items dead letters of the queue.

@@ -61,6 +61,14 @@ class Target(ABC):
     limit: int | None = None
     max_bytes: int | None = None
 
+    @property
+    def identity(self) -> str:
+        """What it is, once ``last`` has answered; a source notes how far it has come with it. "": nothing is noted.
+
+        What is restored from a backup has the identity that it had, so that the source can tell.
+        """
+        return ""
+
     @abstractmethod
     def last(self, origin: Origin) -> Mark | None:
         """Return the mark of the last batch of a source.

@@ -37,6 +37,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lmdbqueue._errors import ForwardError, StorageError
+from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.source import source_of
@@ -183,12 +184,20 @@ class Forwarder:
                 self._tell("store", error)
                 return True
             self._answered("store")
-            self._source.remove(batch.mark.seqs)
+            self._remove(batch.mark)
             self._count(batch)
         return False
 
     def _take_up(self, mark: Mark | None) -> None:
-        """Remove what is there already; refuse a source that is not what it was."""
+        """Remove what is there already; refuse a source, or a target, that is not what it was."""
+        identity, number = self._target.identity, 0 if mark is None else mark.number
+        if identity and (noted := self._source.noted(identity)) > number:
+            reason = f"the target has stored {noted} batches of it, and has {number} of them now"
+            advice = (
+                "it seems to be an older copy: what it got since is gone from here, too. Begin again without "
+                f"{FORWARDED} in this directory to go on with what is here"
+            )
+            raise ForwardError(self._source.path, reason, advice)
         if mark is None:
             return
         bounds = self._source.bounds()
@@ -199,10 +208,16 @@ class Forwarder:
         elif self._has_others(mark):
             reason = f"other items are there with numbers that were forwarded, up to {mark.next - 1}"
         else:
-            self._source.remove(mark.seqs)
+            self._remove(mark)
             return
         advice = "it seems to be an older copy: find out what of it is there, remove that here, and remove the mark"
         raise ForwardError(self._source.path, reason, advice)
+
+    def _remove(self, mark: Mark) -> None:
+        """Remove what the target has stored; before that, keep how far it has come."""
+        if self._target.identity:
+            self._source.note(self._target.identity, mark.number)
+        self._source.remove(mark.seqs)
 
     def _has_others(self, mark: Mark) -> bool:
         """Return whether items that were not forwarded have the numbers of those that were: in a restored copy."""

@@ -64,6 +64,14 @@ class PostgresTarget(Target):
         self._session: Session | None = None
         self._held: Origin | None = None
 
+    @property
+    def identity(self) -> str:
+        """The schema, which a restored database has from its backup, and the queue."""
+        if self._queue is None:
+            return ""
+        engine = postgres_engine_of(self._queue)
+        return f"{engine.database.uuid}/{engine.place.id}"
+
     def last(self, origin: Origin) -> Mark | None:
         """Take the lock of the source, and return its mark.
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 
 import psycopg
 import pytest
@@ -250,10 +251,9 @@ def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
 def test_a_pooler_of_transactions_is_refused_with_the_reason_and_one_of_sessions_is_not(postgres, schema):
     pooler, proxy = Pooler(postgres), Proxy(postgres)
     try:
-        begin = time.monotonic()
         with pytest.raises(ServerError, match=r"pooler.*session mode"):
             PostgresQueue(pooler.url(), schema=schema, patience=30)
-        assert time.monotonic() - begin < 10
+        assert pooler.clients == 3, "it was tried again, or not with enough of them"
         with psycopg.connect(pooler.url(), autocommit=True) as connection:  # others find nothing of ours there
             assert connection.execute("SHOW enable_seqscan").fetchone() == ("on",)
         with PostgresQueue(proxy.url(), schema=schema) as queue:  # each client has its own connection
@@ -369,6 +369,51 @@ def test_a_snapshot_that_stays_open_slows_nobody_more_and_more(open_postgres, po
         ids = f"""SELECT count(*) FROM "{schema}".ledger"""
         assert postgres.execute(ids)[0][0] <= 6
     assert queue.check() == []
+
+
+WRITES = {"push": {"items": 1, "ledger": 1, "tails": 1}}
+WRITES |= {verb: {"items": 1, "ledger": 1} for verb in ("pop", "lease", "ack")}
+
+
+@pytest.mark.parametrize("has_report", [False, True])
+def test_a_call_writes_the_rows_of_its_item_and_of_its_session_and_none_that_all_share(
+    open_postgres, postgres, schema, has_report
+):
+    calls = 60
+    queue, leases = open_postgres(), []
+    verbs = {
+        "push": lambda: queue.push("a"),
+        "pop": queue.pop,
+        "lease": lambda: leases.append(queue.lease(ttl=99)),
+        "ack": lambda: leases.pop().ack(),
+    }
+
+    def written():
+        for _ in range(2):  # a connection tells what it has counted when it is asked, and its statement is over
+            queue._engine.database.view(1.0, lambda step: step.execute("SELECT pg_stat_force_next_flush()").fetchall())
+        rows = postgres.execute(f"""
+            SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE schemaname = '{schema}'""")
+        return Counter(dict(rows))
+
+    with psycopg.connect(postgres.url()) as report:
+        if has_report:
+            report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            report.execute("SELECT 1").fetchall()
+        for _ in range(2 * calls + 5):
+            queue.push("a")
+        queue.lease(ttl=99).ack()
+        queue.pop()
+        found = {}
+        for name, verb in verbs.items():
+            before = written()
+            for _ in range(calls):
+                verb()
+            found[name] = {table: round(n / calls, 1) for table, n in (written() - before).items()}
+    if not has_report:
+        assert found == WRITES
+    for name, tables in found.items():  # beside a snapshot a row gets another key each time that its page is full
+        assert set(tables) == set(WRITES[name])
+        assert all(n <= 1.2 * WRITES[name][table] for table, n in tables.items()), found
 
 
 def test_pushes_of_many_go_on_while_the_tail_is_renewed_under_them(open_postgres, postgres):
@@ -494,6 +539,34 @@ def test_items_of_a_restored_spool_are_not_taken_for_those_that_were_forwarded(o
         Forwarder(str(tmp_path / "spool"), remote).run()
     with PersistentQueue("spool", tmp_path) as spool:
         assert list(spool) == ["new", "newer"]
+
+
+def test_a_database_that_was_restored_is_told_and_nothing_is_forwarded_to_it(open_postgres, postgres, schema, tmp_path):
+    """As a dump restores it: with the same uuid, and an older mark, or none."""
+    with PersistentQueue("spool", tmp_path) as spool:
+        spool.push("a")
+        remote = open_postgres()
+        Forwarder(spool, remote).run()
+        before = postgres.execute(f'SELECT * FROM "{schema}".marks')
+        spool.push("b")
+        Forwarder(spool, remote).run()
+        assert remote.pop(9) == ["a", "b"]
+        spool.push("c")
+        postgres.execute(f'UPDATE "{schema}".marks SET number = 1, next = 1, removed = 1, batch = ARRAY[0, 1]')
+        assert len(before) == 1
+        with pytest.raises(ForwardError, match=r"stored 2 batches of it, and has 1 .*forwarded\.json"):
+            Forwarder(spool, remote).run()
+        postgres.execute(f'DELETE FROM "{schema}".marks')
+        with pytest.raises(ForwardError, match="has 0 of them now"):
+            Forwarder(spool, remote).run()
+        assert (list(spool), list(remote)) == (["c"], [])
+        other = open_postgres("another target")
+        assert Forwarder(spool, other).run().items == 1
+        os.remove(tmp_path / "spool" / "forwarded.json")
+        spool.push("d")
+        Forwarder(spool, remote).run()
+        assert list(remote) == ["d"]
+        assert spool.check() == []
 
 
 def test_what_a_server_will_never_take_is_refused_by_its_number_and_a_permission_stops(

@@ -23,6 +23,7 @@ class Pooler:
         self._path = os.path.join(self.place, ".s.PGSQL.5432")
         self._lock = threading.Lock()
         self._free = []
+        self.clients = 0  # that there were
         self._all = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._path)
@@ -44,6 +45,7 @@ class Pooler:
             while True:
                 client, _ = self._listener.accept()
                 self._all.append(client)
+                self.clients += 1
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _connected(self):
@@ -93,10 +95,11 @@ class Pooler:
                 server.sendall(_packed(kind, body))
             while kind != _READY:
                 kind, body = _message(server)
+                if kind == _READY and body == b"I":
+                    with self._lock:
+                        self._free.append((server, said))  # before the client knows that
                 client.sendall(_packed(kind, body))
             if body == b"I":
-                with self._lock:
-                    self._free.append((server, said))
                 return
             kind, body = _message(client)
             server.sendall(_packed(kind, body))
