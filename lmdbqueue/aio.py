@@ -10,15 +10,16 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar, overload
 
-from lmdbqueue._async.courier import Call, Courier, Job, Push, Take, Wanted
+from lmdbqueue._async.courier import Courier
+from lmdbqueue._async.jobs import Ack, Call, Claim, Claimed, Job, Push, Take, Wanted
 from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
 from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._values import Number, ReaderStats, Start
-from lmdbqueue._verbs.encoding import Key, how_to_push, payload_of, payloads_of
+from lmdbqueue._verbs.encoding import Key, checked_ttl, how_to_push, payload_of, payloads_of
 from lmdbqueue._verbs.head import Batch, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.queue import Queue, is_empty
@@ -73,6 +74,7 @@ class NotOpenError(ClosedError):
         return f"this {self.path} is not open yet: use it in 'async with', or await {self.path}.open(...)"
 
 
+_AGAIN: Final = 0.25  # seconds between two looks at a call whose time is over, and which was not answered
 _OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_closed", "_settled", "_in_hand")
 
 
@@ -521,15 +523,22 @@ class AsyncQueue(Generic[T]):
                 await self._until(lambda: head.is_full(batch) or None, batch.linger)
             if not blocking:
                 break
-            attempt = partial(head.if_enough, 1, lambda: lease() or None)
-            wait = 0.0 if batch.linger else timeout
-            found = await self._kept(Call(self._future(), attempt, undo=_give_back, waits=True), wait)
+            found = await self._kept(self._claim(batch, ttl, lease, waits=True), 0.0 if batch.linger else timeout)
             if found is not None:
-                return AsyncLease(found, self._call)
+                return AsyncLease(found, self._call, self._acked)
             if not batch.linger or is_over(deadline):
                 raise Empty(1, timeout)
-        found = await self._kept(Call(self._future(), lease, undo=_give_back), None)
-        return AsyncLease(found, self._call)
+        found = await self._kept(self._claim(batch, ttl, lease, waits=False), None)
+        return AsyncLease(found, self._call, self._acked)
+
+    def _claim(self, batch: Batch, ttl: float | None, lease: Callable[[], Lease[T]], *, waits: bool) -> Claim:
+        checked_ttl(ttl)
+        return Claim(self._future(), Claimed(batch.items, ttl, batch.max_bytes, waits), lease)
+
+    def _acked(self, lease: Lease[T], seqs: int | Iterable[int] | None) -> "asyncio.Future[None]":
+        ack = Ack(self._future(), lease, {seqs} if isinstance(seqs, int) else seqs if seqs is None else set(seqs))
+        self._courier.carry(ack)
+        return ack.future
 
     @property
     def dead(self) -> AsyncDeadLetters[T]:
@@ -635,7 +644,8 @@ class AsyncQueue(Generic[T]):
         def attempt() -> bool | None:
             return head.if_enough(1, lambda: bool(head.candidates(1)) or None)
 
-        return bool(await self._until(attempt, timeout))
+        look = Call(self._future(), attempt, waits=True, look="anything")
+        return bool(await self._waited_for(look, timeout))
 
     # --- named readers
 
@@ -792,6 +802,8 @@ class AsyncQueue(Generic[T]):
             push = Push(self._future(), payloads, waits=block, append=append_of(self._engine, priority))
         else:
             push = Push(self._future(), payloads, waits=block)
+        if timeout is not None:
+            push.deadline = time.monotonic() + timeout
         if await self._waited_for(push, timeout) is None:
             raise push.refusal
 
@@ -920,9 +932,13 @@ class AsyncQueue(Generic[T]):
             message = "'timeout' must be a non-negative number"
             raise ValueError(message)
 
+        handle: asyncio.TimerHandle
+
         def end() -> None:
+            nonlocal handle
             job.is_late = True
-            self._courier.look()
+            handle = self._loop.call_later(_AGAIN, end)
+            self._courier.give_up(job)
 
         handle = self._loop.call_later(timeout, end)
         try:
@@ -947,10 +963,6 @@ class AsyncQueue(Generic[T]):
             if future.done() and not future.cancelled() and future.exception() is None and future.result():
                 self._courier.take_back(job, future.result())
             raise
-
-
-def _give_back(lease: Lease[Any]) -> None:
-    lease.nack(reason="its caller was cancelled")
 
 
 class AsyncPersistentQueue(AsyncQueue[T]):

@@ -5,12 +5,16 @@ cancelled. Law: an item that was taken is delivered once, or put back under its 
 woken once for a group of calls, and never blocked. Must not know: what the verbs mean to their callers.
 
 The worker does together what is there when it looks: pushes that follow each other are one push of all
-their items (when that has no room each tries for itself), and single takes one take. While the disk
-syncs the loop goes on, and the next group comes together; so 1,000 pushes at once share a few commits.
+their items (when that has no room each tries for itself), single takes one take, leases of one item one step, and so
+are acks, which come first. While the disk syncs the loop goes on, and the next group comes together; so 1,000 pushes at
+once share a few commits. Where one call finds nothing, the others of its kind are not tried: one look serves all.
 
 A call that waits, for an item or for room, is a sleeper: it is tried before every group. The listener
 makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
 asks for a look, so no ring is missed (see ``_host.bell``). That is two threads, however many sleep.
+
+While a server is away each call has one deadline, from when it was made: the worker tries it no longer than that,
+whatever came before it, and the loop answers those whose time is over while the worker is with another.
 
 The end of a loop, or of the program: what was done for callers who were not told is undone before the program ends.
 
@@ -21,6 +25,7 @@ was popped by a process that died.
 
 import atexit
 import threading
+import time
 import weakref
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future
@@ -30,130 +35,18 @@ from itertools import chain, groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
 from queue import SimpleQueue
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, CommitUnknownError, DiskFullError, Full, QueueError
+from lmdbqueue._async.jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take, Taken
+from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._values import Entry
-from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.lease import Lease, ack_all
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
-
-AnyHead = Head[Any]
-Taken = tuple[list[Entry], list[Any]]
-
-
-class Job:
-    """A call, and the future that gets its result."""
-
-    kind: object = None  # jobs of one kind, that follow each other, may be done together
-    waits = False  # until ``run`` returns something else than None
-    is_late = False  # its time is over: to be tried once more
-    future: "Future[Any]"
-
-    def run(self, head: AnyHead) -> Any:
-        """Do it, in the worker."""
-        raise NotImplementedError
-
-    def undo(self, head: AnyHead, result: Any) -> None:
-        """Undo it, in the worker, if nobody got the result and that matters."""
-
-
-class Call(Job):
-    """A function of no arguments, and what undoes what it returned."""
-
-    def __init__(
-        self,
-        future: "Future[Any]",
-        fn: Callable[[], Any],
-        *,
-        undo: Callable[[Any], object] | None = None,
-        waits: bool = False,
-    ) -> None:
-        self.future = future
-        self.waits = waits
-        self.fn = fn
-        self.undone_by = undo
-
-    def run(self, head: AnyHead) -> Any:  # noqa: ARG002
-        """Call it."""
-        return self.fn()
-
-    def undo(self, head: AnyHead, result: Any) -> None:  # noqa: ARG002
-        """Undo it; a queue that was closed has done what can be done."""
-        if self.undone_by is not None:
-            with suppress(ClosedError):
-                self.undone_by(result)
-
-
-class Push(Job):
-    """A push of payloads, all or none; it gives their numbers."""
-
-    kind: object = "push"
-    refusal: Full
-
-    def __init__(
-        self,
-        future: "Future[Any]",
-        payloads: list[bytes],
-        *,
-        waits: bool = False,
-        append: Callable[[list[bytes]], object] | None = None,
-    ) -> None:
-        """``append``: how they are appended, if not as others are."""
-        self.future = future
-        self.payloads = payloads
-        self.waits = waits
-        self.append = append
-        if append is not None:
-            self.kind = object()  # of no other
-
-    def run(self, head: AnyHead) -> object:
-        """Append them."""
-        head.refuse_push()
-        try:
-            return (self.append or head.engine.append)(self.payloads)
-        except Full as error:
-            if not self.waits or isinstance(error, DiskFullError):
-                raise
-            self.refusal = error
-            return None
-
-
-class Wanted(NamedTuple):
-    """What a take is of."""
-
-    items: int
-    least: int  # none if there are fewer
-    awaited: int  # for so many it waits
-    max_bytes: int | None = None
-
-
-class Take(Job):
-    """A take of items, or with ``waits`` not before there are enough; it gives entries and items."""
-
-    def __init__(self, future: "Future[Any]", wanted: Wanted, *, waits: bool = False) -> None:
-        self.future = future
-        self.waits = waits
-        self.wanted = self.kind = wanted
-
-    def run(self, head: AnyHead) -> Taken | None:
-        """Remove them."""
-        wanted = self.wanted
-        if not self.waits:
-            return head.take(wanted.items, 0, wanted.max_bytes)
-        return head.if_enough(wanted.awaited, lambda: head.take(wanted.items, wanted.least, wanted.max_bytes))
-
-    def undo(self, head: AnyHead, result: Taken) -> None:
-        """Put them back."""
-        if result[0]:
-            head.engine.put_back(result[0])
-
-
-ONE: Final = Wanted(1, 1, 1)
+_PAUSE: Final = 0.25  # seconds before the listener asks again a server that is away
 
 
 def _of_future(error: BaseException) -> BaseException:
@@ -168,9 +61,10 @@ def _of_future(error: BaseException) -> BaseException:
 Result = tuple[Job, Any, BaseException | None]
 _KIND: Final = attrgetter("kind")
 _PAYLOADS: Final = attrgetter("payloads")
-
+_DEADLINE: Final = attrgetter("deadline")
 
 _END: Final = Job()  # the last one
+_EVER: Final = float("inf")
 _PATIENCE: Final = 30.0  # seconds that the end of a program waits for a worker
 
 _working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
@@ -218,7 +112,16 @@ class Courier:
         """Have a job done. Raises ``ClosedError``."""
         if self._is_closed:
             raise ClosedError(self._engine.path)
+        if self._engine.patience != _EVER:
+            job.deadline = min(job.deadline, time.monotonic() + self._engine.patience)
         self._send(job)
+
+    def give_up(self, job: Job) -> None:
+        """Answer a job whose time is over, if that has to be done here: the server is away, and the worker waits."""
+        if self._engine.is_away and job.withdraw() and not job.future.done():
+            job.future.set_exception(self._refusal())
+        else:
+            self.look()
 
     def look(self) -> None:
         """Let the sleepers be tried again."""
@@ -277,7 +180,8 @@ class Courier:
         while not self._has_ended:
             jobs = [*self._sleepers, *self._wait_for_jobs()]
             self._sleepers = []
-            live = [job for job in jobs if job is not None and job is not _END and not job.future.done()]
+            live = [job for job in jobs if job is not None and job is not _END]
+            live.sort(key=_comes_later)  # where nothing is swapped but that acks come first
             for kind, group in groupby(live, _KIND):
                 self._report(list(self._done(kind, list(group))))
             if _END in jobs:
@@ -299,35 +203,85 @@ class Courier:
 
     def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where that can be."""
-        if len(jobs) == 1:
-            return self._each(jobs)
-        if kind == Push.kind:
-            return self._pushed(jobs)
-        if kind == ONE and not self._engine.is_drained:
-            return self._taken(jobs)
+        jobs = [job for job in jobs if job.take_up()]
+        if len(jobs) > 1 and not self._engine.is_drained:
+            if kind == Push.kind:
+                return self._shared(jobs)
+            if kind == Ack.kind:
+                return self._together(jobs, self._acked)
+            if kind == ONE:
+                return self._taken(jobs)
+            if isinstance(kind, Claimed) and kind.is_one:
+                return self._claimed(kind, jobs)
         return self._each(jobs)
 
-    def _pushed(self, jobs: list[Push]) -> Iterator[Result]:
-        payloads = list(chain.from_iterable(map(_PAYLOADS, jobs)))
-        if len(jobs) > 1 and sum(map(len, payloads)) > _SHARED:
-            half = len(jobs) // 2
-            yield from self._pushed(jobs[:half])
-            yield from self._pushed(jobs[half:])
-            return
+    def _together(self, jobs: list[Any], do: Callable[[list[Any]], list[Result]]) -> Iterator[Result]:
+        """Do jobs as one step, and while a server is away again without those whose time is over."""
+        while jobs:
+            self._engine.hurry(min(map(_DEADLINE, jobs)))
+            try:
+                yield from do(jobs)
+            except Exception as error:
+                now = time.monotonic()
+                is_away = isinstance(error, ServerError) and self._engine.is_away
+                over = [job for job in jobs if job.deadline <= now] if is_away else []
+                yield from ((job, None, error) for job in over or jobs)
+                jobs = [job for job in jobs if job not in over] if over else []
+            except BaseException as error:  # it goes to who called
+                yield from ((job, None, error) for job in jobs)
+                return
+            else:
+                return
+
+    def _shared(self, jobs: list[Push]) -> Iterator[Result]:
+        """Push in parts of a size that share a commit."""
+        start = size = 0
+        for index, job in enumerate(jobs):
+            more = sum(map(len, job.payloads))
+            if index > start and size + more > _SHARED:
+                yield from self._together(jobs[start:index], self._pushed)
+                start, size = index, 0
+            size += more
+        yield from self._together(jobs[start:], self._pushed)
+
+    def _pushed(self, jobs: list[Push]) -> list[Result]:
         try:
             self._head.refuse_push()
-            start = self._engine.append(payloads).start
+            start = self._engine.append(list(chain.from_iterable(map(_PAYLOADS, jobs)))).start
         except Full:
-            yield from self._each(jobs)
-        except BaseException as error:  # it goes to who called
-            yield from ((job, None, error) for job in jobs)
-        else:
-            for job in jobs:
-                stop = start + len(job.payloads)
-                yield job, range(start, stop), None
-                start = stop
+            return list(self._each(jobs))
+        results: list[Result] = []
+        for job in jobs:
+            stop = start + len(job.payloads)
+            results.append((job, range(start, stop), None))
+            start = stop
+        return results
+
+    def _acked(self, jobs: list[Ack]) -> list[Result]:
+        try:
+            errors = ack_all(self._engine, [(job.lease, job.seqs) for job in jobs])
+        except CommitUnknownError:
+            raise
+        except QueueError as error:
+            if isinstance(error, ServerError) and self._engine.is_away:
+                raise
+            return list(self._each(jobs))  # as a full disk has it
+        return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
+
+    def _claimed(self, kind: Claimed, jobs: list[Claim]) -> Iterator[Result]:
+        """Lease an item for each, as far as there are any."""
+
+        def lease(jobs: list[Claim]) -> list[Result]:
+            found = self._engine.lease_each(len(jobs), kind.ttl, self._head.sort_out)
+            results: list[Result] = [
+                (job, Lease(self._engine, *each), None) for job, each in zip(jobs, found, strict=False)
+            ]
+            return results + list(self._each(jobs[len(found) :]))
+
+        return self._together(jobs, lease)
 
     def _taken(self, jobs: list[Take]) -> Iterator[Result]:
+        self._engine.hurry(min(map(_DEADLINE, jobs)))
         try:
             found = self._available(len(jobs))
         except CommitUnknownError as error:  # of items that may have left
@@ -335,9 +289,6 @@ class Courier:
             return
         for entry, item in zip(*found or ((), ()), strict=True):
             yield jobs.pop(0), ([entry], [item]), None
-        if found and not self._engine.is_shut_down:
-            self._sleepers += [job for job in jobs if job.waits and not job.is_late]
-            jobs = [job for job in jobs if not job.waits or job.is_late]
         yield from self._each(jobs)
 
     def _available(self, n: int) -> Taken | None:
@@ -350,16 +301,33 @@ class Courier:
             return None
 
     def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Do jobs of one kind one by one, but for those of which one before has found the answer."""
+        known: dict[bool, Any] = {}  # the answer to all that wait, and to all that do not
         for job in jobs:
-            try:
-                result = job.run(self._head)
-            except BaseException as error:  # it goes to who called; a SystemExit of loads, too: nobody else is told
-                yield job, None, error
+            if job.future.done():
+                continue
+            if job.waits not in known:
+                if self._engine.is_away and job.deadline <= time.monotonic():
+                    yield job, None, self._refusal()
+                    continue
+                self._engine.hurry(job.deadline)
+                try:
+                    result = job.run(self._head)
+                except BaseException as error:  # it goes to who called; a SystemExit of loads, too: nobody else is told
+                    yield job, None, error
+                    continue
+                if job.is_for_all(result):
+                    known[job.waits] = result
             else:
-                if result is None and job.waits and not job.is_late:
-                    self._sleepers.append(job)
-                else:
-                    yield job, result, None
+                result = known[job.waits]
+            if result is None and job.waits and not job.is_late:
+                job.lay_down()
+                self._sleepers.append(job)
+            else:
+                yield job, result, None
+
+    def _refusal(self) -> ServerError:
+        return ServerError(self._engine.path, "a call", "the server is away")
 
     def _report(self, results: list[Result]) -> None:
         self._undelivered[id(results)] = results
@@ -371,6 +339,7 @@ class Courier:
 
     def _undo(self, undelivered: Iterable[list[Result]]) -> None:
         """Undo what was done for a loop that ended before it was told."""
+        self._engine.hurry(_EVER)
         for results in undelivered:
             if self._undelivered.pop(id(results), None) is not None:
                 for job, result, _ in results:
@@ -396,3 +365,8 @@ class Courier:
                     raise
                 except QueueError:  # a server that is away: those who wait are told when they are tried
                     self._jobs.put(None)
+                    time.sleep(_PAUSE)
+
+
+def _comes_later(job: Job) -> bool:
+    return job.kind != Ack.kind

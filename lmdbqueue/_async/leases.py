@@ -22,6 +22,7 @@ from lmdbqueue._verbs.worker import LOOK, Plan, Tally, call_hooks, give_back, gr
 T = TypeVar("T")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
 Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called in the loop, and its arguments
+Acks = Callable[[Lease[Any], int | Iterable[int] | None], "asyncio.Future[None]"]
 
 
 class AsyncLease(Sequence[T]):
@@ -30,9 +31,10 @@ class AsyncLease(Sequence[T]):
     ``async with`` acknowledges the items at the end of the block; an exception returns them to the queue.
     """
 
-    def __init__(self, lease: Lease[T], call: Calls) -> None:
+    def __init__(self, lease: Lease[T], call: Calls, acked: Acks) -> None:
         self.lease = lease
         self.call = call  # runs a function outside of the loop
+        self._acked = acked
 
     def __repr__(self) -> str:
         return repr(self.lease)
@@ -85,7 +87,10 @@ class AsyncLease(Sequence[T]):
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Acknowledge the items; return them to the queue after an exception."""
-        await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
+        if error is None:
+            await asyncio.shield(self._acked(self.lease, None))
+        else:
+            await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
 
     async def ack(self, seqs: int | Iterable[int] | None = None) -> None:
         """Remove the items for good; durable when it returns.
@@ -96,7 +101,7 @@ class AsyncLease(Sequence[T]):
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
         """
-        await self.call(self.lease.ack, seqs)
+        await self._acked(self.lease, seqs)
 
     async def nack(
         self, seqs: int | Iterable[int] | None = None, delay: float = 0.0, reason: str | None = None

@@ -109,6 +109,12 @@ class LocalEngine:
 
     # --- items that wait
 
+    patience = float("inf")  # there is no server
+    is_away = False
+
+    def hurry(self, deadline: float) -> None:
+        """Do nothing: there is no server that could be away."""
+
     def count(self) -> int:
         """Return how many items wait."""
         return self._view(fifo.count)
@@ -398,6 +404,26 @@ class LocalEngine:
             self._next = [given.following]
         seqs = list(map(_format.seq_of, given.keys))
         return Leased(given.token, seqs, given.attempts, None if ttl is None else deadline / _SECOND)
+
+    def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease the first ``n`` items, or as many as there are, each by itself."""
+        leases: list[tuple[list[T], Leased]] = []
+        while len(leases) < n:
+            try:
+                lease = self.lease(1, ttl, sort_out)
+            except QueueError:
+                if not leases:
+                    raise
+                break
+            if lease is None:
+                break
+            leases.append(lease)
+        return leases
+
+    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+        """Do as ``ack`` for leases and items of theirs, as one transaction; return what it would for each."""
+        with self.environment.transaction():
+            return [self.ack(token, seqs) for token, seqs in asked]
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, for good."""

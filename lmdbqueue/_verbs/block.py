@@ -104,8 +104,14 @@ class Blocks(Generic[B]):
             self._here.guard = _Guard(under_way)  # and nowhere else
             yield
         finally:
+            self.of_thread.pop(thread, None)  # first, and in one step, whatever interrupts
             under_way.clear()
-            self.of_thread.pop(thread, None)  # in one step, whatever interrupts
+
+    def leave(self, block: B) -> None:
+        """Let no call join ``block`` any more."""
+        for thread, each in list(self.of_thread.items()):
+            if each is block:
+                self.of_thread.pop(thread, None)
 
     def enter(self, block: B) -> None:
         """Let the calls of this thread join ``block`` from now on."""

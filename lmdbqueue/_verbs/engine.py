@@ -46,6 +46,17 @@ class Engine(Protocol):
     is_drained: bool  # shut down at once: not even the items that are there are handed out
     is_closed: bool
 
+    @property
+    def patience(self) -> float:
+        """For how many seconds a call goes on while a server is away, from now on; inf without one."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a call waits for a server that is away."""
+
+    def hurry(self, deadline: float) -> None:
+        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+
     # --- items that wait
 
     def count(self) -> int:
@@ -121,8 +132,14 @@ class Engine(Protocol):
         ``ttl`` in seconds, None for as long as the queue object lives.
         """
 
+    def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease the first ``n`` items, or as many as there are, each by itself."""
+
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+
+    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+        """Do as ``ack`` for leases and items of theirs, all or none; return what it would for each."""
 
     def nack(
         self,

@@ -7,7 +7,7 @@ remembered, since a transaction that took part may be undone. Must not know: how
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note, Trailer
@@ -96,11 +96,13 @@ class Lease(Sequence[T]):
         """
         wanted = None if seqs is None and self._process == os.getpid() else self._wanted(seqs)
         if self._token:
-            settled = self._engine.ack(self._token, wanted)
-            if wanted is None and settled is not None:
-                self._held.clear()
-            else:
-                self._settle(wanted, settled)
+            self._be_acked(wanted, self._engine.ack(self._token, wanted))
+
+    def _be_acked(self, wanted: Collection[int] | None, settled: list[int] | None) -> None:
+        if wanted is None and settled is not None:
+            self._held.clear()
+        else:
+            self._settle(wanted, settled)
 
     def nack(
         self,
@@ -199,6 +201,26 @@ class Lease(Sequence[T]):
     def _refuse_child(self) -> None:
         if self._process != os.getpid():
             raise LeaseExpiredError(self._engine.name, self.seqs)
+
+
+def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int] | None]]) -> list[Exception | None]:
+    """Acknowledge what leases of one engine hold, each all or some, in one step; return what each would raise."""
+    errors: list[Exception | None] = [None] * len(asked)
+    wanted: dict[int, Collection[int] | None] = {}
+    for index, (lease, seqs) in enumerate(asked):
+        try:
+            some = lease._wanted(seqs)  # noqa: SLF001  (of this file)
+            if lease._token:  # noqa: SLF001
+                wanted[index] = some
+        except (LeaseExpiredError, ValueError) as error:
+            errors[index] = error
+    settled = engine.ack_each([(asked[index][0]._token, some) for index, some in wanted.items()])  # noqa: SLF001
+    for (index, some), gone in zip(wanted.items(), settled, strict=True):
+        try:
+            asked[index][0]._be_acked(some, gone)  # noqa: SLF001
+        except LeaseExpiredError as error:
+            errors[index] = error
+    return errors
 
 
 class DeadLetter(Generic[T]):

@@ -11,6 +11,7 @@ does, since what is claimed is passed over. What cannot be decoded never left.
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 from lmdbqueue._errors import DecodeError, GoneError
@@ -189,7 +190,7 @@ class Leases:
             self._hold.refuse_if_closed()  # before a connection is opened, which nobody would close
             database, place = self._hold.database, self._hold.place
             deadline = None if ttl is None else time.monotonic() + ttl
-            token = self._hold.holder.token()
+            token = self._hold.holder.token(self._hold.patience)
             values = {"n": n, "ttl": ttl, "lease": token, "deaths": deaths}
             if blocks.current() is not None:
                 found = self._hold.run(_away.lease, values)
@@ -260,6 +261,37 @@ class Leases:
             except BaseException:
                 self._hold.holder.doubtful += doubtful
                 raise
+
+    def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease items together; return a lease for each, which can be settled by itself."""
+        found = self.lease(n, ttl, sort_out)
+        if found is None:
+            return []
+        items, leased = found
+        leases = []
+        for item, seq, attempts, entry in zip(items, leased.seqs, leased.attempts, leased.entries, strict=True):
+            token = Token(leased.token)
+            token.seqs = [seq]
+            leases.append(([item], Leased(token, [seq], [attempts], leased.deadline, [entry])))
+        return leases
+
+    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+        """Remove what leases hold, by one statement; return which of each."""
+        pairs = [[(seq, int(token)) for seq in wanted(token, seqs)] for token, seqs in asked]
+        together = list(dict.fromkeys(chain.from_iterable(pairs)))
+        if together and blocks.current() is None:
+            database, place = self._hold.database, self._hold.place
+            values = {"seqs": [seq for seq, _ in together], "leases": [token for _, token in together]}
+            rows = database.once(self._hold.patience, _away.ACK, *place, values, _is_ack_awaited)
+            gone = None
+            if isinstance(rows, Settled):
+                there = self._hold.view(_away.still_there, values["seqs"])
+                gone = {pair for pair in together if pair[0] not in there}
+            elif rows and not rows[0][2]:  # no reader has to know
+                gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
+            if gone is not None:
+                return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
+        return [self.ack(token, seqs) for token, seqs in asked]
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""

@@ -94,8 +94,8 @@ noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (SELECT count(*) FROM gone)
     WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
 SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) END, is_followed, is_awaited,
-    (SELECT at FROM noted)
-FROM look, (SELECT array_agg(seq) AS seqs FROM gone) AS all_of_them
+    leases, (SELECT at FROM noted)
+FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
 """
 # No row: the lease is over, or readers have to know
 ACK_ONE: Final = """
@@ -118,7 +118,8 @@ gone AS (
         SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq
                 AND lease = held.lease)
         FROM unnest(%(seqs)s::bigint[], %(leases)s::bigint[]) AS held (seq, lease)))
-    AND lease = ANY(%(leases)s::bigint[]) AND NOT (SELECT is_followed FROM look) RETURNING seq)"""
+    AND lease = ANY(%(leases)s::bigint[]) AND NOT (SELECT is_followed FROM look)
+    RETURNING seq, lease)"""
     + _NOTED_ACK
 )
 _ACK_SLOWLY: Final = "DELETE FROM {items} " + _OF_LEASE + " RETURNING seq"

@@ -7,13 +7,15 @@ A forked child has no part in its parent's block: its calls there raise ``ForkEr
 """
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 
-from lmdbqueue._errors import ForkError, Full, QueueError, TransactionError
+from lmdbqueue._errors import ForkError, Full, NestedCallError, QueueError, TransactionError
+from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs import block
 from lmdbqueue.postgres._failures import explained, interrupt_amid
@@ -27,10 +29,21 @@ class Block(block.Block):
 
     covers = "schema of a database"
 
-    def __init__(self, owner: object, path: str, step: Step) -> None:
+    def __init__(self, owner: object, path: str, step: Step, drop: Callable[[], object]) -> None:
+        """``drop`` ends its connection, and with that the transaction."""
         super().__init__(owner, path)
         self.step = step
         self.was_shown = False  # its connection, to the user
+        self.is_over = False  # its thread ended without leaving it
+        self._is_busy = False  # amid a call of several statements
+        self._drop = drop
+        self._thread = threading.get_ident()
+
+    def end(self) -> None:
+        """End it without that it was left: its thread ends. This is called amid anything, so another one does it."""
+        self.is_over = True
+        blocks.leave(self)
+        departures.defer(self._drop)
 
     def shown(self) -> psycopg.Connection[Any]:
         """Return the connection, for statements of the user's own."""
@@ -43,12 +56,35 @@ class Block(block.Block):
         try:
             with blocks.entered(self):
                 yield
+                self._refuse_elsewhere()
         finally:
+            blocks.leave(self)  # if an interrupt came before that was done
             if self.is_of_parent:
                 raise ForkError(self.path)
 
+    def _refuse_elsewhere(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise TransactionError(
+                self.path,
+                "the block is left in another thread than it was entered in",
+                "all of it is undone: do both in one thread",
+            )
+
     def call(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(step, *args)``, which looks before it writes."""
+        """Return ``fn(step, *args)``, which looks before it writes, and calls nothing of a user's."""
+        self._refuse_nested()
+        try:
+            self._is_busy = True
+            return self._called(database, fn, args)
+        finally:
+            self._is_busy = False
+
+    def _refuse_nested(self) -> None:
+        """Raise ``NestedCallError`` amid a call of the block, as a signal's handler may come, which is half done."""
+        if self._is_busy or self.step.connection.lock.locked():
+            raise NestedCallError(self.path)
+
+    def _called(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         self.refuse_other(database)
         self.refuse_if_spoiled()
         handled = sys.exception()
@@ -70,12 +106,15 @@ class Block(block.Block):
             raise
 
     def attempt(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Do as ``call``, for what looks at what it has written: it is undone if it fails, or changes nothing."""
-        return self.call(database, _attempted, (fn, args))
+        """Do as ``call``, for what decodes what it has taken: it is undone if that fails, or changes nothing."""
+        self._refuse_nested()
+        return self._called(database, _attempted, (fn, args))
 
     def refuse_if_spoiled(self) -> None:
         """Raise ``TransactionError`` if the block cannot go on."""
         super().refuse_if_spoiled()
+        if self.is_over:
+            raise TransactionError(self.path, "the thread that entered it has ended", "leave it in the thread it is of")
         status = self.step.connection.info.transaction_status
         if status == psycopg.pq.TransactionStatus.INERROR:
             raise self._failed()

@@ -21,6 +21,7 @@ from psycopg.types.string import BytesBinaryDumper
 from lmdbqueue._errors import VersionError
 
 _OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained
+_LONG: Final = 130  # seconds to connect, as psycopg has it where there is no limit
 _MAX_TIMEOUT: Final = (1 << 31) - 1  # ms
 
 # A dead peer is noticed on both sides within half a minute, unless the address says otherwise
@@ -74,9 +75,11 @@ def shown(conninfo: str) -> str:
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
-def connect(conninfo: str, path: str) -> psycopg.Connection[Any]:
-    """Connect to a server that is new enough. Raises what psycopg raises."""
+def connect(conninfo: str, path: str, patience: float) -> psycopg.Connection[Any]:
+    """Connect to a server that is new enough, in so many seconds, or 2. Raises what psycopg raises."""
     known: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(conninfo), **_ENCODING}
+    if (limit := str(known["connect_timeout"])).isdigit():
+        known["connect_timeout"] = str(max(2, min(int(limit) or _LONG, int(patience) + 1)))
     connection = psycopg.connect(make_conninfo("", **known), autocommit=True, prepare_threshold=2)
     version = connection.info.server_version
     if version < _OLDEST:

@@ -25,13 +25,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 
 import psycopg
 
-from lmdbqueue._errors import CommitUnknownError, QueueError, ServerError
+from lmdbqueue._errors import CommitUnknownError, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
@@ -50,9 +50,10 @@ _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_OWNERS_PATIENCE: Final = 5.0  # seconds
+_OTHERS: Final = 2  # connections in transactions, which take what a pooler has free
+_SLOW: Final = 1.0  # seconds that it takes to connect to a server that is there, at the most
 _databases: dict[tuple[str, str], "Database"] = {}
-_registry = threading.Lock()
+_registry = threading.RLock()  # as all locks here: a call from within a call of the same thread must not wait for it
 
 
 def open_database(conninfo: str, schema: str, patience: float, pool: int | None = None) -> "Database":
@@ -81,8 +82,12 @@ class Database:
         self.sql = Sql(schema)
         self.path = shown(conninfo)
         self.uuid = ""
+        self._amid: set[int] = set()  # threads that are amid a transaction of several statements
+        self._is_apart = False  # each connection has one of the server's, as a pooler of sessions gives it
+        self._is_lost = False  # the last connection that was used, or tried
+        self._connecting: float | None = None  # since when, on time.monotonic()
         self.handles = 0
-        self.owner = Owner(partial(self.entered, _OWNERS_PATIENCE), self.sql)
+        self.owner = Owner(self.entered, self.sql)
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -96,6 +101,12 @@ class Database:
             session.abandon()
         self.ear.abandon()
         self.owner.begin_anew()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the server is, as far as the last call knows that is not answered yet."""
+        since = self._connecting
+        return self._is_lost or (since is not None and time.monotonic() - since > _SLOW)
 
     def resize(self, limit: int) -> None:
         """Have at most so many connections for calls from now on."""
@@ -143,8 +154,19 @@ class Database:
         if (block := blocks.current()) is not None:
             joined: R = block.call(self, fn, args)
             return joined
-        result: R = self._done_with("a change", patience, lambda session: session.run(fn, args))
+        self._refuse_nested()
+        thread = threading.get_ident()
+        try:
+            self._amid.add(thread)
+            result: R = self._done_with("a change", patience, lambda session: session.run(fn, args))
+        finally:
+            self._amid.discard(thread)
         return result
+
+    def _refuse_nested(self) -> None:
+        """Raise ``NestedCallError`` amid a transaction of this thread, which may hold what the call would wait for."""
+        if threading.get_ident() in self._amid:
+            raise NestedCallError(self.path)
 
     def attempt(self, patience: float, queue: int, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Do as ``run``, for a function whose first statement notes its token in the ledger's row of a queue.
@@ -178,6 +200,7 @@ class Database:
                 session.tell({channel})
             return rows
 
+        self._refuse_nested()
         done: list[Any] | Settled = self._done_with("a change", patience, act)
         return done
 
@@ -186,9 +209,9 @@ class Database:
         with suppress(QueueError):
             self._done_with("a change", patience, lambda session: session.alone(text, values))
 
-    def connect(self, patience: float = 5.0) -> Session:
-        """Open a connection that is not of the pool."""
-        session = Session(self.conninfo, self.sql, self.path, patience)
+    def connect(self, patience: float = 5.0, seconds: float | None = None) -> Session:
+        """Open a connection that is not of the pool, in ``seconds``, or in ``patience``, which holds for locks."""
+        session = Session(self.conninfo, self.sql, self.path, patience, seconds)
         if session.is_pooled:
             try:
                 self._refuse_shared(session)
@@ -203,9 +226,18 @@ class Database:
 
         What a session is then belongs to whoever comes next: its locks, its settings, what it listens to.
         """
-        with closing(Session(self.conninfo, self.sql, self.path)) as other, other.connection.transaction():
-            pids = [each.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for each in (other, session)]
-        if pids != [other.backend, session.backend] or other.backend == session.backend:
+        if self._is_apart:
+            return
+        sessions = [session]
+        with ExitStack() as stack:
+            for _ in range(_OTHERS):
+                other = stack.enter_context(closing(Session(self.conninfo, self.sql, self.path)))
+                stack.enter_context(other.connection.transaction())  # which keeps what it has got
+                sessions.append(other)
+            pids = [each.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for each in reversed(sessions)]
+        backends = [each.backend for each in reversed(sessions)]
+        self._is_apart = pids == backends and len(set(pids)) == len(pids)
+        if not self._is_apart:
             reason = "a pooler stands before the server that gives each transaction another connection"
             advice = "use its session mode, or another address"
             raise ServerError(self.path, "opening", f"{reason}: {advice}")
@@ -219,8 +251,10 @@ class Database:
         number = 0
         while True:
             try:
-                return self.connect().enter()
+                seconds = deadline - time.monotonic() if patience else None
+                return self.connect(seconds=seconds).enter()
             except psycopg.Error as error:
+                self._is_lost = True
                 if time.monotonic() >= deadline or is_refused(error):
                     raise explained(error, self.path, "connecting") from error
             number = _pause(number, deadline)
@@ -234,18 +268,28 @@ class Database:
             with block.joined():
                 yield block
             return
+        self._refuse_nested()
         session, step = self._done("a transaction", patience, Session.begin)
-        block = Block(self, self.path, step)
+        block = Block(self, self.path, step, partial(self._drop, session))
+        thread = threading.get_ident()
         try:
-            with block.entered():
-                yield block
-                block.refuse_if_spoiled()
-        except BaseException:
-            if not block.is_of_parent:
-                session.undo()
-                self._give_back_used(session, block)
-            raise
-        self._commit(session, block, patience)
+            try:
+                with block.entered():
+                    try:
+                        yield block
+                        block.refuse_if_spoiled()
+                    finally:
+                        self._amid.add(thread)
+            except BaseException:
+                if block.is_over:
+                    self._drop(session)
+                elif not block.is_of_parent:
+                    session.undo()
+                    self._give_back_used(session, block)
+                raise
+            self._commit(session, block, patience)
+        finally:
+            self._amid.discard(thread)
 
     def _commit(self, session: Session, block: Block, patience: float) -> None:
         operation = "the end of a transaction"
@@ -319,7 +363,11 @@ class Database:
         """Take a connection from the pool, or open one."""
 
         def opened() -> Session:
-            session = self.connect(patience)
+            self._connecting = time.monotonic()
+            try:
+                session = self.connect(patience)
+            finally:
+                self._connecting = None
             return session.enter() if self.uuid else session
 
         try:
@@ -339,6 +387,7 @@ class Database:
     def _give_back(self, session: Session) -> None:
         if session.process != os.getpid():
             return
+        self._is_lost = False
         if session.is_idle and self.handles and self.uuid:
             for old in self._pool.put(session):
                 old.leave()
@@ -351,6 +400,8 @@ class Database:
             session.leave()
 
     def _drop(self, session: Session | None) -> None:
+        """Forget a connection that is lost; None: there was none to be had."""
+        self._is_lost = True
         if session is not None and self._pool.lose(session):
             session.close()
 
@@ -408,7 +459,7 @@ def _said(error: Exception) -> str:
 
 def _leave_to_the_parent() -> None:
     global _registry  # noqa: PLW0603  (its lock may be held by a thread of the parent)
-    _registry = threading.Lock()
+    _registry = threading.RLock()
     for database in list(_databases.values()):
         with suppress(OSError):
             database.abandon()

@@ -48,7 +48,7 @@ class Ear:
     def __init__(self, connect: Callable[[], Session], statements: Sql) -> None:
         self._connect = connect
         self._sql = statements
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._sleepers = Resting()  # told when anything was heard, and at the end
         self._heard: dict[str, int] = {}  # how much, by channel
         self._slept: dict[str, float] = {}  # when somebody did last, by channel; on time.monotonic()

@@ -4,10 +4,8 @@ Owns: which function of a transaction a step is. Law: each step is one call of t
 queue is opened.
 """
 
-import sys
 import time
 import weakref
-from _thread import start_new_thread
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from lmdbqueue._errors import ClosedError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention, Trailer
+from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, within
@@ -62,7 +61,7 @@ class PostgresEngine:
         self.path = database.path
         self.maxsize = maxsize
         self.is_shut_down = self.is_drained = self.is_closed = False
-        self._release = weakref.finalize(self, _let_go, database, self._hold.holder)
+        self._release = weakref.finalize(self, departures.defer, _let_go, database, self._hold.holder)
         try:
             known = database.view(patience, _queues.find, name)
             if known is None:
@@ -73,7 +72,8 @@ class PostgresEngine:
             self._hold.place = self._hold.holder.place = Place(known.id, database.sql.channel(known.id))
             sequence = _items.sequence(database.sql, known.id) if is_relaxed else ""
         except BaseException:
-            self._release()
+            self._release.detach()
+            database.release()
             raise
         self._pushes = Pushes(self._hold, sequence)
         self._takes = Takes(self._hold)
@@ -92,8 +92,17 @@ class PostgresEngine:
 
     @property
     def patience(self) -> float:
-        """For how many seconds a call goes on."""
+        """For how many seconds a call of this thread goes on while the server is away."""
         return self._hold.patience
+
+    @property
+    def is_away(self) -> bool:
+        """Whether a call waits for a server that is away."""
+        return not self.is_closed and self._hold.database.is_away
+
+    def hurry(self, deadline: float) -> None:
+        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+        self._hold.hurry(deadline)
 
     @property
     def max_attempts(self) -> int | None:
@@ -118,8 +127,9 @@ class PostgresEngine:
         return self._hold.figures().waiting
 
     def owed(self) -> int:
-        """Return how many items ``maxsize`` counts: those that wait."""
-        return self.count()
+        """Return how many items ``maxsize`` counts: those that wait, are leased or delayed."""
+        found = self._hold.figures()
+        return found.waiting + found.leased + found.delayed
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
@@ -184,6 +194,14 @@ class PostgresEngine:
     ) -> tuple[list[T], Leased] | None:
         """Lease the first items that nobody else has claimed; what cannot be decoded dies then."""
         return self._leases.lease(n, ttl, sort_out, max_bytes)
+
+    def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease the first ``n`` items, or as many as there are, each by itself."""
+        return self._leases.lease_each(n, ttl, sort_out)
+
+    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+        """Do as ``ack`` for leases and items of theirs, by one statement; return what it would for each."""
+        return self._leases.ack_each(asked)
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
@@ -407,7 +425,8 @@ class PostgresEngine:
             with suppress(QueueError):  # else whoever looks when the process is gone finds a dead owner
                 database.run(_LAST_PATIENCE, _away.give_up, self._hold.place, self._hold.holder.number, how)
             self._hold.holder.begin_anew()
-        self._release()
+        if self._release.detach():  # else the collector was faster
+            database.release()
 
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
@@ -427,17 +446,13 @@ class _Closed:
 
 def _let_go(database: Database, holder: Holder) -> None:
     """Give back what a forgotten object held, and let go of the database."""
-    if not holder.number or sys.is_finalizing():
+    try:
+        if holder.number:
+            with suppress(QueueError):
+                how = _away.Return("its queue was forgotten")
+                database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.number, how)
+    finally:
         database.release()
-        return
-    start_new_thread(_give_up, (database, holder))  # not here: this may interrupt anything, with any lock
-
-
-def _give_up(database: Database, holder: Holder) -> None:
-    with suppress(QueueError):
-        how = _away.Return("its queue was forgotten")
-        database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.number, how)
-    database.release()
 
 
 def refuse_other_order(path: str, *, stored: bool, given: bool) -> None:

@@ -4,6 +4,7 @@ Owns: how long an object's calls go on, whether it is closed. Law: before a step
 has to come back has. Must not know: what the steps do.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from lmdbqueue.postgres._step import Step
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
+_MUCH: Final = 0.9  # of the patience
 DEATH_LOOK: Final = 0.25  # seconds between two looks whether others who hold leases have died
 
 
@@ -33,12 +35,27 @@ class Hold:
         self.database = database  # once closed, what raises ClosedError
         self.name = name
         self.path = database.path
-        self.patience = patience
+        self._patience = patience
+        self._deadline = threading.local()  # of the calls of a thread
         self.max_attempts = max_attempts
         self.buries_expired = False
         self.is_closed = False
         self.holder = Holder(database.owner)
         self._deaths_seen = 0.0  # when it was looked for dead owners last
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds a call of this thread goes on while the server is away, from now on.
+
+        All of them unless much of them is gone: another limit for locks has to be told to the server.
+        """
+        until = getattr(self._deadline, "until", None)
+        left = self._patience if until is None else until - time.monotonic()
+        return self._patience if left > _MUCH * self._patience else max(0.0, left)
+
+    def hurry(self, deadline: float) -> None:
+        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+        self._deadline.until = deadline
 
     def run(self, fn: Callable[[Step, Place, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, place, *args)``, as one transaction, or as a part of the block of this thread."""

@@ -51,12 +51,11 @@ class Ahead(NamedTuple):
     version: str
 
 
-# What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead
+# What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead. An
+# empty range costs less than to fetch the first row of the index and to compare it: 35 of 205 us of a lease
 OVERDUE: Final = """
-    coalesce((SELECT until FROM {items} WHERE queue = %(queue)s AND until IS NOT NULL ORDER BY until LIMIT 1)
-             <= {now}, false)
-    OR coalesce((SELECT expires_at FROM {items} WHERE queue = %(queue)s AND expires_at IS NOT NULL AND state <> 1
-                 ORDER BY expires_at LIMIT 1) <= {now}, false)"""
+    EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND until <= {now})
+    OR EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND expires_at <= {now} AND state <> 1)"""
 ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}))"""
 AWAITED: Final = "EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s)"
@@ -105,6 +104,11 @@ _NEXT_NUMBER: Final = "SELECT next FROM {tails} WHERE queue = %(queue)s ORDER BY
 _LENGTH: Final = """
 SELECT (waiting + coalesce((SELECT sum(waiting) FROM {ledger} WHERE queue = %(queue)s AND NOT is_folded), 0))::bigint,
     (size + coalesce((SELECT sum(size) FROM {ledger} WHERE queue = %(queue)s AND NOT is_folded), 0))::bigint
+FROM {queues} WHERE id = %(queue)s
+"""
+_OWED: Final = """
+SELECT (waiting + leased + delayed + coalesce((
+    SELECT sum(waiting + leased + delayed) FROM {ledger} WHERE queue = %(queue)s AND NOT is_folded), 0))::bigint
 FROM {queues} WHERE id = %(queue)s
 """
 _HELD: Final = """
@@ -194,9 +198,13 @@ def with_keys(step: Step, place: Place, keys: Sequence[bytes]) -> dict[bytes, tu
     return {key: (seq, is_over) for key, seq, is_over in rows}
 
 
-def length(step: Step, place: Place) -> int:
-    """Return how many items wait. The queue is there."""
-    return extent(step, place)[0]
+def owed(step: Step, place: Place) -> int:
+    """Return how many items wait, are leased or delayed. The queue is there."""
+    row = step.execute(_OWED, queue=place.id).fetchone()
+    assert row is not None
+    here = step.counts.get(place.id, {})
+    count: int = row[0] + sum(here.get(kind, 0) for kind in ("waiting", "leased", "delayed"))
+    return count
 
 
 def extent(step: Step, place: Place) -> tuple[int, int]:

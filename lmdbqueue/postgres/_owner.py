@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final
 
 import psycopg
@@ -33,10 +34,10 @@ class Token(int):
 class Owner:
     """The life-sign of a process."""
 
-    def __init__(self, connect: Callable[[], Session], statements: Sql) -> None:
+    def __init__(self, connect: Callable[[float], Session], statements: Sql) -> None:
         self._connect = connect
         self._sql = statements
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._session: Session | None = None
 
     @property
@@ -45,15 +46,18 @@ class Owner:
         session = self._session
         return 0 if session is None else session.id
 
-    def join(self, holder: int, owner: int, queue: int) -> tuple[int, int]:
-        """Return the number of a holder and of its owner, whose connection stands: those given, or new ones."""
+    def join(self, holder: int, owner: int, queue: int, patience: float) -> tuple[int, int]:
+        """Return the number of a holder and of its owner, whose connection stands: those given, or new ones.
+
+        ``patience``: for how many seconds to try.
+        """
         with self._lock:
             session = self._session
             if session is not None and not session.is_alive:
                 session.close()
                 session = None
             if session is None:
-                session = self._session = self._connect()
+                session = self._session = self._connect(patience)
             if session.id != owner:
                 holder = int.from_bytes(os.urandom(6)) >> 5
                 values = {"holder": holder, "queue": queue, "owner": session.id}
@@ -70,7 +74,7 @@ class Owner:
     def begin_anew(self) -> None:
         """Be nobody, in a forked child: the connection is the parent's."""
         session, self._session = self._session, None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if session is not None:
             with suppress(psycopg.Error):
                 session.abandon()
@@ -83,9 +87,10 @@ class Holder:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
+        self._lock = threading.RLock()
         self._number = 0
         self._joined = 0  # the owner whose it is
-        self._given = 0
+        self._free = count()  # numbers of leases that are not given yet
         self.doubtful: list[int] = []  # tokens of leases of which nobody knows whether they were given
 
     @property
@@ -93,20 +98,23 @@ class Holder:
         """Its number, 0 if it has held nothing yet."""
         return self._number
 
-    def token(self) -> Token:
-        """Return one for a lease, under a connection that stands."""
-        if self._given >> _BITS:
-            self._joined = self._given = 0  # its numbers are used up
-        before = self._joined
-        self._number, self._joined = self._owner.join(self._number, before, self.place.id)
-        if self._joined != before:
-            self._given = 0
-        self._given += 1
-        return Token(self._number << _BITS | self._given - 1)
+    def token(self, patience: float) -> Token:
+        """Return one for a lease, under a connection that stands, or is made to in so many seconds."""
+        with self._lock:
+            while True:
+                before = self._joined
+                self._number, self._joined = self._owner.join(self._number, before, self.place.id, patience)
+                if self._joined != before:
+                    self._free = count()
+                given = next(self._free)  # in one step: a call from within this one has another
+                if not given >> _BITS:
+                    return Token(self._number << _BITS | given)
+                self._joined = 0  # its numbers are used up
 
     def begin_anew(self) -> None:
         """Hold nothing, in a forked child."""
-        self._number = self._joined = self._given = 0
+        self._lock = threading.RLock()
+        self._number = self._joined = 0
         self.doubtful = []
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from lmdbqueue._host.threads import Resting
@@ -23,7 +24,7 @@ class Pool:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting = Resting()  # for a connection; told when one is put back, or is gone
         self._idle: list[Session] = []  # the last used is the last
         self._used: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -41,7 +42,7 @@ class Pool:
         """
         while True:
             with self._lock:
-                if self._idle:
+                with suppress(IndexError):  # there is none
                     session = self._idle.pop()
                     self._used.add(session)
                     return session, False

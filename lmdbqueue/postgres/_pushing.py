@@ -19,7 +19,7 @@ from lmdbqueue.postgres._items import (
     MAX_SIZE,
     Place,
     class_of,
-    length,
+    owed,
     sequence,
     tell,
     with_keys,
@@ -261,8 +261,8 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 
 def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
     """Raise ``Full`` if so many items more do not fit. The queue's tail is locked, so nobody else adds any."""
-    if maxsize > 0 and (waiting := length(step, place)) + added > maxsize:
-        raise Full("items", maxsize, waiting, added)
+    if maxsize > 0 and (there := owed(step, place)) + added > maxsize:
+        raise Full("items", maxsize, there, added)
 
 
 def come_due(step: Step, place: Place) -> int:

@@ -53,8 +53,11 @@ _TELL: Final = (
 class Session:
     """A connection, for one thread at a time."""
 
-    def __init__(self, conninfo: str, sql: Sql, path: str, patience: float = 5.0) -> None:
-        """Connect. ``path`` is for errors, ``patience`` for locks. Raises what psycopg raises."""
+    def __init__(self, conninfo: str, sql: Sql, path: str, patience: float = 5.0, seconds: float | None = None) -> None:
+        """Connect, in ``seconds``, or in ``patience``, which holds for locks. Raises what psycopg raises.
+
+        ``path`` is for errors.
+        """
         self._sql = sql
         self.path = path
         self._token = 0
@@ -63,7 +66,7 @@ class Session:
         self.id = random_id()
         self.process = os.getpid()
         self.used_at = 0.0  # by the pool
-        self.connection = connect(conninfo, path)
+        self.connection = connect(conninfo, path, patience if seconds is None else seconds)
         try:
             self._cursor = Cursor(self.connection)  # for what has one statement
             self._ledger = Ledger(self._cursor, sql, self.id)
@@ -230,8 +233,13 @@ class Session:
 
         The last column of its last row is where the row of the ledger is now, None if that was not written.
         """
-        self._ledger.renew()
-        self._ledger.open_row(queue)
+        try:
+            self._ledger.renew()
+            self._ledger.open_row(queue)
+        except Exception as error:
+            if is_lost(error, self.connection):
+                raise Lost(error) from error
+            raise
         self._token += 1
         try:
             rows = self._cursor.execute(

@@ -12,7 +12,16 @@ from collections import Counter
 import pytest
 from processes import eventually, forked, has_ended, status_of, threads_of_this_process
 
-from lmdbqueue import ClosedError, CorruptItemError, DecodeError, Empty, Full, PersistentQueue, ShutDown
+from lmdbqueue import (
+    ClosedError,
+    CorruptItemError,
+    DecodeError,
+    Empty,
+    Full,
+    LeaseExpiredError,
+    PersistentQueue,
+    ShutDown,
+)
 from lmdbqueue._async.courier import Call
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue.aio import AsyncPersistentQueue
@@ -634,3 +643,79 @@ def test_awaited_batches_poison_and_keys_mean_what_they_mean_without_await(run):
         return payload
 
     run(test, dumps=bytes, loads=loads)
+
+
+def test_leases_and_acks_of_many_tasks_share_their_steps(run, place):
+    tasks = 200
+
+    async def test(queue):
+        await queue.push(list(range(tasks)))
+        before = place.commits(queue)
+        leases = await asyncio.gather(*(queue.lease(ttl=99) for _ in range(tasks)))
+        assert sorted(lease[0] for lease in leases) == list(range(tasks))
+        if place.kind == "postgres":
+            assert place.commits(queue) - before < tasks / 4
+        lost, back, *others = leases
+        queue.queue._engine.nack(lost.lease._token, None, 0.0, "lost", None)
+        again = await queue.lease(ttl=99)
+        assert again.seqs == lost.seqs
+        await back.nack()
+        before = place.commits(queue)
+        told = await asyncio.gather(*(lease.ack() for lease in (lost, again, *others)), return_exceptions=True)
+        assert place.commits(queue) - before < tasks / 4
+        assert isinstance(told[0], LeaseExpiredError)
+        assert told[1:] == [None] * (tasks - 1)
+        with pytest.raises(ValueError, match="not in this lease"):
+            await back.ack(back.seqs[0] + 1)
+        stats = await queue.stats()
+        assert (stats.waiting, stats.leased, stats.removed) == (1, 0, tasks - 1)
+
+    run(test)
+
+
+@pytest.mark.parametrize("verb", ["get", "lease", "work"])
+def test_one_look_serves_all_who_wait(run, verb):
+    tasks, looks = 300, []
+
+    def counted(fn):
+        def count(*args, **options):
+            looks.append(fn)
+            return fn(*args, **options)
+
+        return count
+
+    async def test(queue):
+        engine, got, stop = queue.queue._engine, [], threading.Event()
+        for name in ("lease", "lease_each", "take", "candidates"):
+            setattr(engine, name, counted(getattr(engine, name)))
+
+        async def take():
+            if verb == "get":
+                got.append(await queue.get())
+            elif verb == "lease":
+                async with queue.lease(ttl=99, blocking=True) as lease:
+                    got.extend(lease)
+
+        async def work(item):
+            got.append(item)
+
+        if verb == "work":
+            takers = [asyncio.create_task(queue.work(work, concurrency=tasks, stop=stop))]
+        else:
+            takers = [asyncio.create_task(take()) for _ in range(tasks)]
+        await asyncio.sleep(0)
+        while len(queue._courier._sleepers) < tasks:
+            await queue.count()
+        looks.clear()
+        for _ in range(3):
+            queue._courier.look()
+            await queue.count()
+        assert 3 <= len(looks) < tasks / 3
+        await queue.push(list(range(tasks)))
+        while len(got) < tasks:
+            await queue.count()
+        assert sorted(got) == list(range(tasks))
+        stop.set()
+        await asyncio.gather(*takers)
+
+    run(test)

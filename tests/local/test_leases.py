@@ -10,7 +10,6 @@ from processes import KILLED, forked, status_of
 from lmdbqueue import (
     CorruptItemError,
     DiskFullError,
-    Full,
     LeaseExpiredError,
     PersistentQueue,
     _format,
@@ -135,22 +134,6 @@ def test_the_first_items_and_what_came_due_among_them_go_together(open_queue, cl
         assert queue.check() == []
         queue.clear()
         assert queue.check() == []
-
-
-def test_limits_count_what_waits_and_what_is_leased_or_delayed_and_no_dead_letters(open_queue):
-    queue = open_queue(maxsize=4)
-    queue.push(["dead", "leased", "waits"])
-    assert queue.dead_letter(0)
-    lease = queue.lease()
-    queue.push("delayed", delay=50)
-    assert not queue.full()
-    queue.push("fourth")
-    assert queue.full()
-    with pytest.raises(Full) as caught:
-        queue.push("fifth")
-    assert (caught.value.used, caught.value.added) == (4, 1)
-    lease.ack()
-    queue.push("fifth")
 
 
 # --- the dead

@@ -48,6 +48,15 @@ class Proxy:
         with self._lock:
             self._mode, self._left, self._then_down, self.has_cut = mode, at, then_down, False
 
+    def go_down(self):
+        """Close all connections, and let nobody connect until ``disarm``."""
+        with self._lock:
+            self._mode, self._is_down = "", True
+        for pair in self._pairs:
+            for each in pair:
+                with suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
     def disarm(self):
         with self._lock:
             self._mode, self._is_down = "", False

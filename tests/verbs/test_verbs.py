@@ -319,6 +319,22 @@ def test_a_list_goes_into_a_limited_queue_whole_or_not_at_all(engine, there, mor
     assert queue.push("next") == there + more
 
 
+def test_limits_count_what_waits_and_what_is_leased_or_delayed_and_no_dead_letters(engine):
+    queue = engine(maxsize=4)
+    queue.push(["dead", "leased", "waits"])
+    assert queue.dead_letter(0)
+    lease = queue.lease()
+    queue.push("delayed", delay=50)
+    assert not queue.full()
+    queue.push("fourth")
+    assert queue.full()
+    with pytest.raises(Full) as caught:
+        queue.push("fifth")
+    assert (caught.value.used, caught.value.added) == (4, 1)
+    lease.ack()
+    queue.push("fifth")
+
+
 def test_limits_hold_for_delayed_and_keyed_items_and_for_what_pushes_only(engine):
     queue, free = engine(maxsize=2), engine()
     queue.push(["a", "b"])

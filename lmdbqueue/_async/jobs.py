@@ -1,0 +1,225 @@
+"""The calls of an event loop as what carries them sees them.
+
+Owns: what a call is, what may be done together with it, and what undoes it. Law: calls of one kind, that follow each
+other, ask the same; what one of them finds missing is missing for the others, too. Must not know: threads, the loop.
+"""
+
+import threading
+from asyncio import Future
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from lmdbqueue._errors import ClosedError, DiskFullError, Full
+from lmdbqueue._values import Entry
+from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.lease import Lease
+
+AnyHead = Head[Any]
+Taken = tuple[list[Entry], list[Any]]
+
+
+class Job:
+    """A call, and the future that gets its result."""
+
+    kind: object = None  # jobs of one kind, that follow each other, may be done together
+    waits = False  # until ``run`` returns something else than None
+    is_late = False  # its time is over: to be tried once more
+    deadline = float("inf")  # until when it is tried while a server is away; on time.monotonic()
+    future: "Future[Any]"
+
+    def run(self, head: AnyHead) -> Any:
+        """Do it, in the worker."""
+        raise NotImplementedError
+
+    def undo(self, head: AnyHead, result: Any) -> None:
+        """Undo it, in the worker, if nobody got the result and that matters."""
+
+    def is_for_all(self, result: Any) -> bool:  # noqa: ARG002
+        """Return whether a result is that of all of its kind that are tried at the same time."""
+        return False
+
+    def take_up(self) -> bool:
+        """Return whether the worker may run it: the loop has not answered it meanwhile."""
+        return not self.future.done()
+
+    def lay_down(self) -> None:
+        """Let the loop answer it again: it sleeps."""
+
+    def withdraw(self) -> bool:
+        """Return whether the loop may answer it: nothing comes of it any more, or that is undone."""
+        return True
+
+
+class Call(Job):
+    """A function of no arguments, and what undoes what it returned."""
+
+    def __init__(
+        self,
+        future: "Future[Any]",
+        fn: Callable[[], Any],
+        *,
+        undo: Callable[[Any], object] | None = None,
+        waits: bool = False,
+        look: object = None,
+    ) -> None:
+        """``look``: what it asks, if it only looks, and all calls with an equal one get the same answer."""
+        self.future = future
+        self.waits = waits
+        self.fn = fn
+        self.undone_by = undo
+        if look is not None:
+            self.kind = "look", look
+
+    def run(self, head: AnyHead) -> Any:  # noqa: ARG002
+        """Call it."""
+        return self.fn()
+
+    def is_for_all(self, result: Any) -> bool:  # noqa: ARG002
+        """Return whether it only looks."""
+        return self.kind is not None
+
+    def undo(self, head: AnyHead, result: Any) -> None:  # noqa: ARG002
+        """Undo it; a queue that was closed has done what can be done."""
+        if self.undone_by is not None:
+            with suppress(ClosedError):
+                self.undone_by(result)
+
+
+class Push(Job):
+    """A push of payloads, all or none; it gives their numbers."""
+
+    kind: object = "push"
+    refusal: Full
+
+    def __init__(
+        self,
+        future: "Future[Any]",
+        payloads: list[bytes],
+        *,
+        waits: bool = False,
+        append: Callable[[list[bytes]], object] | None = None,
+    ) -> None:
+        """``append``: how they are appended, if not as others are."""
+        self.future = future
+        self.payloads = payloads
+        self.waits = waits
+        self.append = append
+        self._turn = threading.Lock()  # taken by whoever decides what becomes of it
+        if append is not None:
+            self.kind = object()  # of no other
+
+    def run(self, head: AnyHead) -> object:
+        """Append them."""
+        head.refuse_push()
+        try:
+            return (self.append or head.engine.append)(self.payloads)
+        except Full as error:
+            if not self.waits or isinstance(error, DiskFullError):
+                raise
+            self.refusal = error
+            return None
+
+    def take_up(self) -> bool:
+        """Return whether the worker may run it; from then on only it answers, since what it stores is stored."""
+        return not self.future.done() and self._turn.acquire(blocking=False)
+
+    def lay_down(self) -> None:
+        """Let the loop answer it again: it waits for room."""
+        self._turn.release()
+
+    def withdraw(self) -> bool:
+        """Return whether it is not under way, and never will be."""
+        return self._turn.acquire(blocking=False)
+
+
+class Wanted(NamedTuple):
+    """What a take is of."""
+
+    items: int
+    least: int  # none if there are fewer
+    awaited: int  # for so many it waits
+    max_bytes: int | None = None
+
+
+class Take(Job):
+    """A take of items, or with ``waits`` not before there are enough; it gives entries and items."""
+
+    def __init__(self, future: "Future[Any]", wanted: Wanted, *, waits: bool = False) -> None:
+        self.future = future
+        self.waits = waits
+        self.wanted = self.kind = wanted
+
+    def run(self, head: AnyHead) -> Taken | None:
+        """Remove them."""
+        wanted = self.wanted
+        if not self.waits:
+            return head.take(wanted.items, 0, wanted.max_bytes)
+        return head.if_enough(wanted.awaited, lambda: head.take(wanted.items, wanted.least, wanted.max_bytes))
+
+    def is_for_all(self, result: Taken | None) -> bool:
+        """Return whether nothing was there."""
+        return result is None or not result[0]
+
+    def undo(self, head: AnyHead, result: Taken) -> None:
+        """Put them back."""
+        if result[0]:
+            head.engine.put_back(result[0])
+
+
+ONE: Final = Wanted(1, 1, 1)
+
+
+class Claimed(NamedTuple):
+    """What a lease is of."""
+
+    items: int
+    ttl: float | None
+    max_bytes: int | None
+    waits: bool
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is of one item, whatever its size."""
+        return self.items == 1 and self.max_bytes is None
+
+
+class Claim(Job):
+    """A lease of items, or with ``waits`` not before there is one."""
+
+    def __init__(self, future: "Future[Any]", claimed: Claimed, lease: Callable[[], Lease[Any]]) -> None:
+        """``lease``: how one alone is had."""
+        self.future = future
+        self.waits = claimed.waits
+        self.kind = claimed
+        self._lease = lease
+
+    def run(self, head: AnyHead) -> Lease[Any] | None:
+        """Lease them."""
+        if not self.waits:
+            return self._lease()
+        return head.if_enough(1, lambda: self._lease() or None)
+
+    def is_for_all(self, result: Lease[Any] | None) -> bool:
+        """Return whether nothing was there."""
+        return not result
+
+    def undo(self, head: AnyHead, result: Lease[Any]) -> None:  # noqa: ARG002
+        """Give them back; a queue that was closed has done so."""
+        with suppress(ClosedError):
+            result.nack(reason="its caller was cancelled")
+
+
+class Ack(Job):
+    """An ack of what a lease still holds, or of ``seqs``."""
+
+    kind: object = "ack"
+
+    def __init__(self, future: "Future[Any]", lease: Lease[Any], seqs: Collection[int] | None) -> None:
+        self.future = future
+        self.lease = lease
+        self.seqs = seqs
+
+    def run(self, head: AnyHead) -> None:  # noqa: ARG002
+        """Acknowledge them."""
+        self.lease.ack(self.seqs)

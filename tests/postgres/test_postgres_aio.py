@@ -1,0 +1,42 @@
+"""Awaited calls on PostgreSQL while the server is away."""
+
+import asyncio
+import time
+
+import pytest
+from postgres_proxy import Proxy
+
+from lmdbqueue import ServerError
+from lmdbqueue.postgres.aio import AsyncPostgresQueue
+
+PATIENCE = 1.0  # seconds
+
+
+@pytest.fixture
+def proxy(postgres):
+    proxy = Proxy(postgres)
+    yield proxy
+    proxy.close()
+
+
+def test_each_awaited_call_has_one_deadline_from_when_it_was_made(proxy, schema):
+    """However many are before it, which each wait as long; and one with a time-out is told when that is over."""
+
+    async def main():
+        async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=PATIENCE) as queue:
+            await queue.count()
+            proxy.go_down()
+            began = time.monotonic()
+            leases = [asyncio.ensure_future(queue.lease(n, ttl=9)._awaited) for n in range(1, 9)]
+            push, get = asyncio.ensure_future(queue.push("x")), asyncio.ensure_future(queue.get(timeout=0.1))
+            put = asyncio.ensure_future(queue.put("y", timeout=0.1))
+            await asyncio.wait({get, put})
+            assert not any(each.done() for each in leases)
+            found = await asyncio.gather(get, put, *leases, push, return_exceptions=True)
+            assert {type(each) for each in found} == {ServerError}
+            assert time.monotonic() - began < 4 * PATIENCE
+            proxy.disarm()
+            assert await queue.push("z") == 0
+            assert await queue.pop_many(9) == ["z"]
+
+    asyncio.run(main())

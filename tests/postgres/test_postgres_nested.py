@@ -1,0 +1,162 @@
+"""Calls on PostgreSQL from within calls of the same thread, ends of objects and of threads amid anything."""
+
+import gc
+import itertools
+import threading
+from contextlib import suppress
+
+import pytest
+from processes import DEADLINE, STEP, Moments, eventually, interrupt
+
+from lmdbqueue import NestedCallError, QueueError, TransactionError
+from lmdbqueue._host import departures
+from lmdbqueue.postgres import _database
+from lmdbqueue.postgres._block import blocks
+
+
+def in_a_thread(fn):
+    """Return what ``fn()`` returns, called in another thread; fail if that waits for itself."""
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fn()), daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    assert not thread.is_alive(), "it waits for itself"
+    (result,) = done
+    return result
+
+
+def _lease(queue):
+    with queue.lease(ttl=99):
+        pass
+
+
+def _block(queue):
+    with queue.transaction() as txn, suppress(TransactionError):
+        txn.connection.execute("SELECT 1")
+        queue.push("x")
+
+
+VERBS = {"push": lambda queue: queue.push("x"), "pop": lambda queue: queue.pop(), "lease": _lease, "block": _block}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_call_from_within_a_call_never_waits_for_itself(open_postgres, verb):
+    queue = open_postgres()
+
+    def called():
+        number, nested = 1, 0
+        while True:
+            queue.push("there")
+            told = []
+
+            def call(told=told):
+                try:
+                    queue.push("nested")
+                    queue.lease(ttl=99).ack()
+                except (NestedCallError, TransactionError) as error:
+                    told.append(error)
+
+            moments = Moments(number, call)
+            with suppress(TransactionError), moments:
+                VERBS[verb](queue)
+            if moments.left > 0:
+                return nested
+            nested += 1
+            number += 3 * STEP
+
+    assert in_a_thread(called) > 5
+    assert queue.check() == []
+
+
+def test_the_end_of_an_object_waits_for_nothing_where_it_comes(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push(["a", "b"])
+    other = type(queue)(postgres.url("template1"), schema=schema)
+    database = other._engine.database
+    assert other.push("x") == 0
+    lease = other.lease()
+    del lease
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold():
+        with _database._registry:
+            held.set()
+            let_go.wait(DEADLINE)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(DEADLINE)
+    forgotten = [other]
+    del other
+    in_a_thread(lambda: (forgotten.clear(), gc.collect()))
+    assert database.handles == 1
+    let_go.set()
+    holder.join()
+    assert departures.wait(DEADLINE)
+    assert database.handles == 0
+    with type(queue)(postgres.url("template1"), schema=schema) as again:
+        assert again.pop() == "x"
+
+
+def test_a_block_that_its_thread_never_leaves_is_undone(open_postgres):
+    queue = open_postgres()
+    queue.push("a")
+    block = queue.transaction()
+
+    def enter():
+        block.__enter__()
+        return queue.pop()
+
+    assert in_a_thread(enter) == "a"
+    eventually(lambda: queue.pop() == "a")
+    assert blocks.of_thread == {}
+    with pytest.raises(TransactionError, match="has ended"):
+        block.__exit__(None, None, None)
+    assert queue.push("next") == 1
+
+
+def test_a_block_that_is_left_in_another_thread_is_undone(open_postgres):
+    queue = open_postgres()
+    queue.push("a")
+    block, entered, left = queue.transaction(), threading.Event(), threading.Event()
+
+    def enter():
+        block.__enter__()
+        queue.pop()
+        entered.set()
+        left.wait(DEADLINE)
+        return queue.pop()
+
+    found = []
+    thread = threading.Thread(target=lambda: found.append(enter()))
+    thread.start()
+    entered.wait(DEADLINE)
+    with pytest.raises(TransactionError, match="another thread"):
+        block.__exit__(None, None, None)
+    left.set()
+    thread.join()
+    assert found == ["a"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_as_a_block_ends_leaves_no_block_behind(open_postgres):
+    queue = open_postgres()
+
+    def left(number):
+        """Interrupt the end of a block at a moment; return whether it came to that."""
+        block = queue.transaction()
+        block.__enter__()
+        queue.push(number)
+        moments = Moments(number, interrupt)
+        with suppress(KeyboardInterrupt, QueueError), moments:
+            block.__exit__(None, None, None)
+        return moments.left == 0
+
+    for number in itertools.count(1, STEP):
+        was_interrupted = left(number)
+        assert (blocks.of_thread, queue._engine.database._amid) == ({}, set())
+        if not was_interrupted:
+            break
+    assert number > STEP
+    queue.push("next")
+    assert list(queue)[-1] == "next"
