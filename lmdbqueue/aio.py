@@ -720,7 +720,7 @@ class AsyncQueue(Generic[T]):
             TypeError: ``fn`` is a coroutine function.
         """
         if inspect.iscoroutinefunction(fn):
-            message = f"{fn!r} is a coroutine function, and nothing may be awaited in a transaction"
+            message = f"{fn!r} is a coroutine function, but a transaction must not await: pass an ordinary function"
             raise TypeError(message)
 
         def transact() -> R:

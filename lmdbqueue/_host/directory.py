@@ -175,7 +175,7 @@ def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, s
             return Options.from_json(path, found), finding
     if found := remembered(_generation(path, 1) + ".tmp"):  # creation was cut short
         return Options.from_json(path, found), finding
-    raise CorruptQueueError(path, f"{finding}, and no environment (*.mdb) that tells what it held is there")
+    raise CorruptQueueError(path, f"{finding}, and there is no environment (*.mdb) that would tell its contents")
 
 
 def _read(path: str, folder: int) -> bytes:
@@ -283,7 +283,7 @@ class Directory:
             name, draft = (os.path.basename(each) for each in (self.generation(number), self.draft(number)))
             if name not in there:
                 if draft not in there:
-                    raise CorruptQueueError(self.path, f"the file of generation {number} is not there")
+                    raise CorruptQueueError(self.path, f"the file of generation {number} is missing")
                 if draft + "-lock" in there:
                     self._rename(draft + "-lock", name + "-lock")
                 self._rename(draft, name)
@@ -345,7 +345,7 @@ def _make(path: str) -> None:
         if os.path.isdir(parent):
             raise
         what = "which is no directory" if os.path.exists(parent) else "which is not there"
-        raise FormatError(path, f"in {parent!r}, {what}", "make that directory first, or choose another path") from None
+        raise FormatError(path, f"in {parent!r}, {what}", "create that directory first, or take another path") from None
     sync_directory(os.path.dirname(path))
 
 
@@ -354,7 +354,7 @@ def _create(path: str, folder: int, names: list[str], options: Options, build: B
         raise FormatError(path, "an LMDB environment of another program", "choose another directory")
     if foreign := [name for name in names if not re.fullmatch(_LEFTOVER_OF_CREATION, name)]:
         found = f"a directory that holds other files ({min(foreign)!r})"
-        advice = "choose a directory that is empty or not there yet"
+        advice = "choose an empty directory, or a new one"
         if any(re.fullmatch(_OF_OTHERS, name) for name in names):
             advice += _how_to_import(path)
         raise FormatError(path, found, advice)
@@ -426,7 +426,7 @@ def _warn_of_strangers(path: str) -> None:
     """Warn, once for each directory as Python's filters are set, if other users may write what is read here."""
     if not (found := strange(path)):
         return
-    message = f"{path!r} {found}, who can run code here by what pickle reads: chmod 700 it, or use loads=json.loads"
+    message = f"{path!r} {found}, who can run code here through pickle: chmod 700 it, or use loads=json.loads"
     warnings.warn(message, RuntimeWarning, stacklevel=_CALLER)
 
 

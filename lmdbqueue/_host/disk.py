@@ -54,7 +54,7 @@ def explain(error: OSError, path: str, operation: str) -> QueueError:
 
 def out_of_descriptors(path: str, operation: str, reason: str) -> StorageError:
     """Return the error that says that no more files can be opened."""
-    return StorageError(path, operation, reason, "close what is open and not needed, or raise the limit (ulimit -n)")
+    return StorageError(path, operation, reason, "close files that are not needed, or raise the limit (ulimit -n)")
 
 
 def out_of_memory(path: str, operation: str, reason: str) -> StorageError:

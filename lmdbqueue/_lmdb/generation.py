@@ -169,7 +169,7 @@ class Generation(Snapshot):
                 found = self._existing(txn, name)
                 if found is None:
                     if txn.get(_format.record(name, "items")) is not None:
-                        raise CorruptQueueError(self.path, f"queue {name!r} has items and no record")
+                        raise CorruptQueueError(self.path, f"queue {name!r} has items but no record")
                     made = self._table(name, self._env.open_db(_format.record(name, "items"), txn=txn))
                     if txn.get(_format.record(name, "items")) is None:  # LMDB found an open handle, and made nothing
                         self.is_broken = True

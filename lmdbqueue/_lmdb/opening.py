@@ -132,4 +132,4 @@ def refuse_cut_off(path: str) -> None:
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
     # allocated and freed in one transaction; the walk through all trees tells
     if size < newest.size and problems_of(path):
-        raise CorruptQueueError(path, f"it is cut off: {size:,} bytes, and its pages need {newest.size:,}")
+        raise CorruptQueueError(path, f"it is truncated: {size:,} bytes, but its pages need {newest.size:,}")

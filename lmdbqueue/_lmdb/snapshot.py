@@ -263,7 +263,7 @@ class Snapshot:
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
         if isinstance(error, struct.error):  # nobody wrote it like that
-            return CorruptQueueError(self.path, f"a record of it cannot be read: {error}")
+            return CorruptQueueError(self.path, f"one of its records cannot be read: {error}")
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
         is_outgrown = isinstance(error, lmdb.MapFullError) and not self._is_confined

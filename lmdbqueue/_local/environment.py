@@ -332,8 +332,8 @@ class Environment:
                 if threading.get_ident() != thread:  # whose LMDB's mutex is not
                     raise TransactionError(
                         self.directory.path,
-                        "the block is left in another thread than it was entered in",
-                        "all of it is undone once that thread calls this library, or ends; do both in one thread",
+                        "the block ends in another thread than it began in",
+                        "all of it is undone once that thread calls this library, or ends: use one thread for both",
                     )
                 transaction = block.commit()
                 if transaction:

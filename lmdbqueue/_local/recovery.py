@@ -149,7 +149,7 @@ def _prove_last(path: str, newest: MetaPage, before: MetaPage) -> bool:
         )
         meta_page.undo(path, newest, before, newest.transaction)
     else:
-        message = "%s was not closed before its page cache went: its last transaction is whole (%s bytes in %.3f s)"
+        message = "%s was not closed before its cache was lost: its last transaction is intact (%s bytes in %.3f s)"
         _report("INFO", message, path, f"{difference.bytes_read:,}", time.monotonic() - began)
     finally:
         os.close(fd)

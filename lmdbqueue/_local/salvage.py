@@ -315,7 +315,7 @@ def _queues(path: str, pages: Pages, root: int, *, sealed: bool) -> list[_Queue]
     away = {name: list(each) for name, each in groupby(_records_away(pages, root), lambda node: _name(node[0]))}
     names = {name for key in (*roots, *records) if (name := _name(key))}
     if not names:
-        raise CorruptQueueError(path, "no queue can be found in it")
+        raise CorruptQueueError(path, "it contains no recognizable queue")
 
     def queue(name: str) -> _Queue:
         items = roots.get(_format.record(name, "items"), NO_ROOT)

@@ -378,7 +378,7 @@ def source_of(local: Any) -> Source:
     if isinstance(local, Reader):
         queue = local.queue
         if not isinstance(queue, PersistentQueue):
-            message = f"only a reader of a PersistentQueue can be forwarded, and this is one of {queue!r}"
+            message = f"only a reader of a PersistentQueue can be forwarded, not one of {queue!r}"
             raise TypeError(message)
         return ReaderSource(local_engine_of(queue).path, queue.name, local.name)
     return QueueSource(local)

@@ -105,7 +105,7 @@ class Transaction(Block):
     def _raise(self, error: BaseException, operation: str) -> NoReturn:
         explained = self.generation.explain(error, operation) if isinstance(error, Exception) else error
         if isinstance(explained, Superseded):  # which only tells what this library must do
-            explained = StorageError(self.path, operation, str(error), "the block is undone: do it again")
+            explained = StorageError(self.path, operation, str(error), "the block is undone: repeat it")
         elif isinstance(explained, Doubtful):
             explained = StorageError(self.path, operation, "a flush failed")
         if explained is error:

@@ -46,7 +46,7 @@ class Block:
         if owner is not self.owner:
             raise TransactionError(
                 self.path,
-                f"a queue of another {self.covers} was used inside of a transaction",
+                f"a queue of another {self.covers} was used inside a transaction",
                 f"a transaction covers one {self.covers}: open both queues there, with two names",
             )
 
@@ -57,8 +57,8 @@ class Block:
         if self._spoiled_by is not None:
             raise TransactionError(
                 self.path,
-                f"a call inside of it failed ({type(self._spoiled_by).__name__}: {self._spoiled_by})",
-                "all of it is undone: do it again, or let the error leave the block",
+                f"a call inside it failed ({type(self._spoiled_by).__name__}: {self._spoiled_by})",
+                "all of it is undone: repeat it, or let the error leave the block",
             ) from self._spoiled_by
 
 
@@ -120,7 +120,7 @@ class Blocks(Generic[B]):
     def refuse_inside(self, path: str, what: str, advice: str = "call it outside of the block") -> None:
         """Raise ``TransactionError`` if this thread is in a block."""
         if self.current() is not None:
-            raise TransactionError(path, f"{what} inside of a transaction", advice)
+            raise TransactionError(path, f"{what} inside a transaction", advice)
 
     def leave_to_the_parent(self) -> list[B]:
         """Be in no block any more, in a forked child; return those that were under way."""

@@ -38,14 +38,14 @@ def payloads_of(dumps: Callable[[T], bytes], items: list[T]) -> list[bytes]:
 def checked_delay(delay: float) -> None:
     """Raise ``ValueError`` for what is no number of seconds to wait."""
     if not 0 <= delay < _CENTURY:
-        message = f"a delay is a non-negative number of seconds, less than a century, and not {delay!r}"
+        message = f"a delay is a non-negative number of seconds, less than a century, not {delay!r}"
         raise ValueError(message)
 
 
 def checked_ttl(ttl: float | None) -> None:
     """Raise ``ValueError`` for what is no time for a lease to last."""
     if ttl is not None and not 0 < ttl < _CENTURY:
-        message = f"ttl is a positive number of seconds, less than a century, or None for no end, and not {ttl!r}"
+        message = f"ttl is a positive number of seconds, less than a century, or None for no end, not {ttl!r}"
         raise ValueError(message)
 
 
@@ -54,7 +54,7 @@ def checked_limits(items: int | None, size: int | None, seconds: float | None) -
     for limit, most in ((items, _MOST), (size, _MOST), (seconds, _CENTURY)):
         if limit is not None and not 0 < limit < most:
             limits = (items, size, seconds)
-            message = f"a limit of what is retained is a positive number, or None for no limit, and not one of {limits}"
+            message = f"a limit of retain() is a positive number, or None for no limit, not one of {limits}"
             raise ValueError(message)
 
 
@@ -74,19 +74,19 @@ def how_to_push(
         message = f"'expires' is a number of seconds, more than the delay and less than a century, not {expires!r}"
         raise ValueError(message)
     if not -_LOWEST <= operator.index(priority) < _LOWEST:
-        message = f"a priority is {-_LOWEST} to {_LOWEST - 1}, lower leaves sooner, and not {priority!r}"
+        message = f"a priority is {-_LOWEST} to {_LOWEST - 1}, lower leaves sooner, not {priority!r}"
         raise ValueError(message)
     if replace and unique is None:
-        message = "'replace' says that the newest item with a key wins: it needs unique="
+        message = "'replace' lets the newest item with a key win: it needs unique="
         raise ValueError(message)
     for each in (each for pair in (headers or {}).items() for each in pair):
         if not isinstance(each, str) or len(each.encode()) > _LONGEST_HEADER:
-            message = f"headers are str, of at most {_LONGEST_HEADER:,} bytes each, and not {each!r:.80}"
+            message = f"headers are str, of at most {_LONGEST_HEADER:,} bytes each, not {each!r:.80}"
             raise TypeError(message) if not isinstance(each, str) else ValueError(message)
     keys: Sequence[bytes] = ()
     if unique is not None:
         if isinstance(unique, (str, bytes)) or len(unique) != n:
-            message = f"a list of {n} items needs a list of as many keys"
+            message = f"a list of {n} items needs a list of {n} keys"
             raise ValueError(message)
         keys = list(map(digest, unique))
     return Push(delay, keys, replace, expires, headers, priority)
@@ -113,7 +113,7 @@ def as_payload(payload: object) -> bytes:
     try:
         data = bytes(memoryview(payload))  # type: ignore[arg-type]
     except TypeError:
-        message = f"dumps must return bytes or the like, not {type(payload).__name__}"
+        message = f"dumps must return bytes, not {type(payload).__name__}"
         raise TypeError(message) from None
     if len(data) > MAX_PAYLOAD:
         message = f"an item of {len(data):,} bytes; at most {MAX_PAYLOAD:,} can be stored"

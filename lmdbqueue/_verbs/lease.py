@@ -188,7 +188,7 @@ class Lease(Sequence[T]):
             return None
         wanted = {seqs} if isinstance(seqs, int) else set(seqs)
         if unknown := sorted(wanted.difference(self.seqs)):
-            message = f"items {unknown} are not in this lease, which is of {self.seqs}"
+            message = f"items {unknown} are not in this lease, which holds {self.seqs}"
             raise ValueError(message)
         return wanted
 

@@ -227,5 +227,5 @@ def checked_start(where: Start) -> Start:
     """Return where a reader is to begin; raise ``ValueError`` for what is no place."""
     if where in (OLDEST, NEWEST) or (isinstance(where, int) and 0 <= where < 1 << 63):
         return where
-    message = f"a reader begins at 'oldest', 'newest' or the number of an item, and not at {where!r}"
+    message = f"a reader begins at 'oldest', 'newest' or the number of an item, not at {where!r}"
     raise ValueError(message)

@@ -199,7 +199,7 @@ def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: 
         message = "'at_least' is the number of items to wait for: it needs blocking=True"
         raise ValueError(message)
     if (least < 1 or least > n) and n and blocking:
-        message = f"'at_least' is 1 to {n}, the number of items, and it is {least}"
+        message = f"'at_least' is 1 to {n}, the number of items, not {least}"
         raise ValueError(message)
     if max_bytes is not None and operator.index(max_bytes) < 1:
         message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
@@ -211,6 +211,6 @@ def checked_count(items: int) -> int:
     """Return the number of items asked for; raise ``TypeError`` or ``ValueError`` if it is none."""
     n = operator.index(items)
     if n < 0:
-        message = f"the number of items must not be negative, and it is {n}"
+        message = f"the number of items must not be negative: {n}"
         raise ValueError(message)
     return min(n, sys.maxsize)

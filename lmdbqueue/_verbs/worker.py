@@ -120,7 +120,7 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
         message = f"{handler!r} is a coroutine function: await the work() of lmdbqueue.aio for it"
         raise TypeError(message)
     if is_awaited and not is_coroutine and inspect.isfunction(handler) and handler.__name__ != "<lambda>":
-        message = f"{handler!r} is no coroutine function: use async def, or the work() of a PersistentQueue"
+        message = f"{handler!r} is not a coroutine function: use async def, or the work() of a PersistentQueue"
         raise TypeError(message)
     try:
         signature = inspect.signature(handler)

@@ -49,14 +49,14 @@ def run(arguments: Sequence[str]) -> int:
     demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
     demo_.add_argument("--input", metavar="FILE", type=_readable, help="a text whose lines are the items")
     demo_.add_argument(
-        "--items", metavar="N", type=_positive, default=20_000, help="how many lines (default: %(default)s)"
+        "--items", metavar="N", type=_positive, default=20_000, help="the number of lines (default: %(default)s)"
     )
-    check_ = commands.add_parser("check", help="prove that a queue is whole, or repair it")
+    check_ = commands.add_parser("check", help="verify the files of a queue, or repair them")
     check_.add_argument("path", metavar="PATH", help="the directory of the queue")
-    check_.add_argument("--repair", action="store_true", help="write what is whole to a new file")
+    check_.add_argument("--repair", action="store_true", help="write everything readable to a new file")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
         advice = "it needs click and rich: pip install 'lmdbqueue-persistent[cli]'"
-        print(f"lmdbqueue: {arguments[0]} is not there: {advice}", file=sys.stderr)
+        print(f"lmdbqueue: {arguments[0]} is not installed: {advice}", file=sys.stderr)
         return 2
     options = parser.parse_args(arguments)
     if options.command == "demo":

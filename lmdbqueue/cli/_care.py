@@ -32,11 +32,11 @@ yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 @command("stat", example="lmdbqueue stat uploads --json | jq .waiting")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=click.Path())
-@click.option("--name", help="Which queue of the directory. [default: all]")
-@click.option("--json", "form", flag_value="json", help="An object of JSON for each queue, on one line.")
-@click.option("--prometheus", "form", flag_value="prometheus", help="The text that the node exporter collects.")
+@click.option("--name", help="The queue in the directory. [default: all]")
+@click.option("--json", "form", flag_value="json", help="Print a JSON object a line, one for each queue.")
+@click.option("--prometheus", "form", flag_value="prometheus", help="Print the text format of Prometheus.")
 def stat(paths: tuple[str, ...], name: str | None, form: str | None) -> None:
-    """Print how much of everything there is in queues."""
+    """Print the figures of queues."""
     figures = _figures(paths, name)
     if form == "prometheus":
         click.echo(prometheus_text((os.path.abspath(path), queue, stats) for path, queue, stats in figures), nl=False)
@@ -71,7 +71,7 @@ def _rows(stats: Stats) -> Iterator[str]:
 @command("queues", example="lmdbqueue queues app")
 @path_argument
 def queues(path: str) -> None:
-    """Print the names of queues, and how many items wait."""
+    """Print the names of the queues and their numbers of waiting items."""
     for _, name, stats in _figures([path], None):
         click.echo(f"{name}\t{stats.waiting}")
 
@@ -79,13 +79,13 @@ def queues(path: str) -> None:
 @command("readers", example="lmdbqueue readers events --name clicks")
 @path_argument
 @name_option
-@click.option("--json", "as_json", is_flag=True, help="An object of JSON for each reader, on one line.")
-@click.option("--drop", metavar="READER", help="Remove this reader for good; asks first.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, one for each reader.")
+@click.option("--drop", metavar="READER", help="Remove this reader; asks first.")
 @yes_option
 def readers(path: str, name: str, drop: str | None, *, as_json: bool, yes: bool) -> None:
     """Print the named readers of a queue, or remove one.
 
-    Name, number of the item that it reads next, how many it has not passed, how many it lost, when it moved last.
+    The columns are the name, the number of the next item, the lag, the lost items, and the time of the last move.
     """
     with existing(path, name) as queue:
         found = queue.readers()
@@ -103,20 +103,23 @@ def readers(path: str, name: str, drop: str | None, *, as_json: bool, yes: bool)
 def _drop_reader(queue: PersistentQueue[Any], name: str, lags: dict[str, int], *, yes: bool) -> None:
     if name not in lags:
         there = ", ".join(lags) or "none"
-        raise Failure(f"there is no reader {name!r}; those that are there: {there}", NO_QUEUE)
-    confirm(f"Remove reader {name!r}, which has not passed {counted(lags[name])}?", yes=yes)
+        raise Failure(f"there is no reader {name!r}; existing ones: {there}", NO_QUEUE)
+    confirm(f"Remove reader {name!r}, which is {counted(lags[name])} behind?", yes=yes)
     queue.drop_reader(name)
     click.echo(f"removed reader {name!r}")
 
 
 @command("check", example="lmdbqueue check uploads --repair")
 @path_argument
-@click.option("--repair", is_flag=True, help="Write what is whole to a new file; damaged items go to PATH.quarantine.")
+@click.option(
+    "--repair", is_flag=True, help="Write everything readable to a new file; damaged items go to PATH.quarantine."
+)
 def check(path: str, *, repair: bool) -> int:
-    """Prove that a queue is whole, or repair it.
+    """Verify the files of a queue, or repair them.
 
-    It looks at the structure of the file, each checksum, head and tail, and files that do not belong there.
-    Exits with 0 if it is whole, with 1 if it is, or was, not.
+    It verifies the structure of the file, every checksum and the records of each queue, and finds files that do not
+    belong.
+    Exits with 0 if there is no fault, with 1 if there is, or was, one.
     """
     return _bare.check(path, repair=repair)
 
@@ -129,7 +132,7 @@ def check(path: str, *, repair: bool) -> int:
     metavar="FILE",
     help="A text whose lines are the items.  [default: Python's manual]",
 )
-@click.option("--items", type=click.IntRange(min=1), default=20_000, show_default=True, help="How many lines.")
+@click.option("--items", type=click.IntRange(min=1), default=20_000, show_default=True, help="The number of lines.")
 def demo(source: str | None, items: int) -> int:
     """Kill a producer and a consumer; show that nothing is lost.
 
@@ -145,7 +148,7 @@ def demo(source: str | None, items: int) -> int:
 @path_argument
 @click.option("--force", is_flag=True, help="Even if less than 1 MiB is empty.")
 def flush(path: str, *, force: bool) -> None:
-    """Give empty space back, while others go on."""
+    """Return empty space to the file system, while others continue."""
     with existing(path, _any_name(path)) as queue:
         before = queue.stats()
         given = while_it_grows("flushing", path, before.bytes_used or 0, lambda: queue.flush(force))
@@ -172,9 +175,9 @@ def _still_held(environment: Environment) -> int:
 @path_argument
 @click.argument("dest", type=click.Path())
 def copy(path: str, dest: str) -> None:
-    """Make a compacted copy, while others go on.
+    """Make a compacted copy, while others continue.
 
-    It is of one moment, with all queues of the directory, and a directory of its own.
+    It is a copy of one moment, with all queues of the directory, and independent of it.
     """
     target = os.path.abspath(dest)
     with existing(path, _any_name(path)) as queue:
@@ -187,7 +190,7 @@ def copy(path: str, dest: str) -> None:
 def _any_name(path: str) -> str:
     names = names_in(path)
     if not names:
-        raise Failure(f"no queue is in {path!r} any more")
+        raise Failure(f"there is no queue in {path!r} any more")
     return names[0]
 
 
@@ -197,7 +200,7 @@ def _any_name(path: str) -> str:
 @command("clear", example="lmdbqueue clear uploads --yes")
 @path_argument
 @name_option
-@click.option("--all", "every", is_flag=True, help="Also what is leased, delayed or dead.")
+@click.option("--all", "every", is_flag=True, help="Also leased, delayed and dead items.")
 @yes_option
 def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
     """Remove all items; asks first."""
@@ -215,7 +218,7 @@ def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
 @click.argument("name")
 @yes_option
 def drop(path: str, name: str, *, yes: bool) -> None:
-    """Remove the queue NAME with all in it; asks first."""
+    """Remove the queue NAME with all its items; asks first."""
     with existing(path, name) as queue:
         confirm(f"Remove queue {name!r} in {path}, with {counted(len(queue))} that wait?", yes=yes)
         queue.drop_queue(name)

@@ -83,7 +83,7 @@ def command(name: str, *, example: str, group: click.Group = commands) -> Callab
 
 
 path_argument = click.argument("path", type=click.Path())
-name_option = click.option("--name", default="queue", show_default=True, help="Which queue of the directory.")
+name_option = click.option("--name", default="queue", show_default=True, help="The queue in the directory.")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -121,7 +121,7 @@ def _kill_again_and_again(place: str, source: str, items: int) -> int:
         multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.002)
     for worker in workers:
         if worker.exitcode:
-            message = f"a process of the demo ended with {worker.exitcode}"
+            message = f"a process of the demo exited with {worker.exitcode}"
             raise SystemExit(message)
     _draw_bar(items, items, sum(shares) - 2)
     return sum(shares) - 2

@@ -30,20 +30,22 @@ from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_b
 @click.argument("url")
 @name_option
 @click.option("--to", default="", metavar="NAME", help="The name of the queue in a database.  [default: the same]")
+@click.option("--reader", default="", metavar="READER", help="Drain this named reader; the items stay for others.")
+@click.option("--batch", type=click.IntRange(min=1), help="Items of a batch, at most.  [default: 1000, with HTTP 1]")
 @click.option(
-    "--reader", default="", metavar="READER", help="Drain what this reader has not passed; all stays for others."
-)
-@click.option("--batch", type=click.IntRange(min=1), help="Items at a time.  [default: 1000, in an HTTP request 1]")
-@click.option(
-    "--max-bytes", type=click.IntRange(min=1), default=8 << 20, metavar="N", help="Bytes at a time.  [default: 8 MiB]"
+    "--max-bytes",
+    type=click.IntRange(min=1),
+    default=8 << 20,
+    metavar="N",
+    help="Its bytes, at most.  [default: 8 MiB]",
 )
 @click.option("--follow", is_flag=True, help="Wait for more items.")
 @click.option(
-    "--linger", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for a batch to be full."
+    "--linger", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for a batch to fill."
 )
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="One more header of HTTP requests.")
-@click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="Of MQTT messages.")
-@click.option("--bytes", "form", flag_value="bytes", help="Send items over HTTP and MQTT as they are.  [default: JSON]")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Another header of HTTP requests.")
+@click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of MQTT messages.")
+@click.option("--bytes", "form", flag_value="bytes", help="Send the stored bytes over HTTP and MQTT.  [default: JSON]")
 @click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
 def forward(
     path: str,
@@ -59,9 +61,9 @@ def forward(
 ) -> None:
     """Drain a queue into PostgreSQL, to a URL or to a topic of MQTT.
 
-    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. In order, whatever is killed
-    meanwhile: each item exactly once to PostgreSQL, at least once to the others. It tries again while the target is
-    away, and says since when. What it refuses becomes a dead letter. SIGTERM ends it cleanly.
+    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in order, whatever is
+    killed meanwhile: each exactly once in PostgreSQL, at least once elsewhere. While the target does not answer, it
+    tries again, and says since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
         raise click.UsageError("--linger waits for more items, which is for --follow.")

@@ -51,7 +51,7 @@ _AT_A_TIME: Final = 1_000  # items that are leased, or printed, at a time
 _PIPE_LOOK: Final = 1.0  # seconds between two looks whether anybody reads the pipe still
 
 count_option = click.option(
-    "-n", "--count", type=click.IntRange(min=0), default=1, show_default=True, help="How many items at most."
+    "-n", "--count", type=click.IntRange(min=0), default=1, show_default=True, help="The number of items, at most."
 )
 
 
@@ -63,12 +63,12 @@ count_option = click.option(
 @click.argument("items", nargs=-1, metavar="[ITEM]...")
 @name_option
 @form_options
-@click.option("--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Items come due later.")
-@click.option("--unique", metavar="KEY", help="Do not store the item while one with this key is there.")
+@click.option("--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Hold the items back.")
+@click.option("--unique", metavar="KEY", help="Do not store the item if one with this key exists.")
 def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float, unique: str | None) -> None:
     """Append items: arguments, or lines of standard input.
 
-    The arguments are one step: all of them are stored, or none. Lines are stored as they come.
+    Arguments are stored all or none, in one step. Lines are stored as they arrive.
     """
     if unique is not None and len(items) != 1:
         raise click.UsageError("--unique is for one ITEM.")
@@ -149,7 +149,7 @@ def peek(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
 def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
     """Print the first items, and remove them.
 
-    An item is removed when it was printed: what a pipe that broke, or a kill, kept from it is in its place again.
+    An item is removed after it was printed: if a broken pipe or a kill prevents that, it returns to its place.
     """
     left = count
     with existing(path, name) as queue:
@@ -174,7 +174,7 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
 @name_option
 @count_option
 def delete(path: str, name: str, count: int) -> int:
-    """Remove the first items without looking at them."""
+    """Remove the first items without decoding them."""
     with existing(path, name) as queue:
         deleted = queue.delete(count)
     click.echo(f"deleted {counted(deleted)}")
@@ -187,13 +187,13 @@ def delete(path: str, name: str, count: int) -> int:
 @command("follow", example="lmdbqueue follow uploads --new")
 @path_argument
 @name_option
-@click.option("--new", "new_only", is_flag=True, help="Only what comes from now on.")
-@click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many items.")
+@click.option("--new", "new_only", is_flag=True, help="Only new items.")
+@click.option("-n", "--count", type=click.IntRange(min=1), help="End after this number of items.")
 @reading_options
 def follow(path: str, name: str, count: int | None, form: Form, *, new_only: bool, trust: bool) -> None:
-    """Print items as they come, and remove nothing.
+    """Print items as they arrive, and remove nothing.
 
-    First what waits, then what comes, one a line, until Ctrl-C. Items that others remove before this command has
+    First the waiting items, then new ones, one a line, until Ctrl-C. Items that others remove before this command has
     seen them are not printed.
     """
     left = sys.maxsize if count is None else count
@@ -219,7 +219,7 @@ def _refuse_broken_pipe() -> None:
 
 @commands.group("dead", epilog="\b\nExample: lmdbqueue dead list uploads")
 def dead() -> None:
-    """Look at dead letters, requeue or delete them."""
+    """Print, requeue or delete dead letters."""
 
 
 seqs_argument = click.argument("seqs", nargs=-1, type=click.IntRange(min=0), metavar="[NUMBER]...")
@@ -232,7 +232,7 @@ seqs_argument = click.argument("seqs", nargs=-1, type=click.IntRange(min=0), met
 def list_(path: str, name: str, form: Form, *, trust: bool) -> None:
     """Print the dead letters.
 
-    One a line: number, attempts, when it died, why, the item, with tabs between; with --json an object of JSON.
+    One a line: number, attempts, time, reason and item, separated by tabs; with --json an object of JSON.
     """
     with readable(path, name, form, trust=trust) as queue:
         for lines in _blocks(map(_json_letter if form == "json" else _letter, queue.dead)):
@@ -265,7 +265,7 @@ def _letter(letter: DeadLetter[bytes]) -> bytes:
 @name_option
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 def requeue(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
-    """Let dead letters wait in their places again, as if never tried."""
+    """Return dead letters to their places in the queue, as if never tried."""
     wanted = _wanted(seqs, every=every)
     with existing(path, name) as queue:
         found = queue.dead.requeue(wanted)

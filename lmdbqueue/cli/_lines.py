@@ -30,12 +30,12 @@ _AT_A_TIME: Final = 1_000  # lines
 @command("export", example="lmdbqueue export uploads > uploads.jsonl")
 @path_argument
 @name_option
-@click.option("--json", "form", flag_value="json", help="Decode the items, for others to read.")
+@click.option("--json", "form", flag_value="json", help="Decode the items, for people and other programs.")
 @click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
 def export(path: str, name: str, form: Form, *, trust: bool) -> None:
-    """Print all items that wait as JSON lines.
+    """Print all waiting items as JSON lines.
 
-    Nothing is removed. A line has the bytes of an item as they are, base64-coded; with --json what they stand for.
+    Nothing is removed. A line contains the bytes of an item, base64-coded; with --json its decoded value.
     """
     with existing(path, name) as queue:
         line = line_of(queue, form, trust=trust) if form else None
@@ -57,7 +57,7 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
     try:
         return b'{"seq": %d, "item": %s}' % (seq, line(payload))
     except Exception as error:
-        raise Failure(f"item {seq} is not JSON: {error}; without --json it is exported as it is", UNREADABLE) from error
+        raise Failure(f"item {seq} is not JSON: {error}; without --json its bytes are exported", UNREADABLE) from error
 
 
 @command("import", example="lmdbqueue import uploads.jsonl uploads")
@@ -65,13 +65,13 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 @click.argument("path", metavar="DEST", type=click.Path())
 @name_option
 @click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
-@click.option("--table", help="Which queue of a database of another library.")
+@click.option("--table", help="The queue, in another library's database with several.")
 def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
-    """Push the items of an export, or of another library's, to DEST.
+    """Push the items of an export, or of another library's queue, to DEST.
 
-    All of them or none. FILE is - for an export from standard input. Items that stand in it decoded become what the
-    queue's serializer makes of them; in a new queue pickles, or with --json JSON texts. Queues of
-    python-persistent-queue, persist-queue, litequeue and queuelib are not changed.
+    All of them or none. FILE is - for an export from standard input. Decoded items are encoded by the queue's
+    serializer; in a new queue as pickles, or with --json as JSON texts. Queues of python-persistent-queue,
+    persist-queue, litequeue and queuelib are not changed.
     """
     if not _is_json_lines(file):
         _import_queue(file, path, name, form, table)
@@ -91,7 +91,7 @@ def _import_queue(file: str, path: str, name: str, form: Form, table: str | None
     except TypeError as error:  # of json.dumps
         raise Failure(f"an item cannot be stored as JSON: {error}; nothing was imported", UNREADABLE) from error
     if done.is_repeated:
-        click.echo(f"{done.format}: nothing was imported: it was before, {counted(done.items)}")
+        click.echo(f"{done.format}: nothing was imported, since it was imported before: {counted(done.items)}")
     else:
         click.echo(f"{done.format}: imported {counted(done.items)}")
     if done.finished:

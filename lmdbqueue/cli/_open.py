@@ -47,8 +47,8 @@ _PATIENCE: Final = 2.0  # seconds
 def form_options(fn: F) -> F:
     """Add the options that say what the items are written in, for who writes."""
     for option in (
-        click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored as they are."),
-        click.option("--json", "form", flag_value="json", help="Items are JSON, stored as the queue's are."),
+        click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored unchanged."),
+        click.option("--json", "form", flag_value="json", help="Items are JSON, stored in the queue's format."),
     ):
         fn = option(fn)
     return fn
@@ -58,8 +58,8 @@ def reading_options(fn: F) -> F:
     """Add the options that say how items are read and printed."""
     for option in (
         click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code."),
-        click.option("--raw", "form", flag_value="raw", help="Decode nothing: print the bytes as Python writes them."),
-        click.option("--bytes", "form", flag_value="bytes", help="Decode nothing: print the bytes as they are."),
+        click.option("--raw", "form", flag_value="raw", help="Print undecoded bytes in Python's notation."),
+        click.option("--bytes", "form", flag_value="bytes", help="Print undecoded bytes."),
         click.option("--json", "form", flag_value="json", help="Print JSON."),
     ):
         fn = option(fn)
@@ -75,7 +75,7 @@ def existing(path: str, name: str, loads: Callable[[bytes], Any] = bytes) -> Per
     with _environment(path) as (options, names):
         if name not in names:
             there = ", ".join(names) or "none"
-            raise Failure(f"there is no queue {name!r} in {path!r}; those that are there: {there}", NO_QUEUE)
+            raise Failure(f"there is no queue {name!r} in {path!r}; existing ones: {there}", NO_QUEUE)
         return _opened(path, options, name=name, loads=loads)
 
 
@@ -173,7 +173,7 @@ def line_of(queue: PersistentQueue[Any], form: Form, *, trust: bool) -> Line:
         return partial(_json_line, stranger=stranger)
     if stranger:
         raise Failure(
-            f"{stranger}, who can run code here by what pickle reads: --raw shows the bytes, --trust unpickles them",
+            f"{stranger}, who can run code here through pickle: --raw shows the bytes, --trust unpickles them",
             UNTRUSTED,
         )
     return _line
@@ -185,7 +185,7 @@ def _line(payload: bytes) -> bytes:
     except Exception as error:
         if payload.startswith(_PICKLE):
             raise
-        message = "it is no pickle; if it is JSON or bytes, say --json or --bytes"
+        message = "it is not a pickle; if it is JSON or bytes, use --json or --bytes"
         raise ValueError(message) from error
     return _text(item)
 

@@ -20,12 +20,12 @@ from lmdbqueue.cli._open import existing
 @path_argument
 @name_option
 @click.option("--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds.")
-@click.option("--once", is_flag=True, help="Draw one frame, and end; so it is without a terminal, too.")
+@click.option("--once", is_flag=True, help="Draw one frame and end, as without a terminal.")
 def watch(path: str, name: str, *, interval: float, once: bool) -> None:
     """Show a queue while it is used, until Ctrl-C.
 
-    Depth, rates, what is leased, delayed and dead, how long the oldest item has waited, how far each reader is behind,
-    space, and how many processes have it open.
+    It shows the depth and the rates; the leased, delayed and dead items; the age of the oldest item; the lag of each
+    reader; the space, and the number of processes that have the queue open.
     """
     from rich.console import Console  # noqa: PLC0415  (0.1 s that no other command shall take)
     from rich.live import Live  # noqa: PLC0415

@@ -64,7 +64,7 @@ class MqttTarget(Target):
         timeout: float = 10.0,
     ) -> None:
         if not topic or set(topic) & set("+#\0"):
-            message = f"a topic to publish to has no wildcards and is not empty, and this is {topic!r}"
+            message = f"a topic to publish to is not empty and has no wildcards, not {topic!r}"
             raise ValueError(message)
         if qos not in (0, 1, 2):
             message = f"qos is 0, 1 or 2, not {qos!r}"

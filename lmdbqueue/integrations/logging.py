@@ -97,7 +97,7 @@ def decode(payload: bytes) -> logging.LogRecord:
     """
     fields = json.loads(payload)
     if not isinstance(fields, dict) or not fields.keys() >= _MADE:
-        message = "this is no log record"
+        message = "this is not a log record"
         raise ValueError(message)
     record = logging.LogRecord(
         fields.pop("name"),

@@ -284,11 +284,11 @@ def _recognized(path: str, table: str | None) -> Source:
             inside = os.path.join(path, "data.db")  # as persist-queue calls it
             if not os.path.isfile(inside):
                 raise SourceError(
-                    path, "it is a directory of no known queue", "give the path of a queue, or of its database"
+                    path, "it is a directory, but not of a known queue", "give the path of a queue, or of its database"
                 )
             path = inside
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise SourceError(path, "it is no regular file", "give the path of a queue")
+            raise SourceError(path, "it is not a regular file", "give the path of a queue")
         if _tables.is_database(path):
             return _tables.recognize(path, table)
         if source := _file.recognize(path):
@@ -301,7 +301,7 @@ def _recognized(path: str, table: str | None) -> Source:
         raise _unreadable(path, error) from error
     raise SourceError(
         path,
-        "it is no file of a known queue",
+        "it is not the file of a known queue",
         "those of python-persistent-queue, persist-queue, litequeue and queuelib are",
     )
 
@@ -328,7 +328,7 @@ def _changed(source: Source) -> SourceError:
 
 
 def _unreadable(path: str, error: OSError) -> SourceError:
-    return SourceError(path, f"it cannot be read ({error})", "look at its rights and its disk")
+    return SourceError(path, f"it cannot be read ({error})", "check its permissions and its disk")
 
 
 def _as_it_is(payload: bytes) -> bytes:

@@ -113,5 +113,5 @@ def plain(data: bytes) -> object:
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
-        message = f"{module}.{name} is no plain value"
+        message = f"{module}.{name} is not a plain value"
         raise pickle.UnpicklingError(message)

@@ -125,14 +125,14 @@ def recognize(path: str, table: str | None) -> Table:
         name, what = refused.popitem()
         raise SourceError(
             path,
-            f"its table {name!r} is {what} of persist-queue, no FIFO queue",
+            f"its table {name!r} is {what} of persist-queue, not a FIFO queue",
             "read it with persist-queue",
         )
     wanted = "no table" if table is None else f"no table {table!r}"
     raise SourceError(
         path,
         f"it is an SQLite database with {wanted} of persist-queue, litequeue or queuelib",
-        "give the path of a queue of theirs",
+        "give the path of one of their queues",
     )
 
 

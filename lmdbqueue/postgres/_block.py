@@ -120,14 +120,14 @@ class Block(block.Block):
             raise self._failed()
         if status == psycopg.pq.TransactionStatus.IDLE:
             raise TransactionError(
-                self.path, "a statement inside of it has ended it", "leave COMMIT and ROLLBACK to the block"
+                self.path, "a statement inside it has ended it", "leave COMMIT and ROLLBACK to the block"
             )
 
     def _failed(self) -> TransactionError:
         return TransactionError(
             self.path,
-            "a statement inside of it failed",
-            "all of it is undone: do it again, use txn.connection.transaction() around a statement that may fail",
+            "a statement inside it failed",
+            "all of it is undone: repeat it, with txn.connection.transaction() around a statement that may fail",
         )
 
 

@@ -88,7 +88,7 @@ class PostgresTarget(Target):
             except ServerError as error:
                 if not _FOR_GOOD.search(error.reason):
                     raise
-                advice = "create what is missing, or correct the URL, and begin again"
+                advice = "create what is missing, or correct the URL, and start again"
                 raise ForwardError(error.path, f"the server refuses it: {error.reason}", advice) from error
         engine = postgres_engine_of(self._queue)
         database, place = engine.database, engine.place
@@ -136,7 +136,7 @@ class PostgresTarget(Target):
                 refused[seq] = str(found)
         if not refused or error.sqlstate.startswith("42"):  # no fault of theirs
             reason = f"items from {batch.mark.seqs[0]} on cannot be stored: {error}"
-            raise ForwardError(database.path, reason, "look at the server, and begin again") from error
+            raise ForwardError(database.path, reason, "check the server, and start again") from error
         raise RefusedError(refused) from error
 
     def close(self) -> None:

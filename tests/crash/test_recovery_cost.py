@@ -73,7 +73,7 @@ def test_opening_after_a_cut_reads_little_of_a_long_queue(verb, tmp_path, counte
     counted[0] = 0
     with _open(copy) as queue:
         assert 0 < counted[0] < AT_MOST
-        assert "its last transaction is whole" in caplog.text
+        assert "its last transaction is intact" in caplog.text
         assert queue.check() == []
 
 

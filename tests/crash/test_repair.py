@@ -216,7 +216,7 @@ def test_a_queue_whose_record_is_lost_is_not_made_anew_and_all_its_items_are_sav
     with _open(place) as queue:
         engine = local_engine_of(queue)
         engine.environment.update(engine.ref, lambda txn, tables: txn.delete(tables.queue, db=tables.meta))
-    with pytest.raises(CorruptQueueError, match="items and no record"):
+    with pytest.raises(CorruptQueueError, match="items but no record"):
         _open(place)
     found = lmdbqueue.check(str(place / "queue"), repair=True)
     assert any("its record was lost" in each for each in found)

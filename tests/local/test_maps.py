@@ -49,7 +49,7 @@ def test_a_block_that_adds_more_than_the_map_has_is_undone_whole_and_goes_well_w
             for number in range(40):
                 queue.push(bytes([number]) * 1_000_000)
 
-    with pytest.raises(StorageError, match="do it again"):
+    with pytest.raises(StorageError, match="repeat it"):
         work()
     assert list(queue) == ["before"]
     for _ in range(6):

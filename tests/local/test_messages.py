@@ -41,7 +41,7 @@ LIMITS = [{"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"by
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_limit_that_is_none_is_a_value_error(queue, limit):
-    with pytest.raises(ValueError, match="retained"):
+    with pytest.raises(ValueError, match="retain"):
         queue.retain(**limit)
 
 
@@ -100,7 +100,7 @@ def test_a_limit_on_the_size_of_files_is_told_with_its_limit():
 
 
 def test_a_missing_parent_directory_is_named(tmp_path):
-    with pytest.raises(FormatError, match="make that directory first"):
+    with pytest.raises(FormatError, match="create that directory first"):
         PersistentQueue("queue", tmp_path / "a" / "b")
 
 

@@ -196,7 +196,7 @@ def test_names_are_quoted_whatever_is_in_them(postgres):
     for bad in ("", "x" * 51, "a\0", "a%b"):
         with pytest.raises(ValueError, match="the name of a schema"):
             PostgresQueue(postgres.url(), schema=bad)
-    with pytest.raises(ValueError, match="no address"):
+    with pytest.raises(ValueError, match="not the address"):
         PostgresQueue("postgresql://host/?what=1")
     with pytest.raises(ValueError, match="patience"):
         PostgresQueue(postgres.url(), patience=-1)
@@ -332,7 +332,7 @@ def test_statements_of_a_block_are_a_part_of_it(queue):
 
 
 def test_a_statement_that_fails_undoes_the_block_even_if_it_is_caught(queue):
-    with pytest.raises(TransactionError, match="a statement inside of it failed"), queue.transaction() as txn:  # noqa: PT012
+    with pytest.raises(TransactionError, match="a statement inside it failed"), queue.transaction() as txn:  # noqa: PT012
         queue.push("a")
         with pytest.raises(psycopg.errors.DivisionByZero):
             txn.connection.execute("SELECT 1 / 0")
