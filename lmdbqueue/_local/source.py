@@ -75,11 +75,20 @@ class Source(ABC):
         raise NotImplementedError(message)
 
     def noted(self, target: str) -> int:  # noqa: ARG002
-        """Return the number of the last batch that a target is known to have stored, 0 if that is not known."""
+        """Return the number of the last batch that a target is known to have stored; 0 if none is known.
+
+        Args:
+            target: The name of the target.
+        """
         return 0
 
     def note(self, target: str, number: int) -> None:  # noqa: B027  (one that keeps nothing may be written)
-        """Keep the number of the last batch that a target has stored, before what is in it is removed."""
+        """Record that a target has stored a batch, before its items are removed here.
+
+        Args:
+            target: The name of the target.
+            number: The number of the batch.
+        """
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
@@ -189,11 +198,20 @@ class QueueSource(Source):
         )
 
     def noted(self, target: str) -> int:
-        """Return what ``note`` has kept in the directory."""
+        """Return the number that ``note`` has recorded in the directory; 0 if there is none.
+
+        Args:
+            target: The name of the target.
+        """
         return self._notes().get(self._key(target), 0)
 
     def note(self, target: str, number: int) -> None:
-        """Keep it beside the queue. It is not synced, and may be missing: then a restored target is not told."""
+        """Record the number beside the queue, without a sync. If it is lost, a restored target goes unnoticed.
+
+        Args:
+            target: The name of the target.
+            number: The number of the batch.
+        """
         notes = self._notes() | {self._key(target): number}
         path = os.path.join(self.path, FORWARDED)
         with suppress(OSError):
