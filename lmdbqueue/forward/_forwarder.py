@@ -210,9 +210,7 @@ class Forwarder:
         else:
             self._remove(mark)
             return
-        advice = (
-            "it seems to be an older copy: find out which items have arrived, and remove those here and the mark"
-        )
+        advice = "it seems to be an older copy: find out which items have arrived, and remove those here and the mark"
         raise ForwardError(self._source.path, reason, advice)
 
     def _remove(self, mark: Mark) -> None:
