@@ -136,7 +136,7 @@ def test_a_batch_is_one_request(server, open_queue):
     assert server.requests[0][0]["Idempotency-Key"].endswith("-queue-0-2-3")
     assert server.requests[3][0]["Content-Type"] == "application/x-ndjson"
     queue.push(["x" * 100] * 3)
-    Forwarder(queue, HttpTarget(server.url, batch=3, max_bytes=150)).run()
+    Forwarder(queue, HttpTarget(server.url, batch=3, max_bytes=210)).run()
     assert list(map(len, server.taken[4:])) == [207, 104]
 
 
