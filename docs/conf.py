@@ -47,6 +47,8 @@ autodoc_default_options = {"members": True, "inherited-members": "Exception,Name
 html_theme = "furo"
 html_title = f"lmdbqueue {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 CONTENTS = """
 
@@ -59,21 +61,23 @@ CONTENTS = """
 """
 INTEGRATIONS = ("logging", "prometheus", "huey", "kombu", "opentelemetry")
 PAGES = {
-    "Using it": ["quickstart", "guide", "verbs", "cli", "migrating", "scaling"],
-    "Running it": ["operations", "comparison"],
+    "Learn": ["quickstart"],
+    "Do": ["guide", "operations", "scaling", "migrating"],
     "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt") if name != "kombu"]
     + ["integrations/celery", "integrations/recipes"],
-    "Reference": [
+    "Look up": [
+        "verbs",
+        "cli",
         "reference/lmdbqueue",
         *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),
         *(f"reference/integrations.{name}" for name in INTEGRATIONS),
     ],
-    "How it works": ["design", "format"],
+    "Understand": ["comparison", "design", "format"],
 }
 
 
 def add_contents(_app, name, source):
-    """Let README be the table of contents, which its readers elsewhere need not see."""
+    """Add a table of contents to README, hidden from its readers elsewhere: pages by what readers need them for."""
     if name == root_doc:
         for caption, pages in PAGES.items():
             source[0] += CONTENTS.format(caption=caption, pages="\n".join(f"docs/{page}" for page in pages))
@@ -88,7 +92,7 @@ def add_contents(_app, name, source):
 
 
 def list_fields(_app, what, _name, thing, _options, lines):
-    """Let a class that is made of fields list them, with the comments that stand behind them."""
+    """List the fields of a class, with the comments behind them."""
     fields = getattr(thing, "_fields", None) or getattr(thing, "__dataclass_fields__", None)
     if what == "class" and fields:
         told = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", source_of(thing), re.MULTILINE))
@@ -109,13 +113,13 @@ def source_of(thing):
 
 
 def leave_out(_app, _what, name, thing, _skip, _options):
-    """Leave out what every exception has, and fields one by one, of which Python knows nothing but their number."""
+    """Leave out the methods of every exception, and single fields, which Python documents by their number only."""
     is_field = str(getattr(thing, "__doc__", "")).startswith("Alias for field")
     return True if is_field or name in {"add_note", "with_traceback"} else None
 
 
 def add_index(app, error):
-    """Let the site begin where servers look."""
+    """Make the first page that servers look for."""
     if error is None and app.builder.format == "html":
         shutil.copy(os.path.join(app.outdir, f"{root_doc}.html"), os.path.join(app.outdir, "index.html"))
 

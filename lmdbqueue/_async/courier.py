@@ -124,7 +124,7 @@ class Courier:
             self.look()
 
     def look(self) -> None:
-        """Let the sleepers be tried again."""
+        """Try the waiting calls again."""
         if not self._is_closed:
             self._send(None)
 

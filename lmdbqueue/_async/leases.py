@@ -286,7 +286,7 @@ def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
 
 
 async def run_tasks(loops: Sequence[AsyncLoop], stopped: asyncio.Event, *, signals: bool) -> None:
-    """Let loops work until they are told to stop; what one of them raises ends all."""
+    """Run loops until they are told to stop; an error of one ends all."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -40,7 +40,7 @@ _HEARD: Final = b"\1"
 
 class _Watch(Protocol):
     def wait(self, timeout: float) -> bool:
-        """Sleep until the file is written to, at most ``timeout`` seconds; tell whether it may have been."""
+        """Sleep until the file is written to, at most ``timeout`` seconds; return whether it may have been."""
 
     def close(self) -> None:
         """Free the descriptors."""
@@ -63,7 +63,7 @@ class Bell:
         self._lock = threading.RLock()  # entered in one step, whatever interrupts; amid it a handler may ring
 
     def hang(self) -> None:
-        """Let the file be there. Under the directory lock: else another may meet one that is root's yet."""
+        """Create the file if it is missing. Under the directory lock: else another may meet one that is still root's."""
         with self._lock, suppress(OSError):  # on a full disk without it
             self._open()
 
@@ -134,11 +134,11 @@ class Bell:
         return self._fd
 
     def _is_seat_taken(self) -> bool:
-        """Tell whether somebody sits on the watch, as far as is known."""
+        """Return whether somebody sits on the watch, as far as is known."""
         return any(until > time.monotonic() for until in list(self._sitting.values()))
 
     def _sleep(self, ticket: int, timeout: float) -> bool:
-        """Sleep on the watch, or, if somebody does, until told; tell whether there was a reason to."""
+        """Sleep on the watch, or, if somebody does, until told; return whether there was a reason to."""
         me = threading.get_ident()
         turn = None
         rang = False

@@ -35,7 +35,7 @@ def defer(fn: Callable[..., object], *args: object) -> None:
 
 
 def wait(timeout: float) -> bool:
-    """Wait until nothing is left, at most ``timeout`` seconds; tell whether that is so."""
+    """Wait until nothing is left, at most ``timeout`` seconds; return whether nothing is."""
     if _left:
         _begin()
     if not _working.acquire(timeout=timeout):

@@ -74,7 +74,7 @@ def disk_full(path: str, number: int | None = errno.ENOSPC) -> DiskFullError:
     if number == errno.EDQUOT:
         return DiskFullError("quota", total, used, 0)
     if number == errno.EFBIG:
-        import resource  # noqa: PLC0415  (for who meets that limit)
+        import resource  # noqa: PLC0415  (seldom needed)
 
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         return DiskFullError("file size", max(limit, 0), max(limit, 0), 0)

@@ -57,7 +57,7 @@ def share(fd: int) -> None:
 
 
 def is_free(fd: int) -> bool:
-    """Tell whether nobody has the lock alone. For a descriptor that the caller closes at once."""
+    """Return whether nobody has the lock alone. For a descriptor that the caller closes at once."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -66,12 +66,12 @@ def is_free(fd: int) -> bool:
 
 
 def is_held(fd: int) -> bool:
-    """Tell whether this process took the lock, and has not released it: not in a forked child of the one that did."""
+    """Return whether this process took the lock, and has not released it: not in a forked child of the one that did."""
     return fd in _held
 
 
 def alone(fd: int) -> bool:
-    """Tell whether nobody else has the lock; it is then exclusive, and else it is lost."""
+    """Return whether nobody else has the lock; it is then exclusive, and else it is lost."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -81,7 +81,7 @@ class Owners:
         self._mine = None
 
     def leave(self) -> None:
-        """Let this queue be dead as an owner. Twice is harmless."""
+        """Release the lock of this owner, whose leases then return; idempotent."""
         with self._lock:
             self._has_left = True
             mine, self._mine = self._mine, None
@@ -152,7 +152,7 @@ def sweep(directory: str, folder: int) -> None:
 
 
 def is_owner(name: str) -> bool:
-    """Tell whether a file is that of an owner."""
+    """Return whether a file belongs to an owner."""
     return name.startswith(_PREFIX)
 
 

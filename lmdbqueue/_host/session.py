@@ -106,7 +106,7 @@ class Session:
     # --- the words
 
     def is_synced(self, transaction: int) -> bool:
-        """Tell whether a transaction, given by its ``stamp``, is known to be on the disk."""
+        """Return whether a transaction, given by its ``stamp``, is known to be on the disk."""
         return self._known >= transaction or self._synced() >= transaction
 
     def _synced(self) -> int:
@@ -136,7 +136,7 @@ class Session:
             self._known = transaction
 
     def is_in_doubt(self, generation: int) -> bool:
-        """Tell whether a sync failed in this generation: no later one proves anything."""
+        """Return whether a sync failed in this generation: no later one proves anything."""
         return self._words[_DOUBT] == generation  # one before it is superseded, and one behind it is a damaged word
 
     def set_in_doubt(self, generation: int) -> None:
@@ -148,22 +148,22 @@ class Session:
         self.save()
 
     def is_shared(self) -> bool:
-        """Tell whether another process has joined since the first did. Who joins says so before it opens anything."""
+        """Return whether another process has joined since the first did. Who joins says so before it opens anything."""
         return self._words[_JOINED] != 0
 
     # --- the first and the last
 
     def is_standing(self) -> bool:
-        """Tell whether all that was ever written is still in the page cache: no power cut came in between."""
+        """Return whether all that was ever written is still in the page cache: no power cut came in between."""
         here = _place(self._file)
         return bool(here.boot and here.mount) and self._place == here
 
     def is_closed(self) -> bool:
-        """Tell whether all was on the disk when the last process left, and this is no copy of the directory."""
+        """Return whether all was on the disk when the last process left, and this is no copy of the directory."""
         return self._place.boot == CLOSED and self.is_original()
 
     def is_original(self) -> bool:
-        """Tell whether this is the directory that was used, and no copy of it, which may be of several moments."""
+        """Return whether this is the directory that was used, and no copy of it, which may be of several moments."""
         return self._place[2:] == _place(self._file)[2:]
 
     def settle(self, synced: int) -> None:
@@ -203,7 +203,7 @@ class Session:
             flock.release(self._fd)
 
     def is_alone(self) -> bool:
-        """Tell whether no other process is there. Under the directory lock, before ``leave``: others count no more."""
+        """Return whether no other process has the queue open. Under the directory lock, before ``leave``."""
         return flock.alone(self._fd)
 
     def processes(self) -> int | None:

@@ -29,17 +29,17 @@ class Flag:
         self._gate = _closed()
 
     def set(self) -> None:
-        """Let it have come about."""
+        """Set it."""
         self._is_set = True
         with suppress(RuntimeError):  # it is open
             self._gate.release()
 
     def is_set(self) -> bool:
-        """Tell whether it has come about."""
+        """Return whether it is set."""
         return self._is_set
 
     def wait(self, timeout: float) -> bool:
-        """Wait for it, at most ``timeout`` seconds; tell whether it has come about."""
+        """Wait until it is set, at most ``timeout`` seconds; return whether it is."""
         return self._is_set or self._gate.acquire(timeout=timeout)
 
 
@@ -84,13 +84,13 @@ class Resting:
 
 
 def is_mine(lock: "RLock") -> bool:
-    """Tell whether this thread holds a lock: then a call came from within a call, and must not wait for it."""
+    """Return whether this thread holds a lock: then a call came from within a call, and must not wait for it."""
     found: bool = lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001  (as Condition asks it)
     return found
 
 
 def is_taken(lock: "RLock") -> bool:
-    """Tell whether anybody holds a lock; it tells so itself from Python 3.14 on."""
+    """Return whether anybody holds a lock; it tells so itself from Python 3.14 on."""
     return not repr(lock).startswith("<unlocked")
 
 
@@ -112,7 +112,7 @@ class Parking:
                 self._is_parked = False
 
     def hold(self) -> bool:
-        """Keep the thread where it is, if it is parked, until ``let_go``; tell whether it is."""
+        """Keep the thread where it is, if it is parked, until ``let_go``; return whether it is."""
         self._gate.acquire()
         if self._is_parked:
             return True
@@ -120,7 +120,7 @@ class Parking:
         return False
 
     def let_go(self) -> None:
-        """Let it go on."""
+        """Release it."""
         self._gate.release()
 
 

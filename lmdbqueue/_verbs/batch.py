@@ -31,7 +31,7 @@ class Mark(NamedTuple):
 
 def digest(payloads: Sequence[bytes]) -> bytes:
     """Return 16 bytes that stand for these payloads, in their order."""
-    import hashlib  # noqa: PLC0415  (for who forwards, not for who imports)
+    import hashlib  # noqa: PLC0415  (not every program needs it)
 
     found = hashlib.blake2b(digest_size=16)
     for payload in payloads:

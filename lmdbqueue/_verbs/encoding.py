@@ -99,7 +99,7 @@ def digest(key: Key | None) -> bytes:
     if not isinstance(key, (str, bytes)):
         message = f"a unique key is a str or bytes, not {type(key).__name__}"
         raise TypeError(message)
-    import hashlib  # noqa: PLC0415  (for who uses keys, not for who imports)
+    import hashlib  # noqa: PLC0415  (not every program needs it)
 
     data = b"s" + key.encode() if isinstance(key, str) else b"b" + key
     return hashlib.blake2b(data, digest_size=16).digest()

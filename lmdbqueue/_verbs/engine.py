@@ -55,7 +55,7 @@ class Engine(Protocol):
         """Whether a call waits for a server that is away."""
 
     def hurry(self, deadline: float) -> None:
-        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+        """Limit the calls of this thread in the block to a deadline on ``time.monotonic()``."""
 
     # --- items that wait
 
@@ -102,7 +102,7 @@ class Engine(Protocol):
         """Remove the item of this number, if it waits; return whether it did."""
 
     def dead_letter(self, seq: int, reason: str) -> bool:
-        """Let the item of this number be a dead letter, if it waits; return whether it did."""
+        """Make a waiting item a dead letter; return whether it was waiting."""
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items, or as many as there are; return how many went."""
@@ -167,7 +167,7 @@ class Engine(Protocol):
         """Return some from number ``seq`` on; none only if there are none."""
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Let dead letters wait again, None for all; return how many there were."""
+        """Return dead letters to their places, None for all; return their number."""
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters, None for all; return how many there were."""
@@ -181,7 +181,7 @@ class Engine(Protocol):
         """Remove a reader; return whether it was there."""
 
     def reader_seek(self, name: str, where: Start) -> None:
-        """Let a reader go on from another item."""
+        """Move a reader to another item."""
 
     def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the next ``n`` entries of a reader; of at most so many payload bytes, but always one."""
@@ -222,7 +222,7 @@ class Engine(Protocol):
         """End the sleep of every waiter."""
 
     def watch(self) -> None:
-        """Let whoever removes items wake those who wait for that, from now on."""
+        """Make removals wake waiters, from now on."""
 
     def stats(self) -> Stats:
         """Return the figures of the queue, at a cost that does not depend on its length."""

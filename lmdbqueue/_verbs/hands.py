@@ -66,7 +66,7 @@ class Hands:
         self.settled.wait_for(self.lock, is_settled)
 
     def tell(self) -> None:
-        """Let who waits look again."""
+        """Wake the waiters."""
         with self.lock:
             self.settled.tell()
 

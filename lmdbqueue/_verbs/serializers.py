@@ -44,7 +44,7 @@ def pair_of(name: str) -> Pair | None:
 
 def to_json(item: Any) -> bytes:
     """Return an item as JSON."""
-    import json  # noqa: PLC0415  (for who uses it, not for who imports)
+    import json  # noqa: PLC0415  (not every program needs it)
 
     text = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
     return text.encode(errors="backslashreplace")  # a lone surrogate, as JSON escapes it

@@ -36,7 +36,7 @@ class StateMapping(MutableMapping[str, Any]):
 
     @abstractmethod
     def _has(self, record: bytes) -> bool:
-        """Tell whether a value is there, damaged or not."""
+        """Return whether a value is there, damaged or not."""
 
     @abstractmethod
     def _put(self, record: bytes, payload: bytes) -> None:
@@ -44,7 +44,7 @@ class StateMapping(MutableMapping[str, Any]):
 
     @abstractmethod
     def _delete(self, record: bytes) -> bool:
-        """Remove a value; tell whether it was there."""
+        """Remove a value; return whether it was there."""
 
     @abstractmethod
     def _keys(self) -> list[str]:

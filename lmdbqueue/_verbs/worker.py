@@ -169,7 +169,7 @@ def jobs_of(lease: Lease[Any]) -> list[Job]:
 
 def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> list[bool]:
     """Give back what a handler failed at, and log it; return of each item whether it is dead."""
-    import traceback  # noqa: PLC0415  (for who works, not for who imports)
+    import traceback  # noqa: PLC0415  (not every program needs it)
 
     trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
     reason = f"{type(error).__name__}: {error}"

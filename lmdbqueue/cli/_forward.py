@@ -119,7 +119,7 @@ def _target(
         except ValueError as error:
             raise Failure(str(error), USAGE) from error
     try:
-        from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
+        from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (needs psycopg)
     except ImportError as error:
         raise Failure("forward needs psycopg: pip install 'lmdbqueue-persistent[postgres]'", USAGE) from error
 

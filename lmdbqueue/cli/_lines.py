@@ -82,7 +82,7 @@ def import_(file: str, path: str, name: str, form: Form, table: str | None) -> N
 
 
 def _import_queue(file: str, path: str, name: str, form: Form, table: str | None) -> None:
-    from lmdbqueue.legacy import import_file  # noqa: PLC0415  (sqlite3 and more, for who has such a queue)
+    from lmdbqueue.legacy import import_file  # noqa: PLC0415  (needs sqlite3 and more)
 
     loads = json.loads if form == "json" else pickle.loads
     try:

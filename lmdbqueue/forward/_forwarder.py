@@ -311,7 +311,7 @@ class Forwarder:
 
 
 def _logger() -> "logging.Logger":
-    import logging  # noqa: PLC0415  (for who forwards, not for who imports)
+    import logging  # noqa: PLC0415  (not every program needs it)
 
     return logging.getLogger("lmdbqueue")
 
@@ -319,7 +319,7 @@ def _logger() -> "logging.Logger":
 def _target_of(remote: Any) -> Target:
     if isinstance(remote, Target):
         return remote
-    from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (psycopg, for who has it)
+    from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (needs psycopg)
 
     if isinstance(remote, PostgresQueue):
         return PostgresTarget(remote)

@@ -38,7 +38,7 @@ class AsideFile:
         self.count += 1
 
     def publish(self) -> None:
-        """Let the file be there, durably, if there is a line."""
+        """Make the file durable, if it has a line."""
         if self._file is not None:
             with translated(self.path, "setting aside"):
                 self._file.flush()

@@ -88,7 +88,7 @@ class Source(ABC):
 
 
 def is_pickle(data: bytes) -> bool:
-    """Tell whether bytes are one whole pickle, without unpickling it."""
+    """Return whether bytes are one whole pickle, without unpickling it."""
     return pickle_length(io.BytesIO(data)) == len(data)
 
 

@@ -165,7 +165,7 @@ def _kind(name: str, columns: set[str]) -> _Kind | None:
 
 
 def is_database(path: str) -> bool:
-    """Tell whether a file is an SQLite database, as its first bytes have it."""
+    """Return whether a file is an SQLite database, as its first bytes have it."""
     with open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
