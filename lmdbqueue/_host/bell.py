@@ -63,7 +63,7 @@ class Bell:
         self._lock = threading.RLock()  # entered in one step, whatever interrupts; amid it a handler may ring
 
     def hang(self) -> None:
-        """Create the file if it is missing. Under the directory lock: else another may meet one that is still root's."""
+        """Create the file if missing. Under the directory lock: else another may meet one that is still root's."""
         with self._lock, suppress(OSError):  # on a full disk without it
             self._open()
 
