@@ -26,6 +26,7 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Parking
 
 _held: set[int] = set()
+_life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
 _FLOCK: Final = re.compile(r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) ")  # of who waits: ": -> FLOCK"
 
 
@@ -130,7 +131,7 @@ def exclusive(path: str, folder: int | None = None, parking: Parking | None = No
 
     ``parking``: what tells a fork that this thread waits, and that it need not wait for it.
     """
-    process = os.getpid()
+    life = _life
     fd = open_at(path, os.O_RDONLY, folder)
     try:
         _held.add(fd)
@@ -141,8 +142,8 @@ def exclusive(path: str, folder: int | None = None, parking: Parking | None = No
                 fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
-        if os.getpid() == process:  # else a child was forked in the block, and its parent holds the lock
-            try:  # not by release(): an interrupt at its first line would leave the lock taken
+        if _life is life:  # else a child was forked in the block, and its parent holds the lock
+            try:  # first, and not by release(): an interrupt comes when a call ends, or a function is entered
                 fcntl.flock(fd, fcntl.LOCK_UN)
             finally:
                 try:
@@ -152,6 +153,8 @@ def exclusive(path: str, folder: int | None = None, parking: Parking | None = No
 
 
 def _forget_in_child() -> None:
+    global _life  # noqa: PLW0603
+    _life = object()
     for fd in _held:
         close(fd)
     _held.clear()

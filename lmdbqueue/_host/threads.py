@@ -1,8 +1,8 @@
 """How a thread waits for another one of this process, or has one work beside it.
 
-Owns: a flag, those who rest until told, a thread that beats. Law: an interrupt (KeyboardInterrupt) or the handler of a
-signal may come in anywhere: no lock is held in a sleep, and each step that counts is one call of C. Must not know:
-what is waited for.
+Owns: a flag, those who rest until told, what ends that which was begun, a thread that beats. Law: an interrupt
+(KeyboardInterrupt) or the handler of a signal may come in anywhere: no lock is held in a sleep, and each step that
+counts is one call of C. Must not know: what is waited for.
 
 The same of ``threading`` do not keep that law, since they are written in Python: a ``Condition`` lets a
 lock go and takes it again amid a block that holds it, so an interrupt there leaves as "release unlocked lock"; so does
@@ -81,6 +81,34 @@ class Resting:
             finally:
                 with lock:
                     self.leave(turn)
+
+
+class Ending:
+    """What ends that which was begun, the last begun first.
+
+    An interrupt may come when a function is entered, that of a context manager, too, which then ends nothing. So
+    ``close`` is called in a ``finally``, and again in a ``finally`` of that: a step stays until it has ended. A step
+    may run twice, and is added *before* what it ends is begun.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], object]] = []
+
+    def add(self, step: Callable[[], object]) -> None:
+        """Let a step be the first of those to come."""
+        self._steps.append(step)
+
+    def close(self) -> None:
+        """Run the steps, whatever one of them raises."""
+        failed = None
+        while self._steps:
+            try:
+                self._steps[-1]()
+            except Exception as error:  # it is raised when all have run
+                failed = error
+            self._steps.pop()
+        if failed is not None:
+            raise failed
 
 
 def is_mine(lock: "RLock") -> bool:

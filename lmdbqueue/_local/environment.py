@@ -38,12 +38,12 @@ An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a co
 thread should have lowered: ``_verbs.reading`` has an entry a thread, which its next transaction clears.
 """
 
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
@@ -61,7 +61,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.session import Session
-from lmdbqueue._host.threads import is_mine
+from lmdbqueue._host.threads import Ending, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
 from lmdbqueue._lmdb.opening import build
@@ -174,8 +174,11 @@ class Environment:
                 if self._queues[ref] <= 0:  # nobody uses it
                     self._queues.pop(ref, None)
             self.handles -= 1
-            if self.handles:
-                return
+        self._close_if_left()
+
+    def _close_if_left(self) -> None:
+        if self.handles:
+            return
         if is_mine(self._writer) or is_mine(self._moving):
             departures.defer(self._close)
         else:
@@ -320,14 +323,14 @@ class Environment:
         thread = threading.get_ident()
         transaction = 0
         block = None
-        stack = ExitStack()
+        ending = Ending()
         is_here = True
         try:
             try:
-                stack.enter_context(self._held())
-                generation, txn = stack.enter_context(self.exclusive(_begin_on_the_disk))
-                block = Transaction(self, self.directory.path, generation, txn, stack)
-                stack.enter_context(blocks.entered(block))
+                self._hold(ending)
+                generation, txn = self._seize(_begin_on_the_disk, ending)
+                block = Transaction(self, self.directory.path, generation, txn, ending)
+                blocks.begin(block, ending)
                 yield
                 if threading.get_ident() != thread:  # whose LMDB's mutex is not
                     raise TransactionError(
@@ -343,9 +346,9 @@ class Environment:
         finally:
             if is_here:
                 try:
-                    stack.close()
+                    ending.close()
                 finally:
-                    stack.close()  # what is left, if an interrupt came before it had begun
+                    ending.close()
             elif block is not None:
                 block.is_stranded = True
         if transaction:
@@ -356,17 +359,22 @@ class Environment:
         if is_mine(self._writer) or is_mine(self._moving):
             raise NestedCallError(self.directory.path)
 
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """Be open for the block, whichever queue objects are closed in it."""
+    def _hold(self, ending: Ending) -> None:
+        """Be open until ``ending`` is closed, whichever queue objects are closed before."""
+        ending.add(self._close_if_left)
+        held: list[None] = []
+        ending.add(partial(self._let_go, held))
         with _opening:
             if not self.handles:
                 raise ClosedError(self.directory.path)
             self.handles += 1
-        try:
-            yield
-        finally:
-            self.release()
+            held[:] = [None]
+
+    def _let_go(self, held: list[None]) -> None:
+        with _opening:
+            if held:
+                self.handles -= 1
+            held[:] = []
 
     def refuse_inside(self, what: str, *advice: str) -> None:
         """Raise ``TransactionError`` if this thread is in a transaction."""
@@ -377,23 +385,36 @@ class Environment:
         self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
     ) -> Iterator[tuple[Generation, Txn]]:
         """Hold the write lock of the live generation; what the block does not commit is undone."""
-        self._refuse_nested()
-        process = os.getpid()
-        with self._writer:
-            self._is_writing = True
+        ending = Ending()
+        try:
+            yield self._seize(begin, ending)
+        finally:
             try:
-                generation, txn = self._in_live(begin)
-            except BaseException:
-                self._is_writing = False
-                raise
-            try:
-                yield generation, txn
+                ending.close()
             finally:
-                self._is_writing = False
-                if os.getpid() == process:  # else it is not ours to end
-                    end(txn)
-                    if generation.is_broken:
-                        self._abandon_broken(generation)
+                ending.close()
+
+    def _seize(self, begin: Callable[[Generation], tuple[Generation, Txn]], ending: Ending) -> tuple[Generation, Txn]:
+        """Do as ``exclusive``, until ``ending`` is closed."""
+        self._refuse_nested()
+        writer = self._writer
+        begun: list[tuple[Generation, Txn]] = []
+        ending.add(partial(_free, writer))
+        ending.add(partial(self._end_writing, writer, begun))
+        writer.acquire()
+        self._is_writing = True
+        begun[:] = [self._in_live(begin)]
+        return begun[0]
+
+    def _end_writing(self, writer: threading.RLock, begun: Sequence[tuple[Generation, Txn]]) -> None:
+        if is_mine(writer):
+            self._is_writing = False
+        if self._writer is not writer:  # in a forked child: it is not ours to end
+            return
+        for generation, txn in begun:
+            end(txn)
+            if generation.is_broken:
+                self._abandon_broken(generation)
 
     def swap(self, write: Write = write_copy) -> int:
         """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
@@ -667,6 +688,12 @@ class Environment:
         self.directory.begin_anew()
         self._frozen = []
         self._start()
+
+
+def _free(lock: threading.RLock) -> None:
+    """Let a lock go if this thread has it, which had it not before."""
+    if is_mine(lock):
+        lock.release()
 
 
 def _open_queue(

@@ -22,11 +22,11 @@ there does too, and ends nothing: the transaction is the parent's (see ``_local.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any, NoReturn
 
 from lmdbqueue._errors import Full, NestedCallError, StorageError
 from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import Ending
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
@@ -39,12 +39,12 @@ _of_parent: list["Transaction"] = []  # in a child: kept, since LMDB's binding w
 class Transaction(Block):
     """A block whose calls share a transaction of LMDB's."""
 
-    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn, stack: ExitStack) -> None:
-        """``stack``: what ends it, and is closed by the thread that began it."""
+    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn, ending: Ending) -> None:
+        """Begin. ``ending``: of all that was begun for it; closed by the thread that began it."""
         super().__init__(owner, path)
         self.generation = generation
         self._txn = txn
-        self._stack = stack
+        self._ending = ending
         self._has_changed = False
         self._is_busy = False  # amid a call
         generation.content.enter_block()
@@ -55,7 +55,7 @@ class Transaction(Block):
 
     def end(self) -> None:
         """End it, in its thread, without the block that was left elsewhere, or never."""
-        self._stack.close()
+        self._ending.close()
 
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""

@@ -9,11 +9,13 @@ inner block, which is a part of the outer one. A block that was under way at a f
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
 from lmdbqueue._errors import ForkError, TransactionError
+from lmdbqueue._host.threads import Ending
 
 
 class Block:
@@ -65,6 +67,8 @@ class Block:
 class _Guard:
     """What a thread lets go of when it ends: the last moment to end what it began."""
 
+    _under_way: Sequence[Block] = ()  # if an interrupt came before there is anything
+
     def __init__(self, under_way: list[Block]) -> None:
         self._under_way = under_way
 
@@ -97,15 +101,23 @@ class Blocks(Generic[B]):
     @contextmanager
     def entered(self, block: B) -> Iterator[None]:
         """Let the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
-        thread = threading.get_ident()
-        under_way: list[Block] = [block]
+        ending = Ending()
         try:
-            self.enter(block)
-            self._here.guard = _Guard(under_way)  # and nowhere else
+            self.begin(block, ending)
             yield
         finally:
-            self.of_thread.pop(thread, None)  # first, and in one step, whatever interrupts
-            under_way.clear()
+            try:
+                ending.close()
+            finally:
+                ending.close()
+
+    def begin(self, block: B, ending: Ending) -> None:
+        """Do as ``entered``, until ``ending`` is closed."""
+        under_way: list[Block] = [block]
+        ending.add(under_way.clear)
+        ending.add(partial(self.of_thread.pop, threading.get_ident(), None))
+        self.enter(block)
+        self._here.guard = _Guard(under_way)  # and nowhere else
 
     def leave(self, block: B) -> None:
         """Let no call join ``block`` any more."""

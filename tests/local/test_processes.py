@@ -1,21 +1,26 @@
 """Several processes and threads at one queue: exactly once, in order, woken when there is something to do."""
 
 import faulthandler
+import fcntl
 import itertools
 import os
 import random
 import select
 import shutil
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from processes import (
     DEADLINE,
     INTERRUPTED,
     KILLED,
+    LIBRARY,
     STEP,
+    TESTS,
     Moments,
     Sleeps,
     assert_each_item_came_once_and_in_order,
@@ -34,6 +39,8 @@ from processes import (
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._host.session import CLOSED, Session
+from lmdbqueue._local.environment import Environment
+from lmdbqueue._local.transaction import blocks
 
 FAST = {"durability": "off"}
 
@@ -286,13 +293,18 @@ _INTERRUPTED = {
 }
 
 
-def _interrupted_at(number, place, verb):
-    """Raise KeyboardInterrupt at the ``number``-th moment (``Moments``) of the verb; tell whether there was one."""
+def _queue_for(place, verb):
     queue = PersistentQueue("queue", place, durability="off")
     if verb != "get":
         queue.push("first")
     if verb == "count after a flush elsewhere":
         assert status_of(forked(_flush, queue)) == 0
+    return queue
+
+
+def _interrupted_at(number, place, verb):
+    """Raise KeyboardInterrupt at the ``number``-th moment (``Moments``) of the verb; tell whether there was one."""
+    queue = _queue_for(place, verb)
     moments = Moments(number, interrupt)
     try:
         with moments:
@@ -314,49 +326,109 @@ def _interrupted_at(number, place, verb):
     return moments.left == 0
 
 
+def _lines_of(place, verb):
+    """Return the number, for ``Moments``, of the first moment at each line of the library that the verb passes."""
+    queue = _queue_for(place, verb)
+    passed = itertools.count(1)
+    found = {}
+
+    def look(frame, event, _):
+        if event in {"call", "c_return"} and not frame.f_code.co_filename.startswith(TESTS):
+            number, name = next(passed), frame.f_code.co_name
+            while not frame.f_code.co_filename.startswith((LIBRARY, TESTS)):
+                frame = frame.f_back
+            found.setdefault((frame.f_code.co_filename, frame.f_lineno, name, event), number)
+
+    sys.setprofile(look)
+    try:
+        _INTERRUPTED[verb](queue)
+    finally:
+        sys.setprofile(None)
+    return list(found.values())
+
+
 def _interrupt_at_every_moment(root, verb):
     """Return at how many; end with the stacks of all threads if one of them hangs."""
-    first = 1 + random.randrange(STEP)  # noqa: S311
-    for number in itertools.count(first, STEP):
+    numbers = itertools.count(1)
+    if STEP > 1:
+        first = os.path.join(root, "0")
+        os.mkdir(first)
+        numbers = _lines_of(first, verb)[STEP // 2 :: STEP]
+    for done, number in enumerate(numbers):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
         place = os.path.join(root, str(number))
         os.mkdir(place)
         try:
             if not _interrupted_at(number, place, verb):
-                return (number - first) // STEP
+                return done
         except BaseException as error:
             error.add_note(f"interrupted at moment {number}")
             raise
         shutil.rmtree(place)
-    raise AssertionError
+    return len(numbers)
 
 
 @pytest.mark.parametrize("verb", _INTERRUPTED)
 def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb, record_property):
+    """At each fifth line that the verb passes, when it is passed first; with LMDBQUEUE_STEP=1 at every moment."""
     interrupts = in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb)
     assert interrupts > 30 // STEP
     record_property("interrupts", interrupts)
 
 
+_HOLDING = {
+    "names": lambda environment: environment.directory.lock(),
+    "names, parked": lambda environment: environment.directory.lock(environment.directory.parking),
+    "compaction": lambda environment: environment.directory.compaction(),
+    "write lock": Environment.exclusive,
+    "block": Environment.transaction,
+}
+
+
+@pytest.mark.parametrize("holding", _HOLDING)
+def test_an_interrupt_at_any_moment_lets_go_of_what_is_held_for_a_block(queue, tmp_path, holding):
+    environment = queue._engine.environment
+    handles = environment.handles
+    for number in itertools.count(1):
+        moments = Moments(number, interrupt)
+        with suppress(KeyboardInterrupt), moments, _HOLDING[holding](environment):
+            pass
+        assert environment.handles == handles, f"at moment {number}"
+        assert not blocks.of_thread
+        for path in (tmp_path / "queue", tmp_path / "queue" / "queue.json"):
+            fd = os.open(path, os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as another process would
+            os.close(fd)
+        other = threading.Thread(target=queue.push, args=("more",), daemon=True)
+        other.start()
+        other.join(DEADLINE)
+        assert not other.is_alive(), f"at moment {number}"
+        if moments.left > 0:
+            break
+    assert number > 10
+
+
 def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_open(tmp_path, monkeypatch):
     """Else a power cut would find it closed, and nothing would be proven."""
-    queue = PersistentQueue("queue", tmp_path)
+    begin, go_on = os.pipe()
     ready, tell = os.pipe()
     end, stop = os.pipe()
-    children = []
-    closing = queue._engine.environment._session
 
     def come() -> None:
-        monkeypatch.undo()
+        os.read(begin, 1)
         with PersistentQueue("queue", tmp_path) as late:
             late.push("late")
             os.write(tell, b"1")
             os.read(end, 1)
 
+    child = forked(come)  # before there is anything to inherit
+    queue = PersistentQueue("queue", tmp_path)
+    closing = queue._engine.environment._session
+
     def leave(self):
-        if self is closing and not children:
-            children.append(forked(come))
-            eventually(lambda: _waits_for_a_lock(children[0]) or select.select([ready], [], [], 0)[0])
+        if self is closing:
+            os.write(go_on, b"1")
+            eventually(lambda: _waits_for_a_lock(child) or select.select([ready], [], [], 0)[0])
         session_leave(self)
 
     session_leave = Session.leave
@@ -365,7 +437,7 @@ def test_a_process_that_opens_while_the_last_one_closes_says_that_the_queue_is_o
     assert os.read(ready, 1) == b"1"
     state = _state(tmp_path)
     os.write(stop, b"1")
-    assert status_of(children[0]) == 0
+    assert status_of(child) == 0
     assert state != CLOSED
     assert _state(tmp_path) == CLOSED
 
