@@ -275,6 +275,7 @@ class Generation(Snapshot):
         try:
             txn = self.begin("writing")
             if room:
+                self._written.add(ref)
                 self.make_room(txn, room)
             result = fn(txn, self._tables[ref], *args)
             if not result:
@@ -303,6 +304,7 @@ class Generation(Snapshot):
         Raises ``Superseded``; ``GoneError`` when somebody has removed or replaced a file, or the directory.
         """
         self._room.granted = 0
+        self._written.clear()
         self.weight = 0
         content = self.content
         if content.asks or content.remembers:
@@ -509,7 +511,8 @@ class Generation(Snapshot):
         grown = 0
         with self._env.begin() as before:
             is_writing = txn.id() == before.id() + 1
-            trees = [self.meta, self.away, *(queue.items for queue in self.open_to(txn))]
+            written = [self._tables[ref].items for ref in list(self._written) if ref in self._tables]
+            trees = [self.meta, self.away, *written]
             if is_writing:
                 grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
         return super().used(txn) + grown

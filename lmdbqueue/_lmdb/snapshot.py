@@ -74,6 +74,7 @@ class Snapshot:
         self.directory = os.path.dirname(path)
         self.options = options
         self._tables: dict[Ref, Tables] = {}
+        self._written: set[Ref] = set()  # queues that the transaction under way may have written to
         self.meta: Db = None
         self.away: Db = None
         self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
@@ -114,6 +115,11 @@ class Snapshot:
             return self._tables[ref]
         except KeyError:
             raise GoneError(self.directory, ref.name) from None
+
+    def table_to_write(self, ref: Ref) -> Tables:
+        """Do as ``table``, in a transaction that may write to it."""
+        self._written.add(ref)
+        return self.table(ref)
 
     def knows(self, ref: Ref) -> bool:
         """Return whether the handles of a queue are open."""

@@ -113,7 +113,7 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
             try:
                 if call.room:
                     generation.make_room(txn, call.room)
-                call.result = call.fn(txn, generation.table(call.ref), *call.args)
+                call.result = call.fn(txn, generation.table_to_write(call.ref), *call.args)
                 if call.result:
                     changed = True
             except Full as error:

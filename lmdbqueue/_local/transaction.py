@@ -70,7 +70,7 @@ class Transaction(Block):
         """Return ``fn(txn, tables, *args)``, which looks before it writes."""
         self.refuse_if_spoiled()
         self._refuse_amid_a_call()
-        table = self.generation.table(ref)
+        table = self.generation.table_to_write(ref)
         try:
             self._is_busy = True
             if room:

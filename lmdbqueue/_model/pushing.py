@@ -167,7 +167,7 @@ def move(
     """
     if not keys or not fifo.are_first(txn, queue, keys):
         return 0
-    other = queue.generation.table(target.ref)
+    other = queue.generation.table_to_write(target.ref)
     if any(_format.class_of_key(key) != CLASS for key in keys):
         refuse_priority(txn, other)
     if target.limits is not None:
