@@ -9,6 +9,7 @@
 ``preallocation``   blocks that a file has before they are used
 ``free_pages``      how much of a file is free
 ``difference``      what a snapshot has that the one before it has not
+``changed_records`` which records changed between two snapshots
 ``structure``       the proof that all pages are as LMDB leaves them
 ``options_record``  what ``queue.json`` holds, as an environment remembers it
 ``meta_page``       LMDB's meta pages as bytes

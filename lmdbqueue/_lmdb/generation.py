@@ -51,7 +51,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
@@ -64,8 +64,11 @@ from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, explain, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._host.threads import is_mine
+from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.changed_records import ChangedTree, Kept, changed_trees
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import LOCK_FILE, await_set_up, open_environment, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
 from lmdbqueue._lmdb.snapshot import Ref, Snapshot, Tables, Txn, end, is_open, is_proven_at_opening
@@ -98,6 +101,7 @@ class Generation(Snapshot):
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         self.is_prepared = False  # the handles are open for good, which takes a writing transaction
+        self._kept: list[Txn] = []  # what keeps snapshots, the oldest first
         self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
         try:
@@ -138,6 +142,40 @@ class Generation(Snapshot):
     def held_elsewhere(self) -> int | None:
         """Return how many other processes have the file open, as far as can be seen; None if nothing can."""
         return flock.others_with_a_lock(*self._files[self.path + "-lock"])
+
+    # --- snapshots that are kept
+
+    def keep(self) -> Kept:
+        """Keep the newest snapshot until ``let_go``, beside those that are kept."""
+        while True:
+            with self._translated("reading"):
+                txn = self._env.begin()
+            self._kept.append(txn)
+            try:
+                found = self._slot(txn.id())
+            except FileNotFoundError:
+                raise Superseded from None
+            if found is not None:
+                return Kept(txn, found)
+            end(self._kept.pop())  # two commits came in between
+
+    def let_go(self, most: int = 0) -> None:
+        """Keep no more than so many snapshots, the newest; a fork keeps none."""
+        while len(self._kept) > most:
+            end(self._kept.pop(0))
+
+    def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
+        """Yield the trees that changed from a snapshot that is kept to a later one; a tree that is gone as None."""
+        return changed_trees(self._fd, before.meta, now)
+
+    def last_committed(self, txn: Txn) -> MetaPage | None:
+        """Return the snapshot that a write transaction begins with, if it can be found."""
+        return self._slot(txn.id() - 1)
+
+    def _slot(self, transaction: int) -> MetaPage | None:
+        return next((each for each in meta_page.read(self.path) if each.transaction == transaction), None)
+
+    # --- handles
 
     def prepare(self, names: Iterable[str] | None) -> None:
         """Open the handles of these queues, or of all, as far as they are there, for good.

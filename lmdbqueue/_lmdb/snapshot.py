@@ -17,6 +17,7 @@ import lmdb
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full, GoneError
 from lmdbqueue._lmdb import free_pages
+from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
@@ -184,10 +185,18 @@ class Snapshot:
         stat = txn.stat(db)
         return _pages(stat) * int(stat["psize"])
 
-    def copy(self, fd: int) -> None:
-        """Write a compacted copy of the newest snapshot to an open, empty file. Not synced."""
+    def copy(self, fd: int, kept: Kept | None = None) -> bool:
+        """Write a compacted copy of a snapshot that is kept, or the newest one, to an open, empty file. Not synced.
+
+        Return whether it is of the one that is kept: a build of LMDB without the patches of its binding cannot do that.
+        """
         with self._translated("copying"):
+            if kept is not None:
+                with suppress(TypeError):
+                    self._env.copyfd(fd, compact=True, txn=kept.txn)
+                    return True
             self._env.copyfd(fd, compact=True)
+            return False
 
     def open_all(self, txn: Txn) -> list[Tables]:
         """Open the handles of every queue that ``txn`` sees; return where their records are.
@@ -307,7 +316,7 @@ class Draft(Snapshot):
             self.content = Content()
             self._tables.clear()
             try:
-                self._keep(self.open_all(txn))
+                self._open_shared(txn, create=False)
                 result = fn(txn, self, *args)
                 if result:
                     self.note_last(txn)

@@ -15,27 +15,25 @@ step  what is done, by who has the lock of flushes          killed after it
 5     rename it to the draft of N+1; the swap goes on       as of the swap
 ====  ====================================================  ==================================
 
-Catching up: what has left is deleted from the copy, what has come is appended, what stands before the
-head, since it came back, is written anew, and so are the records that differ. That is all there can be,
-since an item never changes and a number is given once. A queue whose record and bounds are as they were has the items
-that it had: each that comes, leaves or comes back changes those of its class. Queues that were made or dropped
-meanwhile are followed, too.
+Catching up: each round keeps a snapshot for the next one, which compares it with a newer one, writes the records that
+differ and deletes those that are gone; trees that came or went with their queues, too. Only pages that changed are read
+(``_lmdb.changed_records``), so step 4, for which writers wait, costs what changed since the last round and not what
+the queue holds. A fork amid a flush lets go of the snapshot: then it begins anew, or copies all in step 4.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Iterable
 from typing import Self
 
 from lmdbqueue import _format
-from lmdbqueue._format import pack
+from lmdbqueue._lmdb.changed_records import ChangedTree, Kept
 from lmdbqueue._lmdb.generation import Generation
-from lmdbqueue._lmdb.snapshot import Db, Draft, Snapshot, Tables, Txn
+from lmdbqueue._lmdb.meta_page import MetaPage
+from lmdbqueue._lmdb.snapshot import Draft, Tables, Txn, is_open
+from lmdbqueue._lmdb.sound_pages import Unsound
 from lmdbqueue._local.swap import complete, write_copy
-from lmdbqueue._model import fifo
-from lmdbqueue._values import Entry
 
-_FEW = 1_000  # items that may be left for step 4
+_FEW = 1_000  # records that may be left for step 4
 
 
 class Ahead:
@@ -43,132 +41,84 @@ class Ahead:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._source: Snapshot | None = None
+        self._source: Generation | None = None
+        self._kept: Kept | None = None  # the snapshot that the copy is of
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._source is not None:
+            self._source.let_go()
         for name in (self._path, self._path + "-lock"):
             if os.path.exists(name):
                 os.unlink(name)
 
     def copy(self, txn: Txn, queue: Tables) -> bool:
         """Copy the newest snapshot. As what is read of a queue in a transaction."""
+        assert isinstance(queue.generation, Generation)  # since it is live
         self._source = queue.generation
-        write_copy(queue.generation, txn, self._path)
+        self._source.let_go()  # of what an interrupted flush has left
+        kept = self._source.keep()
+        self._kept = kept if write_copy(self._source, txn, self._path, kept) else None
         return True
 
     def approach(self, txn: Txn, queue: Tables) -> bool:
-        """Catch up with ``txn``; tell whether much was new. As what is read of a queue in a transaction."""
-        queues = queue.generation.known(txn)
-        return (
-            self._source is queue.generation
-            and queues is not None
-            and self._catch_up(txn, queue.generation, queues) > _FEW
-        )
+        """Catch up with a newer snapshot; return whether much was new. As what is read of a queue in a transaction."""
+        if self._source is None or self._source is not queue.generation:
+            return False
+        kept = self._source.keep()
+        changed = self._catch_up(self._source, kept.meta)
+        if changed is None:  # a fork came in between; or there is nothing to follow by
+            return self._kept is not None and self.copy(txn, queue)
+        self._kept = kept
+        self._source.let_go(1)
+        return changed > _FEW
 
     def finish(self, generation: Generation, txn: Txn, path: str) -> None:
         """Write what ``generation`` holds to ``path``, durably but for its name. ``txn`` holds its write lock."""
-        if self._source is generation:
-            self._catch_up(txn, generation, generation.open_all(txn))
+        if self._source is generation and self._catch_up(generation, generation.last_committed(txn)) is not None:
             complete(self._path)
             os.rename(self._path + "-lock", path + "-lock")
             os.rename(self._path, path)
         else:
             write_copy(generation, txn, path)
 
-    def _catch_up(self, txn: Txn, generation: Snapshot, queues: Sequence[Tables]) -> int:
+    def _catch_up(self, generation: Generation, now: MetaPage | None) -> int | None:
+        """Make the copy one of a later snapshot; return how many records differed, None if that cannot be told."""
+        if self._kept is None or now is None or not is_open(self._kept.txn):
+            return None
         draft = Draft(self._path, generation.options)  # for a moment only: a forked child must not inherit it
         try:
-            changed: int = draft.change(_follow, txn, generation, queues)
+            changed: int = draft.change(_follow, generation.changed_since(self._kept, now))
             draft.sync()
+        except Unsound:  # LMDB itself shall tell what is wrong
+            self._kept = None
+            return None
         finally:
             draft.close()
         return changed
 
 
-def _follow(draft_txn: Txn, draft: Draft, txn: Txn, live: Snapshot, queues: Sequence[Tables]) -> int:
-    """Make a draft hold what ``txn`` sees of the live generation; return how many items differed."""
-    copies = {queue.name: queue for queue in draft.queues()}
+def _follow(txn: Txn, draft: Draft, changes: Iterable[tuple[bytes, ChangedTree | None]]) -> int:
+    """Write to a draft what changed in a live generation; return how many records that were."""
     changed = 0
-    for queue in queues:
-        copy = copies.pop(queue.name, None)
-        now = txn.get(queue.queue, db=live.meta)
-        was = None if copy is None else draft_txn.get(queue.queue, db=draft.meta)
-        if copy is None or was is None or _format.identity(was) != queue.identity:
-            changed += 1 + _copy_items(txn, queue, draft_txn, draft, copy)
-        elif now != was or fifo.all_bounds(txn, queue) != fifo.all_bounds(draft_txn, copy):
-            changed += _follow_items(txn, queue, draft_txn, copy)
-    for gone in copies.values():
-        draft_txn.drop(gone.items, delete=True)
-        changed += 1
-    changed += _follow_records(txn, live.meta, draft_txn, draft.meta)
-    changed += _follow_records(txn, live.away, draft_txn, draft.away)
-    draft.weigh_as(draft_txn, live.last(txn).weight)
+    last = None
+    for name, tree in changes:
+        db = draft.database(txn, name)
+        if tree is None:
+            txn.drop(db, delete=True)
+            changed += 1
+            continue
+        for key, value in tree.records():
+            if value is None:
+                txn.delete(key, db=db)
+            elif key == _format.LAST_TXN and name == _format.META:
+                last = _format.Last.unpack(value)
+                continue
+            else:
+                txn.put(key, value, db=db)
+            changed += 1
+    if last is not None:
+        draft.weigh_as(txn, last.weight)
     return changed
-
-
-def _copy_items(txn: Txn, queue: Tables, draft_txn: Txn, draft: Draft, before: Tables | None) -> int:
-    """Give a draft the items of a queue that it does not have, or has another one of that name instead of."""
-    if before is not None:
-        draft_txn.drop(before.items, delete=True)
-    items = draft.database(draft_txn, _format.record(queue.name, "items"))
-    with txn.cursor(queue.items) as cursor, draft_txn.cursor(items) as target:
-        return target.putmulti(cursor.iternext(), append=True)[1] if cursor.first() else 0
-
-
-def _follow_items(txn: Txn, queue: Tables, copy_txn: Txn, copy: Tables) -> int:
-    """Make an older copy of the queue hold the items that it holds now; return how many left and came.
-
-    Where all keys from the head to the tail have an item, then as now, those are the same as far as the copy goes. The
-    records, such as the tail of the copy, are as they were: ``_follow_records`` comes after it.
-    """
-    now, was = fifo.numbers(txn, queue), fifo.numbers(copy_txn, copy)
-    in_order = not now.skipped and not was.skipped and len(fifo.classes(txn, queue)) == 1
-    never_left = pack(now.head)
-    known = max(never_left, pack(was.tail))
-    with txn.cursor(queue.items) as cursor, copy_txn.cursor(copy.items) as target:
-        entries, copied = cursor.iternext(), target.iternext()
-        if not in_order:
-            return _change(copy_txn, copy.items, list(_differences(entries, copied)))
-        differences = _differences(
-            *(takewhile(lambda entry: entry[0] < never_left, each) for each in (entries, copied))
-        )
-        changed = _change(copy_txn, copy.items, list(differences))
-        if cursor.set_range(known):
-            changed += target.putmulti(cursor.iternext(), append=True)[1]
-    return changed
-
-
-def _follow_records(txn: Txn, db: Db, copy_txn: Txn, copy: Db) -> int:
-    """Make the records of an older copy those that are there now; return how many differed."""
-    with txn.cursor(db) as cursor, copy_txn.cursor(copy) as known:
-        differences = list(_differences(cursor.iternext(), known.iternext()))
-    return _change(copy_txn, copy, [each for each in differences if each[0] != _format.LAST_TXN])
-
-
-def _change(txn: Txn, db: Db, records: Sequence[tuple[bytes, bytes | None]]) -> int:
-    """Put each record, or delete it if it has no value; return how many there were."""
-    for key, value in records:
-        if value is None:
-            txn.delete(key, db=db)
-        else:
-            txn.put(key, value, db=db)
-    return len(records)
-
-
-def _differences(now: Iterator[Entry], was: Iterator[Entry]) -> Iterator[tuple[bytes, bytes | None]]:
-    """Yield each record that differs as it is now, None for one that is gone; both are in the order of their keys."""
-    new, old = next(now, None), next(was, None)
-    while new or old:
-        if new and (old is None or new[0] < old[0]):
-            yield new
-            new = next(now, None)
-        elif old and (new is None or old[0] < new[0]):
-            yield old[0], None
-            old = next(was, None)
-        elif new and old:
-            if new[1] != old[1]:
-                yield new
-            new, old = next(now, None), next(was, None)

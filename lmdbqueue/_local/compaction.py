@@ -24,7 +24,6 @@ def flush(environment: Environment, ref: Ref, limit: int) -> int:
             return 0
         environment.view(ref, ahead.copy)
         for _ in range(_ROUNDS):
-            environment.open_every_queue()
             if not environment.view(ref, ahead.approach):
                 break
         shrunk = environment.swap(ahead.finish)

@@ -658,6 +658,8 @@ class Environment:
         self._generation = generation
         if is_read:
             self.thaw()
+        elif generation is not None:
+            generation.let_go()
         return not is_read
 
     @property

@@ -49,12 +49,13 @@ from lmdbqueue._host.directory import Directory
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.opening import provide
 from lmdbqueue._lmdb.snapshot import Snapshot, Txn
 from lmdbqueue._model import invariants
 
-Write = Callable[[Generation, Txn, str], None]
+Write = Callable[[Generation, Txn, str], object]
 
 
 def swap(directory: Directory, session: Session, generation: Generation, txn: Txn, write: Write) -> int:
@@ -84,18 +85,22 @@ def _refuse_damaged(draft: str, generation: Generation) -> None:
         raise CorruptQueueError(generation.path, f"a flush failed, and then {found.sentences()[0]}")
 
 
-def write_copy(generation: Snapshot, _txn: Txn, path: str) -> None:
-    """Write a compacted copy of the newest snapshot to ``path``, durably but for its name."""
+def write_copy(generation: Snapshot, _txn: Txn, path: str, kept: Kept | None = None) -> bool:
+    """Write a compacted copy to ``path``, durably but for its name: of the newest snapshot, or of one that is kept.
+
+    Return whether it is of the latter.
+    """
     for name in (path, path + "-lock"):
         if os.path.exists(name):
             os.unlink(name)
     fd = open_private(path, os.O_RDWR | os.O_EXCL)
     try:
         with synced_steadily(fd):
-            generation.copy(fd)
+            is_of_kept = generation.copy(fd, kept)
     finally:
         os.close(fd)
     complete(path)
+    return is_of_kept
 
 
 def complete(path: str) -> None:

@@ -13,6 +13,7 @@ from processes import forked, status_of
 from lmdbqueue import PersistentQueue, StorageError, _format
 from lmdbqueue._host import disk
 from lmdbqueue._lmdb.snapshot import Snapshot
+from lmdbqueue._lmdb.sound_pages import SoundPages
 from lmdbqueue._local import catch_up, environment
 from lmdbqueue._values import Push
 
@@ -48,8 +49,20 @@ def amid(monkeypatch) -> Callable[..., list[int]]:
 
 
 def _in_another_process(fn):
+    """Return a function that lets ``fn`` run in a process that is forked now: a fork amid a flush is another matter."""
+    told, tell = os.pipe()
+
+    def wait():
+        os.read(told, 1)
+        fn()
+
+    pid = forked(wait)
+    os.close(told)
+
     def run():
-        assert status_of(forked(fn)) == 0
+        os.write(tell, b"1")
+        os.close(tell)
+        assert status_of(pid) == 0
 
     return run
 
@@ -90,6 +103,48 @@ def test_all_may_go_and_others_come_amid_a_flush(open_queue, amid):
     assert queue.check() == []
     assert queue.peek(1) is None
     assert queue.push("next") == 5_010
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_fork_amid_a_flush_lets_it_begin_anew_or_copy_all_and_the_child_works(open_queue, tmp_path, amid, rounds):
+    queue = open_queue()
+    queue.push(list(range(10)))
+
+    def work():
+        with PersistentQueue("queue", str(tmp_path)) as other:
+            other.push("in a child")
+
+    happenings = [lambda: queue.push("before"), lambda: queue.push("again")][: rounds - 1]
+    amid(*happenings, lambda: status_of(forked(work)))
+    queue.flush(force=True)
+    assert queue.check() == []
+    assert list(queue) == [*range(10), *["before"][: rounds - 1], "in a child"]
+
+
+def test_what_writers_wait_for_does_not_grow_with_what_the_queue_holds(open_queue, amid, monkeypatch):
+    read = []
+    page = SoundPages.page
+    monkeypatch.setattr(SoundPages, "page", lambda self, *args: read.append(args) or page(self, *args))
+
+    def cost(filename, held):
+        queue = open_queue(filename, durability="off")
+        queue.push([b"x" * 50] * held, delay=3600)
+        queue.push([b"x" * 50] * held)
+        queue.lease(held // 2)
+
+        def work():
+            read.clear()
+            queue.push("more")
+            queue.push("later", delay=3600)
+            queue.pop()
+            open_queue(filename, name="another", durability="off")
+
+        ended = amid(lambda: None, work)  # the latter when only the swap is to come
+        queue.flush(force=True)
+        assert [0 < each < 20 for each in ended] == [False, True]
+        return len(read)
+
+    assert cost("long", 4000) <= cost("short", 200) + 15  # a level more, here and there; 4,000 take 300 pages
 
 
 def test_queues_that_are_made_amid_a_flush_are_there_after_it(open_queue, tmp_path, amid):
@@ -230,8 +285,8 @@ def test_a_sync_that_fails_while_the_copy_is_written_fails_the_flush(open_queue,
     failed = threading.Event()
     copy = Snapshot.copy
 
-    def copied(self, fd):
-        copy(self, fd)
+    def copied(self, fd, kept):
+        copy(self, fd, kept)
         assert failed.wait(10)
 
     def sync(_fd):

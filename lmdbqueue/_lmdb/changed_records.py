@@ -1,0 +1,97 @@
+"""Which records of a file changed between two of its snapshots, the earlier of which is kept.
+
+Owns: a snapshot that is kept, how two are compared. Law: only pages that one of the two has and the other has not are
+read, and those on the way to them; a snapshot that is kept no more is compared with nothing. Must not know: what the
+records mean, who writes.
+
+A transaction never writes on pages of a snapshot that somebody reads: while one is kept, a page number that both have
+is the same page, with all below it. So both versions of a tree are descended side by side, level by level, aligned at
+the leaves, and equal numbers cancel, as in ``_lmdb.difference``; but any two snapshots may be compared, and the pages
+that were freed and used in between are nobody's business.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from lmdbqueue._lmdb.meta_page import MetaPage
+from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
+from lmdbqueue._lmdb.sound_pages import SUB, Child, Node, SoundPages, as_tree
+
+
+class Kept(NamedTuple):
+    """A snapshot whose pages are not used again before its transaction has ended."""
+
+    txn: Any  # of LMDB
+    meta: MetaPage
+
+
+class ChangedTree(NamedTuple):
+    """A named tree that two snapshots have, and not the same."""
+
+    pages: SoundPages
+    before: Tree
+    now: Tree
+
+    def records(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield each record that differs, in order, as it is now; None for one that is gone."""
+        new, old = _changed_leaves(self.pages, self.before, self.now)
+        for key, node in _differences(_nodes(self.pages, new), _nodes(self.pages, old)):
+            yield key, None if node is None else self.pages.value(node)
+
+
+def changed_trees(fd: int, before: MetaPage, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
+    """Yield the name of each named tree that changed, or came, and how; None for one that is gone.
+
+    ``before`` is kept, ``now`` is read by the caller. Raises ``Unsound`` for what LMDB would not have written.
+    """
+    pages = SoundPages(fd, now.page_size)
+    new, old = _changed_leaves(pages, before.main, now.main)
+    were = {node[0]: node for node in _nodes(pages, old)}
+    for name, node in _differences(_nodes(pages, new), iter(were.values())):
+        then = were.get(name)
+        if node is not None and node[1] == SUB:
+            yield name, ChangedTree(pages, EMPTY if then is None else as_tree(then), as_tree(node))
+        elif node is None and then is not None and then[1] == SUB:
+            yield name, None
+
+
+def _changed_leaves(pages: SoundPages, before: Tree, now: Tree) -> tuple[list[Child], list[Child]]:
+    """Return the leaves, from left to right, that only the later version of a tree has, and only the earlier one."""
+    new: list[Child] = []
+    old: list[Child] = []
+    for height in range(max(before.depth, now.depth) - 1, -1, -1):
+        if height == now.depth - 1 and now.root != NO_ROOT:
+            new = [(now.root, None, None)]
+        if height == before.depth - 1 and before.root != NO_ROOT:
+            old = [(before.root, None, None)]
+        there, was = {child[0] for child in new}, {child[0] for child in old}
+        new = [child for child in new if child[0] not in was]
+        old = [child for child in old if child[0] not in there]
+        if height:
+            new = [each for child in new for each in pages.branch(child)]
+            old = [each for child in old for each in pages.branch(child)]
+    return new, old
+
+
+def _nodes(pages: SoundPages, leaves: list[Child]) -> Iterator[Node]:
+    for child in leaves:
+        yield from pages.leaf(child)
+
+
+def _differences(now: Iterator[Node], was: Iterator[Node]) -> Iterator[tuple[bytes, Node | None]]:
+    """Yield each key whose node differs, with what it is now, None for one that is gone; both are in order.
+
+    Two nodes with the same overflow run are the same, since both snapshots have its pages.
+    """
+    new, old = next(now, None), next(was, None)
+    while new or old:
+        if new and (old is None or new[0] < old[0]):
+            yield new[0], new
+            new = next(now, None)
+        elif old and (new is None or old[0] < new[0]):
+            yield old[0], None
+            old = next(was, None)
+        elif new and old:
+            if new != old:
+                yield new[0], new
+            new, old = next(now, None), next(was, None)
