@@ -341,6 +341,11 @@ class Environment:
                 transaction = block.commit()
                 if transaction:
                     generation.secure(transaction)
+            except GeneratorExit:  # nobody leaves the block, and the collector ends it: another thread shall close
+                with _opening:
+                    self.handles += 1
+                departures.defer(self.release)
+                raise
             finally:
                 is_here = threading.get_ident() == thread
         finally:

@@ -163,7 +163,7 @@ def _collect_amid_a_push(place):
         _amid_a_transaction(queue._engine.environment._generation, gc.collect)
         queue.push("outer")
         assert [type(error) for error in told] == [NestedCallError]
-        assert "let another thread do it" in str(told[0])
+        assert "let another thread make the call" in str(told[0])
         assert list(queue) == ["outer"]
         assert list(other) == ["from __del__"]  # another directory has locks of its own
         assert queue.check() == []
@@ -287,6 +287,27 @@ def test_the_collector_takes_no_lock_and_touches_no_file_for_a_queue_that_is_let
     assert threading.get_ident() not in seen
     with PersistentQueue("queue", tmp_path) as again:
         assert list(again) == ["a"]
+
+
+def test_the_collector_undoes_a_block_that_nobody_leaves_and_closes_nothing_itself(tmp_path, monkeypatch):
+    queue = PersistentQueue("queue", tmp_path)
+    queue.push("before")
+    environment = queue._engine.environment
+    closed = []
+    close = _env.Environment._close
+    monkeypatch.setattr(_env.Environment, "_close", lambda self: (closed.append(threading.get_ident()), close(self)))
+    block = queue.transaction()
+    block.__enter__()
+    queue.push("undone")
+    queue.close()
+    del block
+    gc.collect()
+    assert departures.wait(DEADLINE)
+    assert not environment.handles
+    assert closed
+    assert threading.get_ident() not in closed
+    with PersistentQueue("queue", tmp_path) as again:
+        assert list(again) == ["before"]
 
 
 def test_what_is_let_go_at_the_end_of_a_program_is_closed(tmp_path):
