@@ -353,7 +353,7 @@ def _interrupt_at_every_moment(root, verb):
     if STEP > 1:
         first = os.path.join(root, "0")
         os.mkdir(first)
-        numbers = _lines_of(first, verb)[STEP // 2 :: STEP]
+        numbers = _lines_of(first, verb)[STEP // 2 :: 3 * STEP]
     for done, number in enumerate(numbers):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
         place = os.path.join(root, str(number))
@@ -370,9 +370,9 @@ def _interrupt_at_every_moment(root, verb):
 
 @pytest.mark.parametrize("verb", _INTERRUPTED)
 def test_an_interrupt_at_any_moment_leaves_a_queue_that_works_and_closes(tmp_path, verb, record_property):
-    """At each fifth line that the verb passes, when it is passed first; with LMDBQUEUE_STEP=1 at every moment."""
+    """At each 15th line that the verb passes, when it is passed first; with LMDBQUEUE_STEP=1 at every moment."""
     interrupts = in_a_small_process(_interrupt_at_every_moment, str(tmp_path), verb)
-    assert interrupts > 30 // STEP
+    assert interrupts > (30 if STEP == 1 else 2)
     record_property("interrupts", interrupts)
 
 
