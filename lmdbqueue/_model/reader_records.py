@@ -8,7 +8,9 @@ its own in META, and an entry in AWAY, ``passed`` with the key and its name, so 
 A damaged record never stops a removal: what that reader loses is not counted then, and the reader says so.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, GoneError
@@ -78,8 +80,7 @@ def last_passed(txn: Txn, queue: Tables) -> bytes | None:
 def skip(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
     """Count, for each reader, items that leave and that it has not passed."""
     if _flags(txn, queue) & READERS:
-        gone = list(keys)
-        _skip_each(txn, queue, lambda position: sum(key > position.passed for key in gone))
+        _skip_each(txn, queue, sorted(keys))
 
 
 def skip_waiting(txn: Txn, queue: Tables) -> None:
@@ -87,17 +88,26 @@ def skip_waiting(txn: Txn, queue: Tables) -> None:
     if _flags(txn, queue) & READERS:
         with txn.cursor(queue.items) as cursor:
             gone = list(cursor.iternext(values=False))
-        _skip_each(txn, queue, lambda position: sum(key > position.passed for key in gone))
+        _skip_each(txn, queue, gone)
 
 
-def _skip_each(txn: Txn, queue: Tables, lost: Callable[[Position], int]) -> None:
-    for name in names(txn, queue):
+def _skip_each(txn: Txn, queue: Tables, gone: Sequence[bytes]) -> None:
+    """Count keys, which are in order, for the readers that have not passed them; no other reader is looked at."""
+    for name in _behind(txn, queue, gone[-1]) if gone else ():
         try:
             before = position(txn, queue, name)
         except CorruptQueueError:
             continue
-        if n := lost(before):
+        if n := len(gone) - bisect_right(gone, before.passed):
             set_position(txn, queue, name, before, before._replace(skipped=before.skipped + n))
+
+
+def _behind(txn: Txn, queue: Tables, key: bytes) -> list[str]:
+    """Return the names of the readers that have not passed a key."""
+    prefix = away(queue.name, "passed")
+    end = len(prefix) + _format.KEY_SIZE
+    found = takewhile(lambda each: each[len(prefix) : end] < key, lease_records.keys(txn, queue, prefix))
+    return [each[end:].decode() for each in found]
 
 
 def records(txn: Txn, queue: Tables) -> Iterator[tuple[bytes, bytes]]:

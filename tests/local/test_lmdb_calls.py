@@ -49,6 +49,21 @@ def _move_beside_readers(queue, n):
     return [queue.reader(f"reader {number}") for number in range(n)][n // 2].pop
 
 
+def _pop_beside_readers_that_have_passed(queue, n):
+    queue.retain(items=100)
+    queue.push(list(range(20)))
+    for number in range(n):
+        queue.reader(f"reader {number}").pop(10)
+    return queue.pop
+
+
+def _ack_beside_readers(queue, n):
+    lease = _one_of_a_lease(queue, 10)
+    for number in range(n):
+        queue.reader(f"reader {number}", start="newest")
+    return lease
+
+
 def _move_past_what_was_removed(queue, n):
     queue.push(list(range(n + 10)))
     reader = queue.reader("billing")
@@ -92,6 +107,8 @@ def _another(queue, **options):
         _length_beside_owners,
         _pop_beside_delayed,
         _move_beside_readers,
+        _pop_beside_readers_that_have_passed,
+        _ack_beside_readers,
         _move_past_what_was_removed,
         _bounded_beside_names,
         _pop_after_many_came_due,
