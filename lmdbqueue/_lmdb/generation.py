@@ -51,6 +51,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -101,7 +102,7 @@ class Generation(Snapshot):
         self._is_tight = False  # it lives on free pages, since the file cannot grow
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         self.is_prepared = False  # the handles are open for good, which takes a writing transaction
-        self._kept: list[Txn] = []  # what keeps snapshots, the oldest first
+        self._kept: list[weakref.ref[Txn]] = []  # what keeps snapshots, the oldest first
         self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
         try:
@@ -146,23 +147,25 @@ class Generation(Snapshot):
     # --- snapshots that are kept
 
     def keep(self) -> Kept:
-        """Keep the newest snapshot until ``let_go``, beside those that are kept."""
+        """Keep the newest snapshot until ``let_go``, or until nobody has what this returns any more."""
         while True:
             with self._translated("reading"):
                 txn = self._env.begin()
-            self._kept.append(txn)
+            self._kept.append(weakref.ref(txn))
             try:
                 found = self._slot(txn.id())
             except FileNotFoundError:
                 raise Superseded from None
             if found is not None:
                 return Kept(txn, found)
-            end(self._kept.pop())  # two commits came in between
+            end(txn)  # two commits came in between
 
     def let_go(self, most: int = 0) -> None:
         """Keep no more than so many snapshots, the newest; a fork keeps none."""
         while len(self._kept) > most:
-            end(self._kept.pop(0))
+            txn = self._kept.pop(0)()
+            if txn is not None:
+                end(txn)
 
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
         """Yield the trees that changed from a snapshot that is kept to a later one; a tree that is gone as None."""

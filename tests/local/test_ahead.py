@@ -12,7 +12,7 @@ from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue, StorageError, _format
 from lmdbqueue._host import disk
-from lmdbqueue._lmdb.snapshot import Snapshot
+from lmdbqueue._lmdb.snapshot import Snapshot, is_open
 from lmdbqueue._lmdb.sound_pages import SoundPages
 from lmdbqueue._local import catch_up, environment
 from lmdbqueue._values import Push
@@ -119,6 +119,24 @@ def test_a_fork_amid_a_flush_lets_it_begin_anew_or_copy_all_and_the_child_works(
     queue.flush(force=True)
     assert queue.check() == []
     assert list(queue) == [*range(10), *["before"][: rounds - 1], "in a child"]
+
+
+def test_a_snapshot_is_kept_until_it_is_let_go_of_or_nobody_has_it_any_more(queue):
+    queue.push("a")
+    generation = queue._engine.environment._generation
+
+    def kept():
+        return sum(line.split()[-1] != "-" for line in generation._env.readers().splitlines()[1:])
+
+    first, second = generation.keep(), generation.keep()
+    assert (kept(), first.meta, second.meta) == (2, second.meta, first.meta)
+    generation.let_go(1)
+    assert (kept(), is_open(first.txn), is_open(second.txn)) == (1, False, True)
+    del second  # as an interrupted flush does
+    assert kept() == 0
+    generation.keep()
+    generation.let_go()
+    assert kept() == 0
 
 
 def test_what_writers_wait_for_does_not_grow_with_what_the_queue_holds(open_queue, amid, monkeypatch):
