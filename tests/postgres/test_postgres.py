@@ -428,7 +428,7 @@ def test_an_interrupt_amid_a_call_is_not_swallowed_and_leaves_the_queue_whole(qu
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for _ in range(120):
+        for _ in range(40):
             queue.count()  # connects
             try:
                 signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-3))
@@ -439,7 +439,7 @@ def test_an_interrupt_amid_a_call_is_not_swallowed_and_leaves_the_queue_whole(qu
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert len(raised) == len(caught) > 20, "one was swallowed"
+    assert len(raised) == len(caught) > 5, "one was swallowed"
     assert seen == sorted(set(seen))
     assert queue.check() == []
     assert queue.push("next") == 1_000
@@ -452,7 +452,7 @@ def test_an_interrupt_at_any_moment_of_a_call_is_raised_and_leaves_the_queue_who
 ):
     swallowed = []  # by Python: amid the end of an object
     monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
-    each = 7 * STEP
+    each = 20 * STEP
     first = 1 + random.randrange(each)  # noqa: S311
     for number in itertools.count(first, each):
         with open_postgres() as queue:

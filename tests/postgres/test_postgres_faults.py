@@ -421,7 +421,7 @@ def test_pushes_of_many_go_on_while_the_tail_is_renewed_under_them(open_postgres
 
     def push(producer):
         mine = open_postgres()
-        for number in range(0, 300, 3):
+        for number in range(0, 120, 3):
             mine.push((producer, number))
             mine.push([(producer, number + 1)], unique=[f"{producer} {number}"])
             mine.push([(producer, number + 2)])
@@ -431,10 +431,10 @@ def test_pushes_of_many_go_on_while_the_tail_is_renewed_under_them(open_postgres
         report.execute("SELECT 1").fetchall()
         pids = [forked(push, producer) for producer in range(4)]
         assert [status_of(pid) for pid in pids] == [0] * 4
-    assert queue.stats().tail == 1_200
-    seen = queue.pop(1_200)
+    assert queue.stats().tail == 480
+    seen = queue.pop(480)
     for producer in range(4):
-        assert [number for who, number in seen if who == producer] == list(range(300))
+        assert [number for who, number in seen if who == producer] == list(range(120))
 
 
 # --- keys and attempts of what is put back

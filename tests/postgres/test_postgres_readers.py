@@ -142,22 +142,22 @@ def test_readers_consumers_and_producers_of_many_processes_lose_count_of_nothing
 
 
 def test_what_is_known_of_times_and_sizes_stays_small(queue, postgres, schema):
-    queue.retain(bytes=1_000_000, seconds=3600)
-    for _ in range(300):
+    queue.retain(bytes=200_000, seconds=3600)
+    for _ in range(80):
         queue.push([os.urandom(1_000)] * 5)
-    assert 900 < len(queue) <= 1_000
+    assert 180 < len(queue) <= 200
     (rows,) = postgres.execute(f'SELECT count(*) FROM "{schema}".tails')[0]
-    assert rows < 140
+    assert rows < 40
 
 
 def test_no_move_reads_more_than_it_needs_however_long_the_queue(open_postgres, postgres, schema):
     queue = open_postgres()
     slow, fast = queue.reader("slow"), queue.reader("fast", start="newest")
-    queue.push(list(range(10_000)))
+    queue.push(list(range(5_000)))
     fast.seek("newest")
 
     def use():
-        for _ in range(20):
+        for _ in range(10):
             queue.push("new")
             assert fast.pop() == "new"
             slow.pop()
@@ -171,7 +171,7 @@ def test_no_move_reads_more_than_it_needs_however_long_the_queue(open_postgres, 
     fetched = f"SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE schemaname = '{schema}' AND relname = 'items'"
     scanned = f"SELECT seq_tup_read FROM pg_stat_user_tables WHERE schemaname = '{schema}' AND relname = 'items'"
     inserted = f"SELECT n_tup_ins FROM pg_stat_user_tables WHERE schemaname = '{schema}' AND relname = 'items'"
-    eventually(lambda: postgres.execute(inserted)[0][0] >= 10_020)
+    eventually(lambda: postgres.execute(inserted)[0][0] >= 5_010)
     assert postgres.execute(scanned)[0][0] < 100
-    # the one statement of a verb that goes through all that wait would make it 200,000
-    assert postgres.execute(fetched)[0][0] < 50_000
+    # the one statement of a verb that goes through all that wait would make it 50,000
+    assert postgres.execute(fetched)[0][0] < 25_000
