@@ -5,7 +5,6 @@ import pickle
 import re
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -52,24 +51,6 @@ def test_bytes_free_are_those_that_a_flush_gives_back(queue, left):
 def test_file_size_is_that_of_the_file(queue, tmp_path):
     queue.push(["x" * 1000] * 2_000)
     assert queue.stats().file_size == os.path.getsize(tmp_path / "queue" / "00000001.mdb")
-
-
-def test_figures_of_a_long_queue_cost_no_more_than_those_of_a_short_one(open_queue):
-    short, long = open_queue("short"), open_queue("long")
-    short.push([0])
-    long.push([0] * 200_000)
-    long.reader("slow")
-    long.reader("fast").delete(100_000)
-
-    def cost(queue):
-        times = []
-        for _ in range(50):
-            begun = time.perf_counter()
-            queue.stats()
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    assert cost(long) < 5 * cost(short)
 
 
 def test_readers_are_told_with_their_lag(queue):

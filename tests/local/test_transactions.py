@@ -5,14 +5,13 @@ import os
 import random
 import signal
 import threading
-from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
 from processes import DEADLINE, STEP, eventually, forked, killed_at_line, status_of
 
 import lmdbqueue
-from lmdbqueue import Empty, ForkError, Full, GoneError, PersistentQueue, StorageError, TransactionError
+from lmdbqueue import GoneError, PersistentQueue, StorageError, TransactionError
 from lmdbqueue._model import pushing
 
 FAST = {"durability": "off"}
@@ -25,20 +24,6 @@ def pair(open_queue):
 
 
 # --- all or nothing
-
-
-def test_calls_of_a_block_take_effect_together_and_see_each_other(pair):
-    inbox, outbox = pair
-    inbox.push([1, 2, 3])
-    with inbox.transaction():
-        assert inbox.pop() == 1
-        assert outbox.push(["one", "eins"]) == range(2)
-        assert outbox.peek(5) == ["one", "eins"]
-        assert inbox.delete() == 1
-        assert (len(inbox), list(outbox)) == (1, ["one", "eins"])
-        outbox.clear()
-        assert outbox.push("last") == 2
-    assert (list(inbox), list(outbox)) == ([3], ["last"])
 
 
 def test_nobody_else_sees_what_a_block_has_done_before_its_end(pair, tmp_path):
@@ -69,31 +54,6 @@ def test_nobody_else_sees_what_a_block_has_done_before_its_end(pair, tmp_path):
     assert seen == [([1, 2], [])]
     assert status_of(pid) == 0
     assert (list(inbox), list(outbox)) == ([2], [1])
-
-
-def test_an_inner_block_is_a_part_of_the_outer(pair):
-    inbox, outbox = pair
-    with inbox.transaction():
-        inbox.push(1)
-        with outbox.transaction():
-            outbox.push(2)
-    assert (list(inbox), list(outbox)) == ([1], [2])
-    with suppress(ValueError), inbox.transaction():
-        with inbox.transaction():
-            inbox.push(3)
-        raise ValueError
-    assert list(inbox) == [1]
-
-
-def test_an_exception_that_leaves_an_inner_block_undoes_the_outer_even_if_it_is_caught(pair):
-    inbox, outbox = pair
-    with pytest.raises(TransactionError, match="boom"), inbox.transaction():  # noqa: PT012
-        inbox.push(1)
-        with suppress(ValueError), outbox.transaction():
-            outbox.push(2)
-            message = "boom"
-            raise ValueError(message)
-    assert (len(inbox), len(outbox)) == (0, 0)
 
 
 def test_a_call_that_fails_halfway_undoes_the_block_even_if_its_error_is_caught(pair, monkeypatch):
@@ -150,106 +110,7 @@ def test_a_queue_that_is_known_can_be_opened_in_a_block_and_another_not(pair, tm
     assert len(pair[1]) == 1
 
 
-# --- what cannot be a part of it
-
-
-REFUSED = {
-    "flush": lambda queue, _: queue.flush(force=True),
-    "copy": lambda queue, _: queue.copy("copy"),
-    "check": lambda queue, _: queue.check(),
-    "drop_queue": lambda queue, _: queue.drop_queue("outbox"),
-    "get": lambda queue, _: queue.get(),
-    "get with a timeout": lambda queue, _: queue.get(timeout=1),
-    "blocking pop": lambda queue, _: queue.pop(2, blocking=True),
-    "blocking peek": lambda queue, _: queue.peek(blocking=True, timeout=3),
-    "push elsewhere": lambda _, other: other.push(1),
-    "peek elsewhere": lambda _, other: other.peek(),
-    "block elsewhere": lambda _, other: other.transaction().__enter__(),
-    "state elsewhere": lambda _, other: other.state.get("a"),
-    "move elsewhere": lambda queue, other: queue.move(to=other),
-}
-
-
-def test_verbs_that_wait_do_their_work_in_a_block_when_they_need_not_wait(pair):
-    inbox, outbox = pair
-    inbox.push([1, 2, 3])
-    with inbox.transaction():
-        outbox.put(inbox.get())
-        outbox.put(inbox.pop(blocking=True), timeout=5)
-        assert inbox.get_nowait() == 3
-        with pytest.raises(Empty):
-            inbox.get_nowait()
-        with pytest.raises(Empty):
-            inbox.get(timeout=0)
-    assert (list(inbox), list(outbox)) == ([], [1, 2])
-
-
-def test_a_putter_in_a_block_finds_a_full_queue_full(open_queue):
-    queue = open_queue(maxsize=1)
-    with queue.transaction():
-        queue.put(1)
-        with pytest.raises(Full):
-            queue.put(2, block=False)
-        with pytest.raises(TransactionError):
-            queue.put(2)
-    assert list(queue) == [1]
-
-
 # --- others
-
-
-def test_other_threads_write_before_and_after_a_block(pair):
-    inbox, outbox = pair
-
-    def shuffle(number):
-        for i in range(50):
-            with inbox.transaction():
-                inbox.push((number, i))
-                outbox.push((number, i))
-
-    threads = [threading.Thread(target=shuffle, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for i in range(100):
-        outbox.push(("single", i))
-    for thread in threads:
-        thread.join(DEADLINE)
-    blocks = [item for item in outbox if item[0] != "single"]
-    assert list(inbox) == blocks
-    assert sorted(blocks) == [(number, i) for number in range(4) for i in range(50)]
-
-
-def test_a_child_forked_in_a_block_leaves_it_to_the_parent(pair):
-    inbox, outbox = pair
-    inbox.push([1, 2])
-
-    def child():
-        with pytest.raises(ForkError):
-            inbox.pop()
-        with pytest.raises(ForkError):
-            len(outbox)
-
-    with inbox.transaction():
-        outbox.push(inbox.pop())
-        assert status_of(forked(child)) == 0
-        outbox.push(inbox.pop())
-    assert (list(inbox), list(outbox)) == ([], [1, 2])
-
-
-def test_a_child_that_leaves_the_block_ends_nothing(pair):
-    inbox, _ = pair
-    pid = -1
-    try:
-        with inbox.transaction():
-            inbox.push(1)
-            pid = os.fork()
-    except ForkError:
-        os._exit(7 if pid == 0 else 1)
-    if pid == 0:
-        os._exit(2)
-    assert status_of(pid) == 7
-    assert list(inbox) == [1]
-    assert inbox.push(2) == 1
 
 
 def test_a_thread_that_forks_while_another_is_in_a_block_waits_for_its_end(pair):
@@ -332,69 +193,9 @@ def test_a_block_makes_durable_what_it_sees_before_it_shows_it(pair):
 # --- move, queues, drop_queue
 
 
-def test_move_takes_items_to_the_tail_of_another_queue_without_decoding(open_queue):
-    raw = open_queue(name="inbox", dumps=bytes, loads=lambda _: 1 / 0)
-    outbox = open_queue(name="outbox", dumps=bytes, loads=bytes)
-    raw.push([b"1", b"2" * 9000, b"3"])
-    outbox.push(b"0")
-    assert raw.move(2, to=outbox) == 2
-    assert (len(raw), list(outbox)) == (1, [b"0", b"1", b"2" * 9000])
-    assert raw.move(7, to=outbox) == 1
-    assert raw.move(7, to=outbox) == 0
-    assert raw.move(0, to=outbox) == 0
-    assert outbox.push(b"next") == 4
-
-
-def test_move_honours_the_limits_of_its_target(open_queue):
-    inbox, outbox = open_queue(name="inbox"), open_queue(name="outbox", maxsize=2)
-    inbox.push([1, 2, 3])
-    with pytest.raises(Full):
-        inbox.move(3, to=outbox)
-    assert (len(inbox), len(outbox)) == (3, 0)
-    assert inbox.move(2, to=outbox) == 2
-
-
-def test_move_refuses_what_it_cannot_do(pair, open_queue, tmp_path):
-    inbox, outbox = pair
-    inbox.push(1)
-    with PersistentQueue("queue", tmp_path, name="inbox") as same, pytest.raises(ValueError, match="itself"):
-        inbox.move(to=same)
-    with pytest.raises(TransactionError, match="another directory"):
-        inbox.move(to=open_queue("elsewhere"))
-    with pytest.raises(ValueError, match="negative"):
-        inbox.move(-1, to=outbox)
-    outbox.shutdown()
-    with pytest.raises(lmdbqueue.ShutDown):
-        inbox.move(to=outbox)
-    assert list(inbox) == [1]
-
-
-def test_movers_in_many_threads_move_each_item_once_and_in_order(pair):
-    inbox, outbox = pair
-    inbox.push(list(range(300)))
-    threads = [threading.Thread(target=lambda: [inbox.move(3, to=outbox) for _ in range(30)]) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE)
-    assert list(outbox) == list(range(300))
-
-
-def test_queues_are_listed_whoever_made_them(pair, tmp_path):
-    inbox, _ = pair
-
-    def elsewhere():
-        PersistentQueue("queue", tmp_path, name="élan").close()
-
-    assert inbox.queues() == ["inbox", "outbox"]
-    assert status_of(forked(elsewhere)) == 0
-    assert inbox.queues() == ["inbox", "outbox", "élan"]
-
-
-def test_a_dropped_queue_is_gone_for_everybody(pair, tmp_path):
+def test_what_a_dropped_queue_took_is_free_and_a_process_that_waits_for_its_items_is_told(pair, tmp_path):
     inbox, outbox = pair
     inbox.push([b"x" * 100_000] * 50)
-    inbox.state["n"] = 1
     outbox.push("stays")
     ear, mouth = os.pipe()
 
@@ -408,17 +209,9 @@ def test_a_dropped_queue_is_gone_for_everybody(pair, tmp_path):
     assert os.read(ear, 1)
     outbox.drop_queue("inbox")
     assert status_of(pid) == 0
-    for call in (inbox.pop, inbox.count, lambda: inbox.push(1), lambda: inbox.move(to=outbox), inbox.state.clear):
-        with pytest.raises(GoneError, match="inbox"):
-            call()
-    assert outbox.queues() == ["outbox"]
     assert list(outbox) == ["stays"]
     assert outbox.stats().bytes_free > 4_000_000  # for new items, or for flush() to give back
     assert outbox.flush(force=True) > 4_000_000
-    with pytest.raises(KeyError):
-        outbox.drop_queue("inbox")
-    with PersistentQueue("queue", tmp_path, name="inbox") as anew:
-        assert (len(anew), dict(anew.state), anew.push(1)) == (0, {}, 0)
     inbox.close()
 
 
@@ -451,62 +244,6 @@ def test_a_queue_that_another_process_dropped_is_gone_and_one_of_its_name_is_ano
     with pytest.raises(GoneError):
         outbox.push("b")
     outbox.close()
-
-
-# --- against lists
-
-
-class _Undo(Exception):
-    pass
-
-
-@contextmanager
-def _block(queue, model, *, undone):
-    before = {name: list(items) for name, items in model.items()}
-    with suppress(_Undo), queue.transaction():
-        yield
-        if undone:
-            model.clear()
-            model.update(before)
-            raise _Undo
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_random_blocks_leave_what_lists_would_hold(open_queue, seed):
-    chance = random.Random(seed)  # noqa: S311
-    queues = {name: open_queue(name=name, **FAST) for name in "abc"}
-    model = {name: [] for name in queues}
-
-    def call():
-        name, other = chance.sample(sorted(queues), 2)
-        n = chance.randrange(4)
-        match chance.randrange(6):
-            case 0 | 1:
-                items = [chance.randbytes(chance.choice((1, 100, 5000))) for _ in range(n)]
-                queues[name].push(items)
-                model[name] += items
-            case 2:
-                assert queues[name].pop(2) == model[name][:2]
-                del model[name][:2]
-            case 3:
-                assert queues[name].move(n, to=queues[other]) == len(model[name][:n])
-                model[other] += model[name][:n]
-                del model[name][:n]
-            case 4:
-                assert list(queues[name]) == model[name]
-                assert len(queues[name]) == len(model[name])
-            case 5:
-                assert queues[name].delete(n) == len(model[name][:n])
-                del model[name][:n]
-
-    for _ in range(40):
-        with _block(chance.choice(list(queues.values())), model, undone=chance.random() < 0.4):
-            for _ in range(chance.randrange(8)):
-                call()
-        assert {name: list(queue) for name, queue in queues.items()} == model
-        call()
-        if chance.random() < 0.1:
-            queues["a"].flush(force=True)
 
 
 # --- kills

@@ -7,57 +7,11 @@ import threading
 import time
 
 import pytest
-from processes import DEADLINE, eventually, forked, status_of
+from processes import DEADLINE, eventually
 
-from lmdbqueue import LeaseExpiredError, PersistentQueue, Retry, Worked
+from lmdbqueue import LeaseExpiredError, Retry, Worked
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue.aio import AsyncPersistentQueue
-
-AT_ONCE = Retry(max_attempts=3, base=0.0)
-
-
-class Until:
-    """A ``stop`` that is set once ``n`` items were settled for good, and a ``progress`` that notes how it went."""
-
-    def __init__(self, n):
-        self.n = n
-        self.seen = []
-
-    def __call__(self):
-        return bool(self.seen) and self.seen[-1].done + self.seen[-1].dead >= self.n
-
-    def progress(self, worked):
-        self.seen.append(worked)
-
-
-def test_a_worker_does_every_item_and_tells_how_it_goes(open_queue):
-    queue = open_queue()
-    queue.push(list(range(10)))
-    until, done = Until(10), []
-    assert queue.work(done.append, stop=until, progress=until.progress) == Worked(10, 0, 0)
-    assert done == list(range(10))
-    assert [worked.done for worked in until.seen] == list(range(1, 11))
-    queue.push(list(range(5)))
-    until, done = Until(5), []
-    queue.work(done.append, items=3, stop=until, progress=until.progress)
-    assert done == [[0, 1, 2], [3, 4]]
-    assert queue.stats().removed == 15
-
-
-def test_what_a_handler_raises_at_is_tried_again_and_then_dead(open_queue):
-    queue = open_queue()
-    queue.push(["bad", "good"])
-    until, tried = Until(2), []
-
-    def handle(item):
-        tried.append(item)
-        if item == "bad":
-            raise LookupError(item)
-
-    assert queue.work(handle, retry=AT_ONCE, stop=until, progress=until.progress) == Worked(1, 2, 1)
-    assert tried == ["bad", "bad", "bad", "good"]
-    (letter,) = queue.dead
-    assert (letter.item, letter.attempts, letter.reason) == ("bad", 3, "LookupError: bad")
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():
@@ -67,35 +21,6 @@ def test_delays_grow_up_to_a_limit_and_differ_by_chance():
     assert len(delays) > 50
     assert min(delays) >= 9
     assert max(delays) <= 11
-
-
-def test_a_retry_waits_for_its_delay(open_queue):
-    queue = open_queue()
-    queue.push("a")
-    until = Until(1)
-    times = []
-
-    def handle(_item):
-        times.append(time.monotonic())
-        if len(times) == 1:
-            raise LookupError
-
-    queue.work(handle, retry=Retry(base=0.2, jitter=0), stop=until, progress=until.progress)
-    assert times[1] - times[0] >= 0.19
-
-
-def test_a_lease_is_kept_alive_while_its_handler_runs(open_queue):
-    queue, other = open_queue(), open_queue()
-    queue.push("a")
-    until = Until(1)
-
-    def handle(_item):
-        ends = time.monotonic() + 2.5
-        while time.monotonic() < ends:
-            assert not other.lease()
-
-    assert queue.work(handle, ttl=1.0, stop=until, progress=until.progress).done == 1
-    assert len(queue) == 0
 
 
 def test_a_handler_whose_lease_is_over_all_the_same_is_told_of_in_the_log(open_queue, caplog):
@@ -128,25 +53,6 @@ def test_a_signal_lets_the_handler_finish_and_ends_the_loop(open_queue, number):
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_wait_at_once(open_queue, number):
-    queue = open_queue()
-    ear, mouth = os.pipe()
-
-    def work():
-        threading.Timer(0.3, os.write, (mouth, b".")).start()
-        began = time.monotonic()
-        assert queue.work(print) == Worked()
-        assert time.monotonic() - began < DEADLINE / 2
-
-    pid = forked(work)
-    assert os.read(ear, 1)
-    os.kill(pid, number)
-    assert status_of(pid) == 0
-    os.close(ear)
-    os.close(mouth)
-
-
 def test_a_second_signal_does_what_it_always_does(open_queue):
     queue = open_queue()
     queue.push(["a", "b"])
@@ -172,24 +78,6 @@ def test_a_shutdown_ends_the_loop_of_another_thread(open_queue):
     queue.shutdown()
     thread.join(DEADLINE)
     assert results == [Worked(1, 0, 0)]
-
-
-def test_several_workers_share_a_queue(open_queue, tmp_path):
-    queue = open_queue(durability="off")
-    queue.push(list(range(400)))
-
-    def work(mine):
-        with PersistentQueue("queue", tmp_path, durability="off") as own:
-            own.work(lambda _: None, items=7, stop=lambda: not own.count(), progress=mine.append)
-
-    workers = [[] for _ in range(4)]
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE)
-    assert sum(mine[-1].done for mine in workers if mine) == 400
-    assert queue.stats().removed == 400
 
 
 # --- awaited
@@ -261,36 +149,6 @@ def test_leases_that_are_cancelled_give_back_what_they_took(run):
         assert (await queue.count(), (await queue.stats()).leased) == (50 - len(leases), len(leases))
         for lease in leases:
             await lease.ack()
-
-    run(test)
-
-
-def test_an_awaited_worker(run):
-    async def test(queue):
-        await queue.push(["bad", "good", "slow"])
-        until, tried = Until(3), []
-
-        async def handle(item):
-            tried.append(item)
-            if item == "bad":
-                raise LookupError(item)
-            if item == "slow":
-                await asyncio.sleep(2)
-
-        worked = await queue.work(handle, ttl=1.0, retry=AT_ONCE, stop=until, progress=until.progress)
-        assert worked == Worked(2, 2, 1)
-        assert tried == ["bad", "bad", "bad", "good", "slow"]
-        assert await queue.dead.count() == 1
-
-    run(test)
-
-
-def test_an_awaited_worker_stops_at_a_signal(run):
-    async def test(queue):
-        before = signal.getsignal(signal.SIGTERM)
-        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-        assert await queue.work(asyncio.sleep, signals=True) == Worked()
-        assert signal.getsignal(signal.SIGTERM) is before
 
     run(test)
 

@@ -1,5 +1,6 @@
 """Transactions and the state, on every engine."""
 
+import json
 import os
 import random
 import signal
@@ -81,8 +82,11 @@ def test_a_full_queue_can_be_caught_and_the_block_goes_on(engine):
     inbox.push([1, 2, 3])
     with inbox.transaction():
         outbox.push(inbox.pop(2))
-        with pytest.raises(Full):
-            outbox.push(inbox.peek())
+        for call in (lambda: outbox.push(inbox.peek()), lambda: outbox.put(4, block=False)):
+            with pytest.raises(Full):
+                call()
+        with pytest.raises(TransactionError):
+            outbox.put(4)
     assert (list(inbox), list(outbox)) == ([3], [1, 2])
 
 
@@ -94,6 +98,7 @@ REFUSED = {
     "get": lambda queue, _: queue.get(),
     "get with a timeout": lambda queue, _: queue.get(timeout=1),
     "blocking pop": lambda queue, _: queue.pop(2, blocking=True),
+    "blocking peek": lambda queue, _: queue.peek(blocking=True, timeout=3),
     "push elsewhere": lambda _, other: other.push(1),
     "peek elsewhere": lambda _, other: other.peek(),
     "block elsewhere": lambda _, other: other.transaction().__enter__(),
@@ -135,7 +140,9 @@ def test_what_a_lease_does_in_a_transaction_is_undone_with_it(pair):
         with pytest.raises(ZeroDivisionError), queue.transaction():  # noqa: PT012
             outbox.push(lease[0])
             lease.ack()
+            assert queue.stats().leased == 0
             raise ZeroDivisionError
+        assert queue.stats().leased == 2
         with queue.transaction():
             outbox.push(lease.items)
             lease.ack(0)
@@ -173,9 +180,11 @@ def test_blocks_of_many_threads_are_whole_and_in_one_order(pair):
     threads = [threading.Thread(target=shuffle, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
+    for i in range(50):
+        outbox.push(("single", i))
     for thread in threads:
         thread.join(DEADLINE)
-    assert list(inbox) == list(outbox)
+    assert list(inbox) == [item for item in outbox if item[0] != "single"]
     assert sorted(inbox) == [(number, i) for number in range(4) for i in range(25)]
 
 
@@ -184,8 +193,9 @@ def test_a_child_forked_in_a_block_leaves_it_to_the_parent(pair):
     inbox.push([1, 2])
 
     def child():
-        with pytest.raises(ForkError):
-            inbox.pop()
+        for call in (inbox.pop, lambda: len(outbox)):
+            with pytest.raises(ForkError):
+                call()
 
     with inbox.transaction():
         outbox.push(inbox.pop())
@@ -236,8 +246,9 @@ def test_move_takes_items_to_the_tail_of_another_queue_without_decoding(engine):
     assert (raw.move(7, to=outbox), raw.move(0, to=outbox)) == (0, 0)
     outbox.delete()
     assert outbox.push(b"next") == 6
-    with pytest.raises(ValueError, match="itself"):
-        raw.move(to=raw)
+    for same in (raw, engine("inbox")):
+        with pytest.raises(ValueError, match="itself"):
+            raw.move(to=same)
     outbox.shutdown()
     with pytest.raises(ShutDown):
         raw.move(to=outbox)
@@ -308,7 +319,7 @@ def _block(queue, model, *, undone):
             raise _Undo
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_blocks_leave_what_lists_would_hold(engine, seed):
     chance = random.Random(seed)  # noqa: S311
     queues = {name: engine(name) for name in "abc"}
@@ -350,6 +361,8 @@ def test_random_blocks_leave_what_lists_would_hold(engine, seed):
                 call()
         assert {name: list(queue) for name, queue in queues.items()} == model
         call()
+        if chance.random() < 0.1:
+            queues["a"].flush(force=True)
 
 
 # --- the state
@@ -364,6 +377,8 @@ def test_state_is_a_mapping(queue):
     assert state["with/slash"] == b"x" * 10_000
     assert (state.pop("b"), state.pop("b", 3), state.setdefault("b", 4), state.setdefault("b", 5)) == ([1, 2], 3, 4, 4)
     assert state.popitem() == ("", "empty")
+    state.update({"a": 1}, c=2)
+    assert state == {"a": 1, "b": 4, "c": 2, "nul\0": 0, "with/slash": b"x" * 10_000}
     del state["a"]
     for call in (lambda: state["a"], lambda: state.pop("a"), lambda: state.__delitem__("a")):
         with pytest.raises(KeyError):
@@ -375,6 +390,17 @@ def test_state_is_a_mapping(queue):
         state["k" * 1001] = 1
     with pytest.raises(TypeError, match="str"):
         state[b"bytes"] = 1
+    with pytest.raises(TypeError, match="str"):
+        state[3]
+
+
+def test_values_of_the_state_go_through_dumps_and_loads(engine):
+    queue = engine(dumps=lambda value: bytearray(json.dumps(value).encode()), loads=json.loads)
+    queue.state["k"] = (1, 2)
+    assert queue.state["k"] == [1, 2]
+    with pytest.raises(TypeError):
+        queue.state["k"] = {1}
+    assert queue.state["k"] == [1, 2]
 
 
 def test_each_queue_has_a_state_of_its_own(engine):
@@ -389,14 +415,16 @@ KEYS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.booleans(), KEYS, st.integers())))
+@given(st.lists(st.tuples(st.sampled_from(("set", "set", "pop", "pop", "flush")), KEYS, st.integers())))
 def test_state_is_what_a_dict_would_be(queue, steps):
     queue.state.clear()
     model = {}
-    for sets, key, value in steps:
-        if sets:
+    for what, key, value in steps:
+        if what == "set":
             queue.state[key] = model[key] = value
-        else:
+        elif what == "pop":
             assert queue.state.pop(key, None) == model.pop(key, None)
+        else:
+            queue.flush(force=True)
     assert dict(queue.state) == model
     assert list(queue.state) == sorted(model, key=str.encode)

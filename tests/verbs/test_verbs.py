@@ -40,6 +40,15 @@ def test_push_returns_numbers_in_their_order(queue):
     assert queue.push((1, 2)) == 5
     assert queue.push([[7], []]) == range(6, 8)
     assert list(queue) == ["a", "b", "c", "d", "e", (1, 2), [7], []]
+    queue.clear()
+
+    class Batch(list):
+        pass
+
+    assert queue.push(Batch("xy")) == range(8, 10)
+    for item in ((), "", None, {}, 0):
+        queue.push(item)
+    assert list(queue) == ["x", "y", (), "", None, {}, 0]
 
 
 def test_push_stores_nothing_of_a_list_whose_last_item_cannot_be_encoded(queue):
@@ -144,6 +153,10 @@ def test_blocking_raises_empty_after_the_timeout_and_takes_nothing(queue, verb, 
     assert queue.count() == wanted - 1
     with pytest.raises(ValueError, match="non-negative"):
         getattr(queue, verb)(1, blocking=True, timeout=-0.001)
+    with pytest.raises(Empty):
+        getattr(queue, verb)(wanted, blocking=True, timeout=0)
+    queue.push("c")
+    assert getattr(queue, verb)(blocking=True, timeout=0) == ("a" if wanted > 1 else "c")
 
 
 @pytest.mark.parametrize("verb", ["peek", "pop"])
@@ -176,13 +189,27 @@ def test_one_who_waits_is_woken_and_not_late(queue, engine):
 
 
 @pytest.mark.parametrize("verb", ["peek", "pop", "delete", "lease", "move"])
-@pytest.mark.parametrize(("number", "error"), [(-1, ValueError), (1.0, TypeError), ("1", TypeError), (None, TypeError)])
+@pytest.mark.parametrize(
+    ("number", "error"), [(-(10**30), ValueError), (-1, ValueError), (1.0, TypeError), (None, TypeError)]
+)
 def test_a_number_of_items_that_is_none_is_refused_and_nothing_changes(engine, verb, number, error):
     queue, other = engine(), engine("other")
     queue.push(["a", "b"])
     with pytest.raises(error):
         queue.move(number, to=other) if verb == "move" else getattr(queue, verb)(number)
     assert list(queue) == ["a", "b"]
+
+
+def test_anything_with_an_index_is_a_number_of_items(queue):
+    class Two:
+        def __index__(self):
+            return 2
+
+    queue.push(["a", "b", "c", "d"])
+    assert queue.peek(True) == "a"  # noqa: FBT003  (True is the integer 1)
+    assert queue.pop(Two()) == ["a", "b"]
+    assert queue.delete(True) == 1  # noqa: FBT003
+    assert list(queue) == ["d"]
 
 
 @pytest.mark.parametrize("verb", ["peek", "pop", "get"])
@@ -202,7 +229,8 @@ def test_what_cannot_be_decoded_is_told_and_stays_and_so_does_what_was_asked_for
     assert queue.pop() == "b"
 
 
-def test_an_interrupt_inside_loads_leaves_the_items_where_they_are(engine):
+@pytest.mark.parametrize("take", ["peek", "pop", "get", "browse"])
+def test_an_interrupt_inside_loads_leaves_the_items_where_they_are(engine, take):
     interrupted = []
 
     def loads(payload):
@@ -214,10 +242,10 @@ def test_an_interrupt_inside_loads_leaves_the_items_where_they_are(engine):
     queue = engine(loads=loads)
     queue.push(["b", "c"])
     with pytest.raises(KeyboardInterrupt):
-        queue.pop()
+        list(queue) if take == "browse" else getattr(queue, take)()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(queue.pop, 2).result(PATIENCE) == ["b", "c"]
-    queue.join()
+    queue.join()  # nothing is in hand
 
 
 def test_a_queue_may_be_used_inside_its_own_dumps_and_loads(engine):
@@ -266,6 +294,7 @@ def test_delete_removes_from_the_head_without_decoding_and_says_how_many(engine,
 
 def test_clear_removes_all_and_numbers_are_not_given_again(queue, engine):
     queue.push([1, 2, 3])
+    assert queue
     assert queue.clear() is None
     assert (queue.count(), queue.peek(), bool(queue)) == (0, None, False)
     assert queue.push("next") == 3
@@ -285,7 +314,11 @@ def test_iteration_sees_every_item_in_order_and_removes_none(engine):
     seen += browser
     assert seen == sorted(set(seen))
     assert seen[-4:] == items[6:]
+    queue.push(items)
+    browser = iter(queue)
+    next(browser)
     queue.clear()
+    assert len(list(browser)) < 14
     assert list(queue) == []
 
 
@@ -294,8 +327,9 @@ def test_iteration_raises_at_an_item_that_cannot_be_decoded_and_not_before(engin
     queue.push([b"a", b"b", b"\xff", b"d"])
     browser = iter(queue)
     assert list(itertools.islice(browser, 2)) == ["a", "b"]
-    with pytest.raises(DecodeError):
+    with pytest.raises(DecodeError) as caught:
         next(browser)
+    assert (caught.value.seq, caught.value.payload, queue.count()) == (2, b"\xff", 4)
 
 
 # --- limits
@@ -367,7 +401,7 @@ def test_pushes_of_many_threads_never_exceed_the_limit(engine):
 
 
 def test_queues_of_several_names_have_items_numbers_and_limits_of_their_own(engine):
-    names = ["a", " ", "queue", "élan", "x" * 200, "a.b-c", "items", 'with "quotes" %s']
+    names = ["a", " ", "queue", "é" * 100, "x" * 200, "a.b-c\n", "items", "meta", "next", "txn", 'with "quotes" %s']
     queues = [engine(name, maxsize=n + 1) for n, name in enumerate(names)]
     for n, queue in enumerate(queues):
         assert queue.push([n] * (n + 1)) == range(n + 1)
@@ -378,7 +412,7 @@ def test_queues_of_several_names_have_items_numbers_and_limits_of_their_own(engi
     assert queues[0].queues() == sorted(names)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "a\0", "x" * 201, "\ud800"])
+@pytest.mark.parametrize("name", ["", "a/b", "/", "a\0", "x" * 201, "é" * 101, "\ud800"])
 def test_a_bad_name_is_refused(engine, name):
     with pytest.raises(ValueError):  # noqa: PT011  (a lone surrogate fails in encode())
         engine(name)
@@ -422,46 +456,92 @@ def test_a_copy_is_a_queue_of_its_own_with_items_numbers_and_state(engine):
     assert queue.count() == 0
 
 
+VERBS = {
+    "browse": [list, lambda q: list(q.browse())],
+    "cancel": [lambda q: q.cancel("key")],
+    "check": [lambda q: q.check()],
+    "clear": [lambda q: q.clear()],
+    "copy": [lambda q: q.copy("twin")],
+    "count": [len, lambda q: q.count()],
+    "dead": [lambda q: len(q.dead), lambda q: q.dead.requeue()],
+    "dead_letter": [lambda q: q.dead_letter(0)],
+    "delete": [lambda q: q.delete(), lambda q: q.delete(0)],
+    "delete_item": [lambda q: q.delete_item(0)],
+    "drop_queue": [lambda q: q.drop_queue("queue")],
+    "drop_reader": [lambda q: q.drop_reader("billing")],
+    "empty": [lambda q: q.empty()],
+    "find": [lambda q: q.find("key")],
+    "flush": [lambda q: q.flush(), lambda q: q.flush(force=True)],
+    "full": [lambda q: q.full()],
+    "get": [lambda q: q.get()],
+    "get_nowait": [lambda q: q.get_nowait()],
+    "join": [lambda q: q.join()],
+    "lease": [lambda q: q.lease()],
+    "peek": [lambda q: q.peek(0), lambda q: q.peek(1, blocking=True)],
+    "peek_many": [lambda q: q.peek_many(0)],
+    "pop": [lambda q: q.pop(), lambda q: q.pop(0), lambda q: q.pop(5, blocking=True, timeout=1)],
+    "pop_many": [lambda q: q.pop_many(0)],
+    "push": [lambda q: q.push("c"), lambda q: q.push([])],
+    "push_many": [lambda q: q.push_many([])],
+    "put": [lambda q: q.put("c"), lambda q: q.put("c", block=False)],
+    "put_nowait": [lambda q: q.put_nowait("c")],
+    "qsize": [lambda q: q.qsize()],
+    "queues": [lambda q: q.queues()],
+    "reader": [lambda q: q.reader("billing")],
+    "readers": [lambda q: q.readers()],
+    "retain": [lambda q: q.retain(1)],
+    "shutdown": [lambda q: q.shutdown()],
+    "state": [lambda q: q.state.get("a")],
+    "stats": [lambda q: q.stats()],
+    "task_done": [lambda q: q.task_done()],
+    "transaction": [lambda q: q.transaction().__enter__()],
+    "work": [lambda q: q.work(print)],
+}
+STILL_ALLOWED = {"close", "expired", "loads", "max_attempts", "max_bytes", "maxsize", "name", "patience"}
+
+
 def test_every_verb_of_a_closed_queue_says_so(engine):
     queue, other = engine(), engine("other")
-    queue.push("a")
+    queue.push(["a", "b"])
     queue.get()
     queue.close()
     queue.close()
-    calls = [
-        *(list, len, lambda q: q.push([]), lambda q: q.peek(0), lambda q: q.pop(5, blocking=True, timeout=1)),
-        *(lambda q: q.delete(0), lambda q: q.clear(), lambda q: q.copy("twin"), lambda q: q.dead.requeue()),
-        *(lambda q: q.drop_queue("queue"), lambda q: q.flush(), lambda q: q.full(), lambda q: q.lease()),
-        *(lambda q: q.stats(), lambda q: q.work(print), lambda q: q.get(), lambda q: q.put("c"), lambda q: q.join()),
-        *(lambda q: q.move(to=other), lambda q: other.move(to=q), lambda q: q.queues(), lambda q: q.shutdown()),
-        *(lambda q: q.state.get("a"), lambda q: q.task_done(), lambda q: q.transaction().__enter__()),
-        lambda q: q.check(),
-    ]
-    for call in calls:
+    calls = VERBS | {"move": [lambda q: q.move(to=other), lambda q: other.move(to=q)]}
+    assert {name for name in dir(type(queue)) if not name.startswith("_")} - STILL_ALLOWED == calls.keys()
+    for call in itertools.chain(*calls.values()):
         with pytest.raises(ClosedError):
             call(queue)
     other.push("still")
     assert other.pop() == "still"
+    with pytest.raises(ZeroDivisionError), other:
+        1 / 0  # noqa: B018
+    with pytest.raises(ClosedError):
+        other.count()
+    assert engine().pop() == "b"
 
 
 @pytest.mark.parametrize("verb", ["pop", "get", "join", "lease", "put"])
 def test_closing_ends_waiting_verbs_of_the_object_and_no_others(engine, verb):
-    queue, other = engine(maxsize=1), engine()
-    if verb in {"join", "put"}:
+    queue = engine(maxsize=1)
+    other = None if verb in {"join", "put"} else engine()
+    if other is None:
         queue.push("a")
     arguments = {"pop": {"blocking": True}, "lease": {"blocking": True}, "put": {"item": "b"}}.get(verb, {})
-    is_asleep, other_is_asleep = sleeper(queue), sleeper(other)
+    is_asleep = sleeper(queue)
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(getattr(queue, verb), **arguments)
         eventually(is_asleep)
-        if verb not in {"join", "put"}:
+        if other is not None:
+            other_is_asleep = sleeper(other)
             of_other = pool.submit(other.pop, 1, blocking=True)
             eventually(other_is_asleep)
         queue.close()
         assert isinstance(waiting.exception(PATIENCE), ClosedError)
-        if verb not in {"join", "put"}:
+        if other is not None:
             other.push("b")
             assert of_other.result(PATIENCE) == "b"
+    if verb == "put":
+        assert list(engine()) == ["a"]
 
 
 # --- the standard library's face
