@@ -37,6 +37,7 @@ own docstring, top down; each file begins with what it owns. Only ``_lmdb`` impo
 ``_values``       values that cross floors
 ``_format``       what the bytes on disk mean
 ``_errors``       every exception
+``_tuples``       named tuples whose classes cost an import little
 ================  ==================================================================================
 """
 
@@ -77,17 +78,19 @@ from lmdbqueue._errors import (
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._values import ReaderStats, Stats
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease
-from lmdbqueue._verbs.reader import Reader
 
 if TYPE_CHECKING:
     from lmdbqueue._local.check import check
+    from lmdbqueue._verbs.reader import Reader
     from lmdbqueue._verbs.worker import Job, Retry, Worked
 else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
-        """Import rarely used names at their first use: they would take 5 % of the import."""
+        """Import rarely used names at their first use."""
         if name == "check":
             from lmdbqueue._local import check as module  # noqa: PLC0415
+        elif name == "Reader":
+            from lmdbqueue._verbs import reader as module  # noqa: PLC0415
         elif name in ("Job", "Retry", "Worked"):
             from lmdbqueue._verbs import worker as module  # noqa: PLC0415
         else:

@@ -5,6 +5,8 @@ its facts alone, they are its attributes and its ``args``, so it pickles and its
 from them. Must not know: how an error came about.
 """
 
+from __future__ import annotations
+
 import queue
 import sys
 from typing import Final

@@ -5,6 +5,8 @@ behind a payload, the seal, the weight of a record. Law: pure functions of bytes
 its line here. Must not know: files, transactions, LMDB.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import struct
@@ -13,10 +15,11 @@ from itertools import repeat
 from operator import add, itemgetter, mul
 from struct import Struct
 from struct import error as struct_error
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
 from zlib import crc32
 
 from lmdbqueue._errors import CorruptQueueError, VersionError
+from lmdbqueue._tuples import NamedTuple
 
 VERSION: Final = 1
 
@@ -47,14 +50,14 @@ AWAY: Final = b"away"  # items held back: leased, delayed, dead; and notes on th
 LAST_TXN: Final = b"txn"  # in META
 DIRECTORY: Final = b"directory"  # in META: what all queues of the directory share
 
-_NAME: Final = re.compile(r"[^/\0]+")
+_NAME: Final = r"[^/\0]+"
 _MAX_KEY: Final = 511  # bytes, of LMDB
 _MAX_NAME: Final = 200  # bytes
 
 
 def check_name(name: str) -> str:
     """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
-    if not _NAME.fullmatch(name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
+    if not re.fullmatch(_NAME, name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
         message = f"a queue's name is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
         raise ValueError(message)
     return name
@@ -184,14 +187,14 @@ class Bounds(NamedTuple):
         return _CLASS_VERSION + _BOUNDS.pack(*self)
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Bounds":
+    def unpack(cls, data: bytes) -> Bounds:
         """Read the record of a class; ``ValueError`` for what is none."""
         if len(data) <= _BOUNDS.size:
             raise ValueError(data)
         return cls(*_BOUNDS.unpack_from(data, 1))
 
     @classmethod
-    def empty(cls, number: int) -> "Bounds":
+    def empty(cls, number: int) -> Bounds:
         """Return the bounds of a class in which nothing ever was."""
         return cls(number << _CLASS_BITS, number << _CLASS_BITS)
 
@@ -247,7 +250,7 @@ class Numbers(NamedTuple):
         """Return which keys of the class ``CLASS`` have an item."""
         return Bounds(*self[:6])
 
-    def bounded(self, bounds: Bounds) -> "Numbers":
+    def bounded(self, bounds: Bounds) -> Numbers:
         """Return them with other bounds."""
         return self._replace(**bounds._asdict())
 
@@ -325,7 +328,7 @@ class Directory(NamedTuple):
         return b"\1" + pack(self.queues)
 
     @classmethod
-    def unpack(cls, data: bytes | None) -> "Directory":
+    def unpack(cls, data: bytes | None) -> Directory:
         """Read the record; None: none was written yet."""
         return cls() if data is None else cls(unpack_from(data, 1)[0])
 
@@ -361,7 +364,7 @@ class Note(NamedTuple):
         )
 
     @classmethod
-    def unpack(cls, data: bytes, at: int = 0) -> tuple["Note", bytes]:
+    def unpack(cls, data: bytes, at: int = 0) -> tuple[Note, bytes]:
         """Return the note that begins at ``at``, and what stands behind it."""
         _, attempts, due, time, expires, unique, reason, trace = NOTE.unpack_from(data, at)
         middle = at + NOTE.size + reason
@@ -397,7 +400,7 @@ class Position(NamedTuple):
         return POSITION.pack(1, self.passed, self.skipped, self.seen)
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Position":
+    def unpack(cls, data: bytes) -> Position:
         """Read the record of a reader."""
         return cls(*POSITION.unpack_from(data)[1:])
 
@@ -413,12 +416,12 @@ class Retention(NamedTuple):
     bytes: int | None = None  # of payloads
     age: int | None = None  # ns
 
-    def pack(self, held: int) -> "_Bytes":
+    def pack(self, held: int) -> _Bytes:
         """Return the record; ``held``: bytes of the payloads that wait, kept where there is a limit of bytes."""
         return RETENTION.pack(1, *(_NONE if each is None else each for each in self), held)
 
     @classmethod
-    def unpack(cls, data: "_Bytes") -> tuple["Retention", int]:
+    def unpack(cls, data: _Bytes) -> tuple[Retention, int]:
         """Read the record: what is kept, and the bytes that wait."""
         *limits, held = RETENTION.unpack_from(data)[1:]
         return cls(*(None if each == _NONE else each for each in limits)), held
@@ -484,7 +487,7 @@ class Trailer(NamedTuple):
         return block + len(block).to_bytes(4) + pack(self.pushed_at | _WITH_HEADERS)
 
     @classmethod
-    def of(cls, body: bytes) -> tuple["Trailer", int]:
+    def of(cls, body: bytes) -> tuple[Trailer, int]:
         """Return the trailer of a payload and its trailer, and the size of the payload; ``ValueError`` for none."""
         if len(body) < TRAILER:
             raise ValueError(body)
@@ -620,7 +623,7 @@ class Last(NamedTuple):
     content: int | None = None  # of the items that the transaction added; None: of a file that had no name yet
 
     @classmethod
-    def unpack(cls, data: bytes | None) -> "Last":
+    def unpack(cls, data: bytes | None) -> Last:
         """Read the record; None: there is none, which is what a damaged one counts as."""
         if data is None or len(data) not in (NUMBER.size, _TWO.size, LAST.size):
             return cls(-1)
@@ -648,7 +651,7 @@ class Options(NamedTuple):
     durability: Durability = "full"
     uuid: str = ""  # of a directory; none of options that are only wanted
 
-    def named(self) -> "Options":
+    def named(self) -> Options:
         """Return the options of a new directory, which has a UUID."""
         return self._replace(uuid=os.urandom(16).hex())
 
@@ -659,7 +662,7 @@ class Options(NamedTuple):
         return json.dumps({"format": VERSION, **self._asdict()}, indent=2).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, path: str, text: bytes) -> "Options":
+    def from_json(cls, path: str, text: bytes) -> Options:
         """Read the content of ``queue.json``; ``path``, the queue's directory, is for the errors."""
         import json  # noqa: PLC0415
 

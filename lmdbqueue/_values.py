@@ -4,8 +4,11 @@ Owns: their fields and units. Law: each is frozen, and holds nothing but values.
 """
 
 import time
+import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+from lmdbqueue._tuples import NamedTuple
 
 Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the engine looks inside
 
@@ -77,7 +80,7 @@ class Leased(NamedTuple):
 NOTHING: Final = Leased(0, [], [], None)
 
 
-class ReaderStats(NamedTuple):
+class ReaderStats(typing.NamedTuple):
     """A named reader: what it reads next, how much is before it, how much it lost, when it moved last."""
 
     name: str
@@ -87,7 +90,7 @@ class ReaderStats(NamedTuple):
     seen: float  # seconds since 1970, when it last moved
 
 
-class Stats(NamedTuple):
+class Stats(typing.NamedTuple):
     """Figures of a queue, in items, and of the directory that it shares with others, in bytes.
 
     ``oldest_age`` is of the item that waits longest, by the wall clock. An item waits since it was pushed, or, if that

@@ -8,9 +8,10 @@ import threading
 from asyncio import Future
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, DiskFullError, Full
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease

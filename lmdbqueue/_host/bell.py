@@ -19,6 +19,8 @@ An interrupt (KeyboardInterrupt) may come anywhere (``_host.threads``): a seat t
 free at the time by which it would have been.
 """
 
+from __future__ import annotations
+
 import mmap
 import os
 import select

@@ -7,6 +7,8 @@ Who lets go of a queue object lets the collector run its finalizer, wherever in 
 transaction of that very queue, too, whose lock the finalizer would wait for. The handler of a signal is no better off.
 """
 
+from __future__ import annotations
+
 import atexit
 import sys
 from _thread import start_new_thread

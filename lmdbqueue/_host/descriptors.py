@@ -6,6 +6,8 @@ descriptor of a directory is closed when ``close`` returns.
 ``folder`` is always the descriptor of the directory that a path's last name stands in; None: the path itself counts.
 """
 
+from __future__ import annotations
+
 import os
 
 

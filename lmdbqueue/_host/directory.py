@@ -44,6 +44,8 @@ no promise. What it holds stands in each environment, too (``remembered``), so i
 An environment that has no such record is left alone, with an error.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import stat
@@ -62,9 +64,9 @@ from lmdbqueue._host.disk import open_private, sync_directory, sync_file, transl
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Parking, is_mine
 
-_GENERATION: Final = re.compile(r"(\d{8,})\.mdb")
-_DRAFT: Final = re.compile(r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?")
-_LOCK_FILE: Final = re.compile(r"(\d{8,})\.mdb-lock")
+_GENERATION: Final = r"(\d{8,})\.mdb"
+_DRAFT: Final = r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?"
+_LOCK_FILE: Final = r"(\d{8,})\.mdb-lock"
 _LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
 _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have in their directories
 _OPTIONS_FILE: Final = "queue.json"
@@ -80,7 +82,7 @@ Remembered = Callable[[str], bytes]  # returns the options that stand in the env
 
 def open_directory(
     path: str, wanted: Options, build: Build, remembered: Remembered, *, fresh: bool = False
-) -> "Directory":
+) -> Directory:
     """Open the queue directory at ``path``, or create it with ``wanted`` and a first environment by ``build``.
 
     With ``fresh`` a queue that is there already is refused (``ExistsError``). A lost ``queue.json`` is written anew. To
@@ -119,7 +121,7 @@ def _door(path: str) -> Iterator[None]:
 at_fork("doors", in_child=_doors.clear)
 
 
-def find_directory(path: str, remembered: Remembered) -> "Directory":
+def find_directory(path: str, remembered: Remembered) -> Directory:
     """Return the queue directory at ``path``, to be closed by the caller; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):
         _refuse_file(path)
@@ -151,7 +153,7 @@ def _no_queue(path: str) -> FormatError:
     return FormatError(path, "no queue", "give the path of a queue's directory")
 
 
-def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> "Directory":
+def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> Directory:
     _refuse_read_only(path)
     options, finding = _options(path, folder, remembered)
     if finding and mends:
@@ -298,8 +300,8 @@ class Directory:
         Generations before ``live``; and lock files of later ones, which a power cut leaves that comes amid ``publish``.
         """
         for name in os.listdir(self.folder):
-            generation, lock_file = _GENERATION.match(name), _LOCK_FILE.fullmatch(name)
-            is_draft = _DRAFT.fullmatch(name)
+            generation, lock_file = re.match(_GENERATION, name), re.fullmatch(_LOCK_FILE, name)
+            is_draft = re.fullmatch(_DRAFT, name)
             is_old = generation and not is_draft and int(generation[1]) < live
             is_left = lock_file and int(lock_file[1]) > live
             if is_old or is_left or (is_draft and (alone or (generation and int(generation[1]) <= live))):
@@ -316,7 +318,7 @@ class Directory:
         return sorted(
             name
             for name in os.listdir(self.folder)
-            if name not in mine and not owners.is_owner(name) and not _DRAFT.fullmatch(name)
+            if name not in mine and not owners.is_owner(name) and not re.fullmatch(_DRAFT, name)
         )
 
 
@@ -325,7 +327,7 @@ def _generation(path: str, number: int) -> str:
 
 
 def _generations(names: list[str]) -> list[int]:
-    return [int(match[1]) for name in names if (match := _GENERATION.fullmatch(name))]
+    return [int(match[1]) for name in names if (match := re.fullmatch(_GENERATION, name))]
 
 
 def remove(path: str) -> None:

@@ -6,6 +6,8 @@ room (as far as the file system keeps what it says). A file that root makes in t
 is that one's, who could not open it else. Must not know: what the files hold.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os

@@ -14,6 +14,8 @@ inherited, but is lost when *any* descriptor of its file is closed in the proces
 on a directory that is open for reading.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import re
@@ -27,7 +29,7 @@ from lmdbqueue._host.threads import Parking
 
 _held: set[int] = set()
 _life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
-_FLOCK: Final = re.compile(r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) ")  # of who waits: ": -> FLOCK"
+_FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # of who waits: ": -> FLOCK"
 
 
 def acquire(path: str, folder: int | None = None) -> int:
@@ -102,9 +104,9 @@ def holders(fd: int) -> int | None:
     """
     try:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-            mine = [_FLOCK.search(line) for line in file if line.startswith("lock:")]
+            mine = [re.search(_FLOCK, line) for line in file if line.startswith("lock:")]
         with open("/proc/locks", encoding="ascii") as file:
-            found = [_FLOCK.search(line) for line in file]
+            found = [re.search(_FLOCK, line) for line in file]
     except OSError:
         return None
     files = {match["file"] for match in mine if match}

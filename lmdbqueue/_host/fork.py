@@ -8,6 +8,8 @@ transaction be open while everything else stands still. In the child it is forwa
 then what its threads were amid, then the environments, which may be used at once.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from typing import Final

@@ -18,6 +18,8 @@ step  what is done, by a new owner                        killed after it; or an
 ====  ==================================================  ================================================
 """
 
+from __future__ import annotations
+
 import os
 import threading
 from collections.abc import Iterable, Sequence

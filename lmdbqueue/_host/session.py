@@ -28,15 +28,18 @@ over higher words of another process that came in between, or amid its writing, 
 costs a sync, nothing else.
 """
 
+from __future__ import annotations
+
 import mmap
 import os
 import struct
 import sys
-from typing import Final, NamedTuple
+from typing import Final
 
 from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
+from lmdbqueue._tuples import NamedTuple
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)
@@ -180,7 +183,7 @@ class Session:
         self.save()
 
     @property
-    def _place(self) -> "_Place":
+    def _place(self) -> _Place:
         return _Place(*_PLACE.unpack_from(self._memory, _PLACE_AT))
 
     def admit(self) -> None:

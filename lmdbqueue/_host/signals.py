@@ -5,6 +5,8 @@ the handler of before, if a program had set one, and gives that back: a second s
 without us. Must not know: what is stopped.
 """
 
+from __future__ import annotations
+
 import signal
 import threading
 from collections.abc import Callable, Iterator

@@ -10,6 +10,8 @@ lock go and takes it again amid a block that holds it, so an interrupt there lea
 thread waits for itself.
 """
 
+from __future__ import annotations
+
 import time
 from _thread import start_new_thread
 from collections import deque
@@ -68,7 +70,7 @@ class Resting:
         for _ in range(len(self._turns) if n is None else min(n, len(self._turns))):
             self._turns.popleft().release()
 
-    def wait_for(self, lock: "Lock | RLock", is_so: Callable[[], bool], timeout: float | None = None) -> None:
+    def wait_for(self, lock: Lock | RLock, is_so: Callable[[], bool], timeout: float | None = None) -> None:
         """Return when ``is_so()``, called with the lock, is true, or after ``timeout`` s. This one takes the lock."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
@@ -111,13 +113,13 @@ class Ending:
             raise failed
 
 
-def is_mine(lock: "RLock") -> bool:
+def is_mine(lock: RLock) -> bool:
     """Return whether this thread holds a lock: then a call came from within a call, and must not wait for it."""
     found: bool = lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001  (as Condition asks it)
     return found
 
 
-def is_taken(lock: "RLock") -> bool:
+def is_taken(lock: RLock) -> bool:
     """Return whether anybody holds a lock; it tells so itself from Python 3.14 on."""
     return not repr(lock).startswith("<unlocked")
 

@@ -10,12 +10,15 @@ the leaves, and equal numbers cancel, as in ``_lmdb.difference``; but any two sn
 that were freed and used in between are nobody's business.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import SUB, Child, Node, SoundPages, as_tree
+from lmdbqueue._tuples import NamedTuple
 
 
 class Kept(NamedTuple):

@@ -4,6 +4,8 @@ Owns: which of them count. Law: what a transaction both adds and removes is no p
 puts back: what counts is the difference between its beginning and its end.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 

@@ -22,12 +22,15 @@ own: they may show whatever stood there before. Such a page can look sound by it
 So the cost is that of what LMDB itself had to write for k, times the depth of the trees.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import BIG, FIRST, SUB, Child, Node, SoundPages, Unsound, as_tree, check_tree
+from lmdbqueue._tuples import NamedTuple
 
 R = TypeVar("R")
 

@@ -3,6 +3,8 @@
 Owns: which error of LMDB's is damage, the system's or neither. Law: none of LMDB's reaches a user.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import Final

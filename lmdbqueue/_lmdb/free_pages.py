@@ -6,6 +6,8 @@ pages in use hold.
 The list is a tree: each record is a count and that many page numbers; it may have room for more.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 

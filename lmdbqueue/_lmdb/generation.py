@@ -46,6 +46,8 @@ What else LMDB demands, and where it is answered:
   then, and ``_local.environment`` opens it anew.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import struct

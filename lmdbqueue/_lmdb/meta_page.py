@@ -15,14 +15,17 @@ snapshot that counts. A slot, from the beginning of its page, in the machine's b
     144   8  number of the transaction
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.disk import sync_file
 from lmdbqueue._lmdb.raw_pages import Tree
+from lmdbqueue._tuples import NamedTuple
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16

@@ -3,6 +3,8 @@
 Owns: with which options LMDB opens a file. Law: what LMDB would not survive is refused before it opens the file.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
@@ -21,7 +23,6 @@ from lmdbqueue._host.disk import allocate, translated
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.failures import failure
 from lmdbqueue._lmdb.preallocation import reserve
-from lmdbqueue._lmdb.structure import problems_of
 
 MANY_DBS: Final = 1 << 15  # of a file at rest, where it costs some megabytes for a moment
 _LEAST_MAP: Final = 1 << 34  # bytes; 8,192 of them are in an address space of 47 bits
@@ -131,5 +132,11 @@ def refuse_cut_off(path: str) -> None:
     size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
     # allocated and freed in one transaction; the walk through all trees tells
-    if size < newest.size and problems_of(path):
+    if size < newest.size and _has_problems(path):
         raise CorruptQueueError(path, f"it is truncated: {size:,} bytes, but its pages need {newest.size:,}")
+
+
+def _has_problems(path: str) -> bool:
+    from lmdbqueue._lmdb.structure import problems_of  # noqa: PLC0415  (a file is seldom too short)
+
+    return bool(problems_of(path))

@@ -4,6 +4,8 @@ Owns: where they stand, and reading them from a file that LMDB has not opened an
 returned has its checksum. Must not know: what the options are.
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 

@@ -8,6 +8,8 @@ push, which says how much it takes, is refused before it would use up the reserv
 disk consumers go on; and when they have made free pages enough within the file, pushes do, too.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Final
 

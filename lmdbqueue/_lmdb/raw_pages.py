@@ -10,11 +10,15 @@ data (4), flags (2), the size of the key (2), the key, and the data, or the numb
 they begin: behind the header of that page, and on over those after it.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Iterator
 from struct import Struct, error, unpack_from
-from typing import Final, NamedTuple
+from typing import Final
+
+from lmdbqueue._tuples import NamedTuple
 
 HEADER: Final = 16
 NO_ROOT: Final = 0xFFFF_FFFF_FFFF_FFFF  # of an empty tree
@@ -44,7 +48,7 @@ class Tree(NamedTuple):
     root: int  # page
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Tree":
+    def unpack(cls, data: bytes) -> Tree:
         """Read the record."""
         return cls(*_TREE.unpack(data))
 

@@ -4,12 +4,14 @@ Owns: where the records of the queues of a file are. Law: functions of a transac
 go out. Must not know: which generation is the live one, what an item means.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 import lmdb
@@ -21,6 +23,7 @@ from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
+from lmdbqueue._tuples import NamedTuple
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -42,7 +45,7 @@ class Ref(NamedTuple):
 class Tables(NamedTuple):
     """Where one named queue's records are in one generation."""
 
-    generation: "Snapshot"
+    generation: Snapshot
     name: str
     identity: bytes
     salt: int  # that the seals of its items begin with

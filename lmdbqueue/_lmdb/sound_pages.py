@@ -17,6 +17,8 @@ What LMDB does write, and a stricter reader would refuse (read from its source, 
 - A page that a transaction allocated and freed again was never written: it is anything, or behind the file's end.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from struct import Struct, unpack_from

@@ -9,6 +9,8 @@ keys in order and within their separators; every page up to the last one is in e
 list.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Sequence
 

@@ -21,6 +21,8 @@ differ and deletes those that are gone; trees that came or went with their queue
 the queue holds. A fork amid a flush lets go of the snapshot: then it begins anew, or copies all in step 4.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterable
 from typing import Self

@@ -18,6 +18,8 @@ step  what is done, under the directory lock              killed after it: the n
 ====  ==================================================  ======================================
 """
 
+from __future__ import annotations
+
 import errno
 import os
 

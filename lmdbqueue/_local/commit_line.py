@@ -12,6 +12,8 @@ company of late waits for it for a moment, since those callers were woken just n
 its call out; one that a leader runs already is done whole.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import deque
@@ -28,7 +30,7 @@ _GATHERING: Final = 200e-6  # seconds; 16 threads: 12,500/s with 100e-6, 16,000/
 class Line:
     """The calls of one process."""
 
-    def __init__(self, right: "threading.RLock", run: Callable[[Sequence[Call]], None]) -> None:
+    def __init__(self, right: threading.RLock, run: Callable[[Sequence[Call]], None]) -> None:
         """``right``: who holds it may ``run`` calls, which marks each ``done`` unless it raises."""
         self._right = right
         self._run = run

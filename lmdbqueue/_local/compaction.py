@@ -4,6 +4,8 @@ Owns: when it is worth it, where it goes, what is left out. Law: a copy is a who
 LMDB's calls, verbs, items; how a compacted file takes the place of the live one (``_local.swap``).
 """
 
+from __future__ import annotations
+
 from lmdbqueue._format import Options
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._lmdb.failures import Superseded

@@ -4,6 +4,8 @@ Owns: which function of a transaction a step is, what time it is, how long a sle
 finds what has to come back in its place again. Must not know: LMDB, generations; what a verb makes of the steps.
 """
 
+from __future__ import annotations
+
 import os
 import weakref
 from collections.abc import Callable, Collection, Sequence
@@ -57,7 +59,7 @@ _FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not
 # a record of AWAY: its key, its note
 _AWAY_OVERHEAD: Final = 100  # bytes
 
-_engines: "weakref.WeakSet[LocalEngine]" = weakref.WeakSet()
+_engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
 
 
 class LocalEngine:
@@ -253,13 +255,13 @@ class LocalEngine:
         """Remove all items."""
         return self.environment.update(self.ref, leases.clear)
 
-    def move(self, n: int, to: "LocalEngine") -> int:
+    def move(self, n: int, to: LocalEngine) -> int:
         """Move the first ``n`` items, or as many as there are, to the tail of another queue; return how many."""
         while entries := self.first(n):
             payloads = self.payloads(entries)
             keys, bodies = [key for key, _ in entries], self._bodies(entries)
             trailers = [body[len(payload) :] for body, payload in zip(bodies, payloads, strict=True)]
-            target = Target(to.ref, to._limits(), self.clock().wall)  # noqa: SLF001  (of its own class)
+            target = Target(to.ref, to._limits(), self.clock().wall)
             room = pushing.room_for(bodies)
             if moved := self.environment.update(self.ref, pushing.move, keys, payloads, trailers, target, room=room):
                 return moved

@@ -38,6 +38,8 @@ An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a co
 thread should have lowered: ``_verbs.reading`` has an entry a thread, which its next transaction clears.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections import Counter
@@ -74,8 +76,10 @@ from lmdbqueue._local.recovery import is_whole, recover
 from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import Transaction, blocks
 from lmdbqueue._model import fifo
-from lmdbqueue._model.invariants import Progress
 from lmdbqueue._model.weighed_records import queue_record
+
+if TYPE_CHECKING:
+    from lmdbqueue._model.invariants import Progress
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -84,11 +88,11 @@ _FORK_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under
 _FORK_LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
 _FORK_TURN: Final = 0.05  # seconds that a fork waits for one directory while it keeps others still
 
-_environments: dict[tuple[int, int, str], "Environment"] = {}
+_environments: dict[tuple[int, int, str], Environment] = {}
 _opening = threading.RLock()  # of the list, and the counts in it; nothing is waited for with it
 
 
-def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> "Environment":
+def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> Environment:
     """Return this process's handle on the directory at ``path``; it has to be released."""
     directory = open_directory(path, wanted, build, remembered)
     try:

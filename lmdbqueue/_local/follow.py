@@ -7,6 +7,8 @@ Most items come behind all others, so the last key that was seen is nearly all t
 has a priority may come before it: it is told by the time in its trailer, from which on it could be seen.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 

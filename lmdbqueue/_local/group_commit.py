@@ -4,6 +4,8 @@ Owns: what becomes of each call when they share a commit. Law: a call takes effe
 and one that raises does not spoil its neighbours. Must not know: LMDB, who waits for the calls.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock, get_ident
 from typing import Any

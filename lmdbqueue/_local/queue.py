@@ -4,6 +4,8 @@ Owns: what a user opens and passes around; what concerns a directory as a whole.
 ``_verbs.queue``, what its steps are in ``_local.engine``. Must not know: LMDB.
 """
 
+from __future__ import annotations
+
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -13,10 +15,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._local import compaction
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import open_environment
-from lmdbqueue._local.state import State
 from lmdbqueue._values import Expired
 from lmdbqueue._verbs.queue import Queue, checked_expired
 from lmdbqueue._verbs.reading import checked_count, head_of
@@ -24,6 +24,8 @@ from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar
+
+    from lmdbqueue._local.state import State
 
     T = DefaultTypeVar("T", default=Any)  # which typing has from Python 3.13 on
 else:
@@ -154,6 +156,8 @@ class PersistentQueue(Queue[T]):
             DiskFullError: There is no room for a copy of the data in use.
             TransactionError: It was called in a ``transaction()``.
         """
+        from lmdbqueue._local import compaction  # noqa: PLC0415  (few ever need it)
+
         return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else max(0, self.flush_limit))
 
     def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
@@ -174,6 +178,8 @@ class PersistentQueue(Queue[T]):
             DiskFullError: There is no room for the copy.
         """
         target = os.path.dirname(self._engine.path) if path is None else path
+        from lmdbqueue._local import compaction  # noqa: PLC0415
+
         compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
@@ -207,9 +213,11 @@ class PersistentQueue(Queue[T]):
     def state(self) -> State:
         """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
         self._engine.refuse_if_closed()
+        from lmdbqueue._local.state import State  # noqa: PLC0415  (most queues have no state)
+
         return State(self._engine.environment, self._engine.ref, self.dumps, self.loads)
 
-    def move(self, items: int = 1, *, to: "PersistentQueue[Any]") -> int:
+    def move(self, items: int = 1, *, to: PersistentQueue[Any]) -> int:
         """Move the first items to the tail of another queue of this directory, as one atomic step.
 
         Durable when this returns. The items are not decoded: ``to`` should have the same ``dumps`` and ``loads``.

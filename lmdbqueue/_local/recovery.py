@@ -58,8 +58,11 @@ those items raise ``CorruptItemError`` as at any other time. When neither snapsh
 very last transaction only, and before a power cut, is taken for its work.
 """
 
+from __future__ import annotations
+
 import os
 import time
+from typing import TYPE_CHECKING
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
@@ -68,7 +71,9 @@ from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.snapshot import is_proven_at_opening, is_weighed
-from lmdbqueue._model.invariants import Progress
+
+if TYPE_CHECKING:
+    from lmdbqueue._model.invariants import Progress
 
 _FIRST = 1  # transaction of a file
 

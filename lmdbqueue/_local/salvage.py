@@ -12,6 +12,8 @@ What was leased waits again in its place, with its attempts: the lists of leases
 is delivered twice is better than one that never comes back. Who holds such a lease finds it expired.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 from collections import Counter

@@ -5,13 +5,15 @@ removed, whatever others do with the queue meanwhile; removing twice is removing
 again. Must not know: where the items go.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
@@ -20,6 +22,7 @@ from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import keyed_items, readers
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.batch import Origin
 from lmdbqueue._verbs.head import Head, checked_batch

@@ -4,6 +4,8 @@ Owns: the functions of a transaction by which a mapping is kept in META. Law: ea
 not know: LMDB, what is done with it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any

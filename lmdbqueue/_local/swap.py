@@ -41,6 +41,8 @@ on. Nobody can be about to open it by name, since opening takes the directory lo
 has a lock file of its own: LMDB loses data when a new file comes under an old lock file.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 
@@ -53,7 +55,6 @@ from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.opening import provide
 from lmdbqueue._lmdb.snapshot import Snapshot, Txn
-from lmdbqueue._model import invariants
 
 Write = Callable[[Generation, Txn, str], object]
 
@@ -81,6 +82,8 @@ def swap(directory: Directory, session: Session, generation: Generation, txn: Tx
 
 def _refuse_damaged(draft: str, generation: Generation) -> None:
     """Raise ``CorruptQueueError`` if what could not be flushed is gone from memory too."""
+    from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
+
     if found := invariants.of_file(draft, generation.options):
         raise CorruptQueueError(generation.path, f"a flush failed, and then {found.sentences()[0]}")
 

@@ -21,6 +21,8 @@ A fork inside of a block gives a child whose queues of that directory raise ``Fo
 there does too, and ends nothing: the transaction is the parent's (see ``_local.environment`` on forks).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -32,8 +34,8 @@ from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
-blocks: Blocks["Transaction"] = Blocks()
-_of_parent: list["Transaction"] = []  # in a child: kept, since LMDB's binding would end what is let go
+blocks: Blocks[Transaction] = Blocks()
+_of_parent: list[Transaction] = []  # in a child: kept, since LMDB's binding would end what is let go
 
 
 class Transaction(Block):

@@ -5,6 +5,8 @@ there are; that two kinds of records are of the same things is shown by the sums
 have another of its own, that is looked up. Must not know: clocks, how the records came to be.
 """
 
+from __future__ import annotations
+
 import struct
 from bisect import bisect_right
 from collections import Counter

@@ -4,8 +4,9 @@ Owns: how an item dies, is read, requeued, and leaves. Law: a dead letter has no
 its place for when it waits again. Must not know: why items die, clocks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection
-from typing import NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import RETAINED, Note, Numbers, away
@@ -13,6 +14,7 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
 from lmdbqueue._model.lease_records import Record
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 
 
 class Return(NamedTuple):

@@ -19,10 +19,11 @@ The records of a queue, and what holds of them between any two transactions:
 Functions that write return what they changed; an empty answer says that nothing was.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
-from typing import NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
@@ -50,6 +51,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload

@@ -4,10 +4,12 @@ Owns: the invariants. Law: it changes nothing, and nothing found means that all 
 know: how the file came to be as it is, what is done about it.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
@@ -16,6 +18,7 @@ from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.snapshot import Snapshot, Tables, Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._model import away_proof, fifo, reader_records
+from lmdbqueue._tuples import NamedTuple
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes

@@ -8,6 +8,8 @@ something is noted.
 A queue that never had a lease, a delay, a key or an expiry pays nothing for any of it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 from lmdbqueue import _format

@@ -4,8 +4,9 @@ Owns: which of two items with a key is stored. Law: at most one item that waits 
 clocks, pickling, what a key is (it gets digests).
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import CLASS, RETAINED, Note, away, pack, unpack
@@ -13,6 +14,7 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, pushing, retention, returns, weighed_records
 from lmdbqueue._model.pushing import Limits
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 
 
 class Apart(NamedTuple):

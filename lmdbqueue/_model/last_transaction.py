@@ -29,6 +29,8 @@ all of a killed attempt at k                          nothing; that attempt neve
 A record of ``txn`` without a content weight is that of a file before it had its name: it was on the disk as a whole.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 

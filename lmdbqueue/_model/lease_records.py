@@ -20,14 +20,17 @@ directory. An item belongs to a lease as long as its record under ``leased`` has
 one item touches two small records, however many the lease holds.
 """
 
+from __future__ import annotations
+
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
-from typing import Final, NamedTuple
+from typing import Final
 
 from lmdbqueue import _format
 from lmdbqueue._format import Note, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
+from lmdbqueue._tuples import NamedTuple
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 DAMAGED: Final = "its record was damaged"
@@ -60,7 +63,7 @@ class Lease(NamedTuple):
         return LEASE.pack(1, self.owner, self.deadline, self.items) + self.ranges
 
     @classmethod
-    def unpack(cls, data: bytes) -> "Lease":
+    def unpack(cls, data: bytes) -> Lease:
         """Read the record."""
         _, owner, deadline, items = LEASE.unpack_from(data)
         return cls(owner, deadline, items, data[LEASE.size :])
@@ -250,7 +253,7 @@ class Contents(NamedTuple):
     damaged: list[bytes]
 
     @classmethod
-    def nothing(cls) -> "Contents":
+    def nothing(cls) -> Contents:
         """Return those of a queue that has none."""
         return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), [])
 

@@ -7,8 +7,10 @@ A token is given once. A lease that is not there any more is gone for ever: an a
 whoever has the items now.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 from lmdbqueue import _format
@@ -34,6 +36,7 @@ from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, read
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time

@@ -4,8 +4,10 @@ Owns: making a queue, appending, what "full" means. Law: a number is given once;
 none; what is beyond what is retained goes in the same step. Must not know: clocks (it is told the time), pickling.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 from lmdbqueue import _format
@@ -26,6 +28,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 
 _PAGE: Final = 4096  # bytes, of LMDB
 _BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload

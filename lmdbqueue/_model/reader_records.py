@@ -8,6 +8,8 @@ its own in META, and an entry in AWAY, ``passed`` with the key and its name, so 
 A damaged record never stops a removal: what that reader loses is not counted then, and the reader says so.
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile

@@ -7,9 +7,10 @@ A reader's position is in the queue's own order, so that nothing may come in bef
 comes due or comes back gets a new key at the tail (``_model.returns``), and a push with a priority is refused.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
-from typing import NamedTuple
 from zlib import crc32
 
 from lmdbqueue import _format
@@ -34,6 +35,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
 
 

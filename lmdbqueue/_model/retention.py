@@ -8,6 +8,8 @@ Trimming is a step of the same transaction that made it due. What all readers ha
 ``_AT_ONCE`` items; what is left goes with the next.
 """
 
+from __future__ import annotations
+
 from itertools import islice, takewhile
 from typing import Final
 

@@ -12,9 +12,11 @@ and which a reboot begins anew, but then every owner is dead; all others on the 
 reboot.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final, NamedTuple, Protocol, TypeVar, TypeVarTuple
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import READERS, RETAINED, away, pack, unpack
@@ -32,6 +34,7 @@ from lmdbqueue._model import (
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Moment
 
 R = TypeVar("R")

@@ -4,6 +4,8 @@ Owns: where each figure comes from. Law: all of one snapshot, each at a cost tha
 of the queue. Must not know: LMDB.
 """
 
+from __future__ import annotations
+
 import os
 
 from lmdbqueue import _format

@@ -20,6 +20,8 @@ since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=Fal
 instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised.
 """
 
+from __future__ import annotations
+
 from zlib import crc32
 
 from lmdbqueue import _format

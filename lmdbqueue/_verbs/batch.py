@@ -5,9 +5,12 @@ before; its mark says enough to tell after any crash whether it was stored. Must
 they are stored.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+
+from lmdbqueue._tuples import NamedTuple
 
 
 class Origin(NamedTuple):

@@ -8,6 +8,8 @@ it, even if the user catches it: what the call did halfway would be committed. S
 inner block, which is a part of the outer one. A block that was under way at a fork is the parent's.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

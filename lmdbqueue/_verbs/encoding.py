@@ -5,6 +5,8 @@ transaction, or is called by a ``map`` or a generator of ours, which would take 
 Must not know: who stores the bytes.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar

@@ -8,6 +8,8 @@ An engine belongs to one queue object and is *held*: by the queue, and by its re
 event loop, its courier. ``_local.engine`` keeps items in LMDB, ``postgres._engine`` in tables.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar
 

@@ -4,6 +4,8 @@ Owns: how many items are in hand, and which threads may be taking one right now.
 moment: in the queue, reached for, or in hand. Must not know: the queue.
 """
 
+from __future__ import annotations
+
 import threading
 import weakref
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from lmdbqueue._host.threads import Resting
 
 R = TypeVar("R")
 
-_all: "weakref.WeakSet[Hands]" = weakref.WeakSet()
+_all: weakref.WeakSet[Hands] = weakref.WeakSet()
 
 
 class Hands:

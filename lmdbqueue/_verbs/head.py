@@ -4,13 +4,16 @@ Owns: decoding after the transactions, waiting, and in which order a verb asks t
 it was decoded. Must not know: how items are kept, who waits.
 """
 
+from __future__ import annotations
+
 import operator
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.engine import Engine
 
@@ -120,7 +123,7 @@ class Head(Generic[T]):
             raise ShutDown
         return found
 
-    def fill(self, batch: "Batch", timeout: float | None) -> None:
+    def fill(self, batch: Batch, timeout: float | None) -> None:
         """Wait for an item, at most ``timeout`` seconds; then, as long as it lingers, for the batch to be full."""
 
         def anything() -> bool | None:
@@ -130,7 +133,7 @@ class Head(Generic[T]):
             with suppress(ShutDown):
                 self.wait(lambda: self.is_full(batch) or None, batch.linger)
 
-    def is_full(self, batch: "Batch") -> bool:
+    def is_full(self, batch: Batch) -> bool:
         """Return whether more items would not fit, or will not come."""
         if self.engine.is_shut_down:
             return True

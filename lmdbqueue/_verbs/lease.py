@@ -4,6 +4,8 @@ Owns: what a user does with a lease. Law: whether a lease still holds is asked o
 remembered, since a transaction that took part may be undone. Must not know: how leases are kept.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -5,6 +5,8 @@ takes a ``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``
 differ, since items outlive the process, is said at each verb. Must not know: how items are kept.
 """
 
+from __future__ import annotations
+
 import operator
 import time
 from abc import ABC, abstractmethod
@@ -21,12 +23,12 @@ from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease
-from lmdbqueue._verbs.reader import Reader, checked_start
 from lmdbqueue._verbs.reading import checked_count
-from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
+    from lmdbqueue._verbs.reader import Reader
+    from lmdbqueue._verbs.state import StateMapping
     from lmdbqueue._verbs.worker import Hook, Job, Retry, Stop, Worked
 
 T = TypeVar("T")
@@ -333,36 +335,36 @@ class Queue(Writing[T], ABC):
     @overload
     def work(
         self,
-        handler: "Callable[[T], object] | Callable[[T, Job], object]",
+        handler: Callable[[T], object] | Callable[[T, Job], object],
         *,
         items: Literal[1] = 1,
         max_bytes: int | None = None,
         linger: float = 0.0,
         ttl: float = 60.0,
-        retry: "Retry | None" = None,
+        retry: Retry | None = None,
         concurrency: int = 1,
-        stop: "Stop | None" = None,
-        progress: "Callable[[Worked], object] | None" = None,
-        on_retry: "Hook | None" = None,
-        on_dead: "Hook | None" = None,
-    ) -> "Worked": ...
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
+    ) -> Worked: ...
 
     @overload
     def work(
         self,
-        handler: "Callable[[list[T]], object] | Callable[[list[T], list[Job]], object]",
+        handler: Callable[[list[T]], object] | Callable[[list[T], list[Job]], object],
         *,
         items: int,
         max_bytes: int | None = None,
         linger: float = 0.0,
         ttl: float = 60.0,
-        retry: "Retry | None" = None,
+        retry: Retry | None = None,
         concurrency: int = 1,
-        stop: "Stop | None" = None,
-        progress: "Callable[[Worked], object] | None" = None,
-        on_retry: "Hook | None" = None,
-        on_dead: "Hook | None" = None,
-    ) -> "Worked": ...
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
+    ) -> Worked: ...
 
     def work(
         self,
@@ -372,13 +374,13 @@ class Queue(Writing[T], ABC):
         max_bytes: int | None = None,
         linger: float = 0.0,
         ttl: float = 60.0,
-        retry: "Retry | None" = None,
+        retry: Retry | None = None,
         concurrency: int = 1,
-        stop: "Stop | None" = None,
-        progress: "Callable[[Worked], object] | None" = None,
-        on_retry: "Hook | None" = None,
-        on_dead: "Hook | None" = None,
-    ) -> "Worked":
+        stop: Stop | None = None,
+        progress: Callable[[Worked], object] | None = None,
+        on_retry: Hook | None = None,
+        on_dead: Hook | None = None,
+    ) -> Worked:
         """Lease items, call ``handler``, acknowledge; repeat until told to stop.
 
         If the handler raises an ``Exception``, its items return after the delay of ``retry``, or become dead letters.
@@ -454,6 +456,8 @@ class Queue(Writing[T], ABC):
             OptionError: The queue has items with priorities, or takes pushes in a relaxed order.
         """
         self._engine.refuse_if_closed()
+        from lmdbqueue._verbs.reader import Reader, checked_start  # noqa: PLC0415  (most queues have no readers)
+
         self._engine.reader_create(check_name(name), checked_start(start))
         return Reader(self, name)
 

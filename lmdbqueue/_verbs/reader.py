@@ -4,6 +4,8 @@ Owns: the verbs that only a reader has, and when it lets items gather. Law: a re
 do, with its position in the place of the head. Must not know: how positions are kept.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -141,6 +143,8 @@ class Reader(Reading[T]):
     So after a move that had read everything and had to wait for another process's flush, a blocking verb lets items
     gather: until moves take a hundredth of the time, for 50 ms at most, and only while more than one item arrives.
     """
+
+    __module__ = "lmdbqueue"  # also before anybody has asked for it there
 
     _head: Position[T]
 

@@ -4,10 +4,13 @@ Owns: arguments and results of ``peek``, ``pop``, ``delete`` and their kin. Law:
 Must not know: how items are kept, what else there is than the items in their order.
 """
 
+from __future__ import annotations
+
 import operator
 import sys
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
+from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._verbs.head import Head
 
 T = TypeVar("T")

@@ -4,6 +4,8 @@ Owns: what each name stands for. Law: the functions are of modules, so that a qu
 a name needs is imported when it is used. Must not know: queues.
 """
 
+from __future__ import annotations
+
 import pickle
 from collections.abc import Callable
 from typing import Any, Final, Literal

@@ -4,6 +4,8 @@ Owns: what is kept under a key. Law: each method is one atomic step, and joins t
 Must not know: how it is kept, what is done with it.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import AbstractContextManager

@@ -4,6 +4,8 @@ Owns: arguments and results of ``push`` and its kin, browsing. Law: arguments ar
 transaction begins. Must not know: how items are kept.
 """
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial

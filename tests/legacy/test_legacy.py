@@ -538,9 +538,3 @@ def test_a_queue_is_not_made_where_something_else_stands(old):
     with pytest.raises(FormatError):
         import_file(old, os.path.join(old, "data.db"))
     assert tree(os.path.dirname(old)) == before
-
-
-def test_importing_the_library_does_not_import_imports():
-    program = "import sys, lmdbqueue; print([name for name in sys.modules if 'legacy' in name or 'foreign' in name])"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"

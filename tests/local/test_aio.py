@@ -560,11 +560,6 @@ def test_a_damaged_item_is_told_and_stays(tmp_path):
     asyncio.run(main())
 
 
-def test_the_synchronous_package_does_not_import_asyncio():
-    code = "import sys, lmdbqueue; sys.exit('asyncio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 def test_async_with_opens_and_an_unopened_object_says_so(tmp_path):
     async def main():
         queue = AsyncPersistentQueue("queue", tmp_path, maxsize=3)

@@ -3,68 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import MutableMapping
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmdbqueue import CorruptQueueError, PersistentQueue
-
-FAST = {"durability": "off"}
-
-
-def test_state_is_a_mapping(queue):
-    state = queue.state
-    assert isinstance(state, MutableMapping)
-    state["b"] = [1, 2]
-    state["a"] = None
-    state[""] = "empty"
-    state["with/slash"] = b"x" * 10_000
-    assert list(state) == ["", "a", "b", "with/slash"]
-    assert len(state) == 4
-    assert "a" in state
-    assert "c" not in state
-    assert 7 not in state
-    assert state["with/slash"] == b"x" * 10_000
-    assert state.pop("b") == [1, 2]
-    assert state.pop("b", 3) == 3
-    assert state.setdefault("b", 4) == 4
-    assert state.setdefault("b", 5) == 4
-    state.update({"a": 1}, c=2)
-    assert state == {"": "empty", "a": 1, "b": 4, "c": 2, "with/slash": b"x" * 10_000}
-    assert state.popitem() == ("", "empty")
-    del state["c"]
-    with pytest.raises(KeyError, match="c"):
-        del state["c"]
-    with pytest.raises(KeyError, match="c"):
-        state["c"]
-    with pytest.raises(KeyError):
-        state.pop("c")
-    state.clear()
-    assert dict(state) == {}
-    state.clear()
-
-
-def test_keys_that_do_not_fit_are_refused(open_queue):
-    queue = open_queue(name="n" * 200)
-    queue.state["k" * 300] = 1
-    with pytest.raises(ValueError, match="at most"):
-        queue.state["k" * 311] = 1
-    with pytest.raises(TypeError, match="str"):
-        queue.state[b"bytes"] = 1
-    with pytest.raises(TypeError, match="str"):
-        queue.state[3]
-    assert list(queue.state) == ["k" * 300]
-
-
-def test_values_go_through_dumps_and_loads(open_queue):
-    queue = open_queue(dumps=lambda value: bytearray(json.dumps(value).encode()), loads=json.loads)
-    queue.state["k"] = (1, 2)
-    assert queue.state["k"] == [1, 2]
-    with pytest.raises(TypeError):
-        queue.state["k"] = {1}
-    assert queue.state["k"] == [1, 2]
+from lmdbqueue._local import compaction
 
 
 @pytest.mark.parametrize("checksum", [True, False])
@@ -90,7 +33,7 @@ def test_state_that_is_written_while_a_flush_copies_is_not_lost(open_queue, monk
     queue = open_queue()
     queue.push([b"x" * 1000] * 100)
     queue.state.update(before=1, gone=1)
-    copy = PersistentQueue.flush.__globals__["compaction"].Ahead.copy
+    copy = compaction.Ahead.copy
 
     def copied(*args):
         result = copy(*args)
@@ -99,7 +42,7 @@ def test_state_that_is_written_while_a_flush_copies_is_not_lost(open_queue, monk
         del queue.state["gone"]
         return result
 
-    monkeypatch.setattr(PersistentQueue.flush.__globals__["compaction"].Ahead, "copy", copied)
+    monkeypatch.setattr(compaction.Ahead, "copy", copied)
     queue.flush(force=True)
     assert dict(queue.state) == {"before": 2, "new": 3}
     assert len(queue) == 100
@@ -170,22 +113,9 @@ def test_repair_keeps_queues_whose_names_sort_otherwise_than_their_records(open_
     assert number == queues["a"]._engine.environment._generation.number
 
 
-KEYS = st.text(st.characters(codec="utf-8"), max_size=20)
-
-
-@given(st.lists(st.tuples(st.sampled_from(("set", "del", "flush")), KEYS, st.integers())))
-def test_state_is_what_a_dict_would_be(steps):
-    import tempfile  # noqa: PLC0415
-
-    with tempfile.TemporaryDirectory() as place, PersistentQueue("queue", place, **FAST) as queue:
-        model = {}
-        for what, key, value in steps:
-            if what == "set":
-                queue.state[key] = model[key] = value
-            elif what == "del":
-                assert queue.state.pop(key, None) == model.pop(key, None)
-            else:
-                queue.flush(force=True)
-        assert dict(queue.state) == model
-        assert list(queue.state) == sorted(model, key=str.encode)
-        assert queue.check() == []
+def test_a_key_that_does_not_fit_beside_a_long_name_is_refused(open_queue):
+    queue = open_queue(name="n" * 200)
+    queue.state["k" * 300] = 1
+    with pytest.raises(ValueError, match="at most"):
+        queue.state["k" * 311] = 1
+    assert list(queue.state) == ["k" * 300]
