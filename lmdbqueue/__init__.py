@@ -16,8 +16,8 @@ moves items elsewhere, ``lmdbqueue.legacy`` imports queues of other libraries, `
 logging, Celery, Huey, OpenTelemetry and Prometheus. The distribution is called ``lmdbqueue-persistent``.
 
 The rest is for maintainers. The map: one floor a package, imports go down it only. Each package lists its files in its
-own docstring, top down; each file begins with what it owns. Only ``_lmdb`` imports ``lmdb``, only ``postgres`` imports
-``psycopg``.
+own docstring, top down; each file begins with what it owns. ``docs/design.md`` says where to look for what. Of all
+packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycopg``.
 
 ================  ==================================================================================
 ``integrations``  what programs already use, with this queue beneath; a package with a map of its own
