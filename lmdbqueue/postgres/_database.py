@@ -51,7 +51,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _OTHERS: Final = 2  # connections in transactions, which take what a pooler has free
-_SLOW: Final = 1.0  # seconds that it takes to connect to a server that is there, at the most
+_SLOW: Final = 2.5  # seconds that it takes to connect to a server that is there, at the most
 _databases: dict[tuple[str, str], "Database"] = {}
 _registry = threading.RLock()  # as all locks here: a call from within a call of the same thread must not wait for it
 

@@ -127,6 +127,7 @@ class Ear:
                 time.sleep(_PAUSE)
                 continue
             self._is_away = False
+            began = time.monotonic()
             with suppress(psycopg.Error):
                 self._follow(session)
             self._session = None
@@ -137,6 +138,7 @@ class Ear:
                 session.leave()
             else:
                 session.close()
+                time.sleep(max(0.0, began + _PAUSE - time.monotonic()))  # if the server refuses to listen
         self._close_pipe()
 
     def _follow(self, session: Session) -> None:

@@ -1,5 +1,6 @@
 """What stopped, slowed or lost once, on a server as others have it: its limits, its settings, its other users."""
 
+import itertools
 import logging
 import os
 import resource
@@ -20,7 +21,7 @@ from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, Tr
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 from lmdbqueue.forward import Forwarder
-from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres import PostgresQueue, _ear
 
 
 def begin_at(postgres, schema, number):
@@ -582,3 +583,21 @@ def test_what_a_server_will_never_take_is_refused_by_its_number_and_a_permission
         (letter,) = spool.dead
         assert (letter.seq, "check" in letter.reason) == (1, True)
     assert done.failures == 0
+
+
+def test_a_server_that_does_not_let_us_listen_is_not_asked_without_a_pause(open_postgres, monkeypatch):
+    """Who waits looks by itself meanwhile."""
+    queue, asked = open_postgres(), []
+
+    def follow(_self, _session):
+        asked.append(time.monotonic())
+        raise psycopg.errors.FeatureNotSupported
+
+    monkeypatch.setattr(_ear.Ear, "_follow", follow)
+    taker = threading.Thread(target=lambda: queue.get(timeout=DEADLINE))
+    taker.start()
+    eventually(lambda: len(asked) >= 3)
+    queue.push("x")
+    taker.join(DEADLINE)
+    assert queue.count() == 0
+    assert all(later - before >= 0.2 for before, later in itertools.pairwise(asked))
