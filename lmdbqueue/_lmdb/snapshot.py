@@ -220,11 +220,6 @@ class Snapshot:
         found = (self._tables.get(Ref(name, _format.identity(each))) for name, each in records if each is not None)
         return [each for each in found if each is not None]
 
-    def known(self, txn: Txn) -> list[Tables] | None:
-        """Return where the records of all queues are that ``txn`` sees, None if a handle is not open."""
-        found = self.open_to(txn)
-        return found if len(found) == len(self.names(txn)) else None
-
     def _open_shared(self, txn: Txn, *, create: bool) -> None:
         self.meta = self._env.open_db(_format.META, txn=txn, create=create)
         self.away = self._env.open_db(_format.AWAY, txn=txn, create=create)

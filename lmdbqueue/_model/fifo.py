@@ -127,11 +127,6 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
     return sorted(found)
 
 
-def all_bounds(txn: Txn, queue: Tables) -> dict[int, Bounds]:
-    """Return the bounds of all classes that have, or had, items."""
-    return {number: bounds(txn, queue, number) for number in classes(txn, queue)}
-
-
 # --- reading
 
 

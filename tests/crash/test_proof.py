@@ -326,7 +326,7 @@ def test_a_record_of_what_is_held_back_that_is_missing_is_found(kind, held_back)
                     continue
                 cursor.delete()
             found = True
-            tables = next(each for each in generation.known(txn) if each.name == queue.name)
+            tables = next(each for each in generation.open_to(txn) if each.name == queue.name)
             assert away_proof.Proof(txn, tables).sentences() != []
     assert found
 
