@@ -2,10 +2,9 @@
 
 import gc
 import os
-import signal
 
 import pytest
-from processes import KILLED, forked, status_of
+from processes import forked, holder, kill, status_of
 
 from lmdbqueue import (
     CorruptItemError,
@@ -35,30 +34,8 @@ def figures(queue):
     return stats.waiting, stats.leased, stats.delayed, stats.dead
 
 
-def holder(fn, *args):
-    """Run ``fn`` in a child that lives on until it is killed; return its pid once ``fn`` is done."""
-    ear, mouth = os.pipe()
-
-    def hold():
-        kept = fn(*args)
-        os.write(mouth, b".")
-        signal.pause()
-        del kept
-
-    pid = forked(hold)
-    os.close(mouth)
-    assert os.read(ear, 1), "it failed"
-    os.close(ear)
-    return pid
-
-
 def owners(place):
     return [name for name in os.listdir(place / "queue") if name.startswith("owner-")]
-
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-    assert status_of(pid) == KILLED
 
 
 # --- what a lease holds

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import math
 import os
 import pickle
 import subprocess
@@ -23,26 +22,6 @@ from lmdbqueue import (
 )
 from lmdbqueue._host.disk import disk_full, explain
 from lmdbqueue.legacy import import_file
-
-
-@pytest.mark.parametrize("ttl", [math.inf, -math.inf, math.nan, 0, -1, 1e300])
-def test_a_ttl_that_is_none_is_a_value_error(queue, ttl):
-    queue.push("a")
-    with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
-        queue.lease(ttl=ttl)
-    with queue.lease() as lease, pytest.raises(ValueError, match="ttl"):
-        lease.extend(ttl)
-    with pytest.raises(ValueError, match="ttl"):
-        queue.work(print, ttl=ttl)
-
-
-LIMITS = [{"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"bytes": 1 << 64}]
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-def test_a_limit_that_is_none_is_a_value_error(queue, limit):
-    with pytest.raises(ValueError, match="retain"):
-        queue.retain(**limit)
 
 
 def test_a_path_that_is_no_utf_8_is_a_path_like_any_other(tmp_path):

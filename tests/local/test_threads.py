@@ -123,21 +123,6 @@ def test_concurrent_pops_of_several_take_runs_that_do_not_overlap(open_queue):
     assert all(run == list(range(run[0], run[0] + len(run))) for run in runs)
 
 
-def test_a_limit_holds_among_many_pushing_threads(open_queue):
-    queue = open_queue(maxsize=10, durability="off")
-
-    def push(n):
-        try:
-            queue.push(n)
-        except Full:
-            return 0
-        return 1
-
-    with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(push, range(64))) == 10
-    assert queue.count() == 10
-
-
 def test_items_are_never_missed_by_threads_that_open_and_close_the_queue_all_the_time(open_queue, tmp_path):
     keep = open_queue(durability="off")
 

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from contextlib import suppress
 
 import pytest
 from processes import DEADLINE, eventually, forked, status_of
@@ -89,15 +88,6 @@ def test_what_others_are_taking_is_not_waited_for_and_goes_with_them(queue):
     thread.join(DEADLINE)
     assert list(queue) == ["d", "e", "f"]
     assert reader.skipped == 0
-
-
-def test_an_undone_block_gives_a_reader_its_place_back(queue):
-    reader = queue.reader("reader")
-    with suppress(ZeroDivisionError), queue.transaction():
-        reader.delete(4)
-        assert (len(reader), len(queue)) == (2, 2)
-        raise ZeroDivisionError
-    assert (reader.peek(), len(reader), len(queue)) == ("a", 6, 6)
 
 
 def test_readers_consumers_and_producers_of_many_processes_lose_count_of_nothing(open_postgres):

@@ -426,3 +426,26 @@ def generations(directory: str) -> list[str]:
 
 def directory_size(directory: str) -> int:
     return sum(entry.stat().st_blocks * 512 for entry in os.scandir(directory))
+
+
+def holder(fn, *args):
+    """Run ``fn`` in a child that lives on until it is killed; return its pid once ``fn`` is done."""
+    ear, mouth = os.pipe()
+
+    def hold():
+        kept = fn(*args)
+        os.write(mouth, b".")
+        signal.pause()
+        del kept
+
+    pid = forked(hold)
+    os.close(mouth)
+    assert os.read(ear, 1), "it failed"
+    os.close(ear)
+    return pid
+
+
+def kill(pid):
+    """Kill a child of ``forked``, and wait for its end."""
+    os.kill(pid, signal.SIGKILL)
+    assert status_of(pid) == KILLED

@@ -1,13 +1,14 @@
 """Consumers that can die, on every engine: leases, delays, keys, dead letters, the loop of a worker."""
 
 import gc
+import math
 import os
 import signal
 import threading
 import time
 
 import pytest
-from processes import DEADLINE, KILLED, Sleeps, eventually, forked, status_of
+from processes import DEADLINE, Sleeps, eventually, forked, holder, kill, status_of
 
 from lmdbqueue import ClosedError, DecodeError, Empty, LeaseExpiredError, Retry, ShutDown, Worked
 
@@ -23,28 +24,6 @@ def figures(queue):
     stats = queue.stats()
     assert stats.waiting == len(queue)
     return stats.waiting, stats.leased, stats.delayed, stats.dead
-
-
-def holder(fn, *args):
-    """Run ``fn`` in a child that lives on until it is killed; return its pid once ``fn`` is done."""
-    ear, mouth = os.pipe()
-
-    def hold():
-        kept = fn(*args)
-        os.write(mouth, b".")
-        signal.pause()
-        del kept
-
-    pid = forked(hold)
-    os.close(mouth)
-    assert os.read(ear, 1), "it failed"
-    os.close(ear)
-    return pid
-
-
-def kill(pid):
-    os.kill(pid, signal.SIGKILL)
-    assert status_of(pid) == KILLED
 
 
 # --- what a lease holds
@@ -74,9 +53,15 @@ def test_an_empty_lease_is_falsy_and_harmless(queue):
             lease.ack()
             lease.nack()
             lease.extend(5)
-    for ttl in (0, -0.5):
-        with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
-            queue.lease(ttl=ttl)
+
+
+@pytest.mark.parametrize("ttl", [math.inf, -math.inf, math.nan, 0, -0.5, 1e300])
+def test_a_ttl_that_is_none_is_refused(full, ttl):
+    with full.lease() as lease:
+        for call in (lambda: full.lease(ttl=ttl), lambda: lease.extend(ttl), lambda: full.work(print, ttl=ttl)):
+            with pytest.raises(ValueError, match="ttl is a positive number of seconds"):
+                call()
+    assert full.stats().leased == 0
 
 
 def test_the_end_of_the_block_acknowledges_and_an_exception_gives_back_to_the_places(full):

@@ -1,5 +1,6 @@
 """Named readers, on every engine: each reads the whole queue at its own pace, and what all have passed goes."""
 
+import math
 import os
 import pickle
 import threading
@@ -387,6 +388,9 @@ def test_the_tightest_limit_holds_and_others_see_it(engine):
             queue.retain(0)
         with pytest.raises(ValueError, match="positive"):
             queue.retain(seconds=-1.0)
+        for limit in ({"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"bytes": 1 << 64}):
+            with pytest.raises(ValueError, match="retain"):
+                queue.retain(**limit)
 
 
 def test_what_goes_by_itself_goes_in_steps_of_bounded_size(engine):

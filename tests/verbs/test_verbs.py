@@ -52,8 +52,13 @@ def test_push_returns_numbers_in_their_order(queue):
 
 
 def test_push_stores_nothing_of_a_list_whose_last_item_cannot_be_encoded(queue):
-    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
-        queue.push([1, 2, threading.Lock()])
+    for add in (
+        lambda: queue.push([1, 2, threading.Lock()]),
+        lambda: queue.push(threading.Lock()),
+        lambda: queue.put(threading.Lock()),
+    ):
+        with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+            add()
     assert queue.count() == 0
     assert queue.push("next") == 0
 
@@ -212,21 +217,35 @@ def test_anything_with_an_index_is_a_number_of_items(queue):
     assert list(queue) == ["d"]
 
 
-@pytest.mark.parametrize("verb", ["peek", "pop", "get"])
-def test_what_cannot_be_decoded_is_told_and_stays_and_so_does_what_was_asked_for_with_it(engine, verb):
+TAKES = {
+    "peek": lambda queue: queue.peek(),
+    "peek several": lambda queue: queue.peek(3),
+    "peek blocking": lambda queue: queue.peek(2, blocking=True, timeout=5),
+    "pop": lambda queue: queue.pop(),
+    "pop more than there are": lambda queue: queue.pop(30),
+    "pop blocking": lambda queue: queue.pop(1, blocking=True, timeout=5),
+    "get": lambda queue: queue.get(timeout=5),
+    "get_nowait": lambda queue: queue.get_nowait(),
+    "browse": list,
+}
+
+
+def test_what_cannot_be_decoded_is_told_and_stays_and_so_does_what_was_asked_for_with_it(engine):
     def loads(payload):
         return payload.decode("ascii")
 
     queue = engine(dumps=bytes, loads=loads)
-    queue.push([b"\xff", b"b"])
-    for _ in range(2):
+    queue.push([b"gone", b"\xff", b"b", b"c"])
+    queue.pop()
+    for take in [*TAKES.values(), *TAKES.values()]:
         with pytest.raises(DecodeError) as caught:
-            getattr(queue, verb)(*([] if verb == "get" else [2]))
-        assert (caught.value.seq, caught.value.payload) == (0, b"\xff")
-        assert isinstance(caught.value.__cause__, UnicodeDecodeError)
-    assert queue.count() == 2
+            take(queue)
+        error = caught.value
+        assert (error.seq, error.payload, error.reason.split(":")[0]) == (1, b"\xff", "UnicodeDecodeError")
+        assert isinstance(error.__cause__, UnicodeDecodeError)
+        assert queue.count() == 3
     assert queue.delete() == 1
-    assert queue.pop() == "b"
+    assert queue.pop(2) == ["b", "c"]
 
 
 @pytest.mark.parametrize("take", ["peek", "pop", "get", "browse"])
