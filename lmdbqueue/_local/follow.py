@@ -9,13 +9,15 @@ has a priority may come before it: it is told by the time in its trailer, from w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
 from lmdbqueue import _format
+from lmdbqueue._errors import CorruptItemError, DecodeError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.reading import head_of
+from lmdbqueue._verbs.writing import OnError, checked_on_error, decoded
 
 T = TypeVar("T")
 _MARGIN: Final = 10**9  # ns that a push may take from the time in its trailer to its commit
@@ -24,7 +26,9 @@ _MARGIN: Final = 10**9  # ns that a push may take from the time in its trailer t
 class Follower(Generic[T]):
     """Somebody who follows a queue. ``new_only``: what waits already does not count as coming."""
 
-    def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False) -> None:
+    def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False, on_error: OnError = "raise") -> None:
+        self._on_error = checked_on_error(on_error)
+        self._left: list[Entry] = []  # from the first that could not be decoded on
         self._head = head_of(queue)
         self._engine = local_engine_of(queue)
         self._key = b""  # the last that was seen
@@ -37,7 +41,18 @@ class Follower(Generic[T]):
 
     def wait(self, timeout: float) -> list[T]:
         """Return items that came since the last call; wait for some for ``timeout`` seconds, then return none."""
-        return self._head.decode(self._head.wait(self._look, timeout) or [])
+        entries = self._left or self._head.wait(self._look, timeout) or []
+        self._left = []
+        items: list[T] = []
+        for number, entry in enumerate(entries):
+            try:
+                items += decoded(self._head, entry, self._on_error)
+            except (DecodeError, CorruptItemError):
+                if not items:
+                    raise
+                self._left = entries[number:]
+                break
+        return items
 
     def _look(self) -> list[Entry] | None:
         now = self._engine.clock().wall
@@ -72,10 +87,15 @@ class Follower(Generic[T]):
 
 def numbered(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes]]:
     """Browse as iteration does, and give the numbers and the bytes of the items."""
+    return ((seq, payload) for seq, payload, _ in described(queue))
+
+
+def described(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes, Mapping[str, str]]]:
+    """Do as ``numbered``, and give their headers, too."""
     engine = local_engine_of(queue)
     key = b""
     while entries := engine.since(key):
         for entry in entries:
             (payload,) = engine.payloads([entry])
-            yield _format.seq_of(entry[0]), payload
+            yield _format.seq_of(entry[0]), payload, engine.trailers([entry])[0].headers
         key = entries[-1][0]

@@ -144,3 +144,11 @@ def confirm(question: str, *, yes: bool) -> None:
     except click.Abort:
         pass
     raise Failure("nothing was removed")
+
+
+def header_of(text: str) -> tuple[str, str]:
+    """Return the name and the value of a header that was given as NAME:VALUE."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"A header is NAME:VALUE, not {text!r}.")
+    return name.strip(), value.strip()

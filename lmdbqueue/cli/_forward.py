@@ -19,7 +19,7 @@ import click
 from lmdbqueue._host.directory import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue._verbs.batch import Target
-from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, name_option, path_argument
+from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, header_of, name_option, path_argument
 from lmdbqueue.cli._open import Form
 from lmdbqueue.cli._progress import progress
 from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_bytes, as_json, load
@@ -113,7 +113,7 @@ def _target(
         encode: Callable[[Any], bytes] = as_bytes if form == "bytes" else as_json
         try:
             if scheme.startswith("http"):
-                given = dict(_header(each) for each in headers)
+                given = dict(map(header_of, headers))
                 return HttpTarget(url, given, encode, batch or 1, loads=loads)
             return _broker(url, encode=encode, loads=loads, qos=qos, batch=batch or 1000)
         except ValueError as error:
@@ -143,14 +143,6 @@ def _broker(url: str, **how: Any) -> MqttTarget:
         password=None if parts.password is None else unquote(parts.password),
         **how,
     )
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        message = f"a header is NAME:VALUE, not {text!r}"
-        raise ValueError(message)
-    return name.strip(), value.strip()
 
 
 def _loaded(payload: bytes, *, stranger: str) -> object:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
-from lmdbqueue._local.follow import Follower
+from lmdbqueue._local.follow import Follower, described
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.lease import DeadLetter
 from lmdbqueue.cli._command import (
@@ -27,6 +27,7 @@ from lmdbqueue.cli._command import (
     command,
     commands,
     counted,
+    header_of,
     name_option,
     path_argument,
     print_lines,
@@ -64,35 +65,54 @@ count_option = click.option(
 @name_option
 @form_options
 @click.option("--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Hold the items back.")
+@click.option("--expires", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not delivered later.")
+@click.option("--priority", type=click.IntRange(-128, 127), default=0, metavar="N", help="Lower leaves sooner.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A text that goes with the items.")
 @click.option("--unique", metavar="KEY", help="Do not store the item if one with this key exists.")
-def push(path: str, items: tuple[str, ...], name: str, form: Form, delay: float, unique: str | None) -> None:
+@click.option("--replace", is_flag=True, help="With --unique: the newest item with the key wins.")
+def push(
+    path: str,
+    items: tuple[str, ...],
+    name: str,
+    form: Form,
+    *,
+    unique: str | None,
+    replace: bool,
+    headers: tuple[str, ...],
+    **how: Any,
+) -> None:
     """Append items: arguments, or lines of standard input.
 
     Arguments are stored all or none, in one step. Lines are stored as they arrive.
     """
     if unique is not None and len(items) != 1:
         raise click.UsageError("--unique is for one ITEM.")
+    if replace and unique is None:
+        raise click.UsageError("--replace is for the item that has the same --unique KEY.")
+    if how["expires"] is not None and how["expires"] <= how["delay"]:
+        raise click.UsageError("It would expire before --delay is over.")
+    how["headers"] = dict(map(header_of, headers)) or None
     found = [item_of(os.fsencode(item), form) for item in items]
     with writable(path, name, form) as queue:
         given: Any  # numbers, as those of a list always are
         if unique is not None:
-            given = queue.push(found, delay=delay, unique=[unique])
+            given = queue.push(found, unique=[unique], replace=replace, **how)
             click.echo(f"item {given[0]} has the key")
         elif found:
-            given = queue.push(found, delay=delay)
+            given = queue.push(found, **how)
             click.echo(f"pushed item {given[0]}" if len(given) == 1 else f"pushed items {given[0]} to {given[-1]}")
         else:
-            click.echo(f"pushed {counted(_push_lines(queue, form, delay))}")
+            click.echo(f"pushed {counted(_push_lines(queue, form, how))}")
 
 
-def _push_lines(queue: PersistentQueue[Any], form: Form, delay: float) -> int:
+def _push_lines(queue: PersistentQueue[Any], form: Form, how: dict[str, Any]) -> int:
     """Push the lines of standard input as they come; return how many there were."""
     stored = 0
     size = os.fstat(0).st_size or None
     with progress("pushing", in_bytes=True) as report:
         for lines, done in _blocks_of_lines():
             try:
-                queue.push(_items_of(lines, form, stored), delay=delay)
+                queue.push(_items_of(lines, form, stored), **how)
             except (QueueError, ValueError) as error:
                 raise Failure(f"{error}; the {stored:,} lines before are stored", code_of(error)) from error
             stored += len(lines)
@@ -130,15 +150,27 @@ def _items_of(lines: list[bytes], form: Form, before: int) -> list[object]:
 @path_argument
 @name_option
 @count_option
+@click.option("--headers", "with_headers", is_flag=True, help="Print the headers of each item before it, as JSON.")
 @reading_options
-def peek(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
-    """Print the first items, and leave them in the queue."""
+def peek(path: str, name: str, count: int, form: Form, *, with_headers: bool, trust: bool) -> int:
+    """Print the first items, and leave them in the queue.
+
+    With --headers a line is the headers and the item with a tab between; with --json, too, an object of JSON.
+    """
     printed = 0
     with readable(path, name, form, trust=trust) as queue:
-        for lines in _blocks(islice(queue, count)):
+        items = _with_headers(queue, form) if with_headers else queue
+        for lines in _blocks(islice(items, count)):
             print_lines(lines)
             printed += len(lines)
     return 0 if printed or not count else NOTHING
+
+
+def _with_headers(queue: PersistentQueue[bytes], form: Form) -> Iterator[bytes]:
+    for seq, payload, found in described(queue):
+        line, headers = _decoded(queue.loads, seq, payload), to_json(dict(found))
+        is_json = form == "json"
+        yield b'{"headers": %s, "item": %s}' % (headers, line) if is_json else headers + b"\t" + line
 
 
 @command("pop", example="lmdbqueue pop uploads -n 100 --json | jq .name")
@@ -189,8 +221,15 @@ def delete(path: str, name: str, count: int) -> int:
 @name_option
 @click.option("--new", "new_only", is_flag=True, help="Only new items.")
 @click.option("-n", "--count", type=click.IntRange(min=1), help="End after this number of items.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "skip"]),
+    default="raise",
+    show_default=True,
+    help="What to do at an item that cannot be read.",
+)
 @reading_options
-def follow(path: str, name: str, count: int | None, form: Form, *, new_only: bool, trust: bool) -> None:
+def follow(path: str, name: str, count: int | None, form: Form, *, new_only: bool, on_error: str, trust: bool) -> None:
     """Print items as they arrive, and remove nothing.
 
     First the waiting items, then new ones, one a line, until Ctrl-C. Items that others remove before this command has
@@ -198,12 +237,16 @@ def follow(path: str, name: str, count: int | None, form: Form, *, new_only: boo
     """
     left = sys.maxsize if count is None else count
     with suppress(KeyboardInterrupt), readable(path, name, form, trust=trust) as queue:
-        follower = Follower(queue, new_only=new_only)
+        follower = Follower(queue, new_only=new_only, on_error=_pass_over if on_error == "skip" else "raise")
         while left:
             lines = follower.wait(_PIPE_LOOK)[:left]
             left -= len(lines)
             print_lines(lines)
             _refuse_broken_pipe()
+
+
+def _pass_over(error: Exception) -> None:
+    click.echo(f"lmdbqueue: left out: {error}", err=True)
 
 
 def _refuse_broken_pipe() -> None:

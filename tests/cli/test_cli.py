@@ -188,6 +188,22 @@ def test_delay_and_unique_are_those_of_the_library(run, open_queue):
     run("push", "queue", "a", "b", "--unique", "k", code=2)
 
 
+def test_headers_expiry_priority_and_replacing_are_those_of_the_library(run, open_queue):
+    run("push", "queue", "one", "--header", "a: b", "--header", "c:d:e")
+    run("push", "queue", "two", "--priority", "-1", "--expires", "0.001")
+    run("push", "queue", "three", "--unique", "k", "--delay", "3600")
+    run("push", "queue", "four", "--unique", "k", "--replace")
+    queue = open_queue()
+    eventually(lambda: queue.peek_many(9) == ["one", "four"])
+    assert queue.stats().expired == 1
+    lines = b'{"a": "b", "c": "d:e"}\tone\n{}\tfour\n'
+    assert run("peek", "queue", "--headers", "-n", "9").stdout == lines
+    line = json.loads(run("peek", "queue", "--headers", "--json").stdout)
+    assert line == {"headers": {"a": "b", "c": "d:e"}, "item": "one"}
+    for wrong in (["--replace"], ["--header", "a"], ["--expires", "1", "--delay", "2"], ["--priority", "128"]):
+        run("push", "queue", "a", *wrong, code=2)
+
+
 @pytest.mark.parametrize(("options", "bad"), [(["--json"], b"{oops"), ([], b"\xff")])
 def test_a_line_that_is_no_item_is_named_and_those_before_it_are_stored(begin, open_queue, options, bad):
     process = begin("push", "queue", *options, stdin=subprocess.PIPE)
@@ -324,6 +340,15 @@ def test_follow_of_new_items_leaves_out_those_that_wait(begin, queue):
             break
     assert read_line(process) == b"new"
     assert process.wait(DEADLINE) == 0
+
+
+def test_follow_goes_on_past_what_cannot_be_read_if_it_is_told_to(run, open_queue):
+    queue = open_queue(dumps=bytes)
+    queue.push([pickle.dumps("a"), b"no pickle", pickle.dumps("b")])
+    told = run("follow", "queue", code=UNREADABLE)
+    assert (told.stdout, b"item 1 " in told.stderr) == (b"a\n", True)
+    told = run("follow", "queue", "--on-error", "skip", "-n", "2")
+    assert (told.stdout, b"left out: item 1 " in told.stderr) == (b"a\nb\n", True)
 
 
 def test_follow_ends_with_its_reader_though_nothing_comes(begin, queue):
