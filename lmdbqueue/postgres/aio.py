@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lmdbqueue._async.leases import Opening
-from lmdbqueue.aio import AsyncQueue
+from lmdbqueue._async.queue import AsyncQueue
 from lmdbqueue.postgres._queue import PostgresQueue
 
 __all__ = ["AsyncPostgresQueue"]

@@ -1,0 +1,147 @@
+"""What every awaited verb is made of: an object opened for a loop, and calls that its courier carries.
+
+Owns: when an object is open, time limits, what cancelling a call does. Must not know: what the calls do, threads.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, Generic, Self, TypeVar
+
+from lmdbqueue._async.courier import Courier
+from lmdbqueue._async.jobs import Call, Job, Take, Wanted
+from lmdbqueue._async.leases import Opening
+from lmdbqueue._errors import ClosedError, Empty
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import head_of
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class NotOpenError(ClosedError):
+    """The object was created with the name of a queue, and not opened yet."""
+
+    def __str__(self) -> str:
+        """Say how it is opened."""
+        return f"this {self.path} is not open yet: use it in 'async with', or await {self.path}.open(...)"
+
+
+_AGAIN: Final = 0.25  # seconds between two looks at a call whose time is over, and which was not answered
+_OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_closed", "_settled", "_in_hand")
+
+
+class Calls(Generic[T]):
+    """What a queue for one event loop has of its loop."""
+
+    queue: Queue[T]
+
+    def __init__(self, queue: Queue[T] | Callable[[], Queue[T]]) -> None:
+        """Use ``queue``, which belongs to this object from now on, or what opens it, with ``async with``."""
+        self._open: Callable[[], Queue[T]] | None = None
+        if isinstance(queue, Queue):
+            self._begin_with(queue)
+        else:
+            self._open = queue
+
+    def __getattr__(self, name: str) -> Any:
+        """Say of an object that was not opened yet that it is not."""
+        if name in _OPENED and self.__dict__.get("_open") is not None:
+            raise NotOpenError(type(self).__name__)
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        raise AttributeError(message)
+
+    def _begin_with(self, queue: Queue[T]) -> None:
+        self.queue = queue
+        self._head = head_of(queue)
+        self._engine = self._head.engine
+        self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._settled = asyncio.Event()
+        self._is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._courier = Courier(queue, self._loop)
+        self._moving = asyncio.Lock()  # readers
+
+    @classmethod
+    def _opened_by(cls, open_: Callable[[], Queue[T]]) -> Opening[Self]:
+        async def opened() -> Self:
+            return cls(await asyncio.to_thread(open_))
+
+        return Opening(opened())
+
+    async def __aenter__(self) -> Self:
+        """Open the queue, unless it is open, and return this object."""
+        if self._open is not None:
+            queue = await asyncio.to_thread(self._open)
+            self._open = None
+            self._begin_with(queue)
+        return self
+
+    def __repr__(self) -> str:
+        """Name the queue."""
+        on = "not open" if self._open is not None else f"on {self.queue!r}"
+        return f"<{type(self).__name__} {on}>"
+
+    # --- what the verbs are made of
+
+    def _future(self) -> "asyncio.Future[Any]":
+        return self._loop.create_future()
+
+    async def _carried(self, job: Job) -> Any:
+        self._courier.carry(job)
+        return await job.future
+
+    def _begin(
+        self, fn: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
+    ) -> "asyncio.Future[Any]":
+        call = Call(self._future(), lambda: fn(*args), undo=undo)
+        self._courier.carry(call)
+        return call.future
+
+    async def _call(self, fn: Callable[..., R], *args: Any) -> R:
+        result: R = await self._begin(fn, *args)
+        return result
+
+    async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
+        """Return what ``attempt`` gives as soon as that is not None; None after ``timeout`` seconds."""
+        result: R | None = await self._waited_for(Call(self._future(), attempt, waits=True), timeout)
+        return result
+
+    async def _waited_for(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
+        """Return the result of a job, None if it waits and is not done after ``timeout`` seconds."""
+        if timeout is None or not job.waits:
+            return await self._carried(job)
+        if timeout < 0:
+            message = "'timeout' must be a non-negative number"
+            raise ValueError(message)
+
+        handle: asyncio.TimerHandle
+
+        def end() -> None:
+            nonlocal handle
+            job.is_late = True
+            handle = self._loop.call_later(_AGAIN, end)
+            self._courier.give_up(job)
+
+        handle = self._loop.call_later(timeout, end)
+        try:
+            return await self._carried(job)
+        finally:
+            handle.cancel()
+
+    async def _taken(self, wanted: Wanted, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
+        """Return items that are removed, durably; put them back if the caller was cancelled meanwhile."""
+        found = await self._kept(Take(self._future(), wanted, waits=blocking), timeout)
+        if found is None:
+            raise Empty(wanted.awaited, timeout)
+        items: list[T] = found[1]
+        return items
+
+    async def _kept(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
+        """Return the result of a job; undo it if the caller was cancelled meanwhile."""
+        try:
+            return await self._waited_for(job, timeout)
+        except asyncio.CancelledError:
+            future = job.future
+            if future.done() and not future.cancelled() and future.exception() is None and future.result():
+                self._courier.take_back(job, future.result())
+            raise
