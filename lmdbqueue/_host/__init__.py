@@ -4,6 +4,7 @@
 ``signals``      being told to stop
 ``session``      who is alive, and what is known to be on the disk
 ``directory``    file names, creation, the directory lock
+``strangers``    who else may write to it
 ``bell``         waking sleepers of other processes
 ``owners``       who holds leases, and whether it lives
 ``disk``         fsync, allocation, whose a new file is, the system's errors

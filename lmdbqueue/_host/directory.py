@@ -51,17 +51,17 @@ import re
 import stat
 import struct
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from lmdbqueue._errors import AccessError, CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
+from lmdbqueue._errors import CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
 from lmdbqueue._format import Options
 from lmdbqueue._host import flock, owners
 from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
 from lmdbqueue._host.threads import Parking, is_mine
 
 _GENERATION: Final = r"(\d{8,})\.mdb"
@@ -74,7 +74,6 @@ SESSION: Final = "session"
 BELL: Final = "bell"
 FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; who forwards them writes it
 _LMDB_MAGIC: Final = 0xBEEFC0DE
-_CALLER: Final = 6  # frames up to who opens the queue
 
 Build = Callable[[str, Options], None]  # writes a first environment to a path, with the options in it
 Remembered = Callable[[str], bytes]  # returns the options that stand in the environment at a path, b"" if none do
@@ -154,13 +153,13 @@ def _no_queue(path: str) -> FormatError:
 
 
 def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> Directory:
-    _refuse_read_only(path)
+    refuse_read_only(path)
     options, finding = _options(path, folder, remembered)
     if finding and mends:
         _write_options(path, folder, options)
         _report("%s: %s: it was written anew from what the queue's file remembers", path, finding)
         finding = ""
-    _warn_of_strangers(path)
+    warn_of_strangers(path)
     return Directory(path, options, folder, finding)
 
 
@@ -422,35 +421,3 @@ def _refuse_file(path: str) -> None:
 def _how_to_import(path: str) -> str:
     """Return the end of an advice, for what may be a queue of another library."""
     return f"; the items of an old queue are taken over by: lmdbqueue import {path!r} DEST"
-
-
-def _warn_of_strangers(path: str) -> None:
-    """Warn, once for each directory as Python's filters are set, if other users may write what is read here."""
-    if not (found := strange(path)):
-        return
-    message = f"{path!r} {found}, who can run code here through pickle: chmod 700 it, or use loads=json.loads"
-    warnings.warn(message, RuntimeWarning, stacklevel=_CALLER)
-
-
-def strange(path: str) -> str:
-    """Return why others than this user and root may write to a file or directory, "" if they may not."""
-    status = os.stat(path)
-    if status.st_uid not in (os.geteuid(), 0):
-        return f"is owned by user {status.st_uid}"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"may be written by other users (mode {stat.S_IMODE(status.st_mode):o})"
-    return ""
-
-
-def strange_in(path: str) -> str:
-    """Return why others may have written what is in the queue directory at ``path``, "" if they may not have."""
-    for each in (path, *sorted(entry.path for entry in os.scandir(path))):
-        with suppress(FileNotFoundError):  # gone since, as owners and drafts go
-            if found := strange(each):
-                return f"{each!r} {found}"
-    return ""
-
-
-def _refuse_read_only(path: str) -> None:
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise AccessError(path, "its directory is not writable")

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
-from lmdbqueue._host.directory import strange_in
+from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue._verbs.batch import Target
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, header_of, name_option, path_argument

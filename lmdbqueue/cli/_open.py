@@ -26,7 +26,7 @@ import click
 from lmdbqueue._errors import FormatError, OptionError
 from lmdbqueue._format import Options, check_name
 from lmdbqueue._format import serializer as serializer_of
-from lmdbqueue._host.directory import strange_in
+from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
