@@ -113,18 +113,37 @@ def holders(fd: int) -> int | None:
     return len({match["pid"] for match in found if match and match["file"] in files}) or None
 
 
-def others_with_a_lock(device: int, inode: int) -> int | None:
-    """Return how many other processes have a POSIX lock on a file, also on one without a name; None if nothing tells.
+class LeftFile:
+    """A file that other processes may have a POSIX lock on, also when it has no name any more.
 
-    Found by device and inode, as ``stat`` says them: on some file systems (btrfs) Linux lists another device.
+    It is open meanwhile, by a descriptor that only names it (``O_PATH``): else another file might get its inode, and
+    what has that locked be counted. To close such a descriptor drops no lock of this process.
     """
-    file = f" {os.major(device):02x}:{os.minor(device):02x}:{inode} "
-    try:
-        with open("/proc/locks", encoding="ascii") as lines:
-            found = {line.split()[4] for line in lines if file in line and line.split()[1] == "POSIX"}
-    except OSError:
-        return None
-    return len(found - {str(os.getpid())})
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if hasattr(os, "O_PATH") else -1
+
+    def others(self) -> int | None:
+        """Return how many other processes have a lock on it; None if nothing tells.
+
+        Found by device and inode, as ``stat`` says them: on some file systems (btrfs) Linux lists another device.
+        """
+        if self._fd < 0:
+            return None
+        status = os.fstat(self._fd)
+        file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
+        try:
+            with open("/proc/locks", encoding="ascii") as lines:
+                found = {line.split()[4] for line in lines if file in line and line.split()[1] == "POSIX"}
+        except OSError:
+            return None
+        return len(found - {str(os.getpid())})
+
+    def close(self) -> None:
+        """Free the descriptor; twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
 
 
 @contextmanager

@@ -62,7 +62,6 @@ import lmdb
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CommitUnknownError, CorruptQueueError, Full, GoneError, NestedCallError, StorageError
-from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, explain, translated
 from lmdbqueue._host.session import Session, stamp
@@ -141,10 +140,6 @@ class Generation(Snapshot):
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)
-
-    def held_elsewhere(self) -> int | None:
-        """Return how many other processes have the file open, as far as can be seen; None if nothing can."""
-        return flock.others_with_a_lock(*self._files[self.path + "-lock"])
 
     # --- snapshots that are kept
 

@@ -61,6 +61,7 @@ from lmdbqueue._errors import (
 from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
+from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, is_mine
@@ -155,7 +156,7 @@ class Environment:
         self._session: Session | None = None
         self._generation: Generation | None = None
         self._retired: list[Generation] = []
-        self._left: Generation | None = None  # by the last swap of this process
+        self._left: LeftFile | None = None  # by the last swap of this process, while others hold it
         self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
         self._moving = threading.RLock()
         self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
@@ -193,6 +194,7 @@ class Environment:
         with self._writer, self._moving:
             if self.handles:
                 return
+            self._forget_left()
             generation, self._generation = self._generation, None
             session, self._session = self._session, None
             bell, self.bell = self.bell, Bell(self.directory.file(BELL), self.directory.folder)
@@ -428,8 +430,10 @@ class Environment:
     def swap(self, write: Write = write_copy) -> int:
         """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
         with self.exclusive() as (generation, txn):
+            self._forget_left()
+            with suppress(OSError):  # without a descriptor nobody knows
+                self._left = LeftFile(generation.path + "-lock")
             shrunk = self._swap(generation, txn, write)
-        self._left = generation
         self.follow(generation)
         self.bell.ring()  # sleepers move on too, and let go of the old file
         return shrunk
@@ -439,7 +443,16 @@ class Environment:
 
         They let go of it at their next call, or, if one waits, at once.
         """
-        return 0 if self._left is None else self._left.held_elsewhere()
+        left = self._left
+        found = 0 if left is None else left.others()
+        if not found:
+            self._forget_left()
+        return found
+
+    def _forget_left(self) -> None:
+        left, self._left = self._left, None
+        if left is not None:
+            left.close()
 
     def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
         assert self._session is not None  # it came before the generation
@@ -689,6 +702,7 @@ class Environment:
     def restart(self) -> None:
         """Go on in the child, with nothing of the parent's but the files."""
         self.bell.forget()
+        self._forget_left()
         self._inherited = [*self._retired, self._generation]
         if not self._torn:  # else closing them would harm the parent
             for generation in self._inherited:

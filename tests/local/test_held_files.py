@@ -1,5 +1,6 @@
 """What a flush gave back and other processes hold still: it is said, and they let go of it."""
 
+import fcntl
 import logging
 import os
 import select
@@ -9,6 +10,7 @@ import pytest
 from processes import Sleeps, eventually, forked, status_of
 
 from lmdbqueue import Empty, PersistentQueue
+from lmdbqueue._host.flock import LeftFile
 
 FAST = {"durability": "off"}
 
@@ -77,6 +79,33 @@ def test_a_flush_says_how_many_idle_processes_hold_the_old_file_and_their_next_c
         os.read(heard, 1)
         eventually(lambda: _held(queue) == 1)
     assert _held(queue) == 0
+
+
+def _locking(place, told, ready):
+    with open(os.path.join(place, "another"), "wb") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        os.write(ready, b"1")
+        os.read(told, 1)
+
+
+def test_a_file_that_is_made_when_the_old_one_was_removed_is_not_taken_for_it(tmp_path):
+    """Most file systems give it the same inode, unless somebody has the old one open."""
+    old = tmp_path / "old"
+    old.touch()
+    left = LeftFile(os.fspath(old))
+    old.unlink()
+    with _another(_locking, tmp_path) as (_, heard):
+        os.read(heard, 1)
+        assert left.others() == 0
+    left.close()
+    assert left.others() is None
+
+
+def test_a_flush_that_nobody_else_holds_a_file_of_keeps_no_descriptor(queue):
+    before = len(os.listdir("/proc/self/fd"))
+    assert queue.flush(force=True) > 1_000_000
+    assert _held(queue) == 0
+    eventually(lambda: len(os.listdir("/proc/self/fd")) == before)  # once the old generation is closed
 
 
 def test_a_process_that_waits_lets_go_of_the_old_file_by_itself(queue, open_queue, tmp_path):
