@@ -64,7 +64,7 @@ def test_the_thousandth_queue_costs_what_the_first_did(tmp_path):
 @linux
 @pytest.mark.long
 def test_the_ten_thousandth_queue_costs_what_the_first_did(tmp_path):
-    assert status_of(forked(_make_many, tmp_path, 10_000)) == 0
+    assert status_of(forked(_make_many, tmp_path, 10_000), 1_800) == 0  # 10,000 flushes, whatever the disk is
 
 
 def test_a_process_may_have_hundreds_of_queues_open_at_once(open_queue):
