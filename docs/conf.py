@@ -7,9 +7,7 @@ Build it from the root of the repository: ``python -m sphinx -W -c docs . site``
 ``site/index.html``.
 """
 
-import inspect
 import os
-import re
 import shutil
 import sys
 
@@ -91,27 +89,6 @@ def add_contents(_app, name, source):
         source[0] += CONTENTS.format(caption="The project", pages="\n".join(rest.values()))
 
 
-def list_fields(_app, what, _name, thing, _options, lines):
-    """List the fields of a class, with the comments behind them."""
-    fields = getattr(thing, "_fields", None) or getattr(thing, "__dataclass_fields__", None)
-    if what == "class" and fields:
-        told = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", source_of(thing), re.MULTILINE))
-        for name in fields if told else ():
-            lines += ["", f"- ``{name}``: {told[name]}" if name in told else f"- ``{name}``"]
-
-
-def source_of(thing):
-    """Return the text of a class, whose ``__module__`` is that which exports it."""
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith("lmdbqueue.") and vars(module).get(thing.__name__) is thing:
-            found = re.search(
-                rf"^class {thing.__name__}\b.*?(?=^\S|\Z)", inspect.getsource(module), re.MULTILINE | re.DOTALL
-            )
-            if found:
-                return found[0]
-    return ""
-
-
 def leave_out(_app, _what, name, thing, _skip, _options):
     """Leave out the methods of every exception, and single fields, which Python documents by their number only."""
     is_field = str(getattr(thing, "__doc__", "")).startswith("Alias for field")
@@ -127,6 +104,5 @@ def add_index(app, error):
 def setup(app):
     """Connect all of it."""
     app.connect("source-read", add_contents)
-    app.connect("autodoc-process-docstring", list_fields)
     app.connect("autodoc-skip-member", leave_out)
     app.connect("build-finished", add_index)

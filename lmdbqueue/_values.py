@@ -81,38 +81,62 @@ NOTHING: Final = Leased(0, [], [], None)
 
 
 class ReaderStats(typing.NamedTuple):
-    """A named reader: what it reads next, how much is before it, how much it lost, when it moved last."""
+    """The figures of a named reader.
+
+    Attributes:
+        name: Its name.
+        position: The sequence number of the next item, or of the next push if everything is read.
+        lag: The number of items that it has not passed.
+        skipped: The number of items that left before it had passed them.
+        seen: The time of its last move, in seconds since 1970.
+    """
 
     name: str
-    position: int  # number of the item that it reads next, or that the next item gets
-    lag: int  # items that it has not passed
-    skipped: int  # items that were removed before it had passed them
-    seen: float  # seconds since 1970, when it last moved
+    position: int
+    lag: int
+    skipped: int
+    seen: float
 
 
 class Stats(typing.NamedTuple):
-    """Figures of a queue, in items, and of the directory that it shares with others, in bytes.
+    """The figures of a queue, in items, and of its directory, in bytes.
 
-    ``oldest_age`` is of the item that waits longest, by the wall clock. An item waits since it was pushed, or, if that
-    was with a delay, since it was due; one that was leased, dead or moved here in between has not begun anew.
-    ``head``, ``tail`` and numbers of items: see ``docs/format.md``. ``processes`` are those that the kernel shows
-    to this one: all of the machine, or, seen from within a container, those of the container.
+    Attributes:
+        waiting: Waiting items, as ``len`` counts them.
+        leased: Leased items.
+        delayed: Delayed items.
+        dead: Dead letters.
+        pushed: Items pushed ever, delayed ones included.
+        removed: Items popped, deleted, acknowledged or cleared ever.
+        head: All items with smaller numbers have left, except those that came back.
+        tail: The sequence number of the next push.
+        oldest_age: The age in seconds, on the wall clock, of the item that has waited longest, since its push or the
+            end of its delay; None if no item is waiting.
+        readers: The figures of the named readers, ordered by name.
+        bytes_used: Pages in use by all queues of the directory, in bytes; None on PostgreSQL.
+        bytes_free: The bytes that ``flush(force=True)`` would return.
+        file_size: The size of the file in bytes, with blocks allocated in advance.
+        generation: The number of the file; it grows whenever the file is written anew.
+        dropped: Items dropped by ``retain`` ever.
+        expired: Items expired ever.
+        processes: The number of processes that have the directory open, including this one, as far as the kernel shows
+            them to this process; None if unknown.
     """
 
-    waiting: int  # what len() says
+    waiting: int
     leased: int
     delayed: int
     dead: int
-    pushed: int  # ever, delayed ones included
-    removed: int  # ever: popped, deleted, acknowledged, cleared
-    head: int  # all items with a smaller number have left, but for those that came back
-    tail: int  # number that the next item gets
-    oldest_age: float | None = None  # seconds; None: nothing waits
-    readers: tuple[ReaderStats, ...] = ()  # by their names
-    bytes_used: int | None = None  # pages in use, of all queues of the directory; None: not in a directory
-    bytes_free: int | None = None  # what flush(force=True) would give back
-    file_size: int | None = None  # bytes, those allocated ahead included
-    generation: int | None = None  # of the file: one more than how often it was written anew
-    dropped: int = 0  # ever: beyond what is retained
-    expired: int = 0  # ever: their time was over
-    processes: int | None = None  # that have the directory open, this one included; None: not known here
+    pushed: int
+    removed: int
+    head: int
+    tail: int
+    oldest_age: float | None = None
+    readers: tuple[ReaderStats, ...] = ()
+    bytes_used: int | None = None
+    bytes_free: int | None = None
+    file_size: int | None = None
+    generation: int | None = None
+    dropped: int = 0
+    expired: int = 0
+    processes: int | None = None

@@ -14,19 +14,32 @@ from lmdbqueue._tuples import NamedTuple
 
 
 class Origin(NamedTuple):
-    """The queue that items come from: the uuid of its directory, and its name there."""
+    """The queue that items come from.
+
+    Attributes:
+        uuid: The uuid of its directory.
+        name: Its name there.
+    """
 
     uuid: str
     name: str
 
 
 class Mark(NamedTuple):
-    """A target's knowledge of a source: its last batch."""
+    """A target's knowledge of a source: its last batch.
 
-    number: int  # of the batch; the first is 1
-    seqs: list[int]  # the numbers of its items
-    next: int  # no item of a batch had a number as great
-    removed: int  # how many items have left the source, when those of the batch have
+    Attributes:
+        number: The number of the batch; the first is 1.
+        seqs: The sequence numbers of its items.
+        next: A number greater than those of all batches so far.
+        removed: The number of items that have left the source, after the batch.
+        digest: A digest of the payloads, to detect other items with these numbers in a restored copy; b"" if unknown.
+    """
+
+    number: int
+    seqs: list[int]
+    next: int
+    removed: int
     digest: bytes = (
         b""  # of the payloads, b"" if it was not noted: other items may have these numbers in a restored copy
     )
@@ -44,7 +57,13 @@ def digest(payloads: Sequence[bytes]) -> bytes:
 
 
 class Batch(NamedTuple):
-    """Items in their order, as bytes, and the mark to store with them."""
+    """Items in their order, as bytes, and the mark to store with them.
+
+    Attributes:
+        origin: The queue that they come from.
+        mark: The mark.
+        payloads: The items.
+    """
 
     origin: Origin
     mark: Mark

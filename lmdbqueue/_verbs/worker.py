@@ -74,16 +74,29 @@ DEFAULT_RETRY: Final = Retry()
 
 
 class Job(NamedTuple):
-    """The facts of an item, for handlers with a second parameter and for hooks."""
+    """The facts of an item, for handlers with a second parameter and for hooks.
+
+    Attributes:
+        seq: Its sequence number.
+        attempts: The number of its leases, including this one.
+        headers: The headers of its push.
+        pushed_at: The time of its push, or of the end of its delay, in seconds since 1970.
+    """
 
     seq: int
-    attempts: int  # the number of its leases, including this one
+    attempts: int
     headers: Mapping[str, str]
-    pushed_at: float  # seconds since 1970
+    pushed_at: float
 
 
 class Worked(NamedTuple):
-    """The numbers of items that a worker has acknowledged, given back, and turned into dead letters."""
+    """The result of ``work``, and its progress.
+
+    Attributes:
+        done: Items acknowledged.
+        retried: Items given back, to be tried again.
+        dead: Items turned into dead letters.
+    """
 
     done: int = 0
     retried: int = 0

@@ -52,15 +52,25 @@ _TURN: Final = 0.5  # seconds between two looks whether the other forwarder has 
 
 
 class Forwarded(NamedTuple):
-    """The work of a forwarder so far, and the work that is left."""
+    """The work of a forwarder so far, and the work that is left.
+
+    Attributes:
+        items: Items forwarded.
+        batches: Batches forwarded.
+        size: Bytes forwarded.
+        failures: Failures of the target, each followed by another attempt.
+        waiting: Items that were waiting here at the last check.
+        away_since: Since when the target does not answer, in seconds since 1970; None: it answers.
+        refused: Items refused by the target, now dead letters.
+    """
 
     items: int = 0
     batches: int = 0
-    size: int = 0  # bytes
-    failures: int = 0  # of the target; after each it was tried again
-    waiting: int = 0  # items, here, when it was looked last
-    away_since: float | None = None  # seconds since 1970, when the target was found away; None: it is there
-    refused: int = 0  # items that are dead letters now
+    size: int = 0
+    failures: int = 0
+    waiting: int = 0
+    away_since: float | None = None
+    refused: int = 0
 
 
 class Forwarder:

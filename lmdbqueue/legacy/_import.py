@@ -83,15 +83,25 @@ _BATCH_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Imported:
-    """The result of an import. If it was done before, the result of that run."""
+    """The result of an import. If it was done before, the result of that run.
 
-    format: str  # as ``detect`` says it
-    items: int  # that are in the queue now
-    finished: int  # that their consumers were done with, left out
-    set_aside: int  # records that are no items, or failed ones
-    quarantine: str  # the file of those, "" for none
-    notes: tuple[str, ...]  # what else was found, in sentences
-    is_repeated: bool = False  # it was done before, and nothing was added now
+    Attributes:
+        format: The format of the source, as ``detect`` names it.
+        items: The number of items imported.
+        finished: The number of finished items left out.
+        set_aside: The number of failed items, and of records that are no items.
+        quarantine: The file of those, or "".
+        notes: Other findings, in sentences.
+        is_repeated: Whether it was done before, and nothing was added now.
+    """
+
+    format: str
+    items: int
+    finished: int
+    set_aside: int
+    quarantine: str
+    notes: tuple[str, ...]
+    is_repeated: bool = False
 
 
 def detect(path: str | os.PathLike[str], *, table: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What ``help()`` shows of each public class and function describes every parameter."""
+"""What ``help()`` shows of each public class and function describes every parameter, and every field of a value."""
 
 import importlib
 import inspect
@@ -70,3 +70,12 @@ def test_every_parameter_of_a_public_name_is_described(module):
         described = re.split(r"^\s*Args:$", text, maxsplit=1, flags=re.MULTILINE)[-1]
         missing = [each for each in parameters if not re.search(rf"^\s+{each}: \S", described, re.MULTILINE)]
         assert missing == [], name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_field_of_a_public_value_is_described(module):
+    for name in importlib.import_module(module).__all__:
+        thing = getattr(importlib.import_module(module), name)
+        for field in getattr(thing, "_fields", ()) or getattr(thing, "__dataclass_fields__", ()):
+            described = thing.__doc__.split("Attributes:")[-1]
+            assert re.search(rf"^\s+{field}: \S", described, re.MULTILINE), f"{name}.{field}"
