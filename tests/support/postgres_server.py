@@ -1,7 +1,7 @@
 """PostgreSQL servers for the tests: from the distribution's package, on a Unix socket in a temporary directory.
 
 A server that is run as root refuses to start, so it runs as the user that the package made, or as nobody. It syncs
-what it commits. Every process that is started here is ended here.
+what it commits, unless it is told not to. Every process that is started here is ended here.
 """
 
 import glob
