@@ -43,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lmdbqueue",
         description="A persistent FIFO queue on LMDB.",
-        epilog="push, pop, stat, watch and all other commands: pip install 'lmdbqueue-persistent[cli]'",
+        epilog="push, pop, stat, watch and all other commands:\n  pip install 'lmdbqueue-persistent[cli]'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the other breaks the command at its hyphen
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
