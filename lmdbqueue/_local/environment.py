@@ -209,7 +209,8 @@ class Environment:
                     session.leave()
         bell.close()
         with _opening:
-            if not self.handles and _environments.pop(self.directory.identity, None) is self:
+            if not self.handles and _environments.get(self.directory.identity) is self:  # else closed, and opened anew
+                del _environments[self.directory.identity]
                 self.directory.close()
 
     def _leave(self, generation: Generation, session: Session) -> None:
@@ -372,20 +373,24 @@ class Environment:
 
     def _hold(self, ending: Ending) -> None:
         """Be open until ``ending`` is closed, whichever queue objects are closed before."""
-        ending.add(self._close_if_left)
-        held: list[None] = []
+        held: list[bool] = []  # whether it still is, once it was
+        ending.add(partial(self._close_after, held))
         ending.add(partial(self._let_go, held))
         with _opening:
             if not self.handles:
                 raise ClosedError(self.directory.path)
             self.handles += 1
-            held[:] = [None]
+            held[:] = [True]
 
-    def _let_go(self, held: list[None]) -> None:
+    def _let_go(self, held: list[bool]) -> None:
         with _opening:
-            if held:
+            if held and held[0]:
                 self.handles -= 1
-            held[:] = []
+                held[:] = [False]
+
+    def _close_after(self, held: list[bool]) -> None:
+        if held:
+            self._close_if_left()
 
     def refuse_inside(self, what: str, *advice: str) -> None:
         """Raise ``TransactionError`` if this thread is in a transaction."""

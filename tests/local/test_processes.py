@@ -38,6 +38,7 @@ from processes import (
 )
 
 from lmdbqueue import PersistentQueue
+from lmdbqueue._host import departures
 from lmdbqueue._host.session import CLOSED, Session
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.transaction import blocks
@@ -393,6 +394,7 @@ def test_an_interrupt_at_any_moment_lets_go_of_what_is_held_for_a_block(queue, t
         moments = Moments(number, interrupt)
         with suppress(KeyboardInterrupt), moments, _HOLDING[holding](environment):
             pass
+        assert departures.wait(DEADLINE)  # what the collector ended, another thread closes
         assert environment.handles == handles, f"at moment {number}"
         assert not blocks.of_thread
         for path in (tmp_path / "queue", tmp_path / "queue" / "queue.json"):
