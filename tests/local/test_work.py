@@ -11,7 +11,6 @@ from processes import DEADLINE, eventually
 
 from lmdbqueue import LeaseExpiredError, Retry, Worked
 from lmdbqueue._verbs.head import Batch
-from lmdbqueue.aio import AsyncPersistentQueue
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():
@@ -81,18 +80,6 @@ def test_a_shutdown_ends_the_loop_of_another_thread(open_queue):
 
 
 # --- awaited
-
-
-@pytest.fixture
-def run(tmp_path):
-    def run_(test, **options):
-        async def main():
-            async with AsyncPersistentQueue.open("queue", tmp_path, **options) as queue:
-                await asyncio.wait_for(test(queue), DEADLINE)
-
-        asyncio.run(main())
-
-    return run_
 
 
 def test_awaited_leases_mean_what_they_mean_without_await(run):
