@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from processes import eventually
 
-from lmdbqueue import ClosedError, CorruptItemError, Empty, ExistsError, FormatError, Full, PersistentQueue
+from lmdbqueue import ClosedError, CorruptItemError, Empty, Full, PersistentQueue
 from lmdbqueue._host import directory as _directory
 from lmdbqueue._host.threads import is_taken
 from lmdbqueue._local import environment as _env
@@ -295,46 +295,6 @@ def test_a_copy_is_compacted(open_queue, tmp_path):
         sizes = [os.path.getsize(tmp_path / name / "00000001.mdb") for name in ("queue", "twin")]
     assert sizes[0] > 1_000_000
     assert sizes[1] < 500_000  # of which 256 KiB are kept for removals
-
-
-def test_a_copy_never_overwrites(open_queue, tmp_path):
-    queue, other = open_queue(), open_queue("other")
-    queue.push("a")
-    other.push("b")
-    for name in ("queue", "other"):
-        with pytest.raises(ExistsError) as caught:
-            queue.copy(name)
-        assert caught.value.path == os.fspath(tmp_path / name)
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(FormatError):
-        queue.copy("file")
-    assert (tmp_path / "file").read_text() == "mine"
-    assert (list(queue), list(other)) == (["a"], ["b"])
-
-
-# --- flush
-
-
-def test_flush_gives_space_back_and_says_how_much(open_queue, tmp_path):
-    queue = open_queue(durability="off")
-    queue.push([bytes(100_000)] * 30)
-    queue.delete(29)
-    before = os.path.getsize(tmp_path / "queue" / "00000001.mdb")
-    shrunk = queue.flush()
-    assert shrunk == before - os.path.getsize(tmp_path / "queue" / "00000002.mdb") > 2_000_000
-    assert list(queue) == [bytes(100_000)]
-    assert queue.push("next") == 30
-
-
-@pytest.mark.parametrize(("limit", "flushes"), [(1 << 20, False), (100_000, True), (0, True), (-5, True)])
-def test_flush_does_nothing_below_its_limit_unless_forced(open_queue, tmp_path, limit, flushes):
-    queue = open_queue(flush_limit=limit, durability="off")
-    queue.push([bytes(100_000)] * 3)
-    queue.delete(3)
-    assert (queue.flush() > 0) == flushes
-    assert os.path.exists(tmp_path / "queue" / "00000001.mdb") != flushes
-    if not flushes:
-        assert queue.flush(force=True) > 0
 
 
 # --- closing
