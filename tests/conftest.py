@@ -115,7 +115,7 @@ def needs_postgres() -> Callable[[], None]:
 
 @pytest.fixture(scope="session")
 def postgres(needs_postgres) -> Iterator[postgres_server.Server]:
-    """Give a server that all tests of a run share. No power is cut: it leaves out syncs, which take half of the time."""
+    """Give a server that all tests of a run share. No power is cut: it leaves out syncs, half of the time."""
     needs_postgres()
     server = postgres_server.Server(fsync="off").create().start()
     yield server

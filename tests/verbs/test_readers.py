@@ -58,12 +58,12 @@ def test_a_new_reader_begins_where_it_is_told(queue, start, seen):
     assert reader.peek(10) == list(seen)
 
 
-@pytest.mark.parametrize("start", ["begin", -1, 1.5, None, 1 << 63])
-def test_what_is_no_place_is_refused(queue, billing, start):
-    with pytest.raises(ValueError, match="begins at"):
-        queue.reader("other", start=start)
-    with pytest.raises(ValueError, match="begins at"):
-        billing.seek(start)
+def test_what_is_no_place_is_refused(queue, billing):
+    for start in ("begin", -1, 1.5, None, 1 << 63):
+        with pytest.raises(ValueError, match="begins at"):
+            queue.reader("other", start=start)
+        with pytest.raises(ValueError, match="begins at"):
+            billing.seek(start)
     assert [each.name for each in queue.readers()] == ["billing"]
 
 

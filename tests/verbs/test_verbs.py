@@ -194,14 +194,18 @@ def test_one_who_waits_is_woken_and_not_late(queue, engine):
 
 
 @pytest.mark.parametrize("verb", ["peek", "pop", "delete", "lease", "move"])
-@pytest.mark.parametrize(
-    ("number", "error"), [(-(10**30), ValueError), (-1, ValueError), (1.0, TypeError), (None, TypeError)]
-)
-def test_a_number_of_items_that_is_none_is_refused_and_nothing_changes(engine, verb, number, error):
+def test_a_number_of_items_that_is_none_is_refused_and_nothing_changes(engine, verb):
     queue, other = engine(), engine("other")
     queue.push(["a", "b"])
-    with pytest.raises(error):
-        queue.move(number, to=other) if verb == "move" else getattr(queue, verb)(number)
+    for number, error in (
+        (-(10**30), ValueError),
+        (-1, ValueError),
+        (1.0, TypeError),
+        ("1", TypeError),
+        (None, TypeError),
+    ):
+        with pytest.raises(error):
+            queue.move(number, to=other) if verb == "move" else getattr(queue, verb)(number)
     assert list(queue) == ["a", "b"]
 
 
@@ -431,10 +435,10 @@ def test_queues_of_several_names_have_items_numbers_and_limits_of_their_own(engi
     assert queues[0].queues() == sorted(names)
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "/", "a\0", "x" * 201, "é" * 101, "\ud800"])
-def test_a_bad_name_is_refused(engine, name):
-    with pytest.raises(ValueError):  # noqa: PT011  (a lone surrogate fails in encode())
-        engine(name)
+def test_a_bad_name_is_refused(engine):
+    for name in ("", "a/b", "/", "a\0", "x" * 201, "é" * 101, "\ud800"):
+        with pytest.raises(ValueError):  # noqa: PT011  (a lone surrogate fails in encode())
+            engine(name)
 
 
 def test_two_objects_of_one_name_share_the_items(engine):
