@@ -13,7 +13,7 @@ import lmdbqueue
 from lmdbqueue import PersistentQueue, cli
 from lmdbqueue.cli import _demo
 
-PATIENCE = 20  # seconds; the longest takes one
+PATIENCE = 120.0  # seconds
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
 
 

@@ -247,7 +247,7 @@ def test_inspect_and_events_answer(site):
     eventually(lambda: len(site.app.control.ping(timeout=0.5)) == 2, 30)
     with site.app.connection_for_read() as connection:
         receiver = site.app.events.Receiver(connection, handlers={"*": lambda event: seen.append(event["type"])})
-        captured = receiver.itercapture(limit=None, timeout=20)
+        captured = receiver.itercapture(limit=None, timeout=60)
         next(captured)  # the consumer is there
         site.send("work", 1)
         while "task-succeeded" not in seen:

@@ -31,7 +31,7 @@ def test_a_scrape_gives_what_the_command_prints(open_queue, tmp_path):
     server, thread = start_http_server(0, "127.0.0.1", registry)
     try:
         url = f"http://127.0.0.1:{server.server_port}/metrics"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             text = answer.read().decode()
     finally:
         server.shutdown()

@@ -231,7 +231,7 @@ def test_a_fork_while_another_thread_counts_what_it_got_leaves_a_child_that_gets
     child = forked(_get_one, queue)
     forked_already.set()
     thread.join(DEADLINE)
-    assert status_of(child, 5) == 0
+    assert status_of(child, 20) == 0
 
 
 def _clear_and_join(queue):
@@ -255,7 +255,7 @@ def test_a_child_does_not_wait_for_what_threads_of_its_parent_were_taking(open_q
     assert reached.wait(DEADLINE)
     child = forked(_clear_and_join, queue)
     try:
-        assert status_of(child, 5) == 0
+        assert status_of(child, 20) == 0
     finally:
         queue.push("b")  # since the child has cleared the queue
         go_on.set()

@@ -105,5 +105,5 @@ def test_every_verb_goes_well_under_gevent_and_leaves_no_lock_behind(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done\n"
     look = f"from lmdbqueue import PersistentQueue as Q; q = Q('queue', {str(tmp_path)!r}); print(list(q), q.check())"
-    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=20, check=True)
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout == "['kept'] []\n"

@@ -205,7 +205,7 @@ class Document:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
-            timeout=60,
+            timeout=120,
             check=False,
         )
         printed = result.stdout.replace(os.path.realpath(self._place), PLACE).replace(self._place, PLACE)

@@ -103,7 +103,7 @@ def test_max_bytes_bounds_the_payloads_but_gives_one_item_always(of_bytes, by):
 
 def test_at_least_with_max_bytes_waits_for_so_many_and_gives_what_fits(of_bytes):
     of_bytes.push([b"x" * 10] * 5)
-    assert of_bytes.pop_many(5, at_least=5, max_bytes=20, blocking=True, timeout=5) == [b"x" * 10] * 2
+    assert of_bytes.pop_many(5, at_least=5, max_bytes=20, blocking=True, timeout=60) == [b"x" * 10] * 2
     with pytest.raises(Empty):
         of_bytes.pop_many(5, at_least=5, max_bytes=20, blocking=True, timeout=0)
 
