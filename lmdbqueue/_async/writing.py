@@ -1,6 +1,7 @@
-"""How items come and are read, awaited: the verbs of ``_verbs.reading`` and ``_verbs.writing``.
+"""The verbs of ``_verbs.reading`` and ``_verbs.writing``, awaited.
 
-Law: a verb means what its namesake without ``await`` means. Must not know: threads, commits.
+Owns: pushing, reading and browsing for an event loop. Law: a verb means what its namesake without ``await`` means. Must
+not know: threads, commits.
 """
 
 import asyncio
