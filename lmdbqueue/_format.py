@@ -58,7 +58,7 @@ _MAX_NAME: Final = 200  # bytes
 def check_name(name: str) -> str:
     """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
     if not re.fullmatch(_NAME, name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
-        message = f"a queue's name is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
+        message = f"the name of a queue or reader is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
         raise ValueError(message)
     return name
 

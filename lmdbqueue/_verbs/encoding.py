@@ -52,7 +52,10 @@ def checked_ttl(ttl: float | None) -> None:
 
 
 def checked_limits(items: int | None, size: int | None, seconds: float | None) -> None:
-    """Raise ``ValueError`` for what is no limit of what is retained."""
+    """Raise ``ValueError`` for what is no limit of what is retained, ``TypeError`` for parts of items or bytes."""
+    for whole in (items, size):
+        if whole is not None:
+            operator.index(whole)
     for limit, most in ((items, _MOST), (size, _MOST), (seconds, _CENTURY)):
         if limit is not None and not 0 < limit < most:
             limits = (items, size, seconds)

@@ -391,6 +391,10 @@ def test_the_tightest_limit_holds_and_others_see_it(engine):
         for limit in ({"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"bytes": 1 << 64}):
             with pytest.raises(ValueError, match="retain"):
                 queue.retain(**limit)
+        for wrong in ({"items": 1.5}, {"bytes": 1.5}, {"seconds": "1"}):
+            with pytest.raises(TypeError):
+                queue.retain(**wrong)
+        assert list(queue) == [15, 16, 17, 18, 19]
 
 
 def test_what_goes_by_itself_goes_in_steps_of_bounded_size(engine):
