@@ -63,7 +63,9 @@ claimed AS MATERIALIZED (
     SELECT ctid AS at, octet_length(payload) AS size FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
     + OVERDUE
-    + """)
+    + """) AND NOT EXISTS (
+        SELECT FROM {queues} WHERE id = %(queue)s
+        AND (kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL))
     ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,
@@ -377,6 +379,7 @@ def restore(
     step: Step, place: Place, max_attempts: int | None, *, buries_expired: bool = False, deaths: bool = False
 ) -> int:
     """Let come back all whose time is over, and what dead owners held; return how much it was."""
+    is_kept = _readers.begin_trimming(step, place)
     changed = _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
     if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):
         how = Return("its consumer died", max_attempts=max_attempts)
@@ -384,7 +387,8 @@ def restore(
         changed += step.changed(_FORGET_HOLDERS, queue=place.id, holders=holders)
         step.has_changed = True
     how = Return("its lease expired", max_attempts=max_attempts)
-    return changed + len(_given_back(step, place, _OVER, how, n=AT_ONCE))
+    changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
+    return changed + (is_kept and _readers.trim_kept(step, place))
 
 
 def next_time(step: Step, place: Place, holder: int) -> tuple[float | None, bool]:

@@ -59,9 +59,20 @@ OVERDUE: Final = """
 ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}))"""
 AWAITED: Final = "EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s)"
+# More waits than is kept, since something came back, or it is too old: asked only where something is kept
+_BEYOND: Final = """
+    OR (q.kept_items IS NOT NULL OR q.kept_bytes IS NOT NULL) AND EXISTS (
+        SELECT FROM (
+            SELECT q.waiting + coalesce(sum(l.waiting), 0) AS n, q.size + coalesce(sum(l.size), 0) AS bytes
+            FROM {ledger} AS l WHERE l.queue = %(queue)s AND NOT l.is_folded) AS held
+        WHERE n > q.kept_items OR (bytes > q.kept_bytes AND n > 1))
+    OR q.kept_age IS NOT NULL AND EXISTS (
+        SELECT FROM (
+            SELECT pushed_at FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT 1) AS oldest
+        WHERE pushed_at <= {now} - q.kept_age * interval '1 microsecond')"""
 LOOK: Final = (
-    "look AS MATERIALIZED (SELECT is_followed, " + AWAITED + " AS is_awaited, (" + OVERDUE + ORPHANED + ")"
-    " AS is_overdue FROM {queues} WHERE id = %(queue)s)"
+    "look AS MATERIALIZED (SELECT is_followed, " + AWAITED + " AS is_awaited, (" + OVERDUE + ORPHANED + _BEYOND + ")"
+    " AS is_overdue FROM {queues} AS q WHERE id = %(queue)s)"
 )
 # A session that was shut out claims nothing, though its statement arrives late
 MINE: Final = """,

@@ -201,6 +201,8 @@ def push(
     step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int, *, buries: bool = False
 ) -> list[Pushed] | None:
     """Do as ``_pushing.append``, and remove what is not retained any more; return what became of each."""
+    if how.keys and begin_trimming(step, place):
+        trim_kept(step, place)  # what is too old has no key
     what = _pushing.append(step, place, payloads, how, maxsize, buries=buries)
     return None if what is None else _appended(step, place, what)
 
@@ -233,6 +235,29 @@ def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) 
     if readers and (passed := min(readers.values())) != NOTHING:
         return _removal.trim(step, place, passed, is_read=True)
     return []
+
+
+def begin_trimming(step: Step, place: Place) -> bool:
+    """Return whether only so much is kept; then nobody pushes until the end, and so may lock items in another order."""
+    is_kept = _positions.retention(step, place.id) is not None
+    if is_kept:
+        _positions.lock_tail(step, place.id)
+    return is_kept
+
+
+def trim_kept(step: Step, place: Place) -> bool:
+    """Remove what is beyond what is kept, as far as nobody is taking it; return whether something went."""
+    kept = _positions.retention(step, place.id)
+    if kept is None:
+        return False
+    before = _dropped(step, place)
+    _trim_beyond(step, place, kept)
+    return _dropped(step, place) > before
+
+
+def _dropped(step: Step, place: Place) -> int:
+    """Return how many items this step has removed since they are beyond what is kept."""
+    return step.counts.get(place.id, {}).get("dropped", 0)
 
 
 def _trim_beyond(step: Step, place: Place, kept: Reach) -> list[int]:

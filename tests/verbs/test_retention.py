@@ -72,6 +72,7 @@ def test_nobody_sees_what_is_too_old(engine, later):
         lambda: queue.peek_many(9),
         lambda: len(queue),
         lambda: list(queue),
+        lambda: queue.lease(1),
         lambda: queue.lease(9),
         lambda: queue.pop_many(9),
         lambda: queue.stats().waiting,
