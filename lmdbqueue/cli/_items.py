@@ -265,7 +265,7 @@ def dead() -> None:
     """Print, requeue or delete dead letters."""
 
 
-seqs_argument = click.argument("seqs", nargs=-1, type=click.IntRange(min=0), metavar="[NUMBER]...")
+seqs_argument = click.argument("seqs", nargs=-1, type=int, metavar="[NUMBER]...")
 
 
 @command("list", group=dead, example="lmdbqueue dead list uploads")

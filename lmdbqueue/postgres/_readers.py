@@ -250,14 +250,9 @@ def trim_kept(step: Step, place: Place) -> bool:
     kept = _positions.retention(step, place.id)
     if kept is None:
         return False
-    before = _dropped(step, place)
+    before = _items.extent(step, place)
     _trim_beyond(step, place, kept)
-    return _dropped(step, place) > before
-
-
-def _dropped(step: Step, place: Place) -> int:
-    """Return how many items this step has removed since they are beyond what is kept."""
-    return step.counts.get(place.id, {}).get("dropped", 0)
+    return _items.extent(step, place) < before
 
 
 def _trim_beyond(step: Step, place: Place, kept: Reach) -> list[int]:

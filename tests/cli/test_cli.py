@@ -200,6 +200,9 @@ def test_headers_expiry_priority_and_replacing_are_those_of_the_library(run, ope
     assert run("peek", "queue", "--headers", "-n", "9").stdout == lines
     line = json.loads(run("peek", "queue", "--headers", "--json").stdout)
     assert line == {"headers": {"a": "b", "c": "d:e"}, "item": "one"}
+    urgent = queue.push("urgent", priority=-1)
+    queue.dead_letter(urgent)
+    assert run("dead", "requeue", "queue", "--", str(urgent)).stdout == b"requeued 1 item\n"
     for wrong in (["--replace"], ["--header", "a"], ["--expires", "1", "--delay", "2"], ["--priority", "128"]):
         run("push", "queue", "a", *wrong, code=2)
 

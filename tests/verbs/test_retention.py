@@ -93,4 +93,9 @@ def test_nobody_sees_what_is_too_old(engine, later):
     later(6)
     assert queue.push("new", unique="key").is_stored
     assert (seen(queue), queue.stats().dropped) == (["new"], len(looks) + 1)
+    later(6)
+    with queue.transaction():
+        assert seen(queue) == []
+        queue.push("newer")
+        assert seen(queue) == ["newer"]
     assert queue.check() == []
