@@ -173,7 +173,10 @@ class Generation(Snapshot):
         return self._slot(txn.id() - 1)
 
     def _slot(self, transaction: int) -> MetaPage | None:
-        return next((each for each in meta_page.read(self.path) if each.transaction == transaction), None)
+        for each in meta_page.read(self.path):  # no generator, whose end swallows an interrupt
+            if each.transaction == transaction:
+                return each
+        return None
 
     # --- handles
 

@@ -352,8 +352,10 @@ def _interrupt_at_every_moment(root, verb):
     """Return at how many; end with the stacks of all threads if one of them hangs."""
     numbers = itertools.count(1)
     if STEP > 1:
-        first = os.path.join(root, "0")
+        whole, first = os.path.join(root, "whole"), os.path.join(root, "0")
+        os.mkdir(whole)
         os.mkdir(first)
+        assert not _interrupted_at(sys.maxsize, whole, verb)  # so that all is imported
         numbers = _lines_of(first, verb)[STEP // 2 :: 3 * STEP]
     for done, number in enumerate(numbers):
         faulthandler.dump_traceback_later(DEADLINE, exit=True)
