@@ -97,7 +97,7 @@ def _proven(run: Run) -> list[type[Peer]]:
     bar = run.progress.add_task("proof of the adapters", total=len(run.peers))
     for peer in run.peers:
         try:
-            for mode in ("durable", "off"):
+            for mode in ("durable", "between", "off"):
                 if peer.can_be(mode):
                     with run.fresh_directory() as directory:
                         prove(peer, mode, directory)

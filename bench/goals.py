@@ -49,6 +49,7 @@ def judge(results: Results, scale: Scale, peers: Sequence[type[Peer]]) -> list[V
         _batches,
         _leases,
         _readers,
+        _between,
         _off,
         _free_flush,
         _waiting,
@@ -154,6 +155,15 @@ def _off(judged: _Judged) -> Iterable[Verdict]:
     for verb, limit, ahead in (("push", 0.6, 1.5), ("pop", 0.5, 1.4)):
         yield _at_least(f"single {verb}, off: against raw", limit, judged.ratios("off", (OURS, verb), (RAW, verb)))
         yield _ahead_of(judged, "off", verb, ahead, "SQLite peer")
+
+
+def _between(judged: _Judged) -> Iterable[Verdict]:
+    ours = judged.values("between", OURS, "push")
+    for mode, contender, name, limit in (("durable", OURS, "durable", 6), ("off", RAW, "raw, off", 0.35)):
+        below = judged.values(mode, contender, "push")
+        ratios = [over / under for over, under in zip(ours, below, strict=False)]
+        yield _at_least(f"single push, between: against {name}", limit, ratios)
+    yield _ahead_of(judged, "between", "push", 1.0, "SQLite peer")
 
 
 def _free_flush(judged: _Judged) -> Iterable[Verdict]:

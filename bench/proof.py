@@ -14,7 +14,7 @@ def prove(peer: type[Peer], mode: str, directory: str) -> None:
     """Push, reopen, and take everything out again. Raises ``ValueError`` on the first wrong answer."""
     items = make_items(_ITEMS)
     half = _ITEMS // 2
-    queue = peer(directory, durable=mode == "durable")
+    queue = peer.opened(directory, mode)
     for item in items[:half]:
         queue.push(item)
     if peer.has("push_many"):
@@ -23,7 +23,7 @@ def prove(peer: type[Peer], mode: str, directory: str) -> None:
         for item in items[half:]:
             queue.push(item)
     queue.close()
-    queue = peer(directory, durable=mode == "durable")
+    queue = peer.opened(directory, mode)
     try:
         _expect("peek", [queue.peek()] if peer.has("peek") else items[:1], items[:1])
         _expect("peek_many", queue.peek_many(5) if peer.has("peek_many") else items[:5], items[:5])

@@ -77,7 +77,7 @@ def _syncs_in(lines: list[str]) -> int:
 
 
 def _push_and_pop(peer: type[Peer], mode: str, directory: str, pushes: int, pops: int) -> None:
-    queue = peer(directory, durable=mode == "durable")
+    queue = peer.opened(directory, mode)
     for item in make_items(pushes):
         queue.push(item)
     for _ in range(pops):

@@ -4,7 +4,7 @@ Law: durable figures and others never stand in one table. A cell is the median o
 least and the greatest in brackets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.goals import Verdict
@@ -15,6 +15,7 @@ from bench.workloads.waiting import WAKE_ALL
 _HEADINGS = {
     "durable": "Durable: every call has synced before it returns",
     "durable, in memory": "Durable, where a flush costs nothing: on a file system in memory",
+    "between": "Between: a power cut takes back the calls of the last moment, and breaks nothing",
     "off": "Not durable: a power cut may take what was acknowledged",
     "": "Neither",
 }
@@ -46,8 +47,13 @@ def _how(mode: str, peers: Sequence[type[Peer]]) -> list[str]:
     """Say how each queue was put into that mode."""
     if not mode:
         return []
+    how: dict[str, Callable[[type[Peer]], str | None]] = {
+        "durable": lambda peer: peer.durable_by,
+        "between": lambda peer: peer.between_by,
+        "off": lambda peer: peer.relaxed_by,
+    }
     lines = [
-        f"- {peer.name}: {peer.durable_by if mode.startswith('durable') else peer.relaxed_by}"
+        f"- {peer.name}: {how[mode.partition(',')[0]](peer)}"
         + ("" if peer.pop_is == "one call" else f"; a pop is {peer.pop_is}")
         for peer in peers
         if peer.can_be(mode.partition(",")[0]) and (peer.is_bound or not peer.is_variant)

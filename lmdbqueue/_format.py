@@ -23,7 +23,7 @@ from lmdbqueue._tuples import NamedTuple
 
 VERSION: Final = 1
 
-Durability = Literal["full", "off"]
+Durability = Literal["full", "interval", "off"]
 
 # --- numbers: 8 bytes, big-endian, so that LMDB's order of bytes is the order of numbers
 

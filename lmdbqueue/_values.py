@@ -119,6 +119,8 @@ class Stats(typing.NamedTuple):
         generation: The number of the file; it grows whenever the file is written anew.
         dropped: Items dropped by ``retain`` ever.
         expired: Items expired ever.
+        unsynced_seconds: The age of the oldest call that a power cut could take back, 0.0 if there is none; None with
+            ``durability="off"`` and on PostgreSQL.
         processes: The number of processes that have the directory open, including this one, as far as the kernel shows
             them to this process; None if unknown.
     """
@@ -139,4 +141,5 @@ class Stats(typing.NamedTuple):
     generation: int | None = None
     dropped: int = 0
     expired: int = 0
+    unsynced_seconds: float | None = None
     processes: int | None = None

@@ -2,7 +2,7 @@
 
 import os
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 from diskcache import Cache, Deque
 
@@ -17,12 +17,20 @@ class DiskcacheDeque(Peer):
     package = "diskcache"
     durable_by = "sqlite_synchronous=2 (FULL)"
     relaxed_by = "sqlite_synchronous=0 (OFF)"
+    between_by = "sqlite_synchronous=1 (NORMAL), its default, in WAL mode"
     is_sqlite = True
 
     def __init__(self, directory: str, *, durable: bool) -> None:
         path = os.path.join(directory, "deque")
         cache = Cache(path, eviction_policy="none", sqlite_synchronous=2 if durable else 0)
         self.deque: Any = Deque.fromcache(cache)
+
+    @classmethod
+    def opened(cls, directory: str, mode: str) -> Self:
+        found = super().opened(directory, mode)
+        if mode == "between":
+            found.deque._cache.reset("sqlite_synchronous", 1)
+        return found
 
     def push(self, item: Item) -> None:
         self.deque.append(item)

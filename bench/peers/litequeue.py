@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from typing import Any
+from typing import Any, Self
 
 from litequeue import LiteQueue
 
@@ -17,12 +17,20 @@ class Litequeue(Peer):
     package = "litequeue"
     durable_by = "PRAGMA synchronous=FULL on its connection"
     relaxed_by = "PRAGMA synchronous=OFF on its connection"
+    between_by = "PRAGMA synchronous=NORMAL on its connection, which is in WAL mode"
     pop_is = "pop(), which marks the row; done() would be one more commit"
     is_sqlite = True
 
     def __init__(self, directory: str, *, durable: bool) -> None:
         self.queue: Any = LiteQueue(os.path.join(directory, "queue.db"), timeout=60.0)
         self.queue.conn.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+
+    @classmethod
+    def opened(cls, directory: str, mode: str) -> Self:
+        found = super().opened(directory, mode)
+        if mode == "between":
+            found.queue.conn.execute("PRAGMA synchronous=NORMAL")
+        return found
 
     def push(self, item: Item) -> None:
         self.queue.put(pickle.dumps(item))

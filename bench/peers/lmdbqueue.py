@@ -1,7 +1,7 @@
 """The queue of this project, with and without the checksum over each item."""
 
 import time
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import lmdbqueue
 from bench.items import Item
@@ -15,13 +15,18 @@ class LmdbQueue(Peer):
     package = "lmdbqueue"
     durable_by = "durability='full', the default"
     relaxed_by = "durability='off'"
+    between_by: ClassVar[str | None] = "durability='interval', of 0.1 s"
     options: dict[str, Any] = {}  # noqa: RUF012 - read only
 
-    def __init__(self, directory: str, *, durable: bool) -> None:
-        durability: Any = "full" if durable else "off"
+    def __init__(self, directory: str, *, durable: bool, between: bool = False) -> None:
+        durability: Any = "interval" if between else "full" if durable else "off"
         self.queue: lmdbqueue.PersistentQueue[Any] = lmdbqueue.PersistentQueue(
             "queue", directory, durability=durability, **self.options
         )
+
+    @classmethod
+    def opened(cls, directory: str, mode: str) -> Self:
+        return cls(directory, durable=mode == "durable", between=mode == "between")
 
     def push(self, item: Item) -> None:
         self.queue.push(item)
@@ -65,6 +70,7 @@ class LmdbQueueWithoutChecksum(LmdbQueue):
     """The same, with ``checksum=False``."""
 
     name = "lmdbqueue, no checksum"
+    between_by = None
     options = {"checksum": False}  # noqa: RUF012 - read only
     is_variant = True
 

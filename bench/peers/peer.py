@@ -5,7 +5,7 @@ in its adapter, as its user would.
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from bench.items import Item
 
@@ -23,6 +23,9 @@ class Peer(ABC):
     package: ClassVar[str]  # what pip installs
     durable_by: ClassVar[str | None]  # how it was made durable; None: it cannot be
     relaxed_by: ClassVar[str | None]  # how it was made not to sync; None: it always syncs
+    between_by: ClassVar[str | None] = (
+        None  # how a power cut takes the last moment, and breaks nothing; None: it cannot
+    )
     pop_is: ClassVar[str] = "one call"  # what it takes until no one else gets the item
     is_sqlite: ClassVar[bool] = False
     shares_threads: ClassVar[bool] = True  # one object for many threads
@@ -59,4 +62,10 @@ class Peer(ABC):
     @classmethod
     def can_be(cls, mode: str) -> bool:
         """Tell whether it stands in the table of that mode."""
-        return (cls.durable_by if mode == "durable" else cls.relaxed_by) is not None
+        how = {"durable": cls.durable_by, "between": cls.between_by, "off": cls.relaxed_by}
+        return how[mode] is not None
+
+    @classmethod
+    def opened(cls, directory: str, mode: str) -> Self:
+        """Open the queue in that mode, one that it can be in."""
+        return cls(directory, durable=mode == "durable")

@@ -13,8 +13,9 @@ _WARM_UP = 10
 
 
 def measure_single(run: Run) -> None:
-    """Measure single pushes and pops in both modes."""
-    for mode, n in (("durable", run.scale.single_durable), ("off", run.scale.single_off)):
+    """Measure single pushes and pops in each mode."""
+    counts = {"durable": run.scale.single_durable, "between": run.scale.single_off, "off": run.scale.single_off}
+    for mode, n in counts.items():
         contenders = {
             peer.name: partial(push_and_pop, peer, mode, n, run.scale.seconds)
             for peer in run.peers
@@ -25,7 +26,7 @@ def measure_single(run: Run) -> None:
 
 def push_and_pop(peer: type[Peer], mode: str, n: int, seconds: float, directory: str) -> Measures:
     """Return how many single pushes, and then pops, a queue in ``directory`` makes a second."""
-    queue = peer(directory, durable=mode == "durable")
+    queue = peer.opened(directory, mode)
     items = make_items(n)
     for item in items[:_WARM_UP]:
         queue.push(item)

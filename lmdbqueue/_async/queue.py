@@ -352,6 +352,10 @@ class AsyncQueue(AsyncWriting[T]):
         """Return the number of waiting items."""
         return await self._call(self.queue.count)
 
+    async def sync(self) -> None:
+        """Return when everything that has returned, in any process, is on the disk, as ``PersistentQueue.sync``."""
+        await self._call(self.queue.sync)
+
     async def flush(self, force: bool = False) -> int:
         """Return empty space to the file system; other calls of this object wait meanwhile.
 

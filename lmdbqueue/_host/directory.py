@@ -14,6 +14,7 @@ Files::
                          says otherwise
     ahead-*.mdb.tmp      a copy that is to become one
     session, bell        see _host.session and _host.bell
+    checkpoint           of ``durability="interval"``: see _lmdb.checkpoint_slots
     owner-*              one for each open queue that holds leases: see _host.owners
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
@@ -71,6 +72,7 @@ _LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
 _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have in their directories
 _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
+CHECKPOINT: Final = "checkpoint"
 BELL: Final = "bell"
 FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; who forwards them writes it
 _LMDB_MAGIC: Final = 0xBEEFC0DE
@@ -312,7 +314,15 @@ class Directory:
 
         What this library may leave behind, to be removed by the next process that opens the queue, does.
         """
-        mine = {_OPTIONS_FILE, f"{_OPTIONS_FILE}.tmp", SESSION, BELL, f"{live:08}.mdb", f"{live:08}.mdb-lock"}
+        mine = {
+            _OPTIONS_FILE,
+            f"{_OPTIONS_FILE}.tmp",
+            SESSION,
+            BELL,
+            CHECKPOINT,
+            f"{live:08}.mdb",
+            f"{live:08}.mdb-lock",
+        }
         mine |= {FORWARDED, f"{FORWARDED}.tmp"}
         return sorted(
             name

@@ -20,6 +20,8 @@ when that process is killed the next moment. It is 4096 bytes long, in the machi
     72      note      what recovery must know if it is cut short itself
   4064  8   synced    the transaction's number in its generation
   4072  8   synced    a check of these two words, which several processes may write at once
+  4080  8   unsynced  with checkpoints: a moment, by the monotonic clock in ns, since when there may be commits that
+                      none covers; 0 if all are covered
   4088  8   joined    whether another process has come since the first one did
 
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
@@ -34,6 +36,7 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Callable
 from typing import Final
 
 from lmdbqueue._host import flock
@@ -48,6 +51,7 @@ _GENERATION: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
 _TRANSACTION: Final = 508
 _CHECK: Final = 509
+_UNSYNCED: Final = 510
 _JOINED: Final = 511
 _WORD: Final = (1 << 64) - 1
 _MIXED: Final = 0x9E37_79B9_7F4A_7C15  # so that words of several writers fit by no arithmetic
@@ -150,6 +154,20 @@ class Session:
         self._words[_DOUBT] = max(self._words[_DOUBT], generation)
         self.save()
 
+    @property
+    def unsynced_since(self) -> int:
+        """Since when there may be commits that no checkpoint covers, by the monotonic clock in ns; 0: none."""
+        return self._words[_UNSYNCED]
+
+    @unsynced_since.setter
+    def unsynced_since(self, time: int) -> None:
+        self._words[_UNSYNCED] = time
+
+    def note_unsynced(self, clock: Callable[[], int]) -> None:
+        """Note that a commit was made that no checkpoint covers."""
+        if not self._words[_UNSYNCED]:
+            self._words[_UNSYNCED] = clock()
+
     def is_shared(self) -> bool:
         """Return whether another process has joined since the first did. Who joins says so before it opens anything."""
         return self._words[_JOINED] != 0
@@ -174,6 +192,7 @@ class Session:
         self._known = self._words[_CHECK] = 0
         self.set_synced(synced)
         self._words[_DOUBT] = 0
+        self._words[_UNSYNCED] = 0
         _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file))
         self.save()
 

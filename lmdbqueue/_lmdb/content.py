@@ -2,6 +2,9 @@
 
 Owns: which of them count. Law: what a transaction both adds and removes is no part of it, nor is what it removes and
 puts back: what counts is the difference between its beginning and its end.
+
+With checkpoints a transaction is proven against one that may be many before it. So what counts there is a running sum
+(``Running``): of each item that comes, less that of each that leaves, whichever transaction it came with.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ class Content:
     """
 
     __slots__ = ("added", "asks", "is_simple", "pending", "remembers", "removed", "weight")
+    is_running = False  # whether it has to be told the weights of the items that leave
 
     def __init__(self) -> None:
         self.weight = 0
@@ -58,6 +62,9 @@ class Content:
             elif self.remembers:
                 self.removed.add((name, key))
 
+    def leave(self, value: bytes) -> None:
+        """Note that a sealed item leaves. For a running sum only."""
+
     def enter_block(self) -> None:
         """Be that of a user's block."""
         self.enter_group()
@@ -67,3 +74,29 @@ class Content:
         """Be that of several calls. What is taken for good need not be told: no other call can put it back."""
         self.is_simple = False
         self.remembers = True
+
+
+class Running(Content):
+    """What a transaction changes of the running sum."""
+
+    __slots__ = ()
+    is_running = True
+
+    def add(self, name: str, keys: Sequence[bytes], values: Sequence[bytes], weight: int) -> None:  # noqa: ARG002
+        """Note that sealed items came, whose weight is known."""
+        self.asks = True  # so that the next transaction begins anew
+        self.weight += weight
+
+    def remove(self, name: str, keys: Iterable[bytes]) -> None:
+        """Do nothing: ``leave`` was called."""
+
+    def leave(self, value: bytes) -> None:
+        """Note that a sealed item leaves."""
+        self.asks = True
+        self.weight -= weigh_sealed(value)
+
+    def enter_block(self) -> None:
+        """Be that of a user's block."""
+
+    def enter_group(self) -> None:
+        """Be that of several calls."""

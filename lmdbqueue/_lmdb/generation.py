@@ -18,7 +18,8 @@ flush of k leaves k whole, or torn beside a whole k-1; and a torn k was never ac
 
 Both look at a word that all processes share, the newest transaction known to be synced (``_host.session``),
 and flush themselves if it is too old. Where the proof would have nothing to hold on to, with
-``checksum=False``, the two flushes of LMDB stay. With ``durability="off"`` nothing is flushed.
+``checksum=False``, the two flushes of LMDB stay. With ``durability="off"`` nothing is flushed,
+and with ``"interval"`` all commits of a while at once (``_local.checkpoints``).
 
 A flush that failed is never repeated: the second one would say that all is well, since the system
 drops what it could not write. The generation is *in doubt* then, for all processes: nothing is
@@ -56,7 +57,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import lmdb
 
@@ -89,6 +90,25 @@ class _NotDone:
 NOT_DONE: Final = _NotDone()
 
 
+class Keeper(Protocol):
+    """What keeps the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
+
+    def pin(self) -> None:
+        """Return when this process may commit."""
+
+    def committed(self, granted: int) -> None:
+        """Note a commit, for which so many bytes of pages were granted."""
+
+    def renew(self) -> bool:
+        """Let what was freed be used again; return whether that may help."""
+
+    def sync(self) -> None:
+        """Return when all that was committed is on the disk."""
+
+    def close(self) -> None:
+        """End its own transaction."""
+
+
 class Generation(Snapshot):
     """A file that takes part in the queue. At most one for a file in a process."""
 
@@ -104,6 +124,7 @@ class Generation(Snapshot):
         self.is_crowded = False  # the flush of another process was under way when this one last came to commit
         self.is_prepared = False  # the handles are open for good, which takes a writing transaction
         self._kept: list[weakref.ref[Txn]] = []  # what keeps snapshots, the oldest first
+        self.keeper: Keeper | None = None  # of checkpoints, if commits are not flushed one by one
         self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
         try:
@@ -135,6 +156,8 @@ class Generation(Snapshot):
 
     def close(self) -> None:
         """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        if self.keeper is not None:
+            self.keeper.close()
         if hasattr(self, "_env"):  # not if it could not be opened
             super().close()
         fd, self._fd = self._fd, -1
@@ -185,7 +208,7 @@ class Generation(Snapshot):
 
         Takes the write lock, since LMDB wants it so, and writes nothing.
         """
-        txn = self.begin("opening")
+        txn = self.begin("opening", pinned=False)
         try:
             with self._translated("opening"), self._borrowing:
                 self._open_shared(txn, create=False)
@@ -242,6 +265,7 @@ class Generation(Snapshot):
                     txn.commit()  # of nothing; undone, it would close handles
                     return 0
                 destroy(txn, queue)
+                self._content_leaves(txn, queue)
                 has_handle = False
                 for ref in [each for each in self._tables if each.name == name]:
                     del self._tables[ref]
@@ -252,6 +276,12 @@ class Generation(Snapshot):
             raise
         finally:
             end(txn)
+
+    def _content_leaves(self, txn: Txn, queue: Tables) -> None:
+        if self.content.is_running:
+            with txn.cursor(queue.items) as cursor:
+                for value in cursor.iternext(keys=False):
+                    self.content.leave(value)
 
     # --- reading
 
@@ -339,11 +369,13 @@ class Generation(Snapshot):
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
         return result
 
-    def begin(self, operation: str) -> Txn:
-        """Begin a write transaction. To be ended by the caller, come what may.
+    def begin(self, operation: str, *, pinned: bool = True) -> Txn:
+        """Begin a write transaction. To be ended by the caller, come what may. ``pinned``: something may be written.
 
         Raises ``Superseded``; ``GoneError`` when somebody has removed or replaced a file, or the directory.
         """
+        if self.keeper is not None and pinned:
+            self.keeper.pin()
         self._room.granted = 0
         self._written.clear()
         self.weight = 0
@@ -439,6 +471,8 @@ class Generation(Snapshot):
         """
         transaction = self.secure_before(txn)
         self._commit(txn)
+        if self.keeper is not None:
+            self.keeper.committed(self._room.granted)
         return transaction
 
     def secure_before(self, txn: Txn) -> int:
@@ -449,6 +483,8 @@ class Generation(Snapshot):
             if self._session.is_in_doubt(self.number):
                 raise Doubtful
             self._sync(transaction - 1)
+        elif self.keeper is not None and self._session.is_in_doubt(self.number):
+            raise Doubtful
         return transaction
 
     def supersede(self, txn: Txn) -> None:
@@ -463,10 +499,11 @@ class Generation(Snapshot):
     def _commit(self, txn: Txn) -> None:
         if self._is_weighed and self._left[0] == (number := txn.id()) - 1:  # as note_last() does, most of the time
             weight = (self._left[1] or 0) + self.weight & _ALL
-            self._leaves = number, weight
-            last = _format.LAST.pack(number, weight, self.content.weight & _ALL)
+            content = self._left[2] + self.content.weight & _ALL
+            self._leaves = number, weight, content if self.content.is_running else 0
+            last = _format.LAST.pack(number, weight, content)
             txn.put(_format.LAST_TXN, last, db=self.meta)
-        elif self._is_full:
+        elif self._is_full or self._is_weighed:
             self.note_last(txn)
         try:
             txn.commit()
@@ -496,11 +533,52 @@ class Generation(Snapshot):
             except StorageError as error:
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
 
+    def sync(self) -> None:
+        """Return when all that was committed is on the disk. Raises ``Doubtful``, ``Superseded``, ``StorageError``."""
+        if self._session.is_in_doubt(self.number):
+            raise Doubtful
+        if self.keeper is not None:
+            self.keeper.sync()
+        elif not self.is_secured(newest := self.newest()) or not self._is_full:
+            self._sync(newest)
+
+    def newest(self) -> int:
+        """Return the transaction that was the last to be committed, as ``stamp`` does."""
+        with self._translated("reading"):
+            return self._first_stamp + int(self._env.info()["last_txnid"])
+
+    def pinned(self) -> tuple[Txn, int, bytes]:
+        """Begin a read transaction at the newest snapshot; return it, its number, and the body of its meta page.
+
+        To be ended by the caller. What was read is of that snapshot if it is the newest one still: see
+        ``_local.checkpoints``.
+        """
+        with self._translated("reading"):
+            while True:
+                txn = self._env.begin()
+                try:
+                    number = txn.id()
+                    body = meta_page.body_of(self._fd, number, self._room.page)
+                    if self._is_newest(number):
+                        return txn, number, body
+                except BaseException:
+                    txn.abort()
+                    raise
+                txn.abort()
+
+    def _is_newest(self, number: int) -> bool:
+        return int(self._env.info()["last_txnid"]) == number
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether a flush of it failed: nothing is committed to it any more."""
+        return self._session.is_in_doubt(self.number)
+
     def settle(self) -> bool:
         """Bring everything to the disk, as the last process to leave. Tell whether that could be done."""
         if self._session.is_in_doubt(self.number):
             return False
-        newest = self._first_stamp + self._env.info()["last_txnid"]
+        newest = self.newest()
         if not self._session.is_synced(newest):
             self._sync(newest)
         return True
@@ -510,12 +588,24 @@ class Generation(Snapshot):
             try:
                 self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
             except lmdb.Error as error:
-                if self._is_closed and not self.is_broken:
-                    return  # superseded: its content is on the disk, in the next one
-                with suppress(OSError):  # the swap that follows insists (``_local.swap``)
-                    self._session.set_in_doubt(self.number)
-                raise StorageError(self.path, "sync", str(error)) from error
+                self._refuse_failed(error)
+                return
         self._session.set_synced(transaction)
+
+    def flush_to_disk(self) -> None:
+        """Bring everything to the disk that was committed until now. Raises ``StorageError``: it is in doubt then."""
+        try:
+            self._env.sync(True)  # noqa: FBT003  (as above)
+        except lmdb.Error as error:
+            self._refuse_failed(error)
+
+    def _refuse_failed(self, error: lmdb.Error) -> None:
+        """Raise ``StorageError`` for a flush that failed, and put the generation in doubt."""
+        if self._is_closed and not self.is_broken:
+            return  # superseded: its content is on the disk, in the next one
+        with suppress(OSError):  # the swap that follows insists (``_local.swap``)
+            self._session.set_in_doubt(self.number)
+        raise StorageError(self.path, "sync", str(error)) from error
 
     def make_room(self, txn: Txn, added: int) -> None:
         """See to it that pages for ``added`` bytes can be written, and those that removals need after that.
@@ -563,6 +653,8 @@ class Generation(Snapshot):
 
         LMDB uses no page in the transaction after the one that freed it.
         """
+        if self.keeper is not None and self.keeper.renew():
+            return True
         if not self._is_tight:
             return False
         self._is_tight = False

@@ -20,7 +20,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full, GoneError
 from lmdbqueue._lmdb import free_pages
 from lmdbqueue._lmdb.changed_records import Kept
-from lmdbqueue._lmdb.content import Content
+from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
 from lmdbqueue._tuples import NamedTuple
@@ -82,11 +82,13 @@ class Snapshot:
         self.meta: Db = None
         self.away: Db = None
         self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
-        self.content = Content()  # the items that it adds
         self._is_weighed = is_weighed(options)
         self._is_full = options.durability == "full"
-        self._left: tuple[int, int | None] = (-1, None)  # the last transaction committed here, and the weight it left
-        self._leaves: tuple[int, int | None] = (-1, None)  # the same, of the transaction under way
+        self._new_content = Running if options.durability == "interval" else Content
+        self.content = self._new_content()  # the items that it adds
+        # the last transaction committed here, the weight that it left, and its content weight if that goes on
+        self._left: tuple[int, int | None, int] = (-1, None, 0)
+        self._leaves: tuple[int, int | None, int] = (-1, None, 0)  # the same, of the transaction under way
         self._is_closed = False
         self.is_broken = False  # LMDB refuses everything until the file was opened anew
         self._is_confined = False  # there is no address space for a larger map
@@ -161,13 +163,15 @@ class Snapshot:
         """Write down which transaction changes something, and what it leaves."""
         number = txn.id()
         weight = None
+        base = 0
         if self._is_weighed:
-            last, before = self._left
+            last, before, base = self._left
             if last != number - 1:
-                before = self.last(txn).weight
+                _, before, noted = self.last(txn)
+                base = noted or 0 if self.content.is_running else 0
             weight = (self.weighed(txn) if before is None else before + self.weight) & _ALL
-        self._leaves = number, weight
-        content = self.content.weight if self.is_named else None
+        content = (base + self.content.weight) & _ALL if self.is_named or self.content.is_running else None
+        self._leaves = number, weight, content if self.content.is_running and content is not None else 0
         txn.put(_format.LAST_TXN, _format.pack_last(number, weight, content), db=self.meta)
 
     def extent(self) -> int:
@@ -311,7 +315,7 @@ class Draft(Snapshot):
         with self._translated("compaction"):
             txn = self._env.begin(write=True)
             self.weight = 0
-            self.content = Content()
+            self.content = self._new_content()
             self._tables.clear()
             try:
                 self._open_shared(txn, create=False)
@@ -345,12 +349,12 @@ class Draft(Snapshot):
 
 def is_proven_at_opening(options: _format.Options) -> bool:
     """Tell whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
-    return options.checksum or options.durability == "off"
+    return options.checksum or options.durability != "full"
 
 
 def is_weighed(options: _format.Options) -> bool:
     """Tell whether such a queue keeps the weight of its records, which shows torn transactions."""
-    return options.checksum and options.durability == "full"
+    return options.checksum and options.durability != "off"
 
 
 def remember(path: str, options: _format.Options) -> None:

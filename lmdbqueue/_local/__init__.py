@@ -10,7 +10,8 @@
 ``state``         ``state``: a mapping beside the items
 ``catch_up``      a copy made before a swap, while writers go on
 ``environment``   a directory as this process has it: sharing, swaps, forks
-``recovery``      after a power cut: which of the two newest snapshots counts
+``checkpoints``   what is on the disk while commits are not flushed
+``recovery``      after a power cut: which snapshot counts
 ``swap``          the swap of generations, step by step
 ``salvage``       what can be saved of a damaged file
 ``commit_line``   the calls that wait for a transaction, and who runs them

@@ -577,7 +577,12 @@ class LocalEngine:
         from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (for who asks, not for who imports)
 
         environment = self.environment
-        return self._view(of_queue, self.clock())._replace(processes=environment.processes())
+        found = self._view(of_queue, self.clock())
+        return found._replace(processes=environment.processes(), unsynced_seconds=environment.unsynced_seconds())
+
+    def sync(self) -> None:
+        """Return when everything that has returned is on the disk."""
+        self.environment.sync()
 
     def refuse_if_closed(self) -> None:
         """Raise ``ClosedError`` after ``close()``."""

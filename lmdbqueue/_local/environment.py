@@ -40,6 +40,7 @@ thread should have lowered: ``_verbs.reading`` has an entry a thread, which its 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -60,17 +61,19 @@ from lmdbqueue._errors import (
 )
 from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
-from lmdbqueue._host.directory import BELL, SESSION, Directory, open_directory
+from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory, open_directory
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, is_mine
+from lmdbqueue._lmdb.checkpoint_slots import Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
 from lmdbqueue._lmdb.opening import build
 from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
 from lmdbqueue._local import group_commit
+from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._local.recovery import is_whole, recover
@@ -93,8 +96,13 @@ _environments: dict[tuple[int, int, str], Environment] = {}
 _opening = threading.RLock()  # of the list, and the counts in it; nothing is waited for with it
 
 
-def open_environment(path: str, wanted: _format.Options, progress: Progress | None = None) -> Environment:
-    """Return this process's handle on the directory at ``path``; it has to be released."""
+def open_environment(
+    path: str, wanted: _format.Options, progress: Progress | None = None, *, interval: float = 0.1
+) -> Environment:
+    """Return this process's handle on the directory at ``path``; it has to be released.
+
+    ``interval``: seconds between checkpoints, if there are any.
+    """
     directory = open_directory(path, wanted, build, remembered)
     try:
         _refuse_other_options(path, directory.options, wanted)
@@ -110,6 +118,7 @@ def open_environment(path: str, wanted: _format.Options, progress: Progress | No
     if environment.directory is not directory:
         directory.close()
     try:
+        environment.want_interval(interval)
         environment.prepare(progress)
     except BaseException:
         environment.release()
@@ -121,6 +130,12 @@ def _refuse_other_options(path: str, stored: _format.Options, given: _format.Opt
     for option in ("checksum", "durability"):
         if getattr(stored, option) != getattr(given, option):
             raise OptionError(path, option, getattr(stored, option), getattr(given, option))
+
+
+def _refuse_doubt(generation: Generation) -> None:
+    """Raise ``Doubtful`` if a flush of it failed."""
+    if generation.is_in_doubt:
+        raise Doubtful
 
 
 def _begin(generation: Generation) -> tuple[Generation, Txn]:
@@ -147,6 +162,7 @@ class Environment:
         self.handles = 0  # queue objects that use it
         self._queues: Counter[Ref] = Counter()  # that they use
         self._torn = False  # in a child: a transaction of the parent was open at the fork
+        self.interval = math.inf  # seconds between checkpoints, the least that a queue object wants
         self._frozen: list[Callable[[], object]] = []  # what lets this process go on after a fork
         self._start()
 
@@ -155,6 +171,8 @@ class Environment:
         self.bell = Bell(self.directory.file(BELL), self.directory.folder)
         self._session: Session | None = None
         self._generation: Generation | None = None
+        self._slots: Slots | None = None
+        self._checkpoints: Checkpoints | None = None  # of the live generation
         self._retired: list[Generation] = []
         self._left: LeftFile | None = None  # by the last swap of this process, while others hold it
         self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
@@ -184,7 +202,8 @@ class Environment:
     def _close_if_left(self) -> None:
         if self.handles:
             return
-        if is_mine(self._writer) or is_mine(self._moving):
+        checkpoints = self._checkpoints
+        if is_mine(self._writer) or is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine):
             departures.defer(self._close)
         else:
             self._close()
@@ -205,6 +224,7 @@ class Environment:
                 if generation is not None:
                     generation.close()
                 self._close_retired()
+                self._close_slots()
                 if session is not None:
                     session.leave()
         bell.close()
@@ -220,6 +240,9 @@ class Environment:
         take itself for one of many, and not write down that the queue is open again. Closing never fails:
         what was left undone is proven at the next opening.
         """
+        if self._checkpoints is not None:
+            with suppress(QueueError, Superseded):
+                self._checkpoints.cover()
         with suppress(QueueError), self.directory.lock():
             is_whole = session.is_alone() and generation.settle()
             generation.close()
@@ -299,6 +322,46 @@ class Environment:
                 call.secure()
         result = call.outcome()
         return result
+
+    def want_interval(self, seconds: float) -> None:
+        """Let checkpoints be made so often, or more often if another queue object wants that."""
+        self.interval = min(self.interval, seconds)
+        if self._checkpoints is not None:
+            self._checkpoints.interval = self.interval
+
+    def sync(self) -> None:
+        """Return when everything that has returned is on the disk. Raises ``StorageError``."""
+        self.refuse_inside("sync")
+        thread = threading.get_ident()
+        while True:
+            self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
+            generation = self._generation
+            try:
+                if generation is not None:
+                    generation.sync()
+                    return
+            except Superseded:
+                if generation is not None and generation.is_broken:
+                    self._refuse_nested()
+                    with self._writer:
+                        self._abandon_broken(generation)
+                    continue
+            except Doubtful:
+                self._refuse_nested()
+                with self._writer:
+                    self._in_live(_refuse_doubt)
+                continue
+            finally:
+                self._reading.pop(thread, None)
+            self.follow(generation)
+
+    def unsynced_seconds(self) -> float | None:
+        """Return the age of the oldest call that a power cut could take back, 0.0 if there is none; None: unknown."""
+        if self.directory.options.durability == "off":
+            return None
+        session = self._session
+        since = 0 if session is None or self._slots is None else session.unsynced_since
+        return max(0, time.monotonic_ns() - since) / 1e9 if since else 0.0
 
     @property
     def is_crowded(self) -> bool:
@@ -580,6 +643,8 @@ class Environment:
                 raise ForkError(self.directory.path)
             if not self.handles:
                 raise ClosedError(self.directory.path)
+            if old is not None and old.keeper is not None:
+                old.keeper.close()  # its pin keeps nothing any more, and must not be open at a fork
             self._generation = self._open_live(1 if old is None else old.number + 1, progress)
             if old is not None:
                 self._retired.append(old)
@@ -606,6 +671,7 @@ class Environment:
                 self.bell.hang()
                 generation = self._open_newest(number, session, progress)
                 try:
+                    self._keep_checkpoints(generation, session)
                     self.directory.clean(generation.number, alone=session.first)
                     if session.first:
                         owners.sweep(self.directory.path, self.directory.folder)
@@ -619,6 +685,22 @@ class Environment:
                 raise
             self._session = session
             return generation
+
+    def _keep_checkpoints(self, generation: Generation, session: Session) -> None:
+        """Let the pages of a checkpoint be kept while this process commits. Under the directory lock."""
+        if self.directory.options.durability != "interval":
+            return
+        if self._slots is None:
+            self._slots = Slots(self.directory.file(CHECKPOINT), self.directory.folder)
+        found = Checkpoints(generation, session, self._slots, self._writer, self.interval)
+        generation.keeper = self._checkpoints = found
+        if session.unsynced_since:
+            found.resume()
+
+    def _close_slots(self) -> None:
+        slots, self._slots, self._checkpoints = self._slots, None, None
+        if slots is not None:
+            slots.close()
 
     def _open_newest(self, number: int, session: Session, progress: Progress | None) -> Generation:
         """Open the live generation, ``number`` or a later one. Under the directory lock."""
@@ -677,6 +759,9 @@ class Environment:
                 self.thaw()
                 return False
             self._frozen.append(lock.release)
+        if not self._freeze_checkpoints(deadline):
+            self.thaw()
+            return False
         generation, self._generation = self._generation, None  # who comes now waits for _moving
         while is_read := bool(self._reading.keys() - {threading.get_ident()}):
             if time.monotonic() > deadline:
@@ -688,6 +773,15 @@ class Environment:
         elif generation is not None:
             generation.let_go()
         return not is_read
+
+    def _freeze_checkpoints(self, deadline: float) -> bool:
+        checkpoints = self._checkpoints
+        if checkpoints is None:
+            return True
+        if not checkpoints.freeze(max(0.0, deadline - time.monotonic())):
+            return False
+        self._frozen.append(checkpoints.thaw)
+        return True
 
     @property
     def is_torn(self) -> bool:
@@ -709,6 +803,10 @@ class Environment:
         self.bell.forget()
         self._forget_left()
         self._inherited = [*self._retired, self._generation]
+        for generation in self._inherited:
+            if generation is not None:
+                generation.keeper = None  # whose pin has ended, and whose thread is not here
+        self._close_slots()
         if not self._torn:  # else closing them would harm the parent
             for generation in self._inherited:
                 if generation is not None:

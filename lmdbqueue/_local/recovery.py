@@ -51,6 +51,26 @@ Each write is one of 160 bytes within a sector. Where all of the file is read LM
 snapshot to prove it, and k may have to come back, if k-1 is no better: what stood in its slot goes into the session's
 note before, and whoever finds a note writes it back first.
 
+With checkpoints (``durability="interval"``: ``_local.checkpoints``) it is another snapshot that is known to be whole:
+the checkpoint c, whose meta page stands in the file ``checkpoint``. What LMDB's two slots hold, n and n-1, is proven
+against c, n first: each page was written at most once after c, so the argument is the same, but for the content weight,
+which is a running sum. If neither is whole, c counts. What counts is written into both slots, the newest first, with
+numbers that were never given: transactions after n may have left pages, too, without their meta pages, so the numbers
+leap (``_LEAP``).
+
+====  ==================================================  ===========================================
+step  what is done, with checkpoints                      a crash after it: the next to open
+====  ==================================================  ===========================================
+1     prove n against c, then n-1                         does the same
+2     fsync, so that what counts is on the disk           does the same
+3     write it over each slot that holds anything else,   finds it in the newest slot, which needs no
+      the newest first, each with an fsync                proof if it is c, or in both; else does 1
+4     note that the files stand in this page cache        begins after the next power cut only
+====  ==================================================  ===========================================
+
+A file without a checkpoint of its own generation is as it was when it got its name: nobody commits before there is
+one. Without a file ``checkpoint`` that can be read all of the file is read, as of a copy.
+
 Damage of another origin is not looked for here: seals show it when it is met, and ``check`` when asked. Where all of
 the file is read: when only items of k are damaged, and the same ones are in k-1, it was no power cut, k counts, and
 those items raise ``CorruptItemError`` as at any other time. When neither snapshot has a sound structure:
@@ -66,9 +86,10 @@ from typing import TYPE_CHECKING
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._host.directory import CHECKPOINT
 from lmdbqueue._host.disk import sync_file, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import meta_page
+from lmdbqueue._lmdb import checkpoint_slots, meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.snapshot import is_proven_at_opening, is_weighed
 
@@ -76,6 +97,7 @@ if TYPE_CHECKING:
     from lmdbqueue._model.invariants import Progress
 
 _FIRST = 1  # transaction of a file
+_LEAP = 1 << 32  # transactions, more than there can be between two checkpoints
 
 
 def recover(
@@ -90,7 +112,9 @@ def recover(
         if session.is_standing():
             return
         newest, before = meta_page.read(path)
-        if is_proven_at_opening(options) and not session.is_closed():
+        if options.durability == "interval" and not session.is_closed():
+            newest = _recover_to_checkpoint(path, number, options, session, progress)
+        elif is_proven_at_opening(options) and not session.is_closed():
             can_differ = is_weighed(options) and session.is_original() and not session.is_in_doubt(number)
             is_first = newest.transaction == _FIRST  # then the file was on the disk before it got its name
             if not is_first and not (can_differ and _prove_last(path, newest, before)):
@@ -98,6 +122,79 @@ def recover(
             if session.is_original() or not is_first:  # else nobody ever used it
                 newest = _advance(path)
         session.settle(stamp(number, newest.transaction))
+
+
+def _recover_to_checkpoint(
+    path: str, number: int, options: _format.Options, session: Session, progress: Progress | None
+) -> MetaPage:
+    """Make the newest snapshot count that is whole, the last checkpoint at the least; return its meta page."""
+    newest, before = meta_page.read(path)
+    is_known, checkpoint = checkpoint_slots.read(os.path.join(os.path.dirname(path), CHECKPOINT))
+    if not session.is_original() or not is_known or (checkpoint and checkpoint.generation > number):
+        if session.is_original() or newest.transaction != _FIRST:
+            _prove_all(path, number, options, session, progress)
+            newest = _advance(path)
+        return newest
+    if newest.body == before.body:  # nothing was committed since the last recovery
+        return newest
+    if checkpoint is None or checkpoint.generation < number:  # nor since the file got its name: it was on the disk then
+        return newest
+    base = meta_page.with_body(newest, checkpoint.body)
+    counts = next((each for each in (newest, before) if _is_newer_and_whole(path, each, base)), None)
+    if counts is None and session.is_in_doubt(number) and is_whole(_draft_after(path, number), options):
+        raise CorruptQueueError(path, "a flush of it failed, and what takes its place is whole")
+    if counts is None:
+        _report(
+            "WARNING",
+            "%s: what was committed since the last checkpoint, transaction %d, was torn and is taken back",
+            path,
+            checkpoint.transaction,
+        )
+    return _make_count(path, base if counts is None else counts)
+
+
+def _is_newer_and_whole(path: str, slot: MetaPage, base: MetaPage) -> bool:
+    """Return whether the snapshot of a slot is not older than the checkpoint, and whole."""
+    from lmdbqueue._lmdb.difference import Difference, Unprovable  # noqa: PLC0415  (at most the first to open needs it)
+    from lmdbqueue._lmdb.sound_pages import Unsound  # noqa: PLC0415
+    from lmdbqueue._model import last_transaction  # noqa: PLC0415
+
+    if slot.body == base.body:
+        return True
+    if slot.transaction <= base.transaction:
+        return False
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        difference = Difference(fd, base, slot)
+        last_transaction.check(difference, slot.transaction, is_running=True)
+    except (Unprovable, Unsound) as error:
+        _report("INFO", "%s: transaction %d is not whole (%s)", path, slot.transaction, error)
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _make_count(path: str, counts: MetaPage) -> MetaPage:
+    """Bring a snapshot to the disk, and let it be what both slots hold, with numbers that were never given."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    newest, before = meta_page.read(path)
+    slots = [each for each in (newest, before) if each.body != counts.body] or [before]
+    number = max(newest.transaction, counts.transaction) + _LEAP
+    for slot in slots:  # the newest first: until it is written over, whoever opens the file does this again
+        number += (number % 2 == 1) != (slot.offset > 0)  # the slot of a transaction is the one of its parity
+        counts = meta_page.with_body(slot, counts.whole_body, number)
+        meta_page.write(path, counts)
+        number += 1
+    return counts
+
+
+def _draft_after(path: str, number: int) -> str:
+    return os.path.join(os.path.dirname(path), f"{number + 1:08}.mdb.tmp")
 
 
 def is_whole(path: str, options: _format.Options) -> bool:

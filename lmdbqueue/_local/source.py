@@ -93,6 +93,9 @@ class Source(ABC):
             number: The number of the batch.
         """
 
+    def sync(self) -> None:  # noqa: B027  (most sources need not do anything)
+        """Return when what was read and removed is on the disk: the next thing is to tell somebody outside of it."""
+
     @abstractmethod
     def wait(self, timeout: float) -> None:
         """Wait until there is an item.
@@ -233,6 +236,11 @@ class QueueSource(Source):
 
     def _key(self, target: str) -> str:
         return f"{self.origin.name} to {target}"
+
+    def sync(self) -> None:
+        """Bring what was read and removed to the disk, where calls return before that."""
+        if self._options.durability == "interval":
+            self._queue.sync()
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
         """Make these items dead letters of the queue.

@@ -251,6 +251,8 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != keys[0]:
             return None
+        if queue.generation.content.is_running:
+            queue.generation.content.leave(cursor.value())
         cursor.delete()
         following = cursor.item() if cursor.key() else None
     (head,) = unpack_from(before, HEAD_AT)
@@ -264,6 +266,7 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
     if not keys:
         return False
     size = 0
+    content = queue.generation.content
     with txn.cursor(queue.items) as cursor:
         if list(islice(cursor.iternext(values=False), len(keys))) != keys:
             return False
@@ -271,6 +274,8 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
         for _ in keys:
             if before[1] & SIZED:
                 size += len(cursor.value()) - queue.behind
+            if content.is_running:
+                content.leave(cursor.value())
             cursor.delete()
     _gone(txn, queue, keys, size)
     return True
@@ -279,7 +284,9 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
 def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
     """Take the items of these keys out, wherever they stand, as far as they wait; return them."""
     found = at(txn, queue, keys)
-    for key, _ in found:
+    for key, value in found:
+        if queue.generation.content.is_running:
+            queue.generation.content.leave(value)
         txn.delete(key, db=queue.items)
     if found:
         _gone(txn, queue, [key for key, _ in found], sum(len(value) - queue.behind for _, value in found))
@@ -320,7 +327,10 @@ def _cut_off(txn: Txn, queue: Tables, before: bytes, n: int) -> int:
     """Remove the first ``n`` items, which are there, of a queue that is plain: quicker, since no key is looked at."""
     with txn.cursor(queue.items) as cursor:
         cursor.first()
+        content = queue.generation.content
         for _ in range(n):
+            if content.is_running:
+                content.leave(cursor.value())
             cursor.delete()
         following = cursor.key()
     if n:
@@ -347,6 +357,10 @@ def clear(txn: Txn, queue: Tables) -> int:
         if queue.generation.content.asks:
             with txn.cursor(queue.items) as cursor:
                 queue.generation.content.remove(queue.name, cursor.iternext(values=False))
+        if queue.generation.content.is_running:
+            with txn.cursor(queue.items) as cursor:
+                for value in cursor.iternext(keys=False):
+                    queue.generation.content.leave(value)
         txn.drop(queue.items, delete=False)
         for number in classes(txn, queue):
             tail = bounds(txn, queue, number).tail

@@ -101,7 +101,7 @@ def _of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     transaction = txn.id() if newest is None else newest
     record, weight, _ = snapshot.last(txn)
     slots = meta_page.read(snapshot.path)
-    has_own_number = snapshot.options.durability == "full" and slots[0].body != slots[1].body  # else a recovery gave it
+    has_own_number = snapshot.options.durability != "off" and slots[0].body != slots[1].body  # else a recovery gave it
     if has_own_number and transaction not in (record, _FIRST_OF_A_COPY):
         problems.append(f"its newest transaction is {transaction}, and its record says {record}")
     if weight is not None and (difference := weight - snapshot.weighed(txn)):

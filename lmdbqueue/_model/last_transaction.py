@@ -45,8 +45,11 @@ _LAST_SIZES: Final = (8, 16, 24)  # bytes of the record of a transaction: its nu
 _NOTHING: Final = Changes(EMPTY, EMPTY, {}, {})
 
 
-def check(difference: Difference, number: int) -> None:
-    """Raise ``Unsound`` unless transaction ``number``, the later one of the two, is whole."""
+def check(difference: Difference, number: int, *, is_running: bool = False) -> None:
+    """Raise ``Unsound`` unless transaction ``number``, the later one of the two, is whole.
+
+    ``is_running``: the content weights are a running sum, and there may be many transactions between the two.
+    """
     trees, marks = difference.trees()
     for name, node in marks.added.items():
         is_mark = name == NEXT_GENERATION and node[2] == KEY_SIZE
@@ -57,7 +60,7 @@ def check(difference: Difference, number: int) -> None:
     records: dict[bytes, Changes] = {name: difference.changes(name) for name in (META, AWAY) if name in trees}
     meta = _Meta(difference, records[META])
     before, last = meta.last(number)
-    if last.content is None:
+    if last.content is None and not is_running:
         return
     check_weight(difference, records, before, last)
     items = {name: _format.queue_of(name) for name in trees.keys() - records.keys()}
@@ -65,10 +68,10 @@ def check(difference: Difference, number: int) -> None:
     for name, queue in items.items():
         if queue is None:
             raise Unsound(f"it has a database {name!r}")
-        content += _Queue(difference, meta, queue, name).check()
+        content += _Queue(difference, meta, queue, name, is_running=is_running).check()
     for queue in meta.queues - set(items.values()):
-        _Queue(difference, meta, queue, None).check()
-    check_content(content, last)
+        _Queue(difference, meta, queue, None, is_running=is_running).check()
+    check_content(content + (before.content or 0) if is_running else content, last)
     difference.settle()
 
 
@@ -163,8 +166,11 @@ def check_number(last: Last, number: int) -> None:
 class _Queue:
     """A queue of which the items or the bounds changed."""
 
-    def __init__(self, difference: Difference, meta: _Meta, name: str, items: bytes | None) -> None:
+    def __init__(
+        self, difference: Difference, meta: _Meta, name: str, items: bytes | None, *, is_running: bool
+    ) -> None:
         self._difference = difference
+        self._is_running = is_running
         self._meta = meta
         self._name = name
         self._items = items  # the key of its tree, None if that did not change
@@ -175,12 +181,8 @@ class _Queue:
         then, tree = self._there()
         if (then is None) != (self._before is None) or (tree is None) != (self._now is None):
             raise Unsound(f"the queue {self._name!r} has a record and no items, or items and no record")
-        if self._now is None:
-            self._changes(look=False)
-            return 0
-        if self._is_cleared():
-            self._changes(look=False)
-            return 0
+        if self._now is None or self._is_cleared():
+            return -self._weight_of(self._changes(look=self._is_running))
         changes = self._changes()
         added, weight = self._added(changes)
         removed = set() if self._is_new else set(changes.removed or ())
@@ -190,6 +192,17 @@ class _Queue:
         numbers.update(map(_format.class_of_key, added), map(_format.class_of_key, removed))
         for number in numbers:
             self._check_class(number, added - removed, removed - added)
+        return weight - self._weight_of(changes) if self._is_running else weight
+
+    def _weight_of(self, changes: Changes) -> int:
+        """Return the weight of the items that left, as far as it counts."""
+        if not self._is_running:
+            return 0
+        weight = 0
+        for key, node in (changes.removed or {}).items():
+            value, same = self._difference.old_value(node), changes.added.get(key)
+            if same is None or self._difference.value(same) != value:
+                weight += weigh_item(value)
         return weight
 
     def _there(self) -> tuple[object, object]:

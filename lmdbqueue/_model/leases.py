@@ -76,6 +76,8 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != key:
             return None
+        if generation.content.is_running:
+            generation.content.leave(value)
         cursor.delete()
         following = cursor.item() if cursor.key() else None
     head, token = unpack_from(before, HEAD_AT)[0], unpack_from(before, TOKENS_AT)[0] + 1

@@ -121,7 +121,7 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
         if queue.sealed:
             checksum = crc32(value, crc32(key, queue.salt))
             value += checksum.to_bytes(SEAL_SIZE, "little")
-            if queue.weighed and not content.removed:
+            if queue.weighed and not content.removed and not content.is_running:
                 content.asks = True
                 content.weight += checksum * checksum
                 content.pending.append((queue.name, (key,), (value,)))

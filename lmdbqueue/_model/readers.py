@@ -129,6 +129,8 @@ def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) 
         if is_last:
             if first != key:
                 return None
+            if generation.content.is_running:
+                generation.content.leave(cursor.value())
             cursor.delete()
     after = _new(Position, (key, position.skipped, now))
     data = POSITION.pack(1, *after)

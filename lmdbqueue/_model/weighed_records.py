@@ -18,6 +18,7 @@ tied to its transaction by something that a page of another time cannot have:
 A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
 since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
 instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised.
+With ``durability="interval"`` the content weight is a running sum (``_lmdb.content.Running``).
 """
 
 from __future__ import annotations

@@ -229,6 +229,9 @@ class Engine(Protocol):
     def stats(self) -> Stats:
         """Return the figures of the queue, at a cost that does not depend on its length."""
 
+    def sync(self) -> None:
+        """Return when everything that has returned is on the disk."""
+
     def refuse_if_closed(self) -> None:
         """Raise ``ClosedError`` after ``close()``."""
 

@@ -70,6 +70,9 @@ METRICS: Final = (
     Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", of=_directory),
     Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would give back.", of=_directory),
     Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", of=_directory),
+    Metric(
+        "unsynced_seconds", "lmdbqueue_unsynced_seconds", "s", "Age of what a power cut could take back.", of=_directory
+    ),
     Metric("generation", "lmdbqueue_generation", "1", "Generation of the file.", of=_directory),
     Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have it open.", of=_directory),
 )

@@ -113,6 +113,14 @@ class Queue(Writing[T], ABC):
         """Return the figures of the queue (``Stats``), in constant time."""
         return self._engine.stats()
 
+    def sync(self) -> None:
+        """Return when everything that has returned, in any process, is on the disk.
+
+        At once where each call waits for the disk itself; with ``durability="interval"`` this makes a checkpoint now.
+        Before anything outside is told of an item that must not come back after a power cut, call this.
+        """
+        self._engine.sync()
+
     @abstractmethod
     def transaction(self) -> AbstractContextManager[Any]:
         """Make what this thread does in the block one atomic step."""

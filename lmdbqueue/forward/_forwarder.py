@@ -179,6 +179,7 @@ class Forwarder:
                 number -= 1
                 self._source.wait(_LOOK)
                 continue
+            self._source.sync()  # else a power cut could give these numbers to others, or take back what was removed
             try:
                 self._target.store(batch)
             except BusyError:

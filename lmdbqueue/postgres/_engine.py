@@ -411,6 +411,10 @@ class PostgresEngine:
         readers = tuple(self.reader_stats(None))
         return Stats(**found._asdict(), removed=removed, readers=readers)
 
+    def sync(self) -> None:
+        """Do nothing: each call is durable when it returns, as far as the server's settings go."""
+        self.refuse_if_closed()
+
     def close(self) -> None:
         """Give back what is leased, and the database."""
         database = self._hold.database

@@ -16,7 +16,7 @@ from lmdbqueue.otel import observe
 READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))
 FIELDS = list(Stats._fields)
 STATS = Stats(**{name: number for number, name in enumerate(FIELDS, 1)} | {"readers": READERS})
-OF_DIRECTORY = {"bytes_used", "bytes_free", "file_size", "generation", "processes"}
+OF_DIRECTORY = {"bytes_used", "bytes_free", "file_size", "generation", "processes", "unsynced_seconds"}
 
 
 def samples_of(metric, path, name, stats):

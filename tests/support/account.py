@@ -14,6 +14,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from struct import Struct
@@ -88,6 +89,7 @@ class Journal:
         kinds: dict[str, type[Judge]] = {
             "judged as a set": Loose,
             "judged by steps": Steps,
+            "judged by steps since a sync": SyncedSteps,
             "judged by readings": Readings,
             "judged by another": Others,
         }
@@ -197,6 +199,16 @@ class Steps(Judge):
             for name in found
         }
         return f"this is what is there after none of the steps {self.possible}; other than after the first: {wrong}"
+
+
+class SyncedSteps(Steps):
+    """Some first steps are there, and all that were done when a ``sync`` that has returned began."""
+
+    def __init__(self, calls: Iterable[Call]) -> None:
+        calls = list(calls)
+        synced = [call.n for call in calls if call.verb == "sync" and call.acked]
+        begun = [call.n for call in calls if call.verb == "step"]
+        self.possible = list(range(max(synced, default=0), max(begun, default=0) + 1))
 
 
 def step(n: int) -> tuple[int, list[Tag], str, bytes]:
@@ -466,6 +478,10 @@ class Worker:
 
         self.call("step", "a", do, n=n)
 
+    def sync(self, n: int, queue: PersistentQueue[bytes]) -> None:
+        """Bring all to the disk that was done up to step ``n``."""
+        self.call("sync", queue.name, lambda: (queue.sync(), 0)[1], n=n)
+
     def read(self, n: int, queue: PersistentQueue[bytes], readers: dict[str, Reader[bytes]]) -> None:
         """Do step ``n`` of those with readers, which it adds to ``readers``."""
         name, tags, passed = reading(n)
@@ -505,9 +521,12 @@ def _write(fd: int, data: bytes) -> None:
     assert os.write(fd, data) == len(data)
 
 
-def open_queue(place: str, name: str = "queue") -> PersistentQueue[bytes]:
-    """Open the queue whose items are bytes at ``place``/q."""
-    return PersistentQueue("q", place, dumps=bytes, loads=bytes, name=name)
+def open_queue(place: str, name: str = "queue", **options: Any) -> PersistentQueue[bytes]:
+    """Open the queue whose items are bytes at ``place``/q, with the durability that it has."""
+    if not options and os.path.exists(path := os.path.join(place, "q", "queue.json")):
+        with open(path, "rb") as file, suppress(ValueError, KeyError):
+            options = {"durability": json.load(file)["durability"]}
+    return PersistentQueue("q", place, dumps=bytes, loads=bytes, name=name, **options)
 
 
 def inspect(place: str, name: str = "queue", probe: Tag = PROBE, *, proves: bool = True, again: bool = False) -> Found:

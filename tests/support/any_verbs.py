@@ -6,6 +6,7 @@ Owns: which verbs there are, with what values: large and small ones, batches, bl
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from lmdbqueue import Lease, LeaseExpiredError, PersistentQueue
 
@@ -25,11 +26,13 @@ class AnyVerbs:
         sizes: Sequence[int] = SIZES,
         counts: Sequence[int] = COUNTS,
         without: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         self.random, self.values = random.Random(seed), random.Random(seed)  # noqa: S311
         self.sizes, self.counts = sizes, counts
         self.queues = [
-            PersistentQueue("queue", place, dumps=bytes, loads=bytes, name=name, max_attempts=3) for name in NAMES
+            PersistentQueue("queue", place, dumps=bytes, loads=bytes, name=name, max_attempts=3, **options)
+            for name in NAMES
         ]
         self.verbs = [verb for verb in dir(self) if verb.startswith("do_") and verb not in without]
         self.leases: list[Lease[bytes]] = []

@@ -86,9 +86,9 @@ def _watch(process: int, path: str, fd: int, lives: int) -> Callable[..., None]:
     return watch
 
 
-def _opened(worker: Worker, stage: Stage, name: str = "queue") -> Queue:
+def _opened(worker: Worker, stage: Stage, name: str = "queue", **options: Any) -> Queue:
     opened: list[Queue] = []
-    worker.call("open", name, lambda: opened.append(open_queue(stage.place, name)))
+    worker.call("open", name, lambda: opened.append(open_queue(stage.place, name, **options)))
     return opened[0]
 
 
@@ -194,6 +194,75 @@ def transactions(stage: Stage) -> None:
             stage.keep_lock_file()
 
     stage.run(role)
+
+
+INTERVAL: dict[str, Any] = {"durability": "interval", "interval": 0.003}
+
+
+def interval(stage: Stage) -> None:
+    """One process does steps, none of which is flushed, while its checkpoints go on beside them."""
+
+    def role(stage: Stage, process: int) -> None:
+        worker = stage.worker(process)
+        worker.call("judged by steps since a sync", "a", int)
+        worker.call("judged by another", "b", int)
+        for session in range(2):
+            with _opened(worker, stage, "a", **INTERVAL) as a, _opened(worker, stage, "b", **INTERVAL) as b:
+                for n in range(70 * session + 1, 70 * session + 71):
+                    worker.step(n, a, b)
+                    if n % 16 == 0:
+                        worker.sync(n, a)
+                    if n == 50:
+                        worker.call("flush", "a", lambda a=a: a.flush(force=True))
+                if session:
+                    stage.keep_lock_file()
+
+    stage.run(role)
+
+
+def interval_turns(stage: Stage) -> None:
+    """Three processes take turns without any flush; one is killed amid that, and another comes in its place."""
+    chance = random.Random(stage.seed)  # noqa: S311
+    pipes: dict[int, tuple[int, int]] = {}
+    pids: dict[int, int] = {}
+
+    def role(stage: Stage, process: int, orders: int, answers: int) -> None:
+        worker = stage.worker(process)
+        if process == 1:
+            worker.call("judged by steps since a sync", "a", int)
+            worker.call("judged by another", "b", int)
+        with _opened(worker, stage, "a", **INTERVAL) as a, _opened(worker, stage, "b", **INTERVAL) as b:
+            os.write(answers, b".")
+            while order := int(os.read(orders, 8)):
+                worker.step(abs(order), a, b)
+                if order < 0:
+                    worker.sync(-order, a)
+                os.write(answers, b".")
+
+    def begin(process: int) -> None:
+        ours, theirs = os.pipe(), os.pipe()
+        pids[process] = forked(role, stage, process, ours[0], theirs[1])
+        os.close(ours[0])
+        os.close(theirs[1])
+        pipes[process] = ours[1], theirs[0]
+        assert os.read(theirs[0], 1)
+
+    for process in (1, 2, 3):
+        begin(process)
+    for n in range(1, 100):
+        if n == 60:
+            os.kill(pids[2], signal.SIGKILL)
+            assert status_of(pids.pop(2)) == -signal.SIGKILL
+            for fd in pipes.pop(2):
+                os.close(fd)
+            begin(4)
+        orders, answers = pipes[chance.choice(sorted(pipes))]
+        os.write(orders, b"%d" % (-n if n % 11 == 0 else n))
+        assert os.read(answers, 1)
+    stage.keep_lock_file()
+    for process, fds in pipes.items():
+        os.write(fds[0], b"0")
+        assert status_of(pids[process]) == 0
 
 
 def readers(stage: Stage) -> None:
@@ -362,6 +431,8 @@ SCENARIOS = {
         leases,
         held,
         transactions,
+        interval,
+        interval_turns,
         readers,
         pushes,
         trio,

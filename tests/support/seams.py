@@ -4,6 +4,7 @@ Owns: the seams, each a place ``module:name`` in the library that is looked up w
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,6 +27,14 @@ SEAMS = {
     "salt": "_format:is_intact",
     "weight": "_model.last_transaction:check_weight",
     "weight of a record": "_format:weigh_in",
+    "pin": "_local.checkpoints:Checkpoints._make",
+    "pin of who commits": "_local.checkpoints:Checkpoints.pin",
+    "after a commit": "_local.checkpoints:Checkpoints.committed",
+    "meta page of the newest": "_lmdb.generation:Generation._is_newest",
+    "flush of a checkpoint": "_lmdb.generation:Generation.flush_to_disk",
+    "slot on the disk": "_lmdb.checkpoint_slots:sync_file",
+    "snapshot of a checkpoint": "_lmdb.generation:Generation.pinned",
+    "numbers leap": "_local.recovery:_make_count",
     **{
         f"away: {name}": f"_model.weighed_records:{name}"
         for name in ("put_away", "pop_away", "add_away", "restore_away", "put_index", "delete_index")
@@ -106,8 +115,78 @@ MUTANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
+def _unpinned(before: Any) -> Any:
+    def _make(each: Any) -> None:
+        before(each)
+        each._let_go()
+
+    return _make
+
+
+def _pinned_anew(before: Any) -> Any:
+    """Let the pin go on to what was just committed, which no checkpoint covers."""
+
+    def committed(each: Any, granted: int) -> None:
+        before(each, granted)
+        pin, _, _ = each._generation.pinned()
+        each._let_go()
+        each._pin = pin
+
+    return committed
+
+
+def _flushed_before(before: Any) -> Any:
+    def pinned(each: Any) -> Any:
+        each.flush_to_disk()
+        return before(each)
+
+    return pinned
+
+
+def _without_leap(_before: Any) -> Any:
+    def make_count(path: str, counts: Any) -> Any:
+        newest, older = meta_page.read(path)
+        for slot in (newest, older):
+            if slot.body != counts.body:
+                number = counts.transaction - (counts.transaction % 2 != (slot.offset > 0))
+                meta_page.write(path, meta_page.with_body(slot, counts.whole_body, number))
+        return meta_page.read(path)[0]
+
+    return make_count
+
+
+OF_CHECKPOINTS: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "no pin": {"pin": _unpinned, "pin of who commits": nothing},
+    "the pin is later than the checkpoint": {"after a commit": _pinned_anew},
+    "a process that has no pin commits": {"pin of who commits": nothing},
+    "the meta page is read without a look whether it is the newest": {
+        "meta page of the newest": lambda _before: lambda _each, _number: True
+    },
+    "the flush comes before the copy of the meta page": {
+        "snapshot of a checkpoint": _flushed_before,
+        "flush of a checkpoint": lambda before: lambda each: before(each) if _is_called_by("pinned") else None,
+    },
+    "no fsync of the slot": {"slot on the disk": nothing},
+    "numbers go on after a recovery": {"numbers leap": _without_leap},
+    "content weight left out": {"content": nothing},
+    "weight of records left out": {"weight": nothing},
+}
+
+
+def _is_called_by(name: str) -> bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == name:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
 @contextmanager
-def mutated(name: str) -> Iterator[dict[str, list[int]]]:
+def mutated(name: str, *, of_checkpoints: bool = False) -> Iterator[dict[str, list[int]]]:
     """Plant a fault; yields how often each of its seams was passed."""
     with ExitStack() as stack:
-        yield {seam: stack.enter_context(replaced(seam, make)) for seam, make in MUTANTS[name].items()}
+        yield {
+            seam: stack.enter_context(replaced(seam, make))
+            for seam, make in {**OF_CHECKPOINTS, **MUTANTS, **(OF_CHECKPOINTS if of_checkpoints else {})}[name].items()
+        }

@@ -22,7 +22,7 @@ class Engine:
     def __call__(self, name: str = "queue", **options: Any) -> Any:
         if self.kind == "postgres":
             return self._open(name, **options)
-        return self._open(name=name, durability="off", **options)
+        return self._open(name=name, durability="interval", interval=3600.0, **options)
 
 
 @pytest.fixture(params=["lmdb", "postgres"])

@@ -1,0 +1,80 @@
+"""After a power cut amid commits that nobody flushed: what the last checkpoint covers is there, and some of the rest.
+
+LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
+"""
+
+import logging
+import os
+import tempfile
+from itertools import count
+
+import pytest
+import seams
+from any_verbs import AnyVerbs
+from interval_cuts import PAGE, Explorer
+from replay import MEMORY
+
+SECTOR = 512
+STATES = 2_000  # a test
+AT_A_MOMENT = 40
+FAULT_STATES = 12_000  # of a planted fault, at the most
+LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))
+TOLD = "states after a power cut"
+
+
+@pytest.fixture(autouse=True)
+def _silent(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "disabled", True)  # each recovery is told
+
+
+@pytest.fixture
+def memory():
+    """Give a directory in which a flush costs nothing."""
+    with tempfile.TemporaryDirectory(prefix="lmdbqueue-cuts-", dir=MEMORY) as place:
+        yield place
+
+
+def _verbs(path, seed):
+    sizes, counts = (0, 5, 20, 20, 60, 200, 900, 2_500, 6_000), (1, 1, 1, 2, 10, 40)
+    return AnyVerbs(path, seed, sizes, counts, without=("do_flush",), durability="interval", interval=3600.0)
+
+
+def _explore(place, seed, states):
+    here = os.path.join(place, str(seed))
+    os.mkdir(here)
+    explorer = Explorer(here, _verbs, seed, (PAGE, SECTOR)[seed % 2], AT_A_MOMENT)
+    explorer.run(states)
+    return explorer
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_cut_leaves_is_a_whole_snapshot_not_older_than_the_checkpoint(seed, memory, record_property):
+    explorer = _explore(memory, seed, STATES)
+    record_property(TOLD, explorer.told["states"])
+    assert explorer.failures == {}
+    assert min(explorer.told[each] for each in ("newest", "between", "checkpoint")) > 0
+
+
+@pytest.mark.parametrize("name", list(seams.OF_CHECKPOINTS))
+def test_cuts_find_a_fault_in_the_checkpoints(name, memory):
+    states = 0
+    for seed in count(1):
+        with seams.mutated(name, of_checkpoints=True) as calls:
+            explorer = _explore(memory, seed, 1_000)
+        assert any(calls.values()), "nothing passes its seams"
+        states += explorer.told["states"]
+        if explorer.failures or states > FAULT_STATES:
+            break
+    assert explorer.failures
+
+
+@pytest.mark.long
+def test_what_many_cuts_leave_is_a_whole_snapshot_not_older_than_the_checkpoint(memory, record_property):
+    states = 0
+    for seed in count(1_000):
+        explorer = _explore(memory, seed, 10_000)
+        states += explorer.told["states"]
+        assert explorer.failures == {}, seed
+        if states > LONG_STATES:
+            break
+    record_property(TOLD, states)
