@@ -137,7 +137,8 @@ class Moments:
     """Call ``do`` at the ``number``-th moment of the block, as the handler of a signal would be.
 
     Moments are where a function begins and where one of C returns, in the library and in what it calls. Python looks
-    for signals there, and besides where a loop goes round.
+    for signals there, and besides where a loop goes round. Not within the end of an object: what comes there is
+    swallowed by Python, and which objects end is up to the collector.
     """
 
     def __init__(self, number: int, do: Callable[[], object]) -> None:
@@ -154,9 +155,19 @@ class Moments:
     def _look(self, frame: Any, event: str, _: object) -> None:
         if event in {"call", "c_return"} and not frame.f_code.co_filename.startswith(TESTS):
             self.left -= 1
+            if self.left == 0 and self._is_within_an_end(frame):
+                self.left = 1  # the next one
             if self.left == 0:
                 sys.setprofile(None)
                 self._do()
+
+    @staticmethod
+    def _is_within_an_end(frame: Any) -> bool:
+        while frame is not None and not frame.f_code.co_filename.startswith(TESTS):
+            if frame.f_code.co_name in {"__del__", "_remove"}:  # the latter: of a WeakSet
+                return True
+            frame = frame.f_back
+        return False
 
 
 def interrupt() -> NoReturn:
