@@ -241,7 +241,7 @@ def test_the_options_that_are_new_are_given_by_name_only(tmp_path):
 
 def test_an_unknown_durability_or_a_bad_name_is_refused_and_nothing_is_created(tmp_path):
     for durability in ("", "FULL", None, True, 1):
-        with pytest.raises(ValueError, match="'full' or 'off'"):
+        with pytest.raises(ValueError, match="'full', 'interval' or 'off'"):
             PersistentQueue("queue", tmp_path, durability=durability)
     with pytest.raises(ValueError, match="name"):
         PersistentQueue("queue", tmp_path, name="a/b")
