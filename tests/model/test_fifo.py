@@ -83,6 +83,7 @@ def opened_generation(directory, *, checksum=True):
     build(path, options)
     session = Session(os.path.join(directory, "session"))
     generation = Generation(path, 1, options, session)
+    generation.prepare(None)
     try:
         yield generation
     finally:
