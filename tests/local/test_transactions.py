@@ -264,7 +264,7 @@ def _work(place):
 
 
 def test_four_workers_that_are_killed_again_and_again_handle_each_item_exactly_once(pair, tmp_path, record_property):
-    items, kills = 20_000, 200
+    items, kills = 8_000, 80
     inbox, outbox = pair
     chance = random.Random(1)  # noqa: S311
     inbox.push(list(range(items)))
