@@ -516,6 +516,7 @@ VERBS = {
     "shutdown": [lambda q: q.shutdown()],
     "state": [lambda q: q.state.get("a")],
     "stats": [lambda q: q.stats()],
+    "sync": [lambda q: q.sync()],
     "task_done": [lambda q: q.task_done()],
     "transaction": [lambda q: q.transaction().__enter__()],
     "work": [lambda q: q.work(print)],
