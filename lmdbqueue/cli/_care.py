@@ -22,7 +22,13 @@ from lmdbqueue.cli._progress import while_it_grows
 
 _PATIENCE: Final = 1.0  # seconds in which those who wait let go of the old file
 _LOOK: Final = 0.01  # seconds
-_UNITS: Final = {"bytes_used": " bytes", "bytes_free": " bytes", "file_size": " bytes", "oldest_age": " seconds"}
+_UNITS: Final = {
+    "bytes_used": " bytes",
+    "bytes_free": " bytes",
+    "file_size": " bytes",
+    "oldest_age": " seconds",
+    "unsynced_seconds": " seconds",
+}
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -65,7 +71,7 @@ def _rows(stats: Stats) -> Iterator[str]:
             yield from (f"{'reader':>12}  {each.name}: {each.lag:,} behind, {each.skipped:,} lost" for each in value)
         else:
             shown = "-" if value is None else f"{value:,}{_UNITS.get(field, '')}"
-            yield f"{field.replace('_', ' '):>12}  {shown}"
+            yield f"{field.removesuffix('_seconds').replace('_', ' '):>12}  {shown}"
 
 
 @command("queues", example="lmdbqueue queues app")
