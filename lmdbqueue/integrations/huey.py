@@ -70,8 +70,8 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     Args:
         name: Of the Huey; several may share a directory.
         path: The directory. It is made if it is not there; its parent must be.
-        durability: ``"full"``: what was enqueued survives a power cut; ``"off"``: it survives killed processes. For a
-            directory that is made now; one that is there has its own.
+        durability: ``"full"``: what was enqueued survives a power cut; ``"interval"``: all but the last moments does;
+            ``"off"``: it survives killed processes. For a directory that is made now; one that is there has its own.
         read_timeout: Seconds for which a worker waits for a task before it looks whether to stop. It is awake at once
             when a task comes.
         max_attempts: How often a task is begun before it is a dead letter instead (``storage.tasks.dead``): for tasks

@@ -129,7 +129,8 @@ class DurableHandler(logging.Handler):
         level: As of every handler.
         name: The queue in the directory.
         retain: The number of newest records that are kept while nobody listens; older ones are dropped. None keeps all.
-        durability: ``"off"`` or ``"full"``, for a directory that is made now; one that is there has its own.
+        durability: ``"off"``, ``"interval"`` or ``"full"``, for a directory that is made now; one that is there has its
+            own.
         linger: Seconds for which a thread collects records before it pushes them in one step. The log call is then a
             third of the cost, and a program that is killed loses what it logged in that time. 0 pushes each at once.
     """

@@ -124,7 +124,8 @@ class DurableSpanExporter(SpanExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests that are kept while no collector is there; None keeps all.
-        durability: ``"off"``, or ``"full"`` for what shall survive a power cut; for a directory that is made now.
+        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
+            For a directory that is created now.
     """
 
     def __init__(
@@ -162,7 +163,8 @@ class DurableLogExporter(LogRecordExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
-        durability: ``"off"``, or ``"full"`` to survive power cuts; for a directory that is created now.
+        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
+            For a directory that is created now.
     """
 
     def __init__(
@@ -201,7 +203,8 @@ class DurableMetricExporter(MetricExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
-        durability: ``"off"``, or ``"full"`` to survive power cuts; for a directory that is created now.
+        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
+            For a directory that is created now.
         **preferred: Options of ``MetricExporter``.
     """
 
