@@ -264,7 +264,8 @@ def _prove_all(path: str, number: int, options: _format.Options, session: Sessio
 
     began = time.monotonic()
     newest, before = meta_page.read(path)
-    _report("INFO", "%s is a copy, or a flush of it failed: proving its %s bytes", path, f"{newest.size:,}")
+    message = "%s is a copy, or a flush of it failed, or it is not made durable: proving all of its %s bytes"
+    _report("INFO", message, path, f"{newest.size:,}")
     found = invariants.of_file(path, options, progress)
     if found and newest.transaction == before.transaction + 1 > 1:
         session.note = _format.pack(number) + newest.raw
