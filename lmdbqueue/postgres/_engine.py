@@ -289,8 +289,7 @@ class PostgresEngine:
 
     def reader_delete(self, name: str, n: int) -> int:
         """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
-        self._hold.restored()
-        return self._moved(name, _readers.delete, name, n)
+        return self._moved(name, _readers.delete, name, n)  # as ``delete``: of what was seen before
 
     def _moved(self, name: str, move: Callable[[Step, Place, *Ts], R | None], *args: *Ts) -> R:
         moved = self._hold.run(move, *args)
@@ -335,9 +334,14 @@ class PostgresEngine:
         self._hold.run(_taking.put_back, entries)
 
     def delete(self, n: int) -> int:
-        """Remove the first ``n`` items, or as many as there are; return how many went."""
-        self._hold.restored()
-        return self._hold.run(_removal.delete, n)
+        """Remove the first ``n`` items, or as many as there are; return how many went.
+
+        What was seen first is what goes: were expired items removed before, others would go that nobody has seen.
+        """
+        removed = self._hold.run(_removal.delete, n)
+        if not removed:
+            self.refuse_if_gone()
+        return removed
 
     def clear(self) -> int:
         """Remove all items that wait."""

@@ -305,6 +305,18 @@ def test_many_items_in_one_call_keep_their_order(queue):
 # --- delete, clear, count
 
 
+@pytest.mark.parametrize("kind", ["queue", "reader"])
+def test_delete_removes_what_was_peeked_though_it_has_expired_since_or_something_came_due(queue, later, kind):
+    reading = queue if kind == "queue" else queue.reader("r")
+    queue.push("due", delay=4)
+    queue.push("first", expires=5)
+    queue.push("second")
+    assert reading.peek() == "first"
+    later(6)
+    assert reading.delete() == 1
+    assert sorted(reading.peek_many(9)) == ["due", "second"]
+
+
 @pytest.mark.parametrize(("number", "gone"), [(0, 0), (1, 1), (3, 3), (10**30, 3)])
 def test_delete_removes_from_the_head_without_decoding_and_says_how_many(engine, number, gone):
     queue = engine()
