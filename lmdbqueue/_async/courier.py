@@ -13,8 +13,9 @@ A call that waits, for an item or for room, is a sleeper: it is tried before eve
 makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
 asks for a look, so no ring is missed (see ``_host.bell``). That is two threads, however many sleep.
 
-While a server is away each call has one deadline, from when it was made: the worker tries it no longer than that,
-whatever came before it, and the loop answers those whose time is over while the worker is with another.
+While a server is away each call has one deadline, from when it was made, or from when it was woken last: the worker
+tries it no longer than that, whatever came before it, and the loop answers those whose time is over while the worker is
+with another.
 
 The end of a loop, or of the program: what was done for callers who were not told is undone before the program ends.
 
@@ -112,8 +113,9 @@ class Courier:
         """Have a job done. Raises ``ClosedError``."""
         if self._is_closed:
             raise ClosedError(self._engine.path)
+        job.latest = job.deadline
         if self._engine.patience != _EVER:
-            job.deadline = min(job.deadline, time.monotonic() + self._engine.patience)
+            job.deadline = min(job.latest, time.monotonic() + self._engine.patience)
         self._send(job)
 
     def give_up(self, job: Job) -> None:
@@ -178,7 +180,9 @@ class Courier:
 
     def _work_until_ended(self) -> None:
         while not self._has_ended:
-            jobs = [*self._sleepers, *self._wait_for_jobs()]
+            new = self._wait_for_jobs()
+            self._wake()
+            jobs = [*self._sleepers, *new]
             self._sleepers = []
             live = [job for job in jobs if job is not None and job is not _END]
             live.sort(key=_comes_later)  # where nothing is swapped but that acks come first
@@ -193,6 +197,13 @@ class Courier:
                 self._is_wanted.clear()
         self._report([(job, None, ClosedError(self._engine.path)) for job in self._sleepers])
         self._is_wanted.set()
+
+    def _wake(self) -> None:
+        """Let those who slept be tried for as long as a new call: the server had answered them."""
+        self._engine.hurry(_EVER)
+        deadline = time.monotonic() + self._engine.patience
+        for job in self._sleepers:
+            job.deadline = min(job.latest, deadline)
 
     def _wait_for_jobs(self) -> list[Job | None]:
         jobs = [self._jobs.get()]

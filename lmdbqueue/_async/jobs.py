@@ -27,6 +27,7 @@ class Job:
     waits = False  # until ``run`` returns something else than None
     is_late = False  # its time is over: to be tried once more
     deadline = float("inf")  # until when it is tried while a server is away; on time.monotonic()
+    latest = float("inf")  # what that never exceeds: the caller's own limit
     future: "Future[Any]"
 
     def run(self, head: AnyHead) -> Any:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from postgres_proxy import Proxy
+from processes import DEADLINE, eventually
 
 from lmdbqueue import ServerError
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
@@ -40,3 +41,21 @@ def test_each_awaited_call_has_one_deadline_from_when_it_was_made(proxy, schema)
             assert await queue.pop_many(9) == ["z"]
 
     asyncio.run(main())
+
+
+def test_a_call_that_has_waited_for_longer_than_its_patience_is_tried_as_long_as_a_new_one(
+    postgres, schema, open_postgres
+):
+    async def main():
+        async with AsyncPostgresQueue.open(postgres.url(), schema=schema) as queue:
+            engine, asleep, patience = queue.queue._engine, [], []
+            waiting = asyncio.ensure_future(queue.get())
+            await asyncio.to_thread(eventually, lambda: asleep.extend(queue._courier._sleepers) or asleep)
+            take = engine.take
+            engine.take = lambda *args: patience.append(engine.patience) or take(*args)
+            asleep[0].deadline = time.monotonic()
+            open_postgres().push("x")
+            assert await waiting == "x"
+            assert patience[-1] == engine.patience
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
