@@ -83,6 +83,7 @@ class Database:
         self.path = shown(conninfo)
         self.uuid = ""
         self._amid: set[int] = set()  # threads that are amid a transaction of several statements
+        self._using: set[int] = set()  # threads that are amid a use of a connection of the pool
         self._is_apart = False  # each connection has one of the server's, as a pooler of sessions gives it
         self._is_lost = False  # the last connection that was used, or tried
         self._connecting: float | None = None  # since when, on time.monotonic()
@@ -338,7 +339,7 @@ class Database:
             session = None
             try:
                 session = self._taken(patience, deadline)
-                return session, act(session)
+                return session, self._acted(act, session)
             except Lost as lost:
                 self._drop(session)
                 if session is not None and lost.has_begun:
@@ -359,8 +360,23 @@ class Database:
                 raise
             number = _pause(number, deadline)
 
+    def _acted(self, act: Callable[[Session], Any], session: Session) -> Any:
+        """Return what ``act`` returns for a session, which this thread uses meanwhile."""
+        thread = threading.get_ident()
+        if thread in self._using:
+            return act(session)
+        try:
+            self._using.add(thread)
+            return act(session)
+        finally:
+            self._using.discard(thread)
+
     def _taken(self, patience: float, deadline: float) -> Session:
-        """Take a connection from the pool, or open one."""
+        """Take a connection from the pool, or open one.
+
+        Raises ``NestedCallError`` rather than wait for one while this thread itself uses one.
+        """
+        is_nested = threading.get_ident() in self._using
 
         def opened() -> Session:
             self._connecting = time.monotonic()
@@ -371,9 +387,13 @@ class Database:
             return session.enter() if self.uuid else session
 
         try:
-            session, is_new = self._pool.take(opened, deadline)
+            session, is_new = self._pool.take(opened, 0.0 if is_nested else deadline)
         except psycopg.Error as error:
             raise Lost(error) from error
+        except Lost:
+            if is_nested:
+                raise NestedCallError(self.path) from None
+            raise
         if not is_new:
             try:
                 session.wait_at_most(patience)

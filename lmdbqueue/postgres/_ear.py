@@ -59,6 +59,7 @@ class Ear:
         self._has_begun = False  # the thread
         self._session: Session | None = None
         self._bell, self._hammer = os.pipe()  # ends the thread's wait
+        os.set_blocking(self._hammer, False)  # who strikes holds the lock, and the thread may be away for hours
 
     def listen(self, channel: str) -> int:
         """Begin to notice what is told; return what ``wait`` wants to know."""
@@ -108,7 +109,8 @@ class Ear:
                 os.close(fd)
 
     def _strike(self) -> None:
-        os.write(self._hammer, b"\0")
+        with suppress(BlockingIOError):  # it is full: so the thread will not wait
+            os.write(self._hammer, b"\0")
 
     def _hear(self, channels: list[str]) -> None:
         for channel in channels:

@@ -17,6 +17,9 @@ from typing import Any, Final
 
 import psycopg
 
+from lmdbqueue._errors import NestedCallError
+from lmdbqueue.postgres._failures import explained
+from lmdbqueue.postgres._failures import is_lost as is_of_no_use
 from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._sql import Sql
 
@@ -52,17 +55,41 @@ class Owner:
         ``patience``: for how many seconds to try.
         """
         with self._lock:
-            session = self._session
-            if session is not None and not session.is_alive:
-                session.close()
-                session = None
-            if session is None:
-                session = self._session = self._connect(patience)
-            if session.id != owner:
+            is_lost = False
+            while True:
+                session = self._standing(patience)
+                if session.id == owner:
+                    return holder, owner
                 holder = int.from_bytes(os.urandom(6)) >> 5
                 values = {"holder": holder, "queue": queue, "owner": session.id}
-                session.connection.execute(self._sql(_REGISTER), values)
-            return holder, session.id
+                try:
+                    session.connection.execute(self._sql(_REGISTER), values)
+                except psycopg.Error as error:
+                    was_lost, is_lost = is_lost, is_of_no_use(error, session.connection)
+                    if is_lost:
+                        self._session = None
+                        session.close()
+                    if was_lost or not is_lost:
+                        raise explained(error, session.path, "a lease") from error
+                else:
+                    return holder, session.id
+
+    def _standing(self, patience: float) -> Session:
+        """Return the connection, which stands; raise ``NestedCallError`` amid a call of this thread that uses it."""
+        session = self._session
+        if session is not None:
+            if session.connection.lock.locked():
+                raise NestedCallError(session.path)
+            if session.is_alive:
+                return session
+            self._session = None
+            session.close()
+        session = self._connect(patience)
+        if self._session is not None:  # of a call from within that one
+            session.leave()
+            return self._session
+        self._session = session
+        return session
 
     def leave(self) -> None:
         """End the connection: what is held comes back."""

@@ -286,6 +286,10 @@ def test_a_permission_that_is_taken_away_fails_at_once(postgres, schema, open_po
             with pytest.raises(ServerError) as caught:
                 queue.push("c")
             assert caught.value.sqlstate == "42501"
+            postgres.execute(f'REVOKE INSERT ON "{schema}".owners FROM {role}')
+            with pytest.raises(ServerError) as caught:
+                queue.lease()
+            assert caught.value.sqlstate == "42501"
     finally:
         postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

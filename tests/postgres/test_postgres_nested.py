@@ -1,17 +1,20 @@
 """Calls on PostgreSQL from within calls of the same thread, ends of objects and of threads amid anything."""
 
+import fcntl
 import gc
 import itertools
+import pickle
 import threading
 from contextlib import suppress
 
 import pytest
 from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
-from lmdbqueue import NestedCallError, QueueError, TransactionError
+from lmdbqueue import DecodeError, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
 from lmdbqueue.postgres import _database
 from lmdbqueue.postgres._block import blocks
+from lmdbqueue.postgres._ear import Ear
 
 
 def in_a_thread(fn):
@@ -66,6 +69,29 @@ def test_a_call_from_within_a_call_never_waits_for_itself(open_postgres, verb):
 
     assert in_a_thread(called) > 5
     assert queue.check() == []
+
+
+def test_a_call_that_would_wait_for_a_connection_that_its_own_thread_uses_is_refused(open_postgres):
+    queue = open_postgres(pool=1)
+    queue.push(["a", "b"])
+    queue.loads = lambda _: queue.push("nested")
+    with pytest.raises(DecodeError, match="NestedCallError"):
+        queue.pop()
+    queue.loads = pickle.loads
+    lease = queue.lease()
+    queue.push("c")
+    other = open_postgres("other")
+
+    def register():
+        try:
+            other.lease()
+        except NestedCallError:
+            return "refused"
+
+    with queue._engine.database.owner._session.connection.lock:
+        assert in_a_thread(register) == "refused"
+    lease.ack()
+    assert queue.pop_many(9) == ["b", "c"]
 
 
 def test_the_end_of_an_object_waits_for_nothing_where_it_comes(open_postgres, postgres, schema):
@@ -160,3 +186,13 @@ def test_an_interrupt_as_a_block_ends_leaves_no_block_behind(open_postgres):
     assert number > STEP
     queue.push("next")
     assert list(queue)[-1] == "next"
+
+
+def test_calls_that_wait_while_the_server_is_away_never_fill_the_pipe_of_who_listens():
+    ear = Ear(lambda: None, None)
+    ear._has_begun = ear._is_away = True
+    fcntl.fcntl(ear._hammer, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        assert in_a_thread(lambda: sum(map(ear.listen, ["channel"] * 5000))) == 0
+    finally:
+        ear._close_pipe()
