@@ -212,8 +212,13 @@ class Leases:
                 how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
                 database.run(0.0, _away.give_up, place, self._hold.holder.number, how)
             self._hold.refuse_if_closed()
-            found = self._without_surplus(token, found, max_bytes)
-            if (lease := self._lease_of(token, found, deadline, sort_out)) is not None:
+            try:
+                found = self._without_surplus(token, found, max_bytes)
+                lease = self._lease_of(token, found, deadline, sort_out)
+            except BaseException:  # nobody gets the lease
+                self._hold.holder.doubtful.append(token)
+                raise
+            if lease is not None:
                 return lease
 
     def _leased(self, values: dict[str, Any], *, is_short: bool) -> list[Any]:
@@ -221,8 +226,8 @@ class Leases:
         database, place = self._hold.database, self._hold.place
         statement = _away.LEASE_ONE if is_short else _away.LEASE if values["deaths"] else _away.LEASE_NOW
         rows = database.once(self._hold.patience, statement, *place, values)
-        if isinstance(rows, Settled):
-            return self._hold.view(_away.held, values["lease"])
+        if isinstance(rows, Settled):  # nothing is held if its ttl was over before another connection could be had
+            return self._hold.view(_away.held, values["lease"]) or self._leased(values, is_short=is_short)
         return rows if rows or not is_short else self._leased(values, is_short=False)
 
     def _lease_of(

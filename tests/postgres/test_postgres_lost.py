@@ -16,6 +16,9 @@ from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
 from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres._database import Database
+from lmdbqueue.postgres._ledger import Settled
+from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 ITEMS = ["a", "b", "c"]
@@ -193,6 +196,25 @@ def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open
         assert (lease.items, lease.attempts) == (["a"], [2])
     assert world.queue._engine.database.owner.known
     world.close()
+
+
+def test_a_lease_is_given_though_the_connection_of_its_owner_is_lost_just_then(open_postgres, postgres, monkeypatch):
+    queue, other = open_postgres(), open_postgres("other")
+    queue.push("a")
+    other.push("x")
+    assert queue.lease().items == ["a"]
+    monkeypatch.setattr(Session, "is_alive", True)
+    pid = queue._engine.database.owner._session.backend
+    postgres.execute("SELECT pg_terminate_backend(%s, 20000)", pid)
+    assert other.lease().items == ["x"]
+
+
+def test_a_lease_whose_ttl_was_over_before_another_connection_was_had_is_asked_for_again(open_postgres, monkeypatch):
+    queue = open_postgres()
+    queue.push("a")
+    once, lost = Database.once, [Settled(None)]
+    monkeypatch.setattr(Database, "once", lambda *args: lost.pop() if lost else once(*args))
+    assert queue.lease(ttl=9).items == ["a"]
 
 
 def test_sleepers_wake_though_the_connection_that_listens_was_lost(proxy, schema, open_postgres):

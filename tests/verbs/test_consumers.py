@@ -47,6 +47,21 @@ def test_a_lease_is_a_sequence_of_the_first_items_which_nobody_else_gets(full, e
     assert full.stats().removed == 6
 
 
+def test_an_interrupt_while_items_are_decoded_leaves_nothing_leased(engine):
+    interrupts = [KeyboardInterrupt()]
+
+    def loads(payload):
+        while interrupts:
+            raise interrupts.pop()
+        return payload
+
+    queue = engine(dumps=bytes, loads=loads)
+    queue.push(b"a")
+    with pytest.raises(KeyboardInterrupt):
+        queue.lease()
+    assert queue.lease().items == [b"a"]
+
+
 def test_an_empty_lease_is_falsy_and_harmless(queue):
     for lease in (queue.lease(), queue.lease(0)):
         assert not lease
