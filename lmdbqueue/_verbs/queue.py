@@ -501,7 +501,7 @@ class Queue(Writing[T], ABC):
         This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
 
         Args:
-            items: The number of items to keep.
+            items: The number of items to keep. An expired one counts until somebody looks at the queue.
             bytes: Bytes of items to keep, as ``dumps`` returned them; at least one item stays. In a directory their
                 headers count, too.
             seconds: The age up to which items stay, on the wall clock, since their push or the end of their delay.
