@@ -15,7 +15,7 @@ A slot, at 0 and at 4,096, so that none shares a sector or a page with the other
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -79,7 +79,9 @@ class Slots:
             found = _read(self._fd)
             newest = max(filter(None, found), key=lambda each: each.order, default=None)
             if newest is not None and newest != self._durable:
-                sync_file(self._fd)  # who wrote it may have been killed before it was there
+                # who wrote it may have been killed before it was there; or its fsync failed: the next one would say
+                # that all is well, since the system drops what it could not write
+                self._write(_OFFSETS[found[0] != newest], newest)
                 self._durable = newest
             if newest is None or newest.order < checkpoint.order:
                 self._write(_OFFSETS[newest is not None and found[0] == newest], checkpoint)
@@ -97,8 +99,8 @@ class Slots:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of the slots, which the kernel frees of a process that dies."""
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
         try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)  # here, since an interrupt may come as it returns
             yield
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
@@ -120,6 +122,17 @@ def read(path: str) -> tuple[bool, Checkpoint | None]:
         os.close(fd)
     newest = max(filter(None, found), key=lambda each: each.order, default=None)
     return is_new or newest is not None, newest
+
+
+def forget(path: str) -> None:
+    """Let the file at ``path``, if there is one, tell that there is no checkpoint, durably."""
+    with suppress(FileNotFoundError):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, bytes(2 * SLOT_SIZE), 0)
+            sync_file(fd)
+        finally:
+            os.close(fd)
 
 
 def _read(fd: int) -> list[Checkpoint | None]:

@@ -537,6 +537,8 @@ class Generation(Snapshot):
         """Return when all that was committed is on the disk. Raises ``Doubtful``, ``Superseded``, ``StorageError``."""
         if self._session.is_in_doubt(self.number):
             raise Doubtful
+        if not self._is_full and self.is_superseded():  # others may have committed to the next one
+            raise Superseded
         if self.keeper is not None:
             self.keeper.sync()
         elif not self.is_secured(newest := self.newest()) or not self._is_full:

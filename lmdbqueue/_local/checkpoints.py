@@ -54,7 +54,7 @@ from lmdbqueue._host.disk import translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb.checkpoint_slots import Checkpoint, Slots
-from lmdbqueue._lmdb.failures import Superseded
+from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Txn, end
 
@@ -130,7 +130,12 @@ class Checkpoints:
         with self._busy:
             if not self._session.is_synced(newest):
                 self._make()
-        self._watch()
+            self._watch()  # with the lock, so that no thread which is about to end is taken for one
+
+    def hurry(self, interval: float) -> None:
+        """Make one so often from now on."""
+        self.interval = interval
+        self._wake()
 
     # --- the five steps
 
@@ -163,6 +168,8 @@ class Checkpoints:
         with translated(self._generation.path, "sync"):
             if self._slots.newest() != checkpoint:  # else nothing was committed since that one was made
                 self._generation.flush_to_disk()
+            if self._session.is_in_doubt(self._generation.number):  # then it tells nothing that this one went well
+                raise Doubtful
             self._slots.raise_to(checkpoint)
 
     def _tell(self, covered: int, began: int) -> None:
@@ -219,7 +226,7 @@ class Checkpoints:
                 return False
             with self._busy:
                 self._let_go()
-            self._is_kept = False
+                self._is_kept = False
             return True
         finally:
             self._writer.release()

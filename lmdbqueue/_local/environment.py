@@ -241,7 +241,7 @@ class Environment:
         what was left undone is proven at the next opening.
         """
         if self._checkpoints is not None:
-            with suppress(QueueError, Superseded):
+            with suppress(QueueError, Superseded, Doubtful):
                 self._checkpoints.cover()
         with suppress(QueueError), self.directory.lock():
             is_whole = session.is_alone() and generation.settle()
@@ -325,9 +325,10 @@ class Environment:
 
     def want_interval(self, seconds: float) -> None:
         """Let checkpoints be made so often, or more often if another queue object wants that."""
-        self.interval = min(self.interval, seconds)
-        if self._checkpoints is not None:
-            self._checkpoints.interval = self.interval
+        if seconds < self.interval:
+            self.interval = seconds
+            if (checkpoints := self._checkpoints) is not None:
+                checkpoints.hurry(seconds)
 
     def sync(self) -> None:
         """Return when everything that has returned is on the disk. Raises ``StorageError``."""
@@ -759,20 +760,18 @@ class Environment:
                 self.thaw()
                 return False
             self._frozen.append(lock.release)
-        if not self._freeze_checkpoints(deadline):
-            self.thaw()
-            return False
         generation, self._generation = self._generation, None  # who comes now waits for _moving
         while is_read := bool(self._reading.keys() - {threading.get_ident()}):
             if time.monotonic() > deadline:
                 break
             time.sleep(_FORK_LOOK)
+        is_still = not is_read and self._freeze_checkpoints(deadline)  # after those in sync(), who wait for checkpoints
         self._generation = generation
-        if is_read:
+        if not is_still:
             self.thaw()
         elif generation is not None:
             generation.let_go()
-        return not is_read
+        return is_still
 
     def _freeze_checkpoints(self, deadline: float) -> bool:
         checkpoints = self._checkpoints

@@ -69,7 +69,8 @@ step  what is done, with checkpoints                      a crash after it: the 
 ====  ==================================================  ===========================================
 
 A file without a checkpoint of its own generation is as it was when it got its name: nobody commits before there is
-one. Without a file ``checkpoint`` that can be read all of the file is read, as of a copy.
+one. Without a file ``checkpoint`` that can be read all of the file is read, as of a copy; after that there is no
+checkpoint: what stands in that of a copy may be later than the file.
 
 Damage of another origin is not looked for here: seals show it when it is met, and ``check`` when asked. Where all of
 the file is read: when only items of k are damaged, and the same ones are in k-1, it was no power cut, k counts, and
@@ -129,11 +130,13 @@ def _recover_to_checkpoint(
 ) -> MetaPage:
     """Make the newest snapshot count that is whole, the last checkpoint at the least; return its meta page."""
     newest, before = meta_page.read(path)
-    is_known, checkpoint = checkpoint_slots.read(os.path.join(os.path.dirname(path), CHECKPOINT))
+    slots = os.path.join(os.path.dirname(path), CHECKPOINT)
+    is_known, checkpoint = checkpoint_slots.read(slots)
     if not session.is_original() or not is_known or (checkpoint and checkpoint.generation > number):
         if session.is_original() or newest.transaction != _FIRST:
             _prove_all(path, number, options, session, progress)
             newest = _advance(path)
+        checkpoint_slots.forget(slots)  # one of a moment that this file never saw would keep its own from being noted
         return newest
     if newest.body == before.body:  # nothing was committed since the last recovery
         return newest

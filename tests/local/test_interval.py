@@ -1,18 +1,24 @@
 """``durability="interval"``: what is on the disk when, whose pages are kept, and for how long."""
 
 import asyncio
+import errno
 import math
 import os
+import shutil
 import signal
 import time
 
+import lmdb
 import pytest
 from opener import as_after_a_reboot
 from processes import eventually, forked, generations, status_of, touch
 
 from lmdbqueue import DiskFullError, NestedCallError, OptionError, PersistentQueue, StorageError, TransactionError
 from lmdbqueue._errors import Full
+from lmdbqueue._lmdb import checkpoint_slots
 from lmdbqueue._lmdb import generation as of_lmdb
+from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Slots
+from lmdbqueue._lmdb.failures import Doubtful
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, Target
@@ -127,6 +133,13 @@ def test_the_least_interval_of_the_objects_on_a_directory_counts(tmp_path):
         assert _checkpoints(queue).interval == 0.5
 
 
+def test_an_object_that_wants_checkpoints_sooner_wakes_the_thread_that_sleeps(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        with _open(tmp_path, 0.01):
+            eventually(lambda: queue.stats().unsynced_seconds == 0)
+
+
 def test_a_checkpoint_comes_sooner_when_much_was_written(tmp_path):
     with _open(tmp_path) as queue:
         queue.push(b"x" * 3_000_000)
@@ -232,6 +245,23 @@ def test_a_child_goes_on_and_the_parent_too(tmp_path):
         assert _pins(queue) == 1
 
 
+def test_a_fork_waits_for_those_in_sync_before_it_stops_checkpoints(tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        environment = queue._engine.environment
+        order = []
+        freeze = Checkpoints.freeze
+        monkeypatch.setattr(
+            Checkpoints, "freeze", lambda *args: (order.append(list(environment._reading)), freeze(*args))[1]
+        )
+        environment._reading[0] = None  # another thread is there
+        assert not environment.freeze(0.01)
+        assert order == []
+        del environment._reading[0]
+        assert environment.freeze(0.01)
+        environment.thaw()
+        assert order == [[]]
+
+
 def test_a_fork_amid_a_checkpoint_waits_for_it(tmp_path):
     with _open(tmp_path, 0.001) as queue:
         for n in range(8):
@@ -256,6 +286,43 @@ def test_a_flush_that_fails_lets_the_queue_be_written_anew(tmp_path, monkeypatch
         assert queue._engine.environment._generation.number == 2
         assert list(queue) == [1, 2]
         queue.sync()
+
+
+def test_after_a_flush_that_failed_no_later_one_makes_a_checkpoint(tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        checkpoints = _checkpoints(queue)
+        before = checkpoints._slots.newest()
+        with monkeypatch.context() as patched:
+            patched.setattr(of_lmdb.Generation, "flush_to_disk", lambda each: each._refuse_failed(lmdb.Error("EIO")))
+            with pytest.raises(StorageError):
+                queue.sync()
+        with pytest.raises(Doubtful), checkpoints._busy:
+            checkpoints._make()  # as its thread does
+        assert checkpoints._slots.newest() == before
+        queue.sync()
+        assert queue.peek() == 1
+
+
+def test_a_slot_whose_fsync_failed_is_written_again(tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+
+        def fail(_fd):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint_slots, "sync_file", fail)
+            with pytest.raises(StorageError):
+                queue.sync()
+        slots = _checkpoints(queue)._slots
+        newest = slots.newest()
+        written = []
+        monkeypatch.setattr(Slots, "_write", lambda _slots, offset, each: written.append((offset, each)))
+        queue.sync()
+        (offset, each) = written[0]
+        assert each == newest
+        assert checkpoint_slots._read(slots._fd)[offset // SLOT_SIZE] == newest, "over itself, and not the other one"
 
 
 def test_removals_go_on_where_no_page_can_be_had_before_a_checkpoint(tmp_path, monkeypatch):
@@ -317,6 +384,49 @@ def test_a_copy_and_a_flush_of_a_queue_in_use_hold_all_of_it(tmp_path):
         queue.push("last")
         queue.sync()
         assert queue.check() == []
+
+
+def test_sync_follows_to_where_others_have_committed(tmp_path):
+    with _open(tmp_path) as queue:
+
+        def swap():
+            queue.flush(force=True)
+            queue.push("theirs")
+            os._exit(0)  # without a checkpoint
+
+        queue.push(1)
+        queue.sync()
+        assert status_of(forked(swap)) == 0
+        queue.sync()
+        (slot,) = {_checkpoints(queue)._slots.newest()}
+        generation = queue._engine.environment._generation
+        assert (slot.generation, slot.transaction) == (2, generation._env.info()["last_txnid"])
+
+
+def test_a_copy_with_a_checkpoint_that_is_later_than_its_data_makes_its_own(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        queue.sync()
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        shutil.copy(tmp_path / "queue" / "00000001.mdb", copy)
+        for n in range(5):
+            queue.push(n)
+        queue.sync()
+        for name in ("checkpoint", "session", "queue.json"):
+            shutil.copy(tmp_path / "queue" / name, copy)
+
+    def use():
+        mine = PersistentQueue("copy", str(tmp_path), durability="interval", interval=NEVER)
+        mine.push(2)
+        mine.sync()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert status_of(forked(use)) == -signal.SIGKILL
+    as_after_a_reboot(copy)
+    with PersistentQueue("copy", str(tmp_path), durability="interval") as mine:
+        assert list(mine) == [1, 2]
+        assert mine.check() == []
 
 
 def test_closing_leaves_nothing_to_recover(tmp_path, monkeypatch):
