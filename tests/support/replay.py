@@ -184,7 +184,8 @@ class _Part:
         fruitless = 0  # passes through all moments
         while len(outcome.keys) < count and fruitless < 3 and not self._is_enough():
             known = len(outcome.keys)
-            for case in self._cases(recording, chance, max(3, (count - known) * self.parts // moments), outcome):
+            states = (count - known) * self.parts / moments  # a moment; a few at some of them if that is less
+            for case in self._cases(recording, chance, max(3, int(states)), min(1.0, states / 3), outcome):
                 cases.append(case)
                 if len(cases) == BATCH:
                     outcome.failures += self._open(cases)
@@ -203,8 +204,10 @@ class _Part:
         """Tell whether all parts together have seen so many failures."""
         return len(glob(os.path.join(self.keep, "*", "*"))) >= self.enough
 
-    def _cases(self, recording: Recording, chance: random.Random, count: int, outcome: Outcome) -> Iterator[Case]:
-        """Yield the cases that ``outcome`` does not know yet, some at each moment."""
+    def _cases(
+        self, recording: Recording, chance: random.Random, count: int, share: float, outcome: Outcome
+    ) -> Iterator[Case]:
+        """Yield the cases that ``outcome`` does not know yet, so many at each of a share of the moments."""
         results = recording.results()
         disk, journal = Disk(recording.start, recording.lock), Journal(results)
         accounts: dict[str, Judge] = {}
@@ -212,7 +215,7 @@ class _Part:
             if event.kind == "note" and event.note["note"] != "session":
                 journal.note(event.note)
                 accounts = {}
-            if not disk.apply(event) or moment // BLOCK % self.parts != self.number:
+            if not disk.apply(event) or moment // BLOCK % self.parts != self.number or chance.random() > share:
                 continue
             accounts = accounts or _accounts(recording, journal, results)
             for number, state in enumerate(disk.states(chance, count)):
