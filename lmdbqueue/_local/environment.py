@@ -173,6 +173,7 @@ class Environment:
         self._generation: Generation | None = None
         self._slots: Slots | None = None
         self._checkpoints: Checkpoints | None = None  # of the live generation
+        self._hidden: Generation | None = None  # the live one, from those who come to read amid a fork
         self._retired: list[Generation] = []
         self._left: LeftFile | None = None  # by the last swap of this process, while others hold it
         self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
@@ -766,12 +767,16 @@ class Environment:
                 break
             time.sleep(_FORK_LOOK)
         is_still = not is_read and self._freeze_checkpoints(deadline)  # after those in sync(), who wait for checkpoints
-        self._generation = generation
+        self._frozen.append(partial(self._show, generation))  # not before: other directories may have to be waited for
+        self._hidden = generation
         if not is_still:
             self.thaw()
         elif generation is not None:
             generation.let_go()
         return is_still
+
+    def _show(self, generation: Generation | None) -> None:
+        self._generation, self._hidden = generation, None
 
     def _freeze_checkpoints(self, deadline: float) -> bool:
         checkpoints = self._checkpoints
@@ -801,7 +806,7 @@ class Environment:
         """Go on in the child, with nothing of the parent's but the files."""
         self.bell.forget()
         self._forget_left()
-        self._inherited = [*self._retired, self._generation]
+        self._inherited = [*self._retired, self._generation, self._hidden]
         for generation in self._inherited:
             if generation is not None:
                 generation.keeper = None  # whose pin has ended, and whose thread is not here

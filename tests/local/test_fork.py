@@ -355,3 +355,15 @@ def test_a_pool_of_forked_workers_shares_one_queue(open_queue):
         pool.close()
         pool.join()
     assert sorted(drained(queue)) == list(range(200))
+
+
+def test_nobody_begins_to_read_while_a_fork_waits_for_other_directories(tmp_path):
+    with PersistentQueue("queue", str(tmp_path)) as queue:
+        queue.push(1)
+        environment = queue._engine.environment
+        generation = environment._generation
+        assert environment.freeze(5.0)
+        assert environment._generation is None, "a child could not close what another thread was reading"
+        environment.thaw()
+        assert environment._generation is generation
+        assert queue.peek() == 1
