@@ -184,6 +184,10 @@ class Checkpoints:
         """Whether this thread is making one: then a call came from within a call."""
         return is_mine(self._busy)
 
+    def is_within(self) -> bool:
+        """Return whether this thread writes or makes one: a call from within may wait for a writer who waits for it."""
+        return is_mine(self._writer) or is_mine(self._busy)
+
     def _refuse_nested(self) -> None:
         """Raise ``NestedCallError`` in a call from within one of this thread that makes a checkpoint."""
         if self.is_mine:

@@ -433,7 +433,7 @@ class Environment:
 
     def _refuse_nested(self) -> None:
         """Raise ``NestedCallError`` in a call from within one of this thread that writes or moves."""
-        if is_mine(self._writer) or is_mine(self._moving):
+        if self._holds() or is_mine(self._moving):
             raise NestedCallError(self.directory.path)
 
     def _hold(self, ending: Ending) -> None:
@@ -636,7 +636,8 @@ class Environment:
 
     def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
         """Go from ``old`` to the live generation, unless another thread of this process did already."""
-        if is_mine(self._moving):
+        checkpoints = self._checkpoints
+        if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine):
             raise NestedCallError(self.directory.path)
         with self._moving:
             if self._generation is not old:
@@ -696,6 +697,7 @@ class Environment:
             self._slots = Slots(self.directory.file(CHECKPOINT), self.directory.folder)
         found = Checkpoints(generation, session, self._slots, self._writer, self.interval)
         generation.keeper = self._checkpoints = found
+        self._holds = found.is_within
         if session.unsynced_since:
             found.resume()
 

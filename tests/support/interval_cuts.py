@@ -175,6 +175,7 @@ class _Play:
         self._is_amid = False  # another step
         self.checkpoints = environment._checkpoints
         assert self.checkpoints.interval > 1_000, "its thread would come amid this"
+        environment._holds = environment._writer._is_owned  # other processes are played by calls from within calls
         self.checkpoints._is_kept = True  # else who commits starts one
         self.checkpoints._wake = lambda: None  # else much that is written wakes the one that the opening has started
         self.history = _History(explorer, path)
