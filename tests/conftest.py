@@ -31,6 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile(
     "lmdbqueue",
     deadline=None,
+    max_examples=50,
     derandomize=os.environ.get("LMDBQUEUE_SEEK") != "1",  # what a commit is told must not depend on chance
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

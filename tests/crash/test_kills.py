@@ -1,6 +1,6 @@
 """SIGKILL at any line of the library: what was acknowledged is there, and a call is there wholly or not at all.
 
-At every fifth line that a verb executes; at all, each time, with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues
+At every ninth line that a verb executes; at all, each time, with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues
 the long form tries, and LMDBQUEUE_KILLS how many kills it deals out.
 """
 
@@ -285,7 +285,7 @@ def _kill_at_random(place: str, kills: int, *, flushes: bool, judged_each: int =
 
 
 def test_kills_at_random_of_four_processes_lose_nothing(memory, record_property):
-    killed, _ = _kill_at_random(memory, 250, flushes=False)
+    killed, _ = _kill_at_random(memory, 150, flushes=False)
     record_property(TOLD, killed)
 
 

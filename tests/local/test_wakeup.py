@@ -377,7 +377,7 @@ def test_a_forked_child_has_a_watch_of_its_own_and_the_parent_keeps_its(queue):
     assert _inotify_count() == before + 1
 
 
-PINGS = 20_000
+PINGS = 5_000
 MANY_PINGS = 100_000
 
 
