@@ -339,7 +339,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_readers_do_what_lists_do():
-    run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=150, stateful_step_count=30))
+    run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=80, stateful_step_count=30))
 
 
 def on_postgres(server, schema):
@@ -378,5 +378,5 @@ def on_postgres(server, schema):
 
 def test_readers_of_a_database_do_what_lists_do(postgres, schema):
     PostgresQueue(postgres.url(), schema=schema).close()
-    examples = settings(max_examples=50, stateful_step_count=30)
+    examples = settings(max_examples=30, stateful_step_count=30)
     run_state_machine_as_test(on_postgres(postgres, schema), settings=examples)
