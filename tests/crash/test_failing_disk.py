@@ -30,7 +30,7 @@ print(json.dumps([told, unknown, failed, queue.peek(100), queue.check()]))
 """
 
 
-@pytest.mark.parametrize("when", [1, 2, 3, 5, 8, 11])
+@pytest.mark.parametrize("when", [1, 2, 5, 11])
 @pytest.mark.parametrize(
     "fault", ["fdatasync:error=EIO", "pwrite64:error=EIO", "writev:error=ENOSPC", "fsync:error=EIO"]
 )
@@ -88,7 +88,7 @@ print(json.dumps([told, unknown, popped, doubtful]))
 """
 
 
-@pytest.mark.parametrize("step", [5, 14])
+@pytest.mark.parametrize("step", [14])
 @pytest.mark.parametrize(
     "fault",
     ["fdatasync:error=EIO", "pwrite64:error=EIO", "writev:error=ENOSPC", "fsync:error=EIO", "fallocate:error=ENOSPC",

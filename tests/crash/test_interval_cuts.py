@@ -58,7 +58,7 @@ def test_what_a_cut_leaves_is_a_whole_snapshot_not_older_than_the_checkpoint(see
 @pytest.mark.parametrize("name", list(seams.OF_CHECKPOINTS))
 def test_cuts_find_a_fault_in_the_checkpoints(name, memory):
     states = 0
-    for seed in count(1):
+    for seed in count(8):  # one that finds the rarest of them soon
         with seams.mutated(name, of_checkpoints=True) as calls:
             explorer = _explore(memory, seed, 1_000)
         assert any(calls.values()), "nothing passes its seams"

@@ -13,7 +13,7 @@ import pytest
 import replay
 from scenarios import SCENARIOS
 
-STATES = 300  # a scenario; test_cuts and test_interval_cuts have 18,000 more, without strace
+STATES = 150  # a scenario; test_cuts and test_interval_cuts have 18,000 more, without strace
 FAULT_STATES = 1_700  # of a planted fault, at the least
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "2000000"))
 LONG_ROUND = 20_000  # states of one recording
@@ -39,7 +39,7 @@ def test_after_a_cut_at_any_moment_the_queue_holds_all_that_was_acknowledged(sce
     outcome = replay.replay([recording], STATES, keep)
     record_property(TOLD, len(outcome.keys))
     assert outcome.failures == []
-    assert len(outcome.images) > 50, "hardly any states were tested: does the record show what the library writes?"
+    assert len(outcome.images) > 30, "hardly any states were tested: does the record show what the library writes?"
 
 
 @pytest.mark.parametrize("scenario", ["solo", "pushes", "turns", "flush"])
