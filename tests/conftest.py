@@ -1,6 +1,7 @@
 """Fixtures that every test file may use, and what a run tells at its end."""
 
 import asyncio
+import logging
 import os
 import shutil
 import signal
@@ -47,6 +48,12 @@ def prove_by_the_checkpoint(queue: PersistentQueue[Any]) -> None:
     if live is not None and is_known and found is not None and found.generation == live.number:
         newest, _ = meta_page.read(live.path)
         assert recovery._is_newer_and_whole(live.path, newest, meta_page.with_body(newest, found.body))
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """Let the library log, also after a test that has configured logging, which disables the loggers that are there."""
+    logging.getLogger("lmdbqueue").disabled = False
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ MODULES = [  # of the engine on LMDB, by their paths
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 KILLED = -signal.SIGKILL
 STEP = int(
-    os.environ.get("LMDBQUEUE_STEP", "9")
+    os.environ.get("LMDBQUEUE_STEP", "13")
 )  # of lines to be killed at, of moments to be interrupted at; 1: at all
 
 Options = dict[str, Any]
