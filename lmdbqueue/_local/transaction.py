@@ -48,11 +48,12 @@ class Transaction(Block):
         self._txn = txn
         self._ending = ending
         self._has_changed = False
-        self._is_busy = False  # amid a call
+        self._is_busy = False  # amid a call, or the commit
         generation.content.enter_block()
 
     def queue(self, name: str) -> Tables | None:
         """Return where the records of a queue are that was opened before."""
+        self._refuse_amid_a_call()
         return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
 
     def end(self) -> None:
@@ -89,12 +90,13 @@ class Transaction(Block):
         return result
 
     def _refuse_amid_a_call(self) -> None:
-        """Raise ``NestedCallError`` amid a call of the block, as a signal's handler may come, which is half done."""
+        """Raise ``NestedCallError`` amid a call or the commit of the block, as a signal's handler may come."""
         if self._is_busy:
             raise NestedCallError(self.path)
 
     def commit(self) -> int:
-        """Commit what was changed; return the transaction for ``secure``, 0 if nothing was."""
+        """Commit what was changed; return the transaction for ``secure``, 0 if nothing was. No call joins any more."""
+        self._is_busy = True
         self.refuse_if_spoiled()
         if not self._has_changed:
             return 0

@@ -118,8 +118,9 @@ class Head(Generic[T]):
         """Return what ``get()`` returns, or None if there are not ``n`` items (yet). Raises ``ShutDown``."""
         if self.engine.is_drained:
             raise ShutDown
+        is_shut_down = self.engine.is_shut_down  # before the look, which then sees all that was pushed before
         found = get() if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
-        if found is None and self.engine.is_shut_down:
+        if found is None and is_shut_down:
             raise ShutDown
         return found
 

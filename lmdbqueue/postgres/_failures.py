@@ -98,6 +98,13 @@ def is_undone(error: Exception) -> bool:
     return isinstance(error, psycopg.Error) and error.sqlstate in _AGAIN
 
 
+def is_shut_out(error: Exception) -> bool:
+    """Tell whether a statement failed since its session is fenced: it divides by the number of rows that it found."""
+    return isinstance(error, psycopg.Error) and any(
+        isinstance(each, psycopg.errors.DivisionByZero) for each in _chain(error)
+    )
+
+
 def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
     """Return what a user gets instead of an error of psycopg."""
     reason = (error.diag.message_primary or str(error).strip() or type(error).__name__).replace("\n", " ")

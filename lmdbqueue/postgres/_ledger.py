@@ -36,6 +36,8 @@ SELECT %(row)s, session, queue, token, result, pushed, waiting, size, leased, de
 """
 )
 FENCE: Final = "SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE"
+# Fails if the session is fenced, so that what was sent together with it, and arrives late, claims nothing meanwhile
+STAND: Final = "SELECT 1 / count(*) FROM (" + FENCE + ") AS mine"
 NOTE: Final = "UPDATE {ledger} SET token = %(token)s, result = NULL WHERE id = %(row)s RETURNING ctid"
 COUNT: Final = """
 UPDATE {ledger} SET token = %(token)s, result = NULL, pushed = pushed + %(pushed)s, waiting = waiting + %(waiting)s,

@@ -13,7 +13,8 @@ reads the tokens, which tell whether the change took place.
 
 A change that is one statement (``once``) writes its token to the row of its queue, together with what it counts, and
 fails if that is fenced: it divides by the number of rows that it found, or has no number for an item. A change of
-several statements (``run``) locks the session's own row first.
+several statements (``run``) locks the session's own row first, by a statement that fails if that is fenced: the others
+are sent together with it, and must not claim anything if they arrive after the session was shut out.
 """
 
 import os
@@ -38,8 +39,8 @@ from lmdbqueue.postgres._connection import (
     settle_in,
     together,
 )
-from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_undone
-from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, Ledger, Settled, random_id, sweep
+from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
+from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, random_id, sweep
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
@@ -138,10 +139,9 @@ class Session:
             step = self._step()
             with self._together(queue is not None) as step.pipeline:
                 self._send(step, "BEGIN")
-                fence = None if queue is not None else step.execute(FENCE, row=self._ledger.rows[0])
+                if queue is None:
+                    step.execute(STAND, row=self._ledger.rows[0])
                 result = fn(step, *args)
-                if fence is not None and not fence.fetchall():
-                    raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301  (as what the server says)
                 commits = step.has_changed
                 if commits and (step.counts or queue is None):
                     step.note()
@@ -150,7 +150,7 @@ class Session:
             if (interrupt := interrupt_amid(error, handled)) is not None:
                 raise interrupt from None
             self._undo()
-            if is_undone(error):
+            if is_undone(error) or (queue is None and is_shut_out(error)):
                 raise Lost(error) from error
             if is_lost(error, self.connection):
                 is_open = is_answered(error)

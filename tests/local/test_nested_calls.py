@@ -126,6 +126,26 @@ def test_no_call_waits_for_the_call_of_the_same_thread_that_it_came_amid(tmp_pat
     assert status_of(forked(_run, tmp_path, outer, nested), DEADLINE) == 0
 
 
+@pytest.mark.parametrize("nested", ["push", "read", "open", "block"])
+def test_no_call_joins_a_block_that_has_been_committed(open_queue, monkeypatch, nested):
+    queue, told = open_queue(**FAST), []
+    secure = Generation.secure
+
+    def secure_amid_which_a_signal_comes(generation, transaction):
+        monkeypatch.setattr(Generation, "secure", secure)
+        try:
+            {**NESTED, "block": _block}[nested](queue)
+        except NestedCallError as error:
+            told.append(error)
+        secure(generation, transaction)
+
+    with queue.transaction():
+        queue.push(["a", "b"])
+        monkeypatch.setattr(Generation, "secure", secure_amid_which_a_signal_comes)
+    assert told
+    assert queue.pop(2) == ["a", "b"]
+
+
 class _Pushes:
     """Refers to itself, so only the collector lets it go."""
 

@@ -17,6 +17,7 @@ from processes import DEADLINE, eventually, forked, status_of
 from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres._database import Database
+from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._ledger import Settled
 from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
@@ -196,6 +197,19 @@ def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open
         assert (lease.items, lease.attempts) == (["a"], [2])
     assert world.queue._engine.database.owner.known
     world.close()
+
+
+def test_what_a_session_sent_that_was_shut_out_does_nothing_when_it_arrives_late(open_postgres, postgres, schema):
+    database = open_postgres()._engine.database
+    late, other = database.entered(5.0), database.entered(5.0)
+    assert other.settled(late.id, late.token + 1, 5.0) is None
+    numbers = f'"{schema}".late'
+    postgres.execute(f"CREATE SEQUENCE {numbers}")
+    with pytest.raises(Lost):  # nextval() is of no transaction: what claimed an item would have had it till the end
+        late.run(lambda step: step.connection.execute(f"SELECT nextval('{numbers}')"), ())
+    assert postgres.execute(f"SELECT is_called FROM {numbers}") == [(False,)]
+    for session in (late, other):
+        session.close()
 
 
 def test_a_lease_is_given_though_the_connection_of_its_owner_is_lost_just_then(open_postgres, postgres, monkeypatch):

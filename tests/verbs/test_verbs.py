@@ -627,6 +627,20 @@ def test_join_waits_until_every_item_is_taken_and_done(queue, engine):
         joined.result(PATIENCE)
 
 
+def test_what_was_pushed_just_before_the_shutdown_is_got(queue):
+    found = []
+
+    def look():
+        if found:
+            return queue.pop()
+        found.append(None)
+        queue.push("late")
+        queue.shutdown()
+        return None
+
+    assert queue._head.awaited(1, look, PATIENCE) == "late"
+
+
 @pytest.mark.parametrize("immediate", [False, True])
 def test_shutdown_ends_waits_and_refuses_pushes_of_this_object_only(queue, engine, immediate):
     other = engine()
