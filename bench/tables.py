@@ -44,7 +44,7 @@ def _environment(environment: dict[str, Any]) -> str:
 
 
 def _how(mode: str, peers: Sequence[type[Peer]]) -> list[str]:
-    """Say how each queue was put into that mode."""
+    """Return how each queue was put into that mode."""
     if not mode:
         return []
     how: dict[str, Callable[[type[Peer]], str | None]] = {

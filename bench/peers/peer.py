@@ -56,12 +56,12 @@ class Peer(ABC):
 
     @classmethod
     def has(cls, verb: str) -> bool:
-        """Tell whether this queue has that verb."""
+        """Return whether this queue has that verb."""
         return hasattr(cls, verb)
 
     @classmethod
     def can_be(cls, mode: str) -> bool:
-        """Tell whether it stands in the table of that mode."""
+        """Return whether it belongs in the table of that mode."""
         how = {"durable": cls.durable_by, "between": cls.between_by, "off": cls.relaxed_by}
         return how[mode] is not None
 

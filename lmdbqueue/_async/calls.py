@@ -22,7 +22,7 @@ class NotOpenError(ClosedError):
     """The object was created with the name of a queue, and not opened yet."""
 
     def __str__(self) -> str:
-        """Say how it is opened."""
+        """Return the message, which says how to open it."""
         return f"this {self.path} is not open yet: use it in 'async with', or await {self.path}.open(...)"
 
 
@@ -44,7 +44,7 @@ class Calls(Generic[T]):
             self._open = queue
 
     def __getattr__(self, name: str) -> Any:
-        """Say of an object that was not opened yet that it is not."""
+        """Raise ``NotOpenError`` for the attributes of an object that is not open yet."""
         if name in _OPENED and self.__dict__.get("_open") is not None:
             raise NotOpenError(type(self).__name__)
         message = f"{type(self).__name__!r} object has no attribute {name!r}"

@@ -72,7 +72,7 @@ _working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
 
 
 def _finish_at_exit(courier: "Courier") -> None:
-    """Let the end of the program wait for a courier.
+    """Make the end of the program wait for a courier.
 
     Registered anew with each, when its queue is open, so that this comes before the queues are closed then: what was
     registered last is done first.
@@ -199,7 +199,7 @@ class Courier:
         self._is_wanted.set()
 
     def _wake(self) -> None:
-        """Let those who slept be tried for as long as a new call: the server had answered them."""
+        """Give sleeping calls the patience of new ones: the server had answered them."""
         self._engine.hurry(_EVER)
         deadline = time.monotonic() + self._engine.patience
         for job in self._sleepers:

@@ -46,7 +46,7 @@ class Job:
         return not self.future.done()
 
     def lay_down(self) -> None:
-        """Let the loop answer it again: it sleeps."""
+        """Mark it as asleep, so that the loop may answer it again."""
 
     def withdraw(self) -> bool:
         """Return whether the loop may answer it: nothing comes of it any more, or that is undone."""
@@ -127,7 +127,7 @@ class Push(Job):
         return not self.future.done() and self._turn.acquire(blocking=False)
 
     def lay_down(self) -> None:
-        """Let the loop answer it again: it waits for room."""
+        """Mark it as waiting for room, so that the loop may answer it again."""
         self._turn.release()
 
     def withdraw(self) -> bool:

@@ -131,7 +131,7 @@ class Session:
         return is_synced and self._words[_DOUBT] < generation
 
     def set_synced(self, transaction: int) -> None:
-        """Tell that a transaction and all before it are on the disk."""
+        """Record that a transaction and all before it are on the disk."""
         words = self._words
         generation, number = words[_GENERATION], words[_TRANSACTION]
         is_whole = words[_CHECK] == (generation * _MIXED + number) & _WORD
@@ -147,7 +147,7 @@ class Session:
         return self._words[_DOUBT] == generation  # one before it is superseded, and one behind it is a damaged word
 
     def set_in_doubt(self, generation: int) -> None:
-        """Tell that a sync failed in this generation, durably: after a power cut it must be known, too.
+        """Record durably that a sync failed in this generation: it must be known after a power cut, too.
 
         Called again, it is written again, since the disk may have failed here as well. Raises ``OSError``.
         """
@@ -206,7 +206,7 @@ class Session:
         return _Place(*_PLACE.unpack_from(self._memory, _PLACE_AT))
 
     def admit(self) -> None:
-        """Let others join, as the first; from now on this one is like any other."""
+        """Give up being the first process: others can join from now on."""
         if self.first:
             flock.share(self._fd)
             self.first = False

@@ -97,7 +97,7 @@ class Ending:
         self._steps: list[Callable[[], object]] = []
 
     def add(self, step: Callable[[], object]) -> None:
-        """Let a step be the first of those to come."""
+        """Put a step before all others still to be run."""
         self._steps.append(step)
 
     def close(self) -> None:

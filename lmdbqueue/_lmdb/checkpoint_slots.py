@@ -125,7 +125,7 @@ def read(path: str) -> tuple[bool, Checkpoint | None]:
 
 
 def forget(path: str) -> None:
-    """Let the file at ``path``, if there is one, tell that there is no checkpoint, durably."""
+    """Durably erase the checkpoint in the file at ``path``, if there is one."""
     with suppress(FileNotFoundError):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:

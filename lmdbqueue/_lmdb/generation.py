@@ -100,7 +100,7 @@ class Keeper(Protocol):
         """Note a commit, for which so many bytes of pages were granted."""
 
     def renew(self) -> bool:
-        """Let what was freed be used again; return whether that may help."""
+        """Make freed pages usable again; return whether that may help."""
 
     def sync(self) -> None:
         """Return when all that was committed is on the disk."""
@@ -520,7 +520,7 @@ class Generation(Snapshot):
         return False
 
     def is_secured(self, transaction: int) -> bool:
-        """Tell whether a transaction is known to be on the disk, as far as it has to be."""
+        """Return whether a transaction is known to be on the disk, as far as it has to be."""
         return not self._is_full or self._session.is_synced(transaction)
 
     def secure(self, transaction: int) -> None:
@@ -577,7 +577,7 @@ class Generation(Snapshot):
         return self._session.is_in_doubt(self.number)
 
     def settle(self) -> bool:
-        """Bring everything to the disk, as the last process to leave. Tell whether that could be done."""
+        """Bring everything to the disk, as the last process to leave; return whether that succeeded."""
         if self._session.is_in_doubt(self.number):
             return False
         newest = self.newest()
@@ -630,7 +630,7 @@ class Generation(Snapshot):
             raise Superseded("the file has outgrown its map") from error
 
     def _has_free(self, txn: Txn, size: int) -> bool:
-        """Tell whether there are free pages of ``size`` bytes within the file, held by no reader."""
+        """Return whether the file has ``size`` bytes of free pages that no reader holds."""
         ages = (line.split()[-1] for line in self._env.readers().splitlines()[1:])
         self._is_tight = all(age in ("-", str(txn.id() - 1)) for age in ages)
         return self._is_tight and self.extent() - super().used(txn) >= size
@@ -651,7 +651,7 @@ class Generation(Snapshot):
         return super().used(txn) + grown
 
     def renew(self) -> bool:
-        """Let what the last transaction has freed be used by the next, if that may have been wanted; tell if so.
+        """Make the pages freed by the last transaction usable for the next, if it may need them; return whether it may.
 
         LMDB uses no page in the transaction after the one that freed it.
         """

@@ -348,17 +348,17 @@ class Draft(Snapshot):
 
 
 def is_proven_at_opening(options: _format.Options) -> bool:
-    """Tell whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
+    """Return whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
     return options.checksum or options.durability != "full"
 
 
 def is_weighed(options: _format.Options) -> bool:
-    """Tell whether such a queue keeps the weight of its records, which shows torn transactions."""
+    """Return whether such a queue keeps the weight of its records, which reveals torn transactions."""
     return options.checksum and options.durability != "off"
 
 
 def remember(path: str, options: _format.Options) -> None:
-    """Let a copy that nobody else has open yet be one with these options. Not durable."""
+    """Write these options into a copy that nobody else has open yet. Not durable."""
     draft = Draft(path, options)
     try:
         draft.change(_remember, options)
@@ -377,7 +377,7 @@ def end(txn: Txn) -> None:
 
 
 def is_open(txn: Txn) -> bool:
-    """Tell whether a transaction has not ended yet."""
+    """Return whether a transaction has not ended yet."""
     with suppress(lmdb.Error):
         txn.id()
         return True

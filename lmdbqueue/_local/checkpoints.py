@@ -196,7 +196,7 @@ class Checkpoints:
     # --- the thread
 
     def _watch(self) -> None:
-        """Let there be a thread."""
+        """Start the thread if there is none."""
         if not self._is_kept and not self._is_closed:
             self._is_kept = True
             try:
@@ -222,7 +222,7 @@ class Checkpoints:
                 return
 
     def _rest(self, *, has_failed: bool) -> bool:
-        """Let the pin go, unless somebody is writing or something is uncovered; return whether the thread may end."""
+        """Release the pin unless somebody is writing or something is uncovered; return whether the thread may end."""
         if not self._writer.acquire(blocking=False):
             return False
         try:
@@ -249,7 +249,7 @@ class Checkpoints:
                 self._make()
 
     def close(self) -> None:
-        """Let the pin go and make no more, so that the generation can be closed."""
+        """Release the pin and make no more, so that the generation can be closed."""
         with self._busy:
             self._is_closed = True
             self._let_go()

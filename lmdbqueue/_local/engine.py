@@ -238,7 +238,7 @@ class LocalEngine:
         return self.environment.update(self.ref, keyed_items.delete_items, [_format.key_of(seq)]) > 0
 
     def dead_letter(self, seq: int, reason: str) -> bool:
-        """Let the item of this number be a dead letter, if it waits."""
+        """Make the item of this number a dead letter if it is waiting."""
         self._view(fifo.count)
         how = Return(self.clock().wall, reason)
         return self.environment.update(self.ref, dead_letters.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
@@ -465,7 +465,7 @@ class LocalEngine:
         return [((record.key, record.value), record.note) for record in records]
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Let dead letters wait again."""
+        """Return dead letters to the queue."""
         return self.environment.update(self.ref, dead_letters.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
@@ -486,7 +486,7 @@ class LocalEngine:
         return dropped
 
     def reader_seek(self, name: str, where: Start) -> None:
-        """Let a reader go on from another item."""
+        """Move a reader to another item."""
         self._glance(0, reader_records.exists, name)  # so that what is due has come
         self.environment.update(self.ref, readers.seek, name, where, self.clock().wall)
         self._trim()
@@ -510,7 +510,7 @@ class LocalEngine:
         return self._glance(n, readers.first, name, n)
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Let a reader pass its next items if they are just those of ``keys``."""
+        """Move a reader past its next items if their keys are ``keys``."""
         if len(keys) != 1:
             return self.environment.update(self.ref, readers.advance, name, keys, self.clock().wall)
         move = self.environment.update(self.ref, readers.advance_first, name, keys, self.clock().wall)
@@ -524,7 +524,7 @@ class LocalEngine:
         return self.environment.update(self.ref, readers.retreat, move, entries, self.clock().wall, room=room)
 
     def reader_delete(self, name: str, n: int) -> int:
-        """Let a reader pass its next ``n`` items."""
+        """Move a reader past its next ``n`` items."""
         return self.environment.update(self.ref, readers.delete, name, n, self.clock().wall)
 
     def reader_lag(self, name: str) -> int:

@@ -325,7 +325,7 @@ class Environment:
         return result
 
     def want_interval(self, seconds: float) -> None:
-        """Let checkpoints be made so often, or more often if another queue object wants that."""
+        """Make checkpoints every ``seconds``, or more often if another queue object wants that."""
         if seconds < self.interval:
             self.interval = seconds
             if (checkpoints := self._checkpoints) is not None:
@@ -367,12 +367,12 @@ class Environment:
 
     @property
     def is_crowded(self) -> bool:
-        """Tell whether the flush of another process was under way when this one last came to commit."""
+        """Return whether another process was flushing when this one last came to commit."""
         generation = self._generation
         return generation is not None and generation.is_crowded
 
     def _run(self, calls: Sequence[Call]) -> None:
-        """Run calls in the live generation, and tell sleepers. Only who holds ``_writer`` may."""
+        """Run calls in the live generation, and wake sleepers. The caller holds ``_writer``."""
         try:
             self._in_live(group_commit.run, calls)
         finally:
@@ -690,7 +690,7 @@ class Environment:
             return generation
 
     def _keep_checkpoints(self, generation: Generation, session: Session) -> None:
-        """Let the pages of a checkpoint be kept while this process commits. Under the directory lock."""
+        """Keep the pages of a checkpoint while this process commits. Under the directory lock."""
         if self.directory.options.durability != "interval":
             return
         if self._slots is None:
@@ -746,7 +746,7 @@ class Environment:
     # --- fork
 
     def freeze(self, timeout: float) -> bool:
-        """Let no transaction be open in this process until ``thaw``; tell whether that came about in time."""
+        """Quiesce transactions of this process until ``thaw``; return whether that succeeded in time."""
         deadline = time.monotonic() + timeout
         block = blocks.current()
         self._torn = block is not None and block.owner is self
@@ -825,7 +825,7 @@ class Environment:
 
 
 def _free(lock: threading.RLock) -> None:
-    """Let a lock go if this thread has it, which had it not before."""
+    """Release a lock if this thread holds it, and did not before."""
     if is_mine(lock):
         lock.release()
 

@@ -49,7 +49,7 @@ class Call:
             self.turn.acquire(timeout=seconds)
 
     def wake(self) -> None:
-        """Tell the caller, who may wait for its turn."""
+        """Notify the caller, which may be waiting for its turn."""
         if self.turn is not None:
             try:  # noqa: SIM105  (suppress() costs 0.4 us)
                 self.turn.release()

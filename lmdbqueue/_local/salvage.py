@@ -262,7 +262,7 @@ def _bounds(name: str, records: dict[bytes, bytes], numbers: Numbers, *, has_rec
 
 
 def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarantine) -> list[str]:
-    """Write what is whole in the file at ``path`` to ``draft``, durably but for its name; tell what is not there.
+    """Write what is whole in the file at ``path`` to ``draft``, durably but for its name; return what is missing.
 
     Nobody may write to the file meanwhile. Raises ``CorruptQueueError`` if nothing can be read at all.
     """

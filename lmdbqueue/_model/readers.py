@@ -68,7 +68,7 @@ def refuse_beside_classes(txn: Txn, queue: Tables) -> None:
 
 
 def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
-    """Let a reader go on from another place."""
+    """Move a reader to another place."""
     position = reader_records.position(txn, queue, name)
     then = position._replace(passed=_passed(txn, queue, where), seen=now)
     reader_records.set_position(txn, queue, name, position, then)
@@ -100,7 +100,7 @@ def advance_first(txn: Txn, queue: Tables, name: str, keys: list[bytes], now: in
 
 
 def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) -> Move | None:
-    """Let a reader pass its next item if it is that of ``key``, and nothing else is noted of the queue.
+    """Move a reader past its next item if that has the key ``key``, and nothing else is noted of the queue.
 
     It is what a reader does most of the time, and so kept short: the records are those that ``_pass`` writes. The item
     goes if this reader was the last that had not passed it.
@@ -152,7 +152,7 @@ _new = tuple.__new__  # half of the time of a named tuple's own
 
 
 def advance(txn: Txn, queue: Tables, name: str, keys: Sequence[bytes], now: int) -> Move | None:
-    """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+    """Move a reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
     position = reader_records.position(txn, queue, name)
     if not keys or _next_keys(txn, queue, position, len(keys)) != keys:
         return None
@@ -197,14 +197,14 @@ def note_again(txn: Txn, queue: Tables, keys: Sequence[bytes], notes: Sequence[_
 
 
 def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
-    """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
+    """Move a reader past its next ``n`` items, or as many as there are; return their number."""
     position = reader_records.position(txn, queue, name)
     keys = _next_keys(txn, queue, position, n)
     return _pass(txn, queue, name, position, keys, now).passed if keys else 0
 
 
 def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: int) -> int:
-    """Let a reader pass all up to the last item of these numbers that it has not passed; return how many of them.
+    """Move a reader past the last item of these numbers that it has not passed; return how many of them it passed.
 
     What else stands there is skipped.
     """
@@ -279,7 +279,7 @@ def _pass(
     now: int,
     noted: Position | None = None,
 ) -> Move:
-    """Let a reader pass items; ``noted``: its position on disk, if ``before`` differs."""
+    """Move a reader past items; ``noted``: its position on disk, if ``before`` differs."""
     lost = len(_leased_between(txn, queue, before.passed, keys[-1]))
     after = Position(keys[-1], before.skipped + lost, now)
     reader_records.set_position(txn, queue, name, noted or before, after)

@@ -249,7 +249,7 @@ _EXPIRED: Final = "it expired"
 
 
 def leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: bool) -> None:
-    """Let an item that has expired, and was taken out, be gone or dead."""
+    """Remove an expired item that was taken out, or make it a dead letter."""
     if record is None:
         return
     before = queue_record(txn, queue)

@@ -102,7 +102,7 @@ class Blocks(Generic[B]):
 
     @contextmanager
     def entered(self, block: B) -> Iterator[None]:
-        """Let the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
+        """Make the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
         ending = Ending()
         try:
             self.begin(block, ending)
@@ -122,13 +122,13 @@ class Blocks(Generic[B]):
         self._here.guard = _Guard(under_way)  # and nowhere else
 
     def leave(self, block: B) -> None:
-        """Let no call join ``block`` any more."""
+        """Keep all further calls out of ``block``."""
         for thread, each in list(self.of_thread.items()):
             if each is block:
                 self.of_thread.pop(thread, None)
 
     def enter(self, block: B) -> None:
-        """Let the calls of this thread join ``block`` from now on."""
+        """Make the calls of this thread join ``block`` from now on."""
         self.of_thread[threading.get_ident()] = block
 
     def refuse_inside(self, path: str, what: str, advice: str = "call it outside of the block") -> None:

@@ -158,7 +158,7 @@ class Engine(Protocol):
         """
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
-        """Let a lease end in ``ttl`` s; return its deadline, None if it is gone."""
+        """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""
 
     # --- dead letters
 
@@ -192,13 +192,13 @@ class Engine(Protocol):
         """Do as ``reader_first``, for entries that are to be passed: they need not be durable yet."""
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+        """Move a reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
 
     def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
         """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
 
     def reader_delete(self, name: str, n: int) -> int:
-        """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
+        """Move a reader past its next ``n`` items, or as many as there are; return their number."""
 
     def reader_lag(self, name: str) -> int:
         """Return how many items a reader has not passed."""

@@ -112,7 +112,7 @@ class Position(Head[T]):
     # --- gathering
 
     def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
-        """Let items gather, then wait as every head does."""
+        """Rest while items gather, then wait as every head does."""
         rest = self.rest(timeout)
         if rest > 0:
             time.sleep(rest)

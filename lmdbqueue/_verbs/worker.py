@@ -199,7 +199,7 @@ def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> 
 
 
 def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, is_dead: list[bool]) -> None:
-    """Tell the hooks what became of the items; one that raises is logged."""
+    """Call the hooks with what became of the items; an error of a hook is logged."""
     for place, dead in zip(group.places, is_dead, strict=True):
         hook = plan.on_dead if dead else plan.on_retry
         if hook is not None:
@@ -231,11 +231,11 @@ class Tally:
         self._lock = threading.Lock()
 
     def stop(self) -> None:
-        """Let every thread end."""
+        """Stop every thread."""
         self.is_stopped = True
 
     def add(self, done: int, retried: int, dead: int) -> None:
-        """Count what became of items, and tell."""
+        """Count what became of items, and report it."""
         with self._lock:
             worked = self.worked
             self.worked = Worked(worked.done + done, worked.retried + retried, worked.dead + dead)
@@ -274,7 +274,7 @@ class Loop:
                     self._once()
 
     def _keep(self) -> None:
-        """Let the lease live on, if there is one at the time."""
+        """Extend the lease, if there is one at the moment."""
         lease = self._lease
         if lease is not None:
             with suppress(QueueError):  # its ack will tell

@@ -153,7 +153,7 @@ def _loaded(payload: bytes, *, stranger: str) -> object:
 
 
 def _away(now: Forwarded) -> str:
-    """Say since when the target is away, if it is."""
+    """Return since when the target has been away, if it is."""
     if now.away_since is None:
         return ""
     return time.strftime("the target is away since %H:%M:%S", time.localtime(now.away_since))

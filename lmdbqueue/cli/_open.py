@@ -139,7 +139,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
 
 @contextmanager
 def _told_if_it_lasts() -> Iterator[None]:
-    """Say why opening a queue takes long, if it does: with a process that is stopped in a write it lasts for ever."""
+    """Print why opening a queue takes long, if it does: a process stopped in a write delays it for ever."""
     reasons = "another process is in the middle of a write, or the file is proven after a power cut"
     timer = threading.Timer(_PATIENCE, click.echo, [f"lmdbqueue: opening takes a while: {reasons}"], {"err": True})
     timer.daemon = True

@@ -21,7 +21,7 @@ _LOOK: Final = 0.1  # seconds between two looks at a file that grows
 
 
 class Report(Protocol):
-    """Tell how much is done, of how much (None: not known), and what else there is to say."""
+    """Report how much is done, of how much (None: unknown), and anything else worth showing."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 

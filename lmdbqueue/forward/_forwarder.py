@@ -265,7 +265,7 @@ class Forwarder:
         return self._read(number)
 
     def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:
-        """Let what the target refused of a batch be dead, and remove what it has taken, as far as that is all."""
+        """Make the refused items of a batch dead letters; remove the first ones that were taken, up to one unknown."""
         if error.refused:
             self._source.refuse(error.refused)
             self._done = self._done._replace(refused=self._done.refused + len(error.refused))
@@ -294,7 +294,7 @@ class Forwarder:
             self._progress(self._done)
 
     def _answered(self, step: str) -> None:
-        """Say that the target is back, if it was this step that it did not answer."""
+        """Log that the target is back, if this step is the one it had not answered."""
         since = self._done.away_since
         if since is None or self._failed_at != step:
             return
@@ -304,7 +304,7 @@ class Forwarder:
             self._progress(self._done)
 
     def _tell(self, step: str, error: Exception) -> None:
-        """Say that the target is away, and wait before the next try."""
+        """Log that the target is away, and wait before the next try."""
         done = self._done
         since = time.time() if done.away_since is None else done.away_since
         self._done = done._replace(failures=done.failures + 1, away_since=since)

@@ -244,7 +244,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             raise
 
     def begin_worker(self) -> None:
-        """Let this thread store the end of a task with the beginning of the next: one wait for the disk, not two."""
+        """Make this thread store the end of a task with the beginning of the next: one wait for the disk, not two."""
         self._here.is_worker = True
 
     def end_worker(self) -> None:

@@ -157,7 +157,7 @@ class _Broker:
                     self.drop(other)
 
     def put_off(self, name: str) -> None:
-        """Say that the consumer of a queue is there."""
+        """Record that a queue has a consumer."""
         now = time.time()
         if now < self._looked.get(name, 0.0):
             return
@@ -426,7 +426,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.look_again()
 
     def look_again(self) -> None:
-        """Let the event loop look for messages at its next turn, as there may be room for some."""
+        """Make the event loop look for messages at its next turn, since there may be room for some."""
         if self.connection is not None:
             self.connection.is_to_look = True
 
@@ -567,12 +567,12 @@ class _Alarm:
         self._thread.start()
 
     def ring(self) -> None:
-        """Let it be readable."""
+        """Make it readable."""
         with suppress(BlockingIOError):
             os.write(self._writer, b"!")
 
     def quiet(self) -> None:
-        """Let it not be readable, until the next ring."""
+        """Make it unreadable until the next ring."""
         with suppress(BlockingIOError):
             os.read(self.reader, 4096)
 

@@ -201,7 +201,7 @@ class DurableHandler(logging.Handler):
         self._starting = threading.Lock()
 
     def _hand_over(self, fields: dict[str, Any]) -> None:
-        """Let the thread push this."""
+        """Hand a record to the thread that pushes."""
         self._pending.append(fields)
         if not self._linger:
             self._wanted.set()

@@ -280,7 +280,7 @@ def held(step: Step, place: Place, token: int) -> list[Any]:
 
 
 def bury(step: Step, place: Place, token: int, unreadable: dict[int, str]) -> None:
-    """Let items of a lease be dead, for these reasons."""
+    """Make items of a lease dead letters, for these reasons."""
     seqs, reasons = list(unreadable), list(map(_as_bytes, unreadable.values()))
     buried = [seq for (seq,) in step.execute(_BURY, queue=place.id, lease=token, seqs=seqs, reasons=reasons).fetchall()]
     _positions.skip(step, place.id, buried)
@@ -288,7 +288,7 @@ def bury(step: Step, place: Place, token: int, unreadable: dict[int, str]) -> No
 
 
 def bury_item(step: Step, place: Place, seq: int, reason: str) -> bool:
-    """Let the item of this number be dead, if it waits; return whether it did."""
+    """Make the item of this number a dead letter if it is waiting; return whether it was."""
     row = step.execute(_BURY_ITEM, queue=place.id, seq=seq, reason=_as_bytes(reason)).fetchone()
     if row is None:
         return False
@@ -326,7 +326,7 @@ def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Retur
 
 
 def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: float | None) -> bool:
-    """Give a lease another deadline; tell whether it is there."""
+    """Give a lease another deadline; return whether it exists."""
     is_there = step.changed(_EXTEND, queue=place.id, lease=token, seqs=sorted(seqs), ttl=ttl) > 0
     step.has_changed = step.has_changed or is_there
     if is_there:
@@ -378,7 +378,7 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
 def restore(
     step: Step, place: Place, max_attempts: int | None, *, buries_expired: bool = False, deaths: bool = False
 ) -> int:
-    """Let come back all whose time is over, and what dead owners held; return how much it was."""
+    """Requeue the items of expired leases and of dead owners, and those now due; return their number."""
     is_kept = _readers.begin_trimming(step, place)
     changed = _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
     if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):

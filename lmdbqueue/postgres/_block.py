@@ -52,7 +52,7 @@ class Block(block.Block):
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Let the calls of this thread join, for the block."""
+        """Make the calls of this thread join the transaction, for the block."""
         try:
             with blocks.entered(self):
                 yield

@@ -114,7 +114,7 @@ class Database:
         self.limit = self._pool.limit = limit
 
     def prepare(self, patience: float) -> None:
-        """Let the schema be there, and count what dead sessions have left."""
+        """Create the schema if it is missing, and add the counts of dead sessions."""
         if not self.uuid:
             session, self.uuid = self._done("opening", patience, self._prepared)
             self._drop(session)
@@ -262,7 +262,7 @@ class Database:
 
     @contextmanager
     def transaction(self, patience: float) -> Iterator[Block]:
-        """Let the calls of this thread be one transaction, for the block; an inner block is a part of the outer."""
+        """Make the calls of this thread one transaction, for the block; an inner block is a part of the outer one."""
         block = blocks.current()
         if block is not None:
             block.refuse_other(self)

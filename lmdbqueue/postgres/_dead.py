@@ -41,7 +41,7 @@ def since(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
 
 
 def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Let the dead, all or those of ``seqs``, wait again in their places; return how many did."""
+    """Return dead letters, all or those of ``seqs``, to their places in the queue; return their number."""
     sizes = _of_the_dead(step, place, _REQUEUE, seqs)
     if sizes:
         step.count(place.id, dead=-len(sizes), waiting=len(sizes), size=sum(sizes))

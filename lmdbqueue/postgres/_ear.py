@@ -190,6 +190,6 @@ class Ear:
                 self._hear(list(self._heard))
 
     def _announce(self, session: Session, statement: str, channel: str) -> None:
-        """Let it be known who listens to a channel, or that nobody here does any more."""
+        """Record the listener of a channel, or that nobody here listens to it any more."""
         values = {"queue": self._sql.queue(channel), "session": session.id}
         session.connection.execute(self._sql(statement), values)

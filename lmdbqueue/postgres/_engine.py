@@ -101,7 +101,7 @@ class PostgresEngine:
         return not self.is_closed and self._hold.database.is_away
 
     def hurry(self, deadline: float) -> None:
-        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+        """Limit the calls of this thread to a deadline on ``time.monotonic()``."""
         self._hold.hurry(deadline)
 
     @property
@@ -221,7 +221,7 @@ class PostgresEngine:
         return self._hold.run(_away.nack, token, wanted(token, seqs), how) or None
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
-        """Let a lease end in ``ttl`` s; return its deadline, None if it is gone."""
+        """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""
         deadline = None if ttl is None else time.monotonic() + ttl
         if not self._hold.run(_away.extend, token, wanted(token, None), ttl):
             return None
@@ -237,7 +237,7 @@ class PostgresEngine:
         return self._hold.view(_dead.since, seq)
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Let dead letters wait again, None for all; return how many there were."""
+        """Return dead letters, None for all, to the queue; return their number."""
         return self._hold.run(_dead.requeue, seqs)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
@@ -257,7 +257,7 @@ class PostgresEngine:
         return self._hold.run(_readers.drop, name)
 
     def reader_seek(self, name: str, where: Start) -> None:
-        """Let a reader go on from another item."""
+        """Move a reader to another item."""
         self._hold.restored()
         self._moved(name, _readers.seek, name, where)
 
@@ -279,7 +279,7 @@ class PostgresEngine:
         return self.reader_first(name, n, max_bytes)
 
     def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Let a reader pass its next items if they are just those of ``keys``, else nothing, and return None."""
+        """Move a reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
         move = self._moved(name, _readers.advance, name, keys) if keys else None
         return move if move and move.passed else None
 
@@ -288,7 +288,7 @@ class PostgresEngine:
         return self._moved(move.reader, _readers.retreat, move, entries)
 
     def reader_delete(self, name: str, n: int) -> int:
-        """Let a reader pass its next ``n`` items, or as many as there are; return how many."""
+        """Move a reader past its next ``n`` items, or as many as there are; return their number."""
         return self._moved(name, _readers.delete, name, n)  # as ``delete``: of what was seen before
 
     def _moved(self, name: str, move: Callable[[Step, Place, *Ts], R | None], *args: *Ts) -> R:
@@ -325,7 +325,7 @@ class PostgresEngine:
         return self._hold.run(_removal.delete_item, seq)
 
     def dead_letter(self, seq: int, reason: str) -> bool:
-        """Let the item of this number be a dead letter, if it waits; return whether it did."""
+        """Make the item of this number a dead letter if it is waiting; return whether it was."""
         self._hold.restored()
         return self._hold.run(_away.bury_item, seq, reason)
 

@@ -46,7 +46,7 @@ class Lost(Exception):
 
 
 def is_lost(error: Exception, connection: psycopg.Connection[Any] | None) -> bool:
-    """Tell whether an error ended the connection, or says that it is of no use."""
+    """Return whether an error ended the connection, or says that it is of no use."""
     if not isinstance(error, psycopg.Error):
         return False
     if connection is None or any(each.sqlstate in _GOING for each in _chain(error)):
@@ -89,17 +89,17 @@ def is_refused(error: psycopg.Error) -> bool:
 
 
 def is_answered(error: Exception) -> bool:
-    """Tell whether an error is the server's answer to a statement, which did nothing, and not its last word."""
+    """Return whether an error is the server's answer to one statement, which did nothing, and the connection stands."""
     return isinstance(error, psycopg.Error) and error.sqlstate is not None and error.sqlstate[:2] not in ("57", "08")
 
 
 def is_undone(error: Exception) -> bool:
-    """Tell whether the server has undone a transaction that will do when it is repeated."""
+    """Return whether the server has undone a transaction that can succeed when repeated."""
     return isinstance(error, psycopg.Error) and error.sqlstate in _AGAIN
 
 
 def is_shut_out(error: Exception) -> bool:
-    """Tell whether a statement failed since its session is fenced: it divides by the number of rows that it found."""
+    """Return whether a statement failed because its session is fenced: it divides by the number of rows it found."""
     return isinstance(error, psycopg.Error) and any(
         isinstance(each, psycopg.errors.DivisionByZero) for each in _chain(error)
     )

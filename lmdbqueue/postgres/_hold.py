@@ -54,7 +54,7 @@ class Hold:
         return self._patience if left > _MUCH * self._patience else max(0.0, left)
 
     def hurry(self, deadline: float) -> None:
-        """Let calls of this thread go on no longer than until a deadline on ``time.monotonic()``."""
+        """Limit the calls of this thread to a deadline on ``time.monotonic()``."""
         self._deadline.until = deadline
 
     def run(self, fn: Callable[[Step, Place, *Ts], R], *args: *Ts) -> R:
@@ -95,7 +95,7 @@ class Hold:
             deaths = True
 
     def has_to_look_again(self, found: Found, deaths: bool, wanted: int) -> bool:
-        """Let come back what has to; tell whether to look again. Who finds too little looks for the dead, too."""
+        """Requeue what is due; return whether to look again: if too little was found, for dead owners, too."""
         if found.is_overdue:
             return self._restore(deaths=True) > 0
         return not deaths and len(found.entries) < wanted
@@ -112,7 +112,7 @@ class Hold:
         return self.run(partial(_away.restore, buries_expired=self.buries_expired, deaths=deaths), self.max_attempts)
 
     def restored(self) -> None:
-        """Let everything come back that has to, for a verb that does not look itself."""
+        """Return everything that is due to the queue, for verbs that do not look for it themselves."""
         self._deaths_seen = 0.0  # so that it looks for the dead, too
         self.seen(0, _items.status)
 

@@ -233,7 +233,7 @@ def tail(step: Step, place: Place) -> int:
 
 
 def is_followed(step: Step, place: Place) -> bool:
-    """Tell whether the queue has readers. Whoever makes one locks the tail before."""
+    """Return whether the queue has readers. Creating one requires the lock of the tail."""
     return step.execute(_IS_FOLLOWED, queue=place.id).fetchone() == (True,)
 
 

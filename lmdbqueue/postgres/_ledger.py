@@ -131,7 +131,7 @@ class Ledger:
         self.rows[0] = row
 
     def open_row(self, queue: int) -> None:
-        """Let this session have a row for a queue."""
+        """Create this session's row for a queue."""
         if queue not in self.rows:
             row = random_id()
             self._cursor.execute(self._sql(ENTER), {"session": self.session, "row": row, "queue": queue})
@@ -177,7 +177,7 @@ class Ledger:
 
 
 def sweep(connection: psycopg.Connection[Any], sql: Sql) -> None:
-    """Let the queues count what dead sessions have counted, unless another does so now. It may fail, in part."""
+    """Add the counts of dead sessions to their queues, unless another session is doing so. It may fail in part."""
     cursor = Cursor(connection)
     with suppress(psycopg.Error):
         for _ in range(_ROUNDS):

@@ -183,7 +183,7 @@ def _last(step: Step, place: Place, origin: Origin) -> Mark | None:
 
 
 def _store(step: Step, place: Place, batch: Batch) -> bool:
-    """Store a batch; tell whether the queue is there. Raises ``BusyError``, which undoes it, if it does not follow."""
+    """Store a batch; return whether the queue exists. Raises ``BusyError``, which undoes it, if it does not follow."""
     if _readers.push(step, place, batch.payloads, Push(), 0) is None:
         return False
     mark = batch.mark

@@ -67,7 +67,7 @@ class Pool:
         return self.limit is None or len(self._used) + self._opening < self.limit
 
     def put(self, session: Session) -> list[Session]:
-        """Let one wait for its next use; return those that have waited for too long."""
+        """Put a session back for its next use; return those that have been idle too long."""
         old = []
         with self._lock:
             self._used.discard(session)

@@ -106,7 +106,7 @@ def refuse_readers(step: Step, queue: int) -> None:
 
 
 def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:
-    """Make a reader that has passed what is before a number, None for the tail; tell whether it was not there.
+    """Create a reader whose next item has a number, None for the tail; return whether it is new.
 
     None: the queue is gone.
     """
@@ -121,7 +121,7 @@ def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:
 
 
 def remove(step: Step, queue: int, name: str) -> bool:
-    """Remove a reader; tell whether it was there."""
+    """Remove a reader; return whether it existed."""
     lock_tail(step, queue)
     was_there = step.changed(_REMOVE, queue=queue, name=name) > 0
     if was_there:
@@ -131,7 +131,7 @@ def remove(step: Step, queue: int, name: str) -> bool:
 
 
 def put(step: Step, queue: int, name: str, passed: int, skipped: int = 0) -> None:
-    """Let a reader have passed a number, and count what it lost on the way."""
+    """Set the number that a reader has passed, and count what it lost on the way."""
     step.execute(_SET, queue=queue, name=name, passed=passed, skipped=skipped)
     step.has_changed = True
 
@@ -155,7 +155,7 @@ def reach(rows: Sequence[tuple[int | None, int | None, int | None]]) -> Reach | 
 
 
 def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
-    """Write down what is kept. Tell whether the queue is there."""
+    """Record what is retained; return whether the queue exists."""
     if lock_tail(step, queue) is None:
         return False
     if now is not None and step.execute(_OPTIONS, queue=queue).fetchall()[0][1]:

@@ -266,7 +266,7 @@ def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
 
 
 def come_due(step: Step, place: Place) -> int:
-    """Let some items wait whose time has come, in their places; return how many."""
+    """Move some items whose time has come to their places in the queue; return their number."""
     row = step.execute(_COME_DUE, queue=place.id, n=AT_ONCE).fetchone()
     assert row is not None
     come: int = row[0]

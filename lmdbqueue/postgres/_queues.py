@@ -121,7 +121,7 @@ def find(step: Step, name: str) -> Known | None:
 
 
 def make(step: Step, name: str, *, is_relaxed: bool, serializer: str) -> Known:
-    """Let a queue be there; return its number, and its options if it was there already."""
+    """Create a queue if it is missing; return its number, and its options if it existed."""
     made = step.execute(_MAKE, name=name, is_relaxed=is_relaxed, serializer=serializer).fetchall()
     if made:
         step.has_changed = True
@@ -180,7 +180,7 @@ def copy(step: Step, place: Place, name: str) -> int | None:
 
 
 def vacuum(step: Step) -> int:
-    """Let the room of items that are gone be used again; return how many bytes went back to the file system."""
+    """Make the space of removed items usable again; return the number of bytes returned to the file system."""
     before = _size(step)
     step.execute(_VACUUM)
     return max(0, before - _size(step))

@@ -110,7 +110,7 @@ def create(step: Step, place: Place, name: str, where: int | str) -> bool | None
 
 
 def drop(step: Step, place: Place, name: str) -> bool:
-    """Remove a reader, and what only it had not passed; tell whether it was there."""
+    """Remove a reader, and what only it had not passed; return whether it existed."""
     was_there = _positions.remove(step, place.id, name)
     if was_there:
         trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
@@ -118,7 +118,7 @@ def drop(step: Step, place: Place, name: str) -> bool:
 
 
 def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
-    """Let a reader go on from another place; return 0, None if it is gone."""
+    """Move a reader to another place; return 0, None if it is gone."""
     readers = _positions.lock(step, place.id)
     if name not in readers:
         return None
@@ -130,18 +130,18 @@ def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
 
 
 def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> Move | None:
-    """Let a reader pass its next items if they are just those of ``keys``, else nothing. None: the reader is gone."""
+    """Move a reader past its next items if their keys are ``keys``, else do nothing; return None if it is gone."""
     return _move(step, place, name, len(keys), list(map(_items.number, keys)))
 
 
 def delete(step: Step, place: Place, name: str, n: int) -> int | None:
-    """Let a reader pass its next ``n`` items, or as many as there are; return how many, None if it is gone."""
+    """Move a reader past its next ``n`` items, or as many as there are; return their number, None if it is gone."""
     move = _move(step, place, name, n, None)
     return None if move is None else move.passed
 
 
 def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> bool | None:
-    """Undo a move past ``entries`` if it is the reader's last; tell if so, None if the reader is gone.
+    """Undo a move past ``entries`` if it is the reader's last; return whether it was, None if the reader is gone.
 
     What left with it is put back.
     """
@@ -190,7 +190,7 @@ def _number(where: int | str) -> int | None:
 
 
 def retain(step: Step, place: Place, now: Retention | None) -> bool:
-    """Set what is kept, whoever has passed it, and beyond which nothing is kept; tell whether the queue is there."""
+    """Set what is retained, read or not, and beyond which nothing is kept; return whether the queue exists."""
     is_there = _positions.set_retention(step, place.id, now)
     if is_there:
         trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
@@ -214,7 +214,7 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int |
 
 
 def come_due(step: Step, place: Place) -> int:
-    """Let some items wait whose time has come, beside readers where all of them find it; return how many."""
+    """Move some items whose time has come to the queue, to the tail if it has readers; return their number."""
     if not _items.is_followed(step, place):
         return _pushing.come_due(step, place)
     return len(_appended(step, place, _pushing.come_last(step, place)))

@@ -99,7 +99,7 @@ class Session:
         return self
 
     def wait_at_most(self, patience: float) -> None:
-        """Let a lock be waited for so many seconds."""
+        """Set how many seconds a statement waits for a lock."""
         if patience != self._patience:
             self._cursor.execute(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
             self._patience = patience
@@ -270,12 +270,12 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether it can be used for the next step."""
+        """Return whether it can be used for the next step."""
         return self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the connection stands, as far as this side has been told."""
+        """Return whether the connection stands, as far as this side knows."""
         if self.connection.closed:
             return False
         if is_readable(self.connection.fileno()):  # the other end has said good-bye, or is gone; or it is a notice
@@ -289,7 +289,7 @@ class Session:
         return self._ledger.settle(session, token)
 
     def sweep(self) -> None:
-        """Let the queues count what dead sessions have counted. It may fail: others sweep."""
+        """Add the counts of dead sessions to their queues. A failure does no harm: other sessions sweep, too."""
         sweep(self.connection, self._sql)
 
     def leave(self) -> None:

@@ -139,7 +139,7 @@ def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -
 
 
 def keep(step: Step, place: Place, taken: Found) -> None:
-    """Let what was taken be gone. Only now readers count it, since that locks them: a user's ``loads`` came before."""
+    """Delete what was taken. Only now readers count it, since that locks them: a user's ``loads`` came before."""
     step.has_changed = True
     if step.is_block:
         step.count(place.id, waiting=-len(taken.entries), size=-sum(len(payload) for _, payload in taken.entries))
