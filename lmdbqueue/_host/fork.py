@@ -20,7 +20,7 @@ ORDER: Final = (
     "departures",  # _host.departures: as doors
     "hands",  # _verbs.hands: what get() gave out is the parent's
     "blocks",  # _local.transaction
-    "environments",  # _local.environment: quiet before, opened anew in the child
+    "environments",  # _local.sharing: quiet before, opened anew in the child
     "engines",  # _local.engine: what is leased is the parent's
     "couriers",  # _async.courier
     "PostgreSQL blocks",  # postgres._block

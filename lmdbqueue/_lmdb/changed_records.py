@@ -1,6 +1,6 @@
 """Which records of a file changed between two of its snapshots, the earlier of which is kept.
 
-Owns: a snapshot that is kept, how two are compared. Law: only pages that one of the two has and the other has not are
+Owns: how two snapshots are compared. Law: only pages that one of the two has and the other has not are
 read, and those on the way to them; a snapshot that is kept no more is compared with nothing. Must not know: what the
 records mean, who writes.
 
@@ -13,19 +13,11 @@ that were freed and used in between are nobody's business.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import SUB, Child, Node, SoundPages, as_tree
 from lmdbqueue._tuples import NamedTuple
-
-
-class Kept(NamedTuple):
-    """A snapshot whose pages are not used again before its transaction has ended."""
-
-    txn: Any  # of LMDB
-    meta: MetaPage
 
 
 class ChangedTree(NamedTuple):

@@ -24,14 +24,14 @@ and with ``"interval"`` all commits of a while at once (``_local.checkpoints``).
 A flush that failed is never repeated: the second one would say that all is well, since the system
 drops what it could not write. The generation is *in doubt* then, for all processes: nothing is
 committed to it any more (``Doubtful``), until its content, as it stands in memory, was written to a
-new file (``_local.environment`` sees to that). Reading goes on.
+new file (``_local.live`` sees to that). Reading goes on.
 
 What else LMDB demands, and where it is answered:
 
 - Opening a file twice in one process breaks its locks: ``_local.environment`` keeps one Generation a file.
 - ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
   here inside a write transaction, whose begin frees the GIL.
-- Ending a transaction in a forked child damages the parent's: ``_local.environment`` lets none be open at a fork.
+- Ending a transaction in a forked child damages the parent's: ``_local.sharing`` lets none be open at a fork.
 - A value cannot be written over 4 GiB; a map cannot be outgrown: it is larger than the file, and when the file comes
   near its end the generation ``is_broken``, and opened anew with a larger one. It costs address space only, of which
   47 bits are there for all directories of a process, and less where that is limited (``ulimit -v``).
@@ -44,7 +44,7 @@ What else LMDB demands, and where it is answered:
   half made for whole: it loses every commit. So it is waited for before (``opening.await_set_up``).
 - A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
 - When the meta page cannot be written every later call fails (``MDB_PANIC``): the generation ``is_broken``
-  then, and ``_local.environment`` opens it anew.
+  then, and ``_local.live`` opens it anew.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import lmdb
 
@@ -68,13 +68,15 @@ from lmdbqueue._host.disk import allocate, explain, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.changed_records import ChangedTree, Kept, changed_trees
 from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import LOCK_FILE, await_set_up, open_environment, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
-from lmdbqueue._lmdb.snapshot import Ref, Snapshot, Tables, Txn, end, is_open, is_proven_at_opening
+from lmdbqueue._lmdb.snapshot import Kept, Ref, Snapshot, Tables, Txn, end, is_open, is_proven_at_opening
+
+if TYPE_CHECKING:
+    from lmdbqueue._lmdb.changed_records import ChangedTree
 
 _MAX_DBS: Final = 64  # handles at first; a process that needs more opens the file anew
 _ALL: Final = (1 << 64) - 1
@@ -189,6 +191,8 @@ class Generation(Snapshot):
 
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
         """Yield the trees that changed from a snapshot that is kept to a later one; a tree that is gone as None."""
+        from lmdbqueue._lmdb.changed_records import changed_trees  # noqa: PLC0415  (for who compacts)
+
         return changed_trees(self._fd, before.meta, now)
 
     def last_committed(self, txn: Txn) -> MetaPage | None:

@@ -19,9 +19,9 @@ import lmdb
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full, GoneError
 from lmdbqueue._lmdb import free_pages
-from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
+from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
 from lmdbqueue._tuples import NamedTuple
 
@@ -64,6 +64,13 @@ class Tables(NamedTuple):
     expiry: bytes
     passed: bytes
     reader: bytes  # where keys of records of readers in META begin
+
+
+class Kept(NamedTuple):
+    """A snapshot whose pages are not used again before its transaction has ended."""
+
+    txn: Txn
+    meta: MetaPage
 
 
 class Snapshot:

@@ -9,7 +9,9 @@
 ``check``         ``check``: the proof on a queue in use, and its repair
 ``state``         ``state``: a mapping beside the items
 ``catch_up``      a copy made before a swap, while writers go on
-``environment``   a directory as this process has it: sharing, swaps, forks
+``sharing``       one environment a directory: who shares it, and forks
+``environment``   a directory as this process has it open: the transactions of its threads
+``live``          the live generation: opened, followed through swaps, kept safe at forks
 ``checkpoints``   what is on the disk while commits are not flushed
 ``recovery``      after a power cut: which snapshot counts
 ``swap``          the swap of generations, step by step

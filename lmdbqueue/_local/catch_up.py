@@ -28,10 +28,10 @@ from collections.abc import Iterable
 from typing import Self
 
 from lmdbqueue import _format
-from lmdbqueue._lmdb.changed_records import ChangedTree, Kept
+from lmdbqueue._lmdb.changed_records import ChangedTree
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.meta_page import MetaPage
-from lmdbqueue._lmdb.snapshot import Draft, Tables, Txn, is_open
+from lmdbqueue._lmdb.snapshot import Draft, Kept, Tables, Txn, is_open
 from lmdbqueue._lmdb.sound_pages import Unsound
 from lmdbqueue._local.swap import complete, write_copy
 

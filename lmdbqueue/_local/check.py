@@ -33,8 +33,9 @@ from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._lmdb.snapshot import Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._local import recovery
-from lmdbqueue._local.environment import Environment, open_environment
+from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.salvage import Quarantine, rebuild
+from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import invariants
 
 

@@ -16,7 +16,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
-from lmdbqueue._local.environment import open_environment
+from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._values import Expired
 from lmdbqueue._verbs.queue import Queue, checked_expired
 from lmdbqueue._verbs.reading import checked_count, head_of

@@ -19,8 +19,8 @@ from lmdbqueue import _format
 from lmdbqueue._errors import Empty
 from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._lmdb.options_record import options_of
-from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import keyed_items, readers
 from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry

@@ -51,10 +51,9 @@ from lmdbqueue._host.directory import Directory
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
-from lmdbqueue._lmdb.changed_records import Kept
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.opening import provide
-from lmdbqueue._lmdb.snapshot import Snapshot, Txn
+from lmdbqueue._lmdb.snapshot import Kept, Snapshot, Txn
 
 Write = Callable[[Generation, Txn, str], object]
 

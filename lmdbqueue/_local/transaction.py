@@ -18,7 +18,7 @@ step  what is done                                          killed after it; or 
 ====  ====================================================  =====================================
 
 A fork inside of a block gives a child whose queues of that directory raise ``ForkError``; leaving the block
-there does too, and ends nothing: the transaction is the parent's (see ``_local.environment`` on forks).
+there does too, and ends nothing: the transaction is the parent's (see ``_local.live`` on forks).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from lmdbqueue._format import Options, check_name
 from lmdbqueue._format import serializer as serializer_of
 from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._lmdb.options_record import options_of
-from lmdbqueue._local.environment import open_environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._verbs.serializers import pair_of
 from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
 from lmdbqueue.cli._progress import progress

@@ -126,6 +126,8 @@ LATE = {
     "lmdbqueue._local.compaction",
     "lmdbqueue._local.salvage",
     "lmdbqueue._local.state",
+    "lmdbqueue._lmdb.changed_records",
+    "lmdbqueue._lmdb.sound_pages",
     "lmdbqueue._lmdb.structure",
     "lmdbqueue._model.invariants",
     "lmdbqueue._verbs.reader",

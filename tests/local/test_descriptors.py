@@ -81,7 +81,7 @@ def _run_out_at_opening(place, is_new, order):
             queue.push(["a", "b"])
     gc.collect()
     assert departures.wait(DEADLINE)
-    others = {*_env._environments}  # that tests before this one have left
+    others = {*_env.environments}  # that tests before this one have left
     before = _open_files()
     opened = []
     for count in order:
@@ -89,7 +89,7 @@ def _run_out_at_opening(place, is_new, order):
             opened.append(_open_with_few(place, count))
             assert departures.wait(DEADLINE)
             gc.collect()
-            assert {*_env._environments} == others
+            assert {*_env.environments} == others
             assert _open_files() == before, count
         if is_new and any(opened):
             break

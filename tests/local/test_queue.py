@@ -308,12 +308,12 @@ def test_a_queue_that_is_garbage_gives_its_handle_back(tmp_path):
     cycle = [queue]
     cycle.append(cycle)
     assert environment.handles == 1
-    assert _env._environments[identity] is environment
+    assert _env.environments[identity] is environment
     del queue, cycle
     gc.collect()
-    eventually(lambda: identity not in _env._environments)  # by another thread: the collector closes nothing
+    eventually(lambda: identity not in _env.environments)  # by another thread: the collector closes nothing
     assert environment.handles == 0
-    assert identity not in _env._environments
+    assert identity not in _env.environments
     if sys.platform == "linux":
         assert not [link for link in _open_files() if link.startswith(os.fspath(tmp_path))]
 

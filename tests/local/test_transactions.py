@@ -92,7 +92,7 @@ def test_closing_inside_of_a_block_ends_the_object_and_not_the_block(tmp_path):
         queue.push(1)
         queue.close()
     directory = str(tmp_path / "queue")
-    assert directory not in [each.directory.path for each in lmdbqueue._local.environment._environments.values()]
+    assert directory not in [each.directory.path for each in lmdbqueue._local.environment.environments.values()]
     with PersistentQueue("queue", tmp_path) as queue:
         assert list(queue) == [1]
 
@@ -288,6 +288,7 @@ def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, rec
         "_local/transaction",
         "_verbs/block",
         "_local/environment",
+        "_local/live",
         "_lmdb/generation",
         "_lmdb/snapshot",
         "_lmdb/preallocation",

@@ -20,7 +20,7 @@ from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb import generation, meta_page, structure
 from lmdbqueue._lmdb.raw_pages import NO_ROOT
 from lmdbqueue._lmdb.sound_pages import BIG, SUB, SoundPages, as_tree
-from lmdbqueue._local import environment, recovery
+from lmdbqueue._local import live, recovery
 
 PAGE = 4096
 Units = dict[int, list[bytes]]
@@ -179,12 +179,12 @@ def recover(path: str, options: Any) -> None:
 @contextmanager
 def _without_recovery() -> Iterator[None]:
     """Let queues be opened as if their page cache stood."""
-    before = environment.recover
-    environment.recover = lambda _path, number, _options, session, _progress: session.settle(number << 40)  # type: ignore[assignment]
+    before = live.recover
+    live.recover = lambda _path, number, _options, session, _progress: session.settle(number << 40)  # type: ignore[assignment]
     try:
         yield
     finally:
-        environment.recover = before  # type: ignore[assignment]
+        live.recover = before  # type: ignore[assignment]
 
 
 class Explorer:

@@ -18,7 +18,7 @@ from lmdbqueue import _format
 from lmdbqueue._host import directory, disk
 from lmdbqueue._host.session import stamp
 from lmdbqueue._lmdb import generation, meta_page, opening, preallocation, snapshot
-from lmdbqueue._local import environment as _env
+from lmdbqueue._local import live as _live
 from lmdbqueue._model import last_transaction
 
 
@@ -121,7 +121,7 @@ def skips_the_recovery() -> None:
     def recover(_path: str, number: int, _options: object, session: Any, _progress: object = None) -> None:
         session.settle(stamp(number, 0))
 
-    _env.recover = recover  # type: ignore[assignment]
+    _live.recover = recover  # type: ignore[assignment]
 
 
 def undoes_nothing() -> None:
@@ -186,7 +186,7 @@ SWAPPING = {
 
 
 def goes_on_in_a_child() -> None:
-    _env.Environment.restart = _env.Environment.thaw  # type: ignore[method-assign]
+    _live.Live.restart = _live.Live.thaw  # type: ignore[method-assign]
 
 
 FORKING = {"no pid check": goes_on_in_a_child}

@@ -1,0 +1,97 @@
+"""One environment for each directory of this process: who shares it, and what becomes of all of them at a fork.
+
+Owns: opening, and the order in which the directories come to rest. Law: while one directory lasts, no lock of another
+is kept. Must not know: generations, transactions.
+
+A fork waits until no transaction of this process is under way (see ``_local.live``). One that cannot wait (somebody's
+transaction lasts too long) leaves a child in which that queue raises ``ForkError``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from lmdbqueue import _format
+from lmdbqueue._errors import OptionError
+from lmdbqueue._host.directory import open_directory
+from lmdbqueue._host.fork import at_fork
+from lmdbqueue._lmdb.opening import build
+from lmdbqueue._lmdb.options_record import remembered
+from lmdbqueue._local.environment import Environment, environments, opening
+
+if TYPE_CHECKING:
+    from lmdbqueue._model.invariants import Progress
+
+_PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
+_TURN: Final = 0.05  # seconds that a fork waits for one directory while it keeps others still
+
+
+def open_environment(
+    path: str, wanted: _format.Options, progress: Progress | None = None, *, interval: float = 0.1
+) -> Environment:
+    """Return this process's handle on the directory at ``path``; it has to be released.
+
+    ``interval``: seconds between checkpoints, if there are any.
+    """
+    directory = open_directory(path, wanted, build, remembered)
+    try:
+        _refuse_other_options(path, directory.options, wanted)
+        with opening:
+            environment = environments.get(directory.identity)
+            if environment is None:
+                environment = Environment(directory)
+                environments[directory.identity] = environment
+            environment.handles += 1
+    except BaseException:
+        directory.close()
+        raise
+    if environment.directory is not directory:
+        directory.close()
+    try:
+        environment.want_interval(interval)
+        environment.prepare(progress)
+    except BaseException:
+        environment.release()
+        raise
+    return environment
+
+
+def _refuse_other_options(path: str, stored: _format.Options, given: _format.Options) -> None:
+    for option in ("checksum", "durability"):
+        if getattr(stored, option) != getattr(given, option):
+            raise OptionError(path, option, getattr(stored, option), getattr(given, option))
+
+
+def _freeze_all() -> None:
+    opening.acquire()
+    deadline = time.monotonic() + _PATIENCE
+    waiting = list(environments.values())
+    frozen: list[Environment] = []
+    while waiting:
+        environment = waiting.pop(0)
+        left = max(0.0, deadline - time.monotonic())
+        if environment.freeze(min(left, _TURN) if frozen else left):
+            frozen.append(environment)
+        elif not frozen or not left or environment.is_torn:
+            environment.give_up()
+        else:  # the others go on while this one is waited for, first
+            for each in frozen:
+                each.thaw()
+            waiting = [environment, *frozen, *waiting]
+            frozen = []
+
+
+def _thaw_all() -> None:
+    for environment in environments.values():
+        environment.thaw()
+    opening.release()
+
+
+def _restart_all() -> None:
+    for environment in environments.values():
+        environment.restart()
+    opening.release()
+
+
+at_fork("environments", before=_freeze_all, in_parent=_thaw_all, in_child=_restart_all)
