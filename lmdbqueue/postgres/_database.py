@@ -356,7 +356,7 @@ class Database:
                     self._give_back(session)
                 raise
             except BaseException:  # an interrupt: who knows where
-                self._drop(session)
+                self._abort(session)
                 raise
             number = _pause(number, deadline)
 
@@ -424,6 +424,14 @@ class Database:
         self._is_lost = True
         if session is not None and self._pool.lose(session):
             session.close()
+
+    def _abort(self, session: Session | None) -> None:
+        """Forget a connection after an interrupt, and what it has claimed."""
+        try:
+            if session is not None:
+                session.undo_at_once()
+        finally:
+            self._drop(session)
 
     def _after(self, session: Session, lost: Lost, operation: str, patience: float) -> Settled | None:
         """Wait until a lost session's change took place, or cannot any more; return what it noted."""

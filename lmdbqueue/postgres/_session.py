@@ -208,6 +208,14 @@ class Session:
                 transaction.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         self._undo()
 
+    def undo_at_once(self) -> None:
+        """End what is under way if the server waits for this side.
+
+        The end of the connection reaches the server a moment later, until which what was claimed is passed over.
+        """
+        if self.connection.pgconn.transaction_status in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
+            self._undo()
+
     def reset(self) -> None:
         """Undo what a user may have set on the connection, which was in their hands."""
         reset(self.connection, self._attributes, self._patience)

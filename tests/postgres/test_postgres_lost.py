@@ -212,6 +212,26 @@ def test_what_a_session_sent_that_was_shut_out_does_nothing_when_it_arrives_late
         session.close()
 
 
+@pytest.mark.parametrize("proxy", ["near", "far"], indirect=True)
+def test_what_an_interrupted_pop_claimed_is_free_before_the_server_has_seen_the_end(proxy, schema, monkeypatch):
+    interrupts = [KeyboardInterrupt]
+
+    def loads(payload):
+        if interrupts:
+            raise interrupts.pop()
+        return payload
+
+    with PostgresQueue(proxy.url(), schema=schema, dumps=bytes, loads=loads) as queue:
+        queue.push([b"a", b"b"])
+        dropped = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "close", lambda session: dropped.append(session))  # so it is not seen at all
+            with pytest.raises(KeyboardInterrupt):
+                queue.pop()
+            assert queue.pop(2) == [b"a", b"b"]
+    dropped[0].close()
+
+
 def test_a_lease_is_given_though_the_connection_of_its_owner_is_lost_just_then(open_postgres, postgres, monkeypatch):
     queue, other = open_postgres(), open_postgres("other")
     queue.push("a")
