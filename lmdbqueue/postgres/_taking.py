@@ -23,7 +23,7 @@ first AS MATERIALIZED (
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
-    RETURNING seq, payload, attempts, pushed_at::text, expires_at::text, key, headers)"""
+    RETURNING seq, payload, attempts, pushed_at, expires_at::text, key, headers)"""
 _NOTED: Final = """,
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - went.n, size = ledger.size - went.size
@@ -47,7 +47,7 @@ _TAKE: Final = (
     + _NEXT
     + "SELECT seq, payload, attempts, pushed_at, expires_at, key, headers, "
     + _NO_STATUS
-    + " FROM gone UNION ALL SELECT next.seq, next.payload, NULL, next.version, NULL, NULL, NULL,"
+    + " FROM gone UNION ALL SELECT next.seq, next.payload, NULL, NULL, NULL, next.version::bytea, NULL,"
     " is_overdue, is_followed, is_awaited, (SELECT at FROM noted) FROM look LEFT JOIN next ON %(ahead)s"
 )
 _TAKE_IN_BLOCK: Final = (
@@ -76,7 +76,7 @@ first AS MATERIALIZED (
 gone AS (
     DELETE FROM {items} WHERE queue = %(queue)s AND state = 0
     AND seq = (SELECT seq FROM first WHERE seq = %(seq)s AND version = %(version)s)
-    RETURNING seq, attempts, pushed_at::text, expires_at::text, key, headers),
+    RETURNING seq, attempts, pushed_at, expires_at::text, key, headers),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
     WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)"""
@@ -91,11 +91,13 @@ _TAKE_NOW: Final = hurried(_TAKE)
 # A key that another item has got meanwhile stays with that one
 _PUT_BACK: Final = """
 INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, headers)
-SELECT id, seq, payload, attempts, coalesce(pushed_at::timestamptz, {now}), expires_at::timestamptz,
+SELECT id, seq, payload, attempts,
+    coalesce(timestamptz '2000-01-01 00:00:00+00' + pushed_at * interval '1 microsecond', {now}),
+    expires_at::timestamptz,
     CASE WHEN NOT EXISTS (SELECT FROM {items} AS other WHERE other.queue = %(queue)s AND other.key = pushed.key)
     THEN key END, headers
 FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
-     unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(attempts)s::bigint[], %(pushed)s::text[], %(expire)s::text[],
+     unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(attempts)s::bigint[], %(pushed)s::bigint[], %(expire)s::text[],
             %(keys)s::bytea[], %(headers)s::bytea[])
      AS pushed (seq, payload, attempts, pushed_at, expires_at, key, headers)
 """
@@ -119,12 +121,13 @@ def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -
         rows = step.execute(_TAKE if deaths else _TAKE_NOW, queue=place.id, n=n, deaths=deaths, **values).fetchall()
     if not rows or rows[-1][-4] is None:
         return Found([])
-    *gone, (seq, payload, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows
-    ahead = Ahead(seq, payload, version) if seq is not None else None
+    *gone, (seq, payload, _, _, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows
+    ahead = Ahead(seq, payload, version.decode()) if seq is not None else None
+    gone.sort()
     entries: list[Entry] = []
-    for seq, payload, *notes, _, _, _, _ in sorted(gone, key=lambda each: each[0]):
-        entry = Taken((pack(seq), payload))
-        entry.notes = tuple(notes)
+    for row in gone:
+        entry = Taken((pack(row[0]), row[1]))
+        entry.notes = row[2:7]
         entries.append(entry)
     if entries and not step.is_block and at is None:
         raise Lost(RuntimeError("the session was fenced"))

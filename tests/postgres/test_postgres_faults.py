@@ -457,6 +457,19 @@ def test_what_a_cancelled_pop_puts_back_has_its_key_and_attempts(open_postgres):
         assert lease.attempts == [2]
 
 
+def test_what_is_put_back_is_the_row_that_was_taken(open_postgres, postgres):
+    queue = open_postgres()
+    queue.push(["a", "b"], expires=100, headers={"h": "1"})
+    queue.push(["c", "d", "e"])
+    table = f'"{queue._engine.database.sql.schema}".items'
+    before = postgres.execute(f"SELECT * FROM {table} ORDER BY seq")
+    assert len(before) == 5
+    for n in (1, 1, 3):  # the second one was seen ahead
+        entries, _ = queue._engine.take(n, 0, lambda each: each)
+        queue._engine.put_back(entries)
+        assert postgres.execute(f"SELECT * FROM {table} ORDER BY seq") == before
+
+
 # --- order
 
 

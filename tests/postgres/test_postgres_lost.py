@@ -225,7 +225,7 @@ def test_what_an_interrupted_pop_claimed_is_free_before_the_server_has_seen_the_
         queue.push([b"a", b"b"])
         dropped = []
         with monkeypatch.context() as patch:
-            patch.setattr(Session, "close", lambda session: dropped.append(session))  # so it is not seen at all
+            patch.setattr(Session, "close", lambda session: dropped.append(session) or None)  # which nobody sees
             with pytest.raises(KeyboardInterrupt):
                 queue.pop()
             assert queue.pop(2) == [b"a", b"b"]
