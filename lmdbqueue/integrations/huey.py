@@ -20,6 +20,10 @@ What a task itself does with Huey while it runs (it starts others, takes locks) 
 stays in the schedule until the scheduler has enqueued it, and then moves in one step; if that failed, the scheduler
 gets it again after a minute.
 
+A counter must tell at once what it is: the task that is the last of a chord enqueues its callback. So it is counted at
+once, together with a mark that goes in step 3: a task that comes again between the two is counted once, and told the
+same number. What it deletes (the counter, the results of the chord) goes in step 3.
+
 Choices. A task that Huey's shutdown interrupts goes back, where Huey forgets it. One that cannot be read (it is not
 registered any more) is a dead letter, where Huey drops it. ``dequeue`` of ``LmdbStorage`` itself, which ``LmdbHuey``
 does not use, removes, since nobody could acknowledge: with a plain ``Huey`` a killed worker loses its task as ever.
@@ -29,7 +33,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -183,9 +187,13 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     # --- the end of a task
 
-    def begin(self) -> "_Box":
-        """Collect what this thread makes from now on, beside what its task itself does."""
-        box = self._here.box = _Box(getattr(self._here, "box", None))
+    def begin(self, lease: Lease[bytes]) -> "_Box":
+        """Collect what this thread makes from now on, beside what its task itself does.
+
+        Args:
+            lease: The lease of the task.
+        """
+        box = self._here.box = _Box(lease.seqs[0], getattr(self._here, "box", None))
         return box
 
     def end(self, lease: Lease[bytes], error: BaseException | None) -> None:
@@ -212,7 +220,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
                 if isinstance(error, (QueueError, OSError)) or not isinstance(error, (Exception, SystemExit)):
                     lease.nack(delay=_PAUSE, reason=reason)
                 else:
-                    lease.reject(reason=reason)
+                    with self._queues.tasks.transaction():
+                        self._remove(box.marks, ())
+                        lease.reject(reason=reason)
 
     def settle(self, *, is_taking: bool = False) -> Lease[bytes] | None:
         """Store the end of this thread's last task.
@@ -229,11 +239,12 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._here.ended = None
         lease, box = ended
         try:
-            if not box.steps and not is_taking:
+            if not is_taking and not (box.steps or box.marks or box.deleted or box.uncounted):
                 lease.ack()
                 return None
             with self._queues.tasks.transaction():
                 box.run()
+                self._remove([*box.marks, *box.uncounted], box.deleted)
                 lease.ack()
                 return self._queues.tasks.lease() if is_taking else None
         except LeaseExpiredError:
@@ -252,10 +263,21 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._here.is_worker = False
         self.settle()
 
+    def _remove(self, counters: Iterable[str], results: Iterable[str]) -> None:
+        for key in counters:
+            self._queues.counters.state.pop(key, None)
+        for key in results:
+            self._queues.results.state.pop(key, None)
+
+    def _open_box(self) -> "_Box | None":
+        """Return where the task that this thread has run collects, None while it runs and if there is none."""
+        box: _Box | None = getattr(self._here, "box", None)
+        return box if box is not None and box.is_open else None
+
     def _do(self, step: Callable[[], object]) -> None:
         """Do a step now, or with the end of the task that this thread has run."""
-        box: _Box | None = getattr(self._here, "box", None)
-        if box is not None and box.is_open:
+        box = self._open_box()
+        if box is not None:
             box.steps.append(step)
         else:
             step()
@@ -341,20 +363,37 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Store a value under a key."""
         del is_result
         record = _UNTIL.pack(0.0) + value
+        if (box := self._open_box()) is not None:
+            box.deleted.discard(_key(key))
         self._do(lambda: self._queues.results.state.__setitem__(_key(key), record))
 
     def peek_data(self, key: str | bytes) -> Any:
         """Return a value, or ``EmptyData``."""
-        record = self._settled().results.state.get(_key(key))
+        record = None if self._is_deleted(key) else self._settled().results.state.get(_key(key))
         return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
 
     def pop_data(self, key: str | bytes) -> Any:
         """Remove a value and return it, or ``EmptyData``."""
         state = self._settled().results.state
-        if _key(key) not in state:
+        if self._is_deleted(key) or _key(key) not in state:
             return EmptyData
         record = state.pop(_key(key), None)
         return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
+
+    def delete_data(self, key: str | bytes) -> bool:
+        """Remove a value; return whether there was one."""
+        box = self._open_box()
+        if box is None:
+            return self.pop_data(key) is not EmptyData
+        if self._is_deleted(key) or not (box.steps or _key(key) in self._queues.results.state):
+            return False
+        box.deleted.add(_key(key))  # one of the steps may store it
+        return True
+
+    def _is_deleted(self, key: str | bytes) -> bool:
+        """Return whether the end of the task that this thread has run removes a value."""
+        box = self._open_box()
+        return box is not None and _key(key) in box.deleted
 
     def has_data_for_key(self, key: str | bytes) -> bool:
         """Return whether there is a value."""
@@ -367,6 +406,8 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             if self.has_data_for_key(key):
                 return False
             until = 0.0 if ttl is None else time.time() + ttl
+            if (box := self._open_box()) is not None:
+                box.deleted.discard(_key(key))
             queues.results.state[_key(key)] = _UNTIL.pack(until) + value
             return True
 
@@ -388,14 +429,28 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     def incr(self, key: str | bytes, amount: int = 1) -> int:
         """Add to a counter, which begins at 0; return what it is then."""
         queues = self._settled()
+        box = self._open_box()
+        mark = None if box is None else box.mark()
         with queues.tasks.transaction():
-            number = int(queues.counters.state.get(_key(key), b"0")) + amount
+            known = None if mark is None else queues.counters.state.get(mark)
+            if known is not None:  # the task comes again
+                return int(known)
+            is_gone = box is not None and _key(key) in box.uncounted
+            number = amount + (0 if is_gone else int(queues.counters.state.get(_key(key), b"0")))
             queues.counters.state[_key(key)] = b"%d" % number
+            if mark is not None:
+                queues.counters.state[mark] = b"%d" % number
+        if box is not None:
+            box.uncounted.discard(_key(key))
         return number
 
     def delete_counter(self, key: str | bytes) -> None:
         """Remove a counter."""
-        self._settled().counters.state.pop(_key(key), None)
+        box = self._open_box()
+        if box is None:
+            self._queues.counters.state.pop(_key(key), None)
+        else:
+            box.uncounted.add(_key(key))
 
     def flush_counters(self) -> None:
         """Remove all counters."""
@@ -405,11 +460,21 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 class _Box:
     """What a task has made that has run, to be stored with its end."""
 
-    def __init__(self, outer: "_Box | None") -> None:
+    def __init__(self, seq: int, outer: "_Box | None") -> None:
+        self._seq = seq  # number of the task
         self.outer = outer  # of the task that runs this one
+        self.marks: list[str] = []  # of what was counted
+        self.deleted: set[str] = set()  # results that go with its end
+        self.uncounted: set[str] = set()  # counters that do
         self.steps: list[Callable[[], object]] = []
         self.is_open = True  # not while the task runs
         self.is_interrupted = False
+
+    def mark(self) -> str:
+        """Return the key of the next mark, the same whenever the task comes."""
+        mark = f"\0{self._seq}/{len(self.marks)}"
+        self.marks.append(mark)
+        return mark
 
     def run(self) -> None:
         """Do all steps, in their order; undone with the transaction, they would be lost, and so is the task's end."""
@@ -463,7 +528,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             if key is not None:  # it was taken out of the schedule to be run at once
                 self.storage.unschedule(key)
             return value
-        box = self.storage.begin()
+        box = self.storage.begin(lease)
         run = task.execute
 
         def execute() -> Any:

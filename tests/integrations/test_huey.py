@@ -4,19 +4,21 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 os.environ["HUEY_SLOW_TESTS"] = "1"  # before its tests are imported
 
-from huey.api import Huey
+from huey.api import Huey, chord
 from huey.constants import EmptyData
 from huey.signals import SIGNAL_INTERRUPTED
 from huey.tests import test_api, test_consumer, test_priority, test_signals
 from huey.tests.base import BaseTestCase
 from huey.tests.test_storage import StorageTests
-from processes import KILLED, eventually
+from processes import KILLED, eventually, forked, status_of
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue.integrations.huey import LmdbHuey, LmdbStorage
@@ -143,6 +145,40 @@ def test_a_task_may_start_another_and_wait_for_it(huey):
     assert figures(huey) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("when", ["delete_counter", "end"])
+def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, monkeypatch, when):
+    @huey.task()
+    def one(n):
+        return n
+
+    @huey.task()
+    def total(numbers):
+        return sum(numbers)
+
+    result = huey.enqueue(chord([one.s(n) for n in range(3)], total.s()))
+
+    def run():
+        huey.execute(huey.dequeue())
+
+    run()
+    run()
+
+    def killed():
+        def kill(*_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(huey.storage, when, kill)
+        run()
+
+    assert status_of(forked(killed)) == KILLED
+    run()
+    run()
+    assert result.callback.get() == 3
+    assert figures(huey) == (0, 0, 0)
+    assert huey.storage.result_store_size() == 3, "those of the tasks themselves"
+    assert len(huey.storage._queues.counters.state) == 0
+
+
 def test_a_hook_sees_the_result_of_the_task(huey):
     seen = []
 
@@ -263,6 +299,52 @@ def test_several_hueys_share_a_directory_and_keys_may_be_long(huey, tmp_path):
     assert other.storage.peek_data(key) is EmptyData
     assert other.storage.incr(key.encode()) == 1
     other.storage.close()
+
+
+GREENLETS = """
+from gevent import monkey
+
+monkey.patch_all()
+import sys
+import time
+
+import gevent
+
+from lmdbqueue.integrations.huey import LmdbHuey
+
+huey = LmdbHuey("app", path=sys.argv[1], durability="off")
+turns, ran = [], []
+
+
+@huey.task()
+def nap(n):
+    ran.append(n)
+    time.sleep(0.1)
+    return n
+
+
+def beat():
+    while True:
+        turns.append(1)
+        time.sleep(0.005)
+
+
+gevent.spawn(beat)
+consumer = huey.create_consumer(workers=2, worker_type="greenlet")
+gevent.spawn(consumer.run)
+time.sleep(0.5)
+assert len(turns) > 20, f"idle workers hold the program up: {len(turns)}"
+results = [nap(0), nap(1)]
+time.sleep(0.09)
+assert sorted(ran) == [0, 1], f"one waits for the other: {ran}"
+assert [result.get(blocking=True, timeout=20) for result in results] == [0, 1]
+"""
+
+
+def test_workers_that_are_greenlets_wait_without_holding_up_others(tmp_path):
+    command = [sys.executable, "-c", GREENLETS, str(tmp_path / "tasks")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- consumers that are killed
