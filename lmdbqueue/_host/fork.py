@@ -26,6 +26,7 @@ ORDER: Final = (
     "PostgreSQL blocks",  # postgres._block
     "PostgreSQL connections",  # postgres._database
     "PostgreSQL engines",  # postgres._engine
+    "pushes to come",  # integrations._later: they are the parent's
 )
 
 

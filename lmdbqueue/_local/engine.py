@@ -609,6 +609,10 @@ class LocalEngine:
         if self._release.detach():  # else the collector was faster
             _let_go(environment, self.ref, self.owners)
 
+    def stay_open_at_exit(self) -> None:
+        """Leave it to another to close this at the program's end, after functions of ``atexit`` that still use it."""
+        self._release.atexit = False
+
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
         self.owners.begin_anew()

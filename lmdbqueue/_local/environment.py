@@ -308,6 +308,11 @@ class Environment(Live):
         if transaction:
             self.bell.ring()
 
+    def is_entered(self) -> bool:
+        """Return whether this thread is in a transaction here, or amid a call: those who write wait for it."""
+        block = blocks.current()
+        return (block is not None and block.owner is self) or self._holds() or is_mine(self._moving)
+
     def _hold(self, ending: Ending) -> None:
         """Be open until ``ending`` is closed, whichever queue objects are closed before."""
         held: list[bool] = []  # whether it still is, once it was

@@ -16,8 +16,8 @@ step  what is done, by the listener's thread    its process is killed after it
 No sentinel ends a listener, so none can be left behind for the next one.
 
 Three ways lead from a log call to the queue. The plain one pushes before the call returns. With ``linger``, and where a
-push is impossible (in a transaction of another directory, or amid another push of the same thread: a signal's handler
-that logs, a warning of this library's), a thread of the handler pushes a moment later.
+push is impossible (in a transaction of another directory, or amid another call of the same thread: a signal's handler
+that logs, a warning of this library's), a thread of the handler pushes a moment later: ``_later``.
 """
 
 import json
@@ -26,19 +26,27 @@ import os
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import Any, Final, Self
 
-from lmdbqueue._errors import Empty, FormatError, QueueError, ShutDown, TransactionError
+from lmdbqueue._errors import (
+    ClosedError,
+    Empty,
+    FormatError,
+    NestedCallError,
+    QueueError,
+    ShutDown,
+    TransactionError,
+)
 from lmdbqueue._format import Durability
 from lmdbqueue._lmdb.options_record import options_of
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry
+from lmdbqueue.integrations._later import Later
 
 __all__ = ["DurableHandler", "DurableListener", "decode", "encode"]
 
@@ -149,7 +157,8 @@ class DurableHandler(logging.Handler):
         self.queue = _opened(path, name, durability)
         self.queue.retain(retain)
         self._linger = linger
-        self._begin_anew()
+        self._here = threading.local()  # .is_pushing
+        self._later = Later(self.queue, self._push, self._failed, linger)
 
     def createLock(self) -> None:  # noqa: N802  (logging's name)
         """Have a lock that nobody waits for: the queue needs none, and threads that log at once share a sync."""
@@ -158,72 +167,41 @@ class DurableHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Store the record; called by ``logging``."""
         try:
-            if self._process != os.getpid():
-                self._begin_anew()
             fields = _fields(record, self.formatter)
-            if self._linger or getattr(self._here, "is_pushing", False):
-                self._hand_over(fields)
+            if self._linger or getattr(self._here, "is_pushing", False) or self._later.is_here():
+                self._later.add(fields)  # what a push itself logs waits for the next one
                 return
             self._here.is_pushing = True
             try:
                 self.queue.push(_encoded(fields))
-            except TransactionError:
-                self._hand_over(fields)
+            except (TransactionError, NestedCallError):
+                self._later.add(fields)
             finally:
                 self._here.is_pushing = False
         except Exception:
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until what was logged before is in the queue, or has failed."""
-        if self._process == os.getpid() and threading.current_thread() is not self._thread:
-            self._wanted.set()
-            while self._pending and self._thread is not None and self._thread.is_alive():
-                time.sleep(0.001)
+        """Wait until what was logged before is in the queue, or has failed.
+
+        In a transaction of the queue's directory, and in a signal's handler that came amid a call on it, this does not
+        wait, since it would wait for itself.
+        """
+        self._later.flush()
 
     def close(self) -> None:
-        """Push what waits in memory, and close the queue. Later records go to ``handleError``."""
-        self._is_closed = True
-        if self._process == os.getpid() and self._thread is not None:
-            self._wanted.set()
-            self._thread.join()
-        self.queue.close()
+        """Push what waits in memory, and close the queue. Later records go to ``handleError``.
+
+        Where ``flush`` does not wait this does not either; then a thread closes the queue, a moment later.
+        """
+        self._later.close()
         super().close()
 
-    def _begin_anew(self) -> None:
-        """Have no thread and nothing in memory, in a new handler or in a forked child."""
-        self._process = os.getpid()
-        self._here = threading.local()
-        self._pending: deque[dict[str, Any]] = deque()  # the first ones may be in a push
-        self._wanted = threading.Event()  # a push without more lingering
-        self._is_closed = False
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+    def _push(self, some: Sequence[dict[str, Any]]) -> None:
+        self.queue.push(list(map(_encoded, some)))
 
-    def _hand_over(self, fields: dict[str, Any]) -> None:
-        """Hand a record to the thread that pushes."""
-        self._pending.append(fields)
-        if not self._linger:
-            self._wanted.set()
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._push_on, name="lmdbqueue-log", daemon=True)
-                    thread.start()
-                    self._thread = thread
-
-    def _push_on(self) -> None:
-        self._here.is_pushing = True  # what the push itself logs waits for the next one
-        while self._pending or not self._is_closed:
-            self._wanted.wait(self._linger if self._pending else _LOOK)
-            self._wanted.clear()
-            if some := list(self._pending):
-                try:
-                    self.queue.push(list(map(_encoded, some)))
-                except Exception:  # they are lost, and one of them tells of all
-                    self.handleError(logging.makeLogRecord(some[-1]))
-                for _ in some:
-                    self._pending.popleft()
+    def _failed(self, fields: dict[str, Any]) -> None:
+        self.handleError(logging.makeLogRecord(fields))
 
 
 class _NoLock:
@@ -280,7 +258,7 @@ class DurableListener:
         self._failure: BaseException | None = None  # of the handler that is at it
         self._thread: threading.Thread | None = None
         self._ident = 0  # of that thread
-        self._left: int | None = None  # how many records are to be handled before the end, once that is wanted
+        self._round = _Round()
         self.queue = self._open()
 
     def __enter__(self) -> Self:
@@ -291,49 +269,74 @@ class DurableListener:
         self.stop()
 
     def start(self) -> None:
-        """Begin to hand on records, in a new thread; again after ``stop``. Does nothing if it runs."""
-        if self._thread is None:
-            self._left = None
-            self.queue = self._open()
-            self._thread = threading.Thread(target=self._run, name="lmdbqueue-listener", daemon=True)
+        """Begin to hand on records, in a new thread; again after ``stop``, or in a forked child.
+
+        Does nothing if it runs.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            if local_engine_of(self.queue).is_closed or local_engine_of(self.queue).is_shut_down:
+                self.queue.close()
+                self.queue = self._open()
+            self._round = _Round()
+            self._thread = threading.Thread(
+                target=self._run, args=(self.queue, self._round), name="lmdbqueue-listener", daemon=True
+            )
             self._thread.start()
 
     def stop(self) -> None:
-        """Hand on what waits now, and end the thread. What comes again later, by ``retry``, stays in the queue."""
+        """Hand on what waits now, and end the thread. What comes again later, by ``retry``, stays in the queue.
+
+        A handler may call this; then the thread ends after the records that it has.
+        """
         thread, self._thread = self._thread, None
-        if thread is not None:
-            self._left = self.queue.count()
-            self.queue.shutdown()  # which ends the wait
+        if thread is not None and thread.is_alive():
+            try:
+                left = self.queue.count()
+            except QueueError:  # the disk: what is there stays there
+                left = 0
+            is_own = thread is threading.current_thread()
+            self._round.left = 0 if is_own else left
+            with suppress(ClosedError):
+                self.queue.shutdown()  # which ends the wait
+            if is_own:
+                return
             thread.join()
         self.queue.close()
 
     def _open(self) -> PersistentQueue[logging.LogRecord]:
         return _opened(*self._where, loads=decode)  # a death of a listener counts against no record
 
-    def _run(self) -> None:
+    def _run(self, queue: PersistentQueue[logging.LogRecord], round_: "_Round") -> None:
         self._ident = threading.get_ident()
         originals = [handler.handleError for handler in self.handlers]
         for handler, original in zip(self.handlers, originals, strict=True):
             handler.handleError = partial(self._noted, original)  # type: ignore[method-assign]
         try:
-            while self._left is None or self._left > 0:
-                is_ending = self._left is not None  # else what this lease takes may not have been counted
-                try:
-                    lease = self.queue.lease(self._batch, blocking=True, timeout=_LOOK)
-                    self._hand_on(lease)
-                except Empty:
-                    continue
-                except ShutDown:
-                    return
-                except QueueError:  # the disk; this thread lives on
-                    logging.getLogger("lmdbqueue").exception("a log listener tries again")
-                    time.sleep(_LOOK)
-                else:
-                    if is_ending and self._left is not None:
-                        self._left -= len(lease)
+            self._hand_all_on(queue, round_)
         finally:
             for handler, original in zip(self.handlers, originals, strict=True):
                 handler.handleError = original  # type: ignore[method-assign]
+            if round_.left is not None:
+                queue.close()
+
+    def _hand_all_on(self, queue: PersistentQueue[logging.LogRecord], round_: "_Round") -> None:
+        while round_.left is None or round_.left > 0:
+            is_ending = round_.left is not None  # else what this lease takes may not have been counted
+            try:
+                lease = queue.lease(self._batch, blocking=True, timeout=_LOOK)
+                self._hand_on(lease)
+            except Empty:
+                continue
+            except (ShutDown, ClosedError):
+                return
+            except QueueError:  # the disk; this thread lives on, unless it is to end
+                logging.getLogger("lmdbqueue").exception("a log listener tries again")
+                if round_.left is not None:
+                    return
+                time.sleep(_LOOK)
+            else:
+                if is_ending and round_.left is not None:
+                    round_.left -= len(lease)
 
     def _noted(self, original: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
         """Do as ``handleError`` of a handler, which may be at work in other threads, too, as that of a logger."""
@@ -364,7 +367,7 @@ class DurableListener:
             self._failure = None
             try:
                 handler.handle(copy(record))  # a handler may change it, and another must not see that
-            except Exception as error:
+            except BaseException as error:  # SystemExit, too: the thread lives on
                 self._failure = error
             if self._failure is None:
                 took.add(number)
@@ -373,6 +376,12 @@ class DurableListener:
         if found is not None:
             self._took[seq] = took
         return found
+
+
+class _Round:
+    """What a thread of a listener does from ``start`` to ``stop``."""
+
+    left: int | None = None  # how many records are to be handled before the end, once that is wanted
 
 
 def _opened(

@@ -19,6 +19,7 @@ Trace context goes with items, in their headers: ``queue.push(item, headers=inje
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -35,13 +36,15 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from lmdbqueue._errors import FormatError, QueueError
+from lmdbqueue._errors import FormatError, NestedCallError, QueueError, TransactionError
 from lmdbqueue._format import Durability
+from lmdbqueue._host.threads import Flag
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.batch import Target
 from lmdbqueue._verbs.worker import Job
 from lmdbqueue.forward import Forwarder, HttpTarget, as_bytes
+from lmdbqueue.integrations._later import Later
 
 __all__ = [
     "DurableLogExporter",
@@ -53,6 +56,7 @@ __all__ = [
     "traced",
 ]
 
+_AGAIN: Final = 30.0  # seconds until it is tried again to send, after an error of the disk
 _PATIENCE: Final = 5.0  # seconds that a shutdown waits for the request that is under way
 
 
@@ -79,37 +83,62 @@ class _Store:
             options = {"durability": found.durability, "checksum": found.checksum}
         self.queue = PersistentQueue[bytes](path, dumps=bytes, loads=bytes, name=name, **options)
         self.queue.retain(retain)
+        self._later: Later[bytes] = Later(self.queue, lambda some: self.queue.push(list(some)), self._failed)
         self._forwarder: Forwarder | None = None
+        self._stopped = Flag()
         self._thread: threading.Thread | None = None
         if target is not None:
-            to = collector(target, name) if isinstance(target, str) else target
-            self._forwarder = Forwarder(self.queue, to, follow=True)
+            self._target = collector(target, name) if isinstance(target, str) else target
+            self._forwarder = Forwarder(self.queue, self._target, follow=True)
             self._thread = threading.Thread(target=self._send, name=f"lmdbqueue-{name}", daemon=True)
             self._thread.start()
 
     def _send(self) -> None:
         attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))  # else what sends spans makes spans
-        assert self._forwarder is not None
-        try:
-            self._forwarder.run()
-        except Exception:  # what is stored stays there
-            logging.getLogger("lmdbqueue").exception("telemetry is not sent any more")
+        while self._forwarder is not None:
+            try:
+                self._forwarder.run()
+            except Exception:  # what is stored stays there
+                logging.getLogger("lmdbqueue").exception("telemetry is not sent; the next try is in %g s", _AGAIN)
+            while not self._stopped.wait(_AGAIN):
+                with suppress(QueueError):
+                    self._forwarder = Forwarder(self.queue, self._target, follow=True)
+                    break
+            else:
+                return
+            if self._stopped.is_set():  # since
+                self._forwarder.stop()
 
     def push(self, request: Any) -> bool:
-        """Store a request; return whether that went well."""
+        """Store a request; return whether that went well.
+
+        In a transaction of another directory, and amid a call on this one, a thread stores it a moment later.
+        """
+        payload: bytes = request.SerializeToString()
         try:
-            self.queue.push(request.SerializeToString())
-        except QueueError as error:
-            logging.getLogger("lmdbqueue").warning("telemetry was not stored: %s", error)
+            try:
+                self.queue.push(payload)
+            except (TransactionError, NestedCallError):
+                self._later.add(payload)
+        except QueueError:
+            self._failed(payload)
             return False
         return True
 
+    def _failed(self, _: bytes) -> None:
+        logging.getLogger("lmdbqueue").warning("telemetry was not stored: %s", sys.exception())
+
+    def flush(self) -> None:
+        """Wait until what was exported is stored."""
+        self._later.flush()
+
     def close(self) -> None:
         """Send no more, and close the queue; what is in it is sent by whoever comes next."""
+        self._stopped.set()
         if self._forwarder is not None and self._thread is not None:
             self._forwarder.stop()
             self._thread.join(_PATIENCE)
-        self.queue.close()
+        self._later.close()
 
 
 class DurableSpanExporter(SpanExporter):
@@ -150,6 +179,7 @@ class DurableSpanExporter(SpanExporter):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Return True: what was exported is stored."""
         del timeout_millis
+        self._store.flush()
         return True
 
 
@@ -190,6 +220,7 @@ class DurableLogExporter(LogRecordExporter):
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Return True: what was exported is stored."""
         del timeout_millis
+        self._store.flush()
         return True
 
 
@@ -235,6 +266,7 @@ class DurableMetricExporter(MetricExporter):
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Return True: what was exported is stored."""
         del timeout_millis
+        self._store.flush()
         return True
 
 

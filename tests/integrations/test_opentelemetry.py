@@ -2,9 +2,13 @@
 
 import http.server
 import os
+import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
+from itertools import count
 
 import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
@@ -19,8 +23,10 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from processes import KILLED, eventually, forked, status_of
 
-from lmdbqueue import PersistentQueue, Retry
+from lmdbqueue import PersistentQueue, Retry, StorageError
+from lmdbqueue._local.source import QueueSource
 from lmdbqueue.forward import Forwarder
+from lmdbqueue.integrations import opentelemetry
 from lmdbqueue.integrations.opentelemetry import (
     DurableLogExporter,
     DurableMetricExporter,
@@ -51,6 +57,8 @@ class Receiver(http.server.ThreadingHTTPServer):
         self.thread.start()
 
     def stop(self):
+        if not self.thread.is_alive():
+            return
         self.shutdown()
         self.thread.join()
         self.server_close()
@@ -155,6 +163,101 @@ def test_without_a_target_another_process_sends(tmp_path, port, receive):
     assert receiver.spans() == ["one"]
     provider.shutdown()
     assert exporter.export([]) is SpanExportResult.FAILURE, "it is closed"
+
+
+def test_a_span_that_ends_in_a_transaction_is_stored(tmp_path):
+    exporter = DurableSpanExporter(tmp_path / "telemetry")
+    with PersistentQueue("work", tmp_path) as work, work.transaction():
+        work.push(1)
+        assert exporter.export([]) is SpanExportResult.SUCCESS
+    assert exporter.force_flush()
+    with PersistentQueue("telemetry", tmp_path, name="traces", durability="off") as queue:
+        assert len(queue) == 1
+    exporter.shutdown()
+
+
+def test_the_end_of_a_program_stores_what_the_processor_has(tmp_path):
+    program = (
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "from opentelemetry.sdk.trace.export import BatchSpanProcessor\n"
+        "provider = TracerProvider()\n"
+        "from lmdbqueue.integrations.opentelemetry import DurableSpanExporter\n"
+        f"exporter = DurableSpanExporter({str(tmp_path / 'telemetry')!r})\n"
+        "provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=60_000))\n"
+        "provider.get_tracer('test').start_span('one').end()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    with PersistentQueue("telemetry", tmp_path, name="traces", durability="off") as queue:
+        assert len(queue) == 1
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_end_the_sending(tmp_path, port, receive, monkeypatch):
+    monkeypatch.setattr(opentelemetry, "_AGAIN", 0.01)
+    failed = []
+
+    def fail(*_):
+        failed.append(1)
+        raise StorageError("telemetry", "reading", "Input/output error")
+
+    exporter = DurableSpanExporter(tmp_path / "telemetry", f"http://127.0.0.1:{port}")
+    with monkeypatch.context() as patched:
+        patched.setattr(QueueSource, "read", fail)
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        provider.get_tracer("test").start_span("one").end()
+        eventually(lambda: len(failed) > 1)
+    receiver = receive()
+    eventually(lambda: receiver.spans() == ["one"])
+    provider.shutdown()
+    assert not exporter._store._thread.is_alive()
+
+
+def _export_until_killed(place, url, log, start):
+    """Export spans one by one, and write down each that was."""
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(DurableSpanExporter(place, url)))
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    for number in count(start):
+        provider.get_tracer("test").start_span(f"{number}").end()
+        os.write(fd, b"%d\n" % number)
+
+
+def _account(place, port, receive, kills, record_property):
+    """Kill a program that exports and sends, again and again, while the collector comes and goes."""
+    log, url = place / "exported", f"http://127.0.0.1:{port}"
+    log.touch()
+    receiver = receive()
+    for kill in range(kills):
+        exported = log.read_text().split()
+        pid = forked(_export_until_killed, place / "telemetry", url, log, int(exported[-1]) + 1 if exported else 0)
+        wanted = len(exported) + random.randrange(1, 60)  # noqa: S311
+        eventually(lambda wanted=wanted: log.read_text().count("\n") >= wanted)
+        os.kill(pid, signal.SIGKILL)
+        assert status_of(pid) == KILLED
+        if kill % 3 == 2:
+            receiver.stop()
+            before, receiver = receiver, receive()
+            receiver.came = before.came  # which may still have connections
+    exporter = DurableSpanExporter(place / "telemetry", url)
+    with PersistentQueue("telemetry", place, name="traces", durability="off") as queue:
+        eventually(lambda: not len(queue))
+    exporter.shutdown()
+    came = receiver.spans()
+    exported = log.read_text().split()
+    assert set(exported) <= set(came), "some were lost"
+    assert list(dict.fromkeys(came)) == sorted(set(came), key=int), "out of order"
+    assert len(came) - len(set(came)) <= 2 * kills, "no more came twice than senders and collectors ended"
+    record_property("kills", kills)
+
+
+def test_programs_that_export_and_are_killed_lose_nothing(tmp_path, port, receive, record_property):
+    _account(tmp_path, port, receive, 4, record_property)
+
+
+@pytest.mark.long
+def test_programs_that_export_are_killed_a_hundred_times(tmp_path, port, receive, record_property):
+    _account(tmp_path, port, receive, 100, record_property)
 
 
 def test_the_newest_are_kept(tmp_path):

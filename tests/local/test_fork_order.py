@@ -8,6 +8,7 @@ from processes import forked, status_of
 
 import lmdbqueue
 import lmdbqueue._async.courier
+import lmdbqueue.integrations.logging
 import lmdbqueue.postgres
 from lmdbqueue._host import fork
 

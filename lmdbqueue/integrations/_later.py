@@ -1,0 +1,170 @@
+"""Pushes that a thread makes a moment later: for those who would rather not wait, or cannot push where they are.
+
+Owns: what is to be pushed, and the thread. Law: what was added is pushed, or its failure reported, before ``close`` and
+the program's end, though not before a kill; nobody waits for himself. Must not know: what the items are.
+
+A push is impossible in a transaction of another directory, and amid another call of the same thread (the handler of a
+signal, ``__del__``). Those may come amid any step here, too. So the lock can be entered again by the thread that holds
+it, nobody waits with it (``_host.threads``), and what is pending is swapped, never copied and then cleared.
+"""
+
+import sys
+import threading
+import weakref
+from _thread import start_new_thread
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, Generic, TypeVar
+
+from lmdbqueue._errors import ClosedError
+from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import Resting, is_mine
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+
+T = TypeVar("T")
+
+_all: Final["weakref.WeakSet[Later[Any]]"] = weakref.WeakSet()
+
+
+class Later(Generic[T]):
+    """The thread of a queue, which is there from the first item on.
+
+    Args:
+        queue: The queue, closed by ``close``.
+        push: Pushes some items; called by the thread, or by ``flush`` and ``close`` where no thread can be had.
+        failed: Called with the last item of a push that raised, in an ``except`` block.
+        linger: Seconds for which items are collected before a push.
+    """
+
+    def __init__(
+        self,
+        queue: PersistentQueue[Any],
+        push: Callable[[Sequence[T]], object],
+        failed: Callable[[T], object],
+        linger: float = 0.0,
+    ) -> None:
+        self._queue = queue
+        self._push = push
+        self._failed = failed
+        self._linger = linger
+        self._is_closed = False
+        local_engine_of(queue).stay_open_at_exit()  # logging.shutdown and the like come late, and close
+        self.begin_anew()
+        _all.add(self)
+
+    def begin_anew(self) -> None:
+        """Have no thread and no item: at first, and in a forked child, whose parent has both."""
+        self._here = threading.local()
+        self._guard = threading.RLock()  # of what follows
+        self._pending: deque[T] = deque()
+        self._flying = self._done = 0  # how many items are in a push, and how many were
+        self._is_hurried = False  # no more lingering
+        self._is_working = False  # there is a thread
+        self._wanted = Resting()  # the thread, until there is something to do
+        self._come = Resting()  # those who wait for what it does
+
+    def is_here(self) -> bool:
+        """Return whether the caller is the thread."""
+        return getattr(self._here, "is_worker", False)
+
+    def add(self, item: T) -> None:
+        """Have an item pushed; after ``close`` raise ``ClosedError``."""
+        with self._guard:
+            if self._is_closed:
+                raise ClosedError(local_engine_of(self._queue).path)
+            self._pending.append(item)
+            if not self._linger:
+                self._is_hurried = True
+            if self._is_working:
+                if self._is_hurried or len(self._pending) == 1:
+                    self._tell()
+                return
+            self._is_working = True
+            try:
+                start_new_thread(self._run, ())
+            except RuntimeError:  # the program ends, or there are too many: flush and close do it
+                self._is_working = False
+                return
+        if (util := sys.modules.get("multiprocessing.util")) is not None:  # whose children end without atexit
+            util.Finalize(None, _flush, args=(weakref.ref(self),), exitpriority=0)
+
+    def flush(self) -> None:
+        """Wait until what was added before is pushed, or has failed; not where this would wait for itself."""
+        is_amid = self._is_amid()
+        with self._guard:
+            upto = self._done + self._flying + len(self._pending)
+            self._is_hurried = True
+            self._tell()
+        if self._done < upto and not is_amid:
+            self._come.wait_for(self._guard, lambda: self._done >= upto or not self._is_working)
+            if self._done < upto:
+                self._push_some()
+
+    def close(self) -> None:
+        """Push what is there, and close the queue; where this would wait for itself the thread does both."""
+        is_amid = self._is_amid()
+        with self._guard:
+            self._is_closed = True
+            self._tell()
+        if not (is_amid and self._is_working):
+            self._come.wait_for(self._guard, lambda: not self._is_working)
+            self._push_some()
+            self._queue.close()
+
+    def _is_amid(self) -> bool:
+        """Return whether the thread waits for this one, or is this one."""
+        if self.is_here() or is_mine(self._guard):
+            return True
+        try:
+            return local_engine_of(self._queue).environment.is_entered()
+        except ClosedError:
+            return False
+
+    def _tell(self) -> None:
+        with suppress(IndexError):  # the handler of a signal was faster
+            self._wanted.tell()
+
+    def _run(self) -> None:
+        self._here.is_worker = True
+        while True:
+            self._wanted.wait_for(self._guard, lambda: bool(self._pending or self._is_closed))
+            if self._linger:
+                self._wanted.wait_for(self._guard, lambda: self._is_hurried or self._is_closed, self._linger)
+            self._push_some()
+            with self._guard:
+                if self._is_closed and not self._pending:
+                    self._queue.close()
+                    self._is_working = False
+                    self._come.tell()
+                    return
+
+    def _push_some(self) -> None:
+        with self._guard:
+            some, self._pending = self._pending, deque()
+            self._flying += len(some)
+            self._is_hurried = False
+        if not some:
+            return
+        try:
+            self._push(some)
+        except Exception:  # they are lost, and one of them tells of all
+            with suppress(Exception):
+                self._failed(some[-1])
+        with self._guard:
+            self._flying -= len(some)
+            self._done += len(some)
+            self._come.tell()
+
+
+def _flush(later: "weakref.ref[Later[Any]]") -> None:
+    if (found := later()) is not None:
+        found.flush()
+
+
+def _begin_anew() -> None:
+    for each in list(_all):
+        each.begin_anew()
+
+
+at_fork("pushes to come", in_child=_begin_anew)
