@@ -89,10 +89,11 @@ def run() -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     try:
         for _ in range(TURNS):
-            for name in ("lmdb, full", "lmdb, off", "filesystem", "sqlalchemy, SQLite", "redis"):
+            for name in ("lmdb, full", "lmdb, interval", "lmdb, off", "filesystem", "sqlalchemy, SQLite", "redis"):
                 with tempfile.TemporaryDirectory() as place:
                     broker, options = {
                         "lmdb, full": (f"lmdb:///{place}/broker", {}),
+                        "lmdb, interval": (f"lmdb:///{place}/broker", {"durability": "interval"}),
                         "lmdb, off": (f"lmdb:///{place}/broker", {"durability": "off"}),
                         "filesystem": (
                             "filesystem://",

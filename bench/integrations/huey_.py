@@ -55,6 +55,7 @@ def run() -> None:
         "SqliteHuey, fsync=True": lambda place: SqliteHuey("b", filename=f"{place}/full.db", fsync=True),
         "SqliteHuey, fsync=False": lambda place: SqliteHuey("b", filename=f"{place}/off.db", fsync=False),
         "LmdbHuey, full": lambda place: LmdbHuey("b", path=f"{place}/full"),
+        "LmdbHuey, interval": lambda place: LmdbHuey("b", path=f"{place}/interval", durability="interval"),
         "LmdbHuey, off": lambda place: LmdbHuey("b", path=f"{place}/off", durability="off"),
     }
     for kind, workers in (("thread", 1), ("thread", 4), ("process", 2)):

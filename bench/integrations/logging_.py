@@ -54,6 +54,10 @@ def run() -> None:
                 PersistentQueue("pickled", place, durability="off")
             ),
             "DurableHandler off, linger=0.05": lambda: DurableHandler(f"{place}/linger", linger=0.05),
+            "DurableHandler interval, linger=0.05": lambda: DurableHandler(
+                f"{place}/lingering", durability="interval", linger=0.05
+            ),
+            "DurableHandler interval": lambda: DurableHandler(f"{place}/interval", durability="interval"),
             "DurableHandler off": lambda: DurableHandler(f"{place}/off"),
             "DurableHandler full": lambda: DurableHandler(f"{place}/full", durability="full"),
             "FileHandler": lambda: logging.FileHandler(f"{place}/file"),

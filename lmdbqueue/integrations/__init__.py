@@ -9,5 +9,7 @@ Nothing else in the package imports these, and they do not import each other. On
 ``huey``          ``LmdbHuey``, ``LmdbStorage``: Huey whose workers may die
 ``kombu``         a transport of kombu: Celery without a broker
 ``opentelemetry``  exporters whose telemetry survives; trace context in headers of items
+``_broker``       what a connection of ``kombu`` knows of its directory
+``_later``        pushes that a thread makes: for ``logging`` and ``opentelemetry``
 ================  ==========================================================================================
 """

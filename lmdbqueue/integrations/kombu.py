@@ -17,38 +17,40 @@ Choices that kombu and Celery force:
   its copy says nothing of the others'.
 - *Queues that go with their consumer* (replies, events, the boxes of workers) are told by ``auto_delete`` together with
   ``expires`` or ``exclusive``. They are dropped when their consumer leaves; when it was killed, whoever declares a new
-  queue drops those whose ``expires`` seconds are over since their consumer last looked.
+  queue drops those whose ``expires`` seconds are over since their consumer last looked. In an event loop a thread looks
+  for it, so one that is busy keeps its queue; one that was stopped for longer declares and binds it again.
+- *How many at a time*: ``drain_events`` leases and delivers up to 16 messages, as with AMQP, if the prefetch count
+  permits. Those behind one whose callback raised come with the next call, and go back if their consumer is cancelled.
 - *A message without ack* (``no_ack``) is popped when it is delivered.
 - *Rejected without requeue*: AMQP forgets the message, or gives it to a dead-letter exchange; here it is a dead letter.
 - *Priorities* are 0 to 9, and higher ones leave sooner, as with RabbitMQ (Redis has it the other way round).
 - *Eta*: Celery's worker takes a message that is due later, and holds it until then. One that is due in more than a
   minute stays in the queue until a minute before, where no death of a worker touches it.
+- *In an event loop* an acknowledgement leases the next message of its queue in the same step: one commit a task.
 - *Waiting*: a connection sleeps on the bell of the directory, which each commit rings; there is no polling interval.
   The event loop of a worker wants a descriptor to wait for: a thread sleeps on the bell for it, and writes to a pipe.
 """
 
-import json
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from hashlib import blake2b
+from functools import partial
 from itertools import count
 from queue import Empty
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
-from kombu.utils.json import dumps, loads
 
-from lmdbqueue._errors import FormatError, GoneError, LeaseExpiredError, QueueError
-from lmdbqueue._lmdb.options_record import options_of
-from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._errors import ClosedError, GoneError, LeaseExpiredError, QueueError
 from lmdbqueue._verbs.lease import Lease
+from lmdbqueue.integrations._broker import Broker, Declared, named, popped, stored
 
 __all__ = ["Channel", "Transport"]
 
@@ -58,146 +60,7 @@ _LOOK: Final = 1.0  # seconds between two looks of a connection that waits
 _SOONEST: Final = 0.001  # seconds after which a message may expire
 _EARLY: Final = 60.0  # seconds before its eta at which a worker gets a message
 _AT_ONCE: Final = 16  # messages that are leased together, at the most
-_LONGEST: Final = 160  # bytes of a queue's name that is kept as it is
 _tags = count(1)
-
-
-class _Declared(NamedTuple):
-    """What is known of a queue that was declared."""
-
-    expires: float | None = None  # seconds without a consumer
-    ttl: float | None = None  # seconds of a message
-    is_passing: bool = False  # it goes with its consumer
-    seen: float = 0.0  # when its consumer looked last, or it was declared, in seconds since 1970
-
-
-class _Broker:
-    """The queue directory, as one connection has it."""
-
-    def __init__(self, path: str, durability: Any) -> None:
-        self._path = os.path.abspath(path)
-        self._options = {"durability": durability, "checksum": True}
-        with suppress(FormatError):
-            found = options_of(self._path)
-            self._options = {"durability": found.durability, "checksum": found.checksum}
-        self._lock = threading.Lock()
-        self._queues: dict[str, PersistentQueue[bytes]] = {}
-        self._looked: dict[str, float] = {}  # when the expiry of a queue was put off
-        self._process = os.getpid()
-        self.control = self._open("exchanges")
-        self._engine = local_engine_of(self.control)
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether this is not the forked child of who opened it."""
-        return self._process == os.getpid()
-
-    def _open(self, name: str) -> PersistentQueue[bytes]:
-        return PersistentQueue(self._path, dumps=bytes, loads=bytes, name=name, **self._options)
-
-    def queue(self, name: str) -> PersistentQueue[bytes]:
-        """Return a queue, which is made if it is not there."""
-        with self._lock:
-            found = self._queues.get(name)
-            if found is None:
-                found = self._queues[name] = self._open(_named(name))
-            return found
-
-    def on(self, name: str, do: Callable[[PersistentQueue[bytes]], Any]) -> Any:
-        """Do something with a queue; if another process has dropped it, with a new one."""
-        try:
-            return do(self.queue(name))
-        except GoneError:
-            self.forget(name)
-            return do(self.queue(name))
-
-    def has(self, name: str) -> bool:
-        """Return whether a queue is there."""
-        return _named(name) in self.control.queues()
-
-    def forget(self, name: str) -> None:
-        """Close a queue here."""
-        with self._lock:
-            found = self._queues.pop(name, None)
-        if found is not None:
-            found.close()
-
-    def listen(self) -> int:
-        """Return a ticket for ``sleep``."""
-        ticket: int = self._engine.listen()
-        return ticket
-
-    def sleep(self, ticket: int, timeout: float) -> None:
-        """Sleep until something changed in the directory since the ticket was given, or for a while."""
-        self._engine.sleep(ticket, timeout)
-
-    def close(self) -> None:
-        """Close all queues; what is leased to them goes back."""
-        with self._lock:
-            queues, self._queues = [*self._queues.values(), self.control], {}
-        for queue in queues:
-            queue.close()
-
-    # --- what was declared
-
-    def declared(self, name: str) -> _Declared | None:
-        """Return what is known of a queue."""
-        found = self.control.state.get(f"q/{_named(name)}")
-        return None if found is None else _Declared(*json.loads(found)[1:])
-
-    def declare(self, name: str, known: _Declared) -> None:
-        """Note a queue, and drop those that nobody came back for."""
-        self.control.state[f"q/{_named(name)}"] = json.dumps([name, *known]).encode()
-        now = time.time()
-        for key in [key for key in self.control.state if key.startswith("q/")]:
-            with suppress(KeyError):
-                other, *fields = json.loads(self.control.state[key])
-                each = _Declared(*fields)
-                if other != name and each.expires is not None and each.seen + each.expires < now:
-                    self.drop(other)
-
-    def put_off(self, name: str) -> None:
-        """Record that a queue has a consumer."""
-        now = time.time()
-        if now < self._looked.get(name, 0.0):
-            return
-        known = self.declared(name)
-        if known is None or known.expires is None:
-            self._looked[name] = now + _LOOK * 60
-            return
-        self._looked[name] = now + known.expires / 3
-        self.control.state[f"q/{_named(name)}"] = json.dumps([name, *known._replace(seen=now)]).encode()
-
-    def drop(self, name: str) -> None:
-        """Remove a queue, its messages, and its bindings."""
-        with self.control.transaction():
-            self.control.state.pop(f"q/{_named(name)}", None)
-            for key in [key for key in self.control.state if key.startswith("x/")]:
-                table = json.loads(self.control.state[key])
-                left = [row for row in table if row[2] != name]
-                if left != table:
-                    self.control.state[key] = json.dumps(left).encode()
-        self.forget(name)
-        with suppress(KeyError):
-            self.control.drop_queue(_named(name))
-
-    # --- exchanges
-
-    def table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Return the bindings of an exchange: routing key, pattern, queue."""
-        found = self.control.state.get(f"x/{quote(exchange, safe='')}")
-        return [] if found is None else [tuple(row) for row in json.loads(found)]
-
-    def change(self, exchange: str, change: Callable[[list[Any]], list[Any]]) -> None:
-        """Change the bindings of an exchange."""
-        key = f"x/{quote(exchange, safe='')}"
-        with self.control.transaction():
-            table = json.loads(self.control.state.get(key, b"[]"))
-            changed = change(list(table))
-            if not changed:
-                self.control.state.pop(key, None)
-            elif changed != table:
-                self.control.state[key] = json.dumps(changed).encode()
 
 
 class QoS(virtual.QoS):  # type: ignore[misc]
@@ -207,23 +70,30 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def __init__(self, channel: "Channel", prefetch_count: int = 0) -> None:
         super().__init__(channel, prefetch_count)
-        self._leases: dict[Any, tuple[Lease[bytes], int]] = {}
+        self._leases: dict[Any, tuple[Lease[Any], int]] = {}
         self._process = os.getpid()
 
-    def hold(self, tag: str, lease: Lease[bytes], seq: int) -> None:
+    def hold(self, tag: str, lease: Lease[Any], seq: int) -> None:
         """Note the lease of a message, before it is delivered."""
         self._leases[tag] = lease, seq
 
-    def can_take(self) -> int:
-        """Return how many messages may be delivered now."""
+    def can_take(self, leaving: int = 0) -> int:
+        """Return how many messages may be leased once some have left."""
         if not self.prefetch_count:
             return _AT_ONCE
-        room = self.prefetch_count - (len(self._delivered) - len(self._dirty))
-        return max(0, min(_AT_ONCE, int(room)))
+        return max(0, min(_AT_ONCE, int(self.prefetch_count) - len(self._leases) + leaving))
+
+    def can_deliver(self, taken: int) -> bool:
+        """Return whether one of the messages that are leased and not delivered may be, which are so many."""
+        return not self.prefetch_count or len(self._leases) - taken < self.prefetch_count
 
     def ack(self, delivery_tag: Any) -> None:
         """Remove the message, durably."""
-        self._settle(delivery_tag, lambda lease, seq: lease.ack(seq))
+        held = self._leases.get(delivery_tag)
+        if held is not None and self.channel.ack_and_take(*held):
+            self._leases.pop(delivery_tag, None)
+        else:
+            self._settle(delivery_tag, lambda lease, seq: lease.ack(seq))
         self._quick_ack(delivery_tag)
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
@@ -234,12 +104,36 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             self._settle(delivery_tag, lambda lease, seq: lease.reject(seq))
         self._quick_ack(delivery_tag)
 
+    def restore(self, tags: Iterable[Any], reason: str) -> None:
+        """Give back messages, those of a lease in one step; what fails keeps none of the others."""
+        by_lease: dict[int, tuple[Lease[Any], dict[Any, int]]] = {}
+        for tag in tags:
+            if (held := self._leases.get(tag)) is not None:
+                lease, seq = held
+                by_lease.setdefault(id(lease), (lease, {}))[1][tag] = seq
+        with ExitStack() as stack:
+            for lease, some in by_lease.values():
+                stack.callback(self._give_back, lease, some, reason)
+
+    def _give_back(self, lease: Lease[Any], some: dict[Any, int], reason: str) -> None:
+        with suppress(LeaseExpiredError, GoneError):
+            lease.nack(list(some.values()), reason=reason)
+        for tag in some:
+            self._leases.pop(tag, None)
+            self._quick_ack(tag)
+
+    def begin_anew(self) -> None:
+        """Hold nothing, in a forked child: what is leased is its parent's."""
+        self._process = os.getpid()
+        self._leases.clear()
+        self._delivered.clear()
+        self._dirty.clear()
+
     def restore_unacked(self) -> list[Any]:
         """Give back all that was not acknowledged."""
-        for tag in list(self._leases):
-            self._settle(tag, lambda lease, seq: lease.nack(seq, reason="its channel was closed"))
+        self.channel.taken.clear()
+        self.restore(list(self._leases), "its channel was closed")
         self._flush()
-        self._delivered.clear()
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
@@ -247,15 +141,29 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         del stderr
         self._on_collect.cancel()
         if self._process == os.getpid():
-            self.restore_unacked()
+            try:
+                self.restore_unacked()
+            except QueueError as error:  # it goes back when the connection closes, or its process ends
+                _logger().warning("messages of a channel that closes could not be given back: %s", error)
+        self._delivered.clear()
         self._delivered.restored = True
 
-    def _settle(self, tag: Any, do: Callable[[Lease[bytes], int], None]) -> None:
-        held = self._leases.pop(tag, None)
+    def _settle(self, tag: Any, do: Callable[[Lease[Any], int], None]) -> None:
+        held = self._leases.get(tag)
         if held is not None:
             with suppress(LeaseExpiredError, GoneError):  # the queue was purged or dropped: there is nothing to settle
                 do(*held)
+            self._leases.pop(tag, None)  # not before: what failed can be done again
             self.channel.look_again()
+
+
+class _Consumer(NamedTuple):
+    """Who gets the messages of a queue."""
+
+    queue: str
+    no_ack: bool
+    deliver: Callable[[Any], object]
+    stored_as: str  # the name of its queue in the directory
 
 
 class Channel(virtual.Channel):  # type: ignore[misc]
@@ -267,7 +175,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def __init__(self, connection: "Transport", **options: Any) -> None:
         super().__init__(connection, **options)
         self._broker = connection.broker
-        self._without_ack: set[str] = set()  # queues whose consumer acknowledges nothing
+        self._known: dict[str, Declared] = {}  # what was declared here
+        self._by_tag: dict[str, _Consumer] = {}
+        self.taken: deque[tuple[str, Any]] = deque()  # leased and not delivered, each with the tag of its consumer
         self._turn = 0
 
     # --- queues
@@ -280,13 +190,22 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         arguments = options.get("arguments") or {}
         expires, ttl = arguments.get("x-expires"), arguments.get("x-message-ttl")
         is_passing = bool(options.get("auto_delete")) and (expires is not None or bool(options.get("exclusive")))
-        known = _Declared(
+        known = Declared(
             None if expires is None else expires / 1000, None if ttl is None else ttl / 1000, is_passing, time.time()
         )
+        self._known[queue] = known
         before = self._broker.declared(queue)
         if before is None or before._replace(seen=0.0) != known._replace(seen=0.0) or not self._broker.has(queue):
             self._broker.declare(queue, known)
         self._broker.queue(queue)
+
+    def _make_again(self, queue: str) -> None:
+        """Declare and bind a queue that was dropped while its consumer was stopped, as far as it was made here."""
+        known = self._known.get(queue)
+        if known is not None:
+            self._broker.declare(queue, known._replace(seen=time.time()))
+        for exchange, routing_key, arguments in list(self.state.queue_bindings(queue)):
+            self._queue_bind(exchange, *self.typeof(exchange).prepare_bind(queue, exchange, routing_key, arguments))
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
         return self._broker.has(queue)
@@ -305,6 +224,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         del if_unused  # consumers of other processes are not known
         if if_empty and self._size(queue):
             return
+        self._known.pop(queue, None)
         self.state.queue_bindings_delete(queue)
         self._broker.drop(queue)
 
@@ -339,7 +259,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     # --- messages
 
     def _put(self, queue: str, message: Any, **_: Any) -> None:
-        self._broker.on(queue, lambda found: found.push(_stored(message), **self._how(queue, message)))
+        self._broker.on(queue, lambda found: found.push(stored(message), **self._how(queue, message)))
 
     def _put_fanout(self, exchange: str, message: Any, routing_key: str, **_: Any) -> None:
         del routing_key
@@ -349,7 +269,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             try:
                 with self._broker.control.transaction():
                     for name, queue in queues.items():
-                        queue.push(_stored(message), **self._how(name, message))
+                        queue.push(stored(message), **self._how(name, message))
             except GoneError:  # one of them was dropped meanwhile
                 if is_last:
                     raise
@@ -377,9 +297,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return how
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
-        """Return the next message of a queue, leased, or popped if its consumer acknowledges nothing."""
+        """Return the next message of a queue, leased."""
         del timeout
-        for message in self._take(queue, 1, no_ack=queue in self._without_ack):
+        for message in self._take(queue, 1, no_ack=False):
             return message
         raise Empty
 
@@ -392,37 +312,78 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return message
         return None
 
-    def _take(self, queue: str, n: int, *, no_ack: bool) -> Iterator[Any]:
-        """Take up to ``n`` messages."""
-        found: list[tuple[bytes, Lease[bytes] | None, int, int]]
+    def _take(self, queue: str, n: int, *, no_ack: bool) -> list[Any]:
+        """Take up to ``n`` messages; what is none becomes a dead letter."""
+        made = partial(self._make_again, queue)
         if no_ack:
-            popped = self._broker.on(queue, lambda each: each.pop())
-            found = [] if popped is None else [(popped, None, 0, 1)]
-        else:
-            lease = self._broker.on(queue, lambda each: each.lease(n))
-            rows = zip(lease.items, lease.seqs, lease.attempts, strict=True)
-            found = [(item, lease, seq, attempts) for item, seq, attempts in rows]
-        for item, lease_, seq, attempts in found:
-            message = loads(item)
-            properties = message["properties"]
-            properties["delivery_tag"] = tag = f"{next(_tags)}"
-            properties["delivery_info"]["redelivered"] = attempts > 1
-            if lease_ is not None:
-                self.qos.hold(tag, lease_, seq)
-            yield message
+            message = self._broker.on(queue, popped, made)
+            return [] if message is None else [self._marked(message, 1)]
+        return self._held(self._broker.on(queue, lambda each: each.lease(n), made))
+
+    def ack_and_take(self, lease: Lease[Any], seq: int) -> bool:
+        """Acknowledge a message, and lease the next for its consumer in the same step.
+
+        Only in an event loop, which delivers at its next turn what was leased.
+
+        Args:
+            lease: The lease of the message.
+            seq: Its number.
+
+        Returns:
+            Whether it was acknowledged; if there is no consumer, or its lease is over, this does nothing.
+        """
+        connection = self.connection
+        if connection is None or not connection.is_in_loop() or not self._broker.is_mine:
+            return False
+        found = (
+            (tag, each.queue)
+            for tag, each in self._by_tag.items()
+            if each.stored_as == lease.queue_name and not each.no_ack
+        )
+        tag, name = next(found, ("", ""))
+        room = self.qos.can_take(1)
+        if not tag or not room:
+            return False
+        try:
+            queue = self._broker.queue(name)
+            with self._broker.control.transaction():
+                lease.ack(seq)
+                more = queue.lease(room)
+        except (LeaseExpiredError, GoneError):
+            return False
+        self.taken.extend((tag, message) for message in self._held(more))
+        connection.has_taken |= bool(self.taken)
+        connection.is_to_look |= len(more) < room  # there may be some in another queue
+        return True
+
+    def _held(self, lease: Lease[Any]) -> list[Any]:
+        messages = []
+        for message, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
+            messages.append(self._marked(message, attempts))
+            self.qos.hold(message["properties"]["delivery_tag"], lease, seq)
+        return messages
+
+    def _marked(self, message: Any, attempts: int) -> Any:
+        properties = message["properties"]
+        properties["delivery_tag"] = f"{next(_tags)}"
+        properties["delivery_info"]["redelivered"] = attempts > 1
+        return message
 
     # --- consuming
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **options: Any) -> None:
         """Begin to deliver the messages of a queue."""
-        if no_ack:
-            self._without_ack.add(queue)
         super().basic_consume(queue, no_ack, callback, consumer_tag, **options)
+        # a connection of kombu's has one callback a queue: the channel that leases a message has to have it delivered
+        deliver = self.connection._callbacks[queue]  # noqa: SLF001
+        self._by_tag[consumer_tag] = _Consumer(queue, no_ack, deliver, named(queue))
         self.look_again()
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Limit how many messages are delivered and not acknowledged."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        if not self.qos.can_deliver(len(self.taken)):
+            self._give_back()
         self.look_again()
 
     def look_again(self) -> None:
@@ -432,31 +393,85 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def basic_cancel(self, consumer_tag: str) -> None:
         """Deliver no more; a queue that goes with its consumer goes."""
-        queue = self._tag_to_queue.get(consumer_tag)
+        consumer = self._by_tag.pop(consumer_tag, None)
         super().basic_cancel(consumer_tag)
-        if queue is not None and queue not in self._active_queues:
-            self._without_ack.discard(queue)
-            if self._broker.is_mine:
+        if consumer is None or not self._broker.is_mine:
+            return
+        try:
+            self._give_back(consumer_tag)
+            queue = consumer.queue
+            if queue not in self._active_queues:
                 known = self._broker.declared(queue)
                 if known is not None and known.is_passing:
+                    self._known.pop(queue, None)
                     self._broker.drop(queue)
+        except QueueError as error:  # what is leased goes back with the channel, the queue when its time is over
+            _logger().warning("a consumer of queue %r is cancelled, and cannot clean up: %s", consumer.queue, error)
+
+    def _give_back(self, consumer_tag: str | None = None) -> None:
+        """Give back what is leased and not delivered, to one consumer or to all."""
+        tags = [message["properties"]["delivery_tag"] for tag, message in self.taken if consumer_tag in (None, tag)]
+        self.taken = deque(each for each in self.taken if consumer_tag not in (None, each[0]))
+        if tags:
+            self.qos.restore(tags, "it was not delivered")
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
-        """Deliver some messages of the next queue that has any; raise ``Empty`` if none has."""
-        del timeout
-        callback = callback or self.connection._deliver  # noqa: SLF001  (as kombu's own does)
-        room = self.qos.can_take() if self._consumers else 0
-        queues = list(dict.fromkeys(self._active_queues))
-        for turn in range(len(queues) if room else 0):
-            queue = queues[(self._turn + turn) % len(queues)]
-            self._broker.put_off(queue)
-            messages = list(self._take(queue, room, no_ack=queue in self._without_ack))
+        """Deliver some messages of the next consumer that has any; raise ``Empty`` if none has."""
+        del timeout, callback
+        if not self._broker.is_mine:
+            self._begin_anew()
+        if not self.taken:
+            self._take_some()
+        if not self._deliver_next():
+            raise Empty
+        self.deliver_taken()
+
+    def deliver_taken(self) -> None:
+        """Deliver what is leased and may be delivered, without another look at the queues."""
+        for _ in range(_AT_ONCE):
+            if not self.taken or not self._deliver_next():
+                return
+        if self.connection is not None:
+            self.connection.has_taken = True  # consumers that acknowledge at once make room for ever more
+
+    def _deliver_next(self) -> bool:
+        if not self.qos.can_deliver(len(self.taken)):
+            return False
+        tag, message = self.taken.popleft()
+        self._by_tag[tag].deliver(message)
+        return True
+
+    def _begin_anew(self) -> None:
+        """Go on in a forked child, without what its parent has taken."""
+        self._broker = self.connection.broker
+        self.taken.clear()
+        self.qos.begin_anew()
+
+    def _take_some(self) -> None:
+        room = self.qos.can_take() if self._by_tag else 0
+        consumers = list(self._by_tag.items())
+        for turn in range(len(consumers) if room else 0):
+            tag, consumer = consumers[(self._turn + turn) % len(consumers)]
+            self._broker.put_off(consumer.queue)
+            messages = self._take(consumer.queue, 1 if consumer.no_ack else room, no_ack=consumer.no_ack)
             if messages:
-                self._turn = (self._turn + turn + 1) % len(queues)
-                for message in messages:
-                    callback(message, queue)
+                self._turn = (self._turn + turn + 1) % len(consumers)
+                self.taken.extend((tag, message) for message in messages)
                 return
         raise Empty
+
+    def put_off(self) -> None:
+        """Record that this channel's queues have consumers; called by another thread."""
+        for consumer in list(self._by_tag.values()):
+            self._broker.put_off(consumer.queue)
+
+    def close(self) -> None:
+        """Give back what was not acknowledged, and cancel all consumers."""
+        try:
+            super().close()
+        finally:
+            if self.connection is not None:
+                self.connection.close_channel(self)
 
 
 class Transport(virtual.Transport):  # type: ignore[misc]
@@ -480,17 +495,19 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def __init__(self, client: Any, **options: Any) -> None:
         super().__init__(client, **options)
-        self._opened: _Broker | None = None
+        self._opened: Broker | None = None
         self._alarm: _Alarm | None = None
         self._leave: Callable[[], None] = _nothing  # the event loop
-        self.is_to_look = False
+        self._loop_thread: int | None = None
+        self.is_to_look = False  # the event loop, for messages
+        self.has_taken = False  # some channel, in the event loop, messages that were not delivered
 
     @property
-    def broker(self) -> _Broker:
+    def broker(self) -> Broker:
         """The directory of this connection."""
         if self._opened is None or not self._opened.is_mine:
             durability = self.client.transport_options.get("durability", "full")
-            self._opened = _Broker(self.client.virtual_host, durability)
+            self._opened = Broker(self.client.virtual_host, durability)
         return self._opened
 
     def driver_version(self) -> str:
@@ -517,12 +534,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Deliver messages from a hub's loop from now on."""
         del connection
         self._leave()
-        alarm = self._alarm = _Alarm(self.broker)
+        alarm = self._alarm = _Alarm(self.broker, self._put_off)
+        self._loop_thread = threading.get_ident()
         loop.add_reader(alarm.reader, self._on_alarm)
         loop.on_tick.add(self._on_tick)
 
         def leave() -> None:
-            self._leave = _nothing
+            self._leave, self._alarm, self._loop_thread = _nothing, None, None
             with suppress(KeyError, ValueError, OSError):
                 loop.remove_reader(alarm.reader)
             loop.on_tick.discard(self._on_tick)
@@ -535,33 +553,60 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._alarm.quiet()
             self.is_to_look = True
 
+    def is_in_loop(self) -> bool:
+        """Return whether this is the thread of an event loop that delivers."""
+        return self._loop_thread == threading.get_ident()
+
     def _on_tick(self) -> None:
-        if self.is_to_look:
-            self.is_to_look = False
-            with suppress(Empty):
-                self.cycle.get(self._deliver)
-                self.is_to_look = True  # there may be more, after what else the loop has to do
-                if self._alarm is not None:
-                    self._alarm.ring()
+        is_to_look, has_taken = self.is_to_look, self.has_taken
+        if not (is_to_look or has_taken):
+            return
+        self.is_to_look = self.has_taken = False
+        try:
+            if is_to_look:
+                with suppress(Empty):
+                    self.cycle.get(self._deliver)
+                    self._go_on()
+            for channel in list(self.channels):
+                channel.deliver_taken()
+        except BaseException:
+            self._go_on()
+            raise
+        if self.has_taken and self._alarm is not None:
+            self._alarm.ring()
+
+    def _go_on(self) -> None:
+        """Look again, after what else the loop has to do."""
+        self.is_to_look = True
+        if self._alarm is not None:
+            self._alarm.ring()
+
+    def _put_off(self) -> None:
+        for channel in list(self.channels):
+            channel.put_off()
 
     def close_connection(self, connection: Any) -> None:
         """Close all channels, and the directory: what was not acknowledged goes back."""
-        if self._opened is not None and self._opened.is_mine:
-            self._leave()
-        super().close_connection(connection)
-        opened, self._opened = self._opened, None
-        if opened is not None and opened.is_mine:
-            opened.close()
+        opened = self._opened
+        try:
+            if opened is not None and opened.is_mine:
+                self._leave()
+            super().close_connection(connection)
+        finally:
+            self._opened = None
+            if opened is not None and opened.is_mine:
+                opened.close()
 
 
 class _Alarm:
-    """A descriptor that can be read once there may be something in the directory."""
+    """A descriptor that can be read once there may be something in the directory; its thread tells who consumes."""
 
-    def __init__(self, broker: _Broker) -> None:
+    def __init__(self, broker: Broker, put_off: Callable[[], None]) -> None:
         self.reader, self._writer = os.pipe()
         os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
         self._broker = broker
+        self._put_off = put_off
         self._is_closed = False
         self._thread = threading.Thread(target=self._sleep, name="lmdbqueue-alarm", daemon=True)
         self._thread.start()
@@ -577,31 +622,31 @@ class _Alarm:
             os.read(self.reader, 4096)
 
     def close(self) -> None:
-        """End the thread, at its next look, and free the descriptors."""
+        """End the thread, and free the descriptors."""
         self._is_closed = True
+        self._broker.wake()
         self._thread.join(2 * _LOOK)
         if not self._thread.is_alive():
             os.close(self.reader)
             os.close(self._writer)
 
     def _sleep(self) -> None:
-        with suppress(QueueError):  # closed
-            while not self._is_closed:
+        while not self._is_closed:
+            try:
                 ticket = self._broker.listen()
                 self.ring()
+                self._put_off()
                 self._broker.sleep(ticket, _LOOK)
+            except ClosedError:
+                return
+            except (QueueError, OSError):  # the loop looks, too, and meets it
+                time.sleep(_LOOK)
+                self.ring()
 
 
 def _nothing() -> None:
     pass
 
 
-def _stored(message: Any) -> bytes:
-    """Return a message as it is stored."""
-    return str(dumps(message)).encode()
-
-
-def _named(queue: str) -> str:
-    """Return the name of the queue that stands for one of kombu's."""
-    name = f"q-{quote(queue, safe='')}"
-    return name if len(name) <= _LONGEST else f"{name[:100]}-{blake2b(name.encode(), digest_size=16).hexdigest()}"
+def _logger() -> logging.Logger:
+    return logging.getLogger("lmdbqueue")

@@ -1,5 +1,6 @@
 """Celery without a broker: kombu's own tests, a real worker that is killed, and what others see of it."""
 
+import json
 import os
 import random
 import re
@@ -47,7 +48,8 @@ def work(n):
 def wait(name):
     import time
 
-    open(f"{PLACE}/{name}", "w").close()
+    with open(f"{PLACE}/{name}", "a") as file:
+        file.write("x")
     while not os.path.exists(f"{PLACE}/{name} may end"):
         time.sleep(0.01)
     return name
@@ -134,7 +136,7 @@ def _archive(place, package):
 def _run(folder, *arguments, within, **environment):
     """Run pytest in a folder; return how many tests passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-W", "ignore", "-p", "no:cacheprovider"]
-    path = os.pathsep.join(filter(None, sys.path))
+    path = os.pathsep.join([str(folder.parent), *filter(None, sys.path)])
     done = subprocess.run(
         [*command, "-p", "no:xdist", "-p", "lmdbqueue.integrations.kombu", *arguments],
         cwd=folder,
@@ -184,16 +186,23 @@ def test_kombu_s_own_tests_of_times_to_live_pass(tmp_path):
     assert _kombu(tmp_path, "LongLmdb*") == 3
 
 
-LEFT_OUT_OF_CELERY = ""
+OF_CELERY = {  # which of its tests need a broker, and no Redis or Django beside it
+    "inspect": "",
+    "tasks": "",
+    "beat": "",
+    "worker": "auto_sizes or pidbox",
+}
 
 
 @pytest.mark.long
-def test_celery_s_own_tests_of_a_broker_pass(tmp_path):
+@pytest.mark.parametrize("name", OF_CELERY)
+def test_celery_s_own_tests_of_a_broker_pass(tmp_path, name):
     folder = _archive(tmp_path, "celery")
     (tmp_path / "results").mkdir()
-    names = ("t/integration/test_inspect.py", "t/integration/test_tasks.py")
+    (tmp_path / "sitecustomize.py").write_text("import lmdbqueue.integrations.kombu\n")  # in its workers, too
     where = {"TEST_BROKER": f"lmdb:///{tmp_path}/broker", "TEST_BACKEND": f"file://{tmp_path}/results"}
-    assert _run(folder, "-p", "celery.contrib.pytest", "-k", LEFT_OUT_OF_CELERY, *names, within=900, **where) > 50
+    file = f"t/integration/test_{name}.py"
+    assert _run(folder, "-p", "celery.contrib.pytest", "-k", OF_CELERY[name], file, within=900, **where)
 
 
 # --- a worker
@@ -235,9 +244,28 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_it_has_not_begun(site):
         (site.place / f"t{n} may end").touch()
     worker.wait(DEADLINE)
     assert done(results[:2]) == ["t0", "t1"]
-    assert site.figures()[1] == 0
+    assert site.figures() == (4, 0, 0, 0)
     site.worker()
     assert done(results) == [f"t{n}" for n in range(6)]
+    assert [(site.place / f"t{n}").read_text() for n in range(6)] == ["x"] * 6, "each ran once"
+
+
+@pytest.mark.long
+def test_a_worker_that_is_told_to_stop_at_once_gives_back_what_runs_too(site):
+    results = [site.send("wait", f"t{n}") for n in range(6)]
+    worker = site.worker()
+    eventually(lambda: (site.place / "t0").exists() and (site.place / "t1").exists())
+    worker.send_signal(signal.SIGQUIT)
+    try:
+        worker.wait(5)
+    except subprocess.TimeoutExpired:  # now and then Celery's pool waits for the processes that it has cancelled
+        site.kill(worker)
+    assert site.figures() == (6, 0, 0, 0)
+    for n in range(6):
+        (site.place / f"t{n} may end").touch()
+    site.worker()
+    assert done(results) == [f"t{n}" for n in range(6)]
+    assert [(site.place / f"t{n}").read_text() for n in range(6)] == ["xx"] * 2 + ["x"] * 4
 
 
 def test_inspect_and_events_answer(site):
@@ -254,6 +282,24 @@ def test_inspect_and_events_answer(site):
             next(captured)
     assert {"task-received", "task-started", "task-succeeded"} <= set(seen)
     assert set(map(len, site.app.control.inspect(timeout=1).active_queues().values())) == {1}
+    command = [sys.executable, "-m", "celery", "-A", "app", "inspect", "ping", "--timeout", "2"]
+    where = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.place), *filter(None, sys.path)])}
+    told = subprocess.run(command, cwd=site.place, env=where, capture_output=True, text=True, timeout=60, check=True)
+    assert told.stdout.count("pong") == 2
+
+
+@pytest.mark.long
+def test_a_worker_that_was_stopped_for_longer_than_its_mailbox_lives_answers_again(site):
+    worker = site.worker("-n", "one@%h")
+    eventually(lambda: site.app.control.ping(timeout=0.5), 30)
+    worker.send_signal(signal.SIGSTOP)
+    with PersistentQueue("broker", site.place, name="exchanges", dumps=bytes, loads=bytes) as control:
+        for key in [key for key in control.state if key.startswith("q/")]:
+            name, *known, seen = json.loads(control.state[key])
+            control.state[key] = json.dumps([name, *known, seen - 1000]).encode()  # a quarter of an hour later
+    assert site.app.control.ping(timeout=0.2) == [], "which declares a queue, and drops those that are over"
+    worker.send_signal(signal.SIGCONT)
+    eventually(lambda: site.app.control.ping(timeout=0.5), 30)
 
 
 # --- kills
