@@ -45,6 +45,7 @@ class Push(NamedTuple):
     expires: float | None = None  # seconds until they are not delivered any more
     headers: Mapping[str, str] | None = None
     priority: int = 0  # lower leaves sooner
+    headers_of_each: Sequence[Mapping[str, str]] = ()  # instead; empty: all have the same
 
 
 class Pushed(NamedTuple):

@@ -129,7 +129,7 @@ class LocalEngine:
         """Append all payloads or none (``Full``)."""
         wall = self.clock().wall
         room = pushing.room_for(payloads) if len(payloads) > 1 else 3 * len(payloads[0]) + pushing.ROOM
-        limits = self._limits() if self.maxsize or self.max_bytes is not None else None
+        limits = self._limits() if self.maxsize or self.max_bytes is not None or self.buries_expired else None
         try:
             given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
         except Full:
@@ -139,7 +139,7 @@ class LocalEngine:
         return range(given.start - BASE, given.stop - BASE)
 
     def _limits(self) -> Limits:
-        return Limits(self.maxsize, self.max_bytes)
+        return Limits(self.maxsize, self.max_bytes, self.buries_expired)
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads that do not just wait."""
@@ -248,7 +248,8 @@ class LocalEngine:
         return self.environment.update(self.ref, fifo.delete, n)
 
     def clear(self) -> int:
-        """Remove all items that wait."""
+        """Remove all items that wait, those too that have come due and nobody has seen."""
+        self._view(fifo.count)
         return self.environment.update(self.ref, fifo.clear)
 
     def clear_all(self) -> int:
@@ -466,7 +467,8 @@ class LocalEngine:
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters to the queue."""
-        return self.environment.update(self.ref, dead_letters.requeue, seqs, self.clock().wall)
+        self._view(fifo.count)  # so that nothing that has expired has a key
+        return self.environment.update(self.ref, returns.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters."""
@@ -492,7 +494,7 @@ class LocalEngine:
         self._trim()
 
     def _trim(self) -> None:
-        while self.environment.update(self.ref, retention.trim, self.clock().wall):
+        while self.environment.update(self.ref, retention.trim, self.clock().wall, self.buries_expired):
             pass
 
     def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
@@ -537,7 +539,7 @@ class LocalEngine:
 
     def retain(self, limits: _format.Retention | None) -> None:
         """Set what is kept."""
-        self.environment.update(self.ref, retention.retain, self.clock().wall, limits, room=_SMALL)
+        self.environment.update(self.ref, retention.retain, self.clock().wall, limits, self.buries_expired, room=_SMALL)
         self._trim()
 
     def is_crowded(self) -> bool:

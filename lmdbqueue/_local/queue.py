@@ -57,7 +57,8 @@ class PersistentQueue(Queue[T]):
         name: One of several queues in the directory.
         serializer: A pair of ``dumps`` and ``loads`` by name: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"msgspec"`` or
             ``"bytes"``. The name is stored with the queue, and another name raises ``OptionError``.
-        maxsize: Items in the queue above which pushes of this object raise ``Full``; 0: no limit.
+        maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
+            What ``retain`` drops makes room first.
         max_bytes: Bytes of pages in use in the directory above which they do; None: no limit.
         max_attempts: Leases of an item after which this object makes it a dead letter instead of returning it to the
             queue; None: no limit.

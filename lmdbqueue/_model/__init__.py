@@ -7,11 +7,12 @@
 ``last_transaction``  whether the last transaction is whole, given the one before it
 ``leases``            how items go into a lease, and what its holder does with them
 ``keyed_items``       pushes with a delay, a key, an expiry or a priority; items by key
-``returns``           how what is held back comes back, or goes
+``returns``           how what is held back comes back
 ``readers``           named readers: what each reads next, and how it moves
 ``pushing``           how items come: made, appended, moved, refused
-``dead_letters``      how items die, and wait again
 ``retention``         what leaves by itself: passed by all readers, beyond what is retained
+``expiry``            how items expire
+``dead_letters``      how items die
 ``fifo``              the order of items, which keys have one, how they leave
 ``item_notes``        what is known of items: attempts, unique keys, expiry
 ``reader_records``    where readers are, what is kept for them

@@ -1,7 +1,7 @@
 """Dead letters: items that nobody is handed any more, until they are told to wait again.
 
-Owns: how an item dies, is read, requeued, and leaves. Law: a dead letter has no unique key, does not expire, and keeps
-its place for when it waits again. Must not know: why items die, clocks.
+Owns: how an item dies, is read, and leaves. Law: a dead letter does not expire, leaves its unique key to others, and
+keeps its place for when it waits again. Must not know: why items die, clocks.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lmdbqueue import _format
-from lmdbqueue._format import RETAINED, Note, Numbers, away
+from lmdbqueue._format import Numbers, away
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
+from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, weighed_records
 from lmdbqueue._model.lease_records import Record
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._tuples import NamedTuple
@@ -40,39 +40,13 @@ def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
     return found
 
 
-def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
-    """Make the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did.
-
-    One whose unique key another item has by now stays dead.
-    """
-    records = _exhume(txn, queue, seqs)
-    before = queue_record(txn, queue)
-    numbers = _format.numbers(before)
-    entries = []
-    for record in records:
-        unique = record.note.unique
-        if unique and item_notes.held_by(txn, queue, unique) is not None:
-            name = away(queue.name, "dead", record.key)
-            weighed_records.put_away(txn, queue, name, record.note.pack() + record.value)
-            numbers = numbers._replace(dead=numbers.dead + 1)
-            continue
-        if unique:
-            numbers = item_notes.hold(txn, queue, unique, record.key, numbers)
-            numbers = item_notes.put(txn, queue, record.key, Note(unique=unique), numbers)
-        entries.append((record.key, record.value))
-    after = fifo.set_numbers(txn, queue, before, numbers)
-    fifo.put_back(txn, queue, entries)
-    if entries and _format.flags(after) & RETAINED:
-        retention.trim(txn, queue, now)
-    return len(entries)
-
-
 def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
     """Remove the dead, all or those of ``seqs``; return how many there were."""
-    return len(_exhume(txn, queue, seqs))
+    return len(exhume(txn, queue, seqs))
 
 
-def _exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
+def exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
+    """Take the dead, all or those of ``seqs``, out; return them."""
     prefix = away(queue.name, "dead")
     names = (
         list(lease_records.keys(txn, queue, prefix))

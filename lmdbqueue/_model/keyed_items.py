@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from lmdbqueue import _format
 from lmdbqueue._format import CLASS, RETAINED, Note, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, pushing, retention, returns, weighed_records
+from lmdbqueue._model import expiry, fifo, item_notes, lease_records, pushing, retention, weighed_records
 from lmdbqueue._model.pushing import Limits
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._tuples import NamedTuple
@@ -46,7 +46,7 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
     if apart.number != CLASS:
         pushing.refuse_priority(txn, queue)
     if apart.unique and _format.flags(queue_record(txn, queue)) & RETAINED:
-        retention.trim(txn, queue, apart.now)  # what is too old has no key
+        retention.trim(txn, queue, apart.now, apart.bury_expired)  # what is too old has no key
     digests = apart.unique or [b""] * len(payloads)
     new: list[tuple[bytes, bytes]] = []  # payloads and digests
     places: dict[bytes, int] = {}  # in ``new``, of those with a digest
@@ -67,12 +67,14 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
             repeated.add(number)
     leaving = [each for each in (_here(txn, queue, digest) for digest in places) if each is not None]
     if apart.limits is not None and new:
-        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, len(leaving))
+        trailers = [apart.trailer] * len(new)
+        now = None if apart.due else apart.now
+        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, trailers, now, leaving)
     for key, due in leaving:
         if apart.replace:
             _drop(txn, queue, key, due)
         else:
-            returns.leave(txn, queue, returns.take_out(txn, queue, key, due), apart.now, bury=apart.bury_expired)
+            expiry.leave(txn, queue, expiry.take_out(txn, queue, key, due), apart.now, bury=apart.bury_expired)
     given = _push_new(txn, queue, new, apart) if new else range(0)
     return [
         Pushed(unpack(place), is_stored=False)
@@ -146,7 +148,7 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
             now = item_notes.expire(txn, queue, apart.expires, key, now, apart.due)
     after = fifo.set_numbers(txn, queue, before, now)
     if not apart.due and _format.flags(after) & RETAINED:
-        retention.trim(txn, queue, apart.now)  # once all is noted of what may go at once
+        retention.trim(txn, queue, apart.now, apart.bury_expired)  # once all is noted of what may go at once
     return given
 
 

@@ -41,6 +41,7 @@ class Limits(NamedTuple):
 
     maxsize: int = 0  # items, 0: no limit
     max_bytes: int | None = None  # of pages in use in the environment; None: no limit
+    bury_expired: bool = False  # what has expired, and goes since something comes, is dead, not gone
 
 
 class Target(NamedTuple):
@@ -78,7 +79,7 @@ def push(
     """
     before = queue_record(txn, queue)
     if limits is not None:
-        refuse_full(txn, queue, payloads, limits)
+        refuse_full(txn, queue, payloads, limits, [trailer] * len(payloads), now)
     if number != CLASS:
         refuse_priority(txn, queue)
         given = _append_to_class(txn, queue, payloads, trailer, number)
@@ -91,7 +92,7 @@ def push(
     if before[1] & SIZED:
         reader_records.weigh_down(txn, queue, sum(map(len, payloads)) + (len(trailer) - TRAILER) * len(payloads))
     if before[1] & RETAINED and now is not None:
-        retention.trim(txn, queue, now)
+        retention.trim(txn, queue, now, limits is not None and limits.bury_expired)
     return given
 
 
@@ -138,10 +139,28 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
         return cursor.putmulti(zip(keys, values, strict=True), append=is_last, overwrite=False)[1]
 
 
-def refuse_full(txn: Txn, queue: Tables, payloads: Sequence[bytes], limits: Limits, leaving: int = 0) -> None:
-    """Raise ``Full`` if ``push`` has to, where so many items leave in the same step."""
-    if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) - leaving + len(payloads) > limits.maxsize:
-        raise Full("items", limits.maxsize, there, len(payloads))
+def refuse_full(
+    txn: Txn,
+    queue: Tables,
+    payloads: Sequence[bytes],
+    limits: Limits,
+    trailers: Sequence[bytes],
+    now: int | None,
+    leaving: Sequence[tuple[bytes, int]] = (),
+) -> None:
+    """Raise ``Full`` if ``push`` has to, where items leave in the same step: their keys, and when they are due.
+
+    What is not retained makes room; ``now`` None: nothing comes to wait, so nothing goes.
+    """
+    if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) - len(leaving) + len(payloads) > limits.maxsize:
+        owed = there - len(leaving) + len(payloads)
+        if now is not None and _format.flags(queue_record(txn, queue)) & RETAINED:
+            waiting = [key for key, due in leaving if not due]
+            sizes = [len(payload) + len(trailer) - TRAILER for payload, trailer in zip(payloads, trailers, strict=True)]
+            before = fifo.count(txn, queue) - len(waiting) + len(payloads)
+            owed -= before - retention.staying(txn, queue, sizes, now, waiting)
+        if owed > limits.maxsize:
+            raise Full("items", limits.maxsize, there, len(payloads))
     if limits.max_bytes is not None:
         added = _space_for(payloads, txn.stat(queue.items)["psize"])
         used = queue.generation.used_at_most(txn)
@@ -174,7 +193,7 @@ def move(
     if any(_format.class_of_key(key) != CLASS for key in keys):
         refuse_priority(txn, other)
     if target.limits is not None:
-        refuse_full(txn, other, payloads, target.limits)
+        refuse_full(txn, other, payloads, target.limits, trailers, target.now)
     expire = bool(fifo.numbers(txn, queue).expiring)
     for key, payload, trailer in zip(keys, payloads, trailers, strict=True):
         given = push(txn, other, [payload], trailer, None, None, _format.class_of_key(key))
@@ -184,7 +203,8 @@ def move(
             now = item_notes.expire(txn, other, time, moved, _format.numbers(before))
             fifo.set_numbers(txn, other, before, item_notes.put(txn, other, moved, Note(expires=time), now))
     if _format.flags(queue_record(txn, other)) & RETAINED:
-        retention.trim(txn, other, target.now)  # once all is noted of what may go at once
+        bury = target.limits is not None and target.limits.bury_expired
+        retention.trim(txn, other, target.now, bury)  # once all is noted of what may go at once
     fifo.remove(txn, queue, keys)
     return len(keys)
 

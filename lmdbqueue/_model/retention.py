@@ -5,11 +5,13 @@ the last of them, unless it is retained; nothing beyond what is retained is ther
 added something. Must not know: clocks (it is told the time), who reads.
 
 Trimming is a step of the same transaction that made it due. What all readers have passed goes in portions of
-``_AT_ONCE`` items; what is left goes with the next.
+``_AT_ONCE`` items; what is left goes with the next. What has expired goes before anything is counted, so it never takes
+the place of an item that is still wanted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from typing import Final
 
@@ -17,14 +19,14 @@ from lmdbqueue import _format
 from lmdbqueue._errors import OptionError
 from lmdbqueue._format import Retention, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import fifo, reader_records
+from lmdbqueue._model import expiry, fifo, reader_records
 from lmdbqueue._model.weighed_records import queue_record
 
 _AT_ONCE: Final = 10_000  # items
 
 
-def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bool:
-    """Set what is kept, whoever has passed it, and beyond which nothing is kept.
+def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None, bury: bool) -> bool:
+    """Set what is kept, whoever has passed it, and beyond which nothing is kept; ``bury`` as ``trim``.
 
     Raises ``OptionError`` if the queue has, or had, items with a priority.
     """
@@ -35,14 +37,19 @@ def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None) -> bo
         with txn.cursor(queue.items) as cursor:
             held = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
     reader_records.set_retention(txn, queue, retention, held)
-    trim(txn, queue, now)
+    trim(txn, queue, now, bury)
     return True
 
 
-def trim(txn: Txn, queue: Tables, now: int) -> int:
-    """Remove what nobody needs any more; return how many items went."""
+def trim(txn: Txn, queue: Tables, now: int, bury: bool | None = None) -> int:
+    """Remove what nobody needs any more; return how many items went.
+
+    ``bury``: what has expired is dead, not gone; None: nothing that could have expired was added.
+    """
     found = reader_records.retention(txn, queue)
     if found is not None:
+        if bury is not None and fifo.numbers(txn, queue).expiring:
+            expiry.expire_all(txn, queue, now, bury=bury)
         removed = _trim_to(txn, queue, found[0], now)
         if removed:
             before = queue_record(txn, queue)
@@ -75,6 +82,35 @@ def _trim_to(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
         beyond = min(_beyond(txn, queue, retention.bytes), fifo.count(txn, queue) - 1)  # the newest stays in any case
         removed += fifo.delete(txn, queue, max(0, beyond))
     return removed
+
+
+def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Collection[bytes] = ()) -> int:
+    """Return how many items would wait once items of these sizes were pushed, and those of ``leaving`` had left."""
+    there = fifo.count(txn, queue) - len(leaving)
+    waiting = there + len(sizes)
+    found = reader_records.retention(txn, queue)
+    if found is None:
+        return waiting
+    limits, held = found
+    left = sum(len(value) - queue.behind for _, value in fifo.at(txn, queue, leaving))
+    over = 0 if limits.bytes is None else held - left + sum(sizes) - limits.bytes
+    oldest = 0 if limits.age is None else now - limits.age
+    beyond = 0
+    with txn.cursor(queue.items) as cursor:
+        for value in (value for key, value in cursor.iternext() if key not in leaving):
+            if over <= 0 and pushed_at(queue, value) >= oldest:
+                break
+            over -= len(value) - queue.behind
+            beyond += 1
+    if beyond == there:
+        for size in sizes:
+            if over <= 0:
+                break
+            over -= size
+            beyond += 1
+    if limits.items is not None:
+        beyond = max(beyond, waiting - limits.items)
+    return max(waiting - beyond, bool(sizes))  # the newest stays in any case
 
 
 def _beyond(txn: Txn, queue: Tables, size: int) -> int:

@@ -1,4 +1,4 @@
-"""How what is held back comes back, from leases that nobody holds any more and from delays, and how items expire.
+"""How what is held back comes back: from leases that nobody holds any more, from delays, and from the dead letters.
 
 Owns: what has to come back, or go, before anybody reads. Law: an item is in one place at a time, and moves in one
 transaction. Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead), pickling.
@@ -14,20 +14,20 @@ reboot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._format import READERS, RETAINED, away, pack, unpack
+from lmdbqueue._format import READERS, RETAINED, Note, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import (
     dead_letters,
+    expiry,
     fifo,
     item_notes,
     lease_records,
     pushing,
-    reader_records,
     retention,
     weighed_records,
 )
@@ -117,9 +117,9 @@ def restore(
     how = how._replace(reason="its lease expired")
     while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < most:
         changed += give_back_leases(txn, queue, away(queue.name, "expiry"), how, 1)
-    changed += _expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
+    changed += expiry.expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
     changed += _restore_delayed(txn, queue, now.wall, most - changed)
-    return changed + retention.trim(txn, queue, now.wall)
+    return changed + retention.trim(txn, queue, now.wall, bury=how.bury_expired)
 
 
 def give_back_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
@@ -203,7 +203,7 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
         elif note.expires and note.expires <= how.now:
             now = now._replace(expired=now.expired + 1)
             if how.bury_expired:
-                now = dead_letters.bury(txn, queue, record, Return(how.now, _EXPIRED), now)
+                now = dead_letters.bury(txn, queue, record, Return(how.now, expiry.EXPIRED), now)
             else:
                 now = item_notes.settle(txn, queue, key, note, now)
         elif how.max_attempts is not None and note.attempts >= how.max_attempts:
@@ -220,61 +220,31 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
     after = fifo.set_numbers(txn, queue, before, now)
     fifo.put_back(txn, queue, entries)
     if entries and _format.flags(after) & RETAINED:
-        retention.trim(txn, queue, how.now)
+        retention.trim(txn, queue, how.now, bury=how.bury_expired)
 
 
-def _expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int:
-    """Remove what has expired, or put it to the dead; what a consumer holds is left to it. Return how many."""
-    prefix = away(queue.name, "expires")
-    if not fifo.numbers(txn, queue).expiring:
-        return 0
-    over = []
-    for name, value in islice(lease_records.entries(txn, queue, prefix, b""), max(0, wanted)):
-        if unpack(name[-16:-8]) > now:
-            break
-        over.append((name[-8:], name, unpack(value)))
-    for key, name, due in over:
-        record = take_out(txn, queue, key, due)
-        if record is None:  # it is leased: its note tells, when it comes back
-            before = queue_record(txn, queue)
-            numbers = _format.numbers(before)
-            weighed_records.delete_index(txn, queue, name)
-            fifo.set_numbers(txn, queue, before, numbers._replace(expiring=numbers.expiring - 1))
-        else:
-            leave(txn, queue, record, now, bury=bury)
-    return len(over)
+def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
+    """Make the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did.
 
-
-_EXPIRED: Final = "it expired"
-
-
-def leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: bool) -> None:
-    """Remove an expired item that was taken out, or make it a dead letter."""
-    if record is None:
-        return
+    One whose unique key another item has by now stays dead.
+    """
+    records = dead_letters.exhume(txn, queue, seqs)
     before = queue_record(txn, queue)
     numbers = _format.numbers(before)
-    numbers = numbers._replace(expired=numbers.expired + 1)
-    if bury:
-        numbers = dead_letters.bury(txn, queue, record, Return(now, _EXPIRED), numbers)
-    else:
-        reader_records.skip(txn, queue, [record.key])
-        numbers = item_notes.settle(txn, queue, record.key, record.note, numbers)
-    fifo.set_numbers(txn, queue, before, numbers)
-
-
-def take_out(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
-    """Take an item out that waits, or is delayed until ``due``, with its note; None if it is neither."""
-    found = fifo.take_out(txn, queue, [key])
-    before = queue_record(txn, queue)
-    now = _format.numbers(before)
-    if found:
-        (note,), now = item_notes.lift(txn, queue, [key], now)
-        fifo.set_numbers(txn, queue, before, now)
-        return Record(key, note, found[0][1])
-    name = away(queue.name, "delayed", due, key)
-    if not due or txn.get(name, db=queue.away) is None:
-        return None
-    record = lease_records.take(txn, queue, name)
-    fifo.set_numbers(txn, queue, before, now._replace(delayed=now.delayed - 1))
-    return record
+    entries = []
+    for record in records:
+        unique = record.note.unique
+        if unique and item_notes.held_by(txn, queue, unique) is not None:
+            name = away(queue.name, "dead", record.key)
+            weighed_records.put_away(txn, queue, name, record.note.pack() + record.value)
+            numbers = numbers._replace(dead=numbers.dead + 1)
+            continue
+        if unique:
+            numbers = item_notes.hold(txn, queue, unique, record.key, numbers)
+            numbers = item_notes.put(txn, queue, record.key, Note(unique=unique), numbers)
+        entries.append((record.key, record.value))
+    after = fifo.set_numbers(txn, queue, before, numbers)
+    fifo.put_back(txn, queue, entries)
+    if entries and _format.flags(after) & RETAINED:
+        retention.trim(txn, queue, now)
+    return len(entries)

@@ -43,6 +43,7 @@ class Lease(Sequence[T]):
         self._engine = engine
         self._token = leased.token
         self._entries = leased.entries
+        self._known: list[Trailer] = []  # headers, once they were asked for
         self._held = set(leased.seqs)  # as far as this object was told
         self._process = os.getpid()
 
@@ -51,7 +52,10 @@ class Lease(Sequence[T]):
 
     @property
     def headers(self) -> list[Mapping[str, str]]:
-        """The headers that each item was pushed with, empty for none."""
+        """The headers that each item was pushed with, empty for none.
+
+        On PostgreSQL they are read at the first use; of an item that was settled before they are empty.
+        """
         return [each.headers for each in self._trailers()]
 
     @property
@@ -60,7 +64,9 @@ class Lease(Sequence[T]):
         return [each.pushed_at / 1e9 for each in self._trailers()]
 
     def _trailers(self) -> list[Trailer]:
-        return self._engine.trailers(self._entries) if self._entries else []
+        if self._entries and not self._known:
+            self._known = self._engine.trailers(self._entries)
+        return self._known
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -293,6 +299,8 @@ class DeadLetters(Generic[T]):
 
     def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
         """Return dead letters to their places in the queue, as if never tried.
+
+        One with a ``unique`` key has it again; while another item has that key, it stays a dead letter.
 
         Args:
             seqs: The sequence numbers of some of them; None: all.

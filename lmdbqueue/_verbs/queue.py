@@ -499,11 +499,12 @@ class Queue(Writing[T], ABC):
         when all readers have passed them. Without readers it makes a ring buffer: ``stats().dropped`` counts what went.
 
         This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
+        Nobody sees more. What has expired leaves before anything is counted; ``maxsize`` counts what then stays.
 
         Args:
-            items: The number of items to keep. An expired one counts until somebody looks at the queue.
+            items: The number of items to keep.
             bytes: Bytes of items to keep, as ``dumps`` returned them; at least one item stays. In a directory their
-                headers count, too.
+                headers count, too, and 12 bytes for ``expires``.
             seconds: The age up to which items stay, on the wall clock, since their push or the end of their delay.
                 Items behind one that is not too old stay, too.
 

@@ -134,7 +134,6 @@ _DIES: Final = "attempts >= %(max_attempts)s::bigint"
 _RETURN: Final = f"""
 UPDATE {{items}} SET
     state = CASE WHEN {_IS_OVER} THEN 0 WHEN {_DIES} THEN 3 WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
-    key = CASE WHEN {_IS_OVER} THEN key WHEN {_DIES} THEN NULL ELSE key END,
     expires_at = CASE WHEN {_IS_OVER} THEN expires_at WHEN {_DIES} THEN NULL ELSE expires_at END,
     until = CASE WHEN {_IS_OVER} OR {_DIES} THEN NULL
             WHEN %(delay)s > 0 THEN {{now}} + %(delay)s * interval '1 microsecond' END,
@@ -175,7 +174,7 @@ AND holder NOT IN (SELECT lease >> 20 FROM {items} WHERE queue = %(queue)s AND s
 _EXTEND: Final = "UPDATE {items} SET until = clock_timestamp() + %(ttl)s::float8 * interval '1 second' " + _OF_LEASE
 _BURY: Final = (
     """
-UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, expires_at = NULL, changed = clock_timestamp(),
+UPDATE {items} SET state = 3, until = NULL, lease = NULL, expires_at = NULL, changed = clock_timestamp(),
     reason = (SELECT why FROM unnest(%(seqs)s::bigint[], %(reasons)s::bytea[]) AS each (seq, why)
               WHERE each.seq = items.seq)
 """
@@ -183,7 +182,7 @@ UPDATE {items} SET state = 3, key = NULL, until = NULL, lease = NULL, expires_at
     + " RETURNING seq"
 )
 _BURY_ITEM: Final = """
-UPDATE {items} SET state = 3, key = NULL, expires_at = NULL, changed = clock_timestamp(), reason = %(reason)s
+UPDATE {items} SET state = 3, expires_at = NULL, changed = clock_timestamp(), reason = %(reason)s
 WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING octet_length(payload)
 """
 _NEXT_TIME: Final = """
@@ -388,7 +387,10 @@ def restore(
         step.has_changed = True
     how = Return("its lease expired", max_attempts=max_attempts)
     changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
-    return changed + (is_kept and _readers.trim_kept(step, place))
+    if is_kept:
+        _removal.expire_all(step, place, buries=buries_expired)  # what came back and is over, too
+        changed += _readers.trim_kept(step, place)
+    return changed
 
 
 def next_time(step: Step, place: Place, holder: int) -> tuple[float | None, bool]:

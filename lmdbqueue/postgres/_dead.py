@@ -1,19 +1,22 @@
 """Dead letters: items that nobody is handed any more, until they are told to wait again.
 
-Owns: how they are read, requeued and forgotten. Law: an item that waits again has its place, and no attempts. Must not
-know: why items die.
+Owns: how they are read, requeued and forgotten. Law: an item that waits again has its place, and no attempts; it has
+the unique key that it had, which a dead letter keeps and leaves to others, or stays dead while another has that. Must
+not know: why items die.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any, Final
 
-from lmdbqueue._format import Note
+from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres._items import BROWSE_BYTES, Place, pack, tell
+from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres._items import BROWSE_BYTES, Place, pack, tell, trailer_of, with_keys
 from lmdbqueue.postgres._step import Step
 
 _LETTERS: Final = """
-SELECT seq, payload, attempts, reason, extract(epoch FROM changed)::float8 FROM (
+SELECT seq, payload, attempts, reason, extract(epoch FROM changed)::float8,
+    (extract(epoch FROM pushed_at) * 1000000)::bigint, headers FROM (
     SELECT *, sum(octet_length(payload)) OVER (ORDER BY seq) - octet_length(payload) AS before
     FROM (SELECT * FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq >= %(seq)s
           ORDER BY seq LIMIT 1000) AS next) AS page
@@ -25,24 +28,37 @@ _ALL: Final = "WHERE queue = %(queue)s AND state = 3"
 _ONLY: Final = """WHERE ctid = ANY(ARRAY(
     SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 3 AND seq = wanted.seq)
     FROM unnest(%(seqs)s::bigint[]) AS wanted (seq))) AND state + 0 = 3"""
+_KEYS: Final = "SELECT seq, key FROM {items} "
+_WITH_KEYS: Final = " AND key IS NOT NULL ORDER BY seq"
+_OTHERS: Final = " AND seq <> ALL(%(staying)s::bigint[])"
 _SIZES: Final = " RETURNING octet_length(payload)"
+
+
+class Letter(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
+    """An entry of a dead letter, with what else is known of it: nobody has to ask again, within an event loop."""
+
+    trailer: Trailer
 
 
 def since(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
     """Return some dead letters from number ``seq`` on; none only if there are none."""
     rows = step.execute(_LETTERS, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
-    return [
-        (
-            (pack(number), payload),
-            _note(attempts, reason, changed),
-        )
-        for number, payload, attempts, reason, changed in rows
-    ]
+    letters: list[tuple[Entry, Note]] = []
+    for number, payload, attempts, reason, changed, pushed_at, headers in rows:
+        entry = Letter((pack(number), payload))
+        entry.trailer = trailer_of(pushed_at, headers)
+        letters.append((entry, _note(attempts, reason, changed)))
+    return letters
 
 
 def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Return dead letters, all or those of ``seqs``, to their places in the queue; return their number."""
-    sizes = _of_the_dead(step, place, _REQUEUE, seqs)
+    """Return dead letters, all or those of ``seqs``, to their places in the queue; return how many went.
+
+    One whose unique key another item has by now stays dead.
+    """
+    _positions.lock_tail(step, place.id)  # so that nobody pushes a key meanwhile
+    staying = _without_key(step, place, seqs)
+    sizes = [size for (size,) in _of_the_dead(step, place, _REQUEUE, seqs, _OTHERS + _SIZES, staying=staying)]
     if sizes:
         step.count(place.id, dead=-len(sizes), waiting=len(sizes), size=sum(sizes))
         tell(step, place)
@@ -51,18 +67,31 @@ def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
 
 def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:
     """Remove the dead, all or those of ``seqs``; return how many there were."""
-    sizes = _of_the_dead(step, place, _FORGET, seqs)
-    if sizes:
-        step.count(place.id, dead=-len(sizes))
-    return len(sizes)
+    gone = len(_of_the_dead(step, place, _FORGET, seqs, _SIZES))
+    if gone:
+        step.count(place.id, dead=-gone)
+    return gone
 
 
-def _of_the_dead(step: Step, place: Place, statement: Any, seqs: Iterable[int] | None) -> list[int]:
+def _without_key(step: Step, place: Place, seqs: Collection[int] | None) -> list[int]:
+    """Return which of the dead would wait with a unique key that another item has, or one before them gets."""
+    rows = _of_the_dead(step, place, _KEYS, seqs, _WITH_KEYS)
+    held = set(with_keys(step, place, [key for _, key in rows]))
+    staying = []
+    for seq, key in rows:
+        if key in held:
+            staying.append(seq)
+        held.add(key)
+    return staying
+
+
+def _of_the_dead(
+    step: Step, place: Place, statement: Any, seqs: Collection[int] | None, rest: Any, **values: Any
+) -> list[Any]:
+    """Return the rows of a statement about the dead, all or those of ``seqs``."""
     if seqs is None:
-        rows = step.execute(statement + _ALL + _SIZES, queue=place.id).fetchall()
-    else:
-        rows = step.execute(statement + _ONLY + _SIZES, queue=place.id, seqs=sorted(seqs)).fetchall()
-    return [size for (size,) in rows]
+        return step.execute(statement + _ALL + rest, queue=place.id, **values).fetchall()
+    return step.execute(statement + _ONLY + rest, queue=place.id, seqs=sorted(seqs), **values).fetchall()
 
 
 def _note(attempts: int, reason: bytes | None, changed: float | None) -> Note:

@@ -184,6 +184,9 @@ class PostgresEngine:
 
     def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
         """Return when each was pushed, and its headers; those of an item that has left are missing."""
+        letters = [entry.trailer for entry in entries if isinstance(entry, _dead.Letter)]
+        if len(letters) == len(entries):
+            return letters
         known = self._hold.view(_items.trailers, [_items.number(key) for key, _ in entries])
         return [known.get(_items.number(key), Trailer(0)) for key, _ in entries]
 
@@ -237,7 +240,8 @@ class PostgresEngine:
         return self._hold.view(_dead.since, seq)
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Return dead letters, None for all, to the queue; return their number."""
+        """Return dead letters, None for all, to the queue; return how many went."""
+        self._hold.restored()  # so that nothing that has expired has a key
         return self._hold.run(_dead.requeue, seqs)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
@@ -311,6 +315,7 @@ class PostgresEngine:
 
     def retain(self, retention: Retention | None) -> None:
         """Set what is kept, whoever has passed it."""
+        self._hold.restored()
         if not self._hold.run(_readers.retain, retention):
             raise GoneError(self.path, self.name)
 
@@ -355,7 +360,7 @@ class PostgresEngine:
     def move(self, n: int, to: "PostgresEngine") -> int:
         """Move the first ``n`` items, or as many as there are, to the tail of another queue; return how many."""
         self._hold.restored()
-        moved = self._hold.run(_readers.move, to.place, n, to.maxsize)
+        moved = self._hold.run(partial(_readers.move, buries=to.buries_expired), to.place, n, to.maxsize)
         if moved is None:
             raise GoneError(self.path, to.name)
         return moved

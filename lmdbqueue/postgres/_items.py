@@ -124,7 +124,7 @@ FROM {queues} WHERE id = %(queue)s
 """
 _HELD: Final = """
 SELECT key, seq, state <> 1 AND expires_at IS NOT NULL AND expires_at <= {now} FROM {items}
-WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[])
+WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[]) AND state <> 3
 """
 _TRAILERS: Final = """
 SELECT seq, (extract(epoch FROM pushed_at) * 1000000)::bigint, headers FROM {items}
@@ -194,7 +194,12 @@ def seen(rows: list[Any]) -> Found:
 def trailers(step: Step, place: Place, seqs: Sequence[int]) -> dict[int, Trailer]:
     """Return when items of these numbers were pushed, and their headers, wherever they are."""
     rows = step.execute(_TRAILERS, queue=place.id, seqs=list(seqs)).fetchall()
-    return {seq: Trailer(pushed_at * 1000, headers=json.loads(headers or b"{}")) for seq, pushed_at, headers in rows}
+    return {seq: trailer_of(pushed_at, headers) for seq, pushed_at, headers in rows}
+
+
+def trailer_of(pushed_at: int, headers: bytes | None) -> Trailer:
+    """Return a trailer of a time in microseconds since 1970, and headers as they are stored."""
+    return Trailer(pushed_at * 1000, headers=json.loads(headers or b"{}"))
 
 
 def find(step: Step, place: Place, key: bytes) -> int | None:

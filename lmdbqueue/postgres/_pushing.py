@@ -6,7 +6,7 @@ Must not know: connections, retries, pickling.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lmdbqueue._errors import Full, OptionError
@@ -19,12 +19,13 @@ from lmdbqueue.postgres._items import (
     MAX_SIZE,
     Place,
     class_of,
+    extent,
     owed,
     sequence,
     tell,
     with_keys,
 )
-from lmdbqueue.postgres._removal import expire, replaced
+from lmdbqueue.postgres._removal import expire, replaced, staying
 from lmdbqueue.postgres._step import Step
 
 BLOCK: Final = 12  # bits of a number in relaxed order that count items of one push; its other bits, the pushes
@@ -107,10 +108,11 @@ INSERT INTO {tails} (queue, epoch, next, is_slow) SELECT queue, epoch + 1, next,
 _BLOCKS: Final = "SELECT nextval(%(sequence)s::regclass) FROM generate_series(1, %(n)s)"
 _APPEND: Final = """
 INSERT INTO {items} (queue, seq, payload, key, headers, expires_at, state, until)
-SELECT %(queue)s, seq, payload, nullif(key, ''::bytea), %(headers)s::bytea,
+SELECT %(queue)s, seq, payload, nullif(key, ''::bytea), coalesce(own, %(headers)s::bytea),
     {now} + %(expires)s::bigint * interval '1 microsecond', CASE WHEN %(delay)s > 0 THEN 2 ELSE 0 END,
     CASE WHEN %(delay)s > 0 THEN {now} + %(delay)s * interval '1 microsecond' END
-FROM unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(keys)s::bytea[]) AS pushed (seq, payload, key)
+FROM unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(keys)s::bytea[], %(owns)s::bytea[])
+     AS pushed (seq, payload, key, own)
 """
 _SET_NEXT: Final = """
 UPDATE {tails} SET next = %(next)s
@@ -119,7 +121,8 @@ WHERE queue = %(queue)s AND epoch = (SELECT epoch FROM {tails} WHERE queue = %(q
 _OPTIONS: Final = "SELECT is_relaxed, is_followed, has_classes FROM {queues} WHERE id = %(queue)s"
 _HAVE_CLASSES: Final = "UPDATE {queues} SET has_classes = true WHERE id = %(queue)s"
 _ARE_FIRST: Final = """
-SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s FOR UPDATE
+SELECT seq, octet_length(payload) FROM {items} WHERE queue = %(queue)s AND state = 0
+ORDER BY seq LIMIT %(n)s FOR UPDATE
 """
 _MOVED: Final = """
 WITH first AS MATERIALIZED (
@@ -181,11 +184,11 @@ def append(
         raise _no_priority(step, is_followed=is_followed)
     if not fresh:
         return Appended([Pushed(held[key], is_stored=False) for key in keys], is_kept=False)
-    refuse_full(step, place, maxsize, len(fresh))
+    sizes = [len(payloads[index]) for index in fresh]
+    refuse_full(step, place, maxsize, sizes, is_kept=is_kept and not how.delay)
     numbers = _numbers(step, place, len(fresh), tail, is_relaxed=is_relaxed)
     seqs = [class_of(how.priority) + number for number in numbers]
     delay = int(how.delay * 1e6)
-    sizes = [len(payloads[index]) for index in fresh]
     for part in _parts(sizes):
         step.execute(
             _APPEND,
@@ -194,7 +197,8 @@ def append(
             delay=delay,
             payloads=[payloads[index] for index in fresh[part]],
             keys=[keys[index] for index in fresh[part]],
-            headers=None if how.headers is None else json.dumps(dict(how.headers)).encode(),
+            headers=_stored(how.headers),
+            owns=[_stored(how.headers_of_each[index]) for index in fresh[part]] if how.headers_of_each else [],
             expires=None if how.expires is None else int(how.expires * 1e6),
         )
     if how.priority and not has_classes:
@@ -210,6 +214,11 @@ def append(
         for index, key in enumerate(keys)
     ]
     return Appended(items, is_kept and not how.delay)
+
+
+def _stored(headers: Mapping[str, str] | None) -> bytes | None:
+    """Return headers as they are stored, None for none."""
+    return json.dumps(dict(headers)).encode() if headers else None
 
 
 def _held(step: Step, place: Place, keys: Sequence[bytes], *, buries: bool) -> dict[bytes, int]:
@@ -259,10 +268,15 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
     return parts
 
 
-def refuse_full(step: Step, place: Place, maxsize: int, added: int) -> None:
-    """Raise ``Full`` if so many items more do not fit. The queue's tail is locked, so nobody else adds any."""
-    if maxsize > 0 and (there := owed(step, place)) + added > maxsize:
-        raise Full("items", maxsize, there, added)
+def refuse_full(step: Step, place: Place, maxsize: int, sizes: Sequence[int], *, is_kept: bool) -> None:
+    """Raise ``Full`` if items of these sizes do not fit. The queue's tail is locked, so nobody else adds any.
+
+    ``is_kept``: only so much is, and what is beyond it makes room.
+    """
+    if maxsize > 0 and (there := owed(step, place)) + len(sizes) > maxsize:
+        kept = _positions.retention(step, place.id) if is_kept else None
+        if kept is None or there - extent(step, place)[0] + staying(step, place, kept, sizes) > maxsize:
+            raise Full("items", maxsize, there, len(sizes))
 
 
 def come_due(step: Step, place: Place) -> int:
@@ -304,8 +318,9 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
     (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
     numbers = None
     if maxsize > 0 or is_relaxed:
-        n = len(step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall())
-        refuse_full(step, target, maxsize, n)
+        sizes = [size for _, size in step.execute(_ARE_FIRST, queue=place.id, n=n).fetchall()]
+        n = len(sizes)
+        refuse_full(step, target, maxsize, sizes, is_kept=is_kept)
         numbers = (_numbers(step, target, n, 0, is_relaxed=True) or None) if is_relaxed else None
     moved = sorted(step.execute(_MOVED, queue=place.id, target=target.id, tail=tail, n=n, numbers=numbers).fetchall())
     if moved:

@@ -71,7 +71,8 @@ class PostgresQueue(Queue[T]):
         loads: Converts the bytes back to the item.
         serializer: A pair of ``dumps`` and ``loads`` by name, which is stored with the queue; another name raises
             ``OptionError``.
-        maxsize: Items in the queue above which pushes of this object raise ``Full``; 0: no limit.
+        maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
+            What ``retain`` drops makes room first.
         max_attempts: Leases of an item after which this object makes it a dead letter; None: no limit.
         expired: What becomes of expired items, as for ``PersistentQueue``.
         schema: The schema of the tables.

@@ -202,27 +202,29 @@ def push(
 ) -> list[Pushed] | None:
     """Do as ``_pushing.append``, and remove what is not retained any more; return what became of each."""
     if how.keys and begin_trimming(step, place):
+        _removal.expire_all(step, place, buries=buries)
         trim_kept(step, place)  # what is too old has no key
     what = _pushing.append(step, place, payloads, how, maxsize, buries=buries)
-    return None if what is None else _appended(step, place, what)
+    return None if what is None else _appended(step, place, what, buries=buries)
 
 
-def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> int | None:
+def move(step: Step, place: Place, target: Place, n: int, maxsize: int, *, buries: bool) -> int | None:
     """Do as ``_pushing.move``, and remove what is not retained any more; return how many items went."""
     what = _pushing.move(step, place, target, n, maxsize)
-    return None if what is None else len(_appended(step, target, what))
+    return None if what is None else len(_appended(step, target, what, buries=buries))
 
 
 def come_due(step: Step, place: Place) -> int:
     """Move some items whose time has come to the queue, to the tail if it has readers; return their number."""
     if not _items.is_followed(step, place):
         return _pushing.come_due(step, place)
-    return len(_appended(step, place, _pushing.come_last(step, place)))
+    what = _pushing.come_last(step, place)  # ``restore`` trims at its end
+    return 0 if what is None else len(what.items)
 
 
-def _appended(step: Step, place: Place, what: Appended | None) -> list[Pushed]:
-    if what is None:
-        return []
+def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list[Pushed]:
+    if what.is_kept:
+        _removal.expire_all(step, place, buries=buries)  # it takes the place of nothing that is still wanted
     if what.is_kept and (kept := _positions.retention(step, place.id)) is not None:
         _trim_beyond(step, place, kept)
     return what.items

@@ -32,13 +32,13 @@ _EXPIRE_OUTDATED: Final = (
 _BURY_EXPIRED: Final = (
     _OVER
     + """
-UPDATE {items} SET state = 3, key = NULL, until = NULL, expires_at = NULL, changed = clock_timestamp(),
+UPDATE {items} SET state = 3, until = NULL, expires_at = NULL, changed = clock_timestamp(),
     reason = %(reason)s
 FROM over WHERE items.ctid = over.at RETURNING seq, over.was, octet_length(payload), false
 """
 )
 _WITH_KEYS: Final = """WHERE ctid = ANY(ARRAY(
-    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key)
+    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key AND state <> 3)
     FROM unnest(%(keys)s::bytea[]) AS wanted (key)))"""
 _REPLACE: Final = (
     "DELETE FROM {items} " + _WITH_KEYS + " AND state + 0 <> 1 RETURNING seq, state, octet_length(payload)"
@@ -95,6 +95,17 @@ SELECT seq FROM (
         SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s) AS first)
 ORDER BY seq LIMIT 1
 """
+# How many of the newest would stay
+_STAYING: Final = """
+SELECT count(*) FROM (
+    SELECT sum(octet_length(payload)) OVER (ORDER BY seq DESC) AS through
+    FROM (SELECT seq, payload FROM {items} WHERE queue = %(queue)s AND state = 0
+          AND (%(age)s::bigint IS NULL OR seq >= (
+              SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0
+              AND pushed_at > {now} - %(age)s::bigint * interval '1 microsecond' ORDER BY seq LIMIT 1))
+          ORDER BY seq DESC LIMIT %(n)s::bigint) AS last) AS each
+WHERE %(room)s::bigint IS NULL OR through <= %(room)s::bigint
+"""
 _NEWEST: Final = "SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq DESC LIMIT 1"
 _BEYOND_AGE: Final = """
 SELECT coalesce(
@@ -102,6 +113,29 @@ SELECT coalesce(
      AND pushed_at > {now} - %(age)s * interval '1 microsecond' ORDER BY seq LIMIT 1),
     (SELECT next - 1 FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1))
 """
+
+
+def staying(step: Step, place: Place, kept: _positions.Reach, sizes: Sequence[int]) -> int:
+    """Return how many items would wait once payloads of these sizes were pushed."""
+    stay, room = 0, kept.bytes
+    for size in reversed(sizes):
+        if stay and ((room is not None and size > room) or stay == kept.items):
+            return stay
+        stay += 1
+        room = None if room is None else room - size
+    if room is not None and room < 0:
+        return stay
+    values = {"age": kept.age, "room": room, "n": None if kept.items is None else max(0, kept.items - stay)}
+    row = step.execute(_STAYING, queue=place.id, **values).fetchone()
+    assert row is not None  # of an aggregate
+    there: int = row[0]
+    return stay + there
+
+
+def expire_all(step: Step, place: Place, *, buries: bool) -> None:
+    """Do as ``expire``, for all that nobody has locked."""
+    while expire(step, place, buries=buries):
+        pass
 
 
 def expire(step: Step, place: Place, *, buries: bool) -> int:

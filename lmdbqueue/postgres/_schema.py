@@ -97,7 +97,7 @@ CREATE TABLE {items} (
     until      timestamptz,                    -- when its lease is over, or its delay
     expires_at timestamptz,
     changed    timestamptz,                    -- when it last came back, or died
-    key        bytea,                          -- of ``unique``: a digest
+    key        bytea,                          -- of ``unique``: a digest; that of a dead letter is free
     headers    bytea,
     reason     bytea,                          -- why it came back, or died: UTF-8
     payload    bytea NOT NULL
@@ -109,7 +109,7 @@ CREATE INDEX items_waiting ON {items} (queue, seq) WHERE state = 0;
 CREATE INDEX items_away ON {items} (queue, state, seq) WHERE state <> 0;
 CREATE INDEX items_until ON {items} (queue, until) WHERE until IS NOT NULL;
 CREATE INDEX items_expire ON {items} (queue, expires_at) WHERE expires_at IS NOT NULL AND state <> 1;
-CREATE UNIQUE INDEX items_key ON {items} (key, queue) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX items_key ON {items} (key, queue) WHERE key IS NOT NULL AND state <> 3;
 
 CREATE TABLE {ledger} (
     id         bigint PRIMARY KEY,

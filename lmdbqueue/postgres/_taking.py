@@ -94,7 +94,8 @@ INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, 
 SELECT id, seq, payload, attempts,
     coalesce(timestamptz '2000-01-01 00:00:00+00' + pushed_at * interval '1 microsecond', {now}),
     expires_at::timestamptz,
-    CASE WHEN NOT EXISTS (SELECT FROM {items} AS other WHERE other.queue = %(queue)s AND other.key = pushed.key)
+    CASE WHEN NOT EXISTS (SELECT FROM {items} AS other WHERE other.queue = %(queue)s AND other.key = pushed.key
+                              AND other.state <> 3)
     THEN key END, headers
 FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
      unnest(%(seqs)s::bigint[], %(payloads)s::bytea[], %(attempts)s::bigint[], %(pushed)s::bigint[], %(expire)s::text[],

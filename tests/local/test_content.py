@@ -10,7 +10,7 @@ from lmdbqueue import LeaseExpiredError
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
-from lmdbqueue._model import dead_letters, fifo, leases, pushing, returns
+from lmdbqueue._model import fifo, leases, pushing, returns
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.leases import Terms
 from lmdbqueue._values import Moment
@@ -43,7 +43,7 @@ def test_what_is_leased_and_comes_back_in_one_commit_was_not_added(open_queue, n
     _run(queue, (lease, entries, terms), (returns.restore, [], Moment(monotonic=6, wall=0), Return(0)))
     assert list(queue) == ["a", "b", "c"]
     dying = Terms(7, 5, 0, {entries[0][0]: "it cannot be read"})
-    _run(queue, (leases.lease, entries[:1], dying), (dead_letters.requeue, None, 0))
+    _run(queue, (leases.lease, entries[:1], dying), (returns.requeue, None, 0))
     assert list(queue) == ["a", "b", "c"]
 
 

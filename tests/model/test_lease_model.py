@@ -306,7 +306,6 @@ class LeaseMachine(RuleBasedStateMachine):
     def clear(self, handle, everything):
         if len(self.items) < 8:  # it is left to grow
             return
-        len(self.queues[handle])
         self.restored(handle)
         self.queues[handle].clear(all=everything)
         for item in list(self.items.values()):
@@ -318,6 +317,8 @@ class LeaseMachine(RuleBasedStateMachine):
     @rule(handle=handles, some=st.booleans(), deleting=st.booleans(), data=st.data())
     def dead(self, handle, some, deleting, data):
         dead = self.queues[handle].dead
+        if not deleting:
+            self.restored(handle)
         seqs = data.draw(st.lists(st.sampled_from([*self.items, 99]), max_size=3)) if some else None
         expected = [item for item in self.items.values() if item.where == "dead" and (seqs is None or item.seq in seqs)]
         n = 0

@@ -17,8 +17,11 @@ def test_headers_come_back_with_leases_and_dead_letters(queue):
     assert lease.headers == [{"traceparent": "00-é", "empty": ""}, {"batch": "1"}, {"batch": "1"}, {}]
     assert all(before - 1 <= each <= time.time() + 1 for each in lease.pushed_at)
     lease.reject([0, 3])
-    assert [letter.headers for letter in queue.dead] == [{"traceparent": "00-é", "empty": ""}, {}]
+    letters = list(queue.dead)
+    queue.dead.delete()  # what was read of them stays
+    assert [letter.headers for letter in letters] == [{"traceparent": "00-é", "empty": ""}, {}]
     lease.nack()
+    assert lease.headers[1] == {"batch": "1"}
     assert queue.lease(1).headers == [{"batch": "1"}]
     assert (queue.lease(0).headers, queue.lease(0).pushed_at) == ([], [])
     assert queue.check() == []
@@ -168,4 +171,76 @@ def test_the_newest_item_with_a_key_wins_and_its_delay_begins_anew(queue, later)
     assert queue.peek_many(9) == ["behind"]
     again = queue.push("again", unique="k")
     assert (again == behind, again.is_stored) == (True, False)
+    assert queue.check() == []
+
+
+def killed(queue, how, later):
+    """Make the first item, which has a key, a dead letter."""
+    if how == "set aside":
+        queue.dead_letter(next(iter(queue.peek_many(1))))
+    elif how == "rejected":
+        queue.lease(1).reject()
+    elif how == "attempts":
+        queue.lease(1).nack(max_attempts=1)
+    elif how == "ttl":
+        queue.lease(1, ttl=5)
+        queue.max_attempts = 1
+        later(6)
+        len(queue)
+        queue.max_attempts = None
+    else:
+        later(6)
+        len(queue)
+
+
+@pytest.mark.parametrize("how", ["set aside", "rejected", "attempts", "ttl", "expired"])
+def test_a_dead_letter_that_waits_again_has_its_key_and_never_makes_two_with_one(engine, later, how):
+    queue = engine(expired="dead")
+    options = {"expires": 5} if how == "expired" else {}
+    for seq in range(2):
+        assert queue.push(seq, unique="k", **options).is_stored
+        killed(queue, how, later)
+    assert ([letter.item for letter in queue.dead], queue.find("k")) == ([0, 1], None)
+    new = queue.push("new", unique="k")
+    assert (new.is_stored, queue.dead.requeue(), queue.dead.requeue([0, 1])) == (True, 0, 0)
+    held = queue.lease(1)
+    assert queue.dead.requeue() == 0
+    held.nack(delay=50)
+    assert queue.dead.requeue() == 0
+    assert queue.cancel("k")
+    assert queue.dead.requeue() == 1  # the first, and no other beside it
+    assert (queue.find("k"), list(queue), [letter.item for letter in queue.dead]) == (0, [0], [1])
+    again = queue.push("again", unique="k")
+    assert (again, again.is_stored) == (0, False)
+    assert queue.push("last", unique="k", replace=True).is_stored
+    assert (list(queue), queue.dead.requeue(1)) == (["last"], 0)
+    assert (queue.pop(), queue.dead.requeue([1]), list(queue)) == ("last", 1, [1])
+    assert queue.check() == []
+
+
+def test_a_dead_letter_waits_again_when_the_item_with_its_key_has_expired(queue, later):
+    queue.push("dead", unique="k")
+    queue.dead_letter(0)
+    queue.push("stale", unique="k", expires=5)
+    later(6)
+    assert (queue.dead.requeue(), list(queue), queue.find("k")) == (1, ["dead"], 0)
+    assert queue.check() == []
+
+
+def test_clear_removes_all_that_waits_as_of_now(engine, later):
+    queue, other = engine(), engine()
+    queue.push("due", delay=5)
+    queue.push("held")
+    queue.push("plain")
+    queue.push("later", delay=500)
+    lease = other.lease(1, ttl=5)
+    assert lease.items == ["held"]
+    later(6)
+    queue.clear()
+    assert (list(queue), queue.stats().delayed, queue.stats().leased, queue.stats().removed) == ([], 1, 0, 3)
+    queue.push("due", delay=5)
+    later(6)
+    with queue.transaction():
+        queue.clear()
+    assert list(queue) == []
     assert queue.check() == []

@@ -2,6 +2,8 @@
 
 import pytest
 
+from lmdbqueue import Full
+
 
 def seen(queue):
     """Return what is there, however it is looked at."""
@@ -99,3 +101,103 @@ def test_nobody_sees_what_is_too_old(engine, later):
         queue.push("newer")
         assert seen(queue) == ["newer"]
     assert queue.check() == []
+
+
+@pytest.mark.parametrize("how", ["push", "push many", "a key", "put back", "requeue", "move", "retain", "bytes"])
+def test_what_has_expired_takes_the_place_of_nothing_that_is_wanted(engine, later, how):
+    expired = "drop" if how in {"push", "a key", "put back", "move"} else "dead"
+    codec = {"dumps": lambda number: b"%40d" % number, "loads": int}
+    queue, other = engine(expired=expired, **codec), engine("other", **codec)
+    limit = {"bytes": 3 * 40 + 15} if how == "bytes" else {"items": 3}
+    if how != "retain":
+        queue.retain(**limit)
+    queue.push(0)
+    queue.push(1, unique="k")
+    lease = queue.lease(1) if how in {"put back", "requeue"} else None
+    queue.push(7, expires=5)
+    queue.push(2)  # and 0 leaves, unless it is leased
+    other.push(3)
+    later(6)
+    if how in {"push", "bytes"}:
+        queue.push(3)
+    elif how == "push many":
+        queue.push_many([3])
+    elif how == "a key":
+        assert not queue.push(4, unique="k").is_stored
+        assert queue.push(3, unique="l").is_stored
+    elif how == "put back":
+        lease.nack()
+    elif how == "requeue":
+        lease.reject()
+        assert queue.dead.requeue(0) == 1
+    elif how == "move":
+        assert other.move(1, to=queue) == 1
+    else:
+        queue.retain(**limit)
+    expected = [0, 1, 2] if how in {"put back", "requeue", "retain"} else [1, 2, 3]
+    assert seen(queue) == expected
+    stats = queue.stats()
+    assert (stats.dropped, stats.expired, [letter.item for letter in queue.dead]) == (
+        int(expected[0]),
+        1,
+        [7] if expired == "dead" else [],
+    )
+    assert queue.check() == []
+
+
+def test_a_ring_buffer_is_never_full_of_what_it_would_drop(engine):
+    queue, other = engine(maxsize=5), engine("other")
+    queue.retain(3)
+    queue.push(list(range(20)))
+    for number in range(20, 30):
+        queue.put(number, block=False)
+    other.push(["a", "b", "c", "d", "e", "f"])
+    assert (other.move(6, to=queue), seen(queue)) == (6, ["d", "e", "f"])
+    queue.push(["g", "h"], unique=["g", "h"])
+    queue.push(["G", "H", "I"], unique=["g", "h", "i"], replace=True)
+    assert (seen(queue), queue.stats().dropped) == (["G", "H", "I"], 36)
+    queue.lease(2)
+    queue.push(list(range(9)))
+    assert (seen(queue), queue.stats().leased) == ([6, 7, 8], 2)
+    with pytest.raises(Full):
+        queue.push("later", delay=5)
+    queue.lease(1)
+    with pytest.raises(Full) as caught:
+        queue.push(9)
+    assert (caught.value.limit, caught.value.used, caught.value.added) == (5, 5, 1)
+    assert seen(queue) == [7, 8]
+
+
+@pytest.mark.parametrize("limit", [{"bytes": 100}, {"seconds": 5}, {"bytes": 60, "items": 7, "seconds": 500}])
+def test_each_limit_makes_room(engine, later, limit):
+    queue = engine(dumps=bytes, loads=bytes, maxsize=6)
+    queue.retain(**limit)
+    queue.push([b"x" * 20] * 2)
+    later(3)
+    queue.push([b"y" * 20] * 2)
+    if "bytes" in limit:
+        queue.push([b"z" * 20] * 100)
+        assert (set(seen(queue)), len(queue)) == ({b"z" * 20}, limit["bytes"] // 20)
+        queue.push(b"z" * 1000)
+        queue.push([b"", b"a"])
+        assert seen(queue) == [b"", b"a"]
+    else:
+        with pytest.raises(Full):
+            queue.push([b"z"] * 3)
+        later(3)
+        queue.push([b"z"] * 3)
+        assert seen(queue) == [b"y" * 20] * 2 + [b"z"] * 3
+    assert queue.check() == []
+
+
+def test_a_limit_that_is_tighter_than_what_is_retained_holds(engine):
+    queue = engine(maxsize=2)
+    queue.retain(3)
+    queue.push([0, 1])
+    with pytest.raises(Full):
+        queue.push(2)
+    with pytest.raises(Full):
+        queue.push([2, 3, 4, 5])
+    with pytest.raises(Full):
+        queue.put(2, timeout=0.01)
+    assert seen(queue) == [0, 1]
