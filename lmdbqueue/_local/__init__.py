@@ -3,6 +3,7 @@
 ================  ==================================================================
 ``follow``        what comes into a queue, seen by who takes nothing
 ``source``        the queue that is drained
+``target``        the queue in another directory that is filled
 ``queue``         ``PersistentQueue``: opening, closing, the verbs on an environment
 ``engine``        the steps of the verbs, each as one call of an environment
 ``compaction``    ``flush``, ``copy``, ``drop_queue``: when space is given back

@@ -24,7 +24,7 @@ from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import keyed_items, readers
 from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
-from lmdbqueue._verbs.batch import Origin
+from lmdbqueue._verbs.batch import Envelope, Origin
 from lmdbqueue._verbs.head import Head, checked_batch
 from lmdbqueue._verbs.reader import Reader, position_of
 from lmdbqueue._verbs.reading import head_of
@@ -49,8 +49,8 @@ class Source(ABC):
         """Return its progress."""
 
     @abstractmethod
-    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the numbers and payloads of the first items.
+    def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
+        """Return the first items: the envelope and the payload of each.
 
         Args:
             items: The number of items, at most.
@@ -161,8 +161,8 @@ class QueueSource(Source):
         stats = self._queue.stats()
         return Bounds(stats.tail, stats.removed, stats.waiting)
 
-    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the numbers and payloads of the first items.
+    def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
+        """Return the first items: the envelope and the payload of each.
 
         Args:
             items: The number of items, at most.
@@ -171,21 +171,22 @@ class QueueSource(Source):
         Raises:
             CorruptItemError: The first item is damaged; somebody has to deal with it.
         """
-        seqs: list[int] = []
+        envelopes: list[Envelope] = []
         payloads: list[bytes] = []
         place = b""
-        while len(seqs) < items:
-            entries = self._behind(place)[: items - len(seqs)]
+        while len(envelopes) < items:
+            entries = self._behind(place)[: items - len(envelopes)]
             if not entries:
                 break
-            for entry, payload in zip(entries, self._engine.payloads(entries), strict=True):
-                if seqs and len(payload) > size:
-                    return seqs, payloads
-                seqs.append(_format.seq_of(entry[0]))
+            found = self._engine.payloads(entries), self._engine.trailers(entries)
+            for (key, _), payload, trailer in zip(entries, *found, strict=True):
+                if envelopes and len(payload) > size:
+                    return envelopes, payloads
+                envelopes.append(Envelope(_format.seq_of(key), trailer.headers, trailer.pushed_at / 1e9))
                 payloads.append(payload)
                 size -= len(payload)
             place = entries[-1][0]
-        return seqs, payloads
+        return envelopes, payloads
 
     def _behind(self, place: bytes) -> list[Entry]:
         """Return some entries behind a key, b"" for the first."""
@@ -310,8 +311,8 @@ class ReaderSource(QueueSource):
         come = self._engine.environment.view(self._engine.ref, readers.come, self._reader.name)
         return Bounds(self._queue.stats().tail, come, self._reader.count())
 
-    def read(self, items: int, size: int) -> tuple[list[int], list[bytes]]:
-        """Return the numbers and payloads of the first items that were not refused.
+    def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
+        """Return the first items that were not refused: the envelope and the payload of each.
 
         Args:
             items: The number of items, at most.
@@ -319,9 +320,9 @@ class ReaderSource(QueueSource):
         """
         if not self._refused:
             return super().read(items, size)
-        seqs, payloads = super().read(items + len(self._refused), size)
-        some = [each for each in zip(seqs, payloads, strict=True) if each[0] not in self._refused][:items]
-        return [seq for seq, _ in some], [payload for _, payload in some]
+        found = zip(*super().read(items + len(self._refused), size), strict=True)
+        some = [each for each in found if each[0].seq not in self._refused][:items]
+        return [envelope for envelope, _ in some], [payload for _, payload in some]
 
     def _behind(self, place: bytes) -> list[Entry]:
         if place:
@@ -345,7 +346,7 @@ class ReaderSource(QueueSource):
         return self._engine.environment.update(self._engine.ref, readers.settle, *args)
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Make these items dead letters of the queue ``NAME-READER-refused``, and pass them in their turn.
+        """Make these items, with their headers, dead letters of the queue ``NAME-READER-refused``; pass them in turn.
 
         The items themselves stay where they are, for other readers. If the process is killed before the reader has
         passed them, the next run sends them again, and they can be dead letters twice.
@@ -353,20 +354,21 @@ class ReaderSource(QueueSource):
         Args:
             reasons: The numbers of the items, each with its reason.
         """
-        seqs, payloads = self.read(_AHEAD, sys.maxsize)
-        some = {seq: payload for seq, payload in zip(seqs, payloads, strict=True) if seq in reasons}
+        found = zip(*self.read(_AHEAD, sys.maxsize), strict=True)
+        some = [(envelope, payload) for envelope, payload in found if envelope.seq in reasons]
         if some:
             name = f"{self._queue.name}-{self._reader.name}-refused"
             with self._opened(name) as aside:
-                for seq, payload in some.items():
-                    aside.dead_letter(aside.push(payload), f"item {seq}: {reasons[seq]}")
-            self._refused.update(some)
+                for envelope, payload in some:
+                    number = aside.push(payload, headers=envelope.headers)
+                    aside.dead_letter(number, f"item {envelope.seq}: {reasons[envelope.seq]}")
+            self._refused.update(envelope.seq for envelope, _ in some)
             self._pass_refused()
 
     def _pass_refused(self) -> None:
         """Move the reader past refused items, as far as no other item stands before them."""
         while self._refused:
-            seqs, _ = super().read(1, 1)
+            seqs = [envelope.seq for envelope in super().read(1, 1)[0]]
             if not self._refused.intersection(seqs):
                 return
             self._refused.difference_update(seqs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
+from lmdbqueue._format import ranges
 from lmdbqueue._tuples import NamedTuple
 
 
@@ -45,6 +46,16 @@ class Mark(NamedTuple):
     )
 
 
+def ends_of(seqs: Sequence[int]) -> list[int]:
+    """Return numbers as the ends of their ranges: first, last + 1, first, last + 1, and so on."""
+    return [end for each in ranges(seqs) for end in (each.start, each.stop)]
+
+
+def seqs_of(ends: Sequence[int]) -> list[int]:
+    """Return the numbers that ``ends_of`` was given."""
+    return [seq for start, stop in zip(ends[::2], ends[1::2], strict=True) for seq in range(start, stop)]
+
+
 def digest(payloads: Sequence[bytes]) -> bytes:
     """Return 16 bytes that stand for these payloads, in their order."""
     import hashlib  # noqa: PLC0415  (not every program needs it)
@@ -56,6 +67,20 @@ def digest(payloads: Sequence[bytes]) -> bytes:
     return found.digest()
 
 
+class Envelope(NamedTuple):
+    """The facts of an item that is forwarded.
+
+    Attributes:
+        seq: Its sequence number.
+        headers: The headers of its push.
+        pushed_at: The time of its push, or of the end of its delay, in seconds since 1970.
+    """
+
+    seq: int
+    headers: Mapping[str, str] = {}
+    pushed_at: float = 0.0
+
+
 class Batch(NamedTuple):
     """Items in their order, as bytes, and the mark to store with them.
 
@@ -63,11 +88,18 @@ class Batch(NamedTuple):
         origin: The queue that they come from.
         mark: The mark.
         payloads: The items.
+        envelopes: The number, headers and time of push of each item; empty if the source knows only their numbers.
     """
 
     origin: Origin
     mark: Mark
     payloads: list[bytes]
+    envelopes: Sequence[Envelope] = ()
+
+    def enveloped(self) -> list[tuple[Envelope, bytes]]:
+        """Return each item's envelope with its payload."""
+        envelopes = self.envelopes or [Envelope(seq) for seq in self.mark.seqs]
+        return list(zip(envelopes, self.payloads, strict=True))
 
 
 class Target(ABC):

@@ -135,8 +135,13 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
     if is_awaited and not is_coroutine and inspect.isfunction(handler) and handler.__name__ != "<lambda>":
         message = f"{handler!r} is not a coroutine function: use async def, or the work() of a PersistentQueue"
         raise TypeError(message)
+    return takes_second(handler, "its job")
+
+
+def takes_second(fn: Callable[..., Any], second: str) -> bool:
+    """Return whether a function of an item needs a second argument; raise ``TypeError`` if neither way is possible."""
     try:
-        signature = inspect.signature(handler)
+        signature = inspect.signature(fn)
     except ValueError:  # of C, and it does not say
         return False
     with suppress(TypeError):
@@ -145,7 +150,7 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
     try:
         signature.bind(None, None)
     except TypeError as error:
-        message = f"{handler!r} cannot be called with an item, or with an item and its job: {error}"
+        message = f"{fn!r} cannot be called with an item, or with an item and {second}: {error}"
         raise TypeError(message) from None
     return True
 

@@ -1,4 +1,4 @@
-"""The command ``forward``: a queue on this machine drained into a central one, or to a URL or a topic.
+"""The command ``forward``: a queue drained into a central one, into another directory, or to a URL or a topic.
 
 Owns: what the command prints. Law: nothing is on the standard output but the last line. Must not know: how items are
 forwarded.
@@ -7,7 +7,6 @@ forwarded.
 import os
 import ssl
 import time
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
@@ -20,16 +19,27 @@ from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue._verbs.batch import Target
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, header_of, name_option, path_argument
-from lmdbqueue.cli._open import Form
+from lmdbqueue.cli._open import Form, writable_as_it_is
 from lmdbqueue.cli._progress import progress
-from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_bytes, as_json, load
+from lmdbqueue.forward import (
+    Forwarded,
+    Forwarder,
+    HttpTarget,
+    MqttTarget,
+    QueueTarget,
+    as_bytes,
+    as_json,
+    as_json_with_headers,
+    load,
+)
+from lmdbqueue.forward._bodies import Encode
 
 
 @command("forward", example="lmdbqueue forward spool postgresql://central/app --name jobs --follow")
 @path_argument
 @click.argument("url")
 @name_option
-@click.option("--to", default="", metavar="NAME", help="The name of the queue in a database.  [default: the same]")
+@click.option("--to", default="", metavar="NAME", help="The name of the other queue.  [default: the same]")
 @click.option("--reader", default="", metavar="READER", help="Drain this named reader; the items stay for others.")
 @click.option("--batch", type=click.IntRange(min=1), help="Items of a batch, at most.  [default: 1000, with HTTP 1]")
 @click.option(
@@ -46,6 +56,7 @@ from lmdbqueue.forward import Forwarded, Forwarder, HttpTarget, MqttTarget, as_b
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Another header of HTTP requests.")
 @click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of MQTT messages.")
 @click.option("--bytes", "form", flag_value="bytes", help="Send the stored bytes over HTTP and MQTT.  [default: JSON]")
+@click.option("--with-headers", is_flag=True, help="Send JSON with the number, time and headers of each item.")
 @click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
 def forward(
     path: str,
@@ -59,11 +70,12 @@ def forward(
     linger: float,
     **how: Any,
 ) -> None:
-    """Drain a queue into PostgreSQL, to a URL or to a topic of MQTT.
+    """Drain a queue into PostgreSQL, a directory, a URL or a topic of MQTT.
 
-    URL is postgresql://, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in order, whatever is
-    killed meanwhile: each exactly once in PostgreSQL, at least once elsewhere. While the target does not answer, it
-    tries again, and says since when. Refused items become dead letters. SIGTERM ends it cleanly.
+    URL is postgresql://, file:///DIRECTORY, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in
+    order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers go along,
+    as headers of requests or user properties of messages. While the target does not answer, it tries again, and says
+    since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
         raise click.UsageError("--linger waits for more items, which is for --follow.")
@@ -103,14 +115,19 @@ def _target(
     headers: tuple[str, ...],
     qos: int,
     form: Form,
+    with_headers: bool,
     trust: bool,
 ) -> Target:
     """Return what a URL stands for."""
+    if with_headers and form == "bytes":
+        raise click.UsageError("--with-headers sends JSON, and --bytes what is stored.")
     scheme = urlsplit(url).scheme
+    if scheme == "file":
+        return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name))
     if scheme in ("http", "https", "mqtt", "mqtts"):
         stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
         loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
-        encode: Callable[[Any], bytes] = as_bytes if form == "bytes" else as_json
+        encode: Encode = as_bytes if form == "bytes" else as_json_with_headers if with_headers else as_json
         try:
             if scheme.startswith("http"):
                 given = dict(map(header_of, headers))

@@ -1,4 +1,4 @@
-"""Forwarding: what is in a queue on this machine goes elsewhere: to PostgreSQL, over HTTP, over MQTT, or where you say.
+"""Forwarding: what is in a queue goes elsewhere: to PostgreSQL, another directory, over HTTP or MQTT, or where you say.
 
     Forwarder(PersistentQueue('jobs'), PostgresQueue('postgresql://central/app', 'jobs')).run()
     Forwarder(PersistentQueue('readings'), HttpTarget('https://example.org/readings')).run()
@@ -14,8 +14,9 @@ The map, top down:
 """
 
 from lmdbqueue._local.source import QueueSource, ReaderSource, Source
-from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, Origin, RefusedError, Target
-from lmdbqueue.forward._bodies import as_bytes, as_json, as_json_lines, load
+from lmdbqueue._local.target import QueueTarget
+from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Envelope, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import as_bytes, as_json, as_json_lines, as_json_with_headers, load
 from lmdbqueue.forward._forwarder import Forwarded, Forwarder
 from lmdbqueue.forward._http import HttpTarget
 from lmdbqueue.forward._mqtt import MqttTarget
@@ -24,6 +25,7 @@ __all__ = [
     "AwayError",
     "Batch",
     "BusyError",
+    "Envelope",
     "Forwarded",
     "Forwarder",
     "HttpTarget",
@@ -31,6 +33,7 @@ __all__ = [
     "MqttTarget",
     "Origin",
     "QueueSource",
+    "QueueTarget",
     "ReaderSource",
     "RefusedError",
     "Source",
@@ -38,5 +41,6 @@ __all__ = [
     "as_bytes",
     "as_json",
     "as_json_lines",
+    "as_json_with_headers",
     "load",
 ]

@@ -5,8 +5,14 @@ Owns: the forms that targets send. Law: a payload that is no pickle is never unp
 
 import json
 import pickle
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final, cast
+
+from lmdbqueue._verbs.batch import Envelope
+from lmdbqueue._verbs.worker import takes_second
+
+Encode = Callable[[Any], bytes] | Callable[[Any, Any], bytes]  # of items; of items and their envelopes
 
 _PICKLE: Final = b"\x80"
 
@@ -40,6 +46,23 @@ def as_json_lines(items: Sequence[Any]) -> bytes:
     return b"".join(as_json(item) + b"\n" for item in items)
 
 
+def as_json_with_headers(item: Any, envelope: Envelope | Sequence[Envelope]) -> bytes:
+    """Return an item as a JSON object with ``seq``, ``pushed_at``, ``headers`` and ``item``; a list of items as a list.
+
+    Args:
+        item: Anything that JSON can express, or a list of items.
+        envelope: The facts of the item, or those of each.
+    """
+    if isinstance(envelope, Envelope):
+        return as_json(_described(item, envelope))
+    return as_json([_described(*each) for each in zip(item, envelope, strict=True)])
+
+
+def _described(item: Any, envelope: Envelope) -> dict[str, Any]:
+    facts = {"seq": envelope.seq, "pushed_at": envelope.pushed_at, "headers": dict(envelope.headers)}
+    return {**facts, "item": item}
+
+
 def as_bytes(item: bytes) -> bytes:
     """Return an item that is bytes, unchanged.
 
@@ -47,3 +70,14 @@ def as_bytes(item: bytes) -> bytes:
         item: The bytes.
     """
     return item
+
+
+def encoder_of(encode: Encode) -> Callable[[Any, Any], bytes]:
+    """Return a function of items and their envelopes; raise ``TypeError`` for one that can be called neither way."""
+    if takes_second(encode, "its envelope"):
+        return cast("Callable[[Any, Any], bytes]", encode)
+    return partial(_without_envelope, cast("Callable[[Any], bytes]", encode))
+
+
+def _without_envelope(encode: Callable[[Any], bytes], item: Any, _envelope: object) -> bytes:
+    return encode(item)

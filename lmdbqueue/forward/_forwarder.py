@@ -40,7 +40,9 @@ from lmdbqueue._errors import ForwardError, StorageError
 from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag
+from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.source import source_of
+from lmdbqueue._local.target import QueueTarget
 from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target, digest
 from lmdbqueue._verbs.head import checked_batch
 
@@ -85,7 +87,8 @@ class Forwarder:
     Args:
         local: A ``PersistentQueue`` or the path of its directory; a reader of it, ``queue.reader("central")``, which
             alone moves while the items stay for others; or a ``Source``.
-        remote: A ``PostgresQueue``, an ``HttpTarget``, an ``MqttTarget``, or a ``Target`` of your own.
+        remote: A ``PostgresQueue``; a ``PersistentQueue`` in another directory; an ``HttpTarget``, ``MqttTarget``, or
+            a ``Target`` of your own.
         batch: Items of a batch, at most.
         max_bytes: Bytes of a batch, at most; one item in any case.
         follow: Whether to wait for more items; otherwise ``run`` ends when none is left.
@@ -234,19 +237,20 @@ class Forwarder:
         """Return whether items that were not forwarded have the numbers of those that were: in a restored copy."""
         if not mark.digest:
             return False
-        seqs, payloads = self._source.read(len(mark.seqs), sys.maxsize)
         known = set(mark.seqs)
-        there = [payload for seq, payload in zip(seqs, payloads, strict=True) if seq in known]
+        found = zip(*self._source.read(len(mark.seqs), sys.maxsize), strict=True)
+        there = [payload for envelope, payload in found if envelope.seq in known]
         return bool(there) and digest(there) != mark.digest
 
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()
         self._done = self._done._replace(waiting=bounds.waiting)
-        seqs, payloads = self._source.read(*self._most())
-        if not seqs:
+        envelopes, payloads = self._source.read(*self._most())
+        if not envelopes:
             return None
+        seqs = [envelope.seq for envelope in envelopes]
         mark = Mark(number, seqs, max(seqs) + 1, bounds.removed + len(seqs), digest(payloads))
-        return Batch(self._source.origin, mark, payloads)
+        return Batch(self._source.origin, mark, payloads, envelopes)
 
     def _most(self) -> tuple[int, int]:
         """Return how many items, and bytes, a batch has at most."""
@@ -330,6 +334,8 @@ def _logger() -> "logging.Logger":
 def _target_of(remote: Any) -> Target:
     if isinstance(remote, Target):
         return remote
+    if isinstance(remote, PersistentQueue):
+        return QueueTarget(remote)
     from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (needs psycopg)
 
     if isinstance(remote, PostgresQueue):

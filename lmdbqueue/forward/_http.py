@@ -13,24 +13,40 @@ answer                        what becomes of the items of the request
 401, 407, 408, 421, 425       sent again: they speak of the sender, or of the moment, and not of the items
 3xx, 5xx, none, a broken one  sent again, after a pause that doubles each time
 ============================  ===============================================================================
+
+An item that is a request of its own has its headers among those of the request, as they are: ``traceparent`` goes on.
+Left out are those that HTTP cannot carry (a name that is no token, a value that is not printable ASCII), those that
+belong to the connection or to the body, and those that the target sets itself: an item never changes what it is sent
+as, or with whose rights. A body of several items has a place for headers only if ``encode`` makes one.
 """
 
 import http.client
+import re
 import ssl
 import time
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-from lmdbqueue._verbs.batch import AwayError, Batch, Mark, Origin, RefusedError, Target
-from lmdbqueue.forward._bodies import as_json, as_json_lines, load
+from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import Encode, as_json, as_json_lines, as_json_with_headers, encoder_of, load
 
 _DONE, _MOVED, _REFUSED = 2, 3, 4  # hundreds of a status
 _SENDER: Final = {401, 407, 408, 421, 425, 429}  # 4xx that say nothing of the items
-_TYPES: Final = {as_json: "application/json", as_json_lines: "application/x-ndjson"}
+_TYPES: Final[dict[Encode, str]] = {
+    as_json: "application/json",
+    as_json_with_headers: "application/json",
+    as_json_lines: "application/x-ndjson",
+}
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
+_VALUE: Final = re.compile(r"(?:[!-~](?:[ \t!-~]*[!-~])?)?")  # nothing that a server would read in another way
+_SENDING: Final = "accept-encoding content-encoding content-length expect host http2-settings idempotency-key"
+_CONNECTION: Final = "connection keep-alive proxy-connection te trailer transfer-encoding upgrade"
+_PROXY: Final = "proxy-authenticate proxy-authorization"
+_NOT_OF_ITEMS: Final = frozenset(f"{_SENDING} {_CONNECTION} {_PROXY}".split())  # they say how a request is sent
 _TOLD: Final = 500  # characters of an answer that a reason has
 _READ: Final = 1 << 16  # bytes of an answer that are read; with more the connection is closed
 _LONGEST: Final = 3600.0  # seconds that ``Retry-After`` may ask for
@@ -43,11 +59,18 @@ class HttpTarget(Target):
     items: a server that remembers keys takes each item once. With ``batch=1`` the key is that of an item; with more
     it is that of a batch, and after a crash the same items may come in other batches.
 
+    With ``batch=1`` the headers of an item are headers of its request, such as ``traceparent``. Left out are those that
+    HTTP cannot carry (a name that is no token, a value that is not printable ASCII), those of the connection or the
+    body (``Host``, ``Content-Length``, ...), and those that this target sets: yours win. In larger batches headers do
+    not go along, unless ``encode`` puts them into the body, as ``as_json_with_headers`` does.
+
     Args:
         url: An ``http`` or ``https`` address; ``user:password@`` in it becomes basic authentication.
         headers: More headers for each request; yours win.
         encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
-            ``as_json_lines``, ``as_bytes``, or a function of your own. An item that it cannot encode is refused.
+            ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own. One that needs a
+            second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. An item
+            that it cannot encode is refused.
         batch: The number of items of a request, at the most.
         max_bytes: The size of the payloads of a request, at the most, unless a single item is larger.
         timeout: Seconds without any answer after which the server counts as away.
@@ -59,7 +82,7 @@ class HttpTarget(Target):
         self,
         url: str,
         headers: Mapping[str, str] | None = None,
-        encode: Callable[[Any], bytes] = as_json,
+        encode: Encode = as_json,
         batch: int = 1,
         max_bytes: int | None = None,
         timeout: float = 10.0,
@@ -76,7 +99,7 @@ class HttpTarget(Target):
             raise ValueError(message)
         self.limit = self._size = batch
         self.max_bytes = max_bytes
-        self._encode = encode
+        self._encode = encoder_of(encode)
         self._loads = loads
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": _TYPES.get(encode, "application/octet-stream"), "User-Agent": "lmdbqueue"}
@@ -86,6 +109,7 @@ class HttpTarget(Target):
         given = dict(headers or {})
         names = {name.lower() for name in given}
         self._headers = {name: value for name, value in self._headers.items() if name.lower() not in names} | given
+        self._reserved = _NOT_OF_ITEMS.union(map(str.lower, self._headers))
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=context)
@@ -113,17 +137,17 @@ class HttpTarget(Target):
         """
         stored: list[int] = []
         refused: dict[int, str] = {}
-        whole = list(zip(batch.mark.seqs, batch.payloads, strict=True))
+        whole = batch.enveloped()
         left = [whole[at : at + self._size] for at in range(0, len(whole), self._size)][::-1]
         while left:
             some = left.pop()
-            answer = self._try(batch.origin, [seq for seq, _ in some], [payload for _, payload in some])
+            answer = self._try(batch.origin, [envelope for envelope, _ in some], [payload for _, payload in some])
             if answer.is_done:
-                stored += [seq for seq, _ in some]
+                stored += [envelope.seq for envelope, _ in some]
             elif not answer.is_refusal:
                 raise AwayError(answer.text, retry_after=answer.pause, stored=stored, refused=refused)
             elif len(some) == 1:
-                refused[some[0][0]] = answer.text
+                refused[some[0][0].seq] = answer.text
             else:
                 half = len(some) // 2
                 left += [some[half:], some[:half]]
@@ -134,15 +158,18 @@ class HttpTarget(Target):
         """Close the connection."""
         self._connection.close()
 
-    def _try(self, origin: Origin, seqs: list[int], payloads: list[bytes]) -> "_Answer":
+    def _try(self, origin: Origin, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> "_Answer":
         """Send one request; return its fate."""
         try:
-            items = list(map(self._loads, payloads))
-            body = self._encode(items[0] if self._size == 1 else items)
+            items = [self._loads(payload) for payload in payloads]
+            body = self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
         except Exception as error:
             return _Answer(None, f"it cannot be encoded: {type(error).__name__}: {error}", is_refusal=True)
-        numbers = str(seqs[0]) if self._size == 1 else f"{seqs[0]}-{seqs[-1]}-{len(seqs)}"
+        first, last = envelopes[0].seq, envelopes[-1].seq
+        numbers = str(first) if self._size == 1 else f"{first}-{last}-{len(envelopes)}"
         headers = {"Idempotency-Key": f"{origin.uuid}-{quote(origin.name, safe='')}-{numbers}", **self._headers}
+        if self._size == 1:
+            headers.update(self._sendable(envelopes[0].headers))
         is_used = self._connection.sock is not None
         try:
             try:
@@ -155,6 +182,14 @@ class HttpTarget(Target):
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             return _Answer(None, f"{type(error).__name__}: {error}")
+
+    def _sendable(self, headers: Mapping[str, str]) -> dict[str, str]:
+        """Return those headers of an item that its request can have."""
+        return {
+            name: value
+            for name, value in headers.items()
+            if name.lower() not in self._reserved and _NAME.fullmatch(name) and _VALUE.fullmatch(value)
+        }
 
     def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
         self._connection.request("POST", self._path, body, headers)

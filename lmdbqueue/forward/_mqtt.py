@@ -5,20 +5,25 @@ Owns: when a message counts as sent. Law: an item is done when the broker has ac
 that failed is sent behind the back of the next one. Must not know: where items come from.
 """
 
+import re
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from lmdbqueue._verbs.batch import AwayError, Batch, Mark, Origin, RefusedError, Target
-from lmdbqueue.forward._bodies import as_json, load
+from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._bodies import Encode, as_json, encoder_of, load
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
 _REFUSED: Final = {0x95: "the message is too large for the broker", 0x99: "the broker takes no such payload"}
 _FAILED: Final = 0x80  # reason codes from here on
+_ID: Final = "lmdbqueue-id"
+_NONE: Final = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))  # no characters
+_ILLEGAL: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]")  # a broker may end the connection for it
+_AROUND: Final = 30  # bytes of a message beside its topic, its user properties and its payload, at the most
 _FLIGHT: Final = 100  # messages that no answer has come to, at the most
 
 
@@ -26,8 +31,10 @@ class MqttTarget(Target):
     """Publish each item as a message, in order, each at least once.
 
     MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
-    and the number of the item, so a subscriber can leave out what it has. A message that is larger than the broker
-    takes becomes a dead letter; any other error means that the broker is away.
+    and the number of the item, so a subscriber can leave out what it has; and one for each header of the item, such as
+    ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character, for which a
+    broker would end the connection. A message that is larger than the broker takes becomes a dead letter; any other
+    error means that the broker is away.
 
     Args:
         host: The broker.
@@ -39,7 +46,8 @@ class MqttTarget(Target):
         username: For the broker, with ``password``.
         password: See there.
         client_id: "" lets the broker give one.
-        encode: Makes the payload of an item: ``as_json`` (the default), ``as_bytes``, or a function of your own.
+        encode: Makes the payload of an item: ``as_json`` (the default), ``as_json_with_headers``, ``as_bytes``, or a
+            function of your own. One that needs a second argument gets the ``Envelope`` of the item.
         loads: Makes the item of what is stored: ``load`` (the default) takes pickles and JSON texts.
         batch: The number of items that are published before the first of them is acknowledged, at the most.
         timeout: Seconds without any answer after which the broker counts as away.
@@ -58,7 +66,7 @@ class MqttTarget(Target):
         username: str | None = None,
         password: str | None = None,
         client_id: str = "",
-        encode: Callable[[Any], bytes] = as_json,
+        encode: Encode = as_json,
         loads: Callable[[bytes], Any] = load,
         batch: int = 1000,
         timeout: float = 10.0,
@@ -76,7 +84,7 @@ class MqttTarget(Target):
         self._tls = tls
         self._user = username, password
         self._client_id = client_id
-        self._encode = encode
+        self._encode = encoder_of(encode)
         self._loads = loads
         self._timeout = timeout
         self._connection: _Connection | None = None
@@ -105,17 +113,19 @@ class MqttTarget(Target):
         try:
             connection = self._connected()
             sent: dict[int, int] = {}  # message id to number of the item
-            for seq, payload in zip(batch.mark.seqs, batch.payloads, strict=True):
+            for envelope, payload in batch.enveloped():
+                seq = envelope.seq
                 try:
-                    body = self._encode(self._loads(payload))
+                    body = self._encode(self._loads(payload), envelope)
                 except Exception as error:
                     refused[seq] = f"it cannot be encoded: {type(error).__name__}: {error}"
                     continue
-                if len(body) + len(self._topic) + 200 > connection.max_size:
+                properties = _properties(batch.origin, envelope)
+                size = sum(len(name.encode()) + len(value.encode()) + 5 for name, value in properties)
+                if len(body) + len(self._topic.encode()) + size + _AROUND > connection.max_size:
                     refused[seq] = _REFUSED[0x95]
                     continue
-                identity = f"{batch.origin.uuid}/{batch.origin.name}/{seq}"
-                sent[connection.publish(self._topic, body, self._qos, identity)] = seq
+                sent[connection.publish(self._topic, body, self._qos, properties)] = seq
             for message_id, code in connection.answers(set(sent)):
                 seq = sent[message_id]
                 if code in _REFUSED:
@@ -153,6 +163,12 @@ class MqttTarget(Target):
         return client
 
 
+def _properties(origin: Origin, envelope: Envelope) -> list[tuple[str, str]]:
+    """Return the user properties of an item's message."""
+    headers = [each for each in envelope.headers.items() if each[0] != _ID and not any(map(_ILLEGAL.search, each))]
+    return [(_ID, f"{origin.uuid}/{origin.name}/{envelope.seq}"), *headers]
+
+
 class _Connection:
     """One connection to a broker, until it fails."""
 
@@ -179,17 +195,18 @@ class _Connection:
             self.close()
             raise
 
-    def publish(self, topic: str, body: bytes, qos: int, identity: str) -> int:
+    def publish(self, topic: str, body: bytes, qos: int, properties: Sequence[tuple[str, str]]) -> int:
         """Send a message, or let it wait for its turn; return its id."""
         from paho.mqtt.packettypes import PacketTypes  # noqa: PLC0415
         from paho.mqtt.properties import Properties  # noqa: PLC0415
 
         self._wait(lambda: self._flying < self._flight)
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.UserProperty = ("lmdbqueue-id", identity)
+        given = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        for pair in properties:
+            given.UserProperty = pair  # which adds it
         with self._changed:
             self._flying += 1
-        info = self._client.publish(topic, body, qos, properties=properties)
+        info = self._client.publish(topic, body, qos, properties=given)
         if info.rc:
             raise AwayError(self._failure or f"the connection is lost ({info.rc})")
         return info.mid

@@ -10,15 +10,14 @@ and another go on, the mark refuses the batch that comes twice.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import psycopg
 
-from lmdbqueue import _format
 from lmdbqueue._errors import ForwardError, GoneError, ServerError
 from lmdbqueue._values import Push
-from lmdbqueue._verbs.batch import Batch, BusyError, Mark, Origin, RefusedError, Target
+from lmdbqueue._verbs.batch import Batch, BusyError, Envelope, Mark, Origin, RefusedError, Target, ends_of, seqs_of
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._failures import is_final
@@ -51,7 +50,7 @@ _FOR_GOOD: Final = re.compile(r'(database|role) ".*" does not exist|authenticati
 
 
 class PostgresTarget(Target):
-    """A target that gives each item to a ``PostgresQueue`` exactly once.
+    """A target that gives each item, with its headers, to a ``PostgresQueue`` exactly once.
 
     Args:
         queue: An open queue, which the caller closes; or a function that opens it, so that a server that does not
@@ -116,7 +115,7 @@ class PostgresTarget(Target):
         if large:
             raise RefusedError({seq: f"{size:,} bytes, more than a row can have" for seq, size in large.items()})
         try:
-            is_there = database.run(_PATIENCE, _store, place, batch)
+            is_there = database.run(_PATIENCE, _store, place, batch, engine.buries_expired)
         except ServerError as error:
             if not is_final(error.sqlstate):
                 raise
@@ -127,13 +126,13 @@ class PostgresTarget(Target):
     def _refuse(self, batch: Batch, error: ServerError, database: Database, place: Place) -> NoReturn:
         """Raise ``RefusedError`` for the items that the server will never take, ``ForwardError`` if it takes none."""
         refused = {}
-        for seq, payload in zip(batch.mark.seqs, batch.payloads, strict=True):
+        for envelope, payload in batch.enveloped():
             try:
-                database.run(_PATIENCE, _tried, place, payload)
+                database.run(_PATIENCE, _tried, place, payload, envelope)
             except ServerError as found:
                 if not is_final(found.sqlstate):
                     raise
-                refused[seq] = str(found)
+                refused[envelope.seq] = str(found)
         if not refused or error.sqlstate.startswith("42"):  # no fault of theirs
             reason = f"items from {batch.mark.seqs[0]} on cannot be stored: {error}"
             raise ForwardError(database.path, reason, "check the server, and start again") from error
@@ -179,12 +178,13 @@ def _last(step: Step, place: Place, origin: Origin) -> Mark | None:
     if row is None:
         return None
     number, ranges, following, removed, digest = row
-    return Mark(number, _seqs(ranges), following, removed, digest)
+    return Mark(number, seqs_of(ranges), following, removed, digest)
 
 
-def _store(step: Step, place: Place, batch: Batch) -> bool:
+def _store(step: Step, place: Place, batch: Batch, buries: bool) -> bool:
     """Store a batch; return whether the queue exists. Raises ``BusyError``, which undoes it, if it does not follow."""
-    if _readers.push(step, place, batch.payloads, Push(), 0) is None:
+    how = Push(headers_of_each=[envelope.headers for envelope, _ in batch.enveloped()])
+    if _readers.push(step, place, batch.payloads, how, 0, buries=buries) is None:
         return False
     mark = batch.mark
     statement = _FIRST_MARK if mark.number == 1 else _NEXT_MARK
@@ -196,7 +196,7 @@ def _store(step: Step, place: Place, batch: Batch) -> bool:
         number=mark.number,
         next=mark.next,
         removed=mark.removed,
-        batch=_ranges(mark.seqs),
+        batch=ends_of(mark.seqs),
         digest=mark.digest,
     )
     if not stored:
@@ -204,15 +204,7 @@ def _store(step: Step, place: Place, batch: Batch) -> bool:
     return True
 
 
-def _tried(step: Step, place: Place, payload: bytes) -> None:
+def _tried(step: Step, place: Place, payload: bytes, envelope: Envelope) -> None:
     """Store an item, and undo it."""
-    _readers.push(step, place, [payload], Push(), 0)
+    _readers.push(step, place, [payload], Push(headers=envelope.headers), 0)
     step.has_changed = False
-
-
-def _ranges(seqs: Sequence[int]) -> list[int]:
-    return [end for each in _format.ranges(seqs) for end in (each.start, each.stop)]
-
-
-def _seqs(ends: Sequence[int]) -> list[int]:
-    return [seq for start, stop in zip(ends[::2], ends[1::2], strict=True) for seq in range(start, stop)]

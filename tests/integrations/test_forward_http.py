@@ -28,6 +28,7 @@ from lmdbqueue.forward import (
     Target,
     as_bytes,
     as_json_lines,
+    as_json_with_headers,
 )
 
 QUICK = {"pause": 0.01}
@@ -138,6 +139,79 @@ def test_a_batch_is_one_request(server, open_queue):
     queue.push(["x" * 100] * 3)
     Forwarder(queue, HttpTarget(server.url, batch=3, max_bytes=210)).run()
     assert list(map(len, server.taken[4:])) == [207, 104]
+
+
+TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=1,b=2"}
+NOT_OF_HTTP = {
+    "a name": "x",
+    "naïve": "x",
+    "": "x",
+    "lines": "a\r\nX-Evil: 1",
+    "folded": "a\r\n b",
+    "accent": "é",
+    "nul": "\0",
+    "edge": " x",
+}
+NOT_OF_ITEMS = {
+    "Host": "evil.example.org",
+    "content-length": "0",
+    "Transfer-Encoding": "chunked",
+    "Connection": "close",
+    "Idempotency-Key": "mine",
+    "Content-Type": "text/evil",
+    "authorization": "Bearer evil",
+    "x-site": "south",
+}
+
+
+def test_the_headers_of_an_item_are_headers_of_its_request_as_far_as_http_has_a_place_for_them(server, open_queue):
+    queue = open_queue()
+    queue.push("a", headers={**TRACE, "empty": "", "x-n": "a b", **NOT_OF_HTTP, **NOT_OF_ITEMS})
+    queue.push("b")
+    queue.push("c", headers={"X-Item": "c"})
+    url = server.url.replace("//", "//Ann:a@")
+    assert Forwarder(queue, HttpTarget(url, {"X-Site": "north"})).run().items == 3
+    a, b, c = (headers for headers, _, _ in server.requests)
+    assert a.keys() == {*b, *TRACE, "empty", "x-n"}
+    assert (a["traceparent"], a["tracestate"], a["empty"], a["x-n"]) == (*TRACE.values(), "", "a b")
+    unlike = {"Content-Length", "Idempotency-Key"}
+    assert {name: a[name] for name in b.keys() - unlike} == {name: b[name] for name in b.keys() - unlike}
+    assert (c["X-Item"], c.keys() - b.keys()) == ("c", {"X-Item"})
+    assert [json.loads(body) for body in server.taken] == ["a", "b", "c"]
+
+
+def test_a_batch_has_headers_where_its_body_has_a_place_for_them(server, open_queue):
+    queue = open_queue()
+    before = time.time()
+    headers = {**TRACE, **NOT_OF_HTTP}
+    queue.push("a", headers=headers)
+    queue.push("b")
+    seen = []
+
+    def encode(items, envelopes):
+        seen.extend(envelopes)
+        return json.dumps([items, [each.seq for each in envelopes]]).encode()
+
+    readers = [queue.reader(name) for name in "abc"]
+    in_body = {"encode": as_json_with_headers}
+    for reader, options in zip(
+        readers, ({**in_body, "batch": 2}, {"encode": encode, "batch": 2}, in_body), strict=True
+    ):
+        assert Forwarder(reader, HttpTarget(server.url, **options)).run().items == 2
+    first, second, *each = map(json.loads, server.taken)
+    assert [(item["seq"], item["headers"], item["item"]) for item in first] == [(0, headers, "a"), (1, {}, "b")]
+    assert all(before - 1 <= item["pushed_at"] <= time.time() for item in first)
+    assert (second, [envelope.headers for envelope in seen]) == ([["a", "b"], [0, 1]], [headers, {}])
+    assert each == first
+    assert [TRACE["traceparent"] == found.get("traceparent") for found, _, _ in server.requests] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert server.requests[0][0]["Content-Type"] == "application/json"
+    with pytest.raises(TypeError, match="an item and its envelope"):
+        HttpTarget(server.url, encode=lambda: b"")
 
 
 def test_bytes_go_as_they_are(server, open_queue):
@@ -298,6 +372,11 @@ def test_the_command_posts_and_tells_what_was_refused(server, open_queue):
     assert done.stdout.endswith("2 items in 2 batches; failures of the target: 0; refused, now dead letters: 1\n")
     assert server.taken == [b"1", b'{"a":2}']
     assert server.requests[0][0]["X-Site"] == "north"
+    queue.push("with", headers=TRACE)
+    assert run(server.url, "--with-headers").returncode == 0
+    assert json.loads(server.taken[-1])["headers"] == TRACE
+    assert server.requests[-1][0]["traceparent"] == TRACE["traceparent"]
+    assert run(server.url, "--with-headers", "--bytes").returncode == 2
     queue.push(b"whole")
     assert run(server.url, "--bytes").returncode == 0
     assert pickle.loads(server.taken[-1]) == b"whole"
@@ -363,7 +442,7 @@ def test_only_what_was_refused_is_dead_whatever_came_back_before_it(open_queue):
 
 def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(open_queue, tmp_path):
     queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
-    queue.push(list(range(6)))
+    queue.push_many(range(6), headers={"a": "1"})
     queue.reader("other")
     target = Picky(keeps=True)
     Forwarder(queue.reader("central"), target, batch=4).run()
@@ -371,6 +450,7 @@ def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(op
     assert (len(queue), queue.reader("central").position, len(queue.dead)) == (6, 6, 0)
     aside = PersistentQueue("queue", tmp_path, name="queue-central-refused", dumps=bytes, loads=int)
     assert [(letter.item, letter.reason) for letter in aside.dead] == [(n, f"item {n}: odd") for n in (1, 3, 5)]
+    assert [letter.headers for letter in aside.dead] == [{"a": "1"}] * 3
     aside.close()
 
 

@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from processes import KILLED, eventually, forked, status_of
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue.forward import Forwarder, MqttTarget, as_bytes
+from lmdbqueue.forward import Forwarder, MqttTarget, as_bytes, as_json_with_headers
 
 QUICK = {"pause": 0.01}
 
@@ -136,6 +136,28 @@ def test_items_come_in_order_as_json_each_with_its_number(broker, subscriber, op
     uuid = queue._engine.environment.directory.options.uuid
     assert subscriber.messages[7].properties.UserProperty == [("lmdbqueue-id", f"{uuid}/queue/7")]
     assert {message.qos for message in subscriber.messages} == {qos}
+
+
+def test_the_headers_of_an_item_are_user_properties_of_its_message(broker, subscriber, open_queue):
+    broker = broker("allow_anonymous true", "max_packet_size 2000")
+    subscriber = subscriber(broker)
+    queue = open_queue()
+    illegal = {"control": "a\n", "c1": "\x85", "nul\0": "x", "none": "\U0001ffff", "lmdbqueue-id": "mine"}
+    queue.push("a", headers={"traceparent": "00-4bf9", "": "é", "empty": "", "𝄞": "𝄢", **illegal})
+    queue.push("b")
+    queue.push("c", headers={"x": "x" * 2000})
+    assert Forwarder(queue, target_of(broker)).run()[4:] == (0, None, 1)
+    queue.push("d", headers={"a": "1"})
+    Forwarder(queue, target_of(broker, encode=as_json_with_headers)).run()
+    eventually(lambda: len(subscriber.messages) == 3, 10)
+    uuid = queue._engine.environment.directory.options.uuid
+    assert [message.properties.UserProperty for message in subscriber.messages] == [
+        [("lmdbqueue-id", f"{uuid}/queue/0"), ("traceparent", "00-4bf9"), ("", "é"), ("empty", ""), ("𝄞", "𝄢")],
+        [("lmdbqueue-id", f"{uuid}/queue/1")],
+        [("lmdbqueue-id", f"{uuid}/queue/3"), ("a", "1")],
+    ]
+    assert (subscriber.items[2]["item"], subscriber.items[2]["headers"]) == ("d", {"a": "1"})
+    assert [letter.reason for letter in queue.dead] == ["the message is too large for the broker"]
 
 
 def test_a_message_that_the_broker_is_too_small_for_is_a_dead_letter(broker, subscriber, open_queue):

@@ -11,6 +11,7 @@ import threading
 from itertools import count
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -25,13 +26,14 @@ from processes import KILLED, eventually, forked, status_of
 
 from lmdbqueue import PersistentQueue, Retry, StorageError
 from lmdbqueue._local.source import QueueSource
-from lmdbqueue.forward import Forwarder
+from lmdbqueue.forward import Forwarder, HttpTarget
 from lmdbqueue.integrations import opentelemetry
 from lmdbqueue.integrations.opentelemetry import (
     DurableLogExporter,
     DurableMetricExporter,
     DurableSpanExporter,
     collector,
+    extract,
     inject,
     traced,
 )
@@ -305,6 +307,41 @@ def test_a_handler_is_a_child_of_the_producer_at_first_and_linked_to_it_when_it_
     assert [link.context.span_id for link in second.links] == [wanted.span_id]
     assert second.context.trace_id != wanted.trace_id
     assert (other.parent, other.links) == (None, ())
+
+
+def test_trace_context_goes_through_a_forwarder_as_headers_of_http_and_of_other_queues(open_queue, open_postgres):
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracer = provider.get_tracer("test")
+    queue, there = open_queue(), open_postgres()
+    seen, done = [], []
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append(extract(self.headers))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with tracer.start_as_current_span("produce") as producer:
+        queue.push("a letter", headers=inject())
+    with http.server.HTTPServer(("127.0.0.1", 0), Service) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        Forwarder(queue, HttpTarget(f"http://127.0.0.1:{server.server_port}/")).run()
+        answering.join()
+    queue.push("without", headers=inject())
+    with tracer.start_as_current_span("produce too") as other:
+        queue.push("with", headers=inject())
+    Forwarder(queue, there).run()
+    there.work(traced(done.append, name="work", tracer=tracer), stop=lambda: len(done) == 2)
+    (context,) = seen
+    assert trace.get_current_span(context).get_span_context().trace_id == producer.get_span_context().trace_id
+    worked = [span for span in memory.get_finished_spans() if span.name == "work"]
+    assert [span.parent and span.parent.span_id for span in worked] == [None, other.get_span_context().span_id]
 
 
 def test_a_list_of_items_is_linked_to_all_their_producers(open_queue):

@@ -17,7 +17,7 @@ from postgres_proxy import Proxy
 from processes import DEADLINE, KILLED, eventually, forked, status_of
 
 from lmdbqueue import CorruptItemError, ForwardError, GoneError, PersistentQueue, forward
-from lmdbqueue.forward import Batch, Forwarded, Forwarder, Mark, Origin, QueueSource, ReaderSource, Target
+from lmdbqueue.forward import Batch, Envelope, Forwarded, Forwarder, Mark, Origin, QueueSource, ReaderSource, Target
 from lmdbqueue.postgres import PostgresQueue, PostgresTarget
 
 
@@ -69,6 +69,11 @@ def raw(open_queue, **options):
     return open_queue(dumps=bytes, loads=bytes, **options)
 
 
+def numbered(source, items):
+    envelopes, payloads = source.read(items, 1000)
+    return [envelope.seq for envelope in envelopes], payloads
+
+
 # --- what it does
 
 
@@ -100,6 +105,44 @@ def test_a_batch_is_limited_in_bytes_and_has_one_item_at_least(open_queue):
             Forwarder(queue, target, **options)
     with pytest.raises(TypeError, match="a PostgresQueue or a Target"):
         Forwarder(queue, "postgresql://")
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+def test_a_target_gets_the_number_headers_and_time_of_each_item(open_queue, is_reader):
+    queue = raw(open_queue)
+    source = queue.reader("r") if is_reader else queue
+    before = time.time()
+    headers = [{"traceparent": "00-é", "": "empty"}, {}, {}, {"n": "d"}]
+    queue.push(b"a", headers=headers[0])
+    queue.push([b"b", b"c"])
+    queue.push(b"d", headers=headers[3], unique="d", expires=500)
+    target = Memory()
+    seen = []
+    store = target.store
+    target.store = lambda batch: (store(batch), seen.extend(batch.enveloped()))
+    assert Forwarder(source, target, batch=3).run().items == 4
+    assert [envelope[:2] for envelope, _ in seen] == list(enumerate(headers))
+    assert [payload for _, payload in seen] == target.items == [b"a", b"b", b"c", b"d"]
+    assert all(before - 1 <= envelope.pushed_at <= time.time() for envelope, _ in seen)
+    assert Batch(Origin("", ""), Mark(1, [7], 8, 1), [b"x"]).enveloped() == [(Envelope(7), b"x")]
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+def test_headers_come_to_postgresql_with_their_items(open_queue, open_postgres, postgres, schema, is_reader):
+    queue, there = raw(open_queue), open_postgres(dumps=bytes, loads=bytes)
+    source = queue.reader("r") if is_reader else queue
+    headers = [{"traceparent": "00-é"}, {}, {"a": "1", "": "\0"}, {"bad": "x"}]
+    for number, each in enumerate(headers):
+        queue.push(b"%d" % number, headers=each)
+    postgres.execute(f"""ALTER TABLE "{schema}".items ADD CHECK (coalesce(headers NOT LIKE '%bad%', true))""")
+    assert Forwarder(source, there).run().refused == 1
+    lease = there.lease(9)
+    assert (lease.items, lease.headers) == ([b"0", b"1", b"2"], headers[:3])
+    aside = queue
+    if is_reader:
+        aside = PersistentQueue(queue._engine.path, name="queue-r-refused", dumps=bytes, loads=bytes)
+    assert [(letter.payload, letter.headers) for letter in aside.dead] == [(b"3", {"bad": "x"})]
+    aside.close()
 
 
 @pytest.mark.parametrize("is_reader", [False, True])
@@ -153,7 +196,7 @@ def test_just_what_was_forwarded_is_removed_whatever_others_do_meanwhile(open_qu
     queue.push([b"%d" % n for n in range(8)], unique=unique)
     held = queue.lease(2)
     source = QueueSource(queue._engine.path)
-    assert source.read(3, 1000) == ([2, 3, 4], [b"2", b"3", b"4"])
+    assert numbered(source, 3) == ([2, 3, 4], [b"2", b"3", b"4"])
     assert queue.pop() == b"2"
     held.nack()
     assert queue.push([b"8"]) == range(8, 9)
@@ -228,13 +271,13 @@ def test_what_came_back_before_the_end_of_a_batch_is_passed_and_skipped(open_que
     queue.reader("other")
     source = ReaderSource(queue._engine.path, "queue", "central")
     held = queue.lease(2)
-    assert source.read(4, 1000) == ([2, 3, 4, 5], [b"2", b"3", b"4", b"5"])
+    assert numbered(source, 4) == ([2, 3, 4, 5], [b"2", b"3", b"4", b"5"])
     held.nack(1)
     assert source.remove([2, 3, 4, 5]) == 4
     assert source.remove([2, 3, 4, 5]) == source.remove([]) == 0
     reader = queue.reader("central")
     assert (reader.position, reader.skipped, source.bounds()) == (6, 2, (8, 6, 2))
-    assert source.read(4, 1000)[0] == [6, 7]
+    assert numbered(source, 4)[0] == [6, 7]
     source.close()
 
 

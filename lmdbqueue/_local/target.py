@@ -1,0 +1,143 @@
+"""A queue in another directory as what a forwarder fills.
+
+Owns: where its marks are. Law: a batch and its mark are one transaction, and a mark follows only the one before; so a
+batch is stored once, whoever tries to store it again, and whenever. Must not know: the source.
+
+The marks are in the state of a queue of the directory that has no items, ``lmdbqueue-marks``, by the name of the queue
+that is filled and by the source: the state of a queue itself belongs to its users. There is no lock: of two forwarders
+of one source the mark lets one batch through, and the other begins again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final
+
+from lmdbqueue._errors import ForwardError, Full
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._values import Push
+from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, Origin, Target, ends_of, seqs_of
+
+_MARKS: Final = "lmdbqueue-marks"
+
+
+class QueueTarget(Target):
+    """A target that gives each item, with its headers, to a ``PersistentQueue`` exactly once.
+
+    Items are stored as they are in the source. A full queue counts as away. The marks are in the state of the queue
+    ``lmdbqueue-marks`` of the same directory.
+
+    Args:
+        queue: An open queue, which the caller closes; or a function that opens it.
+    """
+
+    def __init__(self, queue: PersistentQueue[Any] | Callable[[], PersistentQueue[Any]]) -> None:
+        self._open_queue = None if isinstance(queue, PersistentQueue) else queue
+        self._queue = queue if isinstance(queue, PersistentQueue) else None
+        self._marks: PersistentQueue[bytes] | None = None
+
+    @property
+    def identity(self) -> str:
+        """The directory, which has its uuid from its backup when it is restored, and the queue."""
+        return "" if self._queue is None else _identity(self._queue)
+
+    def last(self, origin: Origin) -> Mark | None:
+        """Return the mark of the last batch of a source.
+
+        Args:
+            origin: The queue that the items come from.
+
+        Raises:
+            ForwardError: It is this queue, and there would be no end.
+        """
+        queue, state = self._opened()
+        if f"{origin.uuid}/{origin.name}" == _identity(queue):
+            reason = f"queue {queue.name!r} would be forwarded into itself"
+            raise ForwardError(local_engine_of(queue).path, reason, "give another queue, or another directory")
+        return _last(state, _key(queue, origin))
+
+    def store(self, batch: Batch) -> None:
+        """Push the items of a batch and store its mark, as one transaction.
+
+        Args:
+            batch: The items and their mark.
+
+        Raises:
+            BusyError: Another forwarder stored this batch, or the one before.
+            AwayError: The queue, or the disk, is full.
+        """
+        queue, state = self._opened()
+        engine, key = local_engine_of(queue), _key(queue, batch.origin)
+        try:
+            with queue.transaction():
+                before = _last(state, key)
+                if batch.mark.number != (0 if before is None else before.number) + 1:
+                    raise BusyError
+                for headers, payloads in _alike(batch):
+                    engine.append_apart(payloads, Push(headers=headers)) if headers else engine.append(payloads)
+                state[key] = _stored(batch)
+        except Full as error:
+            raise AwayError(str(error)) from error
+        queue.sync()
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        marks, self._marks = self._marks, None
+        if marks is not None:
+            marks.close()
+        if self._open_queue is not None and self._queue is not None:
+            self._queue.close()
+            self._queue = None
+
+    def _opened(self) -> tuple[PersistentQueue[Any], MutableMapping[str, bytes]]:
+        """Return the queue, and the marks."""
+        if self._queue is None:
+            assert self._open_queue is not None  # one of the two
+            self._queue = self._open_queue()
+        if self._marks is None:
+            environment = local_engine_of(self._queue).environment
+            options = environment.directory.options
+            self._marks = PersistentQueue(
+                environment.directory.path,
+                dumps=bytes,
+                loads=bytes,
+                name=_MARKS,
+                durability=options.durability,
+                interval=self._queue.interval,
+                checksum=options.checksum,
+            )
+        return self._queue, self._marks.state
+
+
+def _identity(queue: PersistentQueue[Any]) -> str:
+    return f"{local_engine_of(queue).environment.directory.options.uuid}/{queue.name}"
+
+
+def _key(queue: PersistentQueue[Any], origin: Origin) -> str:
+    source = hashlib.blake2b(f"{origin.uuid}/{origin.name}".encode(), digest_size=16).hexdigest()
+    return f"{queue.name}: {source}"
+
+
+def _last(state: Mapping[str, bytes], key: str) -> Mark | None:
+    found = state.get(key)
+    if found is None:
+        return None
+    _, number, ends, following, removed, digest = json.loads(found)
+    return Mark(number, seqs_of(ends), following, removed, bytes.fromhex(digest))
+
+
+def _stored(batch: Batch) -> bytes:
+    number, seqs, following, removed, digest = batch.mark
+    source = f"{batch.origin.uuid}/{batch.origin.name}"  # for people
+    return json.dumps([source, number, ends_of(seqs), following, removed, digest.hex()]).encode()
+
+
+def _alike(batch: Batch) -> Iterator[tuple[Mapping[str, str], list[bytes]]]:
+    """Yield the payloads of items that follow each other and have the same headers, with these."""
+    pairs = [(envelope.headers, payload) for envelope, payload in batch.enveloped()]
+    for headers, some in groupby(pairs, itemgetter(0)):
+        yield headers, [payload for _, payload in some]

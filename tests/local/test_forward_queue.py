@@ -1,0 +1,165 @@
+"""The forwarder from one directory to another: each item once, with its headers, whatever is killed between."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from processes import KILLED, eventually, forked, status_of
+
+from lmdbqueue import ForwardError, Full, PersistentQueue
+from lmdbqueue.forward import (
+    AwayError,
+    Batch,
+    BusyError,
+    Envelope,
+    Forwarder,
+    Mark,
+    Origin,
+    QueueSource,
+    QueueTarget,
+    ReaderSource,
+)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("is_reader", [False, True])
+def test_items_come_in_order_with_their_headers_and_without_being_decoded(open_queue, is_reader):
+    queue = open_queue(loads=lambda _: 1 / 0)
+    there = open_queue("there", name="jobs")
+    headers = [{"traceparent": "00-4bf9"}, {"traceparent": "00-4bf9"}, {}, {}, {"a": "é"}]
+    for number, each in enumerate(headers):
+        queue.push(number, headers=each)
+    queue.push("later", delay=500)
+    source = queue.reader("r") if is_reader else queue
+    assert Forwarder(source, there, batch=3).run()[:2] == (5, 2)
+    lease = there.lease(9)
+    assert (lease.items, lease.headers) == ([0, 1, 2, 3, 4], headers)
+    lease.ack()
+    queue.push("more")
+    assert Forwarder(source, there).run().items == 1
+    assert (there.pop(), there.queues()) == ("more", ["jobs", "lmdbqueue-marks"])
+    assert there.check() == []
+
+
+@pytest.mark.parametrize("kind", [QueueSource, ReaderSource])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_batch_whose_removal_did_not_take_place_is_not_stored_twice(open_queue, monkeypatch, kind, batch):
+    queue, there = open_queue(), open_queue("there")
+    queue.push(list(range(10)))
+    source = queue.reader("r") if kind is ReaderSource else queue
+    remove, left = kind.remove, [2]
+
+    def die_before(self, seqs):
+        left[0] -= bool(seqs)
+        if left[0] == 0:
+            raise _Killed
+        return remove(self, seqs)
+
+    monkeypatch.setattr(kind, "remove", die_before)
+    with pytest.raises(_Killed):
+        Forwarder(source, there, batch=batch).run()
+    assert len(there) == 2 * batch
+    queue.push("new")
+    Forwarder(source, there, batch=3).run()
+    assert list(there) == [*range(10), "new"]
+
+
+def test_a_batch_that_another_has_stored_is_not_stored_again(open_queue):
+    there = open_queue("there", dumps=bytes, loads=bytes)
+    target, origin = QueueTarget(there), Origin("u", "n")
+    assert target.last(origin) is None
+    batch = Batch(origin, Mark(1, [0, 1], 2, 2, b"d"), [b"a", b"b"])
+    target.store(batch)
+    for number in (1, 3):
+        with pytest.raises(BusyError):
+            target.store(batch._replace(mark=Mark(number, [4], 5, 3)))
+    assert target.last(origin) == batch.mark
+    assert target.last(Origin("u", "m")) is None
+    second = Batch(origin, Mark(2, [7, 8, 2], 9, 5), [b"c", b"d", b"e"], [Envelope(7), Envelope(8), Envelope(2)])
+    target.store(second)
+    target.close()
+    assert target.last(origin) == second.mark
+    assert list(there) == [b"a", b"b", b"c", b"d", b"e"]
+    target.close()
+
+
+def test_a_full_queue_is_away_and_nothing_of_a_batch_is_stored(open_queue):
+    queue, there = open_queue(dumps=bytes, loads=bytes), open_queue("there", maxsize=3, dumps=bytes, loads=bytes)
+    queue.push(b"a", headers={"a": "1"})
+    queue.push([b"b", b"c", b"d"])
+    target = QueueTarget(there)
+    target.last(Origin("u", "n"))
+    with pytest.raises(AwayError, match="at most 3 items"):
+        target.store(Batch(Origin("u", "n"), Mark(1, [0, 1, 2, 3], 4, 4), [b"x"] * 4))
+    assert (len(there), target.last(Origin("u", "n"))) == (0, None)
+    forwarder = Forwarder(queue, target, pause=0.01)
+    running = threading.Thread(target=forwarder.run)
+    running.start()
+    eventually(lambda: forwarder._done.failures > 1)
+    there.maxsize = 4
+    running.join(30)
+    assert list(there) == [b"a", b"b", b"c", b"d"]
+    with pytest.raises(Full):
+        there.push(b"e")
+
+
+def test_a_queue_is_not_forwarded_into_itself_but_into_another_of_its_directory(open_queue):
+    queue, other = open_queue(), open_queue(name="other")
+    queue.push([1, 2])
+    with pytest.raises(ForwardError, match="into itself"):
+        Forwarder(queue, queue).run()
+    assert Forwarder(queue, other).run().items == 2
+    assert (list(queue), list(other)) == ([], [1, 2])
+
+
+def test_a_target_that_was_restored_from_a_backup_is_noticed(open_queue, tmp_path):
+    queue, there = open_queue(), open_queue("there")
+    queue.push([1, 2])
+    Forwarder(queue, there).run()
+    there.close()
+    shutil.copytree(tmp_path / "there", tmp_path / "backup")
+    queue.push(3)
+    with PersistentQueue("there", tmp_path) as there:
+        Forwarder(queue, there).run()
+    shutil.rmtree(tmp_path / "there")
+    (tmp_path / "backup").rename(tmp_path / "there")
+    queue.push(4)
+    with PersistentQueue("there", tmp_path) as there, pytest.raises(ForwardError, match="older copy"):
+        Forwarder(queue, there).run()
+    assert list(queue) == [4]
+
+
+def test_the_command_fills_another_directory(open_queue, tmp_path):
+    queue = open_queue()
+    queue.push("a", headers={"traceparent": "00-4bf9"})
+    command = [sys.executable, "-m", "lmdbqueue", "forward", queue._engine.path, f"file://{tmp_path}/there%20now"]
+    done = subprocess.run([*command, "--to", "jobs"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.endswith("1 item in 1 batch; failures of the target: 0\n")
+    with PersistentQueue("there now", tmp_path, name="jobs") as there:
+        lease = there.lease(1)
+        assert (lease.items, lease.headers) == (["a"], [{"traceparent": "00-4bf9"}])
+    failed = subprocess.run([*command, "--name", "none"], capture_output=True, text=True, timeout=60, check=False)
+    assert failed.returncode == 4
+
+
+def test_a_forwarder_that_is_killed_stores_each_item_once(tmp_path, record_property):
+    items, killed = 2_000, 0
+    with PersistentQueue("queue", tmp_path) as queue, PersistentQueue("there", tmp_path) as there:
+        queue.push_many(range(items))
+        for moment in sorted(random.sample(range(items), 8)):
+            pid = forked(lambda: Forwarder(tmp_path / "queue", PersistentQueue("there", tmp_path), batch=7).run())
+            eventually(lambda moment=moment: len(there) >= moment, 60)
+            os.kill(pid, signal.SIGKILL)
+            killed += status_of(pid) == KILLED
+        Forwarder(queue, there, batch=100).run()
+        assert list(there) == list(range(items))
+        assert len(queue) == 0
+    record_property("kills", killed)
