@@ -10,6 +10,7 @@ import threading
 from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -104,7 +105,13 @@ class AsyncLease(Sequence[T]):
         await self._acked(self.lease, seqs)
 
     async def nack(
-        self, seqs: int | Iterable[int] | None = None, delay: float = 0.0, reason: str | None = None
+        self,
+        seqs: int | Iterable[int] | None = None,
+        delay: float = 0.0,
+        reason: str | None = None,
+        *,
+        max_attempts: int | None = None,
+        trace: str = "",
     ) -> None:
         """Return the items to their places in the queue; durable when it returns.
 
@@ -112,11 +119,13 @@ class AsyncLease(Sequence[T]):
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
             delay: Seconds until they can be taken again.
             reason: The reason, for a dead letter.
+            max_attempts: Leases after which an item becomes a dead letter instead; None: as the queue object says.
+            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
         """
-        await self.call(self.lease.nack, seqs, delay, reason)
+        await self.call(partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace))
 
     async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
         """Make the items dead letters; durable when it returns.

@@ -19,7 +19,7 @@ import click
 from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
 from lmdbqueue._local.follow import Follower, described
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._verbs.lease import DeadLetter
+from lmdbqueue._verbs.lease import DeadLetter, Lease
 from lmdbqueue.cli._command import (
     NOTHING,
     Failure,
@@ -188,9 +188,25 @@ def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
         line = line_of(queue, form, trust=trust)
         while left and (lease := queue.lease(min(left, _AT_A_TIME))):
             with lease:
-                print_lines([_decoded(line, *entry) for entry in zip(lease.seqs, lease, strict=True)])
-            left -= len(lease)
+                lines = _before_an_error(line, lease)
+                print_lines(lines)
+                if len(lines) < len(lease):
+                    lease.nack(lease.seqs[len(lines) :])
+            left -= len(lines)
     return 0 if left < count or not count else NOTHING
+
+
+def _before_an_error(line: Any, lease: Lease[bytes]) -> list[bytes]:
+    """Return the lines of the items before one that cannot be decoded; raise ``DecodeError`` if it is the first."""
+    lines: list[bytes] = []
+    for seq, payload in zip(lease.seqs, lease, strict=True):
+        try:
+            lines.append(_decoded(line, seq, payload))
+        except DecodeError:
+            if not lines:
+                raise
+            break
+    return lines
 
 
 def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
@@ -337,6 +353,16 @@ def _wanted(seqs: tuple[int, ...], *, every: bool) -> tuple[int, ...] | None:
 
 
 def _blocks(things: Iterable[T]) -> Iterator[list[T]]:
+    """Yield so many things at a time; what stands before an item that cannot be read comes before the error."""
     left = iter(things)
-    while some := list(islice(left, _AT_A_TIME)):
+    while True:
+        some: list[T] = []
+        try:
+            for each in islice(left, _AT_A_TIME):
+                some.append(each)  # noqa: PERF402  (what came before an error stays)
+        except (DecodeError, CorruptItemError):
+            yield some
+            raise
+        if not some:
+            return
         yield some

@@ -295,6 +295,21 @@ def test_what_a_broken_pipe_keeps_from_its_reader_is_in_its_place_again(begin, q
     assert len(queue) == 3_000
 
 
+def test_what_stands_before_an_item_that_cannot_be_decoded_is_printed_and_then_it_is_an_error(run, open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    queue._engine.append([b"\x80bad"])
+    queue.push("c")
+    for command in (("peek", "queue", "-n", "9"), ("pop", "queue", "-n", "9")):
+        told = run(*command, code=7)
+        assert told.stdout == b"a\nb\n"
+        assert b"delete_item(2)" in told.stderr
+    assert run("pop", "queue", "-n", "9", code=7).stdout == b""
+    assert (len(queue), queue.stats().leased) == (2, 0)
+    assert queue.delete_item(2)
+    assert run("pop", "queue", "-n", "9").stdout == b"c\n"
+
+
 def test_what_a_killed_pop_has_not_printed_is_in_its_place_again(begin, queue):
     queue.push(["x" * 1000] * 3_000)
     process = begin("pop", "queue", "-n", "3000")

@@ -1,6 +1,7 @@
 """``AsyncPersistentQueue``: the verbs awaited, shared commits, waiting without threads, cancelling without loss."""
 
 import asyncio
+import inspect
 import os
 import random
 import signal
@@ -18,13 +19,16 @@ from lmdbqueue import (
     DecodeError,
     Empty,
     Full,
+    Lease,
     LeaseExpiredError,
     PersistentQueue,
+    Reader,
     ShutDown,
 )
 from lmdbqueue._async.courier import Call
 from lmdbqueue._verbs.head import Batch
-from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue._verbs.lease import DeadLetters
+from lmdbqueue.aio import AsyncDeadLetters, AsyncLease, AsyncPersistentQueue, AsyncReader
 
 
 def test_the_verbs_mean_what_they_mean_without_await(run, place):
@@ -714,3 +718,33 @@ def test_one_look_serves_all_who_wait(run, verb):
         await asyncio.gather(*takers)
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("plain", "awaited"),
+    [
+        (PersistentQueue, AsyncPersistentQueue),
+        (Lease, AsyncLease),
+        (DeadLetters, AsyncDeadLetters),
+        (Reader, AsyncReader),
+    ],
+)
+def test_awaited_verbs_have_the_arguments_of_those_without_await(plain, awaited):
+    for name in set(dir(plain)).intersection(dir(awaited)):
+        verbs = getattr(plain, name), getattr(awaited, name)
+        if not name.startswith("_") and all(map(callable, verbs)):
+            mine, theirs = (
+                {each.name: each.kind for each in inspect.signature(verb).parameters.values()} for verb in verbs
+            )
+            theirs.pop("signals", None)  # of work, which touches none of its own accord
+            assert theirs == mine, name
+
+
+def test_an_awaited_nack_can_make_dead_letters_with_a_traceback(run):
+    async def main(queue):
+        await queue.push("a")
+        lease = await queue.lease(1)
+        await lease.nack(reason="no", max_attempts=1, trace="Traceback")
+        assert [(letter.reason, letter.traceback) async for letter in queue.dead] == [("no", "Traceback")]
+
+    run(main)
