@@ -48,7 +48,19 @@ from typing import Any, Final, NamedTuple
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport.base import to_rabbitmq_queue_arguments
 
-from lmdbqueue._errors import ClosedError, GoneError, LeaseExpiredError, QueueError
+from lmdbqueue._errors import (
+    AccessError,
+    ClosedError,
+    CorruptItemError,
+    CorruptQueueError,
+    FormatError,
+    Full,
+    GoneError,
+    LeaseExpiredError,
+    NestedCallError,
+    QueueError,
+    StorageError,
+)
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue.integrations._broker import Broker, Declared, named, popped, stored
 
@@ -60,6 +72,18 @@ _LOOK: Final = 1.0  # seconds between two looks of a connection that waits
 _SOONEST: Final = 0.001  # seconds after which a message may expire
 _EARLY: Final = 60.0  # seconds before its eta at which a worker gets a message
 _AT_ONCE: Final = 16  # messages that are leased together, at the most
+# answered by kombu and Celery with a new connection; TransactionError, which is the caller's, would only come again
+_OF_THE_DIRECTORY: Final = (
+    AccessError,
+    ClosedError,
+    CorruptItemError,
+    CorruptQueueError,
+    FormatError,
+    Full,
+    GoneError,
+    NestedCallError,
+    StorageError,
+)
 _tags = count(1)
 
 
@@ -487,8 +511,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     driver_name = "lmdbqueue"
     default_port = 0
     polling_interval = None
-    connection_errors = (*virtual.Transport.connection_errors, QueueError, OSError)
-    channel_errors = (*virtual.Transport.channel_errors, QueueError)
+    connection_errors = (*virtual.Transport.connection_errors, *_OF_THE_DIRECTORY, OSError)
     implements = virtual.Transport.implements.extend(
         asynchronous=True, exchange_type=frozenset(["direct", "topic", "fanout"])
     )

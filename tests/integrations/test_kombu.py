@@ -13,7 +13,7 @@ from kombu.asynchronous import Hub
 from processes import eventually, forked, status_of
 
 import lmdbqueue.integrations.kombu as transport
-from lmdbqueue import DiskFullError, PersistentQueue
+from lmdbqueue import DiskFullError, PersistentQueue, TransactionError
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._local.engine import LocalEngine
 
@@ -218,6 +218,25 @@ def test_what_is_no_message_is_a_dead_letter_and_those_behind_it_come(connect, t
 
 def full(*_):
     raise DiskFullError("bytes", 1, 1, 1)
+
+
+def test_in_a_transaction_of_another_directory_a_message_is_refused_at_once(connect, open_queue, monkeypatch):
+    tries = []
+    how = transport.Channel._how
+    monkeypatch.setattr(transport.Channel, "_how", lambda *args: (tries.append(1), how(*args))[1])
+    with connect() as connection:
+        producer = connection.Producer()
+        producer.publish("before", routing_key="tasks", declare=[kombu.Queue("tasks")])
+        work = open_queue()
+        with work.transaction():
+            work.push(1)
+            policy = {"max_retries": 3, "interval_start": 0.01}
+            with pytest.raises(TransactionError):
+                producer.publish("in it", routing_key="tasks", retry=True, retry_policy=policy)
+        assert len(tries) <= 2
+        assert list(work) == [1]
+        producer.publish("behind", routing_key="tasks", retry=True, retry_policy=policy)
+        assert taken_by_another(connect) == ["before", "behind"]
 
 
 def test_an_acknowledgement_that_failed_can_be_repeated(connect, monkeypatch, tmp_path):
