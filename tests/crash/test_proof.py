@@ -27,7 +27,7 @@ from replay import MEMORY
 from lmdbqueue import CorruptQueueError, PersistentQueue, QueueError
 from lmdbqueue._lmdb import meta_page, structure
 from lmdbqueue._lmdb.snapshot import Snapshot
-from lmdbqueue._model import away_proof
+from lmdbqueue._model import away_proof, fifo
 
 SECONDS = 4.0  # of verbs, a seed
 LONG_SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ", "3600"))
@@ -97,6 +97,32 @@ def test_the_proof_finds_nothing_in_what_any_verbs_have_written_for_an_hour(memo
         done += _prove_whatever_is_called(place, 1_000 + seed, min(60.0, LONG_SECONDS))
         shutil.rmtree(place)
     record_property("verbs, each followed by a proof", done)
+
+
+@pytest.mark.parametrize("expired", ["drop", "dead"])
+def test_a_push_with_which_others_expire_and_leave_is_proven_after_a_power_cut(expired, memory):
+    chance, leases = _chance(7), []
+    with _open(memory, expired=expired) as queue:
+        queue.retain(8, bytes=2_000)
+        for number in range(50):
+            some = [chance.randbytes(chance.choice((0, 20, 300))) for _ in range(chance.choice((1, 1, 3, 12)))]
+            expires = chance.choice((None, 1e-3, 5e-3, 60.0))
+            how = {"expires": expires, "headers": chance.choice((None, {"a": "b"}))}
+            if chance.random() < 0.3:
+                how.update(unique=[chance.choice("klm") for _ in some], replace=chance.random() < 0.5)
+            queue.push(some, **how)
+            if number % 3 == 0 and (lease := queue.lease(2)):
+                leases.append(lease)
+            if number % 5 == 0 and leases:
+                leases.pop(0).nack()
+            _mount_elsewhere(memory, f"{memory}/{number}")
+            with _open(f"{memory}/{number}") as other:
+                records = [each._engine.environment.view(each._engine.ref, fifo.numbers) for each in (queue, other)]
+                assert records[0] == records[1], number
+                assert other.check() == []
+            shutil.rmtree(f"{memory}/{number}")
+        assert queue.stats().expired > 5
+        assert queue.stats().dropped > 20
 
 
 @pytest.mark.parametrize("more", [0, 1])
