@@ -31,11 +31,13 @@ class Hands:
         self.lock = threading.RLock()  # a signal's handler may come amid it, and close the queue
         self.settled = Resting()  # in join; told when one of the two may have become empty, and by close
         self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._taken = 0  # items that get() ever gave out
         self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
 
     def reach(self, take: Callable[[], R | None]) -> R | None:
         """Take an item into the hand; None if ``take`` gives none."""
         thread = threading.get_ident()
+        is_nested = thread in self._reaching  # in a signal's handler, amid another one of this thread, which goes on
         found = None
         try:
             self._reaching[thread] = None
@@ -43,7 +45,9 @@ class Hands:
         finally:
             with self.lock:
                 self._in_hand += found is not None
-                self._reaching.pop(thread, None)
+                self._taken += found is not None
+                if not is_nested:
+                    self._reaching.pop(thread, None)
                 if not self._reaching:
                     self.settled.tell()
         return found
@@ -58,14 +62,22 @@ class Hands:
             if not self._in_hand:
                 self.settled.tell()
 
-    def wait_until_empty(self, refuse: Callable[[], None]) -> None:
-        """Return when nothing is in hand or reached for; ``refuse`` raises what shall end the wait."""
+    def wait_until_empty(self, refuse: Callable[[], None]) -> int:
+        """Wait until nothing is in hand or reached for; return how many items were ever taken.
+
+        If that is the same after another wait, nothing was in hand in between. ``refuse`` raises what shall end the
+        wait.
+        """
+        taken = 0
 
         def is_settled() -> bool:
+            nonlocal taken
             refuse()
+            taken = self._taken
             return not self._reaching and not self._in_hand
 
         self.settled.wait_for(self.lock, is_settled)
+        return taken
 
     def tell(self) -> None:
         """Wake the waiters."""

@@ -247,8 +247,9 @@ class Queue(Writing[T], ABC):
         self._engine.watch()
         while True:
             self._head.wait(lambda: is_empty(self._engine) or None, None)
-            self._hands.wait_until_empty(self._engine.refuse_if_closed)
-            if is_empty(self._engine):  # what was reached for may have stayed, or more may have come
+            taken = self._hands.wait_until_empty(self._engine.refuse_if_closed)
+            # what was reached for may have stayed, more may have come, and have been taken before this look
+            if is_empty(self._engine) and self._hands.wait_until_empty(self._engine.refuse_if_closed) == taken:
                 return
 
     def shutdown(self, immediate: bool = False) -> None:

@@ -11,6 +11,7 @@ The old handlers are back from then on, so a second signal does what it would ha
 import functools
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
@@ -233,6 +234,8 @@ class Tally:
         self.is_stopped = False
         self.worked = Worked()
         self._progress = progress
+        self._untold: deque[Worked] = deque()
+        self._is_telling = False  # a thread, which goes on while there is something to tell
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -244,8 +247,24 @@ class Tally:
         with self._lock:
             worked = self.worked
             self.worked = Worked(worked.done + done, worked.retried + retried, worked.dead + dead)
-            if self._progress is not None:
-                self._progress(self.worked)
+            if self._progress is None:
+                return
+            self._untold.append(self.worked)
+            if self._is_telling:
+                return
+            self._is_telling = True
+        try:
+            while (told := self._next()) is not None:
+                self._progress(told)
+        except BaseException:
+            self._is_telling = False
+            raise
+
+    def _next(self) -> Worked | None:
+        """Return what is to be told next, if anything is, without a lock."""
+        with self._lock:
+            self._is_telling = bool(self._untold)
+            return self._untold.popleft() if self._untold else None
 
 
 class _Stopped(BaseException):

@@ -613,6 +613,31 @@ def test_put_waits_for_room_that_another_object_makes(engine):
     assert queue.get() == "b"
 
 
+def test_join_misses_no_item_that_is_taken_between_its_looks(queue, monkeypatch):
+    """A consumer pushes what follows from an item, is done with that, and takes the other: never was all done."""
+    queue.push("x")
+    assert queue.get() == "x"
+    count, looks = queue._engine.count, []
+
+    def counted():
+        looks.append(1)
+        if len(looks) == 2:
+            assert queue.get() == "y"
+        found = count()
+        if len(looks) == 1:
+            queue.push("y")
+            queue.task_done()
+        return found
+
+    monkeypatch.setattr(queue._engine, "count", counted)
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(queue.join)
+        eventually(lambda: joined.done() or len(queue._hands.settled))
+        assert not joined.done()
+        queue.task_done()
+        joined.result(PATIENCE)
+
+
 def test_join_waits_until_every_item_is_taken_and_done(queue, engine):
     other = engine()
     queue.push([0, 1])

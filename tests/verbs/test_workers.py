@@ -9,7 +9,7 @@ import time
 from functools import partial
 
 import pytest
-from processes import DEADLINE
+from processes import DEADLINE, eventually
 
 from lmdbqueue import Retry, Worked
 
@@ -296,3 +296,29 @@ def test_an_awaited_worker_touches_no_signal_unless_told(run):
 def test_the_default_retry_survives_an_hour():
     retry = Retry(jitter=0.0)
     assert sum(retry.delay(attempts) for attempts in range(1, retry.max_attempts)) > 3_600
+
+
+def test_a_progress_that_waits_holds_up_no_other_thread_of_the_worker(queue):
+    """It is called without a lock; in order, once for each lease."""
+    queue.push(list(range(4)))
+    handled, told, until = [], [], Until(4)
+
+    def progress(worked):
+        if not told:
+            eventually(lambda: len(handled) >= 3)  # this thread is here: the other one goes on
+        told.append(worked)
+        until.progress(worked)
+
+    assert queue.work(handled.append, concurrency=2, stop=until, progress=progress) == Worked(4)
+    assert told == [Worked(1), Worked(2), Worked(3), Worked(4)]
+
+
+def test_a_progress_that_raises_ends_the_work_and_is_told_again_by_the_next(queue):
+    def fail(_):
+        raise LookupError
+
+    queue.push(["a", "b"])
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            queue.work(lambda _: None, progress=fail)
+    assert queue.count() == 0
