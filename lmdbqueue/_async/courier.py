@@ -101,7 +101,7 @@ class Courier:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
         self._sleepers: list[Job] = []
         self._is_wanted = threading.Event()  # the listener
-        self._has_begun = False  # the threads
+        self._threads: list[Callable[[], None]] = [self._listen, self._work]  # that have not begun, the first one last
         self._is_closed = False  # to new calls
         self._has_ended = False
         self._is_over = threading.Event()  # the worker has nothing left to do
@@ -145,11 +145,10 @@ class Courier:
             self._send(Call(self._loop.create_future(), lambda: job.undo(self._head, result)))
 
     def _send(self, job: Job | None) -> None:
-        if not self._has_begun:
-            self._has_begun = True
+        while self._threads:  # each is begun once, whichever call gets that far
+            start_new_thread(self._threads[-1], ())
+            self._threads.pop()
             _finish_at_exit(self)
-            start_new_thread(self._work, ())
-            start_new_thread(self._listen, ())
         self._jobs.put(job)
 
     def _deliver(self, results: list[Result]) -> None:

@@ -9,13 +9,14 @@ import asyncio
 import threading
 from _thread import start_new_thread
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
+from lmdbqueue._host.threads import holding
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
 from lmdbqueue._verbs.worker import LOOK, Plan, Tally, call_hooks, give_back, groups, is_set, jobs_of, logger
@@ -277,14 +278,14 @@ class AsyncLoop:
             self._tally.add(done, len(failed) - sum(failed), sum(failed))
 
 
-@contextmanager
+@holding
 def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
     """Extend a lease while the block runs, by a thread, so that a handler may block the loop."""
     ended = threading.Event()
 
     def beat() -> None:
-        with suppress(QueueError):  # its ack will tell
-            while not ended.wait(ttl / 3):
+        while not ended.wait(ttl / 3):
+            with suppress(QueueError):  # it may go better the next time; else its ack will tell
                 lease.extend(ttl)
 
     start_new_thread(beat, ())
@@ -299,7 +300,8 @@ async def run_tasks(loops: Sequence[AsyncLoop], stopped: asyncio.Event, *, signa
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        loop.call_soon_threadsafe(stopped.set)
+        with suppress(RuntimeError):  # the loop was closed just now
+            loop.call_soon_threadsafe(stopped.set)
 
     with stopped_by_signals(stop) if signals else nullcontext():
         tasks = [asyncio.ensure_future(each.serve()) for each in loops]

@@ -53,12 +53,7 @@ class AsyncState:
 
     async def items(self) -> dict[str, Any]:
         """Return all keys and values, as of one moment."""
-
-        def items() -> dict[str, Any]:
-            with self._queue.transaction():
-                return dict(self._queue.state)
-
-        found: dict[str, Any] = await self._call(items)
+        found: dict[str, Any] = await self._call(self._queue.state.as_dict)
         return found
 
 
@@ -485,7 +480,8 @@ class AsyncQueue(AsyncWriting[T]):
         async with self._moving:  # a move that was cancelled is undone before
             if self._is_closed:
                 return
-            self._is_closed = True
             future = self._future()
             self._courier.close(future)
+            self._is_closed = True
+            self._settled.set()  # who is in join() is refused by the next look
         await asyncio.shield(future)

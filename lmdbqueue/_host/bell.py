@@ -31,7 +31,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from lmdbqueue._host.descriptors import close
-from lmdbqueue._host.disk import open_private
+from lmdbqueue._host.disk import is_of_a_handler, open_private
 from lmdbqueue._host.threads import Resting
 
 CEILING: Final = 1.0  # seconds
@@ -76,21 +76,30 @@ class Bell:
         """
         with self._lock:  # so that close() cannot free the descriptor for another file meanwhile
             if not self._is_closed and (self._memory is None or self._memory[0]):
-                try:  # noqa: SIM105  (suppress() costs 0.4 us in every commit)
+                try:
                     os.pwrite(self._open(), _HEARD, 0)
-                except OSError:
-                    pass
+                except OSError as error:
+                    if is_of_a_handler(error):
+                        raise
 
     def listen(self) -> int:
         """Begin to notice rings; return what ``wait`` wants to know."""
         with self._lock:
             if self._watch is None and not self._is_closed:
-                fd = self._open()
-                if self._memory is None or not self._memory[0]:
-                    with suppress(OSError):  # a full disk
-                        os.pwrite(fd, _HEARD, 0)
-                self._watch = _watch(self._path, fd)
+                try:
+                    self._watch = self._listening()
+                except OSError as error:  # no descriptor, or no room for the file: nobody rings for this process
+                    if is_of_a_handler(error):
+                        raise
+                    self._watch = _Polling()
             return self._rings
+
+    def _listening(self) -> _Watch:
+        fd = self._open()
+        if self._memory is None or not self._memory[0]:
+            with suppress(OSError):  # a full disk
+                os.pwrite(fd, _HEARD, 0)
+        return _watch(self._path, fd)
 
     def wait(self, ticket: int, timeout: float) -> None:
         """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""

@@ -14,7 +14,7 @@ import sys
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -24,16 +24,23 @@ _PATIENCE: Final = 10.0  # seconds that the program's end waits for work that is
 
 _left: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _working = Lock()  # held by the thread
-_is_ending = False  # the program
+_at_end: list[Callable[[], object]] = []
+_is_ending = False  # the program, and nobody waits for another thread any more
 
 
 def defer(fn: Callable[..., object], *args: object) -> None:
-    """Call ``fn(*args)`` in another thread, soon; at the end of the program, where no thread can be had, here."""
+    """Call ``fn(*args)`` in another thread, soon; in the main thread, once the program ends, at once."""
     _left.append((fn, args))
-    if _is_ending:
+    if _is_ending and current_thread() is main_thread():
         _do_what_is_left()
     else:
         _begin()
+
+
+def at_end(fn: Callable[[], None]) -> Callable[[], None]:
+    """Call ``fn`` when the program ends, and wait for what it defers; the last one first. A decorator."""
+    _at_end.append(fn)
+    return fn
 
 
 def wait(timeout: float) -> bool:
@@ -49,16 +56,16 @@ def wait(timeout: float) -> bool:
 def _begin() -> None:
     if _working.acquire(blocking=False):
         try:
-            start_new_thread(_work, ())
+            start_new_thread(_work, (_working,))
         except RuntimeError:  # there are too many threads: the next one, or the end, does it
             _working.release()
 
 
-def _work() -> None:
+def _work(working: Lock) -> None:
     try:
         _do_what_is_left()
     finally:
-        _working.release()
+        working.release()
     if _left:  # since the last look
         _begin()
 
@@ -69,23 +76,39 @@ def _do_what_is_left() -> None:
             fn, args = _left.popleft()
         except IndexError:  # another thread has it
             return
-        try:
-            fn(*args)
-        except BaseException as error:  # as of any finalizer
-            sys.unraisablehook(
-                SimpleNamespace(
-                    exc_type=type(error), exc_value=error, exc_traceback=error.__traceback__, err_msg=None, object=fn
-                )
+        _do(fn, *args)
+
+
+def _do(fn: Callable[..., object], *args: object) -> None:
+    try:
+        fn(*args)
+    except BaseException as error:  # as of any finalizer
+        sys.unraisablehook(
+            SimpleNamespace(
+                exc_type=type(error), exc_value=error, exc_traceback=error.__traceback__, err_msg=None, object=fn
             )
+        )
 
 
 @atexit.register
 def _end() -> None:
     global _is_ending  # noqa: PLW0603
+    for fn in reversed(_at_end):
+        _do(fn)
+    _finish()
     _is_ending = True
-    if _working.acquire(timeout=_PATIENCE):
-        _working.release()
-    _do_what_is_left()
+
+
+def _finish() -> None:
+    """Wait for what was deferred. What waits for another process, for too long, is left behind; the rest is done."""
+    global _working  # noqa: PLW0603
+    while not _working.acquire(timeout=_PATIENCE):
+        if not _left:
+            return
+        _working = Lock()
+        _begin()
+    _working.release()
+    _do_what_is_left()  # where no thread could be had
 
 
 def _begin_anew() -> None:

@@ -53,7 +53,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from lmdbqueue._errors import CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
@@ -63,7 +63,7 @@ from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
-from lmdbqueue._host.threads import Parking, is_mine
+from lmdbqueue._host.threads import Parking, holding, is_mine
 
 _GENERATION: Final = r"(\d{8,})\.mdb"
 _DRAFT: Final = r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?"
@@ -109,7 +109,7 @@ def open_directory(
 _doors: dict[str, threading.RLock] = {}  # of directories: threads of this process go in one after the other
 
 
-@contextmanager
+@holding
 def _door(path: str) -> Iterator[None]:
     """Hold the door of a directory; raise ``NestedCallError`` in a call from within one that holds it."""
     door = _doors.setdefault(os.path.realpath(path), threading.RLock())
@@ -223,7 +223,7 @@ class Directory:
         """Return the path of one of the queue's small files."""
         return os.path.join(self.path, name)
 
-    @contextmanager
+    @holding
     def lock(self, parking: Parking | None = None) -> Iterator[None]:
         """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place.
 
@@ -246,7 +246,7 @@ class Directory:
         if (status.st_dev, status.st_ino) != self.identity[:2]:
             raise GoneError(self.path)
 
-    @contextmanager
+    @holding
     def compaction(self) -> Iterator[str]:
         """Hold the right to compact, for the block; give a path for the copy that is made ahead.
 

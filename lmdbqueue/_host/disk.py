@@ -33,11 +33,18 @@ def translated(path: str, operation: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_of_a_handler(error):
+            raise
         raise explain(error, path, operation) from error
     except ImportError as error:  # a module that is imported at its first use needs a descriptor
         if os.strerror(errno.EMFILE) not in str(error):
             raise
         raise out_of_descriptors(path, operation, os.strerror(errno.EMFILE)) from error
+
+
+def is_of_a_handler(error: BaseException) -> bool:
+    """Return whether an error has no number, as those of the system have: a signal's handler raised it."""
+    return not getattr(error, "errno", None)
 
 
 def explain(error: OSError, path: str, operation: str) -> QueueError:

@@ -20,12 +20,12 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._host.threads import Parking
+from lmdbqueue._host.threads import Parking, holding
 
 _held: set[int] = set()
 _life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
@@ -146,7 +146,7 @@ class LeftFile:
             close(fd)
 
 
-@contextmanager
+@holding
 def exclusive(path: str, folder: int | None = None, parking: Parking | None = None) -> Iterator[int]:
     """Hold the exclusive lock of ``path`` for the block, waiting for it first; give its descriptor. "." is the folder.
 

@@ -3,6 +3,8 @@
 Owns: the one ``os.register_at_fork``. Law: the order stands in ``ORDER`` and not in that of imports; what fails in one
 module keeps no other from its part.
 
+An interrupt may come anywhere, and Python forks all the same. So what is done after a fork may be done twice.
+
 Before a fork the order is backwards, so that what is given back last was taken first: the environments let no
 transaction be open while everything else stands still. In the child it is forwards: locks of the parent go first,
 then what its threads were amid, then the environments, which may be used at once.
@@ -10,6 +12,7 @@ then what its threads were amid, then the environments, which may be used at onc
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Final
@@ -68,11 +71,15 @@ def _before() -> None:
 
 
 def _in_parent() -> None:
-    _call([_parts[name].parent for name in registered()])
+    if _under_way:
+        _call([_parts[name].parent for name in registered()])
+        _under_way.clear()
 
 
 def _in_child() -> None:
-    _call([_parts[name].child for name in registered()])
+    if _under_way:
+        _call([_parts[name].child for name in registered()])
+        _under_way.clear()
 
 
 def _call(functions: list[Callable[[], object]]) -> None:
@@ -85,4 +92,9 @@ def _call(functions: list[Callable[[], object]]) -> None:
             _call(functions)
 
 
-os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+_under_way: list[int] = []  # something, from the beginning of a fork until all was done after it
+
+os.register_at_fork(before=_before)
+os.register_at_fork(before=functools.partial(_under_way.append, 1))  # a call of C, which nothing interrupts
+for _ in range(2):  # the second time only what an interrupt has left, which may come as the first one begins
+    os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)

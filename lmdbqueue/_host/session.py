@@ -37,6 +37,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from lmdbqueue._host import flock
@@ -91,6 +92,7 @@ class Session:
         self.path = path
         self.boot = _boot()
         self._known = 0  # a transaction that is on the disk, as far as this process was told
+        self._has_left = False
         _make(path, folder)
         fd = flock.acquire(path, folder)  # waits for one that has just died amid recovery
         try:
@@ -217,10 +219,15 @@ class Session:
         sync_file(self._file)
 
     def leave(self) -> None:
-        """Take the life-sign down, unless that was done."""
-        if not self._memory.closed:
-            self._words.release()
-            self._memory.close()
+        """Take the life-sign down, unless that was done.
+
+        Other threads may be asking for the words: from now on they find them as they were.
+        """
+        if not self._has_left:
+            self._has_left = True
+            self._words = memoryview(bytearray(self._words)).cast("Q")
+            with suppress(BufferError):  # of who is amid a look, and lets it go
+                self._memory.close()
             close(self._file)
             flock.release(self._fd)
 

@@ -12,13 +12,18 @@ thread waits for itself.
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, RLock
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOOK: Final = 1.0  # seconds between two looks of who rests: who should have told it may have been interrupted
 
@@ -103,11 +108,16 @@ class Ending:
     def close(self) -> None:
         """Run the steps, whatever one of them raises."""
         failed = None
+        has_failed = False  # the step that is the last
         while self._steps:
             try:
                 self._steps[-1]()
             except Exception as error:  # it is raised when all have run
                 failed = error
+                has_failed = not has_failed
+                if has_failed:  # once more: what raised may have been the handler of a signal, before the step began
+                    continue
+            has_failed = False
             self._steps.pop()
         if failed is not None:
             raise failed
@@ -124,14 +134,77 @@ def is_taken(lock: RLock) -> bool:
     return not repr(lock).startswith("<unlocked")
 
 
+def free(lock: RLock) -> None:
+    """Release a lock if this thread holds it, and did not before."""
+    if is_mine(lock):
+        lock.release()
+
+
+class _Leaving(functools.partial[bool | None]):
+    """What a ``with`` statement calls at its end, and drops when it is left, called or not."""
+
+    def __del__(self) -> None:
+        self.args[0].gen.close()
+
+
+def _leave(manager: Any, *error: Any) -> bool | None:
+    left: bool | None = manager.__exit__(*error)
+    return left
+
+
+class _Exit:
+    """``Held.__exit__``: for a ``with`` statement an object of its own, to which no frame refers."""
+
+    def __get__(self, held: Held[Any] | None, _: type) -> Callable[..., bool | None]:
+        return _exit if held is None else _Leaving(_leave, held.manager)
+
+
+def _exit(held: Held[Any], *error: Any) -> bool | None:
+    return _leave(held.manager, *error)
+
+
+class Held(AbstractContextManager[T]):
+    """What ``holding`` makes of a generator."""
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager  # of contextlib
+
+    def __enter__(self) -> T:
+        entered: T = self.manager.__enter__()
+        return entered
+
+    if TYPE_CHECKING:
+
+        def __exit__(self, *_: object) -> bool | None: ...
+
+    else:
+        __exit__ = _Exit()
+
+
+def holding(begin: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
+    """Do as ``contextlib.contextmanager``; what the generator holds is let go when the ``with`` statement is left.
+
+    An interrupt may come where the generator has just yielded, or its end is just to begin. Then nobody runs it any
+    more, and with ``contextmanager`` it ends when the collector finds it: which is never, as long as somebody keeps
+    the interrupt, whose traceback refers to it, as an interactive Python does.
+    """
+    make = contextmanager(begin)
+
+    @functools.wraps(begin)
+    def begun(*args: P.args, **options: P.kwargs) -> AbstractContextManager[T]:
+        return Held(make(*args, **options))
+
+    return begun
+
+
 class Parking:
     """Where one thread says that it waits for another process, amid nothing that a fork could harm."""
 
     def __init__(self) -> None:
-        self._gate = Lock()  # closed while this process is being forked
+        self._gate = RLock()  # closed while this process is being forked
         self._is_parked = False
 
-    @contextmanager
+    @holding
     def parked(self) -> Iterator[None]:
         """Be parked for the block. It may end, and is not left, while this process is being forked."""
         self._is_parked = True
@@ -150,17 +223,18 @@ class Parking:
         return False
 
     def let_go(self) -> None:
-        """Release it."""
-        self._gate.release()
+        """Release it, if it is held."""
+        free(self._gate)
 
 
-@contextmanager
+@holding
 def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
     """Call ``fn`` each ``seconds`` seconds in another thread while the block runs; what it raises is raised at the end.
 
     After that it is not called again. No call is under way when the block has ended, unless an interrupt ended the
-    wait for it.
+    wait for it. A child that was forked in the block has no such thread, and leaves it without a wait.
     """
+    process = os.getpid()
     stop, ended = _closed(), _closed()  # each is opened by one call of C, the first of its block
     failed: list[BaseException] = []
 
@@ -182,7 +256,8 @@ def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
         yield
     finally:
         stop.release()
-        ended.acquire()
+        if os.getpid() == process:
+            ended.acquire()
     if failed:
         raise failed[0]
 

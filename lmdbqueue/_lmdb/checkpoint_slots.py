@@ -15,13 +15,14 @@ A slot, at 0 and at 4,096, so that none shares a sector or a page with the other
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from struct import Struct
 from typing import Final
 from zlib import crc32
 
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
+from lmdbqueue._host.threads import holding
 from lmdbqueue._tuples import NamedTuple
 
 MAGIC: Final = b"lmdbqcp1"
@@ -96,7 +97,7 @@ class Slots:
         """Return the newest checkpoint, on the disk or not."""
         return max(filter(None, _read(self._fd)), key=lambda each: each.order, default=None)
 
-    @contextmanager
+    @holding
     def _locked(self) -> Iterator[None]:
         """Hold the lock of the slots, which the kernel frees of a process that dies."""
         try:

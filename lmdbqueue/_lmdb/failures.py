@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from typing import Final
 
 import lmdb
 
-from lmdbqueue._errors import AccessError, PidError, QueueError, StorageError
+from lmdbqueue._errors import AccessError, CommitUnknownError, NestedCallError, PidError, QueueError, StorageError
 from lmdbqueue._host.disk import explain
 
 DAMAGE: Final = (
@@ -25,12 +26,28 @@ DAMAGE: Final = (
 _OF_THE_SYSTEM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_OF_A_TRANSACTION: Final = (lmdb.Error, SystemError, struct.error, QueueError, MemoryError)
+
+
 class Superseded(Exception):
     """The generation is continued in the next one; nothing was done."""
 
 
 class Doubtful(Exception):
     """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
+
+
+def may_be_of_a_handler(error: BaseException) -> bool:
+    """Return whether what was raised amid a transaction is none of its own errors.
+
+    The handler of a signal may raise anything, anywhere, and that is for the thread that it came to.
+    """
+    return not isinstance(error, (*_OF_A_TRANSACTION, Superseded, Doubtful)) or isinstance(error, NestedCallError)
+
+
+def came_after_the_commit(error: BaseException) -> bool:
+    """Return whether a transaction that has ended was committed, since only a handler can have raised this then."""
+    return not isinstance(error, (lmdb.Error, CommitUnknownError))
 
 
 def failure(path: str, error: Exception, operation: str) -> QueueError:

@@ -64,12 +64,12 @@ import lmdb
 from lmdbqueue import _format
 from lmdbqueue._errors import CommitUnknownError, CorruptQueueError, Full, GoneError, NestedCallError, StorageError
 from lmdbqueue._host.descriptors import close, open_at
-from lmdbqueue._host.disk import allocate, explain, translated
+from lmdbqueue._host.disk import allocate, explain, is_of_a_handler, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.content import Content
-from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.failures import Doubtful, Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import LOCK_FILE, await_set_up, open_environment, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
@@ -339,7 +339,9 @@ class Generation(Snapshot):
 
     # --- writing
 
-    def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
+    def write(  # noqa: C901  (in one frame: every push passes it)
+        self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int
+    ) -> Any:
         """Return what ``fn(txn, tables, *args)`` changed, durable: a lone call, the short way.
 
         ``NOT_DONE`` if anything is in the way: then nothing was done. Raises ``CommitUnknownError``.
@@ -361,11 +363,14 @@ class Generation(Snapshot):
         except CommitUnknownError:
             raise
         except BaseException as error:
-            if txn is not None and is_open(txn):
-                txn.abort()
-            if isinstance(error, Exception):  # it will be met again, where it is dealt with
-                return NOT_DONE
-            raise
+            if txn is not None:
+                if is_open(txn):
+                    txn.abort()
+                elif came_after_the_commit(error):
+                    raise
+            if may_be_of_a_handler(error) and not isinstance(error, KeyError):
+                raise
+            return NOT_DONE  # it will be met again, where it is dealt with; a KeyError is that of a queue that is gone
         if self._is_full:
             try:
                 self._sync(transaction)
@@ -373,7 +378,7 @@ class Generation(Snapshot):
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
         return result
 
-    def begin(self, operation: str, *, pinned: bool = True) -> Txn:
+    def begin(self, operation: str, *, pinned: bool = True) -> Txn:  # noqa: C901  (as ``write``)
         """Begin a write transaction. To be ended by the caller, come what may. ``pinned``: something may be written.
 
         Raises ``Superseded``; ``GoneError`` when somebody has removed or replaced a file, or the directory.
@@ -406,6 +411,8 @@ class Generation(Snapshot):
         except (FileNotFoundError, NotADirectoryError):
             raise GoneError(self.directory) from None
         except OSError as error:
+            if is_of_a_handler(error):
+                raise
             raise explain(error, self.directory, operation) from error
         return txn
 
@@ -418,10 +425,11 @@ class Generation(Snapshot):
         waits for anything, and takes turns itself.
         """
         try:
-            try:  # noqa: SIM105  (suppress() costs 0.4 us)
+            try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
-            except (OSError, ValueError):  # it is being closed, which LMDB says, too
-                pass
+            except (OSError, ValueError) as error:  # it is being closed, which LMDB says, too
+                if is_of_a_handler(error) and self._fd >= 0:
+                    raise
             return self._env.begin(write=True)
         finally:
             try:  # noqa: SIM105  (here, since an interrupt may come when a function is entered, and others would wait)
@@ -474,9 +482,11 @@ class Generation(Snapshot):
         Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
         """
         transaction = self.secure_before(txn)
-        self._commit(txn)
-        if self.keeper is not None:
-            self.keeper.committed(self._room.granted)
+        try:
+            self._commit(txn)
+        finally:  # also if it is not known: a checkpoint too many does no harm, and one too few would
+            if self.keeper is not None:
+                self.keeper.committed(self._room.granted)
         return transaction
 
     def secure_before(self, txn: Txn) -> int:
@@ -536,6 +546,8 @@ class Generation(Snapshot):
                 self._sync(transaction)
             except StorageError as error:
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
+            except Superseded as error:  # a swap would have secured it: this process has left
+                raise CommitUnknownError(self.path, "sync", "the queue was closed meanwhile") from error
 
     def sync(self) -> None:
         """Return when all that was committed is on the disk. Raises ``Doubtful``, ``Superseded``, ``StorageError``."""
@@ -608,7 +620,7 @@ class Generation(Snapshot):
     def _refuse_failed(self, error: lmdb.Error) -> None:
         """Raise ``StorageError`` for a flush that failed, and put the generation in doubt."""
         if self._is_closed and not self.is_broken:
-            return  # superseded: its content is on the disk, in the next one
+            raise Superseded from error  # by a swap, or this process has left: what was read counts no more
         with suppress(OSError):  # the swap that follows insists (``_local.swap``)
             self._session.set_in_doubt(self.number)
         raise StorageError(self.path, "sync", str(error)) from error

@@ -5,10 +5,10 @@
 ``source``        the queue that is drained
 ``target``        the queue in another directory that is filled
 ``queue``         ``PersistentQueue``: opening, closing, the verbs on an environment
+``state``         ``state``: a mapping beside the items
 ``engine``        the steps of the verbs, each as one call of an environment
 ``compaction``    ``flush``, ``copy``, ``drop_queue``: when space is given back
 ``check``         ``check``: the proof on a queue in use, and its repair
-``state``         ``state``: a mapping beside the items
 ``catch_up``      a copy made before a swap, while writers go on
 ``sharing``       one environment a directory: who shares it, and forks
 ``environment``   a directory as this process has it open: the transactions of its threads

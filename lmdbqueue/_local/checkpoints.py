@@ -52,7 +52,7 @@ from typing import Final
 from lmdbqueue._errors import NestedCallError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._host.threads import is_mine
+from lmdbqueue._host.threads import free, is_mine
 from lmdbqueue._lmdb.checkpoint_slots import Checkpoint, Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
@@ -257,11 +257,11 @@ class Checkpoints:
 
     def freeze(self, timeout: float) -> bool:
         """Have no transaction open until ``thaw``, with the right to write; return whether that came about in time."""
-        if is_mine(self._busy) or not self._busy.acquire(timeout=timeout):
+        if not self._busy.acquire(timeout=timeout):
             return False
         self._let_go()
         return True
 
     def thaw(self) -> None:
-        """Go on."""
-        self._busy.release()
+        """Go on, if it is frozen."""
+        free(self._busy)

@@ -107,6 +107,8 @@ class LocalEngine:
         self.salt = _format.salt(self.record)
         self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
         self._release = weakref.finalize(self, departures.defer, _let_go, environment, self.ref, self.owners)
+        self._release.atexit = False  # but by ``release_at_end``, which comes before what waits for it
+        self._stays_open = False
         _engines.add(self)
 
     # --- items that wait
@@ -414,7 +416,7 @@ class LocalEngine:
         while len(leases) < n:
             try:
                 lease = self.lease(1, ttl, sort_out)
-            except QueueError:
+            except BaseException:  # of ``loads``, too: who asks for the next one meets it, and the others have theirs
                 if not leases:
                     raise
                 break
@@ -613,7 +615,13 @@ class LocalEngine:
 
     def stay_open_at_exit(self) -> None:
         """Leave it to another to close this at the program's end, after functions of ``atexit`` that still use it."""
-        self._release.atexit = False
+        self._stays_open = True
+
+    def release_at_end(self) -> None:
+        """Do as the collector would, as the program ends."""
+        found = None if self._stays_open else self._release.detach()  # by then it cannot be called any more
+        if found is not None:
+            found[1](*found[2])
 
     def begin_anew(self) -> None:
         """Hold no leases, in a forked child, whose parent may hold some."""
@@ -651,6 +659,12 @@ def _let_go(environment: Environment, ref: Ref, owners: Owners) -> None:
         owners.leave()
     finally:
         environment.release(ref)
+
+
+@departures.at_end
+def _release_all() -> None:
+    for engine in list(_engines):
+        engine.release_at_end()
 
 
 def _begin_anew_in_child() -> None:

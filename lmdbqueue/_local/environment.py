@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
@@ -29,7 +29,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
-from lmdbqueue._host.threads import Ending, is_mine
+from lmdbqueue._host.threads import Ending, free, holding, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
@@ -101,14 +101,20 @@ class Environment(Live):
     def _close_if_left(self) -> None:
         if self.handles:
             return
-        checkpoints = self._checkpoints
-        if is_mine(self._writer) or is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine):
+        if self._is_amid_a_call():
             departures.defer(self._close)
         else:
             self._close()
 
+    def _is_amid_a_call(self) -> bool:
+        """Return whether this thread writes, moves or makes a checkpoint: to close it would wait for itself."""
+        checkpoints = self._checkpoints
+        return is_mine(self._writer) or is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine)
+
     def _close(self) -> None:
         """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it."""
+        if self._is_amid_a_call():  # the program ends, and there is no other thread: it is closed with the process
+            return
         with self._writer, self._moving:
             if self.handles:
                 return
@@ -260,12 +266,13 @@ class Environment(Live):
                     self.bell.ring()
                     break
 
-    @contextmanager
+    @holding
     def transaction(self) -> Iterator[None]:
         """Make all calls of this thread in the block one transaction, durable when it is left (``transaction``)."""
         block = blocks.current()
         if block is not None:
             block.refuse_other(self)
+            block.refuse_amid_a_call()
             with block.joined():
                 yield
             return
@@ -338,7 +345,7 @@ class Environment(Live):
         """Raise ``TransactionError`` if this thread is in a transaction."""
         blocks.refuse_inside(self.directory.path, what, *advice)
 
-    @contextmanager
+    @holding
     def exclusive(
         self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
     ) -> Iterator[tuple[Generation, Txn]]:
@@ -357,7 +364,7 @@ class Environment(Live):
         self._refuse_nested()
         writer = self._writer
         begun: list[tuple[Generation, Txn]] = []
-        ending.add(partial(_free, writer))
+        ending.add(partial(free, writer))
         ending.add(partial(self._end_writing, writer, begun))
         writer.acquire()
         self._is_writing = True
@@ -445,12 +452,6 @@ class Environment(Live):
                 self._generation = generation
         generation.secure(transaction)
         return transaction > 0
-
-
-def _free(lock: threading.RLock) -> None:
-    """Release a lock if this thread holds it, and did not before."""
-    if is_mine(lock):
-        lock.release()
 
 
 def _open_queue(

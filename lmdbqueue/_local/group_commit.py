@@ -11,7 +11,7 @@ from threading import Lock, get_ident
 from typing import Any
 
 from lmdbqueue._errors import CommitUnknownError, Full, QueueError
-from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._lmdb.failures import Doubtful, Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, is_open
 
@@ -74,32 +74,53 @@ def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) ->
     They are done before the flush, so that an interrupt amid it undoes nothing. A call that still has a
     ``generation`` is not known to be durable: its caller has to ``secure`` it, and is told if that fails.
     A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
-    is undone, and each call gets one of its own, so that only the culprit fails. With ``again`` a call
-    that finds the disk full is run once more if free pages may be had for it then.
+    is undone, and each call gets one of its own, so that only the culprit fails; what none of them raises then was
+    raised by the handler of a signal, and goes on from here. With ``again`` a call that finds the disk full is run once
+    more if free pages may be had for it then.
     """
     calls = [call for call in calls if not call.done]
     if not calls:
         return
     try:
         _run(generation, calls)
-    except (Superseded, Doubtful):
+    except (Superseded, Doubtful, RecursionError):  # the last: of this thread's depth
         raise
     except Exception as error:  # it goes to the callers that it belongs to
-        if len(calls) > 1 and not isinstance(error, CommitUnknownError):
-            for call in calls:
-                run(generation, [call])
-            return
-        explained = generation.explain(error, "writing")
-        if again and isinstance(explained, Full) and generation.renew():
-            run(generation, calls, again=False)
-            return
-        if isinstance(explained, Superseded):
-            raise explained from error
-        for call in calls:
-            call.error = explained
-        _finish(calls, None, 0)
+        if calls[0].generation is not None:  # it was committed, and a handler came after that
+            raise
+        if not _run_each(generation, calls, error, again=again):
+            _give_up(generation, calls, error, again=again)
     else:
         _secure(generation, calls)
+
+
+def _run_each(generation: Generation, calls: Sequence[Call], error: Exception, *, again: bool) -> bool:
+    """Run each call by itself, if the error amid them may be that of another; return whether it may.
+
+    What none of them raises then is raised here: it came to this thread, as that of a signal's handler.
+    """
+    may_be_of_none = may_be_of_a_handler(error)
+    is_of_another = again and may_be_of_none and calls[0].thread != get_ident()
+    if not is_of_another and (len(calls) == 1 or isinstance(error, CommitUnknownError)):
+        return False
+    for call in calls:
+        run(generation, [call], again=again and not is_of_another)
+    if may_be_of_none and not any(isinstance(call.error, type(error)) for call in calls):
+        raise error
+    return True
+
+
+def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *, again: bool) -> None:
+    """Tell the callers of an error, unless the disk was full and may have room now."""
+    explained = generation.explain(error, "writing")
+    if again and isinstance(explained, Full) and generation.renew():
+        run(generation, calls, again=False)
+        return
+    if isinstance(explained, Superseded):
+        raise explained from error
+    for call in calls:
+        call.error = explained
+    _finish(calls, None, 0)
 
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:
@@ -128,7 +149,7 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
     except BaseException as error:
         if is_open(txn):
             txn.abort()
-        elif not isinstance(error, Exception):  # interrupted after the end: it counts
+        elif came_after_the_commit(error):  # as an interrupt: it counts
             _finish(calls, generation, transaction)
         raise
     _finish(calls, generation, transaction)

@@ -44,7 +44,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
-from lmdbqueue._host.threads import is_mine
+from lmdbqueue._host.threads import Ending, free, is_mine
 from lmdbqueue._lmdb.checkpoint_slots import Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
@@ -71,7 +71,8 @@ class Live:
         self._queues: Counter[Ref] = Counter()  # that they use
         self._torn = False  # in a child: a transaction of the parent was open at the fork
         self.interval = math.inf  # seconds between checkpoints, the least that a queue object wants
-        self._frozen: list[Callable[[], object]] = []  # what lets this process go on after a fork
+        self._frozen = Ending()  # of what holds this process still while it is being forked
+        self._inherited: list[Generation | None] = []  # in a child: kept, since to end them would harm the parent
         self._start()
 
     def _start(self) -> None:
@@ -97,10 +98,11 @@ class Live:
 
     def want_interval(self, seconds: float) -> None:
         """Make checkpoints every ``seconds``, or more often if another queue object wants that."""
-        if seconds < self.interval:
-            self.interval = seconds
-            if (checkpoints := self._checkpoints) is not None:
-                checkpoints.hurry(seconds)
+        with self._moving:  # so that no checkpoints begin with a longer one meanwhile
+            if seconds < self.interval:
+                self.interval = seconds
+                if self._checkpoints is not None:
+                    self._checkpoints.hurry(seconds)
 
     def unsynced_seconds(self) -> float | None:
         """Return the age of the oldest call that a power cut could take back, 0.0 if there is none; None: unknown."""
@@ -301,40 +303,41 @@ class Live:
         if self._torn or is_mine(self._writer) or is_mine(self._moving):
             return False  # by this very thread: waiting is of no use
         parking = self.directory.parking
+        self._frozen = Ending()
+        self._frozen.add(parking.let_go)
         if parking.hold():
-            self._frozen = [parking.let_go]
             return True
-        self._frozen = []
         for lock in (self._writer, self._moving):
+            self._frozen.add(partial(free, lock))
             if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 self.thaw()
                 return False
-            self._frozen.append(lock.release)
-        generation, self._generation = self._generation, None  # who comes now waits for _moving
+        self._hidden = self._generation
+        self._frozen.add(self._show)
+        self._generation = None  # who comes now waits for _moving
         while is_read := bool(self._reading.keys() - {threading.get_ident()}):
             if time.monotonic() > deadline:
                 break
             time.sleep(LOOK)
         is_still = not is_read and self._freeze_checkpoints(deadline)  # after those in sync(), who wait for checkpoints
-        self._frozen.append(partial(self._show, generation))  # not before: other directories may have to be waited for
-        self._hidden = generation
         if not is_still:
             self.thaw()
-        elif generation is not None:
-            generation.let_go()
+        elif self._hidden is not None:
+            self._hidden.let_go()
         return is_still
 
-    def _show(self, generation: Generation | None) -> None:
-        self._generation, self._hidden = generation, None
+    def _show(self) -> None:
+        if self._hidden is not None:
+            self._generation, self._hidden = self._hidden, None
 
     def _freeze_checkpoints(self, deadline: float) -> bool:
         checkpoints = self._checkpoints
         if checkpoints is None:
             return True
-        if not checkpoints.freeze(max(0.0, deadline - time.monotonic())):
+        if checkpoints.is_mine:
             return False
-        self._frozen.append(checkpoints.thaw)
-        return True
+        self._frozen.add(checkpoints.thaw)
+        return checkpoints.freeze(max(0.0, deadline - time.monotonic()))
 
     @property
     def is_torn(self) -> bool:
@@ -348,24 +351,25 @@ class Live:
     def thaw(self) -> None:
         """Go on in the parent."""
         self._torn = False
-        while self._frozen:
-            self._frozen.pop()()
+        self._frozen.close()
 
     def restart(self) -> None:
         """Go on in the child, with nothing of the parent's but the files."""
         self.bell.forget()
         self._forget_left()
-        self._inherited = [*self._retired, self._generation, self._hidden]
-        for generation in self._inherited:
+        inherited = [*self._retired, self._generation, self._hidden]
+        for generation in inherited:
             if generation is not None:
                 generation.keeper = None  # whose pin has ended, and whose thread is not here
         self._close_slots()
-        if not self._torn:  # else closing them would harm the parent
-            for generation in self._inherited:
+        if self._torn:
+            self._inherited += inherited
+        else:
+            for generation in inherited:
                 if generation is not None:
                     generation.close()
         if self._session is not None:
             self._session.leave()
         self.directory.begin_anew()
-        self._frozen = []
+        self._frozen = Ending()
         self._start()

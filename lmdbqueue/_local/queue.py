@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args
 
 from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
+from lmdbqueue._host.threads import holding
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.sharing import open_environment
@@ -189,7 +189,7 @@ class PersistentQueue(Queue[T]):
         compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
-    @contextmanager
+    @holding
     def transaction(self) -> Iterator[None]:
         """Make all calls of this thread in the block one atomic step, across all queues of the directory.
 
@@ -221,7 +221,7 @@ class PersistentQueue(Queue[T]):
         self._engine.refuse_if_closed()
         from lmdbqueue._local.state import State  # noqa: PLC0415  (most queues have no state)
 
-        return State(self._engine.environment, self._engine.ref, self.dumps, self.loads)
+        return State(self._engine, self.dumps, self.loads)
 
     def move(self, items: int = 1, *, to: PersistentQueue[Any]) -> int:
         """Move the first items to the tail of another queue of this directory, as one atomic step.

@@ -10,12 +10,14 @@ transaction lasts too long) leaves a child in which that queue raises ``ForkErro
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import OptionError
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import free
 from lmdbqueue._lmdb.opening import build
 from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._local.environment import Environment, environments, opening
@@ -63,35 +65,55 @@ def _refuse_other_options(path: str, stored: _format.Options, given: _format.Opt
             raise OptionError(path, option, getattr(stored, option), getattr(given, option))
 
 
+_frozen: list[Environment] = []  # by the fork under way
+
+
 def _freeze_all() -> None:
     opening.acquire()
+    _freeze(list(environments.values()), _frozen)
+
+
+def _freeze(waiting: list[Environment], frozen: list[Environment]) -> None:
+    """Quiesce those that wait, one after the other; ``frozen``: those that are."""
     deadline = time.monotonic() + _PATIENCE
-    waiting = list(environments.values())
-    frozen: list[Environment] = []
     while waiting:
         environment = waiting.pop(0)
         left = max(0.0, deadline - time.monotonic())
         if environment.freeze(min(left, _TURN) if frozen else left):
             frozen.append(environment)
-        elif not frozen or not left or environment.is_torn:
-            environment.give_up()
-        else:  # the others go on while this one is waited for, first
+        elif frozen and left and not environment.is_torn:  # the others go on while this one is waited for, first
             for each in frozen:
                 each.thaw()
-            waiting = [environment, *frozen, *waiting]
-            frozen = []
+            waiting[:] = [environment, *frozen, *waiting]
+            frozen.clear()
 
 
 def _thaw_all() -> None:
-    for environment in environments.values():
-        environment.thaw()
-    opening.release()
+    _with_each(Environment.thaw)
 
 
 def _restart_all() -> None:
     for environment in environments.values():
-        environment.restart()
-    opening.release()
+        if environment not in _frozen:  # it could not be, or an interrupt came before: Python forks all the same
+            environment.give_up()
+    _with_each(Environment.restart)
+
+
+def _with_each(do: Callable[[Environment], None]) -> None:
+    """Do it with all, and release them; once more with one amid which a signal's handler raised something."""
+    left = list(environments.values())
+    try:
+        try:
+            while left:
+                do(left[-1])
+                left.pop()
+        finally:
+            while left:
+                do(left[-1])
+                left.pop()
+    finally:
+        _frozen.clear()
+        free(opening)
 
 
 at_fork("environments", before=_freeze_all, in_parent=_thaw_all, in_child=_restart_all)

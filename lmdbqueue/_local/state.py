@@ -13,7 +13,8 @@ from typing import Any
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import SEAL_SIZE
-from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Tables, Txn
+from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, pushing, weighed_records
 from lmdbqueue._verbs.state import StateMapping
@@ -22,15 +23,17 @@ from lmdbqueue._verbs.state import StateMapping
 class State(StateMapping):
     """The mapping of a queue of an environment."""
 
-    def __init__(
-        self, environment: Environment, ref: Ref, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
-    ) -> None:
+    def __init__(self, engine: LocalEngine, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
         super().__init__(dumps, loads)
-        self._environment = environment
-        self._ref = ref
+        self._engine = engine  # and not its environment, which may outlive the queue object
+        self._ref = engine.ref
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self._ref.name!r} in {self._environment.directory.path!r}>"
+        return f"<{type(self).__name__} of {self._ref.name!r} in {self._engine.path!r}>"
+
+    @property
+    def _environment(self) -> Environment:
+        return self._engine.environment
 
     def clear(self) -> None:
         """Remove all keys."""

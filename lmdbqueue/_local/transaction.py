@@ -53,7 +53,7 @@ class Transaction(Block):
 
     def queue(self, name: str) -> Tables | None:
         """Return where the records of a queue are that was opened before."""
-        self._refuse_amid_a_call()
+        self.refuse_amid_a_call()
         return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
 
     def end(self) -> None:
@@ -63,7 +63,7 @@ class Transaction(Block):
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(txn, tables, *args)``, which changes nothing."""
         self.refuse_if_spoiled()
-        self._refuse_amid_a_call()
+        self.refuse_amid_a_call()
         try:
             return fn(self._txn, self.generation.table(ref), *args)
         except Exception as error:
@@ -72,7 +72,7 @@ class Transaction(Block):
     def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
         """Return ``fn(txn, tables, *args)``, which looks before it writes."""
         self.refuse_if_spoiled()
-        self._refuse_amid_a_call()
+        self.refuse_amid_a_call()
         table = self.generation.table_to_write(ref)
         try:
             self._is_busy = True
@@ -89,7 +89,7 @@ class Transaction(Block):
         self._has_changed = bool(result) or self._has_changed
         return result
 
-    def _refuse_amid_a_call(self) -> None:
+    def refuse_amid_a_call(self) -> None:
         """Raise ``NestedCallError`` amid a call or the commit of the block, as a signal's handler may come."""
         if self._is_busy:
             raise NestedCallError(self.path)

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
 from lmdbqueue._errors import ForkError, TransactionError
-from lmdbqueue._host.threads import Ending
+from lmdbqueue._host.threads import Ending, holding
 
 
 class Block:
@@ -36,7 +35,7 @@ class Block:
     def end(self) -> None:
         """End it, as the thread that began it: it was left in another one, or that thread ends."""
 
-    @contextmanager
+    @holding
     def joined(self) -> Iterator[None]:
         """Be a part of it, for an inner block."""
         try:
@@ -100,7 +99,7 @@ class Blocks(Generic[B]):
             return None
         return block
 
-    @contextmanager
+    @holding
     def entered(self, block: B) -> Iterator[None]:
         """Make the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
         ending = Ending()

@@ -85,9 +85,17 @@ class Head(Generic[T]):
             for payload in payloads:  # by no map, which takes a StopIteration of loads for its own end
                 items.append(self.loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
         except Exception as error:
+            if len(items) == len(payloads) or self._can_be_had(payloads[len(items)]):
+                raise  # the handler of a signal came in between, and raised it
             seq, payload = self.engine.opened(entries[len(items)])
             raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
         return items
+
+    def _can_be_had(self, payload: bytes) -> bool:
+        with suppress(Exception):
+            self.loads(payload)
+            return True
+        return False
 
     def sort_out(self, entries: list[Entry]) -> tuple[list[T], dict[bytes, str]]:
         """Return the items, and the keys of those that cannot be had, with the reasons."""

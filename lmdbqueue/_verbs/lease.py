@@ -195,7 +195,7 @@ class Lease(Sequence[T]):
         if seqs is None:
             return None
         wanted = {seqs} if isinstance(seqs, int) else set(seqs)
-        if unknown := sorted(wanted.difference(self.seqs)):
+        if unknown := sorted(wanted.difference(self.seqs), key=repr):  # of any kind
             message = f"items {unknown} are not in this lease, which holds {self.seqs}"
             raise ValueError(message)
         return wanted
@@ -220,7 +220,7 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
             some = lease._wanted(seqs)  # noqa: SLF001  (of this file)
             if lease._token:  # noqa: SLF001
                 wanted[index] = some
-        except (LeaseExpiredError, ValueError) as error:
+        except Exception as error:  # whatever one asked for that makes no sense, the others go on
             errors[index] = error
     settled = engine.ack_each([(asked[index][0]._token, some) for index, some in wanted.items()])  # noqa: SLF001
     for (index, some), gone in zip(wanted.items(), settled, strict=True):

@@ -81,27 +81,65 @@ class StateMapping(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._keys())
 
-    # what a MutableMapping makes of several steps
+    # what a MutableMapping makes of several steps: here ``dumps`` and ``loads`` run before or after the one step
 
-    def pop(self, *args: Any) -> Any:
+    def pop(self, key: str, *default: Any) -> Any:
         """Remove a key and return its value, or the default if one is given."""
-        with self._transaction():
-            return super().pop(*args)
+        if len(default) > 1:
+            message = f"pop takes a key and a default, not {1 + len(default)} arguments"
+            raise TypeError(message)
+        found = self._taken(self._checked(key))
+        if found is not None:
+            return found[0]
+        if default:
+            return default[0]
+        raise KeyError(key)
 
     def popitem(self) -> tuple[str, Any]:
         """Remove the first key and return it with its value."""
-        with self._transaction():
-            return super().popitem()
+        while keys := self._keys():
+            found = self._taken(self._checked(keys[0]))
+            if found is not None:  # else another was faster
+                return keys[0], found[0]
+        message = "the state is empty"
+        raise KeyError(message)
+
+    def _taken(self, record: bytes) -> tuple[Any] | None:
+        """Remove a value once it is decoded; return it, None if there is none."""
+        while (payload := self._get(record)) is not None:
+            value = self._loads(payload)
+            with self._transaction():
+                if self._get(record) == payload:
+                    self._delete(record)
+                    return (value,)
+        return None
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the value of the key, which gets the default if it is not there."""
-        with self._transaction():
-            return super().setdefault(key, default)
+        record = self._checked(key)
+        payload = self._get(record)
+        if payload is None:
+            new = bytes(memoryview(self._dumps(default)))
+            with self._transaction():
+                payload = self._get(record)
+                if payload is None:
+                    self._put(record, new)
+                    return default
+        return self._loads(payload)
 
     def update(self, *args: Any, **values: Any) -> None:
         """Set all keys of a mapping or of pairs, and those given by name."""
+        items = dict(*args, **values)
+        payloads = {self._checked(key): bytes(memoryview(self._dumps(value))) for key, value in items.items()}
         with self._transaction():
-            super().update(*args, **values)
+            for record, payload in payloads.items():
+                self._put(record, payload)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all keys and values, as of one moment."""
+        with self._transaction():
+            found = [(key, self._get(self._record(key))) for key in self._keys()]
+        return {key: self._loads(payload) for key, payload in found if payload is not None}
 
     def _checked(self, key: str) -> bytes:
         if not isinstance(key, str):

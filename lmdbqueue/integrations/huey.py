@@ -100,7 +100,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._timeout = read_timeout
         self._max_attempts = max_attempts
         self._opened: _Queues | None = None
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # amid it a signal's handler may come
         self._here = threading.local()  # .box: what a task has made that runs in this thread; .moving: see ``moving``
         assert self._queues  # a path that is none is told now
 

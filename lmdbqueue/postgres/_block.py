@@ -9,7 +9,6 @@ A forked child has no part in its parent's block: its calls there raise ``ForkEr
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -17,6 +16,7 @@ import psycopg
 from lmdbqueue._errors import ForkError, Full, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import holding
 from lmdbqueue._verbs import block
 from lmdbqueue.postgres._failures import explained, interrupt_amid
 from lmdbqueue.postgres._step import Step
@@ -50,7 +50,7 @@ class Block(block.Block):
         self.was_shown = True
         return self.step.connection
 
-    @contextmanager
+    @holding
     def entered(self) -> Iterator[None]:
         """Make the calls of this thread join the transaction, for the block."""
         try:

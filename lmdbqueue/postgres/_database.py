@@ -25,7 +25,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 
@@ -33,6 +33,7 @@ import psycopg
 
 from lmdbqueue._errors import CommitUnknownError, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import holding
 from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._connection import shown
@@ -260,7 +261,7 @@ class Database:
                     raise explained(error, self.path, "connecting") from error
             number = _pause(number, deadline)
 
-    @contextmanager
+    @holding
     def transaction(self, patience: float) -> Iterator[Block]:
         """Make the calls of this thread one transaction, for the block; an inner block is a part of the outer one."""
         block = blocks.current()

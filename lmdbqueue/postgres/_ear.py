@@ -69,11 +69,17 @@ class Ear:
             if channel in self._known:
                 return self._heard[channel]
             if not self._has_begun:
-                self._has_begun = True
-                start_new_thread(self._run, ())
+                self._begin()
             self._strike()
         self._sleepers.wait_for(self._lock, lambda: channel in self._known or self._is_away or self._is_closed, CEILING)
         return self._heard[channel]
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        try:
+            start_new_thread(self._run, ())
+        except RuntimeError:  # there are too many: whoever waits looks now and then, and the next one tries again
+            self._has_begun = False
 
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
         """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""

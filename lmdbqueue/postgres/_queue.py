@@ -6,11 +6,11 @@ Owns: what a user opens and passes around; what concerns a queue as a whole. Law
 
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
+from lmdbqueue._host.threads import holding
 from lmdbqueue._values import Expired
 from lmdbqueue._verbs.queue import Queue, checked_expired
 from lmdbqueue._verbs.reading import checked_count, head_of
@@ -186,7 +186,7 @@ class PostgresQueue(Queue[T]):
             raise ExistsError(f"{name} in {engine.path}")
         return type(self)(self.conninfo, **self._options() | {"name": name})
 
-    @contextmanager
+    @holding
     def transaction(self) -> Iterator[Transaction]:
         """Make all calls of this thread in the block one atomic step, across all queues of this database and schema.
 

@@ -6,6 +6,8 @@ import logging.config
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from itertools import count
@@ -380,3 +382,34 @@ def test_threads_log_at_once_and_each_record_is_there(log, tmp_path):
     collector = Collector()
     listened(tmp_path, collector)
     assert sorted(map(int, collector.messages)) == list(range(160))
+
+
+@pytest.mark.parametrize("linger", [0.0, 0.01])
+def test_a_record_that_comes_after_the_close_is_told_to_be_lost(log, linger):
+    """Also where the thread that would push it was there, and has ended."""
+    logger = log(linger=linger)
+    (handler,) = logger.handlers
+    logger.warning("before")
+    handler.flush()
+    handler.close()
+    lost = []
+    handler.handleError = lost.append
+    logger.warning("after")
+    assert [record.getMessage() for record in lost] == ["after"]
+
+
+_LOGS_AND_ENDS = """
+import logging
+from lmdbqueue.integrations.logging import DurableHandler
+
+logger = logging.Logger("app")
+logger.addHandler(DurableHandler("log", linger=60.0))
+logger.warning("the last words")
+"""
+
+
+def test_a_program_that_ends_pushes_what_it_has_logged(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _LOGS_AND_ENDS], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    with PersistentQueue("log", tmp_path, durability="off", loads=decode) as queue:
+        assert [record.getMessage() for record in queue] == ["the last words"]

@@ -25,6 +25,7 @@ from lmdbqueue import (
     Reader,
     ShutDown,
 )
+from lmdbqueue._async import courier as _courier
 from lmdbqueue._async.courier import Call
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import DeadLetters
@@ -748,3 +749,42 @@ def test_an_awaited_nack_can_make_dead_letters_with_a_traceback(run):
         assert [(letter.reason, letter.traceback) async for letter in queue.dead] == [("no", "Traceback")]
 
     run(main)
+
+
+def test_a_join_that_waits_for_what_is_in_hand_ends_when_the_queue_is_closed(run):
+    async def test(queue):
+        await queue.push("a")
+        assert await queue.get() == "a"
+        joined = asyncio.ensure_future(queue.join())
+        while not queue._settled._waiters:
+            await queue.count()
+        await queue.close()
+        with pytest.raises(ClosedError):
+            await asyncio.wait_for(joined, 10)
+
+    run(test)
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_loop_that_gets_no_thread_is_told_and_goes_on_once_there_is_one(run, monkeypatch, missing):
+    begun = []
+    start = _courier.start_new_thread
+
+    def start_or_not(fn, args):
+        begun.append(fn)
+        if len(begun) == missing:
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        return start(fn, args)
+
+    async def test(queue):
+        monkeypatch.setattr(_courier, "start_new_thread", start_or_not)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await queue.push("a")
+        got = asyncio.ensure_future(queue.get())
+        await asyncio.sleep(0)
+        assert await asyncio.wait_for(queue.push("b"), 10) == 0
+        assert await asyncio.wait_for(got, 10) == "b"
+
+    run(test)
+    assert len(begun) == 3

@@ -1,17 +1,35 @@
 """Forks: the child goes on with the same queue object, the parent too, and neither harms the other."""
 
 import contextlib
+import faulthandler
+import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from multiprocessing import get_context
 
 import pytest
-from processes import DEADLINE, KILLED, Sleeps, drained, eventually, finish, forked, start, status_of
+from processes import (
+    DEADLINE,
+    KILLED,
+    STEP,
+    Moments,
+    Sleeps,
+    drained,
+    eventually,
+    finish,
+    forked,
+    in_a_small_process,
+    interrupt,
+    start,
+    status_of,
+)
 
-from lmdbqueue import Empty, PersistentQueue
+from lmdbqueue import Empty, ForkError, PersistentQueue
 from lmdbqueue._host.threads import is_taken
+from lmdbqueue._local import live as _live
 
 FAST = {"durability": "off"}
 
@@ -367,3 +385,90 @@ def test_nobody_begins_to_read_while_a_fork_waits_for_other_directories(tmp_path
         environment.thaw()
         assert environment._generation is generation
         assert queue.peek() == 1
+
+
+def test_a_child_that_a_handler_forked_may_leave_the_work(open_queue):
+    """The thread that keeps the lease is the parent's, so the child waits for none."""
+    queue, children = open_queue(**FAST), []
+    queue.push("a")
+    parent = os.getpid()
+
+    def handle(_):
+        children.append(os.fork())
+        if os.getpid() != parent:
+            raise SystemExit
+
+    try:
+        done = queue.work(handle, stop=lambda: bool(children)).done
+    except SystemExit:
+        os._exit(7)
+    assert status_of(children[0], DEADLINE / 4) == 7
+    assert done == 1
+    assert queue.stats().removed == 1
+
+
+def test_what_a_handler_raises_while_a_fork_waits_for_a_reader_harms_neither_side(open_queue, monkeypatch):
+    """Python ignores it, and forks: the child must not end what the parent's reader is at."""
+    queue = open_queue(**FAST)
+    queue.push("a")
+    engine, begun, goes_on = queue._engine, threading.Event(), threading.Event()
+
+    def read(_txn, _tables):
+        begun.set()
+        return goes_on.wait(DEADLINE)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    reader = threading.Thread(target=engine.environment.view, args=(engine.ref, read))
+    reader.start()
+    assert begun.wait(DEADLINE)
+    with monkeypatch.context() as patch:
+        patch.setattr(_live.time, "sleep", interrupt)
+        child = forked(queue.push, "of the child")
+    generation = engine.environment._generation
+    goes_on.set()
+    reader.join(DEADLINE)
+    assert ignored
+    assert status_of(child) == 1  # ForkError
+    assert generation is not None
+    assert not is_taken(engine.environment._writer)
+    assert queue.push("b") == 1
+    assert engine.environment._generation is generation
+    assert queue.pop(3) == ["a", "b"]
+
+
+def _fork_interrupted_at_each_moment(place):
+    """Return at how many: of what is done before a fork, after it, and in the child."""
+    sys.unraisablehook = lambda _: None  # Python can do nothing else with what is raised there
+    done = 0
+    with PersistentQueue("queue", place, **FAST) as queue, PersistentQueue("other", place, **FAST):
+        for number in itertools.count(1, STEP):
+            queue.push("a")
+            faulthandler.dump_traceback_later(DEADLINE, exit=True)
+            with Moments(number, interrupt) as moments:
+                pid = os.fork()
+            if not pid:
+                try:
+                    with contextlib.suppress(ForkError, KeyboardInterrupt):
+                        queue.push("of the child")
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert status_of(pid) == 0, f"at moment {number}"
+            other = threading.Thread(target=queue.push, args=("b",), daemon=True)
+            other.start()
+            other.join(DEADLINE)
+            assert not other.is_alive(), f"at moment {number}"
+            assert queue.pop() == "a"
+            queue.clear()
+            if moments.left > 0:
+                return done
+            done += 1
+    return done
+
+
+def test_an_interrupt_at_any_moment_of_a_fork_holds_up_neither_side(tmp_path):
+    assert in_a_small_process(_fork_interrupted_at_each_moment, str(tmp_path)) > 5

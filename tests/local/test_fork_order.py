@@ -52,6 +52,7 @@ def test_what_fails_keeps_no_other_from_its_part(monkeypatch):
         "engines": fork._Part(lambda: done.append("before 3"), fork._nothing, lambda: done.append("child 3")),
     }
     monkeypatch.setattr(fork, "_parts", parts)
+    monkeypatch.setattr(fork, "_under_way", [1])
     for step in (fork._before, fork._in_child):
         with pytest.raises(ZeroDivisionError):
             step()

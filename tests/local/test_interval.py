@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 
 import lmdb
@@ -19,6 +20,7 @@ from lmdbqueue._lmdb import checkpoint_slots
 from lmdbqueue._lmdb import generation as of_lmdb
 from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Slots
 from lmdbqueue._lmdb.failures import Doubtful
+from lmdbqueue._local import live as _live
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, Target
@@ -454,3 +456,25 @@ def test_what_another_process_committed_is_covered_by_who_commits_next(tmp_path)
         began = time.monotonic()
         queue.push("ours")
         assert 0 < queue.stats().unsynced_seconds <= time.monotonic() - began + 1
+
+
+def test_the_shortest_interval_counts_though_it_is_wanted_while_a_generation_is_opened(tmp_path, monkeypatch):
+    wanting = []
+
+    class Opened(Checkpoints):
+        def __init__(self, *args):
+            super().__init__(*args)
+            thread = threading.Thread(target=environment.want_interval, args=(0.5,))
+            wanting.append(thread)
+            thread.start()
+            thread.join(0.1)
+
+    with _open(tmp_path) as queue:
+        environment = queue._engine.environment
+        queue.push("a")
+        monkeypatch.setattr(_live, "Checkpoints", Opened)
+        queue.flush(force=True)
+        for thread in wanting:
+            thread.join()
+        assert wanting
+        assert _checkpoints(queue).interval == environment.interval == 0.5

@@ -15,6 +15,8 @@ from lmdbqueue import (
 )
 from lmdbqueue._format import key_of
 from lmdbqueue._model import fifo, lease_records, returns
+from lmdbqueue._verbs.lease import ack_all
+from lmdbqueue._verbs.reading import head_of
 
 SECOND = 10**9
 
@@ -317,3 +319,37 @@ def test_what_is_wrong_with_leases_is_found_and_repaired(tmp_path, monkeypatch, 
         assert len(numbers) == dead
         queue.push([*"abc"], unique=[*"abc"])
         assert queue.check() == []
+
+
+def test_an_ack_that_makes_no_sense_is_told_to_whoever_asked_for_it_only(open_queue):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    first, second = queue.lease(), queue.lease()
+    errors = ack_all(queue._engine, [(first, ["x", 7]), (first, [[]]), (second, None)])
+    assert [type(error) for error in errors] == [ValueError, TypeError, type(None)]
+    with pytest.raises(ValueError, match="not in this lease"):
+        first.ack(["x", 7])
+    assert list(first) == ["a"]
+    assert (queue.stats().leased, queue.stats().removed) == (1, 1)
+
+
+@pytest.mark.parametrize("error", [SystemExit, MemoryError])
+def test_leases_of_several_that_loads_ends_are_not_lost(open_queue, error):
+    """Nobody could give back those that were made before."""
+    failing = []
+
+    def loads(payload):
+        if payload == b"c" and failing:
+            failing.pop()
+            raise error
+        return payload
+
+    queue = open_queue(dumps=bytes, loads=loads)
+    queue.push([b"a", b"b", b"c"])
+    failing.append(1)
+    found = queue._engine.lease_each(3, None, head_of(queue).sort_out)
+    assert [items for items, _ in found] == [[b"a"], [b"b"]]
+    failing.append(1)
+    with pytest.raises(error):
+        queue._engine.lease_each(1, None, head_of(queue).sort_out)
+    assert queue.stats().leased == 2

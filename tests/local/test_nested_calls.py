@@ -24,6 +24,7 @@ from lmdbqueue._host import departures
 from lmdbqueue._host.threads import is_taken
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import environment as _env
+from lmdbqueue._verbs.hands import Hands
 
 FAST = {"durability": "off"}
 
@@ -357,3 +358,76 @@ def test_a_close_amid_a_call_closes_once_the_call_has_ended(tmp_path):
     assert not is_taken(environment._writer)
     with PersistentQueue("queue", tmp_path) as again:
         assert list(again) == ["outer"]
+
+
+def test_a_get_that_another_one_of_its_thread_came_amid_still_counts_as_reaching_for_an_item():
+    """Else a join might end between the taking and the counting."""
+    hands, seen = Hands(), []
+
+    def take():
+        hands.reach(lambda: None)  # of a signal's handler
+        seen.append(list(hands._reaching))
+        return "item"
+
+    assert hands.reach(take) == "item"
+    assert seen == [[threading.get_ident()]]
+    assert not hands._reaching
+
+
+def test_a_block_that_comes_amid_a_call_of_another_one_is_refused_and_harms_it_not(open_queue):
+    queue, told = open_queue(**FAST), []
+
+    def amid_which_a_signal_comes(_txn, _tables):
+        try:
+            with queue.transaction():
+                queue.push("nested")
+        except NestedCallError as error:
+            told.append(error)
+        return ()
+
+    with queue.transaction():
+        queue.push("a")
+        queue._engine.environment.update(queue._engine.ref, amid_which_a_signal_comes)
+    assert told
+    assert queue.pop(2) == ["a"]
+
+
+_ENDS_WHILE_ANOTHER_WRITES = """
+import threading
+from lmdbqueue import PersistentQueue
+from lmdbqueue._host import departures
+
+departures._PATIENCE = 0.05
+queues = [PersistentQueue("queue", durability="off") for _ in range(2)]
+other = PersistentQueue("other")
+other.push("a")
+other.lease()  # makes it an owner
+print("ready", flush=True)
+input()
+threading.Thread(target=queues[0].push, args=("waits",), daemon=True).start()
+while not queues[0]._engine.environment._lone:
+    pass
+"""
+
+
+def test_a_program_ends_while_a_thread_of_it_waits_for_another_process_that_writes(tmp_path):
+    """And all that does not wait for that is closed."""
+    with (
+        PersistentQueue("queue", tmp_path, **FAST) as queue,
+        subprocess.Popen(
+            [sys.executable, "-c", _ENDS_WHILE_ANOTHER_WRITES],
+            cwd=tmp_path,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as program,
+    ):
+        try:
+            assert program.stdout.readline() == b"ready\n"
+            with queue.transaction():
+                program.stdin.write(b"go\n")
+                program.stdin.flush()
+                assert program.wait(DEADLINE / 4) == 0
+        finally:
+            program.kill()
+        assert queue.count() == 0
+    assert not [name for name in os.listdir(tmp_path / "other") if name.startswith("owner-")]

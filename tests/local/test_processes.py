@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 
 import pytest
 from processes import (
@@ -394,8 +393,13 @@ def test_an_interrupt_at_any_moment_lets_go_of_what_is_held_for_a_block(queue, t
     handles = environment.handles
     for number in itertools.count(1):
         moments = Moments(number, interrupt)
-        with suppress(KeyboardInterrupt), moments, _HOLDING[holding](environment):
-            pass
+        kept = None  # as an interactive Python does, whose traceback refers to all that was under way
+        try:
+            with moments, _HOLDING[holding](environment):
+                pass
+        except KeyboardInterrupt as error:
+            kept = error
+        assert (kept is None) == (moments.left > 0)
         assert departures.wait(DEADLINE)  # what the collector ended, another thread closes
         assert environment.handles == handles, f"at moment {number}"
         assert not blocks.of_thread

@@ -1,5 +1,6 @@
 """Flags, those who rest, and threads that beat: whole wherever an interrupt or a signal's handler comes in."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -9,7 +10,7 @@ from processes import DEADLINE, Moments, eventually, interrupt, threads_of_this_
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._host import threads as _threads
-from lmdbqueue._host.threads import Flag, Resting, beating
+from lmdbqueue._host.threads import Flag, Resting, beating, holding
 from lmdbqueue.forward import Forwarder, Target
 
 
@@ -218,3 +219,60 @@ def test_an_interrupt_at_any_moment_leaves_no_thread_behind():
     threads = threads_of_this_process()
     assert _moments(at) > 10
     eventually(lambda: threads_of_this_process() <= threads)
+
+
+# --- what holds something for a block
+
+
+def test_what_is_held_for_a_block_is_let_go_at_any_moment_though_somebody_keeps_the_interrupt():
+    kept = []
+
+    @holding
+    def hold(what):
+        what.append(1)
+        try:
+            yield what
+        finally:
+            what.clear()
+
+    def at(number):
+        what = []
+        moments = Moments(number, interrupt)
+        try:
+            with moments, hold(what):
+                pass
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        assert what == []
+        return moments.left == 0
+
+    assert _moments(at) > 3
+    assert kept
+
+
+def test_what_holds_something_is_a_context_manager_like_any_other():
+    ended = []
+
+    @holding
+    def hold(what):
+        try:
+            yield what
+        except LookupError:
+            ended.append("swallowed")
+        finally:
+            ended.append(what)
+
+    with hold("a") as found:
+        assert found == "a"
+    with hold("b"):
+        raise LookupError
+    with pytest.raises(ValueError, match="other"), hold("c"):
+        raise ValueError("other")
+    with contextlib.ExitStack() as stack:
+        assert stack.enter_context(hold("d")) == "d"
+        assert ended[-1] == "c"
+    assert ended == ["a", "swallowed", "b", "c", "d"]
+    manager = hold("e")
+    assert manager.__enter__() == "e"
+    del manager  # and nobody leaves it
+    assert ended[-1] == "e"

@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import shutil
+import threading
 
 import pytest
 
-from lmdbqueue import CorruptQueueError, PersistentQueue
+from lmdbqueue import ClosedError, CorruptQueueError, PersistentQueue
 from lmdbqueue._local import compaction
 
 
@@ -119,3 +121,82 @@ def test_a_key_that_does_not_fit_beside_a_long_name_is_refused(open_queue):
     with pytest.raises(ValueError, match="at most"):
         queue.state["k" * 311] = 1
     assert list(queue.state) == ["k" * 300]
+
+
+def test_the_state_of_a_closed_queue_is_closed_whoever_else_has_the_directory_open(open_queue):
+    queue, other = open_queue(), open_queue(name="other")
+    state = queue.state
+    state["a"] = 1
+    queue.close()
+    for _ in range(2):
+        for use in (dict, len, lambda state: state["a"], lambda state: state.update(a=2), lambda state: state.clear()):
+            with pytest.raises(ClosedError):
+                use(state)
+        assert "queue" in repr(state)
+        other.flush(force=True)  # whose new file has no handle of the other queue
+    assert open_queue().state["a"] == 1
+
+
+CHANGES = {
+    "pop": lambda state: state.pop("a"),
+    "pop what is not there": lambda state: state.pop("c", None),
+    "popitem": lambda state: state.popitem(),
+    "setdefault": lambda state: state.setdefault("a", 5),
+    "setdefault, new": lambda state: state.setdefault("c", 5),
+    "update": lambda state: state.update({"a": 3}, b=4),
+    "update by pairs": lambda state: state.update((key, 3) for key in "ab"),
+    "as_dict": lambda state: state.as_dict(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_dumps_and_loads_run_while_others_may_write(open_queue, change):
+    """A function of the user's may be slow, or wait for another thread: it is called amid no transaction."""
+    queue, other = open_queue(durability="off"), open_queue(durability="off", name="other")
+    queue.state.update(a=1, b=2)
+    pushed = []
+
+    def push():
+        thread = threading.Thread(target=other.push, args=("x",), daemon=True)
+        thread.start()
+        thread.join(5)
+        pushed.append(not thread.is_alive())
+
+    def dumps(item):
+        push()
+        return pickle.dumps(item)
+
+    def loads(payload):
+        push()
+        return pickle.loads(payload)
+
+    queue.dumps, queue.loads = dumps, loads
+    CHANGES[change](queue.state)
+    assert all(pushed)
+    assert bool(pushed) == (change != "pop what is not there")
+
+
+def test_what_changes_while_it_is_decoded_is_taken_as_it_is_then(open_queue):
+    queue = open_queue(durability="off")
+    changes = [3, 2]
+
+    def loads(payload):
+        value = pickle.loads(payload)
+        if changes:
+            other.state["a"] = changes.pop()
+        return value
+
+    other = open_queue(durability="off")
+    other.state["a"] = 1
+    queue.loads = loads
+    assert queue.state.pop("a") == 3
+    other.state["a"] = 1
+    changes = [None]
+    assert queue.state.popitem() == ("a", None)
+    assert dict(other.state) == {}
+    with pytest.raises(KeyError):
+        queue.state.popitem()
+    with pytest.raises(KeyError, match="a"):
+        queue.state.pop("a")
+    with pytest.raises(TypeError):
+        queue.state.pop("a", 1, 2)

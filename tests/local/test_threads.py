@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -432,3 +433,55 @@ def test_an_error_of_a_call_is_the_callers_own_and_not_shared_with_others(open_q
     errors = [future.exception() for future in crowd.futures]
     assert [error.added for error in errors] == [1, 2, 3]
     assert all(isinstance(error, QueueError) for error in errors)
+
+
+@pytest.mark.parametrize("verb", ["peek", "count", "stats", "sync"])
+def test_a_read_amid_which_the_queue_is_closed_ends_well_or_says_that_it_is_closed(open_queue, monkeypatch, verb):
+    """What it still asks of the session, which has ended, is no error of Python's."""
+    queue = open_queue()
+    queue.push("a")
+    environment = queue._engine.environment
+    generation, session = environment._generation, environment._session
+    closing = []
+
+    def close():
+        if not closing:
+            closing.append(threading.Thread(target=queue.close))
+            closing[0].start()
+            closing[0].join(PATIENCE)
+
+    def glance(*args):
+        found = real(*args)
+        close()
+        session._known = 0  # so that the words are asked
+        return found
+
+    real = generation._glance
+    monkeypatch.setattr(generation, "_glance", glance)
+    if verb == "sync":
+        is_in_doubt = session.is_in_doubt
+        monkeypatch.setattr(session, "is_in_doubt", lambda number: (close(), is_in_doubt(number))[1])
+    with suppress(ClosedError):
+        getattr(queue, verb)()
+    assert closing
+
+
+def test_what_is_read_while_the_queue_is_closed_and_was_not_on_the_disk_is_not_handed_out(open_queue, monkeypatch):
+    """Another process has committed it and did not flush yet, so who closes does not, either."""
+    queue = open_queue()
+    queue.push("a")
+    environment = queue._engine.environment
+    generation, session = environment._generation, environment._session
+    monkeypatch.setattr(session, "is_alone", lambda: False)
+    synced = session.is_synced
+
+    def is_synced(_):
+        thread = threading.Thread(target=queue.close)
+        thread.start()
+        thread.join(PATIENCE)
+        return False
+
+    monkeypatch.setattr(session, "is_synced", is_synced)
+    with pytest.raises(ClosedError):
+        queue.peek()
+    assert synced(generation.number)

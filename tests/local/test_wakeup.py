@@ -408,3 +408,21 @@ def test_no_wake_is_lost_in_many_rounds_between_two_processes(open_queue, tmp_pa
     player.join(PATIENCE)
     assert player.exitcode == 0
     assert slowest < PATIENCE / 2  # a lost wake sleeps for PATIENCE
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_who_cannot_open_the_bell_waits_all_the_same(open_queue, monkeypatch, number):
+    queue, other = open_queue(durability="off"), open_queue(durability="off")
+    bell = queue._engine.environment.bell
+    bell.forget()
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(_wakeup, "open_private", refuse)
+    with pytest.raises(Empty):
+        queue.get(timeout=0.02)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(queue.get, timeout=PATIENCE)
+        other.push("a")
+        assert found.result(PATIENCE) == "a"

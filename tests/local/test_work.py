@@ -1,15 +1,20 @@
 """The loop of a worker: retries, dead letters, stopping, leases that are kept alive; alone and in an event loop."""
 
 import asyncio
+import itertools
 import os
 import signal
 import threading
 import time
+from contextlib import ExitStack, suppress
 
 import pytest
-from processes import DEADLINE, eventually
+from processes import DEADLINE, Moments, eventually
 
-from lmdbqueue import LeaseExpiredError, Retry, Worked
+from lmdbqueue import LeaseExpiredError, Retry, StorageError, Worked
+from lmdbqueue._async.leases import _kept_alive
+from lmdbqueue._host import signals as _signals
+from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Batch
 
 
@@ -163,3 +168,57 @@ def test_a_stop_that_is_set_at_first_ends_the_loop_at_once(open_queue):
     stop = threading.Event()
     stop.set()
     assert open_queue().work(print, stop=stop) == Worked()
+
+
+def test_all_that_run_are_stopped_though_one_of_them_ends_amid_that():
+    stopped = []
+    with ExitStack() as stack:
+        first = ExitStack()
+
+        def stop_and_end():
+            stopped.append("first")
+            first.close()  # as another thread does meanwhile
+
+        first.enter_context(stopped_by_signals(stop_and_end))
+        stack.enter_context(stopped_by_signals(lambda: stopped.append("second")))
+        _signals._handle(signal.SIGTERM, None)
+    assert stopped == ["first", "second"]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, LookupError])
+def test_an_interrupt_at_any_moment_leaves_the_handlers_of_before(raised):
+    def interrupt():
+        raise raised
+
+    before = [signal.getsignal(number) for number in _signals.SIGNALS]
+    for number in itertools.count(1):
+        moments = Moments(number, interrupt)
+        with suppress(raised), moments, stopped_by_signals(lambda: None):
+            pass
+        assert [signal.getsignal(number) for number in _signals.SIGNALS] == before, f"at moment {number}"
+        assert not _signals._before
+        assert not _signals._running
+        if moments.left > 0:
+            break
+    assert number > 5
+
+
+def test_handlers_that_could_not_be_given_back_are_left_alone(monkeypatch):
+    """Those of a program that embeds Python, in C, are None here."""
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    with stopped_by_signals(lambda: None):
+        assert not _signals._before
+
+
+def test_a_lease_is_kept_alive_after_an_extension_that_failed():
+    class Failing:
+        extended = 0
+
+        def extend(self, _ttl):
+            self.extended += 1
+            if self.extended == 1:
+                raise StorageError("queue", "sync", "the disk is away for a moment")
+
+    lease = Failing()
+    with _kept_alive(lease, 0.003):
+        eventually(lambda: lease.extended > 2)

@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
-from lmdbqueue import DecodeError, NestedCallError, QueueError, TransactionError
+from lmdbqueue import DecodeError, Empty, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
-from lmdbqueue.postgres import _database
+from lmdbqueue.postgres import _database, _ear
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._ear import Ear
 
@@ -196,3 +196,26 @@ def test_calls_that_wait_while_the_server_is_away_never_fill_the_pipe_of_who_lis
         assert in_a_thread(lambda: sum(map(ear.listen, ["channel"] * 5000))) == 0
     finally:
         ear._close_pipe()
+
+
+def test_who_gets_no_thread_to_listen_looks_now_and_then_and_the_next_tries_again(open_postgres, monkeypatch):
+    start, refused = _ear.start_new_thread, []
+
+    def refuse_once(fn, args):
+        if not refused:
+            refused.append(fn)
+            message = "can't start new thread"
+            raise RuntimeError(message)
+        return start(fn, args)
+
+    monkeypatch.setattr(_ear, "start_new_thread", refuse_once)
+    monkeypatch.setattr(_ear, "CEILING", 0.01)
+    queue = open_postgres()
+    with pytest.raises(Empty):
+        queue.get(timeout=0.02)
+    assert refused
+    queue.push("a")
+    assert queue.get(timeout=DEADLINE) == "a"
+    with pytest.raises(Empty):
+        queue.get(timeout=0.02)
+    assert queue._engine.database.ear._has_begun

@@ -1,5 +1,7 @@
 """Transactions and the state, on every engine."""
 
+import gc
+import itertools
 import json
 import os
 import random
@@ -11,9 +13,18 @@ from contextlib import contextmanager, suppress
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import DEADLINE, KILLED, eventually, forked, status_of
+from processes import DEADLINE, KILLED, STEP, Moments, eventually, forked, interrupt, status_of
 
-from lmdbqueue import Empty, ForkError, Full, GoneError, LeaseExpiredError, ShutDown, TransactionError
+from lmdbqueue import (
+    Empty,
+    ForkError,
+    Full,
+    GoneError,
+    LeaseExpiredError,
+    NestedCallError,
+    ShutDown,
+    TransactionError,
+)
 
 
 @pytest.fixture
@@ -427,3 +438,25 @@ def test_state_is_what_a_dict_would_be(queue, steps):
             queue.flush(force=True)
     assert dict(queue.state) == model
     assert list(queue.state) == sorted(model, key=str.encode)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a connection that is just opened
+def test_nothing_that_comes_after_it_joins_a_block_that_an_interrupt_ended(queue, engine):
+    """Though somebody keeps the interrupt, as an interactive Python does, whose traceback refers to all there was."""
+    other, kept, pushed = engine(), [], 0
+    for number in itertools.count(1, STEP // 2 or 1):
+        moments = Moments(number, interrupt)
+        try:
+            with moments, queue.transaction():
+                pass
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        with suppress(NestedCallError):  # amid the end of a connection that the interrupt broke
+            queue.push(number)
+            pushed += 1
+        assert other.count() == pushed, f"at moment {number}"
+        if moments.left > 0:
+            break
+    assert len(kept) > 3
+    kept.clear()
+    gc.collect()  # here, and not amid another test

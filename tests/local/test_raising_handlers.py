@@ -1,0 +1,232 @@
+"""Handlers of signals that raise an ``Exception``, as those of an alarm do: it may come anywhere, as an interrupt may.
+
+It is no error of the call that it comes amid: it goes through, and what that call did is done once, or not at all.
+"""
+
+import errno
+import fcntl
+import inspect
+import itertools
+import os
+import signal
+import sys
+import threading
+
+import pytest
+from processes import Moments, eventually
+
+from lmdbqueue import NestedCallError, StorageError
+from lmdbqueue._host.disk import translated
+
+FAST = {"durability": "off"}
+
+
+class Late(Exception):
+    """What an alarm raises."""
+
+
+RAISED = {"of the program": Late(), "TimeoutError": TimeoutError(), "a nested call": NestedCallError("queue")}
+
+
+def _pop(queue):
+    return [queue.pop()]
+
+
+def _push(queue):
+    queue.push("e")
+    return []
+
+
+def _lease(queue):
+    return list(queue.lease(1))
+
+
+def _block(queue):
+    with queue.transaction():
+        return [queue.pop()]
+
+
+VERBS = {"pop": _pop, "push": _push, "lease": _lease, "block": _block}
+
+
+@pytest.mark.parametrize("error", RAISED)
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_a_handler_raises_goes_through_the_call_which_is_done_once_or_not_at_all(open_queue, verb, error):
+    queue = open_queue(**FAST)
+
+    def raise_():
+        raise RAISED[error]
+
+    for number in itertools.count(1, 1 if verb in ("pop", "push") else 3):
+        queue.clear(all=True)
+        queue.push(["z", "a", "b", "c", "d"])
+        queue.pop()  # so that the next one knows which is the first
+        moments = Moments(number, raise_)
+        got = None
+        try:
+            with moments:
+                got = VERBS[verb](queue)
+        except type(RAISED[error]):
+            assert moments.left == 0
+        else:
+            assert moments.left > 0, f"swallowed at moment {number}"
+        left, whole = list(queue), ["a", "b", "c", "d"]
+        done = [*whole, "e"] if verb == "push" else whole[1:]
+        assert left in ([done] if got is not None else [whole, done]), f"at moment {number}"
+        assert got in (None, [], ["a"])
+        assert queue.stats().leased == (verb == "lease" and left == done)
+        other = threading.Thread(target=queue.push, args=("more",), daemon=True)  # no lock was left behind
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), f"at moment {number}"
+        if moments.left > 0:
+            break
+    assert number > 10
+
+
+def test_what_a_handler_raises_lets_go_of_what_a_block_holds(queue):
+    """A step of the end that was not begun is taken all the same."""
+    for number in itertools.count(1):
+        error = Late()
+
+        def raise_(error=error):
+            raise error
+
+        moments = Moments(number, raise_)
+        try:
+            with moments, queue._engine.environment.exclusive():
+                pass
+        except Late:
+            assert moments.left == 0
+        other = threading.Thread(target=queue.push, args=("more",), daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), f"at moment {number}"
+        if moments.left > 0:
+            break
+    assert number > 10
+
+
+@pytest.mark.parametrize("when", ["before the commit", "after the commit"])
+@pytest.mark.parametrize("n", [1, 4])
+def test_what_a_handler_raises_in_a_leader_is_for_the_leader_and_no_call_is_done_twice(queue, monkeypatch, n, when):
+    """The main thread runs the calls of others, too, and a signal comes to it."""
+    environment, generation = queue._engine.environment, queue._engine.environment._generation
+    real, raised = generation._commit, []
+
+    def commit(txn):
+        if when == "after the commit":
+            real(txn)
+        if not raised:
+            raised.append(threading.get_ident())
+            raise Late
+        if when == "before the commit":
+            real(txn)
+
+    errors = {}
+
+    def push(item):
+        try:
+            queue.push(item)
+        except Late:
+            errors[threading.get_ident()] = item
+
+    threads = [threading.Thread(target=push, args=(item,), daemon=True) for item in range(n)]
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "_commit", commit)
+        with environment._writer:
+            environment._is_writing = True  # so that they go to the line
+            for number, thread in enumerate(threads, 1):
+                thread.start()
+                eventually(lambda number=number: len(environment._line) == number)
+            environment._is_writing = False
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+    assert list(errors) == raised  # once, where it came
+    done = sorted(queue)
+    assert done == sorted(set(done)), "one was pushed twice"
+    assert set(range(n)) - set(done) <= set(errors.values())
+
+
+def test_an_alarm_ends_the_wait_for_the_turn_of_another_process(open_queue, monkeypatch):
+    """A TimeoutError is an OSError, and none of the system's."""
+    queue = open_queue(**FAST)
+    generation = queue._engine.environment._generation
+    monkeypatch.setattr(generation._session, "is_shared", lambda: True)
+    fd = os.open(generation.path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)  # as who is writing
+
+    def alarm(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    guard = threading.Timer(10, os.close, (fd,))  # so that this fails, and does not hang
+    guard.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        with pytest.raises(TimeoutError):
+            queue.push("a")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert guard.is_alive()
+    guard.cancel()
+    os.close(fd)
+    assert queue.count() == 0
+    assert queue.push("b") == 0
+
+
+def test_a_timeout_amid_what_the_system_is_asked_is_no_error_of_the_disk():
+    with pytest.raises(TimeoutError), translated("queue", "opening"):
+        raise TimeoutError
+    with pytest.raises(StorageError), translated(os.curdir, "opening"):
+        raise TimeoutError(errno.ETIMEDOUT, "as of a network's file system")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), Late(), TimeoutError()])
+def test_what_is_raised_amid_loads_and_not_again_is_no_fault_of_the_item(open_queue, error):
+    errors = []
+
+    def loads(payload):
+        if errors:
+            raise errors.pop()
+        return payload
+
+    queue = open_queue(dumps=bytes, loads=loads, **FAST)
+    queue.push([b"a", b"b"])
+    for take in (queue.pop, queue.get_nowait, queue.peek, lambda: queue.lease(2), lambda: list(queue)):
+        errors.append(error)
+        with pytest.raises(type(error)):
+            take()
+    stats = queue.stats()
+    assert (stats.waiting, stats.leased, stats.dead) == (2, 0, 0)
+    assert queue.pop(2) == [b"a", b"b"]
+
+
+def test_a_call_too_deep_in_a_recursion_is_done_once_or_not_at_all(open_queue):
+    """At each depth from which it fits just so, and from which it does not."""
+    queue = open_queue(**FAST)
+    queue.push("first")
+    queue.pop()
+
+    def at(depth, fn):
+        return at(depth - 1, fn) if depth else fn()
+
+    limit = sys.getrecursionlimit()
+    depth = len(inspect.stack(0))
+    outcomes = set()
+    for left in range(60, 0, -1):
+        before = queue.stats().pushed
+        try:
+            at(limit - depth - left, lambda: queue.push("x"))
+            outcomes.add("done")
+            assert queue.stats().pushed == before + 1
+        except RecursionError:
+            outcomes.add("too deep")
+            assert queue.stats().pushed <= before + 1
+        other = threading.Thread(target=queue.push, args=("more",), daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), f"with {left} frames left"
+    assert outcomes == {"done", "too deep"}
