@@ -17,6 +17,26 @@ Encode = Callable[[Any], bytes] | Callable[[Any, Any], bytes]  # of items; of it
 _PICKLE: Final = b"\x80"
 
 
+class CannotEncodeError(Exception):
+    """An item cannot be sent as its target wants it."""
+
+
+def encoded(encode: Callable[[], bytes]) -> bytes:
+    """Return what ``encode`` makes of items; raise ``CannotEncodeError`` if it fails each time it is called.
+
+    What it fails with once only is no fault of an item, as a want of memory, or what a signal's handler raised.
+    """
+    try:
+        return encode()
+    except Exception as error:
+        try:
+            encode()
+        except Exception:
+            message = f"it cannot be encoded: {type(error).__name__}: {error}"
+            raise CannotEncodeError(message) from error
+        raise
+
+
 def load(payload: bytes) -> Any:
     """Return the item of a payload: of a pickle, which begins with byte 0x80, or of a JSON text.
 

@@ -32,7 +32,16 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
-from lmdbqueue.forward._bodies import Encode, as_json, as_json_lines, as_json_with_headers, encoder_of, load
+from lmdbqueue.forward._bodies import (
+    CannotEncodeError,
+    Encode,
+    as_json,
+    as_json_lines,
+    as_json_with_headers,
+    encoded,
+    encoder_of,
+    load,
+)
 
 _DONE, _MOVED, _REFUSED = 2, 3, 4  # hundreds of a status
 _SENDER: Final = {401, 407, 408, 421, 425, 429}  # 4xx that say nothing of the items
@@ -161,10 +170,9 @@ class HttpTarget(Target):
     def _try(self, origin: Origin, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> "_Answer":
         """Send one request; return its fate."""
         try:
-            items = [self._loads(payload) for payload in payloads]
-            body = self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
-        except Exception as error:
-            return _Answer(None, f"it cannot be encoded: {type(error).__name__}: {error}", is_refusal=True)
+            body = encoded(lambda: self._body(envelopes, payloads))
+        except CannotEncodeError as error:
+            return _Answer(None, str(error), is_refusal=True)
         first, last = envelopes[0].seq, envelopes[-1].seq
         numbers = str(first) if self._size == 1 else f"{first}-{last}-{len(envelopes)}"
         headers = {"Idempotency-Key": f"{origin.uuid}-{quote(origin.name, safe='')}-{numbers}", **self._headers}
@@ -190,6 +198,10 @@ class HttpTarget(Target):
             for name, value in headers.items()
             if name.lower() not in self._reserved and _NAME.fullmatch(name) and _VALUE.fullmatch(value)
         }
+
+    def _body(self, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> bytes:
+        items = [self._loads(payload) for payload in payloads]  # by no map, which takes a StopIteration for its end
+        return self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
 
     def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
         self._connection.request("POST", self._path, body, headers)

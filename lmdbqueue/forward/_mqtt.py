@@ -10,10 +10,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
-from lmdbqueue.forward._bodies import Encode, as_json, encoder_of, load
+from lmdbqueue.forward._bodies import CannotEncodeError, Encode, as_json, encoded, encoder_of, load
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -116,9 +117,9 @@ class MqttTarget(Target):
             for envelope, payload in batch.enveloped():
                 seq = envelope.seq
                 try:
-                    body = self._encode(self._loads(payload), envelope)
-                except Exception as error:
-                    refused[seq] = f"it cannot be encoded: {type(error).__name__}: {error}"
+                    body = encoded(partial(self._body, envelope, payload))
+                except CannotEncodeError as error:
+                    refused[seq] = str(error)
                     continue
                 properties = _properties(batch.origin, envelope)
                 size = sum(len(name.encode()) + len(value.encode()) + 5 for name, value in properties)
@@ -145,6 +146,9 @@ class MqttTarget(Target):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+    def _body(self, envelope: Envelope, payload: bytes) -> bytes:
+        return self._encode(self._loads(payload), envelope)
 
     def _connected(self) -> "_Connection":
         if self._connection is None:

@@ -323,6 +323,41 @@ def test_what_cannot_be_encoded_or_read_is_refused(server, open_queue):
     assert "not JSON serializable" in next(iter(queue.dead)).reason
 
 
+def test_a_stop_iteration_of_loads_ends_no_batch_early(server, open_queue):
+    """What stands behind that item would count as sent."""
+
+    def loads(payload):
+        if payload == b"2":
+            raise StopIteration
+        return json.loads(payload)
+
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push([b"1", b"2", b"3", b"4"])
+    done = Forwarder(queue, HttpTarget(server.url, batch=4, loads=loads)).run()
+    assert [number for body in server.taken for number in json.loads(body)] == [1, 3, 4]
+    assert [letter.seq for letter in queue.dead] == [1]
+    assert (done.items, done.refused) == (3, 1)
+
+
+def test_what_is_raised_once_amid_the_encoding_is_no_fault_of_the_item(server, open_queue):
+    """By the handler of a signal, or for want of memory."""
+    raised = []
+
+    def loads(payload):
+        if not raised:
+            raised.append(1)
+            raise MemoryError
+        return json.loads(payload)
+
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push([b"1", b"2"])
+    with pytest.raises(MemoryError):
+        Forwarder(queue, HttpTarget(server.url, loads=loads)).run()
+    assert not server.taken
+    assert (queue.count(), len(queue.dead)) == (2, 0)
+    assert Forwarder(queue, HttpTarget(server.url, loads=loads)).run().items == 2
+
+
 @pytest.mark.parametrize("status", [413, 400])
 def test_a_batch_that_is_refused_is_split_until_the_one_is_found(server, open_queue, status):
     queue = open_queue()
