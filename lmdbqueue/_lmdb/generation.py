@@ -664,7 +664,10 @@ class Generation(Snapshot):
             trees = [self.meta, self.away, *written]
             if is_writing:
                 grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
-        return super().used(txn) + grown
+        try:
+            return super().used(txn) + grown
+        except FileNotFoundError:  # a swap came after the snapshot, and took the name away
+            raise Superseded from None
 
     def renew(self) -> bool:
         """Make the pages freed by the last transaction usable for the next, if it may need them; return whether it may.

@@ -71,9 +71,12 @@ class _Guard:
     _under_way: Sequence[Block] = ()  # if an interrupt came before there is anything
 
     def __init__(self, under_way: list[Block]) -> None:
+        self._thread = threading.get_ident()
         self._under_way = under_way
 
     def __del__(self) -> None:
+        if self._under_way and self._thread != threading.get_ident():
+            return  # the main one, as the program ends: a daemon thread stands still, with all that it holds
         for block in list(self._under_way):
             if not block.is_of_parent:
                 block.end()

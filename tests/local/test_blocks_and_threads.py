@@ -1,5 +1,7 @@
 """A block belongs to the thread that entered it: LMDB's mutex can be let go by no other."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -99,3 +101,28 @@ def _let_go(place):
 
 def test_a_block_that_the_collector_leaves_is_undone(tmp_path):
     assert status_of(forked(_let_go, tmp_path), DEADLINE) == 0
+
+
+_ENDS_AMID_A_BLOCK = """
+import threading
+from lmdbqueue import PersistentQueue
+
+queue = PersistentQueue("queue", durability="off")
+begun = threading.Event()
+
+def block():
+    with queue.transaction():
+        queue.push("a")
+        begun.set()
+        threading.Event().wait()
+
+threading.Thread(target=block, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_program_ends_while_a_daemon_thread_of_it_is_in_a_block_which_is_undone(tmp_path):
+    subprocess.run([sys.executable, "-c", _ENDS_AMID_A_BLOCK], cwd=tmp_path, timeout=20, check=True)
+    with PersistentQueue("queue", tmp_path, durability="off") as queue:
+        assert queue.count() == 0
+        assert queue.push("b") == 0

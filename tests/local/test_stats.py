@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from processes import eventually, finish, forked, start, status_of
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._host import flock
+from lmdbqueue._lmdb import free_pages
 from lmdbqueue._model import readers
 
 
@@ -195,3 +197,23 @@ def test_processes_are_not_known_where_the_system_does_not_tell(queue, monkeypat
 
     monkeypatch.setattr(flock, "open", refuse, raising=False)
     assert queue.stats().processes is None
+
+
+def test_figures_are_had_though_a_flush_takes_the_file_away_meanwhile(open_queue, monkeypatch):
+    """Of another thread, or of another process: what the pages take is read by the name of the file."""
+    queue = open_queue()
+    queue.push(["a", "b"])
+    used, flushed = free_pages.used, []
+
+    def used_after_a_flush(path, transaction):
+        if not flushed:
+            thread = threading.Thread(target=queue.flush, args=(True,))
+            flushed.append(thread)
+            thread.start()
+            thread.join()
+            assert not os.path.exists(path)
+        return used(path, transaction)
+
+    monkeypatch.setattr(free_pages, "used", used_after_a_flush)
+    assert queue.stats().waiting == 2
+    assert flushed
