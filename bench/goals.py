@@ -12,7 +12,17 @@ from typing import Any
 
 from bench.measure import Results, Scale
 from bench.peers import Peer
-from bench.workloads import async_pushes, flush, free_flush, imports, leases, postgres, readers, waiting
+from bench.workloads import (
+    async_pushes,
+    flush,
+    free_flush,
+    imports,
+    leases,
+    postgres,
+    postgres_jobs,
+    readers,
+    waiting,
+)
 from bench.workloads.length import VERBS, length_measure
 from bench.workloads.processes import processes_measure
 from bench.workloads.threads import threads_measure
@@ -57,6 +67,7 @@ def judge(results: Results, scale: Scale, peers: Sequence[type[Peer]]) -> list[V
         _length,
         _imports,
         _postgres,
+        _postgres_jobs,
     )
     judged = _Judged(results, scale, peers)
     return [verdict for each in judges for verdict in each(judged)]
@@ -199,6 +210,29 @@ def _length(judged: _Judged) -> Iterable[Verdict]:
 def _imports(judged: _Judged) -> Iterable[Verdict]:
     ratios = judged.ratios("", (imports.OURS, imports.MEASURE), (imports.FLOOR, imports.MEASURE))
     yield _at_most(f"{imports.OURS}: against {imports.FLOOR}", 2, ratios)
+
+
+def _postgres_jobs(judged: _Judged) -> Iterable[Verdict]:
+    jobs = postgres_jobs
+    for mode in (jobs.AS_IT_IS, jobs.SLOW):
+        where = "" if mode == jobs.AS_IT_IS else ", commits of 2 ms"
+        for processes in jobs.PROCESSES:
+            many = f"{processes} process" + "es" * (processes > 1)
+            for verb, ours, other, limit in (
+                ("push", jobs.RELAXED, jobs.HAND, 0.8),
+                ("pop", jobs.OURS, jobs.HAND, 0.8),
+                ("lease and ack", jobs.OURS, jobs.THEIRS, 1.0),
+            ):
+                measure = f"{verb}, {processes}"
+                ratios = judged.ratios(mode, (ours, measure), (other, measure))
+                yield _at_least(f"{verb} on a server, {many}{where}: {ours} against {other}", limit, ratios)
+        ratios = judged.ratios(mode, (jobs.OURS, "push, 1"), (jobs.HAND, "push, 1"))
+        yield _at_least(f"push on a server in the order of commits{where}: against an insert by hand", 0.6, ratios)
+        many, one = (jobs.AWAITED.format(tasks) for tasks in (jobs.TASKS, 1))
+        ratios = judged.ratios(mode, (jobs.OURS, many), (jobs.OURS, one))
+        yield _at_least(f"lease and ack, {jobs.TASKS} tasks that await them{where}: against one", 5.0, ratios)
+        rates = judged.values(mode, jobs.OURS, jobs.JOBS)
+        yield _at_least(f"push, lease and ack, {jobs.TASKS} tasks{where}", 10_000, rates, "jobs/s")
 
 
 def _postgres(judged: _Judged) -> Iterable[Verdict]:

@@ -14,6 +14,8 @@ from bench.workloads.waiting import WAKE_ALL
 
 _HEADINGS = {
     "durable": "Durable: every call has synced before it returns",
+    "durable, commits of 2 ms": "Durable, on a server whose commits take 2 ms at the least (`commit_delay`)",
+    "durable, with a synchronous standby": "Durable, on a server and its synchronous standby, both on this disk",
     "durable, in memory": "Durable, where a flush costs nothing: on a file system in memory",
     "between": "Between: a power cut takes back the calls of the last moment, and breaks nothing",
     "off": "Not durable: a power cut may take what was acknowledged",

@@ -21,7 +21,7 @@ import pickle
 import pwd
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -82,14 +82,14 @@ def measure_postgres(run: Run) -> None:
 
 
 @contextmanager
-def postgres_server(run: Run, directory: str) -> Iterator[str | None]:
+def postgres_server(run: Run, directory: str, *settings: str) -> Iterator[str | None]:
     """Start a server in a directory, and yield its address; None, and a remark, if there is none here."""
     programs = programs_of_postgres()
     if programs is None:
         run.results.remark("postgres is left out: it needs psycopg and the server's package")
         yield None
         return
-    with server(programs, directory) as url:
+    with server(programs, directory, *settings) as url:
         yield url
 
 
@@ -100,8 +100,31 @@ def programs_of_postgres() -> str | None:
 
 
 @contextmanager
-def server(programs: str, directory: str) -> Iterator[str]:
-    """Run a server whose data are in a directory, and yield its address."""
+def server(programs: str, directory: str, *settings: str) -> Iterator[str]:
+    """Run a server whose data are in a directory, with some settings, and yield its address."""
+    call = _prepared(programs, directory)
+    call("initdb", "-A", "trust", "-U", "postgres", "--no-locale", "-E", "UTF8")
+    with _running(call, directory, settings) as url:
+        yield url
+
+
+@contextmanager
+def synchronous_standby(programs: str, directory: str, url: str) -> Iterator[None]:
+    """Run a standby of the server at ``url`` in a directory, which has each commit on its disk before that returns."""
+    import psycopg  # noqa: PLC0415  (an extra)
+
+    call = _prepared(programs, directory)
+    call("pg_basebackup", "-d", f"{url} application_name=standby", "-R", "-X", "stream", "-c", "fast")
+    with _running(call, directory, ()), psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names TO 'standby'")
+        connection.execute("SELECT pg_reload_conf()")
+        while connection.execute("SELECT FROM pg_stat_replication WHERE sync_state = 'sync'").fetchone() is None:
+            time.sleep(0.05)
+        yield
+
+
+def _prepared(programs: str, directory: str) -> Callable[..., None]:
+    """Make a directory for a server; return what calls its programs."""
     os.makedirs(directory, exist_ok=True)
     user: dict[str, Any] = {}
     if not os.geteuid():
@@ -109,14 +132,18 @@ def server(programs: str, directory: str) -> Iterator[str]:
         os.chown(directory, found.pw_uid, found.pw_gid)
         os.chmod(os.path.dirname(directory), 0o711)  # noqa: S103  (the bench's own, which the server passes through)
         user = {"user": found.pw_uid, "group": found.pw_gid, "extra_groups": [], "cwd": directory}
-    data = os.path.join(directory, "data")
 
     def call(program: str, *arguments: str) -> None:
-        words = [os.path.join(programs, program), "-D", data, *arguments]
+        words = [os.path.join(programs, program), "-D", os.path.join(directory, "data"), *arguments]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user)
 
-    call("initdb", "-A", "trust", "-U", "postgres", "--no-locale", "-E", "UTF8")
-    call("pg_ctl", "-w", "-o", f"-c listen_addresses='' -k {directory}", "-l", os.path.join(directory, "log"), "start")
+    return call
+
+
+@contextmanager
+def _running(call: Callable[..., None], directory: str, settings: Sequence[str]) -> Iterator[str]:
+    options = " ".join([f"-c listen_addresses='' -k {directory}", *(f"-c {setting}" for setting in settings)])
+    call("pg_ctl", "-w", "-o", options, "-l", os.path.join(directory, "log"), "start")
     try:
         yield f"host={directory} user=postgres dbname=postgres"
     finally:

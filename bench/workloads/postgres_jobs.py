@@ -9,23 +9,36 @@ Each process has a connection of its own, and each call is a commit of its own. 
               without the function calls and the planning that these do each time
 others        the libraries of ``postgres_frameworks``, as far as they are installed
 ============  =============================================================================================
+
+Ours is also measured with one and with 16 tasks of one event loop that take jobs, and with 16 that take what another
+pushes meanwhile. All of it is done by three servers: one as it is; one whose commits take 2 ms at the least
+(``commit_delay``), as a network's disk does; one with a synchronous standby.
 """
 
+import asyncio
 import os
 import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from bench.items import make_items
 from bench.measure import Measures, Run
 from bench.workloads import postgres_frameworks
-from bench.workloads.postgres import postgres_server
+from bench.workloads.postgres import postgres_server, programs_of_postgres, synchronous_standby
 
+OURS, RELAXED, HAND, THEIRS = "PostgresQueue", "PostgresQueue, relaxed", "by hand", "pgmq"
+AS_IT_IS, SLOW, STANDBY = "durable", "durable, commits of 2 ms", "durable, with a synchronous standby"
 PROCESSES = (1, 4, 16)
+TASKS = 16
+AWAITED = "lease and ack, awaited by {}"
+JOBS = f"push, lease and ack, awaited by {TASKS}"
+_AT_ONCE = 64  # pushes that are awaited together
+_SLOWER, _ROUNDS = 4, 3  # so many times less is measured where commits wait, and in so many rounds
 _WARM_UP = 20
 
 BY_HAND = "CREATE TABLE byhand (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload bytea NOT NULL)"
@@ -62,35 +75,48 @@ Worker = tuple[Callable[[Any], object], Call, Call | None, Call]  # push, pop, l
 
 
 def measure_postgres_jobs(run: Run) -> None:
-    """Measure what several processes do with one server."""
-    with run.fresh_directory() as directory, postgres_server(run, directory) as url:
-        if url is None:
+    """Measure what several processes do with one server, and with others whose commits take longer."""
+    for mode in (AS_IT_IS, SLOW, STANDBY):
+        with _server(run, mode) as url:
+            if url is None:
+                return
+            measured = partial(_measured, run.scale.single_durable // (1 if mode == AS_IT_IS else _SLOWER), url)
+            contenders = {
+                OURS: partial(measured, partial(ours, url, "commit"), ()),
+                RELAXED: partial(measured, partial(ours, url, "relaxed"), ()),
+                HAND: partial(measured, partial(by_hand, url, INSERT), (BY_HAND,)),
+                "ordered": partial(measured, partial(by_hand, url, _NUMBERED), _ORDERED),
+                THEIRS: partial(measured, partial(pgmq, url), PGMQ),
+            }
+            for name, open_ in postgres_frameworks.installed().items():
+                contenders[name] = partial(measured, partial(_framework, open_, url), ())
+            run.interleave("postgres-jobs", mode, "jobs/s", contenders, 0 if mode == AS_IT_IS else _ROUNDS)
+
+
+@contextmanager
+def _server(run: Run, mode: str) -> Iterator[str | None]:
+    delay = ("commit_delay=2000", "commit_siblings=0") if mode == SLOW else ()
+    with run.fresh_directory() as directory, postgres_server(run, directory, *delay) as url:
+        programs = programs_of_postgres()
+        if mode != STANDBY or url is None or programs is None:
+            yield url
             return
-        contenders = {
-            "PostgresQueue": partial(_measured, run, url, partial(ours, url, "commit"), ()),
-            "PostgresQueue, relaxed": partial(_measured, run, url, partial(ours, url, "relaxed"), ()),
-            "by hand": partial(_measured, run, url, partial(by_hand, url, INSERT), (BY_HAND,)),
-            "ordered": partial(_measured, run, url, partial(by_hand, url, _NUMBERED), _ORDERED),
-            "pgmq": partial(_measured, run, url, partial(pgmq, url), PGMQ),
-        }
-        for name, open_ in postgres_frameworks.installed().items():
-            contenders[name] = partial(_measured, run, url, partial(_framework, open_, url), ())
-        run.interleave("postgres-jobs", "durable", "jobs/s", contenders)
+        with run.fresh_directory() as beside, synchronous_standby(programs, beside, url):
+            yield url
 
 
 def _measured(
-    run: Run, url: str, open_worker: Callable[[], Worker], tables: tuple[str, ...], _directory: str
+    n: int, url: str, open_worker: Callable[[], Worker], tables: tuple[str, ...], _directory: str
 ) -> Measures:
     import psycopg  # noqa: PLC0415  (an extra)
 
-    measures: Measures = {}
+    measures: dict[str, float] = {}
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA IF EXISTS lmdbqueue CASCADE; DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         for statement in tables:
             connection.execute(statement)  # type: ignore[arg-type]  (ours, all of them)
     if open_worker.func is _framework:  # type: ignore[attr-defined]
         open_worker()[3]()  # so that the tables are there before many want them
-    n = run.scale.single_durable
     for processes in PROCESSES:
         each = max(50, n // processes)
         measures[f"push, {processes}"] = _together(processes, each, open_worker, "push")
@@ -101,7 +127,39 @@ def _measured(
             measures[f"lease and ack, {processes}"] = _together(processes, each, open_worker, "job")
         else:
             _together(processes, each, open_worker, "pop")
+    if open_worker.func is ours:  # type: ignore[attr-defined]
+        measures |= asyncio.run(_awaited(n, *open_worker.args))  # type: ignore[attr-defined]
     return measures
+
+
+async def _awaited(n: int, url: str, order: Any) -> dict[str, float]:
+    """Return how many jobs a second tasks of one event loop take, and take while as many are pushed."""
+    from lmdbqueue.postgres.aio import AsyncPostgresQueue  # noqa: PLC0415
+
+    async def work(jobs: int) -> None:
+        for _ in range(jobs):
+            lease = await queue.lease(ttl=60, blocking=True)
+            await lease.ack()
+
+    async def push() -> None:
+        for start in range(0, n, _AT_ONCE):
+            await asyncio.gather(*map(queue.push, items[start : start + _AT_ONCE]))
+
+    items = make_items(n - n % TASKS)
+    measures: dict[str, float] = {}
+    async with AsyncPostgresQueue[Any].open(url, "jobs", order=order) as queue:
+        for tasks in (1, TASKS):
+            await queue.push(items)
+            working = (work(len(items) // tasks) for _ in range(tasks))
+            measures[AWAITED.format(tasks)] = len(items) / await _seconds(*working)
+        measures[JOBS] = len(items) / await _seconds(push(), *(work(len(items) // TASKS) for _ in range(TASKS)))
+    return measures
+
+
+async def _seconds(*tasks: Coroutine[Any, Any, None]) -> float:
+    begin = time.perf_counter()
+    await asyncio.gather(*tasks)
+    return time.perf_counter() - begin
 
 
 def _together(processes: int, each: int, open_worker: Callable[[], Worker], verb: str) -> float:
