@@ -18,6 +18,7 @@ from typing import Any, Final
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
 from lmdbqueue._host.directory import FORWARDED
+from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._local.sharing import open_environment
@@ -213,7 +214,10 @@ class QueueSource(Source):
         return self._notes().get(self._key(target), 0)
 
     def note(self, target: str, number: int) -> None:
-        """Record the number beside the queue, without a sync. If it is lost, a restored target goes unnoticed.
+        """Record the number beside the queue, on the disk when this returns, if calls of the queue are then.
+
+        What cannot be written, as on a full disk, keeps nobody from removing items: then the target could be restored
+        unnoticed.
 
         Args:
             target: The name of the target.
@@ -221,11 +225,17 @@ class QueueSource(Source):
         """
         notes = self._notes() | {self._key(target): number}
         path = os.path.join(self.path, FORWARDED)
+        syncs = self._options.durability != "off"
         with suppress(OSError):
-            fd = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            fd = open_private(path + ".tmp", os.O_WRONLY | os.O_TRUNC)
             with open(fd, "w", encoding="utf-8") as file:
                 json.dump(notes, file)
+                file.flush()
+                if syncs:
+                    sync_file(fd)
             os.replace(path + ".tmp", path)
+            if syncs:
+                sync_directory(self.path)
 
     def _notes(self) -> dict[str, int]:
         try:
