@@ -65,8 +65,12 @@ when the client connects anew               nothing
 a lease was given                           the connection of its owner, which is open as long as the process
                                             has the database open, ends: the server frees its advisory lock,
                                             and whoever looks finds a dead owner and gives back what it held
+a lease was under way, or in a buffer, as   who finds the dead owner shuts out all sessions of its process before
+its process died                            it forgets it: what is under way is waited for, what comes late fails
 a lease was given, and nobody could be      the next lease of this object gives back what that one holds
 asked whether it was
+a connection was lost elsewhere: in a       before its next change the process shuts that session out, too: else
+block, by an interrupt, in an undoing       it would pass over what its own lost call still has claimed
 ==========================================  =================================================================
 
 **Counts** are kept by each session in the ledger, so that consumers do not wait for each other to count. When a session

@@ -187,20 +187,21 @@ class Leases:
         n = self._hold.that_fit(n, max_bytes)
         deaths = self._hold.is_time_to_look()
         while True:
-            self._hold.refuse_if_closed()  # before a connection is opened, which nobody would close
+            self._hold.refuse_if_closed()
             database, place = self._hold.database, self._hold.place
             deadline = None if ttl is None else time.monotonic() + ttl
-            token = self._hold.holder.token(self._hold.patience)
-            values = {"n": n, "ttl": ttl, "lease": token, "deaths": deaths}
+            tokens: list[Token] = []
+            values = partial(self._values, tokens, {"n": n, "ttl": ttl, "deaths": deaths})
             if blocks.current() is not None:
-                found = self._hold.run(_away.lease, values)
+                found = self._hold.run(_away.lease, values())
             else:
                 self._give_back_doubtful()
                 try:
-                    found = _away.claimed(self._leased(values, is_short=n == 1 and not deaths))
+                    found = _away.claimed(self._leased(values, tokens, deaths=deaths, is_short=n == 1 and not deaths))
                 except BaseException:
-                    self._hold.holder.doubtful.append(token)
+                    self._hold.holder.doubtful += tokens
                     raise
+            token = tokens[-1]
             if not found.is_there:
                 raise GoneError(self._hold.path, self._hold.name)
             if not found.entries:
@@ -210,7 +211,7 @@ class Leases:
                 return None
             if self._hold.is_closed:  # by another thread meanwhile
                 how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
-                database.run(0.0, _away.give_up, place, self._hold.holder.number, how)
+                database.run(0.0, _away.give_up, place, self._hold.holder.numbers, how)
             self._hold.refuse_if_closed()
             try:
                 found = self._without_surplus(token, found, max_bytes)
@@ -221,14 +222,23 @@ class Leases:
             if lease is not None:
                 return lease
 
-    def _leased(self, values: dict[str, Any], *, is_short: bool) -> list[Any]:
-        """Lease the first items; return the rows that say which."""
+    def _values(self, tokens: list[Token], others: dict[str, Any]) -> dict[str, Any]:
+        """Return the values of a try, with a new token: what another process forgot with its owner is not of use."""
+        self._hold.refuse_if_closed()  # before a connection is opened, which nobody would close
+        tokens.append(self._hold.holder.token(self._hold.patience))
+        return {**others, "lease": tokens[-1]}
+
+    def _leased(
+        self, values: Callable[[], dict[str, Any]], tokens: list[Token], *, deaths: bool, is_short: bool
+    ) -> list[Any]:
+        """Lease the first items, under the last of ``tokens``; return the rows that say which."""
         database, place = self._hold.database, self._hold.place
-        statement = _away.LEASE_ONE if is_short else _away.LEASE if values["deaths"] else _away.LEASE_NOW
+        statement = _away.LEASE_ONE if is_short else _away.LEASE if deaths else _away.LEASE_NOW
         rows = database.once(self._hold.patience, statement, *place, values)
         if isinstance(rows, Settled):  # nothing is held if its ttl was over before another connection could be had
-            return self._hold.view(_away.held, values["lease"]) or self._leased(values, is_short=is_short)
-        return rows if rows or not is_short else self._leased(values, is_short=False)
+            rows = self._hold.view(_away.held, tokens[-1])
+            return rows or self._leased(values, tokens, deaths=deaths, is_short=is_short)
+        return rows if rows or not is_short else self._leased(values, tokens, deaths=deaths, is_short=False)
 
     def _lease_of(
         self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
@@ -281,7 +291,7 @@ class Leases:
         return leases
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Remove what leases hold, by one statement; return which of each."""
+        """Remove what leases hold, all of it or none; return which of each."""
         pairs = [[(seq, int(token)) for seq in wanted(token, seqs)] for token, seqs in asked]
         together = list(dict.fromkeys(chain.from_iterable(pairs)))
         if together and blocks.current() is None:
@@ -296,7 +306,8 @@ class Leases:
                 gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
             if gone is not None:
                 return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
-        return [self.ack(token, seqs) for token, seqs in asked]
+        gone = set(self._hold.run(_away.ack_pairs, together)) if together else set()
+        return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions, _readers, _removal
-from lmdbqueue.postgres._items import AT_ONCE, LOOK, MINE, OVERDUE, Place, hurried, pack, tell
-from lmdbqueue.postgres._owner import tokens
+from lmdbqueue.postgres._items import AT_ONCE, LOOK, MINE, OVERDUE, STANDS, Place, hurried, pack, tell
+from lmdbqueue.postgres._ledger import ARE_OUT, SHUT_OUT, program_of
 from lmdbqueue.postgres._step import Step
 
 _MAX_REASON: Final = 1_000  # characters
@@ -24,11 +24,14 @@ _MAX_TRACE: Final = 8_000  # characters
 _WAITING, _LEASED, _DELAYED, _DEAD = range(4)
 _NAMES: Final = {_WAITING: "waiting", _DELAYED: "delayed", _DEAD: "dead"}
 
-_CLAIMED: Final = """,
+_CLAIMED: Final = (
+    """,
 claimed AS MATERIALIZED (
     SELECT ctid AS at, octet_length(payload) AS size FROM {items}
-    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look) AND EXISTS (SELECT FROM mine)
-    ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"""
+    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look) AND """
+    + STANDS
+    + " ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"
+)
 _UPDATED: Final = """,
 leased AS (
     UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + %(one)s,
@@ -69,12 +72,12 @@ claimed AS MATERIALIZED (
     ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,
-        size = size - (SELECT size FROM claimed)
-    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM claimed) RETURNING ctid AS at)
-UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + (SELECT 1 FROM noted),
+        size = ledger.size - claimed.size
+    FROM claimed WHERE id = %(row)s AND NOT is_fenced RETURNING ledger.ctid AS at, claimed.at AS item)
+UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
     until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
-WHERE ctid = (SELECT at FROM claimed)
-RETURNING payload, seq, attempts, NULL::boolean, NULL::boolean, (SELECT at FROM noted)
+FROM noted WHERE items.ctid = noted.item
+RETURNING payload, seq, attempts, NULL::boolean, NULL::boolean, noted.at
 """
 )
 # By the places of rows, which each subquery finds by its index whatever the server believes of the table; the lease is
@@ -95,7 +98,7 @@ _NOTED_ACK: Final = """,
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (SELECT count(*) FROM gone)
     WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
-SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) END, is_followed, is_awaited,
+SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / coalesce((SELECT 1 FROM noted), 0) END, is_followed, is_awaited,
     leases, (SELECT at FROM noted)
 FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
 """
@@ -107,24 +110,27 @@ WITH gone AS (
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - 1
     WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
-SELECT ARRAY[seq], 1 / (SELECT count(*) FROM noted), false,
+SELECT ARRAY[seq], 1 / coalesce((SELECT 1 FROM noted), 0), false,
     EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), (SELECT at FROM noted)
 FROM gone
 """
-ACK: Final = (
-    "WITH "
-    + _ACKED
-    + """
-gone AS (
+_OF_PAIRS: Final = """
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(
         SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq
                 AND lease = held.lease)
         FROM unnest(%(seqs)s::bigint[], %(leases)s::bigint[]) AS held (seq, lease)))
-    AND lease = ANY(%(leases)s::bigint[]) AND NOT (SELECT is_followed FROM look)
+    AND lease = ANY(%(leases)s::bigint[])"""
+ACK: Final = (
+    "WITH "
+    + _ACKED
+    + """
+gone AS ("""
+    + _OF_PAIRS
+    + """ AND NOT (SELECT is_followed FROM look)
     RETURNING seq, lease)"""
     + _NOTED_ACK
 )
-_ACK_SLOWLY: Final = "DELETE FROM {items} " + _OF_LEASE + " RETURNING seq"
+_ACK_SLOWLY: Final = _OF_PAIRS + " RETURNING seq, lease"
 STILL_THERE: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
@@ -141,10 +147,11 @@ UPDATE {{items}} SET
 """
 _RETURNING: Final = " RETURNING items.seq, items.state, octet_length(payload)"
 _NACK: Final = _RETURN + _OF_LEASE + _RETURNING
-_GIVE_UP: Final = (
-    _RETURN + "WHERE queue = %(queue)s AND state = 1 AND lease BETWEEN %(first)s AND %(last)s" + _RETURNING
-)
-_FORGET_HOLDER: Final = "DELETE FROM {owners} WHERE holder = %(holder)s"
+_OF_HOLDERS: Final = """WHERE queue = %(queue)s AND state = 1
+AND NOT (lease >> 20 NOT IN (SELECT unnest(%(holders)s::bigint[])))"""
+_GIVE_UP: Final = _RETURN + _OF_HOLDERS + _RETURNING
+_GIVE_BACK: Final = _RETURN + "WHERE queue = %(queue)s AND state = 1 AND lease = %(lease)s" + _RETURNING
+_FORGET: Final = "DELETE FROM {owners} WHERE holder = ANY(%(holders)s::bigint[])"
 _OVER: Final = (
     """
 WITH over AS MATERIALIZED (
@@ -155,18 +162,20 @@ WITH over AS MATERIALIZED (
     + _RETURNING
 )
 _DEAD_HOLDERS: Final = (
-    "SELECT holder FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}) ORDER BY holder LIMIT 1000"
+    "SELECT holder, owner FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}) ORDER BY holder LIMIT 1000"
 )
 _ORPHANED: Final = (
     """
 WITH orphaned AS MATERIALIZED (
-    SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND state = 1
-    AND NOT (lease >> 20 NOT IN (SELECT unnest(%(holders)s::bigint[]))) FOR UPDATE SKIP LOCKED)"""
+    SELECT ctid AS at FROM {items} """
+    + _OF_HOLDERS
+    + " FOR UPDATE SKIP LOCKED)"
     + _RETURN
     + "WHERE ctid = ANY(ARRAY(SELECT at FROM orphaned))"
     + _RETURNING
 )
-# A holder that has something yet, which somebody else had locked, is left for the next to look
+# A holder that has something yet, which somebody else had locked, is left for the next to look; so is one whose
+# process may have a lease under way
 _FORGET_HOLDERS: Final = """
 DELETE FROM {owners} WHERE holder = ANY(%(holders)s::bigint[])
 AND holder NOT IN (SELECT lease >> 20 FROM {items} WHERE queue = %(queue)s AND state = 1)
@@ -188,7 +197,7 @@ WHERE queue = %(queue)s AND state = 0 AND seq = %(seq)s RETURNING octet_length(p
 _NEXT_TIME: Final = """
 SELECT (SELECT extract(epoch FROM until - {now}) FROM {items}
         WHERE queue = %(queue)s AND until IS NOT NULL ORDER BY until LIMIT 1)::float8,
-    EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND holder <> %(holder)s)
+    EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND holder <> ALL(%(holders)s::bigint[]))
 """
 _CLEAR_ITEMS: Final = """
 WITH gone AS (DELETE FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)
@@ -310,10 +319,15 @@ def still_there(step: Step, place: Place, seqs: Sequence[int]) -> list[int]:
 
 def ack(step: Step, place: Place, token: int, seqs: Collection[int]) -> list[int]:
     """Remove those items that a lease holds; return which."""
-    gone = step.execute(_ACK_SLOWLY, queue=place.id, lease=token, seqs=sorted(seqs)).fetchall()
-    settled = sorted(seq for (seq,) in gone)
+    return sorted(seq for seq, _ in ack_pairs(step, place, [(seq, token) for seq in sorted(seqs)]))
+
+
+def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Remove items, each given with the token of its lease, as far as those hold them; return which."""
+    seqs, leases = [seq for seq, _ in pairs], [token for _, token in pairs]
+    settled: list[tuple[int, int]] = step.execute(_ACK_SLOWLY, queue=place.id, seqs=seqs, leases=leases).fetchall()
     if settled:
-        _positions.skip(step, place.id, settled)
+        _positions.skip(step, place.id, sorted(seq for seq, _ in settled))
         step.count(place.id, leased=-len(settled))
         tell(step, place)
     return settled
@@ -333,11 +347,10 @@ def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: flo
     return is_there
 
 
-def give_up(step: Step, place: Place, holder: int, how: Return) -> int:
-    """Give back all that a holder has; return how much it was."""
-    first, last = tokens(holder)
-    returned = _given_back(step, place, _GIVE_UP, how, first=first, last=last)
-    step.execute(_FORGET_HOLDER, holder=holder)
+def give_up(step: Step, place: Place, holders: Sequence[int], how: Return) -> int:
+    """Give back all that holders have, who hold nothing any more; return how much it was."""
+    returned = _given_back(step, place, _GIVE_UP, how, holders=list(holders))
+    step.execute(_FORGET, holders=list(holders))
     step.has_changed = True
     return len(returned)
 
@@ -346,7 +359,7 @@ def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> Non
     """Give back what leases hold of which nobody knows: their calls have failed."""
     for token in doubtful:
         how = Return("nobody knew of its lease")
-        _given_back(step, place, _GIVE_UP, how, first=token, last=token)
+        _given_back(step, place, _GIVE_BACK, how, lease=token)
 
 
 def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> list[int]:
@@ -380,11 +393,8 @@ def restore(
     """Requeue the items of expired leases and of dead owners, and those now due; return their number."""
     is_kept = _readers.begin_trimming(step, place)
     changed = _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
-    if deaths and (holders := [row[0] for row in step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()]):
-        how = Return("its consumer died", max_attempts=max_attempts)
-        changed += len(_given_back(step, place, _ORPHANED, how, holders=holders))
-        changed += step.changed(_FORGET_HOLDERS, queue=place.id, holders=holders)
-        step.has_changed = True
+    if deaths and (dead := step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()):
+        changed += _bequeath(step, place, dead, Return("its consumer died", max_attempts=max_attempts))
     how = Return("its lease expired", max_attempts=max_attempts)
     changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
     if is_kept:
@@ -393,9 +403,24 @@ def restore(
     return changed
 
 
-def next_time(step: Step, place: Place, holder: int) -> tuple[float | None, bool]:
-    """Return in how many seconds something has to come back, and whether others than ``holder`` hold leases."""
-    row = step.execute(_NEXT_TIME, queue=place.id, holder=holder).fetchone()
+def _bequeath(step: Step, place: Place, dead: Sequence[tuple[int, int]], how: Return) -> int:
+    """Requeue the items of dead holders, given with their owners; return their number.
+
+    A lease of theirs that is under way, or comes late, is not seen here. So the sessions of their processes are shut
+    out first; while one cannot be, since it is amid a change, its holder is not forgotten.
+    """
+    programs = list({program_of(owner) for _, owner in dead})
+    step.execute(SHUT_OUT, queue=place.id, programs=programs)
+    out = {program for (program,) in step.execute(ARE_OUT, queue=place.id, programs=programs).fetchall()}
+    changed = len(_given_back(step, place, _ORPHANED, how, holders=[holder for holder, _ in dead]))
+    holders = [holder for holder, owner in dead if program_of(owner) in out]
+    step.has_changed = True
+    return changed + step.changed(_FORGET_HOLDERS, queue=place.id, holders=holders)
+
+
+def next_time(step: Step, place: Place, holders: Sequence[int]) -> tuple[float | None, bool]:
+    """Return in how many seconds something has to come back, and whether others than ``holders`` hold leases."""
+    row = step.execute(_NEXT_TIME, queue=place.id, holders=list(holders)).fetchone()
     assert row is not None  # of functions
     seconds, has_others = row
     return seconds, has_others

@@ -5,9 +5,11 @@ role or the database, our statements mean the same; what a user sets on a connec
 Must not know: what a connection is used for.
 """
 
+import os
 import select
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -24,15 +26,14 @@ _OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained
 _LONG: Final = 130  # seconds to connect, as psycopg has it where there is no limit
 _MAX_TIMEOUT: Final = (1 << 31) - 1  # ms
 
-# A dead peer is noticed on both sides within half a minute, unless the address says otherwise
-_DEFAULTS: Final = {
-    "application_name": "lmdbqueue",
-    "connect_timeout": "5",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "25000",
-}
+_DEFAULTS: Final = {"application_name": "lmdbqueue", "connect_timeout": "5"}
+
+# A peer whose host is gone, and says nothing, is noticed on both sides within half a minute; by a call before its
+# patience is over, down to half a second; unless the address says otherwise
+SILENCE: Final = 25.0  # seconds
+_SHORTEST_SILENCE: Final = 0.5
+_PART: Final = 5 / 6  # of the patience: there has to be time for another connection
+_OF_SILENCE: Final = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "keepalives")
 # Whatever the database is encoded in, names and messages come and go as UTF-8
 _ENCODING: Final = {"client_encoding": "UTF8"}
 
@@ -75,17 +76,43 @@ def shown(conninfo: str) -> str:
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
-def connect(conninfo: str, path: str, patience: float) -> psycopg.Connection[Any]:
-    """Connect to a server that is new enough, in so many seconds, or 2. Raises what psycopg raises."""
-    known: dict[str, Any] = {**_DEFAULTS, **conninfo_to_dict(conninfo), **_ENCODING}
+def silence(patience: float) -> float:
+    """Return after how many seconds of silence a connection is given up amid calls of this patience."""
+    return min(SILENCE, max(_SHORTEST_SILENCE, _PART * patience))
+
+
+def connect(conninfo: str, path: str, seconds: float, silent: float) -> psycopg.Connection[Any]:
+    """Connect to a server that is new enough, in so many seconds, or 2. Raises what psycopg raises.
+
+    ``silent``: after how many seconds of silence its host counts as gone.
+    """
+    known: dict[str, Any] = {**_DEFAULTS, **_limits(silent), **conninfo_to_dict(conninfo), **_ENCODING}
     if (limit := str(known["connect_timeout"])).isdigit():
-        known["connect_timeout"] = str(max(2, min(int(limit) or _LONG, int(patience) + 1)))
+        known["connect_timeout"] = str(max(2, min(int(limit) or _LONG, int(seconds) + 1)))
     connection = psycopg.connect(make_conninfo("", **known), autocommit=True, prepare_threshold=2)
     version = connection.info.server_version
     if version < _OLDEST:
         connection.close()
         raise VersionError(path, f"a server of version {version // 10_000}", "use PostgreSQL 14 or later")
     return connection
+
+
+def _limits(silent: float) -> dict[str, str]:
+    """Return the settings by which a host that is silent counts as gone after so many seconds."""
+    idle, interval = max(1, round(0.4 * silent)), max(1, round(0.2 * silent))
+    names = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count")
+    return dict(zip(names, map(str, (int(silent * 1000), idle, interval, 3)), strict=True))
+
+
+def listen_for(connection: psycopg.Connection[Any], conninfo: str, silent: float) -> None:
+    """Set after how many seconds of silence a host counts as gone, unless the address says it."""
+    if connection.info.host.startswith(("/", "@")) or not conninfo_to_dict(conninfo).keys().isdisjoint(_OF_SILENCE):
+        return
+    kinds = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL")
+    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:  # libpq's own stays open
+        for kind, value in zip(kinds, _limits(silent).values(), strict=False):
+            if hasattr(socket, kind):  # which a system may lack
+                same.setsockopt(socket.IPPROTO_TCP, getattr(socket, kind), int(value))
 
 
 def settle_in(connection: psycopg.Connection[Any], patience: float) -> None:

@@ -17,6 +17,10 @@ in a change                           another connection shuts the old session o
                                       ``ServerError``
 ====================================  =========================================================================
 
+Whatever is lost elsewhere, by an interrupt, in a block, amid an undoing, is settled in this way before the next change:
+until then it might hold what it has claimed, and the change would pass that over, since it passes over what others
+are taking.
+
 Another connection may be one to another server, after a failover. What it says is so there: a change that the old
 primary had acknowledged to nobody is there with its token, or not there and without it.
 """
@@ -38,11 +42,11 @@ from lmdbqueue.postgres import _schema
 from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._connection import shown
 from lmdbqueue.postgres._ear import Ear
-from lmdbqueue.postgres._failures import Lost, explained, is_lost, is_refused
-from lmdbqueue.postgres._ledger import Settled
+from lmdbqueue.postgres._failures import Lost, explained, is_final, is_lost, is_refused
+from lmdbqueue.postgres._ledger import Program, Settled
 from lmdbqueue.postgres._owner import Owner
 from lmdbqueue.postgres._pool import Pool
-from lmdbqueue.postgres._session import Session
+from lmdbqueue.postgres._session import Session, Values
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
@@ -89,12 +93,15 @@ class Database:
         self._is_lost = False  # the last connection that was used, or tried
         self._connecting: float | None = None  # since when, on time.monotonic()
         self.handles = 0
+        self._unsettled: set[int] = set()  # sessions of which something may be under way though they were lost
         self.owner = Owner(self.entered, self.sql)
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Have no connections: at first, and in a forked child."""
         self._pool = Pool(self.limit)
+        self._program = Program()
+        self._unsettled.clear()
         self.ear = Ear(self._connected_for_listening, self.sql)
 
     def abandon(self) -> None:
@@ -157,6 +164,7 @@ class Database:
             joined: R = block.call(self, fn, args)
             return joined
         self._refuse_nested()
+        patience = self.settle(patience)
         thread = threading.get_ident()
         try:
             self._amid.add(thread)
@@ -178,6 +186,7 @@ class Database:
         if (block := blocks.current()) is not None:
             joined: R = block.attempt(self, fn, args)
             return joined
+        patience = self.settle(patience)
         result: R = self._done_with("a change", patience, lambda session: session.run(fn, args, queue=queue))
         return result
 
@@ -187,10 +196,12 @@ class Database:
         text: LiteralString,
         queue: int,
         channel: str,
-        values: dict[str, Any],
+        values: Values,
         is_awaited: Callable[[list[Any]], bool] | None = None,
     ) -> list[Any] | Settled:
         """Return the rows of a change that is one statement (``Session.once``), outside of blocks.
+
+        ``values`` may be a function that makes them for each try.
 
         ``Settled`` if they were lost, and the change took place. ``is_awaited``: whether the rows say that somebody
         sleeps until it has.
@@ -203,6 +214,7 @@ class Database:
             return rows
 
         self._refuse_nested()
+        patience = self.settle(patience)
         done: list[Any] | Settled = self._done_with("a change", patience, act)
         return done
 
@@ -211,9 +223,10 @@ class Database:
         with suppress(QueueError):
             self._done_with("a change", patience, lambda session: session.alone(text, values))
 
-    def connect(self, patience: float = 5.0, seconds: float | None = None) -> Session:
-        """Open a connection that is not of the pool, in ``seconds``, or in ``patience``, which holds for locks."""
-        session = Session(self.conninfo, self.sql, self.path, patience, seconds)
+    def connect(self, patience: float = 5.0, seconds: float | None = None, *, is_steady: bool = True) -> Session:
+        """Open a connection that is not of the pool, as ``Session`` does."""
+        number = self._program.session()
+        session = Session(self.conninfo, self.sql, self.path, number, patience, seconds, is_steady=is_steady)
         if session.is_pooled:
             try:
                 self._refuse_shared(session)
@@ -233,7 +246,8 @@ class Database:
         sessions = [session]
         with ExitStack() as stack:
             for _ in range(_OTHERS):
-                other = stack.enter_context(closing(Session(self.conninfo, self.sql, self.path)))
+                other = Session(self.conninfo, self.sql, self.path, self._program.session())
+                stack.enter_context(closing(other))
                 stack.enter_context(other.connection.transaction())  # which keeps what it has got
                 sessions.append(other)
             pids = [each.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for each in reversed(sessions)]
@@ -271,6 +285,7 @@ class Database:
                 yield block
             return
         self._refuse_nested()
+        patience = self.settle(patience)
         session, step = self._done("a transaction", patience, Session.begin)
         block = Block(self, self.path, step, partial(self._drop, session))
         thread = threading.get_ident()
@@ -286,7 +301,11 @@ class Database:
                 if block.is_over:
                     self._drop(session)
                 elif not block.is_of_parent:
-                    session.undo()
+                    try:
+                        session.undo()
+                    except BaseException:
+                        self._drop(session)
+                        raise
                     self._give_back_used(session, block)
                 raise
             self._commit(session, block, patience)
@@ -382,7 +401,7 @@ class Database:
         def opened() -> Session:
             self._connecting = time.monotonic()
             try:
-                session = self.connect(patience)
+                session = self.connect(patience, max(0.0, deadline - time.monotonic()), is_steady=False)
             finally:
                 self._connecting = None
             return session.enter() if self.uuid else session
@@ -418,12 +437,16 @@ class Database:
     def _retire(self, session: Session | None) -> None:
         """End a connection that stands."""
         if session is not None and session.process == os.getpid() and self._pool.lose(session):
+            if session.is_known and not session.is_idle:
+                self._unsettled.add(session.id)
             session.leave()
 
     def _drop(self, session: Session | None) -> None:
         """Forget a connection that is lost; None: there was none to be had."""
         self._is_lost = True
         if session is not None and self._pool.lose(session):
+            if session.is_known:
+                self._unsettled.add(session.id)
             session.close()
 
     def _abort(self, session: Session | None) -> None:
@@ -445,6 +468,17 @@ class Database:
 
     def _settled(self, session: int, token: int, patience: float, cause: Exception) -> Settled | None:
         """Find out whether a change took place; return what it noted, None if it did not."""
+        try:
+            return self._shut_out(session, token, patience)
+        except (Lost, psycopg.Error) as error:
+            reason = f"the connection was lost ({_said(cause)}), and nobody could be asked ({_said(error)})"
+            raise CommitUnknownError(self.path, "the commit", reason) from cause
+
+    def _shut_out(self, session: int, token: int, patience: float) -> Settled | None:
+        """Wait until nothing of a lost session is under way; return what it noted of a change, None if nothing.
+
+        Raises what came of the last try.
+        """
         deadline = time.monotonic() + patience
         number = 0
         while True:
@@ -455,13 +489,31 @@ class Database:
                 settled = other.settled(session, token, left)
             except (Lost, psycopg.Error) as error:
                 self._drop(other)
-                if time.monotonic() >= deadline:
-                    reason = f"the connection was lost ({_said(cause)}), and nobody could be asked ({_said(error)})"
-                    raise CommitUnknownError(self.path, "the commit", reason) from cause
+                if time.monotonic() >= deadline or is_final(_sqlstate(error)) or is_hopeless(_cause(error)):
+                    raise
                 number = _pause(number, deadline)
             else:
+                self._unsettled.discard(session)
                 self._give_back(other)
                 return settled
+
+    def settle(self, patience: float) -> float:
+        """Wait until nothing is under way of sessions that were lost, and not settled; return the patience left."""
+        if not self._unsettled or blocks.current() is not None:
+            return patience
+        deadline = time.monotonic() + patience
+        for session in tuple(self._unsettled):
+            try:
+                self._shut_out(session, 0, deadline - time.monotonic())
+            except (Lost, psycopg.Error) as error:
+                if is_final(_sqlstate(error)):  # the ledger is not there any more, or not for us
+                    self._unsettled.discard(session)
+                    continue
+                if not isinstance(error, psycopg.errors.LockNotAvailable):
+                    self._refuse("a change", _cause(error))
+                reason = f"what a lost connection had under way has not ended ({_said(error)})"
+                raise ServerError(self.path, "a change", reason, error.sqlstate or "") from error
+        return max(0.0, deadline - time.monotonic())
 
     def _refuse(self, operation: str, cause: Exception) -> NoReturn:
         if isinstance(cause, psycopg.Error):
@@ -480,6 +532,15 @@ def _pause(number: int, deadline: float) -> int:
     """Sleep before another try; return the number of the next pause."""
     time.sleep(min(_PAUSES[min(number, len(_PAUSES) - 1)], max(0.0, deadline - time.monotonic())))
     return number + 1
+
+
+def _cause(error: Exception) -> Exception:
+    return error.cause if isinstance(error, Lost) else error
+
+
+def _sqlstate(error: Exception) -> str:
+    cause = _cause(error)
+    return (cause.sqlstate if isinstance(cause, psycopg.Error) else None) or ""
 
 
 def _said(error: Exception) -> str:

@@ -393,7 +393,7 @@ class PostgresEngine:
     def sleep(self, ticket: int, timeout: float) -> None:
         """Sleep until something changed after the ticket was given, or for ``timeout`` s, or a while."""
         database = self._hold.database
-        seconds, has_others = self._hold.view(_away.next_time, self._hold.holder.number)
+        seconds, has_others = self._hold.view(_away.next_time, self._hold.holder.numbers)
         if seconds is not None:
             timeout = min(timeout, max(_FAILED_LOOK, seconds))
         if has_others:
@@ -433,10 +433,10 @@ class PostgresEngine:
         self._hold.is_closed = True
         self._hold.database = cast("Database", _Closed(self.path))
         database.ear.ring()
-        if self._hold.holder.number:
+        if numbers := self._hold.holder.numbers:
             how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
             with suppress(QueueError):  # else whoever looks when the process is gone finds a dead owner
-                database.run(_LAST_PATIENCE, _away.give_up, self._hold.place, self._hold.holder.number, how)
+                database.run(_LAST_PATIENCE, _away.give_up, self._hold.place, numbers, how)
             self._hold.holder.begin_anew()
         if self._release.detach():  # else the collector was faster
             database.release()
@@ -460,10 +460,10 @@ class _Closed:
 def _let_go(database: Database, holder: Holder) -> None:
     """Give back what a forgotten object held, and let go of the database."""
     try:
-        if holder.number:
+        if holder.numbers:
             with suppress(QueueError):
                 how = _away.Return("its queue was forgotten")
-                database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.number, how)
+                database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.numbers, how)
     finally:
         database.release()
 

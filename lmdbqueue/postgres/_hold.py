@@ -129,6 +129,8 @@ class Hold:
         if max_bytes is not None:
             return within(self.candidates, size_of, n, max_bytes)
 
+        self.database.settle(self.patience)
+
         def glance(n: int, *, deaths: bool) -> Found:
             """Claim and let go at once: what others have claimed is not there."""
             found: Found = self.view(partial(_items.glance, deaths=deaths), n)

@@ -74,9 +74,11 @@ LOOK: Final = (
     "look AS MATERIALIZED (SELECT is_followed, " + AWAITED + " AS is_awaited, (" + OVERDUE + ORPHANED + _BEYOND + ")"
     " AS is_overdue FROM {queues} AS q WHERE id = %(queue)s)"
 )
-# A session that was shut out claims nothing, though its statement arrives late
+# A session that was shut out claims nothing, though its statement arrives late: it fails, and tells nobody that nothing
+# is there
 MINE: Final = """,
 mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE)"""
+STANDS: Final = "1 / coalesce((SELECT 1 FROM mine), 0) = 1"
 STATUS: Final = "SELECT NULL::bytea, NULL::bigint, is_overdue, is_followed, is_awaited FROM look"
 _FIRST: Final = (
     "WITH "
@@ -87,12 +89,17 @@ WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s)
 UNION ALL """
     + STATUS
 )
+# Where nothing waits nothing is written, not even a lock
 _CLAIM: Final = (
     "WITH "
     + LOOK
+    + MINE
     + """,
 first AS (
     SELECT payload, seq FROM {items} WHERE queue = %(queue)s AND state = 0
+    AND CASE WHEN EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND state = 0) THEN """
+    + STANDS
+    + """ END
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 SELECT payload, seq, NULL::boolean, NULL::boolean, NULL::boolean FROM first
 UNION ALL """
@@ -166,7 +173,7 @@ def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 def glance(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Return the first ``n`` entries that nobody else has claimed."""
-    return seen(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths).fetchall())
+    return seen(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, row=step.row(0)).fetchall())
 
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:

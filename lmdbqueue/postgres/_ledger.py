@@ -7,6 +7,7 @@ know: what is counted, when a change is repeated.
 
 import os
 from contextlib import suppress
+from itertools import count
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -14,6 +15,8 @@ import psycopg
 from lmdbqueue.postgres._connection import Cursor
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._sql import Sql
+
+_BITS: Final = 23  # of a session's number that count those of its process
 
 KINDS: Final = ("pushed", "waiting", "size", "leased", "delayed", "dead", "expired", "dropped")
 
@@ -24,6 +27,7 @@ ENTER: Final = (
     + ASYNC
     + ") INSERT INTO {ledger} (id, session, queue) SELECT %(row)s, %(session)s, %(queue)s FROM mine"
 )
+_OPEN: Final = ENTER + ", (SELECT FROM {ledger} WHERE id = %(own)s AND NOT is_fenced FOR NO KEY UPDATE) AS own"
 # A row that cannot be pruned, since an old snapshot is open, is replaced by one with a new key
 _RENEW: Final = (
     "WITH mine AS MATERIALIZED ("
@@ -58,6 +62,26 @@ UPDATE {ledger} SET is_fenced = true WHERE session = %(session)s AND queue = 0 R
 _SETTLE_REST: Final = """
 UPDATE {ledger} SET is_fenced = true WHERE session = %(session)s AND queue <> 0 RETURNING token, result
 """
+
+# The sessions of processes whose owner is dead: one may have a lease under way, or in a buffer that the server reads
+# later. A row that is locked is left: something is under way there
+_OF_THE_DEAD: Final = """
+ledger.session BETWEEN dead.program << 23 AND (dead.program << 23) + 8388607
+AND ledger.queue IN (0, %(queue)s) AND NOT ledger.is_fenced"""
+SHUT_OUT: Final = (
+    """
+UPDATE {ledger} SET is_fenced = true WHERE id = ANY(ARRAY(
+    SELECT ledger.id FROM unnest(%(programs)s::bigint[]) AS dead (program) JOIN {ledger} ON"""
+    + _OF_THE_DEAD
+    + """
+    FOR NO KEY UPDATE OF ledger SKIP LOCKED))
+"""
+)
+ARE_OUT: Final = (
+    "SELECT program FROM unnest(%(programs)s::bigint[]) AS dead (program) WHERE NOT EXISTS (SELECT FROM {ledger} WHERE"
+    + _OF_THE_DEAD
+    + ")"
+)
 
 # What dead sessions have counted goes to the queues, some rows at a time; their rows stay for a day, for those who may
 # ask for a token. A queue that is locked is left for the next time: nobody waits for this, and it waits for nobody
@@ -131,10 +155,13 @@ class Ledger:
         self.rows[0] = row
 
     def open_row(self, queue: int) -> None:
-        """Create this session's row for a queue."""
+        """Create this session's row for a queue, unless it was shut out."""
         if queue not in self.rows:
             row = random_id()
-            self._cursor.execute(self._sql(ENTER), {"session": self.session, "row": row, "queue": queue})
+            values = {"session": self.session, "row": row, "queue": queue, "own": self.rows[0]}
+            self._cursor.execute(self._sql(_OPEN), values)
+            if not self._cursor.rowcount:
+                raise Lost(RuntimeError("the session was fenced"))
             self.rows[queue] = row
 
     def renew(self) -> None:
@@ -189,6 +216,24 @@ def sweep(connection: psycopg.Connection[Any], sql: Sql) -> None:
                 cursor.execute(sql(_FORGET_SLEEPERS))
             if not folded and not forgotten:
                 return
+
+
+class Program:
+    """A process as others see it: the numbers of its sessions begin with one of its own, so they are a range."""
+
+    def __init__(self) -> None:
+        start = random_id()
+        self._first = program_of(start) << _BITS
+        self._numbers = count(start - self._first)
+
+    def session(self) -> int:
+        """Return the number of a new session."""
+        return self._first + next(self._numbers) % (1 << _BITS)
+
+
+def program_of(session: int) -> int:
+    """Return what the numbers of all sessions of the same process begin with."""
+    return session >> _BITS
 
 
 def random_id() -> int:

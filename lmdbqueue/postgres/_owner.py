@@ -5,14 +5,14 @@ whoever has leases holds the advisory lock of the session of that connection, an
 connection ends, however it ends; so a lease never outlives the connection that it was given under, and a new
 connection is a new owner. Must not know: leases, but for how their tokens begin.
 
-A holder is a queue object: the tokens of its leases begin with its number, so what it holds is a range of tokens.
+A holder is a queue object: the tokens of its leases begin with its number, so what it holds is a range of tokens. It
+gets another number when the tokens of one are used up, or its owner's connection was lost.
 """
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
 from typing import Any, Final
 
 import psycopg
@@ -115,36 +115,29 @@ class Holder:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._lock = threading.RLock()
-        self._number = 0
-        self._joined = 0  # the owner whose it is
-        self._free = count()  # numbers of leases that are not given yet
+        self._joined = 0  # the owner whose the last number is
+        self.numbers: list[int] = []  # by which it has held leases; new ones begin with the last
+        self._free: Iterator[int] = iter(())  # tokens that are not given yet
         self.doubtful: list[int] = []  # tokens of leases of which nobody knows whether they were given
-
-    @property
-    def number(self) -> int:
-        """Its number, 0 if it has held nothing yet."""
-        return self._number
 
     def token(self, patience: float) -> Token:
         """Return one for a lease, under a connection that stands, or is made to in so many seconds."""
         with self._lock:
             while True:
-                before = self._joined
-                self._number, self._joined = self._owner.join(self._number, before, self.place.id, patience)
-                if self._joined != before:
-                    self._free = count()
-                given = next(self._free)  # in one step: a call from within this one has another
-                if not given >> _BITS:
-                    return Token(self._number << _BITS | given)
-                self._joined = 0  # its numbers are used up
+                number = self.numbers[-1] if self.numbers else 0
+                number, owner = self._owner.join(number, self._joined, self.place.id, patience)
+                if owner != self._joined:
+                    self.numbers.append(number)
+                    self._free = iter(range(number << _BITS, (number + 1) << _BITS))
+                    self._joined = owner
+                given = next(self._free, None)  # in one step: a call from within this one has another
+                if given is not None:
+                    return Token(given)
+                self._joined = 0  # they are used up
 
     def begin_anew(self) -> None:
         """Hold nothing, in a forked child."""
         self._lock = threading.RLock()
-        self._number = self._joined = 0
+        self._joined = 0
+        self.numbers = []
         self.doubtful = []
-
-
-def tokens(holder: int) -> tuple[int, int]:
-    """Return the first and the last token of a holder."""
-    return holder << _BITS, (holder + 1 << _BITS) - 1

@@ -4,12 +4,12 @@ Owns: the one statement or the one transaction that a change is. Law: nothing is
 was seen not to be fenced, and is locked; and who asks what became of a change locks those rows too, so that the answer
 cannot change any more. Must not know: threads, the rules of queues, what to do when a connection is lost.
 
-Each session has a number of its own, chosen at random, and holds the advisory lock of that number as long as its
-connection lives: so others can tell that it is dead. It has a row in the ledger, and one more for each queue that it
-changes. Each change gets the next token, which its own transaction writes to one of these rows. If the connection is
-lost while the reply to a commit is awaited, another connection fences the rows (``settled``): that waits for a
-transaction that is still under way, refuses one that a server may still find in the buffer of a dead connection, and
-reads the tokens, which tell whether the change took place.
+Each session has a number of its own, which begins with one of its process, chosen at random, and holds the advisory
+lock of that number as long as its connection lives: so others can tell that it is dead. It has a row in the ledger, and
+one more for each queue that it changes. Each change gets the next token, which its own transaction writes to one of
+these rows. If the connection is lost while the reply to a commit is awaited, another connection fences the rows
+(``settled``): that waits for a transaction that is still under way, refuses one that a server may still find in the
+buffer of a dead connection, and reads the tokens, which tell whether the change took place.
 
 A change that is one statement (``once``) writes its token to the row of its queue, together with what it counts, and
 fails if that is fenced: it divides by the number of rows that it found, or has no number for an item. A change of
@@ -28,19 +28,22 @@ from psycopg import pq
 
 from lmdbqueue.postgres._connection import (
     OPENED,
+    SILENCE,
     USUAL_LIMITS,
     USUAL_PLANS,
     Cursor,
     attributes,
     connect,
     is_readable,
+    listen_for,
     milliseconds,
     reset,
     settle_in,
+    silence,
     together,
 )
 from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
-from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, random_id, sweep
+from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
@@ -51,23 +54,39 @@ _TELL: Final = (
 )
 
 
+Values = dict[str, Any] | Callable[[], dict[str, Any]]
+
+
 class Session:
     """A connection, for one thread at a time."""
 
-    def __init__(self, conninfo: str, sql: Sql, path: str, patience: float = 5.0, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        sql: Sql,
+        path: str,
+        number: int,
+        patience: float = 5.0,
+        seconds: float | None = None,
+        *,
+        is_steady: bool = True,
+    ) -> None:
         """Connect, in ``seconds``, or in ``patience``, which holds for locks. Raises what psycopg raises.
 
-        ``path`` is for errors.
+        ``path`` is for errors; ``number`` is the session's. ``is_steady``: it stands a silence that is longer than the
+        patience of a call.
         """
         self._sql = sql
         self.path = path
         self._token = 0
         self._transaction: AbstractContextManager[psycopg.Transaction] | None = None
         self._patience = patience
-        self.id = random_id()
+        self.id = number
         self.process = os.getpid()
         self.used_at = 0.0  # by the pool
-        self.connection = connect(conninfo, path, patience if seconds is None else seconds)
+        self._conninfo = conninfo
+        silent = SILENCE if is_steady else silence(patience)
+        self.connection = connect(conninfo, path, patience if seconds is None else seconds, silent)
         try:
             self._cursor = Cursor(self.connection)  # for what has one statement
             self._ledger = Ledger(self._cursor, sql, self.id)
@@ -99,8 +118,9 @@ class Session:
         return self
 
     def wait_at_most(self, patience: float) -> None:
-        """Set how many seconds a statement waits for a lock."""
+        """Set how many seconds a statement waits for a lock, and a silent host is waited for at the most."""
         if patience != self._patience:
+            listen_for(self.connection, self._conninfo, silence(patience))
             self._cursor.execute(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
             self._patience = patience
 
@@ -110,7 +130,7 @@ class Session:
         try:
             result = fn(step, *args)
         except Exception as error:
-            if is_lost(error, self.connection):
+            if is_lost(error, self.connection) or (is_shut_out(error) and self._ledger.is_fenced(0)):
                 raise Lost(error) from error
             raise
         self.tell(step.told)
@@ -150,7 +170,7 @@ class Session:
             if (interrupt := interrupt_amid(error, handled)) is not None:
                 raise interrupt from None
             self._undo()
-            if is_undone(error) or (queue is None and is_shut_out(error)):
+            if is_undone(error) or (is_shut_out(error) and self._ledger.is_fenced(queue or 0)):
                 raise Lost(error) from error
             if is_lost(error, self.connection):
                 is_open = is_answered(error)
@@ -236,10 +256,11 @@ class Session:
     def _send(self, step: Step, text: LiteralString) -> None:
         (self.connection if step.pipeline else self._cursor).execute(text)
 
-    def once(self, text: LiteralString, queue: int, values: dict[str, Any]) -> list[Any]:
+    def once(self, text: LiteralString, queue: int, values: Values) -> list[Any]:
         """Return the rows of a change that is one statement, which looks at the fence and notes its token and result.
 
-        The last column of its last row is where the row of the ledger is now, None if that was not written.
+        The last column of its last row is where the row of the ledger is now, None if that was not written. ``values``
+        may be a function that makes them when this session has its rows.
         """
         try:
             self._ledger.renew()
@@ -248,6 +269,8 @@ class Session:
             if is_lost(error, self.connection):
                 raise Lost(error) from error
             raise
+        if callable(values):
+            values = values()
         self._token += 1
         try:
             rows = self._cursor.execute(
@@ -275,6 +298,11 @@ class Session:
     def token(self) -> int:
         """Of the last change."""
         return self._token
+
+    @property
+    def is_known(self) -> bool:
+        """Whether others know of it."""
+        return bool(self._ledger.rows)
 
     @property
     def is_idle(self) -> bool:

@@ -11,19 +11,23 @@ from typing import Any, Final
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
-from lmdbqueue.postgres._items import LOOK, MINE, Ahead, Found, Place, hurried, number, pack, tell
+from lmdbqueue.postgres._items import LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number, pack, tell
 from lmdbqueue.postgres._step import Step
 
 _NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
 _VERSION: Final = "ctid::text || ' ' || xmin::text"
-_TAKEN: Final = """,
+_TAKEN: Final = (
+    """,
 first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look)
-    AND EXISTS (SELECT FROM mine)
+    AND """
+    + STANDS
+    + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
     RETURNING seq, payload, attempts, pushed_at, expires_at::text, key, headers)"""
+)
 _NOTED: Final = """,
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - went.n, size = ledger.size - went.size
@@ -71,7 +75,9 @@ first AS MATERIALIZED (
     + _VERSION
     + """ AS version FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue AND NOT is_followed FROM look)
-    AND EXISTS (SELECT FROM mine)
+    AND """
+    + STANDS
+    + """
     ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE queue = %(queue)s AND state = 0
@@ -82,7 +88,7 @@ noted AS (
     WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)"""
     + _NEXT
     + """SELECT gone.attempts, gone.pushed_at, gone.expires_at, gone.key, gone.headers, look.is_awaited,
-    CASE WHEN gone.seq IS NOT NULL THEN 1 / (SELECT count(*) FROM noted) END,
+    CASE WHEN gone.seq IS NOT NULL THEN 1 / coalesce((SELECT 1 FROM noted), 0) END,
     next.seq, next.payload, next.version, (SELECT at FROM noted)
 FROM look LEFT JOIN gone ON true LEFT JOIN next ON true"""
 )

@@ -3,12 +3,15 @@
 import itertools
 import logging
 import os
+import pickle
 import resource
 import shutil
 import signal
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -18,8 +21,10 @@ from processes import DEADLINE, eventually, forked, status_of
 from psycopg.rows import dict_row
 
 from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, TransactionError
+from lmdbqueue._local import source
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
+from lmdbqueue._verbs.lease import ack_all
 from lmdbqueue.forward import Forwarder
 from lmdbqueue.postgres import PostgresQueue, _ear
 
@@ -292,6 +297,47 @@ def test_a_permission_that_is_taken_away_fails_at_once(postgres, schema, open_po
             assert caught.value.sqlstate == "42501"
     finally:
         postgres.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_acks_of_one_step_are_done_all_or_none_beside_readers(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push(["a", "b"])
+    queue.reader("name", start="oldest")
+    leases = [queue.lease(), queue.lease()]
+    postgres.execute(f"""
+        CREATE FUNCTION "{schema}".refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+        CREATE TRIGGER refuse BEFORE DELETE ON "{schema}".items
+        FOR EACH ROW WHEN (OLD.seq = 1) EXECUTE FUNCTION "{schema}".refuse()""")
+    with pytest.raises(ServerError):
+        ack_all(queue._engine, [(lease, None) for lease in leases])
+    assert queue.stats().leased == 2
+    postgres.execute(f'DROP FUNCTION "{schema}".refuse CASCADE')
+    assert ack_all(queue._engine, [(lease, None) for lease in leases]) == [None, None]
+    assert [each.skipped for each in queue.readers()] == [2]
+
+
+def test_a_process_has_no_more_connections_for_calls_than_its_pool_may(open_postgres):
+    queue, hasty, go = open_postgres(pool=2), open_postgres("other", patience=0.1), threading.Event()
+    database = queue._engine.database
+    queue.push(list(range(6)))
+    entered = Counter()
+
+    def loads(payload):
+        entered["loads"] += 1
+        assert go.wait(DEADLINE)
+        return pickle.loads(payload)
+
+    queue.loads = loads
+    with ThreadPoolExecutor(6) as executor:
+        pops = [executor.submit(queue.pop) for _ in range(6)]
+        eventually(lambda: entered["loads"] == 2)
+        with pytest.raises(ServerError, match="all 2 connections of the pool are in use"):
+            hasty.push("x")
+        assert (entered["loads"], len(database._pool.all)) == (2, 2)
+        assert open_postgres("third", pool=3).push("y") == 0
+        go.set()
+        assert sorted(pop.result() for pop in pops) == list(range(6))
+    assert len(database._pool.all) == 3
 
 
 def test_after_an_error_of_the_server_the_connection_is_another(open_postgres, postgres, schema):
@@ -585,6 +631,24 @@ def test_a_database_that_was_restored_is_told_and_nothing_is_forwarded_to_it(ope
         Forwarder(spool, remote).run()
         assert list(remote) == ["d"]
         assert spool.check() == []
+
+
+@pytest.mark.parametrize("durability", ["full", "off"])
+def test_how_far_a_target_has_come_is_on_the_disk_before_its_items_leave(tmp_path, monkeypatch, durability):
+    with PersistentQueue("spool", tmp_path, durability=durability) as spool:
+        spool.push("a")
+    done = []
+
+    def told(name, act):
+        return lambda *args: (done.append(name), act(*args))[1]
+
+    for name in ("sync_file", "sync_directory"):
+        monkeypatch.setattr(source, name, told(name, getattr(source, name)))
+    monkeypatch.setattr(os, "replace", told("replace", os.replace))
+    with closing(source.QueueSource(tmp_path / "spool")) as spool:
+        spool.note("there", 3)
+        assert spool.noted("there") == 3
+    assert done == (["sync_file", "replace", "sync_directory"] if durability == "full" else ["replace"])
 
 
 def test_what_a_server_will_never_take_is_refused_by_its_number_and_a_permission_stops(

@@ -6,15 +6,17 @@ import pickle
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 
 import postgres_server
+import psycopg
 import pytest
 from postgres_proxy import LATE, Proxy
 from processes import DEADLINE, eventually, forked, status_of
 
-from lmdbqueue import CommitUnknownError, LeaseExpiredError, QueueError, ServerError
+from lmdbqueue import CommitUnknownError, DecodeError, LeaseExpiredError, QueueError, ServerError
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._failures import Lost
@@ -232,6 +234,198 @@ def test_what_an_interrupted_pop_claimed_is_free_before_the_server_has_seen_the_
     dropped[0].close()
 
 
+def _lease_in_a_process(url, schema):
+    with PostgresQueue(url, schema=schema) as queue:
+        queue.lease()
+
+
+def test_a_lease_that_was_under_way_when_its_process_died_comes_back(open_postgres, postgres, schema):
+    """Nobody sees what it holds before its commit, which may take as long as a flush, or as a standby needs."""
+    queue = open_postgres()
+    queue.push("a")
+    postgres.execute(f"""
+        CREATE FUNCTION "{schema}".wait() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END';
+        CREATE TRIGGER wait BEFORE UPDATE OF lease ON "{schema}".items
+        FOR EACH ROW EXECUTE FUNCTION "{schema}".wait()""")
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 7 AND NOT granted"
+    living = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND (classid::bigint << 32) + objid::bigint IN "
+    with psycopg.connect(postgres.url(), autocommit=True) as stop:
+        stop.execute("SELECT pg_advisory_lock(7)")
+        pid = forked(_lease_in_a_process, postgres.url(), schema)
+        eventually(lambda: postgres.execute(waiting))
+        os.kill(pid, signal.SIGKILL)
+        status_of(pid)
+        eventually(lambda: not postgres.execute(f'{living} (SELECT owner FROM "{schema}".owners)'))
+        assert queue.count() == 1, "it looks for the dead"
+        assert postgres.execute(waiting), "the server has noticed that it was killed"
+    eventually(lambda: postgres.execute(f'SELECT attempts FROM "{schema}".items') == [(1,)])
+    postgres.execute(f'DROP FUNCTION "{schema}".wait CASCADE')
+    eventually(lambda: queue.count() == 1)
+    with queue.lease() as lease:
+        assert (lease.items, lease.attempts) == (["a"], [2])
+    eventually(lambda: queue.count() == 0 and len(postgres.execute(f'SELECT 1 FROM "{schema}".owners')) == 1)
+
+
+def test_a_lease_that_is_tried_again_is_one_that_others_know(open_postgres, postgres, schema, monkeypatch):
+    """After the server has lost all connections others forget the owner that this process had."""
+    queue, look = open_postgres(), open_postgres()
+    look.push(["a", "b"])
+    queue.lease().ack()
+    once, tries = Session.once, []
+
+    def once_lost(session, *args):
+        tries.append(None)
+        if len(tries) > 1:
+            return once(session, *args)
+        owner = queue._engine.database.owner._session.backend
+        postgres.execute("SELECT pg_terminate_backend(%s, 20000)", owner)
+        look.count()
+        raise Lost(RuntimeError("the connection was lost"))
+
+    monkeypatch.setattr(Session, "once", once_lost)
+    (token,) = {lease._token for lease in [queue.lease()]}
+    assert (token >> 20,) in postgres.execute(f'SELECT holder FROM "{schema}".owners')
+
+
+def test_the_end_of_an_object_gives_back_what_it_leased_before_its_tokens_were_used_up(open_postgres, postgres, schema):
+    queue, look = open_postgres(), open_postgres()
+    look.push(["a", "b", "c"])
+    holder = queue._engine._hold.holder
+    leases = [queue.lease()]
+    assert sum(1 for _ in holder._free) + 1 == 1 << 20
+    leases.append(queue.lease())
+    assert len(holder.numbers) == 2
+    assert look.pop() == "c"
+    queue.close()
+    assert list(look) == ["a", "b"]
+    assert postgres.execute(f'SELECT 1 FROM "{schema}".owners') == []
+
+
+TAKES = {
+    "pop": lambda queue: queue.pop(),
+    "pop what was seen ahead": lambda queue: queue.pop(),
+    "pop some": lambda queue: queue.pop(2)[0],
+    "pop what fits": lambda queue: queue.pop_many(2, max_bytes=9)[0],
+    "lease": lambda queue: queue.lease()[0],
+    "lease some": lambda queue: queue.lease(2)[0],
+    "lease after a look for the dead": lambda queue: (setattr(queue._engine._hold, "_deaths_seen", 0.0), queue.lease())[
+        1
+    ][0],
+    "glance": lambda queue: queue._head.candidates(1) and "b",
+}
+
+
+@pytest.mark.parametrize("take", TAKES)
+def test_a_session_that_was_shut_out_tells_nobody_that_nothing_is_there(open_postgres, postgres, schema, take):
+    queue = open_postgres()
+    queue.push(["a", "b", "c"])
+    if take == "pop what was seen ahead":
+        queue.count()
+    assert queue.pop() == "a"
+    if take != "pop what was seen ahead":
+        queue._engine._takes._ahead = None
+    queue._engine._hold._deaths_seen = time.monotonic() + DEADLINE
+    postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
+    assert TAKES[take](queue) == "b"
+
+
+def test_a_session_that_was_shut_out_begins_nothing_with_another_queue(open_postgres, postgres, schema):
+    queue, other = open_postgres(), open_postgres("other")
+    queue.push("a")
+    postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
+    other.push("b")
+    free = f'SELECT session FROM "{schema}".ledger WHERE NOT is_fenced'
+    assert postgres.execute(f'SELECT 1 FROM "{schema}".ledger WHERE is_fenced AND session IN ({free})') == []
+
+
+def _fail(_):
+    raise ValueError
+
+
+@pytest.mark.parametrize("mode", ["request", "reply", "late"])
+@pytest.mark.parametrize("proxy", ["near", "far"], indirect=True)
+def test_what_cannot_be_decoded_stays_the_first_whenever_its_connection_is_lost(proxy, schema, open_postgres, mode):
+    """The undoing may come late, too: until then it would be passed over."""
+    look = open_postgres()
+    with PostgresQueue(proxy.url(), schema=schema) as queue:
+        for at in count(1):
+            look.push(["a", "b"])
+            queue.loads = _fail
+            proxy.arm(mode, at)
+            with pytest.raises(DecodeError):
+                queue.pop()
+            has_cut = proxy.has_cut
+            proxy.disarm()
+            queue.loads = pickle.loads
+            assert queue.pop(2) == ["a", "b"]
+            if not has_cut:
+                break
+    assert at > 2
+
+
+@pytest.mark.parametrize("mode", ["request", "late"])
+def test_what_a_lost_block_had_taken_is_the_first_again_at_once(proxy, schema, open_postgres, mode):
+    look = open_postgres()
+    with PostgresQueue(proxy.url(), schema=schema) as queue:
+        for at in count(1):
+            look.push(["a", "b"])
+            proxy.arm(mode, at)
+            try:
+                with queue.transaction():
+                    queue.pop()
+                    queue.state["n"] = 1
+            except ServerError:
+                assert queue.pop() == "a"
+            has_cut = proxy.has_cut
+            proxy.disarm()
+            assert queue.pop() == "b"
+            if not has_cut:
+                break
+    assert at > 3
+
+
+def test_what_an_interrupted_pop_had_claimed_is_the_first_again_at_once(open_postgres, monkeypatch):
+    queue, close = open_postgres(), Session.close
+    queue.push(["a", "b"])
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    def close_late(session):  # as the server hears of it
+        threading.Timer(5 * LATE, close, [session]).start()
+
+    queue.loads = interrupted
+    monkeypatch.setattr(Session, "close", close_late)
+    with pytest.raises(KeyboardInterrupt):
+        queue.pop()
+    monkeypatch.undo()
+    queue.loads = pickle.loads
+    assert queue.pop(2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("proxy", ["far"], indirect=True)
+@pytest.mark.parametrize("is_asked", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_host_that_vanished_is_given_up_while_patience_is_left(proxy, postgres, schema, is_asked):
+    """Nothing is answered any more, not even on the level of the network; first, or after it has the question."""
+    with PostgresQueue(proxy.url(), schema=schema, patience=3.0 if is_asked else 1.0) as queue:
+        queue.push("a")
+        begin = time.monotonic()
+        if is_asked:
+            with psycopg.connect(postgres.url()) as other, ThreadPoolExecutor(1) as executor:
+                other.execute(f'SELECT FROM "{schema}".tails FOR UPDATE')
+                pushed = executor.submit(queue.push, "b")
+                eventually(lambda: postgres.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
+                proxy.fall_silent()
+                other.rollback()
+                assert pushed.result() == 1
+        else:
+            proxy.fall_silent()
+            with suppress(ServerError):  # what is left may be too little
+                assert queue.push("b") == 1
+        assert time.monotonic() - begin < 10, "as long as keepalives take that know nothing of patience"
+
+
 def test_a_lease_is_given_though_the_connection_of_its_owner_is_lost_just_then(open_postgres, postgres, monkeypatch):
     queue, other = open_postgres(), open_postgres("other")
     queue.push("a")
@@ -247,7 +441,7 @@ def test_a_lease_whose_ttl_was_over_before_another_connection_was_had_is_asked_f
     queue = open_postgres()
     queue.push("a")
     once, lost = Database.once, [Settled(None)]
-    monkeypatch.setattr(Database, "once", lambda *args: lost.pop() if lost else once(*args))
+    monkeypatch.setattr(Database, "once", lambda *args: (args[5](), lost.pop())[1] if lost else once(*args))
     assert queue.lease(ttl=9).items == ["a"]
 
 
