@@ -150,11 +150,12 @@ def test_the_command_fills_another_directory(open_queue, tmp_path):
     assert failed.returncode == 4
 
 
-def test_a_forwarder_that_is_killed_stores_each_item_once(tmp_path, record_property):
-    items, killed = 2_000, 0
+@pytest.mark.parametrize(("items", "kills"), [(400, 4), pytest.param(20_000, 50, marks=pytest.mark.long)])
+def test_a_forwarder_that_is_killed_stores_each_item_once(tmp_path, record_property, items, kills):
+    killed = 0
     with PersistentQueue("queue", tmp_path) as queue, PersistentQueue("there", tmp_path) as there:
         queue.push_many(range(items))
-        for moment in sorted(random.sample(range(items), 8)):
+        for moment in sorted(random.sample(range(items), kills)):
             pid = forked(lambda: Forwarder(tmp_path / "queue", PersistentQueue("there", tmp_path), batch=7).run())
             eventually(lambda moment=moment: len(there) >= moment, 60)
             os.kill(pid, signal.SIGKILL)
