@@ -56,7 +56,8 @@ the checkpoint c, whose meta page stands in the file ``checkpoint``. What LMDB's
 against c, n first: each page was written at most once after c, so the argument is the same, but for the content weight,
 which is a running sum. If neither is whole, c counts. What counts is written into both slots, the newest first, with
 numbers that were never given: transactions after n may have left pages, too, without their meta pages, so the numbers
-leap (``_LEAP``).
+leap (``_LEAP``). They do so also where both slots have the same body already, unless the last checkpoint is older than
+that: then nobody has committed since the recovery that left it so.
 
 ====  ==================================================  ===========================================
 step  what is done, with checkpoints                      a crash after it: the next to open
@@ -135,12 +136,12 @@ def _recover_to_checkpoint(
     if not session.is_original() or not is_known or (checkpoint and checkpoint.generation > number):
         if session.is_original() or newest.transaction != _FIRST:
             _prove_all(path, number, options, session, progress)
-            newest = _advance(path)
+            newest = _make_count(path, meta_page.read(path)[0])
         checkpoint_slots.forget(slots)  # one of a moment that this file never saw would keep its own from being noted
         return newest
-    if newest.body == before.body:  # nothing was committed since the last recovery
-        return newest
-    if checkpoint is None or checkpoint.generation < number:  # nor since the file got its name: it was on the disk then
+    if checkpoint is None or checkpoint.generation < number:  # nothing was committed since the file got its name,
+        return newest  # when it was on the disk
+    if newest.body == before.body and checkpoint.transaction < newest.transaction:  # nor since the last recovery
         return newest
     base = meta_page.with_body(newest, checkpoint.body)
     counts = next((each for each in (newest, before) if _is_newer_and_whole(path, each, base)), None)
