@@ -14,10 +14,10 @@ import postgres_server
 import pytest
 from clocks import Clock
 from hypothesis import HealthCheck, settings
+from proofs import prove_by_the_checkpoint
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._lmdb import checkpoint_slots, meta_page, snapshot
-from lmdbqueue._local import recovery
+from lmdbqueue._lmdb import snapshot
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
@@ -39,15 +39,6 @@ settings.register_profile(
 settings.load_profile("lmdbqueue")
 
 OpenQueue = Callable[..., PersistentQueue[Any]]
-
-
-def prove_by_the_checkpoint(queue: PersistentQueue[Any]) -> None:
-    """Demand that the newest snapshot is found whole by the last checkpoint, if the queue has one."""
-    live = queue._engine.environment._generation
-    is_known, found = checkpoint_slots.read(os.path.join(queue._engine.path, "checkpoint"))
-    if live is not None and is_known and found is not None and found.generation == live.number:
-        newest, _ = meta_page.read(live.path)
-        assert recovery._is_newer_and_whole(live.path, newest, meta_page.with_body(newest, found.body))
 
 
 @pytest.fixture(autouse=True)

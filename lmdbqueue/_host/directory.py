@@ -14,7 +14,7 @@ Files::
                          says otherwise
     ahead-*.mdb.tmp      a copy that is to become one
     session, bell        see _host.session and _host.bell
-    checkpoint           of ``durability="interval"``: see _lmdb.checkpoint_slots
+    checkpoint           of ``durability="interval"``, as checkpoint-1 and so on: see _lmdb.checkpoint_slots
     owner-*              one for each open queue that holds leases: see _host.owners
 
 The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
@@ -73,6 +73,7 @@ _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have 
 _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
 CHECKPOINT: Final = "checkpoint"
+LANE: Final = rf"{CHECKPOINT}-[1-9]\d*"  # a file beside it
 BELL: Final = "bell"
 FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; who forwards them writes it
 _LMDB_MAGIC: Final = 0xBEEFC0DE
@@ -327,7 +328,7 @@ class Directory:
         return sorted(
             name
             for name in os.listdir(self.folder)
-            if name not in mine and not owners.is_owner(name) and not re.fullmatch(_DRAFT, name)
+            if name not in mine and not owners.is_owner(name) and not re.fullmatch(rf"{_DRAFT}|{LANE}", name)
         )
 
 

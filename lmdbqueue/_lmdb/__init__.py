@@ -5,7 +5,8 @@
 ``snapshot``          a file at rest, and where the records of its queues are
 ``opening``           how a file becomes an environment, and how one is made
 ``failures``          LMDB's errors as ours
-``checkpoint_slots``  the file that tells which snapshot is on the disk
+``checkpoint_slots``  the files that tell which snapshot is on the disk
+``checkpoint_pin``    what keeps the pages of that snapshot
 ``content``           the items that a transaction adds
 ``preallocation``     blocks that a file has before they are used
 ``free_pages``        how much of a file is free

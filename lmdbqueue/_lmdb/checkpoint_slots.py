@@ -1,7 +1,12 @@
 """The file ``checkpoint``: the snapshot of a queue with ``durability="interval"`` that is on the disk in any case.
 
-Owns: the bytes of its two slots. Law: a slot is written over only when the other one is newer and on the disk. Must not
-know: the library ``lmdb``, when a checkpoint is made (``_local.checkpoints``), what recovery does with it.
+Owns: the bytes of its two slots, and its lanes. Law: a slot is written over only when the other one of its lane is
+newer and on the disk. Must not know: the library ``lmdb``, when a checkpoint is made (``_local.checkpoints``), what
+recovery does with it.
+
+Lanes. Whoever writes a slot has the ``flock`` of the file, and waits for the disk with it. Another process does not
+wait for that one, which may be stopped: it takes the next file, ``checkpoint-1``, ``checkpoint-2``, ..., which it makes
+if need be. Each has slots of its own, and the newest of all counts. An older one that is written later does no harm.
 
 A slot, at 0 and at 4,096, so that none shares a sector or a page with the other, in the machine's byte order::
 
@@ -14,15 +19,17 @@ A slot, at 0 and at 4,096, so that none shares a sector or a page with the other
 
 import fcntl
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import count
 from struct import Struct
 from typing import Final
 from zlib import crc32
 
-from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.descriptors import close
+from lmdbqueue._host.directory import LANE
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
-from lmdbqueue._host.threads import holding
 from lmdbqueue._tuples import NamedTuple
 
 MAGIC: Final = b"lmdbqcp1"
@@ -53,87 +60,126 @@ class Checkpoint(NamedTuple):
 
 
 class Slots:
-    """The open file."""
+    """The open lanes."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Open the file at ``path``; make it, durably, if it is not there."""
-        fd = open_private(path, os.O_RDWR, folder=folder)
-        try:
-            if os.fstat(fd).st_size < 2 * SLOT_SIZE:
-                os.pwrite(fd, bytes(2 * SLOT_SIZE), 0)
-                sync_file(fd)
-                sync_directory(os.path.dirname(path), folder)
-        finally:
-            close(fd)
-        self._fd = open_at(path, os.O_RDWR, folder)
+        """Open the first lane, the file at ``path``; make it if it is not there."""
+        self._path = path
+        self._folder = folder
+        self._lanes = [_Lane(path, folder)]
+
+    def close(self) -> None:
+        """Free the descriptors; twice is harmless."""
+        while self._lanes:
+            self._lanes.pop().close()
+
+    def raise_to(self, checkpoint: Checkpoint) -> None:
+        """Return when this checkpoint, whose pages are on the disk, or a newer one is there. Raises ``OSError``."""
+        for number in count():
+            if number == len(self._lanes):
+                self._lanes.append(_Lane(f"{self._path}-{number}", self._folder))
+            if self._lanes[number].raise_to(checkpoint):
+                return
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, on the disk or not, of the lanes that this process has used."""
+        return _newest(each for lane in self._lanes for each in lane.read())
+
+
+class _Lane:
+    """One open file."""
+
+    def __init__(self, path: str, folder: int | None) -> None:
+        self._path = path
+        self._folder = folder
+        self._fd = open_private(path, os.O_RDWR, folder=folder)
         self._durable: Checkpoint | None = None  # that this process knows to be on the disk
 
     def close(self) -> None:
-        """Free the descriptor; twice is harmless."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)
 
-    def raise_to(self, checkpoint: Checkpoint) -> None:
-        """Return when this checkpoint, whose pages are on the disk, or a newer one is there. Raises ``OSError``."""
-        with self._locked():
-            found = _read(self._fd)
-            newest = max(filter(None, found), key=lambda each: each.order, default=None)
-            if newest is not None and newest != self._durable:
-                # who wrote it may have been killed before it was there; or its fsync failed: the next one would say
-                # that all is well, since the system drops what it could not write
-                self._write(_OFFSETS[found[0] != newest], newest)
-                self._durable = newest
-            if newest is None or newest.order < checkpoint.order:
-                self._write(_OFFSETS[newest is not None and found[0] == newest], checkpoint)
-                self._durable = checkpoint
+    def read(self) -> list[Checkpoint | None]:
+        return _read(self._fd)
+
+    def raise_to(self, checkpoint: Checkpoint) -> bool:
+        """Do as ``Slots.raise_to``, and return True; False if another process writes here, or was stopped amid that."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # here, since an interrupt may come as it returns
+            self._raise_to(checkpoint)
+        except BlockingIOError:
+            return False
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return True
+
+    def _raise_to(self, checkpoint: Checkpoint) -> None:
+        if self._durable is None:
+            self._complete()
+        found = self.read()
+        newest = _newest(found)
+        if newest is not None and newest != self._durable:
+            # who wrote it may have been killed before it was there; or its fsync failed: the next one would say
+            # that all is well, since the system drops what it could not write
+            self._write(_OFFSETS[found[0] != newest], newest)
+            self._durable = newest
+        if newest is None or newest.order < checkpoint.order:
+            self._write(_OFFSETS[newest is not None and found[0] == newest], checkpoint)
+            self._durable = checkpoint
+
+    def _complete(self) -> None:
+        """Bring the file to the disk, with its name: whoever has made it may have been killed before that."""
+        size = os.fstat(self._fd).st_size
+        if size < 2 * SLOT_SIZE:
+            os.pwrite(self._fd, bytes(2 * SLOT_SIZE - size), size)
+            sync_file(self._fd)
+        sync_directory(os.path.dirname(self._path), self._folder)
 
     def _write(self, offset: int, checkpoint: Checkpoint) -> None:
         data = _SLOT.pack(MAGIC, *checkpoint)
         os.pwrite(self._fd, data + _SUM.pack(crc32(data)), offset)
         sync_file(self._fd)
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, on the disk or not."""
-        return max(filter(None, _read(self._fd)), key=lambda each: each.order, default=None)
-
-    @holding
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the slots, which the kernel frees of a process that dies."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)  # here, since an interrupt may come as it returns
-            yield
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-
 
 def read(path: str) -> tuple[bool, Checkpoint | None]:
-    """Return whether the file at ``path`` tells which checkpoints there are, and the newest, None for none.
+    """Return whether the lanes, of which the first is at ``path``, tell which checkpoints there are, and the newest.
 
-    It tells nothing if it is gone, and if it was damaged; a file of zeros tells that there is none yet.
+    One tells nothing if it is gone, and if it was damaged; one that is empty, or of zeros, tells that there is none.
     """
+    newest: list[Checkpoint | None] = []
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        for each in _lanes(path):
+            with open(each, "rb") as file:
+                found = _read(file.fileno())
+                newest.append(_newest(found))
+                if newest[-1] is None and any(os.pread(file.fileno(), 2 * SLOT_SIZE, 0)):
+                    return False, None
     except FileNotFoundError:
         return False, None
-    try:
-        found = _read(fd)
-        is_new = not any(os.pread(fd, 2 * SLOT_SIZE, 0))
-    finally:
-        os.close(fd)
-    newest = max(filter(None, found), key=lambda each: each.order, default=None)
-    return is_new or newest is not None, newest
+    return True, _newest(newest)
 
 
 def forget(path: str) -> None:
-    """Durably erase the checkpoint in the file at ``path``, if there is one."""
+    """Let the lanes, those that are there, tell that there is no checkpoint, durably."""
     with suppress(FileNotFoundError):
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, bytes(2 * SLOT_SIZE), 0)
-            sync_file(fd)
-        finally:
-            os.close(fd)
+        for each in reversed(_lanes(path)):
+            fd = os.open(each, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.pwrite(fd, bytes(2 * SLOT_SIZE), 0)
+                sync_file(fd)
+            finally:
+                os.close(fd)
+
+
+def _lanes(path: str) -> list[str]:
+    """Return the paths of all lanes, the first of them first."""
+    folder = os.path.dirname(path)
+    return [path, *(os.path.join(folder, name) for name in os.listdir(folder) if re.fullmatch(LANE, name))]
+
+
+def _newest(found: Iterable[Checkpoint | None]) -> Checkpoint | None:
+    return max(filter(None, found), key=lambda each: each.order, default=None)
 
 
 def _read(fd: int) -> list[Checkpoint | None]:

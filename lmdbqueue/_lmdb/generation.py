@@ -77,6 +77,7 @@ from lmdbqueue._lmdb.snapshot import Kept, Ref, Snapshot, Tables, Txn, end, is_o
 
 if TYPE_CHECKING:
     from lmdbqueue._lmdb.changed_records import ChangedTree
+    from lmdbqueue._lmdb.checkpoint_pin import Pin
 
 _MAX_DBS: Final = 64  # handles at first; a process that needs more opens the file anew
 _ALL: Final = (1 << 64) - 1
@@ -108,7 +109,7 @@ class Keeper(Protocol):
         """Return when all that was committed is on the disk."""
 
     def close(self) -> None:
-        """End its own transaction."""
+        """Make no more checkpoints."""
 
 
 class Generation(Snapshot):
@@ -127,6 +128,7 @@ class Generation(Snapshot):
         self.is_prepared = False  # the handles are open for good, which takes a writing transaction
         self._kept: list[weakref.ref[Txn]] = []  # what keeps snapshots, the oldest first
         self.keeper: Keeper | None = None  # of checkpoints, if commits are not flushed one by one
+        self.pin: Pin | None = None  # of the newest checkpoint, then
         self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
         try:
@@ -144,10 +146,29 @@ class Generation(Snapshot):
         with translated(self.path, "opening"):
             allocate(self.path + "-lock", LOCK_FILE)
             await_set_up(self.path + "-lock")
-        env, map_size = open_environment(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
-        self._is_confined = map_size < wanted_map(self.path)
-        env.reader_check()
+            pin = self._map_pin() if self.options.durability == "interval" else None
+        env = None
+        try:
+            env, map_size = open_environment(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
+            self._is_confined = map_size < wanted_map(self.path)
+            if pin is None:
+                env.reader_check()
+            else:
+                with translated(self.path, "opening"):
+                    pin.find(env)
+        except BaseException:
+            if env is not None:
+                env.close()
+            if pin is not None:
+                pin.close()
+            raise
+        self.pin = pin
         return env, map_size
+
+    def _map_pin(self) -> Pin:
+        from lmdbqueue._lmdb.checkpoint_pin import Pin  # noqa: PLC0415  (for who has checkpoints)
+
+        return Pin(self.path + "-lock")
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
@@ -162,6 +183,8 @@ class Generation(Snapshot):
             self.keeper.close()
         if hasattr(self, "_env"):  # not if it could not be opened
             super().close()
+            if self.pin is not None:
+                self.pin.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)
@@ -229,12 +252,16 @@ class Generation(Snapshot):
         Return where its records are, its own record, and the transaction for ``secure``, 0 for none. Raises
         ``Superseded`` if the handle of one that another process has dropped is open still: it is closed with the file.
         """
-        txn = self.begin("opening")
+        txn = self.begin("opening", pinned=False)
         transaction = 0
         try:
             with self._translated("opening"):
                 self._open_shared(txn, create=False)
                 found = self._existing(txn, name)
+                if found is None and self.keeper is not None:
+                    txn.commit()  # of nothing; undone, it would close the handles
+                    txn = self.begin("opening")
+                    found = self._existing(txn, name)
                 if found is None:
                     if txn.get(_format.record(name, "items")) is not None:
                         raise CorruptQueueError(self.path, f"queue {name!r} has items but no record")
@@ -565,27 +592,25 @@ class Generation(Snapshot):
         with self._translated("reading"):
             return self._first_stamp + int(self._env.info()["last_txnid"])
 
-    def pinned(self) -> tuple[Txn, int, bytes]:
-        """Begin a read transaction at the newest snapshot; return it, its number, and the body of its meta page.
+    def newest_meta(self) -> tuple[int, bytes]:
+        """Return the number of the newest snapshot, and the body of its meta page.
 
-        To be ended by the caller. What was read is of that snapshot if it is the newest one still: see
-        ``_local.checkpoints``.
+        What was read is of that snapshot if it is the newest one still: see ``_local.checkpoints``.
         """
         with self._translated("reading"):
             while True:
-                txn = self._env.begin()
-                try:
-                    number = txn.id()
-                    body = meta_page.body_of(self._fd, number, self._room.page)
-                    if self._is_newest(number):
-                        return txn, number, body
-                except BaseException:
-                    txn.abort()
-                    raise
-                txn.abort()
+                number = self._newest_to_read()
+                body = meta_page.body_of(self._fd, number, self._room.page)
+                if self._is_newest(number):
+                    return number, body
 
     def _is_newest(self, number: int) -> bool:
-        return int(self._env.info()["last_txnid"]) == number
+        return self._newest_to_read() == number
+
+    def _newest_to_read(self) -> int:
+        """Return the newest snapshot by what LMDB writes down when a commit is through, its meta page included."""
+        with self._env.begin() as txn:
+            return txn.id()
 
     @property
     def is_in_doubt(self) -> bool:
@@ -636,7 +661,12 @@ class Generation(Snapshot):
             room.granted += added
             return
         try:
-            room.grant(pages, added, self._has_free, txn)
+            try:
+                room.grant(pages, added, self._has_free, txn)
+            except Full:
+                if self.keeper is None or not self.keeper.renew():
+                    raise
+                room.grant(pages, added, self._has_free, txn)
         except Outgrown as error:
             if self._is_confined:
                 raise Full("address space", self._map_size, self.extent(), added) from error

@@ -52,12 +52,6 @@ environments: dict[tuple[int, int, str], Environment] = {}
 opening = threading.RLock()  # of the list, and the counts in it; nothing is waited for with it
 
 
-def _refuse_doubt(generation: Generation) -> None:
-    """Raise ``Doubtful`` if a flush of it failed."""
-    if generation.is_in_doubt:
-        raise Doubtful
-
-
 def _begin(generation: Generation) -> tuple[Generation, Txn]:
     return generation, generation.begin("locking")
 
@@ -108,8 +102,7 @@ class Environment(Live):
 
     def _is_amid_a_call(self) -> bool:
         """Return whether this thread writes, moves or makes a checkpoint: to close it would wait for itself."""
-        checkpoints = self._checkpoints
-        return is_mine(self._writer) or is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine)
+        return is_mine(self._writer) or self._covers() or is_mine(self._moving)
 
     def _close(self) -> None:
         """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it."""
@@ -180,6 +173,7 @@ class Environment(Live):
                     return read(generation, ref, fn, args)
             except Superseded:
                 if generation is not None and generation.is_broken:
+                    self._reading.pop(thread, None)  # who waits for those who read has the right to write
                     self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
@@ -203,7 +197,7 @@ class Environment(Live):
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
             return result
-        if self._holds():
+        if self._holds() or self._covers():  # a writer may wait for a checkpoint, which would wait for that one
             raise NestedCallError(self.directory.path)
         generation, bell = self._generation, self.bell  # the bell that a close takes down, and not the next one
         if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:
@@ -241,14 +235,15 @@ class Environment(Live):
                     return
             except Superseded:
                 if generation is not None and generation.is_broken:
+                    self._reading.pop(thread, None)  # who waits for those who read has the right to write
                     self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
                     continue
             except Doubtful:
+                self._reading.pop(thread, None)  # as above
                 self._refuse_nested()
-                with self._writer:
-                    self._in_live(_refuse_doubt)
+                self._begin_anew()
                 continue
             finally:
                 self._reading.pop(thread, None)
@@ -318,7 +313,8 @@ class Environment(Live):
     def is_entered(self) -> bool:
         """Return whether this thread is in a transaction here, or amid a call: those who write wait for it."""
         block = blocks.current()
-        return (block is not None and block.owner is self) or self._holds() or is_mine(self._moving)
+        is_of_a_block = block is not None and block.owner is self
+        return is_of_a_block or self._holds() or self._covers() or is_mine(self._moving)
 
     def _hold(self, ending: Ending) -> None:
         """Be open until ``ending`` is closed, whichever queue objects are closed before."""

@@ -62,6 +62,12 @@ R = TypeVar("R")
 LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
 
 
+def _refuse_doubt(generation: Generation) -> None:
+    """Raise ``Doubtful`` if a flush of it failed."""
+    if generation.is_in_doubt:
+        raise Doubtful
+
+
 class Live:
     """The live generation of one directory."""
 
@@ -88,12 +94,13 @@ class Live:
         self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
         self._moving = threading.RLock()
         self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
+        self._covers: Callable[[], bool] = bool  # whether this thread makes a checkpoint: so far, it does not
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
         self._max_dbs = 0  # handles that a generation needs room for, at the least
 
     def _refuse_nested(self) -> None:
         """Raise ``NestedCallError`` in a call from within one of this thread that writes or moves."""
-        if self._holds() or is_mine(self._moving):
+        if self._holds() or self._covers() or is_mine(self._moving):
             raise NestedCallError(self.directory.path)
 
     def want_interval(self, seconds: float) -> None:
@@ -156,6 +163,12 @@ class Live:
                 end(txn)
         self.follow(generation)
 
+    def _begin_anew(self) -> None:
+        """Put a copy in the place of the live generation if a flush of it failed, and so bring it to the disk."""
+        with self._writer:
+            self._in_live(_refuse_doubt)
+            self._close_retired()
+
     def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
         assert self._session is not None  # it came before the generation
         return swap(self.directory, self._session, generation, txn, write)
@@ -186,7 +199,7 @@ class Live:
     def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
         """Go from ``old`` to the live generation, unless another thread of this process did already."""
         checkpoints = self._checkpoints
-        if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine):
+        if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine()):
             raise NestedCallError(self.directory.path)
         with self._moving:
             if self._generation is not old:
@@ -196,7 +209,7 @@ class Live:
             if not self.handles:
                 raise ClosedError(self.directory.path)
             if old is not None and old.keeper is not None:
-                old.keeper.close()  # its pin keeps nothing any more, and must not be open at a fork
+                old.keeper.close()
             self._generation = self._open_live(1 if old is None else old.number + 1, progress)
             if old is not None:
                 self._retired.append(old)
@@ -244,9 +257,9 @@ class Live:
             return
         if self._slots is None:
             self._slots = Slots(self.directory.file(CHECKPOINT), self.directory.folder)
-        found = Checkpoints(generation, session, self._slots, self._writer, self.interval)
+        found = Checkpoints(generation, session, self._slots, self._writer, self.interval, self._begin_anew)
         generation.keeper = self._checkpoints = found
-        self._holds = found.is_within
+        self._covers = found.is_mine
         if session.unsynced_since:
             found.resume()
 
@@ -334,7 +347,7 @@ class Live:
         checkpoints = self._checkpoints
         if checkpoints is None:
             return True
-        if checkpoints.is_mine:
+        if checkpoints.is_mine():
             return False
         self._frozen.add(checkpoints.thaw)
         return checkpoints.freeze(max(0.0, deadline - time.monotonic()))
@@ -360,7 +373,7 @@ class Live:
         inherited = [*self._retired, self._generation, self._hidden]
         for generation in inherited:
             if generation is not None:
-                generation.keeper = None  # whose pin has ended, and whose thread is not here
+                generation.keeper = None  # whose thread is not here
         self._close_slots()
         if self._torn:
             self._inherited += inherited

@@ -96,8 +96,8 @@ def _open(place: str, kind: str, size: int, **options: object) -> PersistentQueu
     return PersistentQueue("queue", place, dumps=bytes, loads=bytes, **limit, **options)
 
 
-def _fill_and_drain(kind: str, place: str, room: int, size: int, drains: list[str]) -> None:
-    with disk(kind, place, room) as where, _open(where, kind, room) as queue:
+def _fill_and_drain(kind: str, place: str, room: int, size: int, drains: list[str], **options: object) -> None:
+    with disk(kind, place, room) as where, _open(where, kind, room, **options) as queue:
         for drain in drains:
             count = fill(queue, size, max(1, room // 50 // size) if size < room // 100 else 1, kind)
             assert count * (size + 30) > room // 4, "hardly anything went in"
@@ -124,6 +124,16 @@ def _each_of_some(chosen: dict[str, set[int]], sizes: list[int]) -> list[Any]:
 def test_everything_can_be_taken_out_of_a_full_disk(kind, size, tmp_path, needs, record_property):
     needs("root", "mount", "mkfs.ext4", "loop devices")
     fn = lambda: _fill_and_drain(kind, str(tmp_path), _disk_for(size), size, list(DRAINS))  # noqa: E731
+    assert status_of(forked(fn)) == 0
+    record_property(TOLD, len(DRAINS))
+
+
+def test_everything_can_be_taken_out_of_a_full_disk_where_no_page_is_free_before_a_checkpoint(
+    tmp_path, needs, record_property
+):
+    needs("root", "mount")
+    never = {"durability": "interval", "interval": 3600.0}
+    fn = lambda: _fill_and_drain("tmpfs", str(tmp_path), DISK_OF_SMALL, 1_000, list(DRAINS), **never)  # noqa: E731
     assert status_of(forked(fn)) == 0
     record_property(TOLD, len(DRAINS))
 

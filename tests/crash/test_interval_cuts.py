@@ -15,7 +15,7 @@ from interval_cuts import PAGE, Explorer
 from replay import MEMORY
 
 SECTOR = 512
-STATES = 2_000  # a test
+STATES = 4_000  # a test
 AT_A_MOMENT = 40
 FAULT_STATES = 12_000  # of a planted fault, at the most
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))

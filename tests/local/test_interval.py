@@ -2,24 +2,30 @@
 
 import asyncio
 import errno
+import fcntl
 import math
 import os
 import shutil
 import signal
+import struct
+import sys
 import threading
 import time
 
 import lmdb
 import pytest
 from opener import as_after_a_reboot
-from processes import eventually, forked, generations, status_of, touch
+from processes import eventually, forked, generations, status_of
+from proofs import prove_by_the_checkpoint
 
 from lmdbqueue import DiskFullError, NestedCallError, OptionError, PersistentQueue, StorageError, TransactionError
 from lmdbqueue._errors import Full
-from lmdbqueue._lmdb import checkpoint_slots
+from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, meta_page
 from lmdbqueue._lmdb import generation as of_lmdb
-from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Slots
-from lmdbqueue._lmdb.failures import Doubtful
+from lmdbqueue._lmdb.checkpoint_pin import NOTHING, Pin
+from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Checkpoint, Slots
+from lmdbqueue._lmdb.failures import Doubtful, Superseded
+from lmdbqueue._local import checkpoints
 from lmdbqueue._local import live as _live
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue.aio import AsyncPersistentQueue
@@ -36,10 +42,8 @@ def _checkpoints(queue):
     return queue._engine.environment._checkpoints
 
 
-def _pins(queue):
-    lines = queue._engine.environment._generation._env.readers().splitlines()[1:]
-    mine = [line.split() for line in lines if line.split()[0] == str(os.getpid())]
-    return sum(txnid != "-" for _, _, txnid in mine)
+def _pin(queue):
+    return queue._engine.environment._generation.pin
 
 
 def _size(queue):
@@ -122,15 +126,19 @@ def test_awaited_sync(tmp_path):
     asyncio.run(use())
 
 
-def test_a_thread_covers_what_was_committed_and_ends_with_its_pin(tmp_path):
+def test_a_thread_covers_what_was_committed_and_ends_and_who_commits_then_does_not_wait(tmp_path, monkeypatch):
+    flushed_by = set()
+    flush = of_lmdb.Generation.flush_to_disk
+    monkeypatch.setattr(
+        of_lmdb.Generation, "flush_to_disk", lambda each: (flushed_by.add(threading.get_ident()), flush(each))[1]
+    )
     with _open(tmp_path, 0.01) as queue:
         queue.push(1)
-        eventually(lambda: queue.stats().unsynced_seconds == 0)
-        eventually(lambda: not _checkpoints(queue)._is_kept)
-        assert _pins(queue) == 0
-        queue.push(2)
-        assert _pins(queue) == 1
-        eventually(lambda: queue.stats().unsynced_seconds == 0)
+        for n in range(2):
+            eventually(lambda: queue.stats().unsynced_seconds == 0 and not _checkpoints(queue)._is_kept)
+            flushed_by.clear()
+            queue.push(n)
+            assert threading.get_ident() not in flushed_by
 
 
 def test_the_least_interval_of_the_objects_on_a_directory_counts(tmp_path):
@@ -164,51 +172,255 @@ def test_a_commit_waits_for_the_disk_when_too_much_is_not_there(tmp_path, monkey
 # --- whose pages are kept
 
 
-def test_an_idle_process_keeps_no_pages(tmp_path):
-    with _open(tmp_path, 0.01) as queue:
-        ready = os.fspath(tmp_path / "ready")
+def _push_and_be(how, place):
+    """Be what ``how`` says when something was pushed that no checkpoint covers, and go on when that is over."""
+    with _open(place) as queue:
+        if how == "idle":
+            queue.push("mine")
+            signal.pause()
+        elif how == "killed":
+            queue.push("mine")
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif how == "stopped":
+            queue.push("mine")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            owner, name = STEPS[how]
+            before = getattr(owner, name)
 
-        def idle():
-            with _open(tmp_path, 0.01) as mine:
-                mine.push("mine")
-                eventually(lambda: _pins(mine) == 0 and mine.stats().unsynced_seconds == 0)
-                touch(ready)
-                signal.pause()
+            def stop(*args):
+                setattr(owner, name, before)
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return before(*args)
 
-        child = forked(idle)
-        eventually(lambda: os.path.exists(ready))
-        assert queue.pop() == "mine"
-        for _ in range(60):
-            queue.push(b"x" * 300_000)
-            queue.pop()
+            queue.push("mine")
+            setattr(owner, name, stop)
+            queue.sync()
+        queue.push("later")
         queue.sync()
-        os.kill(child, signal.SIGKILL)
-        status_of(child)
-        size = _size(queue)
-    assert size < 48 << 20
 
 
-def test_a_process_that_was_killed_keeps_pages_until_the_file_would_grow(tmp_path):
+STEPS = {
+    "stopped before the flush": (of_lmdb.Generation, "flush_to_disk"),
+    "stopped with a lane": (checkpoint_slots._Lane, "_raise_to"),
+    "stopped amid a write to a slot": (checkpoint_slots, "sync_file"),
+    "stopped before the pin is moved": (Pin, "move"),
+}
+
+
+@pytest.mark.parametrize("how", ["idle", "killed", "stopped", *STEPS])
+def test_no_process_keeps_pages(how, tmp_path, monkeypatch):
+    much = 1 << 18
+    monkeypatch.setattr(checkpoints, "_MUCH", much)
     with _open(tmp_path) as queue:
-        ready = os.fspath(tmp_path / "ready")
-
-        def die():
-            with _open(tmp_path) as mine:
-                mine.push("mine")
-                touch(ready)
-                signal.pause()
-
-        child = forked(die)
-        eventually(lambda: os.path.exists(ready))
-        os.kill(child, signal.SIGKILL)
-        assert status_of(child) == -signal.SIGKILL
-        for _ in range(50):
-            queue.push(b"x" * 1_200_000)
+        queue.push("before")
+        queue.sync()
+        child = forked(_push_and_be, how, tmp_path)
+        if how == "idle":
+            eventually(lambda: len(queue) == 2)
+        else:
+            _, status = os.waitpid(child, os.WUNTRACED)
+            assert os.WIFSIGNALED(status) if how == "killed" else os.WIFSTOPPED(status)
+        for _ in range(4 * 24):
+            queue.push(b"x" * (much // 4))
             queue.pop()
-            if _checkpoints(queue)._written > 1 << 22:
-                queue.sync()
-        assert _size(queue) < 64 << 20
-        assert len(queue) == 1
+        size = _size(queue)
+        if how == "idle":
+            os.kill(child, signal.SIGKILL)
+            status_of(child)
+        elif how != "killed":
+            os.kill(child, signal.SIGCONT)
+            assert status_of(child) == 0
+            assert queue.stats().unsynced_seconds == 0
+        queue.push("last")
+        assert queue.check() == []
+        prove_by_the_checkpoint(queue)
+    assert size < 10 * much  # of 24 that were written, and as many paths
+
+
+def _table_of_readers(queue):
+    return queue._engine.environment._generation._env.readers()
+
+
+def test_the_pin_is_of_no_process_and_goes_on_with_the_checkpoints(tmp_path):
+    with _open(tmp_path) as queue:
+        pinned = _pin(queue).transaction
+        assert pinned != NOTHING
+
+        def push():
+            with _open(tmp_path) as mine:
+                mine.push(1)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert status_of(forked(push)) == -signal.SIGKILL
+        assert _pin(queue).transaction == pinned
+        queue._engine.environment._generation._env.reader_check()
+        assert [line.split() for line in _table_of_readers(queue).splitlines()[1:] if str(pinned) in line.split()] == [
+            ["-1", f"{int.from_bytes(b'lmdbqpin', sys.byteorder):x}", str(pinned)]
+        ]
+        queue.push(2)
+        assert _pin(queue).transaction == pinned, "no checkpoint was made"
+        queue.sync()
+        assert _pin(queue).transaction > pinned
+    with _open(tmp_path) as queue:
+        assert _pin(queue).transaction == NOTHING, "nobody has committed since somebody has had the file open"
+        queue.push(3)
+        assert _pin(queue).transaction != NOTHING
+
+
+def test_a_pin_that_is_left_of_before_is_not_taken_for_one(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        (name,) = generations(queue._engine.path)
+        lock_file = os.path.join(queue._engine.path, f"{name}-lock")
+    with open(lock_file, "r+b") as file:
+        file.seek(64 * 100)
+        file.write(struct.pack("=Qi4xQ", 1, -1, int.from_bytes(b"lmdbqpin", sys.byteorder)))
+    with _open(tmp_path) as queue:
+        queue.push(2)
+        queue.sync()
+        assert str(_pin(queue).transaction) in _table_of_readers(queue).split()
+        assert _pin(queue)._memory[:].count(b"lmdbqpin") == 1
+
+
+def test_a_system_that_lets_the_pin_be_cleared_is_found_out_at_the_opening(tmp_path, monkeypatch):
+    child = forked(lambda: None)
+    status_of(child)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_pin, "_NOBODY", child)  # who is dead, and the system says so
+        with pytest.raises(StorageError, match="does not keep the pin"):
+            _open(tmp_path)
+    with _open(tmp_path) as queue:
+        queue.push(1)
+
+
+def test_a_lane_that_another_process_has_is_left_to_it(tmp_path):
+    place = tmp_path / "lanes"
+    place.mkdir()
+    path = os.fspath(place / "checkpoint")
+    bodies = [bytes(128) + struct.pack("=Q", number) for number in range(5)]
+    mine, others = Slots(path), Slots(path)
+    assert checkpoint_slots.read(path) == (True, None)
+    mine.raise_to(Checkpoint(1, bodies[1]))
+    with open(path, "rb") as lane:
+        fcntl.flock(lane, fcntl.LOCK_EX)
+        others.raise_to(Checkpoint(1, bodies[3]))
+        assert sorted(os.listdir(place)) == ["checkpoint", "checkpoint-1"]
+        assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[3]))
+    mine.raise_to(Checkpoint(1, bodies[2]))
+    assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[3])), "the newest of all lanes"
+    for slots in (mine, others):
+        slots.close()
+    with open(f"{path}-1", "r+b") as lane:
+        lane.write(b"damaged" * 2_000)
+    assert checkpoint_slots.read(path) == (False, None)
+    checkpoint_slots.forget(path)
+    assert checkpoint_slots.read(path) == (True, None)
+
+
+# --- checkpoints that fail
+
+
+class _Failing:
+    """A function that fails until that is over."""
+
+    def __init__(self, before, error):
+        self.before, self.error = before, error
+        self.is_over = False
+        self.calls = 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        if not self.is_over:
+            raise self.error
+        return self.before(*args)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE])
+def test_a_checkpoint_that_fails_is_made_again_with_no_call_and_what_is_not_covered_is_told(
+    number, tmp_path, monkeypatch
+):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        failing = _Failing(checkpoint_slots.sync_file, OSError(number, os.strerror(number)))
+        monkeypatch.setattr(checkpoint_slots, "sync_file", failing)
+        with _open(tmp_path, 0.01):
+            eventually(lambda: failing.calls == 2)
+            told = queue.stats().unsynced_seconds
+            assert told > 0.01
+            queue.push(2)  # which does not wait for the disk
+            eventually(lambda: failing.calls == 4)
+            assert queue.stats().unsynced_seconds > told
+            failing.is_over = True
+            eventually(lambda: queue.stats().unsynced_seconds == 0)
+
+
+def test_a_checkpoint_that_fails_is_tried_again_after_twice_as_long_up_to_a_second_or_the_interval():
+    assert [checkpoints._patience(0.1, failures) for failures in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+    assert checkpoints._patience(60.0, 3) == 60.0
+
+
+def test_after_a_flush_that_failed_the_file_is_written_anew_with_no_call(tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        before = of_lmdb.Generation.flush_to_disk
+
+        def flush(each):
+            if each.number == 1:
+                each._refuse_failed(lmdb.Error("EIO"))
+            before(each)
+
+        monkeypatch.setattr(of_lmdb.Generation, "flush_to_disk", flush)
+        with _open(tmp_path, 0.01):
+            eventually(lambda: generations(queue._engine.path) == ["00000002.mdb"])
+            eventually(lambda: queue.stats().unsynced_seconds == 0)
+            assert queue.peek() == 1
+
+
+def test_where_no_thread_can_be_started_each_commit_is_covered_at_once(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(checkpoints, "start_new_thread", refuse)
+    with _open(tmp_path) as queue:
+        for n in range(3):
+            queue.push(n)
+            assert queue.stats().unsynced_seconds == 0
+
+
+def test_what_another_process_has_covered_meanwhile_is_not_said_to_be_uncovered(tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        environment = queue._engine.environment
+        session, newest = environment._session, environment._generation.newest
+        covered = newest()
+        queue.push(2)
+
+        def after_the_other():
+            session.set_synced(newest())
+            session.unsynced_since = 0
+            return newest()
+
+        monkeypatch.setattr(environment._generation, "newest", after_the_other)
+        _checkpoints(queue)._tell(covered, time.monotonic_ns())
+        assert queue.stats().unsynced_seconds == 0
+
+
+def test_who_has_not_heard_of_a_swap_says_nothing_of_what_is_covered_since(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+
+        def swap():
+            queue.flush(force=True)
+            queue.sync()
+            queue.push("theirs")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert status_of(forked(swap)) == -signal.SIGKILL
+        old = _checkpoints(queue)
+        with old._busy:
+            old._make()
+        assert queue.stats().unsynced_seconds > 0, "theirs is not covered"
 
 
 # --- what is lost when
@@ -235,6 +447,34 @@ def test_a_kill_loses_nothing_also_where_the_disk_is_mounted_anew(is_mounted_ane
         eventually(lambda: queue.stats().unsynced_seconds == 0)  # what the dead one had left uncovered
 
 
+def test_a_recovery_leaves_no_number_to_be_given_that_a_call_before_it_had(tmp_path):
+    path = tmp_path / "queue" / "00000001.mdb"
+    meta_pages = []
+
+    def live(item, *, is_torn):
+        def push():
+            with _open(tmp_path) as queue:
+                if is_torn:
+                    (tmp_path / "meta pages").write_bytes(path.read_bytes()[:8192])
+                queue.push(item)
+                if not is_torn:
+                    queue.sync()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        assert status_of(forked(push)) == -signal.SIGKILL
+        as_after_a_reboot(tmp_path / "queue")
+        meta_pages.append(meta_page.read(str(path))[0].transaction)
+
+    live("first", is_torn=False)
+    live("comes, but for its meta page", is_torn=True)
+    with open(path, "r+b") as file:
+        file.write((tmp_path / "meta pages").read_bytes())
+    with _open(tmp_path) as queue:
+        assert list(queue) == ["first"]
+        assert queue.push("next") == 1
+        assert queue._engine.environment._generation._env.info()["last_txnid"] > meta_pages[-1] + 1
+
+
 def test_a_child_goes_on_and_the_parent_too(tmp_path):
     with _open(tmp_path) as queue:
         queue.push(1)
@@ -247,7 +487,6 @@ def test_a_child_goes_on_and_the_parent_too(tmp_path):
         assert status_of(forked(child)) == 0
         queue.push(3)
         assert list(queue) == [1, 2, 3]
-        assert _pins(queue) == 1
 
 
 def test_a_fork_waits_for_those_in_sync_before_it_stops_checkpoints(tmp_path, monkeypatch):
@@ -265,6 +504,43 @@ def test_a_fork_waits_for_those_in_sync_before_it_stops_checkpoints(tmp_path, mo
         assert environment.freeze(0.01)
         environment.thaw()
         assert order == [[]]
+
+
+@pytest.mark.parametrize("what", ["what broke", "what a flush of failed"])
+def test_a_fork_waits_for_no_thread_that_waits_to_open_the_file_anew(what, tmp_path, monkeypatch):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        environment = queue._engine.environment
+        generation = environment._generation
+        refuse_nested = environment._refuse_nested
+        is_reached, may_go_on = threading.Event(), threading.Event()
+
+        def late():
+            is_reached.set()
+            may_go_on.wait(10)
+            refuse_nested()
+
+        def broken(each, *args):
+            if each is generation:
+                raise Superseded
+            return view(each, *args)
+
+        view = of_lmdb.Generation.view
+        monkeypatch.setattr(environment, "_refuse_nested", late)
+        if what == "what broke":
+            monkeypatch.setattr(of_lmdb.Generation, "view", broken)
+            generation.is_broken = True
+            thread = threading.Thread(target=queue.peek)
+        else:
+            environment._session.set_in_doubt(1)
+            thread = threading.Thread(target=queue.sync)
+        thread.start()
+        assert is_reached.wait(10)
+        assert environment.freeze(0.2), "it holds the right to write, which that thread waits for"
+        environment.thaw()
+        may_go_on.set()
+        thread.join(10)
+        assert queue.peek() == 1
 
 
 def test_a_fork_amid_a_checkpoint_waits_for_it(tmp_path):
@@ -323,11 +599,11 @@ def test_a_slot_whose_fsync_failed_is_written_again(tmp_path, monkeypatch):
         slots = _checkpoints(queue)._slots
         newest = slots.newest()
         written = []
-        monkeypatch.setattr(Slots, "_write", lambda _slots, offset, each: written.append((offset, each)))
+        monkeypatch.setattr(checkpoint_slots._Lane, "_write", lambda _, *slot: written.append(slot))
         queue.sync()
         (offset, each) = written[0]
         assert each == newest
-        assert checkpoint_slots._read(slots._fd)[offset // SLOT_SIZE] == newest, "over itself, and not the other one"
+        assert slots._lanes[0].read()[offset // SLOT_SIZE] == newest, "over itself, and not the other one"
 
 
 def test_removals_go_on_where_no_page_can_be_had_before_a_checkpoint(tmp_path, monkeypatch):

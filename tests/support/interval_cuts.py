@@ -6,6 +6,7 @@ last checkpoint stand between what is on the disk and what is not. What goes on 
 other items, on pages that hold those which were taken back.
 """
 
+import fcntl
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 from cuts import PAGE, Cut, Snapshot, _without_recovery, recover
 
 from lmdbqueue import QueueError
-from lmdbqueue._lmdb import checkpoint_slots, generation, meta_page, structure
+from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, generation, meta_page, structure
 from lmdbqueue._lmdb.sound_pages import Unsound
 from lmdbqueue._local import checkpoints
 
@@ -77,7 +78,7 @@ class Explorer:
                     if draw < 0.1:
                         play.checkpoint()
                     elif draw < 0.15:
-                        play.checkpoints._let_go()  # as when nothing was to do for a while
+                        play.forget_pin()
                     play.step()
                     if self._chance.random() < 0.5 and not self._is_over():
                         self._explore(play.history, depth, seed)
@@ -101,9 +102,10 @@ class Explorer:
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         count = self._count if depth == 0 else self._count // 3
         for is_whole in history.cut.states(fd, count, newest.newest.offset, self._chance):
-            with open(os.path.join(folder, "checkpoint"), "wb") as file:
-                file.write(history.slots)
-            problem = self._problem(path, history, is_whole=is_whole)
+            for name, slots in history.lanes.items():
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(slots)
+            problem = self._problem(path, fd, history, is_whole=is_whole)
             self.told["states"] += 1
             if problem:
                 self.failures[f"{problem} (depth {depth})"] += 1
@@ -113,20 +115,23 @@ class Explorer:
         os.close(fd)
         shutil.rmtree(folder)
 
-    def _problem(self, path: str, history: "_History", *, is_whole: bool) -> str:
+    def _problem(self, path: str, fd: int, history: "_History", *, is_whole: bool) -> str:
         try:
             recover(path, self._options)
         except QueueError as error:
             return f"it cannot be opened: {error}"
-        if problems := structure.problems_of(path):
-            return f"it is not sound: {problems[0]}"
-        try:
-            with open(path, "rb") as file:
-                found = self.snapshot(file.read())
-        except Unsound as error:
-            return f"it is not sound: {error}"
         possible = history.snapshots[history.least :]
-        which = [number for number, each in enumerate(possible) if each.content == found.content]
+        newest, _ = meta_page.read(path)
+        which = [n for n, each in enumerate(possible) if each.newest.body == newest.body and each.is_in(fd)]
+        if not which:  # it is none of them byte by byte
+            if problems := structure.problems_of(path):
+                return f"it is not sound: {problems[0]}"
+            try:
+                with open(path, "rb") as file:
+                    found = self.snapshot(file.read())
+            except Unsound as error:
+                return f"it is not sound: {error}"
+            which = [n for n, each in enumerate(possible) if each.content == found.content]
         if not which:
             return "it holds what none of the transactions since the checkpoint left"
         self.told["newest" if which[-1] == len(possible) - 1 else "checkpoint" if which[0] == 0 else "between"] += 1
@@ -152,7 +157,8 @@ class _History:
         image = _read(path, NAME)
         self.snapshots = [explorer.snapshot(image)]
         self.cut = Cut(image, explorer._unit)
-        self.slots = _read(path, "checkpoint")
+        names = os.listdir(os.path.join(path, "queue"))
+        self.lanes = {name: _read(path, name) for name in names if name.startswith("checkpoint")}
         self.least = 0  # the first snapshot that may be found
 
     def add(self, image: bytes) -> None:
@@ -175,7 +181,7 @@ class _Play:
         self._is_amid = False  # another step
         self.checkpoints = environment._checkpoints
         assert self.checkpoints.interval > 1_000, "its thread would come amid this"
-        environment._holds = environment._writer._is_owned  # other processes are played by calls from within calls
+        environment._covers = bool  # other processes are played by calls from within calls
         self.checkpoints._is_kept = True  # else who commits starts one
         self.checkpoints._wake = lambda: None  # else much that is written wakes the one that the opening has started
         self.history = _History(explorer, path)
@@ -194,18 +200,35 @@ class _Play:
         self._is_amid = False
 
     def checkpoint(self) -> None:
-        with self.checkpoints._busy:
+        """Make one; in another lane than the first if one of the others writes there, or was stopped amid that."""
+        with ExitStack() as stack:
+            if self._explorer._chance.random() < 0.3:
+                lane = stack.enter_context(open(os.path.join(self._path, "queue", "checkpoint"), "rb"))
+                with suppress(BlockingIOError):  # amid another one, which has it already
+                    fcntl.flock(lane, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(self.checkpoints._busy)
             self.checkpoints._make()
 
+    def forget_pin(self) -> None:
+        """Let the pin hold nothing, as when all have closed the file, and somebody has opened it again."""
+        pin = self._live.pin
+        pin._words[pin._at] = checkpoint_pin.NOTHING
+        self.checkpoints._is_pinned = False
+
     def _meanwhile(self) -> None:
-        """Let somebody who has a pin commit, amid the making of a checkpoint, and the power go."""
+        """Let others commit, amid the making of a checkpoint, and make another, and the power go."""
         if (
-            self.checkpoints._pin is not None
+            self._live.pin.transaction != checkpoint_pin.NOTHING
             and not self._is_amid
             and self._explorer._chance.random() < 0.5
             and not self._explorer._is_over()
         ):
             for _ in range(self._explorer._chance.choice((1, 2, 3))):
+                self.step()
+            if self._explorer._chance.random() < 0.3:
+                self._is_amid = True
+                self.checkpoint()
+                self._is_amid = False
                 self.step()
             self._explorer._explore(self.history, self._depth, 0)
 
@@ -266,8 +289,10 @@ class _Play:
     def _syncing(self, sync_file: Any) -> Any:
         def sync(fd: int) -> None:
             sync_file(fd)
-            if fd == self.checkpoints._slots._fd:
-                self.history.slots = _read(self._path, "checkpoint")
+            for lane in self.checkpoints._slots._lanes:
+                if fd == lane._fd:
+                    name = os.path.basename(lane._path)
+                    self.history.lanes[name] = _read(self._path, name)
 
         return sync
 

@@ -4,7 +4,6 @@ Owns: the seams, each a place ``module:name`` in the library that is looked up w
 """
 
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,13 +26,14 @@ SEAMS = {
     "salt": "_format:is_intact",
     "weight": "_model.last_transaction:check_weight",
     "weight of a record": "_format:weigh_in",
-    "pin": "_local.checkpoints:Checkpoints._make",
+    "pin": "_lmdb.checkpoint_pin:Pin.move",
+    "slot of a checkpoint": "_local.checkpoints:Checkpoints._bring_down",
     "pin of who commits": "_local.checkpoints:Checkpoints.pin",
     "after a commit": "_local.checkpoints:Checkpoints.committed",
     "meta page of the newest": "_lmdb.generation:Generation._is_newest",
-    "flush of a checkpoint": "_lmdb.generation:Generation.flush_to_disk",
     "slot on the disk": "_lmdb.checkpoint_slots:sync_file",
-    "snapshot of a checkpoint": "_lmdb.generation:Generation.pinned",
+    "lanes": "_lmdb.checkpoint_slots:_lanes",
+    "snapshot of a checkpoint": "_lmdb.generation:Generation.newest_meta",
     "numbers leap": "_local.recovery:_make_count",
     **{
         f"away: {name}": f"_model.weighed_records:{name}"
@@ -115,32 +115,34 @@ MUTANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
 }
 
 
-def _unpinned(before: Any) -> Any:
-    def _make(each: Any) -> None:
-        before(each)
-        each._let_go()
-
-    return _make
-
-
 def _pinned_anew(before: Any) -> Any:
-    """Let the pin go on to what was just committed, which no checkpoint covers."""
+    """Move the pin on to what was just committed, which no checkpoint covers."""
 
     def committed(each: Any, granted: int) -> None:
         before(each, granted)
-        pin, _, _ = each._generation.pinned()
-        each._let_go()
-        each._pin = pin
+        each._generation.pin.move(each._generation.newest_meta()[0])
 
     return committed
 
 
+def _pinned_before(before: Any) -> Any:
+    def _bring_down(each: Any, checkpoint: Any) -> None:
+        each._pin(checkpoint.transaction)
+        before(each, checkpoint)
+
+    return _bring_down
+
+
 def _flushed_before(before: Any) -> Any:
-    def pinned(each: Any) -> Any:
+    def newest_meta(each: Any) -> Any:
         each.flush_to_disk()
         return before(each)
 
-    return pinned
+    return newest_meta
+
+
+def _unflushed(_before: Any) -> Any:
+    return lambda each, checkpoint: each._slots.raise_to(checkpoint)
 
 
 def _without_leap(_before: Any) -> Any:
@@ -156,30 +158,23 @@ def _without_leap(_before: Any) -> Any:
 
 
 OF_CHECKPOINTS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "no pin": {"pin": _unpinned, "pin of who commits": nothing},
+    "no pin": {"pin": nothing},
     "the pin is later than the checkpoint": {"after a commit": _pinned_anew},
-    "a process that has no pin commits": {"pin of who commits": nothing},
+    "the pin is moved before the checkpoint is on the disk": {"slot of a checkpoint": _pinned_before},
+    "somebody commits before there is a pin": {"pin of who commits": nothing},
+    "recovery looks at the first lane only": {"lanes": lambda _before: lambda path: [path]},
     "the meta page is read without a look whether it is the newest": {
         "meta page of the newest": lambda _before: lambda _each, _number: True
     },
     "the flush comes before the copy of the meta page": {
         "snapshot of a checkpoint": _flushed_before,
-        "flush of a checkpoint": lambda before: lambda each: before(each) if _is_called_by("pinned") else None,
+        "slot of a checkpoint": _unflushed,
     },
     "no fsync of the slot": {"slot on the disk": nothing},
     "numbers go on after a recovery": {"numbers leap": _without_leap},
     "content weight left out": {"content": nothing},
     "weight of records left out": {"weight": nothing},
 }
-
-
-def _is_called_by(name: str) -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == name:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 @contextmanager

@@ -1,0 +1,127 @@
+"""The pin of a checkpoint: an entry in LMDB's table of readers that belongs to no process.
+
+Owns: where it stands in the lock file of a generation, and how it comes to be there. Law: once it is there it stays for
+as long as anybody has the generation open; it holds a checkpoint that is on the disk, or nothing. Must not know: when a
+checkpoint is made (``_local.checkpoints``), what recovery does with it.
+
+LMDB uses a page again only if none of the entries in its table of readers can see it, whoever made them. An entry of a
+process of its own would stand as long as that process is stopped, and go when it is killed. This one goes on with
+the newest checkpoint, moved by whoever has made that, and nobody need be alive for it.
+
+====  =====================================================  ========================================================
+step  what the first to open a generation does, who holds    killed after it: the next to open
+      the directory lock
+====  =====================================================  ========================================================
+1     map the lock file; LMDB opens it, and sets it up anew  does the same: LMDB's own lock of the file died, too
+      if nobody has it open
+2     ask LMDB for its readers: the pin is none of them.     the same
+      What is left of one from before goes
+3     begin two transactions, look where their entries are,  the same: LMDB sets the file up anew
+      end both: one at least is free then, and in use as far
+      as LMDB counts
+4     write "no transaction" and the mark into it, and then  as 3, or finds the pin, which holds nothing
+      the pid of nobody
+====  =====================================================  ========================================================
+
+Whoever comes later finds it in step 2. LMDB's lock of the table is not needed: nobody else has the file open in the
+steps 2 to 4, since all who open it hold the directory lock, and the first of them has made the pin.
+
+The pid of nobody is -1. LMDB clears the entries of those who are dead, which it finds out by a lock on the byte of the
+lock file that has the number of the pid; there is no such byte, so the system refuses the question (``EINVAL``), and
+LMDB lets the entry be (``mdb_reader_pid``, ``mdb_reader_check0``). That is tried at each opening.
+
+An entry, at a multiple of 8, in the machine's byte order::
+
+      0   8  number of the transaction, 2^64-1 for none
+      8   4  pid
+     16   8  thread, which LMDB only shows: the mark
+"""
+
+import errno
+import mmap
+import os
+import re
+import sys
+from struct import Struct
+from typing import Any, Final
+
+from lmdbqueue._host.descriptors import close, open_at
+
+NOTHING: Final = (1 << 64) - 1
+_NOBODY: Final = -1
+_MARK: Final = b"lmdbqpin"
+_THREAD: Final = 16  # where it stands in an entry
+_PID: Final = Struct("=i")
+_BEGIN: Final = Struct("=Qi")
+_WORD: Final = 8
+
+
+class Pin:
+    """The pin of one generation. To be made before LMDB opens the file, and closed after it."""
+
+    def __init__(self, lock_file: str) -> None:
+        """Map the lock file. No descriptor of it may be closed while LMDB has it: that would drop LMDB's own locks."""
+        fd = open_at(lock_file, os.O_RDWR)
+        try:
+            self._memory = mmap.mmap(fd, 0)
+        finally:
+            close(fd)
+        self._words = memoryview(self._memory).cast("Q")
+        self._at = -1
+
+    def find(self, env: Any) -> None:
+        """Find the pin in an environment that only this thread knows, or make it. Raises ``OSError``."""
+        if not _is_among(env.readers()):
+            self._make(env)
+        env.reader_check()
+        at = self._memory.find(_MARK)
+        if at < 0 or not _is_among(env.readers()):
+            raise OSError(errno.ENOTSUP, "the table of readers does not keep the pin of a checkpoint")
+        self._at = (at - _THREAD) // _WORD
+
+    def _make(self, env: Any) -> None:
+        memory = self._memory
+        while (old := memory.find(_MARK)) >= 0:  # of before the file was set up anew: LMDB no longer looks at it
+            memory[old : old + len(_MARK)] = bytes(len(_MARK))
+        transactions = [env.begin(), env.begin()]
+        entry = _BEGIN.pack(transactions[0].id(), os.getpid())
+        found = [match.start() for match in re.finditer(re.escape(entry), memory)]
+        while transactions:
+            transactions.pop().abort()
+        at = next((at for at in found if not _PID.unpack_from(memory, at + _WORD)[0]), None)
+        if at is None:
+            raise OSError(errno.ENOTSUP, "the table of readers is not laid out as LMDB 0.9 does")
+        self._words[at // _WORD] = NOTHING
+        memory[at + _THREAD : at + _THREAD + len(_MARK)] = _MARK
+        memory[at + _WORD : at + _WORD + _PID.size] = _PID.pack(_NOBODY)
+
+    @property
+    def transaction(self) -> int:
+        """The checkpoint that is kept, with all snapshots after it; ``NOTHING`` for none."""
+        return self._words[self._at]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing: nobody has made a checkpoint since LMDB has set the file up."""
+        return self.transaction == NOTHING
+
+    def move(self, transaction: int) -> None:
+        """Keep this checkpoint, which is on the disk, and nothing before it; a newer one stays.
+
+        Another process may move it to a newer one at the same time, and then it may be this one that stays, until the
+        next: that keeps more pages than are needed, and no less.
+        """
+        if self.is_empty or self.transaction < transaction:
+            self._words[self._at] = transaction
+
+    def close(self) -> None:
+        """Free the map of the file, which LMDB has closed; twice is harmless."""
+        if not self._memory.closed:
+            self._words.release()
+            self._memory.close()
+
+
+def _is_among(readers: str) -> bool:
+    """Return whether the pin is in the list of readers that LMDB prints."""
+    mark = [str(_NOBODY), f"{int.from_bytes(_MARK, sys.byteorder):x}"]
+    return any(line.split()[:2] == mark for line in readers.splitlines()[1:])
