@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
-from processes import MODULES, eventually, forked, in_a_small_process, kill_at_every_line, status_of
+from opener import as_after_a_reboot
+from processes import MODULES, STEP, eventually, forked, in_a_small_process, kill_at_every_line, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
@@ -77,6 +78,8 @@ VERBS = {
     "drop queue": Verb(lambda queue: queue.drop_queue(queue.name), lambda _: []),
     "close": Verb(lambda queue: queue.close()),
 }
+SYNC = {"push and sync": Verb(lambda queue: (queue.push(b"new"), queue.sync()), lambda items: [*items, b"new"])}
+WITHOUT_FLUSHES = VERBS | SYNC if STEP == 1 else SYNC  # with durability="interval": what differs
 
 
 def _work(queue: PersistentQueue[bytes], seed: int) -> None:
@@ -93,15 +96,17 @@ def memory() -> Iterator[str]:
         yield place
 
 
-def _kill_verb(place: str, name: str, seed: int) -> int:
-    verb = VERBS[name]
+def _kill_verb(place: str, name: str, seed: int, durability: str = "full") -> int:
+    verb = (VERBS | SYNC)[name]
     root = os.path.join(place, str(seed))
     os.mkdir(root)
-    with open_queue(root) as queue:
+    with open_queue(root, durability=durability) as queue:
         _work(queue, seed)
         before = list(queue)
 
     def judge(place: str, *, is_done: bool) -> None:
+        if durability == "interval":
+            as_after_a_reboot(os.path.join(place, "q"))  # which is not: all that was written is there
         with open_queue(place) as queue:
             found = list(queue)
             assert found in ([verb.after(before)] if is_done else [before, verb.amid(before)])
@@ -117,12 +122,17 @@ def test_a_kill_at_any_line_of_a_verb_leaves_it_done_or_not_done(memory, name, r
     record_property(TOLD, in_a_small_process(_kill_verb, memory, name, 0))
 
 
-def _kill_opening(memory: str, state: str) -> int:
+@pytest.mark.parametrize("name", WITHOUT_FLUSHES)
+def test_a_kill_at_any_line_takes_nothing_back_that_was_not_flushed(memory, name, record_property):
+    record_property(TOLD, in_a_small_process(_kill_verb, memory, name, 0, "interval"))
+
+
+def _kill_opening(memory: str, state: str, durability: str) -> int:
     root = os.path.join(memory, "root")
     os.mkdir(root)
     before: Items = []
     if state != "new":
-        with open_queue(root) as queue:
+        with open_queue(root, durability=durability) as queue:
             _work(queue, 0)
             before = list(queue)
             shutil.copytree(root, root + " amid")
@@ -130,16 +140,24 @@ def _kill_opening(memory: str, state: str) -> int:
             root += " amid"
 
     def judge(place: str, *, is_done: bool) -> None:  # noqa: ARG001
-        with open_queue(place) as queue:
+        if durability == "interval" and os.path.exists(os.path.join(place, "q", "session")):
+            as_after_a_reboot(os.path.join(place, "q"))
+        with open_queue(place, durability=durability) as queue:
             assert list(queue) == before
             assert queue.check() == []
 
-    return kill_at_every_line(root, MODULES, lambda place: functools.partial(open_queue, place), judge)
+    def run(place: str) -> Callable[[], object]:
+        return functools.partial(open_queue, place, durability=durability)
+
+    return kill_at_every_line(root, MODULES, run, judge)
 
 
-@pytest.mark.parametrize("state", ["new", "closed", "not closed"])
-def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, record_property):
-    record_property(TOLD, in_a_small_process(_kill_opening, memory, state))
+@pytest.mark.parametrize(
+    ("state", "durability"),
+    [("new", "full"), ("closed", "full"), ("not closed", "full"), ("new", "interval"), ("not closed", "interval")],
+)
+def test_a_kill_at_any_line_of_opening_harms_nothing(memory, state, durability, record_property):
+    record_property(TOLD, in_a_small_process(_kill_opening, memory, state, durability))
 
 
 # the kernel frees the locks of a dead process one by one: who comes next may find some of them taken still
@@ -218,9 +236,10 @@ def test_who_dies_amid_recovery_leaves_it_to_the_next(memory):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("durability", ["full", "interval"])
 @pytest.mark.parametrize("name", VERBS)
-def test_a_kill_at_any_line_of_a_verb_of_many_queues(memory, name, record_property):
-    record_property(TOLD, sum(_kill_verb(memory, name, seed) for seed in range(1, 1 + SEEDS)))
+def test_a_kill_at_any_line_of_a_verb_of_many_queues(memory, name, durability, record_property):
+    record_property(TOLD, sum(_kill_verb(memory, name, seed, durability) for seed in range(1, 1 + SEEDS)))
 
 
 # --- kills at random, of processes that share a queue

@@ -25,25 +25,45 @@ import shutil
 import signal
 import struct
 import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import mutants
 import pytest
-from account import Found, Journal, Tag, Worker, inspect, notes_to, open_queue, take_notes
+from account import (
+    Found,
+    Journal,
+    Tag,
+    Worker,
+    after_each_step,
+    inspect,
+    notes_to,
+    open_queue,
+    tag_of,
+    take_notes,
+)
 from opener import own_mounts
 from processes import DEADLINE, forked, status_of
 from replay import MEMORY
 from scenarios import any_verb
 
+from lmdbqueue import PersistentQueue
+
 FILE_SYSTEMS = ["ext4", *(["xfs"] if shutil.which("mkfs.xfs") else [])]
+DURABILITIES = {"full": 2 / 3, "interval": 1 / 3}  # of the cuts
 CUTS = 300 // len(FILE_SYSTEMS)
 LONG_CUTS = int(os.environ.get("LMDBQUEUE_CUTS", "20000")) // len(FILE_SYSTEMS)
+A_DIRECTORY = 10  # cuts of one directory whose queues are told by the number of steps
 TOLD = "real power cuts"
 
 _IMAGE_BYTES = 320 << 20  # the least that xfs takes is 300 MiB
 _SHUTDOWN = 0x8004587D
 _LOSE_THE_LOG, _FLUSH_THE_LOG = 2, 1
 _PR_SET_PDEATHSIG = 1
+_UNSYNCED_AT = 4080  # in the file session: since when something is not covered
 
 
 @pytest.fixture(autouse=True)
@@ -51,28 +71,35 @@ def _machine(needs) -> None:
     needs("root", "loop devices", "mkfs.ext4", "mount")
 
 
+@pytest.mark.parametrize("durability", DURABILITIES)
 @pytest.mark.parametrize("file_system", FILE_SYSTEMS)
-def test_after_real_cuts_the_queue_holds_all_that_was_acknowledged(file_system, tmp_path, record_property):
-    cut_again_and_again(file_system, str(tmp_path), CUTS)
-    record_property(TOLD, CUTS)
+def test_after_real_cuts_the_queue_holds_all_that_was_acknowledged(file_system, durability, tmp_path, record_property):
+    cuts = round(CUTS * DURABILITIES[durability])
+    cut_again_and_again(file_system, str(tmp_path), cuts, durability)
+    record_property(TOLD, cuts)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("durability", DURABILITIES)
 @pytest.mark.parametrize("file_system", FILE_SYSTEMS)
-def test_after_many_real_cuts_the_queue_holds_all_that_was_acknowledged(file_system, tmp_path, record_property):
-    cut_again_and_again(file_system, str(tmp_path), LONG_CUTS)
+def test_after_many_real_cuts_the_queue_holds_all_that_was_acknowledged(
+    file_system, durability, tmp_path, record_property
+):
+    cut_again_and_again(file_system, str(tmp_path), LONG_CUTS, durability)
     record_property(TOLD, LONG_CUTS)
 
 
-def test_real_cuts_find_that_nothing_is_synced(tmp_path):
+@pytest.mark.parametrize("durability", DURABILITIES)
+def test_real_cuts_find_that_nothing_is_synced(durability, tmp_path):
     with pytest.raises(AssertionError, match="the queue did not hold"):
-        cut_again_and_again("ext4", str(tmp_path), CUTS, "no sync")
+        cut_again_and_again("ext4", str(tmp_path), CUTS, durability, "no sync")
     assert (tmp_path / "failed").exists(), "it was something else that failed"
 
 
-def cut_again_and_again(file_system: str, place: str, cuts: int, mutant: str = "") -> None:
+def cut_again_and_again(file_system: str, place: str, cuts: int, durability: str, mutant: str = "") -> None:
     """Make ``cuts`` cuts, in a child, and demand that the queue held after each."""
-    status = status_of(forked(_Machine(file_system, place, mutant).live, cuts), DEADLINE + cuts)
+    machine = (_Stepping if durability == "interval" else _Machine)(file_system, place, mutant)
+    status = status_of(forked(machine.live, cuts), DEADLINE + cuts)
     assert status == 0, "the queue did not hold, or the machine did not: see what the child wrote"
 
 
@@ -96,10 +123,10 @@ class _Machine:
         try:
             _run(f"mkfs.{self.file_system}", "-q", self.image)
             self._mount()
-            base, journal = Found((), 0), Journal()
+            base, journal = self._at_first()
             for number in range(cuts):
                 base = self._inspected(number, base, journal)
-                journal = self._cut(number)
+                journal = self._cut(number, base)
                 _run("umount", self.mount_point)
                 self._mount()
             self._inspected(cuts, base, journal)
@@ -110,30 +137,35 @@ class _Machine:
     def _mount(self) -> None:
         _run("mount", "-o", "loop", self.image, self.mount_point)
 
-    def _inspected(self, number: int, base: Found, journal: Journal) -> Found:
+    def _at_first(self) -> tuple[Any, Any]:
+        return Found((), 0), Journal()
+
+    def _inspected(self, number: int, base: Any, journal: Any) -> Any:
         """Open the queue in a fresh process, demand that it holds, and return what it holds now."""
         probe: Tag = (255, number, 99)
+        found: Found = self._seen(number, lambda: inspect(self.mount_point, probe=probe, again=number % 8 == 0))
+        self._refuse(number, journal.account("queue", base).problem(found))
+        return found.after(probe)
+
+    def _seen(self, number: int, look: Callable[[], Any]) -> Any:
+        """Return what ``look()`` finds in a fresh process."""
         ear, mouth = os.pipe()
-
-        def look() -> None:
-            os.write(mouth, pickle.dumps(inspect(self.mount_point, probe=probe, again=number % 8 == 0)))
-
-        pid = forked(look)
+        pid = forked(lambda: os.write(mouth, pickle.dumps(look())))
         os.close(mouth)
         with open(ear, "rb") as pipe:
             answer = pipe.read()
         status = status_of(pid)
-        problem = f"the process that opened it ended with {status}"
-        if status == 0:
-            found: Found = pickle.loads(answer)
-            problem = journal.account("queue", base).problem(found)
+        self._refuse(number, f"the process that opened it ended with {status}" if status else "")
+        return pickle.loads(answer)
+
+    def _refuse(self, number: int, problem: str) -> None:
+        """Raise ``AssertionError`` if something is wrong after a cut, and keep what is there."""
         if problem:
             shutil.copytree(os.path.join(self.mount_point, "q"), self.keep)
             message = f"after cut {number}: {problem} (what is there now is kept in {self.keep})"
             raise AssertionError(message)
-        return found.after(probe)
 
-    def _cut(self, number: int) -> Journal:
+    def _cut(self, number: int, base: Any) -> Any:  # noqa: ARG002
         """Let processes work, cut the power amid it; return what they called."""
         ear, mouth = os.pipe()
         count = self.random.choice((1, 3))
@@ -191,6 +223,102 @@ class _Machine:
                     any_verb(worker, queue, alone=False, reads=False)  # what it reads after the cut counts for nothing
                 if flushes:
                     worker.flush(queue)
+
+
+class _Stepping(_Machine):
+    """The same with ``durability="interval"``: what is there is what was there after some step, none of them synced.
+
+    Processes take turns. A cut takes back no step that was done when a sync began that has returned, or when all was
+    said to be covered.
+    """
+
+    def _at_first(self) -> tuple[int, range]:
+        return 0, range(1)
+
+    def _inspected(self, number: int, base: int, journal: range) -> int:  # noqa: ARG002
+        """Open the queues in a fresh process, demand that they hold, and return how many steps are there."""
+        found = self._seen(number, lambda: _look(self.mount_point, proves=number % 4 == 0))
+        after = enumerate(islice(after_each_step(), journal.stop))
+        steps = next((n for n, each in after if n in journal and each == found), None)
+        self._refuse(number, "" if steps is not None else f"this is there after none of the steps {journal}")
+        if number % A_DIRECTORY or steps is None:
+            return steps or 0
+        shutil.rmtree(os.path.join(self.mount_point, "q"))
+        return 0
+
+    def _cut(self, number: int, base: int) -> range:
+        """Let processes do steps in turn, cut the power amid one; return how many may be there."""
+        workers = [self._worker(process, number) for process in range(self.random.choice((1, 3)))]
+        synced = step = base
+        try:
+            for step in range(base + 1, base + 1 + self.random.randrange(60)):
+                draw = self.random.random()
+                self._order(self.random.choice(workers), step, b"s" if draw < 0.1 else b".")
+                if draw < 0.2:
+                    synced = step
+                    while draw >= 0.1 and self._is_uncovered():
+                        time.sleep(0.001)
+            os.write(self.random.choice(workers)[1], b".%7d" % (step + 1))
+            for _ in range(self.random.randrange(20_000)):  # a moment, somewhere within a call
+                pass
+            self._shut_down()
+        finally:
+            for pid, *fds in workers:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                for fd in fds:
+                    os.close(fd)
+        return range(synced, step + 2)
+
+    def _worker(self, process: int, number: int) -> tuple[int, int, int]:
+        """Start one; return its pid, and where it gets its orders and answers."""
+        (orders, mouth), (ear, answers) = os.pipe(), os.pipe()
+
+        def work() -> None:
+            _die_with_parent()
+            worker = Worker(process, lambda _: None, (number, process))
+            if self.mutant:
+                mutants.RECORDING[self.mutant].apply(worker)
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with _opened(self.mount_point, "a") as a, _opened(self.mount_point, "b") as b:
+                os.write(answers, b".")
+                while order := os.read(orders, 8):
+                    worker.step(int(order[1:]), a, b)
+                    if order[:1] == b"s":
+                        a.sync()
+                    os.write(answers, b".")
+
+        pid = forked(work)
+        os.close(orders)
+        os.close(answers)
+        assert os.read(ear, 1), "a process failed before the power was cut"
+        return pid, mouth, ear
+
+    def _order(self, worker: tuple[int, int, int], step: int, what: bytes) -> None:
+        os.write(worker[1], what + b"%7d" % step)
+        assert os.read(worker[2], 1), "a process failed before the power was cut"
+
+    def _is_uncovered(self) -> bool:
+        with open(os.path.join(self.mount_point, "q", "session"), "rb") as file:
+            return any(os.pread(file.fileno(), 8, _UNSYNCED_AT))
+
+
+def _opened(place: str, name: str) -> PersistentQueue[bytes]:
+    return open_queue(place, name, durability="interval", interval=0.003)
+
+
+def _look(place: str, *, proves: bool) -> dict[str, Found]:
+    """Return what is in the queues, and change nothing."""
+    found = {}
+    for name in ("a", "b"):
+        with _opened(place, name) as queue, suppress(ZeroDivisionError), queue.transaction():
+            items = tuple(tag_of(each) for each in queue)
+            found[name] = Found(items, queue.push(b""), dict(queue.state))
+            raise ZeroDivisionError
+        with _opened(place, name) as queue:
+            assert not proves or queue.check() == []
+    return found
 
 
 def _die_with_parent() -> None:

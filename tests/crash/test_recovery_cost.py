@@ -14,6 +14,7 @@ from opener import as_after_a_reboot
 from lmdbqueue import PersistentQueue
 
 ITEMS = 100_000
+UNFLUSHED = 1_000_000
 LONG_ITEMS = int(os.environ.get("LMDBQUEUE_ITEMS", "10000000"))
 AT_MOST = 2_000_000  # bytes that are read
 
@@ -33,12 +34,12 @@ def counted(monkeypatch):
     return read
 
 
-def _open(place):
-    return PersistentQueue("queue", str(place), dumps=bytes, loads=bytes, flush_limit=1 << 50)
+def _open(place, **options):
+    return PersistentQueue("queue", str(place), dumps=bytes, loads=bytes, flush_limit=1 << 50, **options)
 
 
-def _fill(place, items):
-    with _open(place) as queue:
+def _fill(place, items, **options):
+    with _open(place, **options) as queue:
         for start in range(0, items, 10_000):
             queue.push([b"%0100d" % number for number in range(start, min(items, start + 10_000))])
 
@@ -53,6 +54,14 @@ VERBS = {
 }
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Give a queue that is long, and closed, to be copied."""
+    place = tmp_path_factory.mktemp("filled")
+    _fill(place, ITEMS)
+    return place
+
+
 def _after_a_cut(place, copy, verb):
     """Return a copy of the queue as a power cut right after a verb would leave it."""
     with _open(place) as queue:
@@ -65,9 +74,10 @@ def _after_a_cut(place, copy, verb):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_opening_after_a_cut_reads_little_of_a_long_queue(verb, tmp_path, counted, caplog):
+def test_opening_after_a_cut_reads_little_of_a_long_queue(verb, filled, tmp_path, counted, caplog):
     caplog.set_level(logging.INFO, "lmdbqueue")
-    _fill(tmp_path, ITEMS)
+    shutil.copytree(filled / "queue", tmp_path / "queue")
+    as_after_a_reboot(tmp_path / "queue")  # which it is not: it stays one that was closed
     copy = tmp_path / "copy"
     _after_a_cut(tmp_path, copy, verb)
     counted[0] = 0
@@ -88,6 +98,28 @@ def test_opening_after_a_cut_reads_no_more_of_a_queue_ten_times_as_long(tmp_path
         with _open(place / "copy"):
             read.append(counted[0])
     assert read[1] < 2 * read[0]
+
+
+def test_opening_after_a_cut_reads_little_of_a_very_long_queue_that_was_not_flushed(tmp_path, counted, caplog):
+    caplog.set_level(logging.INFO, "lmdbqueue")
+    never = {"durability": "interval", "interval": 3600.0}
+    copy = tmp_path / "copy"
+    with _open(tmp_path, **never) as queue:
+        some = [b"x" * 100] * 50_000
+        for _ in range(UNFLUSHED // len(some)):
+            queue.push(some)
+        queue.sync()
+        for verb in VERBS.values():
+            verb(queue)
+        shutil.copytree(tmp_path / "queue", copy / "queue")
+    as_after_a_reboot(copy / "queue")
+    counted[0] = 0
+    with _open(copy, **never) as queue:
+        assert 0 < counted[0] < AT_MOST
+        assert caplog.messages == []
+        assert queue.state["key"] == b"x" * 300, "what no checkpoint covers is there"
+        stats = queue.stats()
+        assert stats.waiting + stats.leased == UNFLUSHED + 201 - 151
 
 
 @pytest.mark.long

@@ -6,9 +6,11 @@ from zlib import crc32
 
 import pytest
 from clocks import SECOND, Clock
+from opener import as_after_a_reboot
 
 import lmdbqueue
 from lmdbqueue import PersistentQueue, _format
+from lmdbqueue._lmdb import checkpoint_slots, meta_page
 from lmdbqueue._local import engine as local_engine
 from lmdbqueue._local.queue import local_engine_of
 
@@ -136,8 +138,34 @@ def test_headers_and_times_of_expiry_written_by_a_released_version_are_there(gol
         assert queue.check() == []
 
 
+def test_what_was_not_flushed_by_a_released_version_is_there_when_its_directory_is_copied(golden, tmp_path):
+    golden("format-1-interval")
+    with PersistentQueue("queue", tmp_path, durability="interval") as queue:
+        assert list(queue) == ["second", "uncovered", LONG]
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_a_checkpoint_of_a_released_version_counts_where_what_came_after_it_was_torn(is_torn, tmp_path):
+    place = tmp_path / "queue"
+    shutil.copytree(os.path.join(GOLDEN, "format-1-interval"), place)
+    is_known, checkpoint = checkpoint_slots.read(str(place / "checkpoint"))
+    assert is_known
+    if is_torn:
+        path = str(place / "00000001.mdb")
+        newest, _ = meta_page.read(path)
+        size = meta_page.with_body(newest, checkpoint.body).size
+        with open(path, "r+b") as file:
+            file.seek(size)
+            file.write(bytes(os.path.getsize(path) - size))
+    as_after_a_reboot(place)
+    with PersistentQueue("queue", tmp_path, durability="interval") as queue:
+        assert list(queue) == (["first", "second"] if is_torn else ["second", "uncovered", LONG])
+        assert queue.check() == []
+        queue.push("next")
+
+
 def test_present_format_version_has_golden_directories():
-    kinds = ("", "-plain", "-state", "-leases", "-readers", "-priorities", "-headers")
+    kinds = ("", "-plain", "-state", "-leases", "-readers", "-priorities", "-headers", "-interval")
     assert {f"format-{_format.VERSION}{kind}" for kind in kinds} <= set(os.listdir(GOLDEN))
 
 

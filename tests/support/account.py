@@ -13,10 +13,11 @@ An item stands for a *tag*, (producer, number, size), and can be told from every
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import count, islice
 from struct import Struct
 from typing import Any
 
@@ -225,10 +226,16 @@ def step(n: int) -> tuple[int, list[Tag], str, bytes]:
 @lru_cache
 def after_steps(n: int) -> dict[str, Found]:
     """Return what is there after so many steps."""
+    return next(islice(after_each_step(), n, None))
+
+
+def after_each_step() -> Iterator[dict[str, Found]]:
+    """Yield what is there after no step, after one, after two, and so on."""
     items: dict[str, list[Tag]] = {"a": [], "b": []}
     tails = {"a": 0, "b": 0}
     state: dict[str, bytes] = {}
-    for each in range(1, n + 1):
+    for each in count(1):
+        yield {name: Found(tuple(items[name]), tails[name], dict(state) if name == "a" else {}) for name in items}
         moved, tags, key, value = step(each)
         some = items["a"][:moved]
         del items["a"][:moved]
@@ -238,7 +245,6 @@ def after_steps(n: int) -> dict[str, Found]:
         tails["b"] += len(some)
         state[key] = value
         items["b"] = items["b"][1:]
-    return {name: Found(tuple(items[name]), tails[name], state if name == "a" else {}) for name in items}
 
 
 class Readings(Steps):

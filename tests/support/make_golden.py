@@ -3,6 +3,7 @@
 What is in them stands in ``test_golden.py``. A golden directory that was released is never written again.
 """
 
+import fcntl
 import os
 import shutil
 
@@ -117,6 +118,24 @@ def make_headers(filename: str) -> None:
     _leave(filename)
 
 
+def make_interval(filename: str) -> None:
+    """Write a directory of a queue in use: checkpoints in two lanes, and after them what no checkpoint covers."""
+    path = os.path.join(PLACE, filename)
+    with PersistentQueue[str](filename, PLACE, durability="interval", interval=3600.0) as queue:
+        queue.push(["gone", "first", "second"])
+        queue.sync()
+        with open(os.path.join(path, "checkpoint"), "rb") as lane:
+            fcntl.flock(lane, fcntl.LOCK_EX)  # as another process that was stopped amid a checkpoint
+            queue.pop()
+            queue.sync()
+        queue.push(["uncovered", LONG])
+        queue.pop()
+        shutil.copytree(path, os.path.join(PLACE, "held"))
+    shutil.rmtree(path)
+    os.rename(os.path.join(PLACE, "held"), path)
+    _leave(filename)
+
+
 def _leave(filename: str) -> None:
     """Remove what is made anew at each opening."""
     for name in os.listdir(os.path.join(PLACE, filename)):
@@ -134,6 +153,7 @@ if __name__ == "__main__":
         f"format-{VERSION}-readers": make_readers,
         f"format-{VERSION}-priorities": make_priorities,
         f"format-{VERSION}-headers": make_headers,
+        f"format-{VERSION}-interval": make_interval,
     }
     for name, write in directories.items():
         if not os.path.exists(os.path.join(PLACE, name)):
