@@ -144,9 +144,10 @@ class Moments:
     def __init__(self, number: int, do: Callable[[], object]) -> None:
         self.left = number
         self._do = do
+        self._hook = self._look  # kept: Python 3.11 may call it once more after it was taken away
 
     def __enter__(self) -> Self:
-        sys.setprofile(self._look)
+        sys.setprofile(self._hook)
         return self
 
     def __exit__(self, *_: object) -> None:
