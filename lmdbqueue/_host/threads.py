@@ -18,9 +18,9 @@ import time
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager, suppress
 from threading import Lock, RLock
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -163,7 +163,7 @@ def _exit(held: Held[Any], *error: Any) -> bool | None:
     return _leave(held.manager, *error)
 
 
-class Held(AbstractContextManager[T]):
+class Held(AbstractContextManager[T], ContextDecorator):
     """What ``holding`` makes of a generator."""
 
     def __init__(self, manager: Any) -> None:
@@ -172,6 +172,9 @@ class Held(AbstractContextManager[T]):
     def __enter__(self) -> T:
         entered: T = self.manager.__enter__()
         return entered
+
+    def _recreate_cm(self) -> Self:
+        return type(self)(self.manager._recreate_cm())  # noqa: SLF001  (as contextlib does it)
 
     if TYPE_CHECKING:
 

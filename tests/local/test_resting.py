@@ -272,6 +272,12 @@ def test_what_holds_something_is_a_context_manager_like_any_other():
         assert stack.enter_context(hold("d")) == "d"
         assert ended[-1] == "c"
     assert ended == ["a", "swallowed", "b", "c", "d"]
+
+    @hold("f")
+    def decorated():
+        return len(ended)
+
+    assert [decorated(), decorated(), ended.pop(), ended.pop()] == [5, 6, "f", "f"]
     manager = hold("e")
     assert manager.__enter__() == "e"
     del manager  # and nobody leaves it
