@@ -37,10 +37,10 @@ class Empty(QueueError, queue.Empty):
 
 
 class Full(QueueError, queue.Full):
-    """A push would exceed a limit of the queue, or a new queue that of its directory; nothing was stored.
+    """A push would exceed a limit of the queue; nothing was stored.
 
-    ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``), ``"queues"``, or ``"address space"`` (of this
-    process, in bytes); ``used`` is the present amount, ``added`` the requested one, both in that unit.
+    ``unit`` is ``"items"`` (``maxsize``), ``"bytes"`` (``max_bytes``), or ``"address space"`` (of this process, in
+    bytes); ``used`` is the present amount, ``added`` the requested one, both in that unit.
     """
 
     def __init__(self, unit: str, limit: int, used: int, added: int) -> None:
@@ -51,14 +51,12 @@ class Full(QueueError, queue.Full):
         self.added = added
 
     def __str__(self) -> str:
-        if self.unit == "queues":
-            return f"the directory has {self.used} queues, the largest number: drop one, or use another directory"
         if self.unit == "address space":
             return (
                 f"this process has address space for {self.limit:,} bytes of the queue's file, which has "
                 f"{self.used:,}; nothing was stored: see ulimit -v, open fewer queues, or remove items"
             )
-        more = f" and {self.added:,} more do not fit" if self.added else ""
+        more = f", and {self.added:,} more do{'es' * (self.added == 1)} not fit" if self.added else ""
         return (
             f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit}{more}; nothing was stored: remove "
             f"items, or use put(), which waits for room"
@@ -158,7 +156,7 @@ class CorruptQueueError(QueueError):
 
 
 class FormatError(QueueError):
-    """There is something at the path that is not a queue, or not of this version; nothing was touched."""
+    """What is at the path is not a queue, or not one of this version; nothing was touched."""
 
     def __init__(self, path: str, found: str, advice: str) -> None:
         super().__init__(path, found, advice)
@@ -178,7 +176,7 @@ class VersionError(FormatError):
 
 
 class OptionError(QueueError, ValueError):
-    """What is asked of a queue does not go with what it was created with, or has; nothing was touched."""
+    """An option or a call conflicts with how the queue was created, or with what it has; nothing was touched."""
 
     def __init__(self, path: str, option: str, stored: object, given: object) -> None:
         super().__init__(path, option, stored, given)
@@ -189,7 +187,7 @@ class OptionError(QueueError, ValueError):
 
     def __str__(self) -> str:
         if self.stored in _NOT_TOGETHER:
-            return f"{self.path!r} has {_NOT_TOGETHER[self.stored]}: {self.given} does not go with that"
+            return f"{self.path!r} has {_NOT_TOGETHER[self.stored]}, so it cannot have {self.given}"
         return (
             f"{self.path!r} was created with {self.option}={self.stored!r}, which is fixed; it was opened with "
             f"{self.given!r}: pass {self.option}={self.stored!r}"
@@ -197,9 +195,9 @@ class OptionError(QueueError, ValueError):
 
 
 _NOT_TOGETHER: Final[dict[object, str]] = {
-    "named readers": "named readers, which pass items in the order of their pushes",
-    "retention": "retention, which drops what is first, and with priorities that is the most urgent",
-    "priorities": "or had items with a priority, which come before those that were pushed earlier",
+    "named readers": "named readers, which need items in the order of their pushes",
+    "retention": "retention, which drops the first items, and with priorities those would be the most urgent",
+    "priorities": "or had items with a priority, which come before items pushed earlier",
 }
 
 
@@ -258,7 +256,7 @@ class DiskFullError(Full):
         if self.unit == "quota":
             return f"this user's quota on the file system is used up; {kept}: free some space, or have the quota raised"
         if self.unit == "file size":
-            return f"this process must not write files over {self.limit:,} bytes (ulimit -f); {kept}: raise the limit"
+            return f"this process may not write files over {self.limit:,} bytes (ulimit -f); {kept}: raise the limit"
         return (
             f"the file system is full ({self.used:,} of {self.limit:,} bytes in use); {kept}: free some space; items "
             f"can still be read"
@@ -340,7 +338,7 @@ class NestedCallError(QueueError):
     def __str__(self) -> str:
         return (
             f"a call on {self.path!r} was made during another call of the same thread, as by a signal handler or "
-            f"__del__; nothing was stored: let another thread make the call (pass it on by queue.SimpleQueue)"
+            f"__del__; nothing was stored: make the call in another thread (hand it over through queue.SimpleQueue)"
         )
 
 

@@ -685,5 +685,5 @@ class Options(NamedTuple):
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CorruptQueueError(path, f"queue.json cannot be read ({error})") from error
         if not sound:
-            raise CorruptQueueError(path, "queue.json holds values that no version has written")
+            raise CorruptQueueError(path, "queue.json contains values that no version writes")
         return options

@@ -348,7 +348,7 @@ class AsyncQueue(AsyncWriting[T]):
         return await self._call(self.queue.count)
 
     async def sync(self) -> None:
-        """Return when everything that has returned, in any process, is on the disk, as ``PersistentQueue.sync``."""
+        """Wait until the effects of all calls that have returned, in any process, are on disk."""
         await self._call(self.queue.sync)
 
     async def flush(self, force: bool = False) -> int:

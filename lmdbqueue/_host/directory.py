@@ -179,7 +179,7 @@ def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, s
             return Options.from_json(path, found), finding
     if found := remembered(_generation(path, 1) + ".tmp"):  # creation was cut short
         return Options.from_json(path, found), finding
-    raise CorruptQueueError(path, f"{finding}, and there is no environment (*.mdb) that would tell its contents")
+    raise CorruptQueueError(path, f"{finding}, and there is no environment (*.mdb) to restore it from")
 
 
 def _read(path: str, folder: int) -> bytes:
@@ -356,8 +356,9 @@ def _make(path: str) -> None:
         parent = os.path.dirname(path)
         if os.path.isdir(parent):
             raise
-        what = "which is no directory" if os.path.exists(parent) else "which is not there"
-        raise FormatError(path, f"in {parent!r}, {what}", "create that directory first, or take another path") from None
+        what = "is not a directory" if os.path.exists(parent) else "does not exist"
+        advice = "create that directory first, or choose another path"
+        raise FormatError(path, f"a path in {parent!r}, which {what}", advice) from None
     sync_directory(os.path.dirname(path))
 
 

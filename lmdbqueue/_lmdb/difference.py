@@ -154,7 +154,7 @@ class _Used:
         if number in self._only_new:
             raise Unsound(f"page {number} is in two places")
         if not FIRST <= number <= self.last:
-            raise Unsound(f"page {number} is behind its end")
+            raise Unsound(f"page {number} is beyond its end")
         self._check_free(number)
         self._only_new.add(number)
 
@@ -179,7 +179,7 @@ class _Used:
         count = 0
         for key, node in changes.added.items():
             if not 0 < int.from_bytes(key) <= self._transaction:
-                raise Unsound(f"transaction {int.from_bytes(key)}, which was not yet, has freed pages")
+                raise Unsound(f"transaction {int.from_bytes(key)}, a later one, has freed pages")
             numbers = self.pages.free(node, self.last)
             count += len(numbers)
             self._freed.update(numbers)
@@ -201,7 +201,7 @@ class _Used:
         if not self._only_new.isdisjoint(self.only_old):
             raise Unsound("a page of the transaction before was written over")
         if self._only_new | self._freed != self.only_old.union(self._free or (), grown):
-            raise Unsound("its free list is not the one before, less what it used and with what it freed")
+            raise Unsound("its free list is not the previous one without the pages it used and with those it freed")
 
 
 # --- one tree
@@ -269,7 +269,7 @@ class _Both:
         now, then = self._after[3 + which], self._before[3 + which]
         if now != then + self._new[which] - self._old[which]:
             what = ("branches", "leaves", "overflow pages", "records")[which]
-            raise Unsound(f"a tree has other {what} than it counts")
+            raise Unsound(f"a tree does not have as many {what} as its record says")
 
     def _apart(self, new: list[Child], old: list[Child], height: int) -> tuple[list[Child], list[Child]]:
         """Return what is left of one level of both without the pages that both have."""
@@ -287,9 +287,9 @@ class _Both:
         """Raise ``Unsound`` if a page that both have has keys outside of its bounds in the later one."""
         number, low, high = now
         if low is not None and (then[1] is None or low > then[1]) and self._edge(number, height, 0) < low:
-            raise Unsound(f"page {number}, which was there, has keys below its separator")
+            raise Unsound(f"page {number}, an older one, has keys below its separator")
         if high is not None and (then[2] is None or high < then[2]) and self._edge(number, height, -1) >= high:
-            raise Unsound(f"page {number}, which was there, has keys behind its separator")
+            raise Unsound(f"page {number}, an older one, has keys beyond its separator")
 
     def _edge(self, number: int, height: int, which: int) -> bytes:
         """Return the first key below a page that both have (``which`` 0), or the last (-1)."""
@@ -303,7 +303,7 @@ class _Both:
         self._used.take(child[0])
         self._new[0] += 1
         if self._new[0] > self._after.branches:
-            raise Unsound("a tree has more branches than it counts")
+            raise Unsound("a tree has more branches than its record says")
         return self._used.pages.branch(child, is_free_list=self._is_free_list)
 
     def _branch_of_old(self, child: Child) -> list[Child]:

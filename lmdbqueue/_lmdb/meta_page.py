@@ -132,7 +132,7 @@ def restore(path: str, raw: bytes) -> None:
 def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
     where = "the second" if offset else "the first"
     if len(raw) < _SLOT.size:
-        raise CorruptQueueError(path, f"it ends within {where} meta page of LMDB")
+        raise CorruptQueueError(path, f"the file ends within {where} meta page of LMDB")
     flags, *magic, free, main, last_page, transaction = _SLOT.unpack(raw)
     page_size = Tree.unpack(free).pad
     if tuple(magic) != _MAGIC or not flags & _IS_META or page_size not in _PAGE_SIZES:

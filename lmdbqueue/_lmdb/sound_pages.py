@@ -61,7 +61,7 @@ def check_tree(tree: Tree, *, is_free_list: bool = False) -> None:
     if tree.depth > MAX_DEPTH:
         raise Unsound(f"its depth is {tree.depth}")
     if (tree.root == NO_ROOT) != (tree.depth == 0) or (tree.depth == 0 and any(tree[3:7])):
-        raise Unsound("its root, depth and counts do not fit each other")
+        raise Unsound("its root, depth and counts contradict each other")
 
 
 class SoundPages:
@@ -78,7 +78,7 @@ class SoundPages:
         page = os.pread(self._fd, size, number * self.page_size) if 0 <= number < 1 << 46 else b""
         self.bytes_read += len(page)
         if len(page) < size:
-            raise Unsound(f"page {number} is behind the end of the file")
+            raise Unsound(f"page {number} is beyond the end of the file")
         return page
 
     def branch(self, child: Child, *, is_free_list: bool = False) -> list[Child]:
@@ -86,7 +86,7 @@ class SoundPages:
         number, low, high = child
         page, upper, offsets = self._nodes(number, _BRANCH)
         if len(offsets) == 1 and not is_free_list:
-            raise Unsound(f"page {number}, a branch, has one child only")
+            raise Unsound(f"page {number}, a branch, has only one child")
         size = self.page_size
         spans = []
         found: list[Child] = []
@@ -152,7 +152,7 @@ class SoundPages:
         if stored != number or flags != _OVERFLOW:
             raise Unsound(f"page {number} is not the beginning of an overflow run")
         if pages < (HEADER - 1 + size) // self.page_size + 1 or number + pages - 1 > last:
-            raise Unsound(f"the overflow run at page {number} has {pages} pages, and a value of {size} bytes")
+            raise Unsound(f"the overflow run at page {number} has {pages} pages, but a value of {size} bytes")
         return range(number, number + pages)
 
     def value(self, node: Node) -> bytes:
@@ -166,7 +166,7 @@ class SoundPages:
         length, rest = divmod(len(value), 8)
         count = int.from_bytes(value[:8], sys.byteorder)
         if rest or not length or count >= length:
-            raise Unsound(f"a record of the free list is of {len(value)} bytes, and counts {count} pages")
+            raise Unsound(f"a record of the free list has {len(value)} bytes, but counts {count} pages")
         numbers: tuple[int, ...] = unpack_from(f"={count}Q", value, 8)
         if numbers and (numbers[0] > last or numbers[-1] < FIRST):
             raise Unsound(f"the free list has the pages {numbers[-1]} to {numbers[0]}")
@@ -190,7 +190,7 @@ def as_tree(node: Node) -> Tree:
     """Return the record of a tree that a node has."""
     _, flags, size, value, _ = node
     if flags != SUB or size != TREE_SIZE:
-        raise Unsound("the record of a database is none")
+        raise Unsound("the record of a database has the wrong size")
     tree = Tree.unpack(value)
     check_tree(tree)
     return tree

@@ -78,7 +78,7 @@ class _Proof:
 
     def _free(self, node: Node) -> None:
         if not 0 < int.from_bytes(node[0]) <= self._newest.transaction:
-            raise Unsound(f"transaction {int.from_bytes(node[0])}, which was not yet, has freed pages")
+            raise Unsound(f"transaction {int.from_bytes(node[0])}, a later one, has freed pages")
         for number in self._pages.free(node, self._last):
             self._take(number)
 
@@ -137,7 +137,7 @@ class _Proof:
 
     def _take(self, number: int) -> None:
         if not FIRST <= number <= self._last:
-            raise Unsound(f"page {number} is none of its {self._last + 1}")
+            raise Unsound(f"page {number} is beyond its {self._last + 1} pages")
         if self._taken[number]:
             raise Unsound(f"page {number} is in two places")
         self._taken[number] = 1

@@ -585,7 +585,7 @@ class LocalEngine:
         return found._replace(processes=environment.processes(), unsynced_seconds=environment.unsynced_seconds())
 
     def sync(self) -> None:
-        """Return when everything that has returned is on the disk."""
+        """Wait until the effects of all calls that have returned are on disk."""
         self.environment.sync()
 
     def refuse_if_closed(self) -> None:

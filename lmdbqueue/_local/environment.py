@@ -223,7 +223,7 @@ class Environment(Live):
         return result
 
     def sync(self) -> None:
-        """Return when everything that has returned is on the disk. Raises ``StorageError``."""
+        """Wait until the effects of all calls that have returned are on disk. Raises ``StorageError``."""
         self.refuse_inside("sync")
         thread = threading.get_ident()
         while True:
@@ -286,7 +286,7 @@ class Environment(Live):
                 if threading.get_ident() != thread:  # whose LMDB's mutex is not
                     raise TransactionError(
                         self.directory.path,
-                        "the block ends in another thread than it began in",
+                        "the block ends in a different thread from the one it began in",
                         "all of it is undone once that thread calls this library, or ends: use one thread for both",
                     )
                 transaction = block.commit()

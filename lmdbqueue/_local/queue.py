@@ -247,7 +247,9 @@ class PersistentQueue(Queue[T]):
         head_of(to).refuse_push()
         if target.environment is not self._engine.environment:
             raise TransactionError(
-                self._engine.path, f"{to!r} is in another directory", "open both in one, with two names"
+                self._engine.path,
+                f"{to!r} is in another directory",
+                "open both queues in one directory, under two names",
             )
         if to.name == self.name:
             message = f"{to!r}: a queue cannot move items to itself"

@@ -146,7 +146,7 @@ def _recover_to_checkpoint(
     base = meta_page.with_body(newest, checkpoint.body)
     counts = next((each for each in (newest, before) if _is_newer_and_whole(path, each, base)), None)
     if counts is None and session.is_in_doubt(number) and is_whole(_draft_after(path, number), options):
-        raise CorruptQueueError(path, "a flush of it failed, and what takes its place is whole")
+        raise CorruptQueueError(path, "a flush of it failed, and its replacement is whole")
     if counts is None:
         _report(
             "WARNING",

@@ -215,7 +215,7 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
         for key, value in entries:
             if not cursor.put(key, value, overwrite=False):
                 seq = _format.seq_of(key)
-                raise CorruptQueueError(queue.generation.path, f"item {seq} is there, but had left")
+                raise CorruptQueueError(queue.generation.path, f"item {seq} exists, but had left")
     if queue.weighed:
         keys, values = [key for key, _ in entries], [value for _, value in entries]
         queue.generation.content.add(queue.name, keys, values, sum(map(_format.weigh_sealed, values)))

@@ -94,7 +94,7 @@ def check_weight(difference: Difference, records: dict[bytes, Changes], before: 
             found += weight(name, changes.added.values(), difference.value)
             found -= weight(name, (changes.removed or {}).values(), difference.old_value)
     if (found - (last.weight or 0)) & _ALL:
-        raise Unsound("its records do not weigh what it noted")
+        raise Unsound("its records do not have the weight that it recorded")
 
 
 def weigh_item(value: bytes) -> int:
@@ -105,7 +105,7 @@ def weigh_item(value: bytes) -> int:
 def check_content(content: int, last: Last) -> None:
     """Raise ``Unsound`` unless the items that were added weigh what the transaction noted."""
     if (content - (last.content or 0)) & _ALL:
-        raise Unsound("the items that it added are not those that it noted")
+        raise Unsound("the items that it added are not those that it recorded")
 
 
 class _Meta:
@@ -287,7 +287,7 @@ def check_order(before: Bounds, now: Bounds) -> None:
 def check_bounds(queue: str, now: Bounds, found: Bounds) -> None:
     """Raise ``Unsound`` unless the bounds of a class are as found."""
     if now != found:
-        raise Unsound(f"the items of queue {queue!r} are not those that its record tells of")
+        raise Unsound(f"the items of queue {queue!r} are not those that its record describes")
 
 
 def expected(
@@ -308,7 +308,7 @@ def expected(
         came_back += still_there
         no_more_skipped += passed - still_there
     if any(key >= now.tail for key in came):
-        raise Unsound("an item is behind the tail")
+        raise Unsound("an item is beyond the tail")
     has_no_item += [key for key in range(max(before.tail, now.head), now.tail) if key not in came]
 
     def weight(more: list[int], less: list[int]) -> int:

@@ -87,7 +87,7 @@ def push(
         (tail,) = unpack_from(before, TAIL_AT)
         given = range(tail, tail + len(payloads))
         if _put(txn, queue, given, payloads, trailer, is_last=not before[1] & CLASSES) != len(given):
-            raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind its tail")
+            raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item beyond its tail")
         weighed_records.replace_queue(txn, queue, before, before[:TAIL_AT] + pack(given.stop) + before[TAIL_AT + 8 :])
     if before[1] & SIZED:
         reader_records.weigh_down(txn, queue, sum(map(len, payloads)) + (len(trailer) - TRAILER) * len(payloads))
@@ -108,7 +108,7 @@ def _append_to_class(txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer
     before = fifo.bounds(txn, queue, number)
     given = range(before.tail, before.tail + len(payloads))
     if _put(txn, queue, given, payloads, trailer, is_last=False) != len(given):
-        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item behind the tail of a class")
+        raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item beyond the tail of a class")
     fifo.set_bounds(txn, queue, number, before._replace(tail=given.stop))
     fifo.set_flag(txn, queue, CLASSES, to=True)
     return given

@@ -50,7 +50,7 @@ class Block:
             raise TransactionError(
                 self.path,
                 f"a queue of another {self.covers} was used inside a transaction",
-                f"a transaction covers one {self.covers}: open both queues there, with two names",
+                f"a transaction covers one {self.covers}: open both queues in it, under two names",
             )
 
     def refuse_if_spoiled(self) -> None:

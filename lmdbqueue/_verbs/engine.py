@@ -230,7 +230,7 @@ class Engine(Protocol):
         """Return the figures of the queue, at a cost that does not depend on its length."""
 
     def sync(self) -> None:
-        """Return when everything that has returned is on the disk."""
+        """Wait until the effects of all calls that have returned are on disk."""
 
     def refuse_if_closed(self) -> None:
         """Raise ``ClosedError`` after ``close()``."""

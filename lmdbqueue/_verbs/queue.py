@@ -114,7 +114,7 @@ class Queue(Writing[T], ABC):
         return self._engine.stats()
 
     def sync(self) -> None:
-        """Return when everything that has returned, in any process, is on the disk.
+        """Wait until the effects of all calls that have returned, in any process, are on disk.
 
         At once where each call waits for the disk itself; with ``durability="interval"`` this makes a checkpoint now.
         Before anything outside is told of an item that must not come back after a power cut, call this.

@@ -78,7 +78,7 @@ def forward(
     since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
-        raise click.UsageError("--linger waits for more items, which is for --follow.")
+        raise click.UsageError("--linger needs --follow: without it, nothing waits for more items.")
     try:
         target = _target(path, url, name, batch, **how)
         opened = ReaderSource(path, name, reader) if reader else QueueSource(path, name)
@@ -98,7 +98,7 @@ def forward(
             )
             done = forwarder.run()
     except KeyError as error:
-        raise Failure(f"no queue is called {name!r} in {path}", NO_QUEUE) from error
+        raise Failure(f"there is no queue {name!r} in {path}", NO_QUEUE) from error
     batches = "1 batch" if done.batches == 1 else f"{done.batches:,} batches"
     told = f"{path}: {counted(done.items)} in {batches}; failures of the target: {done.failures:,}"
     refused = f"; refused, now dead letters: {done.refused:,}" if done.refused else ""
@@ -173,4 +173,4 @@ def _away(now: Forwarded) -> str:
     """Return since when the target has been away, if it is."""
     if now.away_since is None:
         return ""
-    return time.strftime("the target is away since %H:%M:%S", time.localtime(now.away_since))
+    return time.strftime("the target has been away since %H:%M:%S", time.localtime(now.away_since))

@@ -86,11 +86,11 @@ def push(
     Arguments are stored all or none, in one step. Lines are stored as they arrive.
     """
     if unique is not None and len(items) != 1:
-        raise click.UsageError("--unique is for one ITEM.")
+        raise click.UsageError("--unique needs exactly one ITEM.")
     if replace and unique is None:
-        raise click.UsageError("--replace is for the item that has the same --unique KEY.")
+        raise click.UsageError("--replace needs --unique KEY: it replaces the item with that key.")
     if how["expires"] is not None and how["expires"] <= how["delay"]:
-        raise click.UsageError("It would expire before --delay is over.")
+        raise click.UsageError("The item would expire before its --delay is over.")
     how["headers"] = dict(map(header_of, headers)) or None
     found = [item_of(os.fsencode(item), form) for item in items]
     with writable(path, name, form) as queue:

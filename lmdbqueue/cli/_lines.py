@@ -48,7 +48,8 @@ def export(path: str, name: str, form: Form, *, trust: bool) -> None:
                 done += len(some)
                 report(done, left.waiting)
     if others := left.leased + left.delayed + left.dead:
-        click.echo(f"lmdbqueue: not in it, leased, delayed or dead: {counted(others)}; copy has all", err=True)
+        told = f"leased, delayed or dead, so not exported: {counted(others)}; copy includes them"
+        click.echo(f"lmdbqueue: {told}", err=True)
 
 
 def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> bytes:
@@ -76,7 +77,7 @@ def import_(file: str, path: str, name: str, form: Form, table: str | None) -> N
     if not _is_json_lines(file):
         _import_queue(file, path, name, form, table)
     elif table is not None:
-        raise click.UsageError("--table is for a database of another library, and this is an export")
+        raise click.UsageError("--table is for a database of another library, but this is an export")
     else:
         click.echo(f"imported {counted(_import_lines(file, path, name, form))}")
 

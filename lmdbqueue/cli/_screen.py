@@ -36,11 +36,11 @@ def frame(title: str, samples: Sequence[Sample], *, ascii_only: bool = False) ->
     for justify in ("right", "right", "right", "left"):
         items.add_column(justify=justify, no_wrap=True)
     depths = [float(sample.stats.waiting) for sample in samples]
-    items.add_row("waiting", f"[bold]{now.waiting:,}[/]", "", _sparkline(depths, ascii_only))
-    for name, field in (("pushed", _pushed), ("removed", _removed)):
+    items.add_row("waiting", f"[bold]{now.waiting:,}[/]", "", f"[cyan]{_sparkline(depths, ascii_only)}[/]")
+    for name, field, colour in (("pushed", _pushed, "green"), ("removed", _removed, "blue")):
         rates = _rates(samples, field)
         rate = f"{rates[-1]:,.1f}/s" if rates else "-"
-        items.add_row(name, f"{field(now):,}", rate, _sparkline(rates, ascii_only))
+        items.add_row(name, f"{field(now):,}", rate, f"[{colour}]{_sparkline(rates, ascii_only)}[/]")
     return Panel(Group(items, "", *_rest(now)), title=escape(title), title_align="left", expand=False)
 
 

@@ -115,9 +115,7 @@ class Forwarder:
             message = f"a batch has at least one item and one byte, not {batch} and {max_bytes}"
             raise ValueError(message)
         if linger and not follow:
-            message = (
-                "'linger' waits for more items, and without 'follow' the end is when none is left: pass follow=True"
-            )
+            message = "'linger' waits for more items, but without 'follow' it ends when none is left: pass follow=True"
             raise ValueError(message)
         checked_batch(batch, max_bytes, linger)
         self._batch = batch
@@ -206,25 +204,25 @@ class Forwarder:
         """Remove what is there already; refuse a source, or a target, that is not what it was."""
         identity, number = self._target.identity, 0 if mark is None else mark.number
         if identity and (noted := self._source.noted(identity)) > number:
-            reason = f"the target has stored {noted} batches of it, and has {number} of them now"
+            reason = f"the target had stored {noted} batches of it, and now has {number}"
             advice = (
-                "it seems to be an older copy: what it got since is gone from here, too. Begin again without "
-                f"{FORWARDED} in this directory to go on with what is here"
+                "it seems to be an older copy, and the items that it got since are no longer here, either: to continue "
+                f"with those that are here, remove {FORWARDED} from this directory"
             )
             raise ForwardError(self._source.path, reason, advice)
         if mark is None:
             return
         bounds = self._source.bounds()
         if mark.next > bounds.tail:
-            reason = f"item {mark.next - 1} was forwarded, and this queue has come to {bounds.tail - 1} only"
+            reason = f"item {mark.next - 1} was forwarded, but the last item of this queue was {bounds.tail - 1}"
         elif bounds.removed < mark.removed - len(mark.seqs):
-            reason = f"{mark.removed - len(mark.seqs)} was how far it had come, and now it is {bounds.removed}"
+            reason = f"it had removed {mark.removed - len(mark.seqs)} items, and now has removed {bounds.removed}"
         elif self._has_others(mark):
-            reason = f"other items are there with numbers that were forwarded, up to {mark.next - 1}"
+            reason = f"it has other items under numbers that were forwarded, up to {mark.next - 1}"
         else:
             self._remove(mark)
             return
-        advice = "it seems to be an older copy: find out which items have arrived, and remove those here and the mark"
+        advice = "it seems to be an older copy: find out which items have arrived, and remove those here, and the mark"
         raise ForwardError(self._source.path, reason, advice)
 
     def _remove(self, mark: Mark) -> None:

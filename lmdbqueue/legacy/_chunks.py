@@ -69,8 +69,8 @@ class PersistQueueFiles(_Chunks):
         info = read_info(self.info())
         if info is None:
             raise self.error(
-                "its file 'info' was written by none of persist-queue's own serializers, or is damaged",
-                "read the items with persist-queue, with the serializer that wrote them, and push them",
+                "its file 'info' was not written by one of persist-queue's own serializers, or is damaged",
+                "read the items with persist-queue and the serializer that wrote them, and push them",
             )
         yield Expected(info.size)
         (first, _, offset), (last, _, end) = info.tail, info.head

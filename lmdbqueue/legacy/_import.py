@@ -208,11 +208,11 @@ class _Import:
             imported = Imported(**{**done, "notes": tuple(done["notes"]), "is_repeated": True})
         except Exception as error:
             reason = f"the record of an earlier import, state[{key!r}], cannot be read ({error})"
-            raise self._source.error(reason, "give the dumps and loads that it was imported with") from error
+            raise self._source.error(reason, "pass the dumps and loads that it was imported with") from error
         if [list(each) for each in stamp] != _stamp(self._source):
             raise self._source.error(
-                f"it was imported into this queue on {when}, and has changed since: the same items may be in it",
-                f"choose another queue; or del queue.state[{key!r}] to import all that is in it now",
+                f"it was imported into this queue on {when}, and has changed since: some items may be in both",
+                f"choose another queue; or del queue.state[{key!r}] to import everything in it again",
             )
         return imported
 
@@ -233,7 +233,7 @@ class _Import:
         if self._damaged and not self._items:
             raise self._source.error(
                 f"none of its items is whole: {self._aside.first}",
-                "if they were not written by pickle, give the dumps and loads that they were written with",
+                "if they are not pickles, pass the dumps and loads that they were written with",
             )
         if _stamp(self._source) != stamp:
             raise _changed(self._source)
@@ -312,7 +312,7 @@ def _recognized(path: str, table: str | None) -> Source:
     raise SourceError(
         path,
         "it is not the file of a known queue",
-        "those of python-persistent-queue, persist-queue, litequeue and queuelib are",
+        "give the path of one of python-persistent-queue, persist-queue, litequeue or queuelib",
     )
 
 

@@ -66,8 +66,8 @@ class Block(block.Block):
         if threading.get_ident() != self._thread:
             raise TransactionError(
                 self.path,
-                "the block is left in another thread than it was entered in",
-                "all of it is undone: do both in one thread",
+                "the block ends in a different thread from the one it began in",
+                "all of it is undone: use one thread for both",
             )
 
     def call(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -114,7 +114,7 @@ class Block(block.Block):
         """Raise ``TransactionError`` if the block cannot go on."""
         super().refuse_if_spoiled()
         if self.is_over:
-            raise TransactionError(self.path, "the thread that entered it has ended", "leave it in the thread it is of")
+            raise TransactionError(self.path, "the thread in which it began has ended", "end it in the same thread")
         status = self.step.connection.info.transaction_status
         if status == psycopg.pq.TransactionStatus.INERROR:
             raise self._failed()

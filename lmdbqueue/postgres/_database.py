@@ -254,8 +254,8 @@ class Database:
         backends = [each.backend for each in reversed(sessions)]
         self._is_apart = pids == backends and len(set(pids)) == len(pids)
         if not self._is_apart:
-            reason = "a pooler stands before the server that gives each transaction another connection"
-            advice = "use its session mode, or another address"
+            reason = "a pooler between this program and the server changes the connection with each transaction"
+            advice = "use the pooler's session mode, or the address of the server itself"
             raise ServerError(self.path, "opening", f"{reason}: {advice}")
 
     def _connected_for_listening(self) -> Session:

@@ -243,7 +243,9 @@ class PostgresQueue(Queue[T]):
         head_of(to).refuse_push()
         if target.database is not self._engine.database:
             raise TransactionError(
-                self._engine.path, f"{to!r} is in another database, or schema", "open both in one, with two names"
+                self._engine.path,
+                f"{to!r} is in another database, or schema",
+                "open both queues in one schema, under two names",
             )
         if target.place == self._engine.place:
             message = f"{to!r}: a queue cannot move items to itself"

@@ -6,6 +6,7 @@ from examples import Document, documents, masked, not_run, with_asserts
 NOT_RUN = {
     "README.md": 1,
     "docs/cli.md": 1,
+    "docs/guide.md": 1,
     "docs/integrations/celery.md": 1,
     "docs/integrations/http.md": 1,
     "docs/integrations/logging.md": 1,
@@ -94,6 +95,8 @@ def test_a_block_that_is_right_is_not_found_wrong(document):
         "<!-- python\nx = 1\n-->\n\n```python\nx + 1  # 2\n```\n"
         "<!-- file: a.py -->\n\n```python\nprint('a 3')\n```\n"
         "<!-- numbers vary -->\n\n```console\n$ python a.py\na 4\n```\n"
+        "<!-- file: b.py -->\n\n```python\nwhere = 5\n```\n"
+        "<!-- python\nimport runpy\nwhere = runpy.run_path('b.py')['where']\nassert where == 5\n-->\n"
         "```text\n1 / 0\n```\n"
     )
 

@@ -19,7 +19,7 @@ Comments, which readers do not see::
     ...
     -->
     <!-- not run: why -->  the block below is not run
-    <!-- file: name -->    the block below is written to that file, which a console line must name later
+    <!-- file: name -->    the block below is written to that file, which a later block must name
     <!-- numbers vary -->  in what the block below prints every number may be another
 
 ``LMDBQUEUE_WRITE_EXAMPLES=1`` writes what is printed into the documents instead of comparing it.
@@ -166,6 +166,7 @@ class Document:
                 with open(block.told, "w", encoding="utf-8") as file:
                     file.write(code)
             elif block.language == "python":
+                self._use_files(code)
                 padded = "\n" * block.line + with_asserts(code)  # so that a traceback tells the line
                 exec(compile(padded, self.name, "exec"), self.names)  # noqa: S102
             elif block.language == "sql":
@@ -188,7 +189,7 @@ class Document:
         assert "".join(step[0] for step in steps) == block.code, f"{self.name}:{block.line}: it does not begin with $"
         for step in steps:
             command, expected = step.groups()
-            self._files = {name for name in self._files if name not in command}
+            self._use_files(command)
             printed = self._bash(self._with_database(command))[1]
             numbers = block.kind == "numbers vary"
             if masked(printed, numbers=numbers) != masked(expected, numbers=numbers):
@@ -196,6 +197,9 @@ class Document:
                     _replace(self.name, step[0], f"$ {command}\n{printed}")
                 else:
                     assert printed == expected, command
+
+    def _use_files(self, code: str) -> None:
+        self._files = {name for name in self._files if name not in code}
 
     def _bash(self, command: str) -> tuple[int, str]:
         result = subprocess.run(
