@@ -188,7 +188,7 @@ class Bounds(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes) -> Bounds:
-        """Read the record of a class; ``ValueError`` for what is none."""
+        """Read the record of a class; raise ``ValueError`` if it is not one."""
         if len(data) <= _BOUNDS.size:
             raise ValueError(data)
         return cls(*_BOUNDS.unpack_from(data, 1))
@@ -410,7 +410,7 @@ POSITION: Final = Struct(">B8sQQ")
 
 
 class Retention(NamedTuple):
-    """What of a queue is kept, whoever has passed it; None: no limit of that kind."""
+    """What a queue retains, read or not; None: no limit of that kind."""
 
     items: int | None = None
     bytes: int | None = None  # of payloads
@@ -624,7 +624,7 @@ class Last(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes | None) -> Last:
-        """Read the record; None: there is none, which is what a damaged one counts as."""
+        """Read the record; None if there is none, or if it is damaged."""
         if data is None or len(data) not in (NUMBER.size, _TWO.size, LAST.size):
             return cls(-1)
         return cls(*struct.unpack(f">{len(data) // 8}Q", data))

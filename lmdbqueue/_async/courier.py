@@ -279,7 +279,7 @@ class Courier:
         return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
 
     def _claimed(self, kind: Claimed, jobs: list[Claim]) -> Iterator[Result]:
-        """Lease an item for each, as far as there are any."""
+        """Lease an item for each, while there are any."""
 
         def lease(jobs: list[Claim]) -> list[Result]:
             found = self._engine.lease_each(len(jobs), kind.ttl, self._head.sort_out)

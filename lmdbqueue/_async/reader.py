@@ -277,7 +277,7 @@ class AsyncReader(Generic[T]):
 
 
 async def _end_of(future: "asyncio.Future[Any]") -> None:
-    """Wait for what must not be left alone, whoever cancels that."""
+    """Wait for the end of a step that must not be abandoned, even if this is cancelled."""
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([future])

@@ -171,7 +171,7 @@ class Session:
             self._words[_UNSYNCED] = clock()
 
     def is_shared(self) -> bool:
-        """Return whether another process has joined since the first did. Who joins says so before it opens anything."""
+        """Return whether another process has joined since the first. Joining records this before all else."""
         return self._words[_JOINED] != 0
 
     # --- the first and the last
@@ -236,7 +236,7 @@ class Session:
         return flock.alone(self._fd)
 
     def processes(self) -> int | None:
-        """Return how many processes are there, this one included, as far as can be seen; None if nothing can."""
+        """Return the number of processes that are visible here, this one included; None if unknown."""
         return flock.holders(self._fd)
 
     # --- the note

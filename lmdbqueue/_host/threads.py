@@ -29,7 +29,7 @@ _LOOK: Final = 1.0  # seconds between two looks of who rests: who should have to
 
 
 class Flag:
-    """What comes about once, an ``Event`` that is never cleared. One thread may wait for it, whoever sets it."""
+    """An ``Event`` that is set once and never cleared. One thread may wait for it; any may set it."""
 
     def __init__(self) -> None:
         self._is_set = False
@@ -51,7 +51,7 @@ class Flag:
 
 
 class Resting:
-    """Those who rest until they are told. Whoever calls holds the lock that guards what they wait for."""
+    """Threads that rest until they are woken. The caller holds the lock that guards what they wait for."""
 
     def __init__(self) -> None:
         self._turns: deque[Lock] = deque()

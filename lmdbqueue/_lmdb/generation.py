@@ -100,7 +100,7 @@ class Keeper(Protocol):
         """Return when this process may commit."""
 
     def committed(self, granted: int) -> None:
-        """Note a commit, for which so many bytes of pages were granted."""
+        """Note a commit, for which ``granted`` bytes of pages were granted."""
 
     def renew(self) -> bool:
         """Make freed pages usable again; return whether that may help."""
@@ -206,7 +206,7 @@ class Generation(Snapshot):
             end(txn)  # two commits came in between
 
     def let_go(self, most: int = 0) -> None:
-        """Keep no more than so many snapshots, the newest; a fork keeps none."""
+        """Keep only the newest snapshots, at most this number; a fork keeps none."""
         while len(self._kept) > most:
             txn = self._kept.pop(0)()
             if txn is not None:
@@ -231,7 +231,7 @@ class Generation(Snapshot):
     # --- handles
 
     def prepare(self, names: Iterable[str] | None) -> None:
-        """Open the handles of these queues, or of all, as far as they are there, for good.
+        """Open the handles of these queues, or of all, for good; missing queues are passed over.
 
         Takes the write lock, since LMDB wants it so, and writes nothing.
         """
@@ -343,7 +343,7 @@ class Generation(Snapshot):
             raise self.explain(error, "reading") from error
 
     def _glance_by_itself(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
-        """Do as ``_glance``, with handles that end with the transaction: who reads waits for no writer.
+        """Do as ``_glance``, with handles that end with the transaction, so that reading waits for no writer.
 
         LMDB allows that to one transaction of a process at a time.
         """
@@ -651,7 +651,7 @@ class Generation(Snapshot):
         raise StorageError(self.path, "sync", str(error)) from error
 
     def make_room(self, txn: Txn, added: int) -> None:
-        """See to it that pages for ``added`` bytes can be written, and those that removals need after that.
+        """Make sure that pages for ``added`` bytes can be written, and after that those for removals.
 
         Raises ``DiskFullError``, or ``Full`` when the map is full. For the transaction under way.
         """

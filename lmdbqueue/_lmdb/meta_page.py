@@ -65,7 +65,7 @@ class MetaPage(NamedTuple):
 
 
 def read(path: str) -> tuple[MetaPage, MetaPage]:
-    """Return the slot that counts and the other one; raise ``CorruptQueueError`` if one is none."""
+    """Return the slot that counts and the other one; raise ``CorruptQueueError`` if either is damaged."""
     with open(path, "rb") as file:
         first = _slot(path, 0, file.read(_SLOT.size))
         file.seek(first.page_size)

@@ -21,12 +21,12 @@ _AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most;
 
 
 def reserve(pages: int) -> int:
-    """Return how many pages are kept for removals in a file with so many pages in use."""
+    """Return the number of pages kept for removals in a file with this number of pages in use."""
     return _RESERVE + pages // _RESERVE
 
 
 class Outgrown(Exception):
-    """The map by which the file is written is too small for so many bytes; nothing was done."""
+    """The map through which the file is written is too small for the bytes to be added; nothing was done."""
 
 
 class Room:
@@ -42,7 +42,7 @@ class Room:
         self.granted = 0  # bytes, in the transaction under way
 
     def grant(self, pages: int, added: int, has_free: Callable[..., bool], *of: Any) -> None:
-        """See to it that ``added`` bytes can be written into a file of so many pages, and what removals need then.
+        """Make sure that ``added`` bytes can be written to a file of this number of pages, and after that removals.
 
         Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
         ``DiskFullError``, or ``Outgrown``.

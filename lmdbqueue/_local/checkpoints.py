@@ -131,7 +131,7 @@ class Checkpoints:
         return self._is_pinned
 
     def committed(self, granted: int) -> None:
-        """Note a commit, for which so many bytes of pages were granted."""
+        """Note a commit, for which ``granted`` bytes of pages were granted."""
         self._is_uncovered = True
         self._written += _COMMIT + max(0, granted - _PATHS)
         self._session.note_unsynced(time.monotonic_ns)
@@ -172,7 +172,7 @@ class Checkpoints:
                 self._make()
 
     def hurry(self, interval: float) -> None:
-        """Make one so often from now on."""
+        """Make one every ``interval`` seconds from now on."""
         self.interval = interval
         self._wake()
 

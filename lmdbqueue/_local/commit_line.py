@@ -42,7 +42,7 @@ class Line:
         return len(self.waiting)
 
     def pass_through(self, call: Call) -> None:
-        """Return when a call is done, whoever ran it."""
+        """Return when a call is done, by this thread or another."""
         self.waiting.append(call)  # before the look for a leader: a leader does it the other way round
         try:
             while not call.done:
@@ -68,7 +68,7 @@ class Line:
                 self._hand_on()
 
     def _lead(self) -> None:
-        """Run all calls that wait. Only who holds the right may."""
+        """Run all waiting calls. The caller holds the right."""
         if self._company > 1:
             self._gather()
         calls = self.waiting.copy()
@@ -82,12 +82,12 @@ class Line:
                 call.wake()
 
     def _gather(self) -> None:
-        """Wait a moment for the callers of the group before, who were just woken and may come again."""
+        """Wait a moment for the callers of the last group, which were just woken and may call again."""
         deadline = time.perf_counter() + _GATHERING
         while len(self.waiting) < self._company and time.perf_counter() < deadline:
             time.sleep(0)  # lets go of the GIL
 
     def _hand_on(self) -> None:
-        """Wake one who waits, to lead those who came while the group before was under way."""
+        """Wake one waiter, to lead the calls that arrived while the last group was under way."""
         with suppress(IndexError):  # another leader has taken them all
             self.waiting[0].wake()

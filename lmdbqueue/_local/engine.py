@@ -193,7 +193,7 @@ class LocalEngine:
     def take(  # noqa: C901  (in one frame: every pop passes it)
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
-        """Read the first items, decode them, remove *just those*.
+        """Read the first items, decode them, and remove exactly those.
 
         If another consumer was faster the removal does nothing, and this begins anew: no item goes to two consumers,
         and one that cannot be decoded never left. The transaction that removes an item has seen the one that is first
@@ -388,7 +388,7 @@ class LocalEngine:
         return items, Leased(given.token, seqs, [1], None if ttl is None else deadline / _SECOND, entries)
 
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
-        """Lease the first items, if they are just these; None if not. ``unreadable`` ones die, for those reasons."""
+        """Lease the first items if they are exactly these, else return None. ``unreadable``: dead letters, and why."""
         environment = self.environment
         moment = self.clock()
         deadline = _deadline(moment, ttl)
@@ -574,7 +574,7 @@ class LocalEngine:
         self.environment.bell.ring()
 
     def watch(self) -> None:
-        """Do nothing: whoever removes items wakes those who wait, in any case."""
+        """Do nothing: removals wake waiters in any case."""
 
     def stats(self) -> Stats:
         """Return the figures of the queue, and of its directory."""

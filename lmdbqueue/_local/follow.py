@@ -24,7 +24,7 @@ _MARGIN: Final = 10**9  # ns that a push may take from the time in its trailer t
 
 
 class Follower(Generic[T]):
-    """Somebody who follows a queue. ``new_only``: what waits already does not count as coming."""
+    """A follower of a queue. ``new_only``: items that are already waiting do not count."""
 
     def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False, on_error: OnError = "raise") -> None:
         self._on_error = checked_on_error(on_error)

@@ -317,7 +317,7 @@ def _names(txn: Txn, queue: Tables) -> list[str]:
 
 
 def local_engine_of(queue: PersistentQueue[Any]) -> LocalEngine:
-    """Return the engine of a queue on LMDB, for who does with its items what no verb does."""
+    """Return the engine of a queue on LMDB, for work on its items that no verb does."""
     return queue._engine  # noqa: SLF001  (the one way in)
 
 

@@ -239,7 +239,7 @@ class _Kept:
 
 
 def _sound(record: bytes) -> bytes | None:
-    """Return the record of a queue, None for what is none."""
+    """Return the record of a queue, None if it is not one."""
     with suppress(IndexError, struct.error, UnicodeDecodeError):
         numbers = _format.numbers(record)
         _format.serializer(record)

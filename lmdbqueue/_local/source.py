@@ -60,7 +60,7 @@ class Source(ABC):
 
     @abstractmethod
     def remove(self, seqs: Collection[int]) -> int:
-        """Remove these items, as far as they are still there; durable when this returns.
+        """Remove those of these items that are still there; durable when this returns.
 
         Args:
             seqs: The numbers of the items.
@@ -70,7 +70,7 @@ class Source(ABC):
         """
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Make these items dead letters, as far as they are still there.
+        """Make dead letters of those of these items that are still there.
 
         Args:
             reasons: The numbers of the items, each with its reason.
@@ -376,7 +376,7 @@ class ReaderSource(QueueSource):
             self._pass_refused()
 
     def _pass_refused(self) -> None:
-        """Move the reader past refused items, as far as no other item stands before them."""
+        """Move the reader past refused items, up to the first other item."""
         while self._refused:
             seqs = [envelope.seq for envelope in super().read(1, 1)[0]]
             if not self._refused.intersection(seqs):

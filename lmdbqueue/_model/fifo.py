@@ -230,7 +230,7 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
 
 
 def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
-    """Remove the first items if they are just those of ``keys``, else nothing, and return None."""
+    """Remove the first items if their keys are ``keys``; otherwise do nothing and return None."""
     removed = remove_if_plain(txn, queue, keys) if len(keys) == 1 else None
     if removed is None and take(txn, queue, keys):
         forget(txn, queue, keys)
@@ -261,7 +261,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
-    """Take the first items out if they are just those of ``keys``, and leave what is known of them; return if so."""
+    """Take the first items out if their keys are ``keys``, keeping the notes on them; return whether they were."""
     before = queue_record(txn, queue)
     if not keys:
         return False
@@ -282,7 +282,7 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
 
 
 def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
-    """Take the items of these keys out, wherever they stand, as far as they wait; return them."""
+    """Take out those items of these keys that are waiting, wherever they stand; return them."""
     found = at(txn, queue, keys)
     for key, value in found:
         if queue.generation.content.is_running:
@@ -305,7 +305,7 @@ def _gone(txn: Txn, queue: Tables, keys: Sequence[bytes], size: int) -> None:
 
 
 def are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
-    """Return whether the first items are just those of ``keys``."""
+    """Return whether the keys of the first items are ``keys``."""
     with txn.cursor(queue.items) as cursor:
         return list(islice(cursor.iternext(values=False), len(keys))) == keys
 

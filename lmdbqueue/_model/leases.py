@@ -112,7 +112,7 @@ def lease_first(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms)
 
 
 def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
-    """Lease the first items, if they are just these entries; None if they are not."""
+    """Lease the first items if they are exactly these entries; else return None."""
     keys = [key for key, _ in entries]
     if not fifo.take(txn, queue, keys):
         return None
@@ -167,7 +167,7 @@ _NOT_NOTED: Final = bytes(24)
 
 
 def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] | None:
-    """Remove all that a lease of one item holds, where nothing is noted of any; None if it is not such a one."""
+    """Remove the item of a lease of one, in a queue without notes; return None if it does not hold exactly one."""
     number = pack(token)
     name = queue.lease + number
     value = txn.get(name, db=queue.away)

@@ -97,7 +97,7 @@ def push(
 
 
 def refuse_priority(txn: Txn, queue: Tables) -> None:
-    """Raise ``OptionError`` if the queue has what does not go with priorities."""
+    """Raise ``OptionError`` if the queue has readers or retention, which exclude priorities."""
     flags = _format.flags(queue_record(txn, queue))
     if flags & (READERS | RETAINED):
         stored = "named readers" if flags & READERS else "retention"
@@ -182,7 +182,7 @@ def skip(txn: Txn, queue: Tables, n: int, number: int = CLASS) -> range:
 def move(
     txn: Txn, queue: Tables, keys: list[bytes], payloads: Sequence[bytes], trailers: Sequence[bytes], target: Target
 ) -> int:
-    """Append the first items, if they are just those of ``keys``, to another queue; return how many went.
+    """Append the first items to another queue if their keys are ``keys``; return the number moved.
 
     ``payloads`` and ``trailers`` are theirs. They expire there when they would have here; unique keys are given free.
     Raises ``Full`` and ``OptionError`` as ``push``.

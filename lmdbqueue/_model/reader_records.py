@@ -136,7 +136,7 @@ def _flags(txn: Txn, queue: Tables) -> int:
 
 
 def retention(txn: Txn, queue: Tables) -> tuple[Retention, int] | None:
-    """Return what is kept whoever has passed it, and the bytes of payloads that wait; None: no limit.
+    """Return what is retained, read or not, and the bytes of payloads that wait; None: no limit.
 
     A damaged record counts as none.
     """
@@ -161,7 +161,7 @@ def set_retention(txn: Txn, queue: Tables, now: Retention | None, held: int) -> 
 
 
 def weigh_down(txn: Txn, queue: Tables, size: int) -> None:
-    """Note that so many bytes of payloads have come, or have left."""
+    """Add to the bytes of payloads that wait, or subtract from them."""
     found = retention(txn, queue)
     if found is not None and found[0].bytes is not None:
         set_held(txn, queue, max(0, found[1] + size))

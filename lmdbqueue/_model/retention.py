@@ -114,7 +114,7 @@ def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Co
 
 
 def _beyond(txn: Txn, queue: Tables, size: int) -> int:
-    """Return how many of the first items have to go so that the payloads of the others take at most so many bytes."""
+    """Return how many of the first items must go so that the payloads of the rest fit into the limit of bytes."""
     found = reader_records.retention(txn, queue)
     over = 0 if found is None else found[1] - size
     n = 0

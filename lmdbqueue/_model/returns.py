@@ -106,7 +106,7 @@ def restore(
     how: Return,
     most: int = _AT_ONCE,
 ) -> int:
-    """Give back what these owners, who are dead, hold, and all whose time has come; remove what has expired.
+    """Requeue the items of these dead owners and those now due; remove what has expired.
 
     Return how many items it was, about ``most`` at a time: it may have to be done again.
     """

@@ -32,7 +32,7 @@ class Engine(Protocol):
 
     @property
     def max_attempts(self) -> int | None:
-        """With so many attempts an item is dead."""
+        """The number of attempts after which an item is dead."""
 
     @max_attempts.setter
     def max_attempts(self, times: int | None) -> None: ...
@@ -207,7 +207,7 @@ class Engine(Protocol):
         """Return what is known of a reader, None for all."""
 
     def retain(self, retention: Retention | None, /) -> None:
-        """Set what is kept, whoever has passed it."""
+        """Set what is retained, read or not."""
 
     def is_crowded(self) -> bool:
         """Return whether the last move of a reader had to wait for the flush of another process."""
@@ -243,7 +243,7 @@ _FEW: Final = 16  # entries that are read at first
 
 
 def within(fetch: Callable[[int], list[Entry]], size: Callable[[Entry], int], n: int, max_bytes: int) -> list[Entry]:
-    """Return the first ``n`` entries of at most so many payload bytes, but always one, and read few more."""
+    """Return the first ``n`` entries of at most ``max_bytes``, but always one, and read few more."""
     wanted = min(n, _FEW)
     while True:
         entries = fetch(wanted)
@@ -254,7 +254,7 @@ def within(fetch: Callable[[int], list[Entry]], size: Callable[[Entry], int], n:
 
 
 def fitting(entries: list[Entry], size: Callable[[Entry], int], max_bytes: int) -> list[Entry]:
-    """Return the first entries of at most so many payload bytes, but always one."""
+    """Return the first entries of at most ``max_bytes``, but always one."""
     left = max_bytes
     for number, entry in enumerate(entries):
         left -= size(entry)

@@ -60,7 +60,7 @@ class Head(Generic[T]):
     # --- reading
 
     def look(self, n: int, least: int, max_bytes: int | None = None) -> list[T] | None:
-        """Return the first ``n`` items, as far as they can be decoded; None if there are fewer than ``least``."""
+        """Return the first ``n`` items, up to one that cannot be decoded; None if there are fewer than ``least``."""
         entries = self.first(n, max_bytes)
         return self.decode_some(entries) if len(entries) >= least else None
 

@@ -82,7 +82,7 @@ class Position(Head[T]):
         return passed
 
     def advance(self, keys: list[bytes]) -> Move | None:
-        """Pass the next items if they are just those of ``keys``; return the move, None if they are not."""
+        """Pass the next items if their keys are ``keys``; return the move, None if they are not."""
         self.refuse_if_closed()
         begin = time.monotonic()
         move = self.engine.reader_advance(self.name, keys)
@@ -90,7 +90,7 @@ class Position(Head[T]):
         return move
 
     def pass_by(self, entries: list[Entry]) -> tuple[list[T], Move] | None:
-        """Pass the next entries, as far as they can be decoded; return their items, and the move, which can be undone.
+        """Pass the next entries, up to one that cannot be decoded; return their items, and the move, to undo it.
 
         None: they are not the next.
         """
@@ -120,7 +120,7 @@ class Position(Head[T]):
         return super().wait(attempt, timeout)
 
     def rest(self, timeout: float | None) -> float:
-        """Return for how many seconds who waits so long lets items gather."""
+        """Return how many seconds of ``timeout`` to let items gather."""
         rest = self._rests_until - time.monotonic()
         return rest if timeout is None else min(rest, timeout)
 

@@ -211,7 +211,7 @@ def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: 
 
 
 def checked_count(items: int) -> int:
-    """Return the number of items asked for; raise ``TypeError`` or ``ValueError`` if it is none."""
+    """Return the number of items asked for; raise ``TypeError`` or ``ValueError`` if it is not one."""
     n = operator.index(items)
     if n < 0:
         message = f"the number of items must not be negative: {n}"

@@ -286,7 +286,7 @@ def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], obje
 
 
 def checked_on_error(on_error: OnError) -> Callable[[DecodeError | CorruptItemError], object]:
-    """Return ``on_error`` as a function; raise ``ValueError`` if it is none of the choices."""
+    """Return ``on_error`` as a function; raise ``ValueError`` if it is not one of the choices."""
     if callable(on_error):
         return on_error
     if on_error not in ("raise", "skip"):

@@ -45,7 +45,7 @@ _PATIENCE: Final = 2.0  # seconds
 
 
 def form_options(fn: F) -> F:
-    """Add the options that say what the items are written in, for who writes."""
+    """Add the options that say in what form a command gets items to write."""
     for option in (
         click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored unchanged."),
         click.option("--json", "form", flag_value="json", help="Items are JSON, stored in the queue's format."),

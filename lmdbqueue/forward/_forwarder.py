@@ -201,7 +201,7 @@ class Forwarder:
         return False
 
     def _take_up(self, mark: Mark | None) -> None:
-        """Remove what is there already; refuse a source, or a target, that is not what it was."""
+        """Remove what the target has already; refuse a source or a target that is older than it was."""
         identity, number = self._target.identity, 0 if mark is None else mark.number
         if identity and (noted := self._source.noted(identity)) > number:
             reason = f"the target had stored {noted} batches of it, and now has {number}"
@@ -256,7 +256,7 @@ class Forwarder:
         return min(self._batch, target.limit or self._batch), min(self._max_bytes, target.max_bytes or self._max_bytes)
 
     def _filled(self, number: int) -> Batch | None:
-        """Return the next batch, full as far as that comes while it lingers; None if nothing is there."""
+        """Return the next batch, filled with what comes while it lingers; None if there is nothing."""
         batch = self._read(number)
         if batch is None or not self._linger:
             return batch

@@ -283,7 +283,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             step()
 
     def _settled(self) -> _Queues:
-        """Return the queues, with what the task of this thread has made so far, for who reads."""
+        """Return the queues for reading, with what the task of this thread has written so far."""
         box: _Box | None = getattr(self._here, "box", None)
         queues = self._queues
         if box is not None and box.steps:

@@ -111,7 +111,7 @@ def _layout(head: bytes, size: int) -> _Layout | None:
 
 
 def recognize(path: str) -> OldFile | None:
-    """Return the file as a source if it is of python-persistent-queue, as far as its header tells."""
+    """Return the file as a source if its header is that of python-persistent-queue."""
     with open(path, "rb") as file:
         head = file.read(_HEADER)
         size = os.fstat(file.fileno()).st_size

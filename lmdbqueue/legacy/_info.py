@@ -31,7 +31,7 @@ class Info(NamedTuple):
 
 
 def read_info(data: bytes) -> Info | None:
-    """Return what an info file says, None if it is none."""
+    """Return what an info file says, None if it is not one."""
     readers: list[tuple[Records, Callable[[bytes], object]]] = [
         ("pickles", plain),
         ("lines", json.loads),

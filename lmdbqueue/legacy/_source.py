@@ -75,7 +75,7 @@ class Source(ABC):
         """Yield what is in the queue, in the order in which the library would give it."""
 
     def stamp(self) -> Stamp:
-        """Return what changes whenever the source does, as far as the file system tells."""
+        """Return what the file system changes whenever the source changes."""
         found = []
         for path in self.files():
             status = os.stat(path)

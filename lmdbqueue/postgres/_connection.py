@@ -67,7 +67,7 @@ _ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", 
 
 
 def shown(conninfo: str) -> str:
-    """Return an address without what is secret in it; raise ``ValueError`` if it is none."""
+    """Return an address without its secrets; raise ``ValueError`` if it is not one."""
     try:
         known = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:

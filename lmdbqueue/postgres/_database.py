@@ -62,7 +62,7 @@ _registry = threading.RLock()  # as all locks here: a call from within a call of
 
 
 def open_database(conninfo: str, schema: str, patience: float, pool: int | None = None) -> "Database":
-    """Return the database, opened once in a process for all who use it; each of them releases it."""
+    """Return the database, opened once in a process for all its users; each of them releases it."""
     with _registry:
         database = _databases.get((conninfo, schema))
         if database is None:
@@ -113,12 +113,12 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """Whether the server is, as far as the last call knows that is not answered yet."""
+        """Whether the server is away, judging by the last call still unanswered."""
         since = self._connecting
         return self._is_lost or (since is not None and time.monotonic() - since > _SLOW)
 
     def resize(self, limit: int) -> None:
-        """Have at most so many connections for calls from now on."""
+        """Set the largest number of connections for calls."""
         self.limit = self._pool.limit = limit
 
     def prepare(self, patience: float) -> None:
@@ -136,7 +136,7 @@ class Database:
         return uuid
 
     def release(self) -> None:
-        """Close the connections when the last who used it is gone."""
+        """Close the connections when the last user has released them."""
         with _registry:
             self.handles -= 1
             if self.handles:

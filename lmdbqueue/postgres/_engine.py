@@ -106,7 +106,7 @@ class PostgresEngine:
 
     @property
     def max_attempts(self) -> int | None:
-        """With so many attempts an item is dead."""
+        """The number of attempts after which an item is dead."""
         return self._hold.max_attempts
 
     @max_attempts.setter
@@ -405,7 +405,7 @@ class PostgresEngine:
         self._hold.database.ear.ring()
 
     def watch(self) -> None:
-        """Do nothing: whoever removes items tells whoever sleeps."""
+        """Do nothing: removals wake sleepers."""
 
     def is_crowded(self) -> bool:
         """Return False: no move waits for the flush of another process."""
@@ -421,7 +421,7 @@ class PostgresEngine:
         return Stats(**found._asdict(), removed=removed, readers=readers)
 
     def sync(self) -> None:
-        """Do nothing: each call is durable when it returns, as far as the server's settings go."""
+        """Do nothing: each call is durable when it returns, within what the server's settings promise."""
         self.refuse_if_closed()
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ class Hold:
             raise ClosedError(self.path)
 
     def tell(self) -> None:
-        """Wake those who wait for the queue."""
+        """Wake the waiters of the queue."""
         self.view(_items.tell)
 
     def seen(self, wanted: int, read: Callable[..., Found], *args: Any) -> list[Entry]:

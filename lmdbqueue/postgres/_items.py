@@ -250,5 +250,5 @@ def is_followed(step: Step, place: Place) -> bool:
 
 
 def tell(step: Step, place: Place) -> None:
-    """Wake those who wait for the queue, when this is committed."""
+    """Wake the waiters of the queue when this is committed."""
     step.tell(place.channel)

@@ -108,7 +108,7 @@ class Owner:
 
 
 class Holder:
-    """Who holds the leases of one queue object."""
+    """The holder of the leases of one queue object."""
 
     place: Any  # of the queue
 
@@ -121,7 +121,7 @@ class Holder:
         self.doubtful: list[int] = []  # tokens of leases of which nobody knows whether they were given
 
     def token(self, patience: float) -> Token:
-        """Return one for a lease, under a connection that stands, or is made to in so many seconds."""
+        """Return a token for a lease, under a connection that stands, or that can be made within the time given."""
         with self._lock:
             while True:
                 number = self.numbers[-1] if self.numbers else 0

@@ -52,7 +52,7 @@ _BE_SLOW: Final = "UPDATE {tails} SET is_slow = %(is_slow)s WHERE queue = %(queu
 
 
 class Reach(NamedTuple):
-    """What of a queue is kept, whoever has passed it; None: no limit of that kind."""
+    """What a queue retains, read or not; None: no limit of that kind."""
 
     items: int | None
     bytes: int | None

@@ -248,7 +248,7 @@ def begin_trimming(step: Step, place: Place) -> bool:
 
 
 def trim_kept(step: Step, place: Place) -> bool:
-    """Remove what is beyond what is kept, as far as nobody is taking it; return whether something went."""
+    """Remove the items beyond what is retained, except those being taken; return whether any were removed."""
     kept = _positions.retention(step, place.id)
     if kept is None:
         return False

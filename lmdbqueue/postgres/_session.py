@@ -241,7 +241,7 @@ class Session:
         reset(self.connection, self._attributes, self._patience)
 
     def tell(self, channels: set[str]) -> None:
-        """Wake those who wait for these queues. If it fails they look by themselves, a second later."""
+        """Wake the waiters of these queues. If it fails, they look by themselves, a second later."""
         if channels:
             with suppress(psycopg.Error):
                 self._cursor.execute(_TELL, {"channels": sorted(channels)})

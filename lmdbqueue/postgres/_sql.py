@@ -41,7 +41,7 @@ class Sql:
         return rendered
 
     def channel(self, queue: int) -> str:
-        """Return what those listen to who wait for a queue."""
+        """Return the channel on which waiters of a queue listen."""
         return f"{self.schema}.{queue}"
 
     def queue(self, channel: str) -> int:

@@ -63,7 +63,7 @@ class Step:
             self.note_counts()
 
     def tell(self, channel: str) -> None:
-        """Wake those who wait for a queue, when this is committed."""
+        """Wake the waiters of a queue when this is committed."""
         self.told.add(channel)
 
     def row(self, queue: int) -> int:
