@@ -7,6 +7,7 @@ import tomllib
 
 import pytest
 from examples import ROOT, anchors, read
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.metadata.core import ProjectMetadata
 from hatchling.plugin.manager import PluginManager
 from markdown_it import MarkdownIt
@@ -29,6 +30,11 @@ def built(monkeypatch):
         return ProjectMetadata(ROOT, PluginManager()).core
 
     return build
+
+
+def _pythons(core):
+    """Return the versions of Python that the classifiers name."""
+    return [each.rpartition(" ")[2] for each in core.classifiers if re.search(r":: 3\.\d+$", each)]
 
 
 def _links(markdown):
@@ -74,12 +80,28 @@ def test_the_release_workflow_gives_the_address_of_its_own_repository(built, mon
 def test_the_package_is_installed_by_one_name_and_each_python_is_named(built):
     core = built(ADDRESS)
     assert core.name == NAME
-    assert [each.rpartition(" ")[2] for each in core.classifiers if re.search(r":: 3\.\d+$", each)] == [
-        "3.11",
-        "3.12",
-        "3.13",
-    ]
-    assert core.requires_python == ">=3.11"
+    assert _pythons(core) == ["3.11", "3.12", "3.13"]
+    assert core.requires_python == f">={_pythons(core)[0]}"
+
+
+@pytest.mark.parametrize("workflow", ["tests", "release"])
+def test_each_python_that_is_named_is_one_that_a_workflow_tries(built, workflow):
+    (matrix,) = re.findall(r"^ +python: \[(.*)\]$", read(f".github/workflows/{workflow}.yml"), re.MULTILINE)
+    assert re.findall(r'"(.*?)"', matrix) == _pythons(built(ADDRESS))
+
+
+def test_a_wheel_installs_with_each_extra_that_users_have_before_it_is_published():
+    extras = set(tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"])
+    (tried,) = re.findall(r'^ +for extra in "" (.*); do$', read(".github/workflows/release.yml"), re.MULTILINE)
+    assert set(tried.split()) == extras - {"test", "bench", "docs", "lint"}
+
+
+def test_a_source_distribution_has_every_file_of_the_repository():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    packed = {each.distribution_path for each in SdistBuilder(ROOT).recurse_included_files()}
+    assert {name for name in files.stdout.splitlines() if os.path.exists(os.path.join(ROOT, name))} <= packed
 
 
 def test_advice_to_install_something_names_this_package_and_an_extra_that_it_has():
