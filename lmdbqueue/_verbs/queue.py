@@ -116,8 +116,8 @@ class Queue(Writing[T], ABC):
     def sync(self) -> None:
         """Wait until the effects of all calls that have returned, in any process, are on disk.
 
-        At once where each call waits for the disk itself; with ``durability="interval"`` this makes a checkpoint now.
-        Before anything outside is told of an item that must not come back after a power cut, call this.
+        With ``durability="interval"`` it makes a checkpoint now; otherwise it returns at once. Call it before you
+        report items to anything outside, which must not hear of items that a power cut takes back.
         """
         self._engine.sync()
 
@@ -462,7 +462,7 @@ class Queue(Writing[T], ABC):
             The reader. After ``drop_reader`` all its methods raise ``GoneError``.
 
         Raises:
-            OptionError: The queue has items with priorities, or takes pushes in a relaxed order.
+            OptionError: The queue has items with priorities, or is one of PostgreSQL with ``order="relaxed"``.
         """
         self._engine.refuse_if_closed()
         from lmdbqueue._verbs.reader import Reader, checked_start  # noqa: PLC0415  (most queues have no readers)
@@ -496,8 +496,9 @@ class Queue(Writing[T], ABC):
         """Keep the newest items, read or not, and drop older ones.
 
         Use it for replays (``seek``), and to limit what a slow reader can hold back: readers count dropped items that
-        they had not passed in ``skipped``. The tightest limit holds. Without any limit the default returns: items leave
-        when all readers have passed them. Without readers it makes a ring buffer: ``stats().dropped`` counts what went.
+        they had not passed in ``skipped``. The tightest limit applies. Called without a limit, it restores the default:
+        items leave when all readers have passed them. In a queue without readers it makes a ring buffer, and
+        ``stats().dropped`` counts the items dropped.
 
         This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
         Nobody sees more. What has expired leaves before anything is counted; ``maxsize`` counts what then stays.
@@ -510,7 +511,7 @@ class Queue(Writing[T], ABC):
                 Items behind one that is not too old stay, too.
 
         Raises:
-            OptionError: The queue has, or had, items with a priority: what is first there is the most urgent.
+            OptionError: The queue has, or had, items with a priority: its first items are the most urgent.
         """
         limits = (items, bytes, seconds)
         checked_limits(*limits)

@@ -13,13 +13,13 @@ from typing import Any
 
 
 class StateMapping(MutableMapping[str, Any]):
-    """A persistent mapping of one queue: from str to what its ``dumps`` and ``loads`` take.
+    """A persistent mapping of one queue, from str to anything that its ``dumps`` and ``loads`` can convert.
 
-    For a few totals and offsets of consumers, in the same transaction as what they are of. Keys are
-    iterated in the order of their UTF-8 bytes. Changes are durable when the method returns, or when
-    the transaction is left that it was called in. Raises ``TypeError`` for a key that is no str,
-    ``ValueError`` for one that is longer than can be kept (300 bytes always fit), ``CorruptQueueError``
-    for a value that is damaged, which can still be set anew or deleted; what ``loads`` raises goes through.
+    Meant for a few totals and offsets of consumers, which can change in one transaction with the items. Keys are
+    iterated in the order of their UTF-8 bytes. Changes are durable when the method returns, or with the transaction
+    around it. A key that is not a str raises ``TypeError``, one that is too long ``ValueError`` (300 bytes always
+    fit). A damaged value raises ``CorruptQueueError``; it can still be replaced or deleted. Errors of ``loads`` are
+    passed on.
     """
 
     def __init__(self, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:

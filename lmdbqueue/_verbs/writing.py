@@ -115,12 +115,12 @@ class Writing(Reading[T]):
 
         Returns:
             The sequence number of the item, or the ``range`` of numbers for a list. With ``unique`` each number has an
-            attribute ``is_stored``: False if there is an item with that key already, whose number it then is.
+            attribute ``is_stored``: False if there is an item with that key already; then it is that item's number.
 
         Raises:
             Full: ``maxsize`` or ``max_bytes`` would be exceeded; nothing is stored. ``put`` waits instead.
-            TypeError: ``dumps`` returned no bytes.
-            OptionError: A priority in a queue that has readers, or that retains only so much.
+            TypeError: ``dumps`` did not return bytes.
+            OptionError: A priority was given, and the queue has named readers or ``retain``.
             ShutDown: ``shutdown()`` was called.
         """
         engine = self._engine

@@ -83,7 +83,7 @@ class HttpTarget(Target):
         batch: The number of items of a request, at the most.
         max_bytes: The size of the payloads of a request, at the most, unless a single item is larger.
         timeout: Seconds without any answer after which the server counts as away.
-        loads: Makes the item of a payload: ``load`` (the default) takes pickles and JSON texts; ``bytes`` takes all.
+        loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts; ``bytes`` anything.
         context: For ``https``; None: certificates are verified with what the system trusts.
     """
 

@@ -40,10 +40,10 @@ class MqttTarget(Target):
     Args:
         host: The broker.
         port: Its port; 8883 is usual with TLS.
-        topic: What the messages are published to.
-        qos: 1: done when the broker has acknowledged it; 2: with MQTT's own handshake; 0: when it was written, which
-            loses messages when the connection does.
-        tls: The context of a TLS connection, such as ``ssl.create_default_context()``; None for none.
+        topic: The topic of the messages.
+        qos: When a message counts as sent: 1: when the broker has acknowledged it; 2: after MQTT's own handshake; 0:
+            when it was written, so messages are lost when the connection breaks.
+        tls: The context of a TLS connection, such as ``ssl.create_default_context()``; None: no TLS.
         username: For the broker, with ``password``.
         password: See there.
         client_id: "" lets the broker give one.

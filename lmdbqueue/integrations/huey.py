@@ -72,14 +72,13 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     """Huey's storage in a queue directory, for any number of processes of one machine.
 
     Args:
-        name: Of the Huey; several may share a directory.
-        path: The directory. It is made if it is not there; its parent must be.
-        durability: ``"full"``: what was enqueued survives a power cut; ``"interval"``: all but the last moments does;
-            ``"off"``: it survives killed processes. For a directory that is made now; one that is there has its own.
-        read_timeout: Seconds for which a worker waits for a task before it looks whether to stop. It is awake at once
-            when a task comes.
-        max_attempts: How often a task is begun before it is a dead letter instead (``storage.tasks.dead``): for tasks
-            that kill their workers. None: for ever. Huey's own retries are counted by Huey.
+        name: The name of the Huey; several may share a directory.
+        path: The directory; created if it is missing; its parent must exist.
+        durability: ``"full"``: enqueued tasks survive a power cut; ``"interval"``: all but those of the last moments
+            do; ``"off"``: they survive killed processes. For a new directory; an existing one keeps its own.
+        read_timeout: Seconds that a worker waits for a task before it checks whether to stop. A task wakes it at once.
+        max_attempts: The number of starts after which a task becomes a dead letter (``storage.tasks.dead``), for tasks
+            that kill their workers; None: no limit. Huey counts its own retries itself.
     """
 
     blocking = True
@@ -488,9 +487,8 @@ class _Box:
 class LmdbHuey(Huey):  # type: ignore[misc]
     """Huey whose workers may die: ``LmdbHuey("app", path="tasks")``, as ``SqliteHuey("app", filename="tasks.db")``.
 
-    A task runs at least once. It is done when it has ended, and then its result, its retry and what follows it are
-    there, too; when its worker dies before, it runs again. The options of ``LmdbStorage`` and those of ``Huey`` are
-    taken.
+    A task runs at least once. Its end is stored in one step with its result, its retry and the next task; if its worker
+    dies before that, it runs again. It takes the options of ``LmdbStorage`` and those of ``Huey``.
     """
 
     storage_class = LmdbStorage

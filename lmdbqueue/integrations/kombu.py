@@ -501,9 +501,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 class Transport(virtual.Transport):  # type: ignore[misc]
     """kombu on a queue directory: ``lmdb:////path/of/the/directory``.
 
-    The directory is made if it is not there; its parent must be. ``transport_options={"durability": "interval"}`` makes
-    it without waits for the disk: then messages survive killed processes, and a power cut takes back the last moments.
-    With ``"off"`` nothing is promised after a power cut.
+    The directory is created if it is missing; its parent must exist. With ``transport_options={"durability":
+    "interval"}`` nothing waits for the disk: messages survive killed processes, and a power cut takes back the last
+    moments. With ``"off"`` nothing is promised after a power cut.
     """
 
     Channel = Channel

@@ -95,7 +95,7 @@ def _harmless(value: object) -> object:
 
 
 def decode(payload: bytes) -> logging.LogRecord:
-    """Return the record that ``encode`` made these bytes of.
+    """Return the record from which ``encode`` made these bytes.
 
     Args:
         payload: The bytes.
@@ -126,21 +126,20 @@ def decode(payload: bytes) -> logging.LogRecord:
 class DurableHandler(logging.Handler):
     """Push each record to a queue in a directory of its own, for a ``DurableListener`` of any process.
 
-    When the log call returns the record survives the death of the program; with ``durability="full"`` a power cut, too,
-    and then each call waits for the disk (threads that log at once share a sync). Nothing is raised into the program:
-    what fails goes to ``handleError``, as with every handler. A forked child may go on logging.
+    When the log call returns, the record survives the death of the program. With ``durability="full"`` it also survives
+    a power cut, and each call waits for the disk (threads that log at the same moment share a sync). The program gets
+    no exception: failures go to ``handleError``, as with every handler. A forked child can continue to log.
 
-    A formatter, if one is set, makes the message; the listener's handlers then have that to format.
+    A formatter, if one is set, makes the message, which the listener's handlers then format.
 
     Args:
-        path: The directory of the queue. It is made if it is not there; its parent must be.
-        level: As of every handler.
+        path: The directory of the queue; created if it is missing; its parent must exist.
+        level: The level of the handler.
         name: The queue in the directory.
-        retain: The number of newest records that are kept while nobody listens; older ones are dropped. None keeps all.
-        durability: ``"off"``, ``"interval"`` or ``"full"``, for a directory that is made now; one that is there has its
-            own.
-        linger: Seconds for which a thread collects records before it pushes them in one step. The log call is then a
-            third of the cost, and a program that is killed loses what it logged in that time. 0 pushes each at once.
+        retain: The number of newest records to keep while nobody listens; older ones are dropped. None: all.
+        durability: ``"off"``, ``"interval"`` or ``"full"``, for a new directory; an existing one keeps its own.
+        linger: Seconds that a thread collects records before it pushes them in one step. A log call then costs a
+            third, and a killed program loses the records of that time. 0: each record is pushed at once.
     """
 
     def __init__(
@@ -219,22 +218,22 @@ class _NoLock:
 
 
 class DurableListener:
-    """Hand the records of a queue to handlers, in a thread, until ``stop``; any number of listeners may share a queue.
+    """Pass the records of a queue to handlers, in a thread, until ``stop``; any number of listeners can share a queue.
 
-    A record is acknowledged when every handler has taken it, so a listener that is killed loses none, and up to
-    ``batch`` records may be handed on twice. A handler fails if it raises, or calls its ``handleError``, as those of
-    the standard library do; the record then comes to this handler again by ``retry``, and after its last attempt it is
-    a dead letter: ``listener.queue.dead``. What is no record goes there at once.
+    A record is acknowledged when every handler has taken it, so a killed listener loses none, and up to ``batch``
+    records may be passed on twice. A handler fails if it raises, or calls its ``handleError``, as those of the standard
+    library do. Then only this handler gets the record again, according to ``retry``; after the last attempt the record
+    becomes a dead letter: ``listener.queue.dead``. An item that is not a record becomes one at once.
 
     Args:
-        source: The path of the directory, which is made if it is not there, or a ``PersistentQueue`` on it (the
+        source: The path of the directory, which is created if it is missing, or a ``PersistentQueue`` on it (the
             listener opens its own).
-        handlers: What the records are handed to.
+        handlers: The handlers that get the records.
         name: The queue in the directory, if ``source`` is a path.
-        batch: The number of records that are leased and acknowledged at a time.
-        retry: When a record comes again whose handler failed, and after how many attempts it is set aside; None:
+        batch: The number of records leased and acknowledged at a time.
+        retry: The delays of a failed record, and the number of attempts after which it becomes a dead letter; None:
             ``Retry()``.
-        respect_handler_level: Whether a handler gets records of its level and above only, as in ``QueueListener``.
+        respect_handler_level: Whether a handler gets only records of its level and above, as in ``QueueListener``.
     """
 
     def __init__(

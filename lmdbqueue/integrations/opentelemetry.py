@@ -61,11 +61,11 @@ _PATIENCE: Final = 5.0  # seconds that a shutdown waits for the request that is 
 
 
 def collector(url: str, signal: str, headers: dict[str, str] | None = None) -> HttpTarget:
-    """Return what sends the requests of a signal (``traces``, ``logs``, ``metrics``) to an OTLP/HTTP endpoint.
+    """Return a target that sends the requests of a signal (``traces``, ``logs``, ``metrics``) to an OTLP/HTTP endpoint.
 
     Args:
-        url: Of the collector, such as ``http://localhost:4318``.
-        signal: The last part of the path, behind ``/v1/``.
+        url: The address of the collector, such as ``http://localhost:4318``.
+        signal: The last part of the path, after ``/v1/``.
         headers: More headers, such as ``Authorization``.
     """
     given = {"Content-Type": "application/x-protobuf", **(headers or {})}
@@ -142,17 +142,17 @@ class _Store:
 
 
 class DurableSpanExporter(SpanExporter):
-    """Store spans, and send them to a collector whenever it is there.
+    """Store spans, and send them to a collector when it answers.
 
-    Give it to a ``BatchSpanProcessor``. What was exported survives the program; what is still in the processor's memory
-    does not, so a short ``schedule_delay_millis`` loses less to a kill.
+    Give it to a ``BatchSpanProcessor``. Exported spans survive the program; spans in the processor's memory do not, so
+    a short ``schedule_delay_millis`` loses less in a kill.
 
     Args:
-        path: The directory of the queue. It is made if it is not there; its parent must be. The exporters of all three
-            signals may share it.
+        path: The directory of the queue; created if it is missing; its parent must exist. The exporters of all three
+            signals can share it.
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
-        retain: The number of newest requests that are kept while no collector is there; None keeps all.
+        retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
             For a directory that is created now.
     """
@@ -295,14 +295,14 @@ def traced(
 ) -> Callable[[Any, Any], object]:
     """Return a handler for ``queue.work`` that runs ``handler`` in a span.
 
-    At the first attempt of an item the span is a child of that of its producer. Later ones, which may come days
-    after, and a call with a list of items have a trace of their own, and link to it. An error that the handler raises
-    is recorded.
+    At the first attempt of an item, the span is a child of its producer's. Later attempts, which may come days after,
+    and calls with a list of items have a trace of their own, with a link to the producer's. Errors of the handler are
+    recorded.
 
     Args:
-        handler: Gets an item, or a list of them, as ``work`` says.
-        name: Of the span.
-        tracer: Makes the spans; None: the one of the global provider.
+        handler: A handler of ``work``.
+        name: The name of the span.
+        tracer: Makes the spans; None: that of the global provider.
     """
 
     def run(item: Any, job: Job | list[Job]) -> object:

@@ -29,8 +29,8 @@ __all__ = ["QueueCollector"]
 class QueueCollector(Collector):
     """The figures of ``queue.stats()`` as metrics, ``lmdbqueue_items_waiting`` and so on, read at each scrape.
 
-    They are named and labelled as those of ``lmdbqueue stat --prometheus``. Register one collector for all queues: two
-    with the same names are an error of prometheus_client's. A queue that was closed is left out from then on.
+    Names and labels are those of ``lmdbqueue stat --prometheus``. Register one collector for all queues, since
+    prometheus_client refuses two with the same names. Closed queues are left out.
 
     Args:
         queues: Open queues, of one directory or of several.
