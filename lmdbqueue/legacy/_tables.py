@@ -12,7 +12,7 @@ and UniqueQ                            the asynchronous one),
 persist-queue, SQLiteAckQueue and      ``ack_queue_<name>``,             ``data`` by ``_id``, of status 0, 1
 UniqueAckQ                             ``ack_unique_queue_<name>``       (ready) and 2 (unacked); 5 (acked) is
                                                                          finished, 9 (failed) is kept apart
-litequeue 0.6 to 0.9                   any name, ``Queue`` by default    ``data`` by ``message_id``, of status
+litequeue 0.6 to 0.14                  any name, ``Queue`` by default    ``data`` by ``message_id``, of status
                                                                          0 (ready) and 1 (locked); 2 (done)
                                                                          is finished, 3 (failed) kept apart
 litequeue 0.1 to 0.5                   ``Queue``                         ``message``, by ``rowid``; the same

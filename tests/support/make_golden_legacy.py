@@ -2,7 +2,7 @@
 
 Each release is installed in a directory of its own, since they cannot stand beside those that the tests use, and
 writes what is in ``golden_legacy`` under its name and version. What is in them stands in ``test_legacy_golden.py``.
-What is there already is left as it is.
+What is there already is left as it is. litequeue 0.14 needs Python 3.12.
 """
 # ruff: noqa: PLC0415  (each library is there only in the process that writes with it)
 
@@ -71,7 +71,8 @@ def write_litequeue(path):
             if is_done:
                 names = found if isinstance(found, dict) else vars(type(found))
                 name = "message_id" if "message_id" in names else "task_id"
-                db.done(found[name] if isinstance(found, dict) else getattr(found, name))
+                claim = {"claim_id": found.claim_id} if hasattr(found, "claim_id") else {}
+                db.done(found[name] if isinstance(found, dict) else getattr(found, name), **claim)
 
 
 def write_queuelib(path):
@@ -100,7 +101,7 @@ GOLDEN = {
     **{("persist-queue", each, "files"): write_chunks for each in ("0.1.6", "0.3.6", "0.5.0", "0.8.1")},
     **{("persist-queue", each, "table"): write_table for each in ("0.2.3", "0.3.6", "0.5.0", "0.8.1")},
     **{("persist-queue", each, "acks"): write_acks for each in ("0.5.0", "0.8.1")},
-    **{("litequeue", each, "table"): write_litequeue for each in ("0.1", "0.3", "0.5", "0.7", "0.8")},
+    **{("litequeue", each, "table"): write_litequeue for each in ("0.1", "0.3", "0.5", "0.7", "0.8", "0.14")},
     **{("queuelib", each, "files"): write_queuelib for each in ("1.1.1", "1.4.2", "1.6.2")},
     **{("queuelib", each, "table"): write_queuelib_table for each in ("1.4.2", "1.6.2")},
 }
