@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         epilog="push, pop, stat, watch and all other commands:\n  pip install 'lmdbqueue-persistent[cli]'",
         formatter_class=argparse.RawDescriptionHelpFormatter,  # the other breaks the command at its hyphen
     )
+    parser.add_argument("--version", action="version", version=f"lmdbqueue, version {lmdbqueue.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
     demo_.add_argument("--input", metavar="FILE", type=_readable, help="a text whose lines are the items")

@@ -73,7 +73,7 @@ class _Commands(click.Group):
 def commands() -> None:
     """Use and care for persistent FIFO queues on LMDB.
 
-    PATH is always the directory of a queue. Only push and import make one that is not there.
+    PATH is always the directory of a queue. Only push and import create a missing one.
     """
 
 

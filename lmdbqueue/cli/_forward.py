@@ -47,11 +47,15 @@ from lmdbqueue.forward._bodies import Encode
     type=click.IntRange(min=1),
     default=8 << 20,
     metavar="N",
-    help="Its bytes, at most.  [default: 8 MiB]",
+    help="Bytes of a batch, at most.  [default: 8 MiB]",
 )
 @click.option("--follow", is_flag=True, help="Wait for more items.")
 @click.option(
-    "--linger", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Wait for a batch to fill."
+    "--linger",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="With --follow: let each batch fill for this time.",
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Another header of HTTP requests.")
 @click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of MQTT messages.")

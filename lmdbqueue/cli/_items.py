@@ -64,10 +64,19 @@ count_option = click.option(
 @click.argument("items", nargs=-1, metavar="[ITEM]...")
 @name_option
 @form_options
-@click.option("--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Hold the items back.")
-@click.option("--expires", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Not delivered later.")
-@click.option("--priority", type=click.IntRange(-128, 127), default=0, metavar="N", help="Lower leaves sooner.")
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A text that goes with the items.")
+@click.option(
+    "--delay", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="Hold the items back for this time."
+)
+@click.option(
+    "--expires",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Do not deliver the items after this time.",
+)
+@click.option(
+    "--priority", type=click.IntRange(-128, 127), default=0, metavar="N", help="A lower number leaves sooner."
+)
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A text to store with the items.")
 @click.option("--unique", metavar="KEY", help="Do not store the item if one with this key exists.")
 @click.option("--replace", is_flag=True, help="With --unique: the newest item with the key wins.")
 def push(
@@ -242,7 +251,7 @@ def delete(path: str, name: str, count: int) -> int:
     type=click.Choice(["raise", "skip"]),
     default="raise",
     show_default=True,
-    help="What to do at an item that cannot be read.",
+    help="What to do with an item that cannot be read.",
 )
 @reading_options
 def follow(path: str, name: str, count: int | None, form: Form, *, new_only: bool, on_error: str, trust: bool) -> None:

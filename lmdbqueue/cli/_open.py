@@ -127,7 +127,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
     if not os.path.exists(path):
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
     options = options_of(os.path.abspath(path))
-    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
+    with _told_if_it_lasts(), progress("verifying", in_bytes=True) as report:
         environment = open_environment(os.path.abspath(path), options, report)
     try:
         with _told_if_it_lasts(), environment.exclusive() as (generation, txn):
@@ -140,7 +140,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
 @contextmanager
 def _told_if_it_lasts() -> Iterator[None]:
     """Print why opening a queue takes long, if it does: a process stopped in a write delays it for ever."""
-    reasons = "another process is in the middle of a write, or the file is proven after a power cut"
+    reasons = "another process is in the middle of a write, or the file is being verified after a power cut"
     timer = threading.Timer(_PATIENCE, click.echo, [f"lmdbqueue: opening takes a while: {reasons}"], {"err": True})
     timer.daemon = True
     timer.start()
@@ -151,7 +151,7 @@ def _told_if_it_lasts() -> Iterator[None]:
 
 
 def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
-    with _told_if_it_lasts(), progress("proving", in_bytes=True) as report:
+    with _told_if_it_lasts(), progress("verifying", in_bytes=True) as report:
         return PersistentQueue(path, durability=options.durability, checksum=options.checksum, progress=report, **more)
 
 

@@ -881,11 +881,12 @@ def test_demo_and_check_work_without_the_extra(bare, queue, tmp_path):
     assert bare("demo", "--items", "0").returncode == 2
 
 
-def test_what_needs_the_extra_says_so_without_it(bare, tmp_path):
+def test_what_needs_the_extra_says_so_without_it(bare, run, tmp_path):
     result = bare("push", "queue", "a")
     assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
     assert b"pip install 'lmdbqueue-persistent[cli]'" in result.stderr
     assert b"lmdbqueue-persistent[cli]" in bare("--help").stdout
+    assert bare("--version").stdout == run("--version").stdout
     assert os.listdir(tmp_path) == []
 
 
