@@ -57,9 +57,9 @@ class _Proof:
         newest = self._newest
         pages = self._file_size // newest.page_size
         if not 1 <= self._last <= pages + self._file_size // 8:  # those behind the end are in the free list
-            return [f"its last page is {self._last}, and it has {pages}"]
+            return [f"its last page is {self._last}, but it has {pages} pages"]
         if newest.transaction % 2 != bool(newest.offset):
-            self._found.append(f"transaction {newest.transaction} is in the other's meta page")
+            self._found.append(f"transaction {newest.transaction} is in the wrong meta page")
         self._taken = bytearray(self._last + 1)
         self._tree("the free list", newest.free, self._free, is_free_list=True)
         named: list[tuple[str, Tree]] = []
@@ -69,7 +69,7 @@ class _Proof:
         missing = self._last + 1 - FIRST - self._count
         if missing and not self._found:  # else it would only follow
             first = self._taken.index(0, FIRST)
-            self._found.append(f"{missing} pages are neither in use nor free, the first is {first}")
+            self._found.append(f"{missing} pages are neither in use nor free; the first is {first}")
         return self._found[:_MOST]
 
     def _database(self, node: Node, named: list[tuple[str, Tree]]) -> None:
@@ -120,7 +120,7 @@ class _Proof:
         if tree.root != NO_ROOT:
             descend((tree.root, None, None), tree.depth - 1)
         if len(self._found) == known and counts != list(tree[3:7]):
-            self._found.append(f"{name}: it has {_counted(counts)}, and counts {_counted(tree[3:7])}")
+            self._found.append(f"{name}: it has {_counted(counts)}, but counts {_counted(tree[3:7])}")
 
     def _records(self, nodes: list[Node], *, may_nest: bool) -> int:
         """Return how many overflow pages the records of a leaf have."""

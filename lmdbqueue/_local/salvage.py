@@ -191,7 +191,8 @@ class _Queue:
         """Yield what became of items that are not in the new file."""
         if self.damaged:
             numbers = ", ".join(map(str, self.damaged[:_NAMED])) + ", ..." * (len(self.damaged) > _NAMED)
-            yield f"queue {self.name!r}: {len(self.damaged)} damaged items are now in {quarantine!r}: {numbers}"
+            what = "damaged item is" if len(self.damaged) == 1 else "damaged items are"
+            yield f"queue {self.name!r}: {len(self.damaged)} {what} now in {quarantine!r}: {numbers}"
         if self.damaged_records:
             keys = ", ".join(self.damaged_records[:_NAMED]) + ", ..." * (len(self.damaged_records) > _NAMED)
             yield f"queue {self.name!r}: damaged records are now in {quarantine!r}: {keys}"
@@ -200,9 +201,10 @@ class _Queue:
         found = sum(each.items for each in self.kept.values()) + len(self.away.delayed) + len(self.away.dead)
         in_quarantine = len(self.damaged) + sum("/lea" in each or "/de" in each for each in self.damaged_records)
         if (lost := expected - found - in_quarantine) > 0:
-            yield f"queue {self.name!r}: {lost} items could not be read and are lost"
+            what = "item could not be read and is" if lost == 1 else "items could not be read and are"
+            yield f"queue {self.name!r}: {lost} {what} lost"
         if self.record is None:
-            yield f"queue {self.name!r}: its record was lost: items that had left may be there again"
+            yield f"queue {self.name!r}: its record was lost: items that had left may have come back"
 
 
 class _Kept:

@@ -69,14 +69,14 @@ class Proof:
         noted = (numbers.leased, numbers.delayed, numbers.noted, numbers.keys, numbers.expiring, numbers.dead)
         if counts != noted:
             kinds = "leased, delayed, noted, unique, expiring and dead"
-            yield f"{self._where}: there are {counts} {kinds}, and its record says {noted}"
+            yield f"{self._where}: there are {counts} {kinds}, but its record says {noted}"
         for name in reader_records.names(self._txn, self._queue):
             with suppress(CorruptQueueError):
                 passed = reader_records.position(self._txn, self._queue, name).passed
                 self._weigh("the list of its readers is not that of its readers", passed + name.encode())
         yield from (f"{self._where}: {what}" for what, weight in self._weights.items() if weight % (1 << 64))
         if self._last_token > numbers.tokens:
-            yield f"{self._where}: a lease has the token {self._last_token}, and the last given is {numbers.tokens}"
+            yield f"{self._where}: a lease has token {self._last_token}, but the last one given was {numbers.tokens}"
 
     def _weigh(self, what: str, key: bytes, count: int = 1) -> None:
         self._weights[what] += count * weigh(key)
@@ -141,7 +141,7 @@ class Proof:
     def _note(self, rest: bytes, data: bytes) -> Iterator[str]:
         Note.unpack(data)
         if self._txn.get(rest, db=self._queue.items) is None:
-            yield f"{self._where}: there is a note on item {_format.seq_of(rest)}, which is not there"
+            yield f"{self._where}: there is a note on item {_format.seq_of(rest)}, which does not exist"
 
     def _unique(self, rest: bytes, data: bytes) -> Iterator[str]:
         note = self._note_on(data[:8], unpack(data[8:16]))
@@ -151,7 +151,7 @@ class Proof:
     def _expires(self, rest: bytes, data: bytes) -> Iterator[str]:
         note = self._note_on(rest[8:], unpack(data))
         if note is None or note.expires != unpack(rest[:8]):
-            yield f"{self._where}: item {_format.seq_of(rest[8:])} is listed as one that expires, and it is none"
+            yield f"{self._where}: item {_format.seq_of(rest[8:])} is listed as expiring, but does not expire"
 
     def _note_on(self, key: bytes, due: int) -> Note | None:
         """Return what is noted of an item that waits, is leased, or is delayed until ``due``."""

@@ -103,11 +103,13 @@ def _of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     slots = meta_page.read(snapshot.path)
     has_own_number = snapshot.options.durability != "off" and slots[0].body != slots[1].body  # else a recovery gave it
     if has_own_number and transaction not in (record, _FIRST_OF_A_COPY):
-        problems.append(f"its newest transaction is {transaction}, and its record says {record}")
+        problems.append(f"its newest transaction is {transaction}, but its record says {record}")
     if weight is not None and (difference := weight - snapshot.weighed(txn)):
-        damaged.add(_other("", f"the weight of its records differs from what transaction {record} noted", difference))
+        damaged.add(
+            _other("", f"the weight of its records differs from the one that transaction {record} recorded", difference)
+        )
     if lost := snapshot.recorded(txn).symmetric_difference(snapshot.names(txn)):
-        problems.append(f"of the queues {sorted(lost)} it has records and no items, or items and no records")
+        problems.append(f"the queues {sorted(lost)} have records but no items, or items but no records")
     for queue in snapshot.open_to(txn):
         _add_queue(txn, queue, problems, damaged)
     return Findings(tuple(problems), frozenset(damaged))
@@ -155,7 +157,7 @@ def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
         name = f"queue {queue.name!r}" + (f", priority {number - _format.CLASS}" if number != _format.CLASS else "")
         head, tail = (each - (number << 56) for each in noted[:2])
         if found.behind:
-            problems.append(f"{name}: its tail is {tail}, and there are {found.behind} items from that number on")
+            problems.append(f"{name}: its tail is {tail}, but there are {found.behind} items from that number on")
         if (found.skipped, found.returned) != (noted.skipped, noted.returned):
             problems.append(
                 f"{name}: its head is {head}, its tail {tail}; {noted.skipped} numbers between them have no item by "
@@ -219,4 +221,4 @@ def _size_problems(txn: Txn, queue: Tables) -> Iterator[str]:
         with txn.cursor(queue.items) as cursor:
             size = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
         if size != kept[1]:
-            yield f"queue {queue.name!r}: its items take {size} bytes, and its record says {kept[1]}"
+            yield f"queue {queue.name!r}: its items take {size} bytes, but its record says {kept[1]}"

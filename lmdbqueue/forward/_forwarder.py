@@ -315,7 +315,7 @@ class Forwarder:
         pause = min(self._pause, 0.1 * 2.0**self._failures) if wish is None else wish
         self._failures = min(self._failures + 1, 20)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-        _logger().warning("the target is away since %s, next try in %.1f s: %s", when, pause, error)
+        _logger().warning("the target has been away since %s, next try in %.1f s: %s", when, pause, error)
         if self._progress is not None:
             self._progress(self._done)
         deadline = time.monotonic() + pause

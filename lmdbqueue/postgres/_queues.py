@@ -196,14 +196,14 @@ def _size(step: Step) -> int:
 def problems(step: Step) -> list[str]:
     """Return what is wrong with the tables: a sentence for each problem."""
     found = [
-        f"queue {name!r}: {counted} items are counted as {kind}, and {there} are"
+        f"queue {name!r}: {counted} items are counted as {kind}, but {there} are"
         for name, kind, counted, there in step.execute(_WRONG_COUNTS).fetchall()
     ]
     for name, seq, state, lease, is_behind in step.execute(_WRONG_ITEMS).fetchall():
-        what = "is behind the tail" if is_behind else f"is in state {state}, and its lease is {lease}"
+        what = "is beyond the tail" if is_behind else f"is in state {state}, but its lease is {lease}"
         found.append(f"queue {name!r}: item {seq} {what}")
     for name, seq, n in step.execute(_TWICE).fetchall():
-        found.append(f"queue {name!r}: item {seq} is there {n} times")
+        found.append(f"queue {name!r}: item {seq} exists {n} times")
     for (name,) in step.execute(_WRONG_READERS).fetchall():
         found.append(f"queue {name!r}: its row does not say whether it has readers")
     return found

@@ -327,7 +327,7 @@ def test_a_target_that_is_away_is_tried_again(open_queue, caplog):
     assert [each.failures for each in seen] == [1, 2, 3, 3, 3, 3]
     assert [each.away_since is None for each in seen] == [False, False, False, True, True, True]
     assert seen[0].away_since == seen[2].away_since == pytest.approx(time.time(), abs=DEADLINE)
-    assert caplog.text.count("the target is away since") == 3
+    assert caplog.text.count("the target has been away since") == 3
     assert caplog.text.count("the target is back after") == 1
 
 
@@ -468,7 +468,7 @@ def test_the_command_waits_for_a_database_that_is_away(open_queue, proxy, tmp_pa
     queue.push("a")
     proxy._is_down = True
     process = command(tmp_path / "queue", proxy.url(), "--name", "jobs")
-    assert "the target is away since" in process.stderr.readline()
+    assert "the target has been away since" in process.stderr.readline()
     proxy.disarm()
     assert process.wait(DEADLINE) == 0
     assert len(queue) == 0

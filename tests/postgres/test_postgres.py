@@ -102,10 +102,10 @@ def test_a_wrong_count_is_found(queue, postgres, schema):
     queue.push(["a", "b"], unique=["a", "b"])
     lease = queue.lease()
     postgres.execute(f'UPDATE "{schema}".queues SET waiting = waiting + 1')
-    assert queue.check() == ["queue 'queue': 2 items are counted as waiting, and 1 are"]
+    assert queue.check() == ["queue 'queue': 2 items are counted as waiting, but 1 are"]
     postgres.execute(f'UPDATE "{schema}".queues SET waiting = waiting - 1, pushed = pushed - 1')
     postgres.execute(f'UPDATE "{schema}".tails SET next = 1')
-    assert queue.check() == ["queue 'queue': item 1 is behind the tail"]
+    assert queue.check() == ["queue 'queue': item 1 is beyond the tail"]
     postgres.execute(f'UPDATE "{schema}".queues SET pushed = pushed + 1')
     postgres.execute(f'UPDATE "{schema}".tails SET next = 2')
     postgres.execute(f'DELETE FROM "{schema}".owners')
@@ -114,7 +114,7 @@ def test_a_wrong_count_is_found(queue, postgres, schema):
     queue.clear(all=True)
     postgres.execute(f"""INSERT INTO "{schema}".items (queue, seq, payload) SELECT id, 0, 'x'
         FROM "{schema}".queues, generate_series(1, 2)""")
-    assert "queue 'queue': item 0 is there 2 times" in queue.check()
+    assert "queue 'queue': item 0 exists 2 times" in queue.check()
     postgres.execute(f'DELETE FROM "{schema}".items')
     del lease
 
