@@ -204,7 +204,7 @@ _CLASS_VERSION: Final = b"\1"
 
 
 # --- the record of a queue: all that a plain push or pop has to know. Fields that a later version adds stand behind
-# those of this one and before the serializer's name, and are kept by whoever does not know them
+# those of this one and before the serializer's name, and are kept by programs that do not know them
 
 READERS: Final = 1  # flags: it has named readers
 RETAINED: Final = 2  # it has a limit of what is retained

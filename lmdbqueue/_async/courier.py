@@ -1,6 +1,6 @@
 """The threads that carry the calls of an event loop to a queue, and the results back.
 
-Owns: what shares a commit, who of those that wait gets an item, what becomes of an item whose caller was
+Owns: what shares a commit, which waiter gets an item, what becomes of an item whose caller was
 cancelled. Law: an item that was taken is delivered once, or put back under its old number; the loop is
 woken once for a group of calls, and never blocked. Must not know: what the verbs mean to their callers.
 
@@ -237,7 +237,7 @@ class Courier:
                 over = [job for job in jobs if job.deadline <= now] if is_away else []
                 yield from ((job, None, error) for job in over or jobs)
                 jobs = [job for job in jobs if job not in over] if over else []
-            except BaseException as error:  # it goes to who called
+            except BaseException as error:  # it goes to the caller
                 yield from ((job, None, error) for job in jobs)
                 return
             else:
@@ -323,7 +323,7 @@ class Courier:
                 self._engine.hurry(job.deadline)
                 try:
                     result = job.run(self._head)
-                except BaseException as error:  # it goes to who called; a SystemExit of loads, too: nobody else is told
+                except BaseException as error:  # it goes to the caller; a SystemExit of loads, too: nobody else is told
                     yield job, None, error
                     continue
                 if job.is_for_all(result):
@@ -373,7 +373,7 @@ class Courier:
                     self._engine.sleep(ticket, _LONG)
                 except ClosedError:
                     raise
-                except QueueError:  # a server that is away: those who wait are told when they are tried
+                except QueueError:  # a server that is away: waiters are told when they are tried
                     self._jobs.put(None)
                     time.sleep(_PAUSE)
 

@@ -107,7 +107,7 @@ class Push(Job):
         self.payloads = payloads
         self.waits = waits
         self.append = append
-        self._turn = threading.Lock()  # taken by whoever decides what becomes of it
+        self._turn = threading.Lock()  # held to decide what becomes of it
         if append is not None:
             self.kind = object()  # of no other
 

@@ -186,7 +186,7 @@ class _Inotify:
     _IN_MODIFY = 0x2
 
     def __init__(self, path: str) -> None:
-        import ctypes  # noqa: PLC0415  (12 ms that only those who wait shall pay)
+        import ctypes  # noqa: PLC0415  (12 ms, only for waiting calls)
 
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)

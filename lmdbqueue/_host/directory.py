@@ -75,7 +75,7 @@ SESSION: Final = "session"
 CHECKPOINT: Final = "checkpoint"
 LANE: Final = rf"{CHECKPOINT}-[1-9]\d*"  # a file beside it
 BELL: Final = "bell"
-FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; who forwards them writes it
+FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; written by forwarders
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 
 Build = Callable[[str, Options], None]  # writes a first environment to a path, with the options in it
@@ -211,7 +211,7 @@ class Directory:
 
     def begin_anew(self) -> None:
         """Begin, or go on in a forked child, with no thread in here."""
-        self.parking = Parking()  # of who waits to go from one generation to the next
+        self.parking = Parking()  # of threads that wait to go from one generation to the next
         self._compacting = threading.RLock()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from lmdbqueue._host.threads import Parking, holding
 
 _held: set[int] = set()
 _life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
-_FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # of who waits: ": -> FLOCK"
+_FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # a waiter's line has ": -> FLOCK"
 
 
 def acquire(path: str, folder: int | None = None) -> int:
@@ -92,7 +92,7 @@ def release(fd: int) -> None:
 
 def _unlock(fd: int) -> None:
     """Free a lock before its descriptor is closed: something else may have a copy of that, or put closing off."""
-    with suppress(OSError):  # closed by who closes what it does not know
+    with suppress(OSError):  # closed by code that closes descriptors of others
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 

@@ -12,7 +12,7 @@ stopped process keeps it.
 step  what is done, by a new owner                        killed after it; or another comes in between
 ====  ==================================================  ================================================
 1     make the file                                       a file without a lock: swept when somebody looks
-2     lock it, waiting for who looks at it                the kernel frees it: as 1
+2     lock it, waiting for a process that looks at it     the kernel frees it: as 1
 3     look whether the file is still there                somebody swept it between 1 and 2: begin anew
 4     only now use the id in a lease                      the owner is dead
 ====  ==================================================  ================================================

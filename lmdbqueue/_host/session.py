@@ -88,7 +88,7 @@ class Session:
     """The life-sign of this process on one queue, and the words it shares. Make it under the directory lock."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Join by the session file at ``path``. ``first`` tells whether nobody else is there; then ``admit`` others."""
+        """Join by the session file at ``path``. ``first``: nobody else is there; then ``admit`` others."""
         self.path = path
         self.boot = _boot()
         self._known = 0  # a transaction that is on the disk, as far as this process was told

@@ -17,7 +17,7 @@ from lmdbqueue._host.threads import holding
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
-_running: list[Callable[[], object]] = []  # what stops those who run, in any thread
+_running: list[Callable[[], object]] = []  # what stops the running ones, in any thread
 _before: dict[signal.Signals, Any] = {}  # the handlers of before, while ours are set
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from lmdbqueue._errors import AccessError
 
-_CALLER: Final = 6  # frames up to who opens the queue
+_CALLER: Final = 6  # frames up to the caller that opens the queue
 
 
 def warn_of_strangers(path: str) -> None:

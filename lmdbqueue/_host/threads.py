@@ -1,6 +1,6 @@
 """How a thread waits for another one of this process, or has one work beside it.
 
-Owns: a flag, those who rest until told, what ends that which was begun, a thread that beats. Law: an interrupt
+Owns: a flag, threads that rest until told, what ends that which was begun, a thread that beats. Law: an interrupt
 (KeyboardInterrupt) or the handler of a signal may come in anywhere: no lock is held in a sleep, and each step that
 counts is one call of C. Must not know: what is waited for.
 
@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LOOK: Final = 1.0  # seconds between two looks of who rests: who should have told it may have been interrupted
+_LOOK: Final = (
+    1.0  # seconds between two looks of a resting thread: the one that should wake it may have been interrupted
+)
 
 
 class Flag:

@@ -214,7 +214,7 @@ class Generation(Snapshot):
 
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
         """Yield the trees that changed from a snapshot that is kept to a later one; a tree that is gone as None."""
-        from lmdbqueue._lmdb.changed_records import changed_trees  # noqa: PLC0415  (for who compacts)
+        from lmdbqueue._lmdb.changed_records import changed_trees  # noqa: PLC0415  (only for compactions)
 
         return changed_trees(self._fd, before.meta, now)
 
@@ -320,7 +320,7 @@ class Generation(Snapshot):
         """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
         result, transaction = self._glance(ref, fn, args)
         if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
-            with suppress(StorageError):  # a disk that fails must not stop those who only read
+            with suppress(StorageError):  # a disk that fails must not stop readers
                 self._sync(transaction)
         return result
 

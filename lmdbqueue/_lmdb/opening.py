@@ -105,7 +105,7 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
 
 def wanted_map(path: str, size: int = 0) -> int:
     """Return how large a map of the file at ``path`` should be: it may grow to that without being opened anew."""
-    import resource  # noqa: PLC0415  (for who opens a queue, not for who imports)
+    import resource  # noqa: PLC0415  (only to open a queue)
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     is_large = limit == resource.RLIM_INFINITY and sys.maxsize > 1 << 32

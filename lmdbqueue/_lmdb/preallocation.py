@@ -44,7 +44,7 @@ class Room:
     def grant(self, pages: int, added: int, has_free: Callable[..., bool], *of: Any) -> None:
         """Make sure that ``added`` bytes can be written to a file of this number of pages, and after that removals.
 
-        Where it cannot grow, ``has_free(*of, bytes)`` tells whether there are so many within it. Raises
+        Where it cannot grow, ``has_free(*of, bytes)`` returns whether they are free within it. Raises
         ``DiskFullError``, or ``Outgrown``.
         """
         kept = (_RESERVE + pages // _RESERVE) * self.page  # as reserve() has it

@@ -1,7 +1,7 @@
 """The engine on LMDB: environment, group commit, transactions, recovery, compaction, check.
 
 ================  ==================================================================
-``follow``        what comes into a queue, seen by who takes nothing
+``follow``        the items that come into a queue, seen without taking them
 ``source``        the queue that is drained
 ``target``        the queue in another directory that is filled
 ``queue``         ``PersistentQueue``: opening, closing, the verbs on an environment

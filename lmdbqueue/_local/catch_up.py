@@ -5,7 +5,7 @@ place of the live generation holds exactly what that holds at the moment of the 
 certain, it is copied then. Must not know: the swap (``_local.swap``), when it is worth it.
 
 ====  ====================================================  ==================================
-step  what is done, by who has the lock of flushes          killed after it
+step  what is done, holding the lock of flushes             killed after it
 ====  ====================================================  ==================================
 1     copy a snapshot of N to the file ahead                the file is worthless: the next
 2     catch up with a newer snapshot, again and again,      flush, or the next process to open

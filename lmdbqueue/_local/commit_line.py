@@ -1,4 +1,4 @@
-"""The line of calls that wait for a transaction, and who of the callers runs them.
+"""The line of calls that wait for a transaction, and which caller runs them.
 
 Owns: who leads, who is told when. Law: a call is in the line until it is done, so what an interrupted leader did not
 settle is there for the next one; a lone caller waits for nobody. Must not know: what running a call takes.
@@ -31,7 +31,7 @@ class Line:
     """The calls of one process."""
 
     def __init__(self, right: threading.RLock, run: Callable[[Sequence[Call]], None]) -> None:
-        """``right``: who holds it may ``run`` calls, which marks each ``done`` unless it raises."""
+        """``right``: the lock to hold for ``run``, which marks each call ``done`` unless it raises."""
         self._right = right
         self._run = run
         self.waiting: deque[Call] = deque()

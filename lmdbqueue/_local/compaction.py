@@ -35,7 +35,7 @@ def flush(environment: Environment, ref: Ref, limit: int) -> int:
 
 
 def _report(message: str, *facts: object) -> None:
-    import logging  # noqa: PLC0415  (for who has something to tell)
+    import logging  # noqa: PLC0415  (only if there is something to log)
 
     logging.getLogger("lmdbqueue").info(message, *facts)
 

@@ -49,7 +49,7 @@ Ts = TypeVarTuple("Ts")
 
 _BROWSE_BYTES: Final = 1 << 18  # of items that iteration reads at a time
 _SECOND: Final = 10**9  # ns
-_DEATH_LOOK: Final = 0.25  # seconds between two looks of a sleeper whether others who hold leases have died
+_DEATH_LOOK: Final = 0.25  # seconds between two looks of a sleeper for dead owners of leases
 _SMALL: Final = 1 << 14  # bytes of an item that is leased on a full disk
 _FEW: Final = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
 _AT_ONCE: Final = 10_000  # items that come back in one transaction
@@ -578,7 +578,7 @@ class LocalEngine:
 
     def stats(self) -> Stats:
         """Return the figures of the queue, and of its directory."""
-        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (for who asks, not for who imports)
+        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (only when asked)
 
         environment = self.environment
         found = self._view(of_queue, self.clock())
@@ -602,7 +602,7 @@ class LocalEngine:
         self.environment = cast("Environment", _Closed(self.path))
         environment.bell.ring()
         if self.owners.mine:
-            with suppress(QueueError):  # else who looks next finds a dead owner
+            with suppress(QueueError):  # else the next look finds a dead owner
                 how = Return(
                     self.clock().wall,
                     "its queue was closed",

@@ -1,4 +1,4 @@
-"""What is in a queue and what comes into it, seen by somebody who takes nothing.
+"""The items in a queue and those that come, seen without taking them.
 
 Owns: what a follower has seen; numbers beside items. Law: it removes nothing, sleeps on the bell as every waiter does,
 and gives each item that waits once; what others take before it looks, it misses. Must not know: LMDB, who prints.

@@ -133,7 +133,7 @@ class Live:
     # --- the live generation
 
     def _in_live(self, fn: Callable[..., R], *args: Any) -> R:
-        """Return ``fn(generation, *args)`` of the live generation. Only who holds ``_writer`` may."""
+        """Return ``fn(generation, *args)`` of the live generation. The caller holds ``_writer``."""
         while True:
             generation = self._generation
             if generation is None:
@@ -190,7 +190,7 @@ class Live:
             left.close()
 
     def _abandon_broken(self, generation: Generation) -> None:
-        """Close a generation that LMDB wants reopened. Only who holds ``_writer`` may."""
+        """Close a generation that LMDB wants reopened. The caller holds ``_writer``."""
         with self._moving:
             if self._generation is generation:
                 self._generation = None
@@ -217,17 +217,17 @@ class Live:
             departures.defer(self._clear_away)
 
     def _clear_away(self) -> None:
-        """Close the generations that were left, in a thread of its own: those who read wait for no writer."""
+        """Close the generations that were left, in a thread of its own, so that reading waits for no writer."""
         with self._writer:
             self._close_retired()
 
     def _close_retired(self) -> None:
-        """Close the generations that were left. Only who holds ``_writer`` may: none of them is written to."""
+        """Close the generations that were left. The caller holds ``_writer``: none of them is written to."""
         while self._retired:
             self._retired.pop().close()
 
     def _open_live(self, number: int, progress: Progress | None) -> Generation:
-        """Open the live generation, for reading: its handles are opened for good by who writes first."""
+        """Open the live generation, for reading: the first write opens its handles for good."""
         with self.directory.lock(self.directory.parking):
             number = self._published(number)
             joins = self._session is None

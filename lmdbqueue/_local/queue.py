@@ -289,7 +289,7 @@ class PersistentQueue(Queue[T]):
         Returns:
             A sentence for each fault, and for what a repair lost; an empty list if there is none.
         """
-        from lmdbqueue._local.check import check_open  # noqa: PLC0415  (for who checks, not for who imports)
+        from lmdbqueue._local.check import check_open  # noqa: PLC0415  (only for checks)
 
         return check_open(self._engine.environment, repair=repair)
 

@@ -180,7 +180,7 @@ def _is_newer_and_whole(path: str, slot: MetaPage, base: MetaPage) -> bool:
 
 
 def _make_count(path: str, counts: MetaPage) -> MetaPage:
-    """Bring a snapshot to the disk, and let it be what both slots hold, with numbers that were never given."""
+    """Bring a snapshot to the disk, and write it into both slots, with numbers that were never given."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         sync_file(fd)

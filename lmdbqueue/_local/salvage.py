@@ -49,7 +49,7 @@ class Quarantine:
 
     def add(self, queue: str, value: bytes, **place: object) -> None:
         """Put there, durably, what stood at ``seq`` among the items, as ``state``, or in another ``record``."""
-        import base64  # noqa: PLC0415  (for who repairs, not for who imports)
+        import base64  # noqa: PLC0415  (only for repairs)
         import json  # noqa: PLC0415
 
         line = json.dumps({"queue": queue, **place, "value": base64.b64encode(value).decode()}) + "\n"

@@ -1,4 +1,4 @@
-"""What the verbs ask of whoever keeps the items.
+"""What the verbs ask of the keeper of the items.
 
 Owns: the ``Engine`` protocol. Law: each method is one atomic step, durable when it returns, or a part of the
 transaction that it is called in; before a step tells what is there, everything that has to come back has come back.

@@ -1,4 +1,4 @@
-"""What ``stats()`` says, for those who collect figures.
+"""The figures of ``stats()``, for collectors of metrics.
 
 Owns: names, units and meanings of the figures as metrics, and what each is of; Prometheus' text. Law: each field of
 ``Stats``, and of its readers, is here once; what is of a directory has no queue as a label, so that nobody adds it up.

@@ -34,7 +34,7 @@ class Position(Head[T]):
         self.is_closed = False
         self._queue = head
         self._has_all = False  # whether it last read all that there was
-        self._gathers = False  # whether it lets items gather, amid others who write
+        self._gathers = False  # whether it lets items gather, beside other writers
         self._rests_until = 0.0  # on time.monotonic()
 
     def decode(self, entries: list[Entry]) -> list[T]:
@@ -173,7 +173,7 @@ class Reader(Reading[T]):
         while (entries := self._next_entries()) is not None:
             for entry in entries:
                 yield self._head.decode([entry])[0]
-                if not self._head.advance([entry[0]]):  # another who shares this reader was faster
+                if not self._head.advance([entry[0]]):  # another object of this reader was faster
                     break
 
     def _next_entries(self) -> list[Entry] | None:

@@ -1,6 +1,6 @@
 """The two commands that are there without the extra ``cli``: demo and check.
 
-Owns: what they do, and their arguments for who has no ``click``. Law: nothing but the standard library. Must not
+Owns: what they do, and their arguments where there is no ``click``. Law: nothing but the standard library. Must not
 know: the other commands, but that they are missing.
 """
 

@@ -20,7 +20,7 @@ from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted,
 from lmdbqueue.cli._open import existing, names_in
 from lmdbqueue.cli._progress import while_it_grows
 
-_PATIENCE: Final = 1.0  # seconds in which those who wait let go of the old file
+_PATIENCE: Final = 1.0  # seconds in which waiting processes let go of the old file
 _LOOK: Final = 0.01  # seconds
 _UNITS: Final = {
     "bytes_used": " bytes",

@@ -48,7 +48,7 @@ def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
 
 
 def _started(what: str, total: int | None, *, in_bytes: bool) -> "Progress":
-    from rich import progress as rich  # noqa: PLC0415  (0.1 s that nobody takes who sees no bar)
+    from rich import progress as rich  # noqa: PLC0415  (0.1 s, only where a bar is shown)
     from rich.console import Console  # noqa: PLC0415
 
     count = rich.DownloadColumn(binary_units=True) if in_bytes else rich.MofNCompleteColumn()

@@ -44,7 +44,7 @@ def load(payload: bytes) -> Any:
         payload: The bytes of the item.
     """
     if payload.startswith(_PICKLE):
-        return pickle.loads(payload)  # noqa: S301  (who can write to a queue can run code in who reads it)
+        return pickle.loads(payload)  # noqa: S301  (writers of a queue can run code in its readers)
     return json.loads(payload)
 
 

@@ -134,7 +134,7 @@ _ACK_SLOWLY: Final = _OF_PAIRS + " RETURNING seq, lease"
 STILL_THERE: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
-# What has expired waits, whatever else is to become of it: so whoever looks next removes it
+# What has expired waits, whatever else is to become of it: so the next look removes it
 _IS_OVER: Final = "expires_at IS NOT NULL AND expires_at <= {now}"
 _DIES: Final = "attempts >= %(max_attempts)s::bigint"
 _RETURN: Final = f"""
@@ -343,7 +343,7 @@ def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: flo
     is_there = step.changed(_EXTEND, queue=place.id, lease=token, seqs=sorted(seqs), ttl=ttl) > 0
     step.has_changed = step.has_changed or is_there
     if is_there:
-        tell(step, place)  # who sleeps until the old one
+        tell(step, place)  # sleepers that sleep until the old one
     return is_there
 
 

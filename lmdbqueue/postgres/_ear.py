@@ -59,7 +59,7 @@ class Ear:
         self._has_begun = False  # the thread
         self._session: Session | None = None
         self._bell, self._hammer = os.pipe()  # ends the thread's wait
-        os.set_blocking(self._hammer, False)  # who strikes holds the lock, and the thread may be away for hours
+        os.set_blocking(self._hammer, False)  # the striker holds the lock, and the thread may be away for hours
 
     def listen(self, channel: str) -> int:
         """Begin to notice what is told; return what ``wait`` wants to know."""

@@ -23,7 +23,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _MUCH: Final = 0.9  # of the patience
-DEATH_LOOK: Final = 0.25  # seconds between two looks whether others who hold leases have died
+DEATH_LOOK: Final = 0.25  # seconds between two looks for dead owners of leases
 
 
 class Hold:

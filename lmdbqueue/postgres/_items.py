@@ -1,6 +1,6 @@
 """What waits in a queue, and how it is seen.
 
-Owns: the place of an item, what looks at a queue tell, what is counted. Law: who looks for items sees in the same
+Owns: the place of an item, what looks at a queue tell, what is counted. Law: a look for items sees in the same
 statement what has to come back first, and whether somebody sleeps. Must not know: connections, retries, pickling.
 
 ``seq`` is the order of delivery, priority first, and stays the same for as long as the item is in the queue; only in a

@@ -190,7 +190,7 @@ class Ledger:
     def settle(self, session: int, token: int) -> Settled | None:
         """Shut out another session; return what it noted of a change, None if that is undone."""
         rows = []
-        for statement in (_SETTLE_OWN, _SETTLE_REST):  # its own first: who changes a queue may hold it already
+        for statement in (_SETTLE_OWN, _SETTLE_REST):  # its own first: a change of a queue may hold it already
             rows += self._cursor.execute(self._sql(statement), {"session": session}).fetchall()
         return next((Settled(result) for last, result in rows if last == token), None)
 

@@ -1,6 +1,6 @@
 """A queue of PostgreSQL as what a forwarder fills.
 
-Owns: the table of marks, and the lock of who forwards a source. Law: a batch and its mark are one transaction, and a
+Owns: the table of marks, and the lock of a forwarded source. Law: a batch and its mark are one transaction, and a
 mark follows only the one before; so a batch is stored once, whoever tries to store it again, and whenever. Must not
 know: the source.
 

@@ -24,7 +24,7 @@ UPDATE {readers} SET skipped = skipped + (
 WHERE queue = %(queue)s
 """
 LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
-# Whoever pushes waits, and sees what is changed here
+# Pushes wait, and see what is changed here
 _LOCK_TAIL: Final = """
 SELECT next, is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
 """

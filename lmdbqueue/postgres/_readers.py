@@ -99,7 +99,7 @@ def stats(step: Step, place: Place, name: str | None) -> list[ReaderStats]:
 
 
 def create(step: Step, place: Place, name: str, where: int | str) -> bool | None:
-    """Make a reader unless it is there; tell whether it was made, None if the queue is gone.
+    """Create a reader if it is missing; return whether it was created, None if the queue is gone.
 
     Raises ``OptionError`` if the order of the queue does not allow readers.
     """

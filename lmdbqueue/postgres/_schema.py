@@ -8,10 +8,10 @@ What is in them, each row by the number of its queue::
 
     meta      the version of the schema, and its uuid
     queues    name, options, retention; counts that no living session keeps
-    tails     the number that the next item gets; its row is the lock of those who push in the order of commits
+    tails     the number that the next item gets; its row is the lock of pushes in the order of commits
     items     every item: number, payload, and where it is: waiting, leased, delayed, dead
     ledger    what each session has done last, and what it has added to each queue and taken from it
-    owners    who may hold leases, and the session that shows that they live
+    owners    possible holders of leases, and the session that shows that they live
     sleepers  the sessions that listen for a queue now
     state     ``queue.state``
     marks     of forwarders: what was stored last of which source
@@ -44,7 +44,7 @@ from lmdbqueue.postgres._sql import Sql
 
 VERSION: Final = 1
 
-_LOCK: Final = 0x6C6D_6462_7175_6575  # of whoever creates a schema, in any database: "lmdbqueu"
+_LOCK: Final = 0x6C6D_6462_7175_6575  # held while a schema is created, in any database: "lmdbqueu"
 
 # From the tables, since what a session remembers of names may be older than the lock that it waited for
 _HAS_SCHEMA: Final = "SELECT 1 FROM pg_namespace WHERE nspname = %(schema)s"

@@ -28,7 +28,7 @@ class Sql:
         self._names["schema"] = sql.Identifier(schema)
         self._names["now"] = sql.SQL("statement_timestamp()")
         self._names["alive"] = sql.SQL(_ALIVE)
-        # of the advisory lock of who sweeps
+        # of the advisory lock of a sweep
         self._names["sweeper"] = sql.SQL("hashtextextended({}, 0)").format(sql.Literal(f"lmdbqueue sweep {schema}"))
         self._rendered: dict[str, bytes] = {}
 
