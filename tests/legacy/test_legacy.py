@@ -197,7 +197,7 @@ def test_what_stands_in_the_info_file_of_persist_queue_is_not_run_either(old, ne
     trap = str(tmp_path / "trap")
     with open(os.path.join(old, "info"), "wb") as file:
         pickle.dump(Trap(trap), file)
-    with pytest.raises(SourceError, match="'info' was written by none of persist-queue's own serializers"):
+    with pytest.raises(SourceError, match="'info' was not written by one of persist-queue's own serializers"):
         import_file(old, new)
     assert not os.path.exists(trap)
 
@@ -238,7 +238,7 @@ def test_a_queue_of_persist_queue_with_another_serializer_comes_over(old, new, n
 
 def test_items_of_which_none_is_a_pickle_are_refused_with_the_way_out(old, new):
     file_of(old, [b'{"a": 1}', b"[]"])
-    with pytest.raises(SourceError, match=r"none of its items is whole: item 0 at byte 8.*give the dumps and loads"):
+    with pytest.raises(SourceError, match=r"none of its items is whole: item 0 at byte 8.*pass the dumps and loads"):
         import_file(old, new)
     assert items(new) == []
     assert sorted(os.listdir(os.path.dirname(new))) == ["new", "of others"]
