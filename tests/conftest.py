@@ -43,8 +43,10 @@ OpenQueue = Callable[..., PersistentQueue[Any]]
 
 @pytest.fixture(autouse=True)
 def _heard() -> None:
-    """Let the library log, also after a test that has configured logging, which disables the loggers that are there."""
-    logging.getLogger("lmdbqueue").disabled = False
+    """Enable every logger: a test that configures logging disables all that exist, for the tests after it, too."""
+    for each in logging.root.manager.loggerDict.values():
+        if isinstance(each, logging.Logger):
+            each.disabled = False
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_an_item_behind_the_tail_is_put_aside(place):
         engine = local_engine_of(queue)
         engine.environment.update(engine.ref, put_the_tail_back)
     with _open(place) as queue:
-        assert any("its tail is 305, and there are 5 items" in problem for problem in queue.check())
+        assert any("its tail is 305, but there are 5 items" in problem for problem in queue.check())
         queue.check(repair=True)
         assert queue.check() == []
         assert list(queue) == ITEMS[:295]

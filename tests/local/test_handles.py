@@ -21,13 +21,14 @@ def _make(place, *names):
 
 def _interrupted(call, code, at):
     """Interrupt a call when it comes to the ``at``-th line of some code; return whether it came so far."""
-    left = at
+    left, last = at, 0
 
     def trace(frame, event, _arg):
-        nonlocal left
+        nonlocal left, last
         if frame.f_code not in code:
             return None
-        if event == "line":
+        if event == "line" and frame.f_lineno != last:  # from Python 3.12 on a comprehension is a line once a round
+            last = frame.f_lineno
             left -= 1
             if not left:
                 raise KeyboardInterrupt

@@ -110,7 +110,7 @@ def test_a_wrong_count_is_found(queue, postgres, schema):
     postgres.execute(f'UPDATE "{schema}".tails SET next = 2')
     postgres.execute(f'DELETE FROM "{schema}".owners')
     (problem,) = queue.check()
-    assert problem.startswith("queue 'queue': item 0 is in state 1, and its lease is")
+    assert problem.startswith("queue 'queue': item 0 is in state 1, but its lease is")
     queue.clear(all=True)
     postgres.execute(f"""INSERT INTO "{schema}".items (queue, seq, payload) SELECT id, 0, 'x'
         FROM "{schema}".queues, generate_series(1, 2)""")

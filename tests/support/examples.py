@@ -196,7 +196,7 @@ class Document:
                 if IS_WRITING:
                     _replace(self.name, step[0], f"$ {command}\n{printed}")
                 else:
-                    assert printed == expected, command
+                    assert printed == expected, (command, printed)
 
     def _use_files(self, code: str) -> None:
         self._files = {name for name in self._files if name not in code}
