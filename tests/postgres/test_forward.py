@@ -394,7 +394,7 @@ def test_no_queue_is_made_of_a_wrong_name_or_path(open_queue, tmp_path):
         assert queue.queues() == ["queue"]
     for arguments, told in (
         (["nothing", "postgresql://"], "is no queue"),
-        (["queue", "postgresql://", "--name", "jobs"], "no queue is called 'jobs'"),
+        (["queue", "postgresql://", "--name", "jobs"], "there is no queue 'jobs'"),
     ):
         process = command(tmp_path / arguments[0], *arguments[1:])
         _, err = process.communicate(timeout=DEADLINE)
