@@ -345,11 +345,11 @@ def test_a_checkpoint_that_fails_is_made_again_with_no_call_and_what_is_not_cove
         failing = _Failing(checkpoint_slots.sync_file, OSError(number, os.strerror(number)))
         monkeypatch.setattr(checkpoint_slots, "sync_file", failing)
         with _open(tmp_path, 0.01):
-            eventually(lambda: failing.calls == 2)
+            eventually(lambda: failing.calls >= 2)
             told = queue.stats().unsynced_seconds
             assert told > 0.01
             queue.push(2)  # which does not wait for the disk
-            eventually(lambda: failing.calls == 4)
+            eventually(lambda: failing.calls >= 4)
             assert queue.stats().unsynced_seconds > told
             failing.is_over = True
             eventually(lambda: queue.stats().unsynced_seconds == 0)
