@@ -618,10 +618,10 @@ def test_a_database_that_was_restored_is_told_and_nothing_is_forwarded_to_it(ope
         spool.push("c")
         postgres.execute(f'UPDATE "{schema}".marks SET number = 1, next = 1, removed = 1, batch = ARRAY[0, 1]')
         assert len(before) == 1
-        with pytest.raises(ForwardError, match=r"stored 2 batches of it, and has 1 .*forwarded\.json"):
+        with pytest.raises(ForwardError, match=r"stored 2 batches of it, and now has 1: .*forwarded\.json"):
             Forwarder(spool, remote).run()
         postgres.execute(f'DELETE FROM "{schema}".marks')
-        with pytest.raises(ForwardError, match="has 0 of them now"):
+        with pytest.raises(ForwardError, match="and now has 0"):
             Forwarder(spool, remote).run()
         assert (list(spool), list(remote)) == (["c"], [])
         other = open_postgres("another target")
