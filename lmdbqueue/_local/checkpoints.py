@@ -42,9 +42,9 @@ When an interval has passed in which nothing was committed the thread ends. What
 uncovered is covered by whoever commits next, and by the first to open the queue.
 
 A checkpoint that failed is tried again by the thread, after twice as long each time, a second at the most: until then
-``unsynced_seconds`` goes on. Commits meet the failure when so much is uncovered that they have to wait. A flush that
+``unsynced_seconds`` grows. Commits meet the failure when so much is uncovered that they have to wait. A flush that
 failed puts the generation in doubt, as with any durability (``_lmdb.generation``): it is written anew, by the thread if
-nobody commits before.
+nobody commits before; if that fails, too, it is tried again after a minute at the most.
 """
 
 import threading
@@ -66,11 +66,12 @@ _MUCH: Final = 1 << 23  # bytes of pages that may be written before a checkpoint
 _COMMIT: Final = 6 * 4096  # bytes of pages that a commit writes at the least: paths of three trees, the free list
 _PATHS: Final = 1 << 17  # bytes that a call asks room for beside its items (``_model.pushing``)
 _LONGEST_PATIENCE: Final = 1.0  # seconds until a checkpoint that failed is tried again, unless the interval is longer
+_LONGEST_IN_DOUBT: Final = 60.0  # the same of a copy of the file, which takes a disk's time, and room, each time
 
 
-def _patience(interval: float, failures: int) -> float:
+def _patience(interval: float, failures: int, longest: float = _LONGEST_PATIENCE) -> float:
     """Return after how many seconds a checkpoint is due, when so many in turn have failed."""
-    return max(interval, min(_LONGEST_PATIENCE, interval * 2.0 ** min(failures, 20)))
+    return max(interval, min(longest, interval * 2.0 ** min(failures, 20)))
 
 
 class Checkpoints:
@@ -247,7 +248,9 @@ class Checkpoints:
     def _keep(self) -> None:
         failures = 0
         while not self._is_closed:
-            self._alarm.acquire(timeout=_patience(self.interval, failures))
+            is_in_doubt = self._session.is_in_doubt(self._generation.number)
+            longest = _LONGEST_IN_DOUBT if is_in_doubt else _LONGEST_PATIENCE
+            self._alarm.acquire(timeout=_patience(self.interval, failures, longest))
             if self._is_uncovered:
                 failures = 0 if self._is_covered_now() else failures + 1
             elif self._may_end():

@@ -360,6 +360,22 @@ def test_a_checkpoint_that_fails_is_tried_again_after_twice_as_long_up_to_a_seco
     assert checkpoints._patience(60.0, 3) == 60.0
 
 
+def test_where_a_flush_failed_and_the_file_cannot_be_copied_that_is_tried_less_and_less_often(tmp_path, monkeypatch):
+    waits = []
+    patience = checkpoints._patience
+    monkeypatch.setattr(checkpoints, "_patience", lambda *args: (waits.append(patience(*args)), 0.001)[1])
+    with _open(tmp_path, 0.5) as queue:
+        environment = queue._engine.environment
+        monkeypatch.setattr(environment, "_swap", _Failing(None, DiskFullError("bytes", 1, 1, 0)))
+        queue.push(1)
+        environment._session.set_in_doubt(1)
+        _checkpoints(queue).resume()
+        eventually(lambda: waits[-1:] == [60.0])
+        monkeypatch.undo()
+        queue.sync()
+        assert queue._engine.environment._generation.number == 2
+
+
 def test_after_a_flush_that_failed_the_file_is_written_anew_with_no_call(tmp_path, monkeypatch):
     with _open(tmp_path) as queue:
         queue.push(1)
