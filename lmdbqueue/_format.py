@@ -392,7 +392,7 @@ class Position(NamedTuple):
     """How far a named reader is."""
 
     passed: bytes  # key of the last item that it is through with, and with all before; ``BEFORE_ALL``: with none
-    skipped: int  # items that left before it had passed them
+    skipped: int  # items that left before it had passed them, less what ``skips`` has from here on, modulo 2^64
     seen: int  # ns since 1970, when it last moved
 
     def pack(self) -> bytes:

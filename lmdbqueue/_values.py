@@ -18,6 +18,19 @@ Expired = Literal["drop", "dead"]  # what becomes of an item whose time is over
 Start = int | Literal["oldest", "newest"]  # where a reader begins: at the number of an item, or at an end
 
 
+class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
+    """An entry that has left, with what else was known of it, for ``put_back``: the engine's own business."""
+
+    notes: typing.Any
+
+    @classmethod
+    def of(cls, entry: Entry, notes: typing.Any) -> "Taken":
+        """Return an entry with what was known of it."""
+        taken = cls(entry)
+        taken.notes = notes
+        return taken
+
+
 class Moment(NamedTuple):
     """A time, on both clocks of the system."""
 

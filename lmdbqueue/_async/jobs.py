@@ -14,7 +14,7 @@ from lmdbqueue._errors import ClosedError, DiskFullError, Full
 from lmdbqueue._tuples import NamedTuple
 from lmdbqueue._values import Entry
 from lmdbqueue._verbs.head import Head
-from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.lease import Lease, undo
 
 AnyHead = Head[Any]
 Taken = tuple[list[Entry], list[Any]]
@@ -209,7 +209,7 @@ class Claim(Job):
     def undo(self, head: AnyHead, result: Lease[Any]) -> None:  # noqa: ARG002
         """Give them back; a queue that was closed has done so."""
         with suppress(ClosedError):
-            result.nack(reason="its caller was cancelled")
+            undo(result)
 
 
 class Ack(Job):

@@ -65,8 +65,9 @@ class AsyncQueue(AsyncWriting[T]):
     forked child, opens its own.
 
     Cancelling (also by ``asyncio.timeout``): a ``push`` or ``put`` is stored completely or not at all. A cancelled
-    ``get``, ``pop`` or ``lease`` takes nothing: items that it had removed return to their places under their old
-    numbers. A cancelled reader stays where it was.
+    ``get``, ``pop`` or ``lease`` takes nothing: items that it had removed return to their places with their numbers,
+    attempts and unique keys (a key that was used again meanwhile stays with the newer item). A cancelled reader stays
+    where it was.
     """
 
     async def __aexit__(self, *_: object) -> None:

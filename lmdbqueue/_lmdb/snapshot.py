@@ -63,6 +63,7 @@ class Tables(NamedTuple):
     owner: bytes
     expiry: bytes
     passed: bytes
+    skips: bytes
     reader: bytes  # where keys of records of readers in META begin
 
 
@@ -274,6 +275,7 @@ class Snapshot:
             owner=_format.away(name, "owner"),
             expiry=_format.away(name, "expiry"),
             passed=_format.away(name, "passed"),
+            skips=_format.away(name, "skips"),
             reader=_format.record(name, "reader/"),
         )
 

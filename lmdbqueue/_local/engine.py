@@ -39,7 +39,7 @@ from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._model.readers import Move
 from lmdbqueue._model.returns import Overdue
-from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, now
+from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, Taken, now
 from lmdbqueue._verbs.engine import Decode, SortOut, within
 from lmdbqueue._verbs.serializers import refuse_other_serializer
 
@@ -222,6 +222,8 @@ class LocalEngine:
             if removed is not None:
                 if removed.following is not None:
                     self._next = [removed.following]
+                if removed.notes:
+                    entries = list(map(Taken.of, entries, removed.notes))
                 return entries, items
         return None
 
@@ -230,9 +232,14 @@ class LocalEngine:
         return self.environment.view(self.ref, fifo.is_plain)
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Undo ``take``."""
-        room = pushing.room_for([value for _, value in entries])
-        self.environment.update(self.ref, fifo.put_back, entries, room=room)
+        """Undo ``take``. On a full disk from the reserve, as removals are: what is not put back now is lost."""
+        notes = [each.notes if isinstance(each, Taken) else Note() for each in entries]
+        wall, bury = self.clock().wall, self.buries_expired
+        try:
+            room = _room_away([value for _, value in entries])
+            self.environment.update(self.ref, returns.put_back, entries, notes, wall, bury, room=room)
+        except DiskFullError:
+            self.environment.update(self.ref, returns.put_back, entries, notes, wall, bury)
 
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it waits."""
@@ -450,6 +457,11 @@ class LocalEngine:
             wall, reason, due, self.max_attempts if max_attempts is None else max_attempts, trace, self.buries_expired
         )
         return self.environment.update(self.ref, leases.nack, token, seqs, how)
+
+    def unlease(self, token: int) -> None:
+        """Undo ``lease``."""
+        how = Return(self.clock().wall, bury_expired=self.buries_expired, is_undone=True)
+        self.environment.update(self.ref, leases.nack, token, None, how)
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Give a lease another deadline."""

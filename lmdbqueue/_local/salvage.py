@@ -173,6 +173,7 @@ class _Queue:
         name = self.name
         found = {_format.away(name, "unique", d): key + _format.pack(due) for d, (key, due) in self.keys().items()}
         found |= {_format.away(name, "note", key): note.pack() for key, note in self.noted.items()}
+        found |= {_format.away(name, "skips", passed): _format.pack(n) for passed, n in self.away.skips.items()}
         found |= {
             _format.away(name, "dead", key): each.note.pack() + each.value for key, each in self.away.dead.items()
         }

@@ -110,6 +110,11 @@ class Proof:
         self._weigh("the list of its readers is not that of its readers", rest, -1)
         yield from ()
 
+    def _skips(self, rest: bytes, data: bytes) -> Iterator[str]:
+        if not len(rest) == len(data) == _format.KEY_SIZE:
+            raise ValueError(rest)
+        yield from ()
+
     def _leased(self, rest: bytes, data: bytes) -> Iterator[str]:
         Note.unpack(data, _TOKEN)
         token = data[:_TOKEN]
@@ -177,6 +182,7 @@ class Proof:
         "note": _note,
         "owner": _owner,
         "passed": _passed,
+        "skips": _skips,
         "unique": _unique,
     }
 

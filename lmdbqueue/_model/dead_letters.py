@@ -26,6 +26,7 @@ class Return(NamedTuple):
     max_attempts: int | None = None  # with so many an item is dead
     trace: str = ""  # the traceback of what happened
     bury_expired: bool = False  # what has expired is dead, not gone
+    is_undone: bool = False  # the lease was no attempt, and nothing is noted of it
 
 
 def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:

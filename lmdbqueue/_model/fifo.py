@@ -66,6 +66,7 @@ class Removed(NamedTuple):
 
     items: int
     following: Entry | None = None  # the first item now, where nothing else can come before it
+    notes: Sequence[_format.Note] = ()  # on the items, none where nothing was noted of any
 
 
 # --- the record of the queue
@@ -233,8 +234,7 @@ def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
     """Remove the first items if their keys are ``keys``; otherwise do nothing and return None."""
     removed = remove_if_plain(txn, queue, keys) if len(keys) == 1 else None
     if removed is None and take(txn, queue, keys):
-        forget(txn, queue, keys)
-        removed = Removed(len(keys))
+        removed = Removed(len(keys), notes=forget(txn, queue, keys))
     return removed
 
 
@@ -257,7 +257,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
         following = cursor.item() if cursor.key() else None
     (head,) = unpack_from(before, HEAD_AT)
     weighed_records.replace_queue(txn, queue, before, before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:])
-    return _new(Removed, (1, following))
+    return _new(Removed, (1, following, ()))
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
@@ -341,10 +341,11 @@ def _cut_off(txn: Txn, queue: Tables, before: bytes, n: int) -> int:
     return n
 
 
-def forget(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> None:
-    """Note that items left for good."""
-    item_notes.forget(txn, queue, keys)
+def forget(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> Sequence[_format.Note]:
+    """Note that items left for good; return what was known of them, nothing if that was nothing of any."""
+    notes = item_notes.forget(txn, queue, keys)
     reader_records.skip(txn, queue, keys)
+    return notes
 
 
 def clear(txn: Txn, queue: Tables) -> int:

@@ -10,7 +10,7 @@ A queue that never had a lease, a delay, a key or an expiry pays nothing for any
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lmdbqueue import _format
 from lmdbqueue._format import Note, Numbers, away, pack, unpack
@@ -54,15 +54,36 @@ def get(txn: Txn, queue: Tables, key: bytes) -> Note:
     return NONE if data is None else Note.unpack(data)[0]
 
 
-def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
-    """Forget what is known of items that waited and left for good."""
+def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> Sequence[Note]:
+    """Forget what is known of items that waited and left for good; return it, nothing if nothing is known of any."""
     before = weighed_records.queue_record(txn, queue)
     numbers = _format.numbers(before)
-    if numbers.noted:
-        notes, now = lift(txn, queue, keys, numbers)
-        for key, note in zip(keys, notes, strict=True):
-            now = settle(txn, queue, key, note, now)
-        weighed_records.replace_queue(txn, queue, before, _format.with_numbers(before, now))
+    if not numbers.noted:
+        return ()
+    notes, now = lift(txn, queue, keys, numbers)
+    for key, note in zip(keys, notes, strict=True):
+        now = settle(txn, queue, key, note, now)
+    weighed_records.replace_queue(txn, queue, before, _format.with_numbers(before, now))
+    return notes
+
+
+def remember(txn: Txn, queue: Tables, keys: Iterable[bytes], notes: Sequence[Note]) -> None:
+    """Undo ``forget`` for items that wait again. A unique key that another item has got since stays with that one."""
+    if not any(note != NONE for note in notes):
+        return
+    before = weighed_records.queue_record(txn, queue)
+    now = _format.numbers(before)
+    for key, note in zip(keys, notes, strict=True):
+        kept = note
+        if note.unique:
+            if held_by(txn, queue, note.unique) is None:
+                now = hold(txn, queue, note.unique, key, now)
+            else:
+                kept = note._replace(unique=b"")
+        if note.expires:
+            now = expire(txn, queue, note.expires, key, now)
+        now = put(txn, queue, key, kept, now)
+    weighed_records.replace_queue(txn, queue, before, _format.with_numbers(before, now))
 
 
 def forget_waiting(txn: Txn, queue: Tables) -> None:

@@ -250,12 +250,13 @@ class Contents(NamedTuple):
     unique: dict[bytes, bytes]  # keys by digest
     expires: set[tuple[int, bytes]]  # time, key
     readers: set[tuple[bytes, str]]  # passed, name
+    skips: dict[bytes, int]  # items by position
     damaged: list[bytes]
 
     @classmethod
     def nothing(cls) -> Contents:
         """Return those of a queue that has none."""
-        return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), [])
+        return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), {}, [])
 
     def keys_of(self, token: int) -> frozenset[bytes]:
         """Return the keys of the items that a lease was given."""
@@ -304,6 +305,8 @@ def _add(found: Contents, kind: bytes, rest: bytes, data: bytes) -> None:
         found.expires.add((unpack(rest[:8]), rest[8:]))
     elif kind == b"passed":
         found.readers.add((rest[:8], rest[8:].decode()))
+    elif kind == b"skips":
+        found.skips[rest] = unpack(data)
     elif kind == b"lease":
         found.leases[unpack(rest)] = Lease.unpack(data)
     elif kind == b"held":

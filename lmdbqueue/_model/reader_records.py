@@ -5,18 +5,24 @@ not passed counts it. Must not know: the order of items, when a reader moves, cl
 
 A reader has *passed* a key and all before it; what it reads next is the first item behind that. Each has a record of
 its own in META, and an entry in AWAY, ``passed`` with the key and its name, so that the last of them is found at once.
-A damaged record never stops a removal: what that reader loses is not counted then, and the reader says so.
+
+An item that leaves is counted once, however many readers have not passed it: under ``skips``, in AWAY, with the
+position of the foremost of these. What stands there counts for all readers that have passed at most that. So the record
+of a reader holds what it skipped less the sum of ``skips`` from its position on; a move adds what it leaves behind
+(``set_position``), and what no reader stands before any more goes. Nothing of it is in the record of the queue, which
+whoever removes an item may be about to write.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import takewhile
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, GoneError
-from lmdbqueue._format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away
+from lmdbqueue._format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import lease_records, weighed_records
 
@@ -54,12 +60,24 @@ def position(txn: Txn, queue: Tables, name: str) -> Position:
 
 
 def set_position(txn: Txn, queue: Tables, name: str, before: Position | None, now: Position) -> None:
-    """Write down where a reader is; ``before``: where it was, None for a new one."""
+    """Write down where a reader is; ``before``: where it was, None for a new one.
+
+    ``now.skipped`` is what it would be where it was; 0 for a new one, which has skipped nothing.
+    """
+    skipped = now.skipped
+    if before is None:
+        skipped -= sum(n for _, n in skips(txn, queue, now.passed))
+    elif before.passed < now.passed:
+        skipped += sum(n for _, n in skips(txn, queue, before.passed, now.passed))
+    elif before.passed > now.passed:
+        skipped -= sum(n for _, n in skips(txn, queue, now.passed, before.passed))
+    now = now._replace(skipped=skipped & _ALL)
     weighed_records.put_sealed(txn, queue, _key(queue, name), now.pack())
     if before is None or before.passed != now.passed:
         if before is not None:
             weighed_records.delete_index(txn, queue, _index(queue, before, name))
         weighed_records.put_index(txn, queue, _index(queue, now, name))
+        _drop_skips(txn, queue)
 
 
 def remove(txn: Txn, queue: Tables, name: str) -> bool:
@@ -69,6 +87,7 @@ def remove(txn: Txn, queue: Tables, name: str) -> bool:
     for key in list(lease_records.keys(txn, queue, away(queue.name, "passed"))):
         if key[len(away(queue.name, "passed")) + _format.KEY_SIZE :].decode() == name:
             weighed_records.delete_index(txn, queue, key)
+    _drop_skips(txn, queue)
     return True
 
 
@@ -94,14 +113,74 @@ def skip_waiting(txn: Txn, queue: Tables) -> None:
 
 
 def _skip_each(txn: Txn, queue: Tables, gone: Sequence[bytes]) -> None:
-    """Count keys, which are in order, for the readers that have not passed them; no other reader is looked at."""
-    for name in _behind(txn, queue, gone[-1]) if gone else ():
-        try:
-            before = position(txn, queue, name)
-        except CorruptQueueError:
-            continue
-        if n := len(gone) - bisect_right(gone, before.passed):
-            set_position(txn, queue, name, before, before._replace(skipped=before.skipped + n))
+    """Count keys, which are in order, for the readers that have not passed them.
+
+    At a cost that grows with the positions of readers between the keys, and not with the readers.
+    """
+    prefix = away(queue.name, "passed")
+    counts: dict[bytes, int] = {}
+    left = len(gone)
+    with txn.cursor(queue.away) as cursor:
+        while left:
+            found = cursor.prev() if cursor.set_range(prefix + gone[left - 1]) else cursor.last()
+            if not found or not (foremost := cursor.key()).startswith(prefix):
+                break
+            passed = foremost[len(prefix) : len(prefix) + _format.KEY_SIZE]
+            before = min(bisect_right(gone, passed, hi=left), left - 1)
+            counts[passed] = counts.get(passed, 0) + left - before
+            left = before
+    for passed, n in counts.items():
+        key = queue.skips + passed
+        value = txn.get(key, db=queue.away)
+        known = 0 if value is None else _counted(queue, key, value)
+        weighed_records.put_away(txn, queue, key, pack(known + n & _ALL))
+
+
+_ALL = (1 << 64) - 1
+_NEGATIVE = 1 << 63
+
+
+def skipped(position: Position, found: Iterable[tuple[bytes, int]]) -> int:
+    """Return how many items a reader has skipped; ``found``: what ``skips`` returns."""
+    total = position.skipped + sum(n for at, n in found if at >= position.passed) & _ALL
+    return total if total < _NEGATIVE else 0  # whatever damage says
+
+
+def skips(txn: Txn, queue: Tables, begin: bytes = b"", end: bytes | None = None) -> list[tuple[bytes, int]]:
+    """Return the positions from ``begin`` to before ``end`` at which skipped items are counted, and how many."""
+    found = []
+    for key, value in lease_records.entries(txn, queue, queue.skips, begin):
+        passed = key[len(queue.skips) :]
+        if end is not None and passed >= end:
+            break
+        found.append((passed, _counted(queue, key, value)))
+    return found
+
+
+def _counted(queue: Tables, key: bytes, value: bytes) -> int:
+    """Return what a record of ``skips`` says, 0 for a damaged one."""
+    data = weighed_records.opened(queue, key, value, _format.NUMBER.size)
+    return 0 if data is None else unpack(data[: _format.NUMBER.size])
+
+
+def _drop_skips(txn: Txn, queue: Tables) -> None:
+    """Remove what is counted where no reader stands before any more."""
+    last = last_passed(txn, queue)
+    while (key := next(lease_records.keys(txn, queue, queue.skips), None)) is not None:
+        if last is not None and key[len(queue.skips) :] >= last:
+            return
+        weighed_records.pop_away(txn, queue, key)
+
+
+def unskip(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
+    """Undo ``skip`` for items that wait again, for each reader that will meet them."""
+    if _flags(txn, queue) & READERS:
+        back, found = sorted(keys), skips(txn, queue)
+        for name in _behind(txn, queue, back[-1]) if back else ():
+            with suppress(CorruptQueueError):
+                before = position(txn, queue, name)
+                n = min(skipped(before, found), len(back) - bisect_right(back, before.passed))
+                set_position(txn, queue, name, before, before._replace(skipped=before.skipped - n))
 
 
 def _behind(txn: Txn, queue: Tables, key: bytes) -> list[str]:

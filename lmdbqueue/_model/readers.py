@@ -118,7 +118,8 @@ def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) 
         return None
     position = _new(Position, POSITION.unpack_from(value)[1:])
     with txn.cursor(queue.items) as cursor, txn.cursor(queue.away) as passed:
-        if not cursor.set_range(position.passed + b"\0") or cursor.key() != key:
+        is_next = cursor.set_range(position.passed + b"\0") and cursor.key() == key
+        if not is_next or (passed.set_range(queue.skips) and passed.key().startswith(queue.skips)):
             return None
         following = cursor.item() if cursor.next() else None
         first = cursor.key() if cursor.first() else b""
@@ -167,7 +168,7 @@ def retreat(txn: Txn, queue: Tables, move: Move, entries: Sequence[Entry], now: 
     if move.gone:
         back = list(entries[: move.gone])
         fifo.put_back(txn, queue, back)
-        note_again(txn, queue, [key for key, _ in back], move.notes)
+        item_notes.remember(txn, queue, [key for key, _ in back], move.notes)
     known = {key for key, _ in entries}
     there = {*_between(txn, queue, _next(before), position.passed)}
     there.update(_leased_between(txn, queue, before, _next(position.passed)))
@@ -175,25 +176,6 @@ def retreat(txn: Txn, queue: Tables, move: Move, entries: Sequence[Entry], now: 
     reader_records.set_position(txn, queue, move.reader, position, Position(before, skipped, now))
     retention.trim(txn, queue, now)
     return True
-
-
-def note_again(txn: Txn, queue: Tables, keys: Sequence[bytes], notes: Sequence[_format.Note]) -> None:
-    """Note on items that were put back what was known of them before."""
-    if not any(note != item_notes.NONE for note in notes):
-        return
-    before = queue_record(txn, queue)
-    now = _format.numbers(before)
-    for key, note in zip(keys, notes, strict=False):
-        kept = note
-        if note.unique:
-            if item_notes.held_by(txn, queue, note.unique) is None:
-                now = item_notes.hold(txn, queue, note.unique, key, now)
-            else:  # another item has the unique key since
-                kept = note._replace(unique=b"")
-        if note.expires:
-            now = item_notes.expire(txn, queue, note.expires, key, now)
-        now = item_notes.put(txn, queue, key, kept, now)
-    fifo.set_numbers(txn, queue, before, now)
 
 
 def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
@@ -235,16 +217,18 @@ def stats(txn: Txn, queue: Tables) -> list[ReaderStats]:
     """Return all readers, by their names."""
     if not _format.flags(queue_record(txn, queue)) & READERS:
         return []
-    return [stats_of(txn, queue, name) for name in reader_records.names(txn, queue)]
+    skips = reader_records.skips(txn, queue)
+    return [stats_of(txn, queue, name, skips) for name in reader_records.names(txn, queue)]
 
 
-def stats_of(txn: Txn, queue: Tables, name: str) -> ReaderStats:
-    """Return what is known of a reader."""
+def stats_of(txn: Txn, queue: Tables, name: str, skips: Sequence[tuple[bytes, int]] | None = None) -> ReaderStats:
+    """Return what is known of a reader; ``skips``: those of the queue, if they are known."""
+    skips = reader_records.skips(txn, queue) if skips is None else skips
     position = reader_records.position(txn, queue, name)
     keys = _next_keys(txn, queue, position, 1)
     seq = _format.seq_of(keys[0]) if keys else fifo.bounds(txn, queue).tail - _format.BASE
     behind = fifo.count_after(txn, queue, position.passed)
-    return ReaderStats(name, seq, behind, position.skipped, position.seen / 1e9)
+    return ReaderStats(name, seq, behind, reader_records.skipped(position, skips), position.seen / 1e9)
 
 
 # --- places

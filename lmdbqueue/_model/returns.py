@@ -28,6 +28,7 @@ from lmdbqueue._model import (
     item_notes,
     lease_records,
     pushing,
+    reader_records,
     retention,
     weighed_records,
 )
@@ -35,7 +36,7 @@ from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Moment
+from lmdbqueue._values import Entry, Moment
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -195,7 +196,10 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
     entries = []
     for record in released:
         key = record.key
-        note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
+        if how.is_undone:
+            note = record.note._replace(attempts=max(0, record.note.attempts - 1))
+        else:
+            note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
         if record.note.reason == DAMAGED:
             now = dead_letters.bury(txn, queue, record, how._replace(reason=DAMAGED), now)
         elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it meanwhile
@@ -221,6 +225,20 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
     fifo.put_back(txn, queue, entries)
     if entries and _format.flags(after) & RETAINED:
         retention.trim(txn, queue, how.now, bury=how.bury_expired)
+
+
+def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry], notes: Sequence[Note], now: int, bury: bool) -> int:
+    """Undo a removal: items wait again in their places, with what was known of them; return how many came back.
+
+    What is not retained any more goes. ``bury``: what has expired then is dead, not gone.
+    """
+    came = fifo.put_back(txn, queue, entries)
+    keys = [key for key, _ in entries]
+    item_notes.remember(txn, queue, keys, notes)
+    reader_records.unskip(txn, queue, keys)
+    if _format.flags(queue_record(txn, queue)) & RETAINED:
+        retention.trim(txn, queue, now, bury=bury)
+    return came
 
 
 def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:

@@ -98,7 +98,11 @@ class Engine(Protocol):
         """
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Undo ``take``: the items have their old numbers again, whatever has left after them."""
+        """Undo ``take``: the items have their old numbers again, whatever has left after them.
+
+        All that was known of them is known again, but for a unique key that another item has got since; readers do
+        not count them as skipped any more. What is beyond what is retained goes at once.
+        """
 
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it waits; return whether it did."""
@@ -156,6 +160,9 @@ class Engine(Protocol):
 
         ``trace``: the traceback of what happened. ``max_attempts`` None: as the queue has it.
         """
+
+    def unlease(self, token: int) -> None:
+        """Undo ``lease``, as far as the lease still holds: it is no attempt, and no item dies."""
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""

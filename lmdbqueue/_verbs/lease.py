@@ -231,6 +231,12 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
     return errors
 
 
+def undo(lease: Lease[Any]) -> None:
+    """Give back what a lease holds as if it had never been: nobody got it."""
+    if lease._token:  # noqa: SLF001  (of this file)
+        lease._engine.unlease(lease._token)  # noqa: SLF001
+
+
 class DeadLetter(Generic[T]):
     """An item that failed too often, was rejected, or could not be decoded. ``queue.dead`` yields them.
 

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Final, TypeVar
 
 from lmdbqueue._errors import DecodeError, GoneError
-from lmdbqueue._values import Entry, Leased
+from lmdbqueue._values import Entry, Leased, Taken
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting
 from lmdbqueue.postgres import _away, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks
@@ -24,7 +24,6 @@ from lmdbqueue.postgres._items import Ahead, Found
 from lmdbqueue.postgres._ledger import Settled
 from lmdbqueue.postgres._owner import Token
 from lmdbqueue.postgres._step import Step
-from lmdbqueue.postgres._taking import Taken
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -143,7 +143,9 @@ UPDATE {{items}} SET
     expires_at = CASE WHEN {_IS_OVER} THEN expires_at WHEN {_DIES} THEN NULL ELSE expires_at END,
     until = CASE WHEN {_IS_OVER} OR {_DIES} THEN NULL
             WHEN %(delay)s > 0 THEN {{now}} + %(delay)s * interval '1 microsecond' END,
-    lease = NULL, reason = %(reason)s, changed = clock_timestamp()
+    lease = NULL, attempts = attempts - %(undone)s::integer,
+    reason = CASE WHEN %(undone)s THEN reason ELSE %(reason)s END,
+    changed = CASE WHEN %(undone)s THEN changed ELSE clock_timestamp() END
 """
 _RETURNING: Final = " RETURNING items.seq, items.state, octet_length(payload)"
 _NACK: Final = _RETURN + _OF_LEASE + _RETURNING
@@ -226,6 +228,7 @@ class Return(NamedTuple):
     delay: float = 0.0  # seconds
     max_attempts: int | None = None  # with so many an item is dead
     trace: str = ""  # the traceback of what happened
+    is_undone: bool = False  # the lease was no attempt, and nothing is noted of it
 
 
 class Claimed(NamedTuple):
@@ -369,6 +372,7 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
         delay=int(how.delay * 1e6),
         reason=_as_bytes(how.reason, how.trace),
         max_attempts=how.max_attempts,
+        undone=how.is_undone,
         **values,
     ).fetchall()
     if not rows:

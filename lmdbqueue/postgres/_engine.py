@@ -18,7 +18,7 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, within
 from lmdbqueue._verbs.serializers import refuse_other_serializer
-from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal, _taking
+from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal
 from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
@@ -223,6 +223,10 @@ class PostgresEngine:
         how = _away.Return(reason, delay, self._hold.max_attempts if max_attempts is None else max_attempts, trace)
         return self._hold.run(_away.nack, token, wanted(token, seqs), how) or None
 
+    def unlease(self, token: int) -> None:
+        """Undo ``lease``."""
+        self._hold.run(_away.nack, token, wanted(token, None), _away.Return("", is_undone=True))
+
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""
         deadline = None if ttl is None else time.monotonic() + ttl
@@ -336,7 +340,7 @@ class PostgresEngine:
 
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``: the items have their old numbers again, whatever has left after them."""
-        self._hold.run(_taking.put_back, entries)
+        self._hold.run(partial(_readers.put_back, buries=self._hold.buries_expired), entries)
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items, or as many as there are; return how many went.

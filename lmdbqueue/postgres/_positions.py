@@ -23,6 +23,12 @@ UPDATE {readers} SET skipped = skipped + (
     SELECT count(*) FROM unnest(%(seqs)s::bigint[]) AS gone (seq) WHERE gone.seq > readers.passed)
 WHERE queue = %(queue)s
 """
+# For each reader that will meet them
+_UNSKIP: Final = """
+UPDATE {readers} SET skipped = greatest(0, skipped - (
+    SELECT count(*) FROM unnest(%(seqs)s::bigint[]) AS back (seq) WHERE back.seq > readers.passed))
+WHERE queue = %(queue)s
+"""
 LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
 # Pushes wait, and see what is changed here
 _LOCK_TAIL: Final = """
@@ -78,6 +84,11 @@ def lock_tail(step: Step, queue: int) -> tuple[int, bool] | None:
 def skip(step: Step, queue: int, gone: Iterable[int]) -> None:
     """Count, for each reader, items that leave and that it has not passed."""
     step.execute(_SKIP, queue=queue, seqs=list(gone))
+
+
+def unskip(step: Step, queue: int, back: Iterable[int]) -> None:
+    """Undo ``skip`` for items that wait again."""
+    step.execute(_UNSKIP, queue=queue, seqs=list(back))
 
 
 def lock(step: Step, queue: int) -> dict[str, int]:

@@ -230,6 +230,17 @@ def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list
     return what.items
 
 
+def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool) -> None:
+    """Undo a take, and remove what is not retained any more; ``buries``: what has expired then is dead, not gone."""
+    is_kept = begin_trimming(step, place)
+    _taking.put_back(step, place, entries)
+    if _items.is_followed(step, place):
+        _positions.unskip(step, place.id, [_items.number(key) for key, _ in entries])
+    if is_kept:
+        _removal.expire_all(step, place, buries=buries)
+        trim_kept(step, place)
+
+
 def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) -> list[int]:
     """Remove what nobody needs any more; return the numbers of what went. ``readers``: where they are, locked."""
     if kept is not None:

@@ -6,9 +6,9 @@ pickling.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number, pack, tell
@@ -110,12 +110,6 @@ FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
 """
 
 
-class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
-    """An entry that has left, with what else was known of it, for ``put_back``."""
-
-    notes: tuple[Any, ...]
-
-
 def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -> Found:
     """Remove and return the first ``n`` entries that nobody else has locked, and note the token.
 
@@ -131,11 +125,7 @@ def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -
     *gone, (seq, payload, _, _, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows
     ahead = Ahead(seq, payload, version.decode()) if seq is not None else None
     gone.sort()
-    entries: list[Entry] = []
-    for row in gone:
-        entry = Taken((pack(row[0]), row[1]))
-        entry.notes = row[2:7]
-        entries.append(entry)
+    entries: list[Entry] = [Taken.of((pack(row[0]), row[1]), row[2:7]) for row in gone]
     if entries and not step.is_block and at is None:
         raise Lost(RuntimeError("the session was fenced"))
     return Found(

@@ -37,6 +37,7 @@ class Fuzzer:
         self.clock = Clock()
         self.queues: dict[str, PersistentQueue[bytes]] = {}
         self.leases: list[Any] = []
+        self.taken: list[tuple[str, Any]] = []  # by names of queues
         self.told: Counter[str] = Counter()
         self.options = {
             "checksum": self.random.random() < 0.85,
@@ -93,6 +94,17 @@ class Fuzzer:
 
     def pop(self) -> None:
         self.any().pop(self.some(40))
+
+    def take(self) -> None:
+        name = self.random.choice(NAMES)
+        entries, _ = self.queues[name]._head.take(self.some(9), 0)
+        if entries:
+            self.taken.append((name, entries))
+
+    def put_back(self) -> None:
+        if self.taken:
+            name, entries = self.taken.pop(self.random.randrange(len(self.taken)))
+            self.queues[name]._engine.put_back(entries)
 
     def peek(self) -> None:
         queue = self.any()
@@ -177,6 +189,7 @@ class Fuzzer:
             with pytest.raises(GoneError):
                 old.push(b"")
             old.close()
+            self.taken = [each for each in self.taken if each[0] != name]
 
     def reopen(self) -> None:
         if self.random.random() < 0.3:
@@ -202,6 +215,7 @@ class Fuzzer:
         verb = self.random.choice(
             [
                 *(self.push, self.push_many, self.push_apart, self.push_apart, self.pop, self.peek, self.delete),
+                *(self.take, self.put_back),
                 *(self.lease, self.lease, self.settle, self.settle, self.settle, self.dead, self.readers, self.retain),
                 *(self.move, self.state, self.block, self.block, self.clear, self.wait, self.flush, self.drop),
                 *(self.reopen, self.copy),

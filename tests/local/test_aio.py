@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -362,6 +363,59 @@ def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):
         return queue.queue.count()
 
     run(test)
+
+
+@pytest.mark.parametrize("verb", ["get", "pop"])
+def test_what_a_cancelled_call_had_taken_has_its_key_its_attempts_and_its_readers_again(run, place, verb):
+    async def test(queue):
+        await queue.push(["a", "b"], unique=["k", None], expires=3600, headers={"to": "me"})
+        await (await queue.lease(1)).nack()
+        reader = await queue.reader("r")
+        task = asyncio.create_task(queue.get() if verb == "get" else queue.pop(2))
+        await asyncio.sleep(0)
+        while queue.queue.find("k") is not None:  # the loop does not come to deliver what was taken
+            time.sleep(0.001)  # noqa: ASYNC251
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        while await queue.count() != 2:
+            pass
+        assert (await queue.find("k"), await reader.skipped()) == (0, 0)
+
+    run(test)
+    with place.open() as queue:
+        assert queue.check() == []
+        assert not queue.push("c", unique="k").is_stored
+        with queue.lease(2) as lease:
+            assert (lease.items, lease.attempts) == (["a", "b"], [2, 1])
+            assert lease.headers == [{"to": "me"}] * 2
+
+
+def test_a_lease_whose_caller_was_cancelled_is_no_attempt(run, place):
+    async def test(queue):
+        await queue.push(["a", "b"], unique=["k", None])
+        with place.open() as other:
+            other.lease(1).nack()
+
+        async def lease():
+            return await queue.lease(2)
+
+        task = asyncio.create_task(lease())
+        await asyncio.sleep(0)
+        while queue.queue.count():  # the loop does not come to deliver the lease
+            time.sleep(0.001)  # noqa: ASYNC251
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        while await queue.count() != 2:
+            assert not queue.queue.dead
+        assert await queue.find("k") == 0
+
+    run(test, max_attempts=1)
+    with place.open() as queue:
+        assert queue.check() == []
+        with queue.lease(2) as lease:
+            assert (lease.items, lease.attempts) == (["a", "b"], [2, 1])
 
 
 def test_closing_ends_those_who_wait_and_does_what_was_called_before(run, place):

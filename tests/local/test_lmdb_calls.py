@@ -57,6 +57,21 @@ def _pop_beside_readers_that_have_passed(queue, n):
     return queue.pop
 
 
+def _pop_beside_readers_that_have_not_passed(queue, n):
+    queue.push(list(range(20)))
+    for number in range(n):
+        queue.reader(f"reader {number}")
+    return queue.pop
+
+
+def _pop_amid_readers(queue, n):
+    queue.push(list(range(n + 20)))
+    readers = [queue.reader(f"reader {number}") for number in range(n)]
+    for number, reader in enumerate(readers):
+        reader.pop(number + 1)
+    return queue.pop
+
+
 def _ack_beside_readers(queue, n):
     lease = _one_of_a_lease(queue, 10)
     for number in range(n):
@@ -108,6 +123,8 @@ def _another(queue, **options):
         _pop_beside_delayed,
         _move_beside_readers,
         _pop_beside_readers_that_have_passed,
+        _pop_beside_readers_that_have_not_passed,
+        _pop_amid_readers,
         _ack_beside_readers,
         _move_past_what_was_removed,
         _bounded_beside_names,

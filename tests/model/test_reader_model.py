@@ -59,6 +59,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.delayed = []  # due time, item
         self.lease = None
         self.leased = []
+        self.taken = []  # entries, items
         self.tail = 0
         self.positions = {}
         self.readers = {}  # the objects
@@ -187,6 +188,25 @@ class ReaderMachine(RuleBasedStateMachine):
             getattr(self.queues[handle], verb)(n)
         self.lose(list(taken))
 
+    @rule(handle=handles, n=few)
+    def take_some(self, handle, n):
+        self.come_due()
+        entries, _ = self.queues[handle]._head.take(n, 0)
+        if entries:
+            self.taken.append((entries, self.items[:n]))
+            self.lose(self.items[:n])
+
+    @precondition(lambda self: getattr(self, "taken", None))
+    @rule(handle=handles, which=st.integers(0, 9))
+    def put_back(self, handle, which):
+        entries, items = self.taken.pop(which % len(self.taken))
+        self.queues[handle]._engine.put_back(entries)
+        self.items = sorted(self.items + items, key=lambda item: item.place)
+        for position in self.positions.values():
+            position.skipped = max(0, position.skipped - sum(item.place > position.passed for item in items))
+        if self.retained:
+            self.trim()
+
     @rule(handle=handles, name=NAMES, start=st.sampled_from(["oldest", "newest", 0, 3, 7]))
     def open_reader(self, handle, name, start):
         self.come_due()
@@ -307,6 +327,7 @@ class ReaderMachine(RuleBasedStateMachine):
         if self.retained and back:
             self.trim()
 
+    @precondition(lambda self: not getattr(self, "taken", None))  # whose times are in nobody's hands
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0]))
     def time_passes(self, seconds):
         self.pass_(seconds * self.unit)
