@@ -476,6 +476,6 @@ def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
     long()
     eventually(gate.exists)
     os.kill(pid, signal.SIGTERM)
-    os.waitpid(pid, 0)
+    status_of(pid)
     eventually(lambda: figures(site.huey) == (1, 0, 0), 10)
     site.huey.storage.close()
