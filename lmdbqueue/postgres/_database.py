@@ -143,10 +143,11 @@ class Database:
                 return
             if _databases.get((self.conninfo, self.sql.schema)) is self:
                 del _databases[self.conninfo, self.sql.schema]
-        self.ear.close()
-        self.owner.leave()
-        for session in self._pool.empty():
-            session.leave()
+        with ExitStack() as ending:  # whatever fails, or interrupts it: nobody else will close the rest
+            for session in self._pool.close():
+                ending.callback(session.leave)
+            ending.callback(self.owner.leave)
+            ending.callback(self.ear.close)
 
     # --- what is done
 
@@ -544,7 +545,7 @@ def _sqlstate(error: Exception) -> str:
 
 
 def _said(error: Exception) -> str:
-    return str(error).strip().replace("\n", " ") or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _leave_to_the_parent() -> None:

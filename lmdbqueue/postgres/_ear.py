@@ -66,7 +66,7 @@ class Ear:
         with self._lock:
             self._slept[channel] = time.monotonic()
             self._heard.setdefault(channel, 0)
-            if channel in self._known:
+            if channel in self._known or self._is_closed:  # by another thread: the pipe may be somebody else's by now
                 return self._heard[channel]
             if not self._has_begun:
                 self._begin()

@@ -107,5 +107,5 @@ def is_shut_out(error: Exception) -> bool:
 
 def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
     """Return what a user gets instead of an error of psycopg."""
-    reason = (error.diag.message_primary or str(error).strip() or type(error).__name__).replace("\n", " ")
-    return ServerError(path, operation, reason, error.sqlstate or "")
+    reason = error.diag.message_primary or str(error).strip() or type(error).__name__
+    return ServerError(path, operation, " ".join(reason.split()), error.sqlstate or "")

@@ -162,6 +162,9 @@ class PostgresTarget(Target):
         except psycopg.Error as error:
             session.close()
             raise ServerError(database.path, "taking the lock of a source", str(error).strip()) from error
+        except BaseException:  # an interrupt
+            session.close()
+            raise
         if not has_lock:
             session.leave()
             raise BusyError

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import psycopg
 
-from lmdbqueue._errors import NestedCallError
+from lmdbqueue._errors import ClosedError, NestedCallError
 from lmdbqueue.postgres._failures import explained
 from lmdbqueue.postgres._failures import is_lost as is_of_no_use
 from lmdbqueue.postgres._session import Session
@@ -42,6 +42,7 @@ class Owner:
         self._sql = statements
         self._lock = threading.RLock()
         self._session: Session | None = None
+        self._is_over = False
 
     @property
     def known(self) -> int:
@@ -85,6 +86,9 @@ class Owner:
             self._session = None
             session.close()
         session = self._connect(patience)
+        if self._is_over:  # the database was closed by another thread
+            session.leave()
+            raise ClosedError(session.path)
         if self._session is not None:  # of a call from within that one
             session.leave()
             return self._session
@@ -92,8 +96,9 @@ class Owner:
         return session
 
     def leave(self) -> None:
-        """End the connection: what is held comes back."""
+        """End the connection, for good: what is held comes back."""
         with self._lock:
+            self._is_over = True
             session, self._session = self._session, None
         if session is not None:
             session.leave()

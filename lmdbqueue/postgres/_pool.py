@@ -29,6 +29,7 @@ class Pool:
         self._idle: list[Session] = []  # the last used is the last
         self._used: weakref.WeakSet[Session] = weakref.WeakSet()
         self._opening = 0
+        self._is_closed = False
 
     @property
     def all(self) -> list[Session]:
@@ -67,10 +68,12 @@ class Pool:
         return self.limit is None or len(self._used) + self._opening < self.limit
 
     def put(self, session: Session) -> list[Session]:
-        """Put a session back for its next use; return those that have been idle too long."""
+        """Put a session back for its next use; return those that have been idle too long, after ``close`` this one."""
         old = []
         with self._lock:
             self._used.discard(session)
+            if self._is_closed:
+                return [session]
             now = session.used_at = time.monotonic()
             self._idle.append(session)
             while now - self._idle[0].used_at > _IDLE:
@@ -87,8 +90,9 @@ class Pool:
             self._waiting.tell()
             return True
 
-    def empty(self) -> list[Session]:
-        """Return all that wait, which do so no longer."""
+    def close(self) -> list[Session]:
+        """Return all that wait. Those in use are returned by ``put``."""
         with self._lock:
+            self._is_closed = True
             idle, self._idle = self._idle, []
         return idle

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from processes import DEADLINE, INTERRUPTED, KILLED, STEP, Moments, eventually, forked, interrupt, status_of
 
-from lmdbqueue import DecodeError, ServerError, TransactionError, VersionError
-from lmdbqueue.postgres import PostgresQueue, _ear
+from lmdbqueue import ClosedError, DecodeError, ServerError, TransactionError, VersionError
+from lmdbqueue.postgres import PostgresQueue, _ear, _pool
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_flush_lets_room_be_used_again(queue):
 
 
 def test_a_closed_or_forgotten_queue_leaves_no_connection_behind(postgres, schema):
-    ((begun,),) = postgres.execute("SELECT clock_timestamp()")  # other tests may have left some
+    ((begun,),) = postgres.execute("SELECT clock_timestamp()")
 
     def connections():
         ours = "application_name = 'lmdbqueue' AND backend_start > %s"
@@ -312,6 +312,59 @@ def test_a_closed_or_forgotten_queue_leaves_no_connection_behind(postgres, schem
     del queue, lease
     gc.collect()
     eventually(lambda: connections() == 0)
+
+
+def test_a_connection_that_a_call_gives_back_after_a_close_is_ended(open_postgres, monkeypatch):
+    queue, taken = open_postgres(), []
+    real = _pool.Pool.put
+
+    def put(pool, session):
+        taken.append(session)
+        monkeypatch.undo()
+        queue.close()  # as another thread may, just here
+        return real(pool, session)
+
+    monkeypatch.setattr(_pool.Pool, "put", put)
+    queue.push("a")
+    assert taken[0].connection.closed
+
+
+def test_a_lease_that_a_close_overtakes_leaves_no_connection_behind(open_postgres):
+    queue = open_postgres()
+    queue.push("a")
+    owner = queue._engine._hold.database.owner
+    join, connect, made = owner.join, owner._connect, []
+
+    def closing(*args):
+        owner.join = join
+        queue.close()  # as another thread may, just here
+        return join(*args)
+
+    def connected(patience):
+        made.append(connect(patience))
+        return made[-1]
+
+    owner.join, owner._connect = closing, connected
+    with pytest.raises(ClosedError):
+        queue.lease()
+    assert all(session.connection.closed for session in made)
+
+
+def test_who_comes_to_listen_after_a_close_writes_into_no_other_file(open_postgres):
+    queue = open_postgres()
+    ear = queue._engine._hold.database.ear
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    queue.close()
+    os.dup2(write, ear._hammer)  # another file has the number of the ear's
+    try:
+        ear.wait("channel", ear.listen("channel"), 60.0)
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+        os.fstat(ear._hammer)  # it is open still
+    finally:
+        for each in (read, write, ear._hammer):
+            os.close(each)
 
 
 # --- statements of the user's own
