@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 import pytest
 from celery import Celery
+from kombu import pools
 from processes import DEADLINE, eventually
 
 import lmdbqueue.integrations.kombu  # noqa: F401  (registers lmdb://)
@@ -90,6 +91,7 @@ class Site:
             if worker.poll() is None:
                 self.kill(worker)
         self.app.close()
+        pools.reset()  # which are kombu's, for all apps of a process
 
     def ran(self):
         return self.log.read_text().count("\n") if self.log.exists() else 0

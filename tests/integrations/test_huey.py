@@ -49,6 +49,10 @@ class _OnAQueue(BaseTestCase):
 class TestStorage(StorageTests, _OnAQueue):
     """All of what Huey asks of a storage."""
 
+    def tearDown(self):
+        super().tearDown()  # which empties the storage at its end, and so opens it again
+        self.huey.storage.close()
+
 
 def _own_tests():
     for module in (test_api, test_consumer, test_priority, test_signals):
