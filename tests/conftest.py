@@ -1,25 +1,32 @@
 """Fixtures that every test file may use, and what a run tells at its end."""
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import postgres_server
+import psycopg
 import pytest
 from clocks import Clock
 from hypothesis import HealthCheck, settings
 from proofs import prove_by_the_checkpoint
 
 from lmdbqueue import PersistentQueue
+from lmdbqueue._host import departures
 from lmdbqueue._lmdb import snapshot
+from lmdbqueue._local import environment
 from lmdbqueue.aio import AsyncPersistentQueue
-from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres import PostgresQueue, _database, _session
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 # LMDB asks for 2 MB of zeros at each opening: as a mapping, always, they cost nothing until they are used
@@ -47,6 +54,43 @@ def _heard() -> None:
     for each in logging.root.manager.loggerDict.values():
         if isinstance(each, logging.Logger):
             each.disabled = False
+
+
+LOOKS_FOR_WHAT_IS_LEFT = os.environ.get("LMDBQUEUE_LEFT_OPEN") == "1"  # after each test, which fails then
+_connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()  # to databases, that the library has made
+_connect = _session.connect
+
+
+def _connected(*args: Any) -> psycopg.Connection[Any]:
+    connection = _connect(*args)
+    _connections.add(connection)
+    return connection
+
+
+if LOOKS_FOR_WHAT_IS_LEFT:
+    _session.connect = _connected
+
+
+def _open_now() -> set[str]:
+    """Return what this process has open of the library: directories, databases, connections, threads with a name."""
+    directories = {f"the directory {each.directory.path}" for each in list(environment.environments.values())}
+    databases = {f"the schema {schema} of {url}" for url, schema in list(_database._databases)}
+    connections = {f"a connection, {id(each):x}" for each in list(_connections) if not each.closed}
+    threads = {f"the thread {each.name}" for each in threading.enumerate() if each.name.startswith("lmdbqueue")}
+    return directories | databases | connections | threads
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    """Fail a test that leaves something open, or a thread running: later ones would meet it."""
+    before = _open_now() if LOOKS_FOR_WHAT_IS_LEFT else set()
+    yield
+    deadline = time.monotonic() + 10
+    while LOOKS_FOR_WHAT_IS_LEFT and (left := _open_now() - before):
+        assert time.monotonic() < deadline, f"still open after the test: {left}"
+        gc.collect()  # what nobody can reach any more is closed then
+        departures.wait(1)
+        time.sleep(0.01)  # a thread may be on its way out
 
 
 @pytest.fixture
