@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from kombu.utils.json import dumps, loads
 
-from lmdbqueue._errors import ClosedError, DecodeError, FormatError, GoneError, QueueError
+from lmdbqueue._errors import ClosedError, FormatError, GoneError, QueueError
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
@@ -42,11 +42,11 @@ class Broker:
         with suppress(FormatError):
             found = options_of(self._path)
             self._options = {"durability": found.durability, "checksum": found.checksum}
-        self._queues: dict[str, PersistentQueue[Any]] = {}  # without a lock, which a forked child might find taken
+        self._queues: dict[str, PersistentQueue[bytes]] = {}  # without a lock, which a forked child might find taken
         self._is_closed = False
         self._looked: dict[str, float] = {}  # when the expiry of a queue was put off
         self._process = os.getpid()
-        self.control: PersistentQueue[bytes] = self._open("exchanges", bytes)
+        self.control = self._open("exchanges")
         self._engine = local_engine_of(self.control)
 
     @property
@@ -54,14 +54,14 @@ class Broker:
         """Whether this is not the forked child of who opened it."""
         return self._process == os.getpid()
 
-    def _open(self, name: str, loads: Callable[[bytes], Any]) -> PersistentQueue[Any]:
-        return PersistentQueue(self._path, dumps=bytes, loads=loads, name=name, **self._options)
+    def _open(self, name: str) -> PersistentQueue[bytes]:
+        return PersistentQueue(self._path, dumps=bytes, loads=bytes, name=name, **self._options)
 
-    def queue(self, name: str) -> PersistentQueue[Any]:
+    def queue(self, name: str) -> PersistentQueue[bytes]:
         """Return a queue, which is made if it is not there."""
         found = self._queues.get(name)
         if found is None:
-            opened = self._open(named(name), _message)
+            opened = self._open(named(name))
             found = self._queues.setdefault(name, opened)
             if found is not opened:  # another thread was faster
                 opened.close()
@@ -71,7 +71,7 @@ class Broker:
         return found
 
     def on(
-        self, name: str, do: Callable[[PersistentQueue[Any]], Any], make: Callable[[], object] = lambda: None
+        self, name: str, do: Callable[[PersistentQueue[bytes]], Any], make: Callable[[], object] = lambda: None
     ) -> Any:
         """Do something with a queue; if another process has dropped it, with a new one, after ``make``."""
         queue = self.queue(name)
@@ -91,7 +91,7 @@ class Broker:
         if (found := self._queues.get(name)) is not None:
             self._forget(name, found)
 
-    def _forget(self, name: str, queue: PersistentQueue[Any]) -> None:
+    def _forget(self, name: str, queue: PersistentQueue[bytes]) -> None:
         if self._queues.get(name) is queue:  # else another thread has opened it anew
             del self._queues[name]
         queue.close()
@@ -189,20 +189,25 @@ def stored(message: Any) -> bytes:
     return str(dumps(message)).encode()
 
 
-def _message(payload: bytes) -> Any:
-    """Return the message of what is stored; raise something if it is none."""
-    message = loads(payload)
-    message["properties"]["delivery_info"]["redelivered"] = False
+def message_of(payload: bytes) -> Any:
+    """Return the message of what is stored; raise ``ValueError`` if it is none."""
+    try:
+        message = loads(payload)
+        message["properties"]["delivery_info"]["redelivered"] = False
+    except Exception as error:
+        text = f"it is no message: {type(error).__name__}: {error}"
+        raise ValueError(text) from error
     return message
 
 
-def popped(queue: PersistentQueue[Any]) -> Any:
-    """Remove the first message, and return it, None if there is none."""
-    while True:
+def popped(queue: PersistentQueue[bytes]) -> Any:
+    """Remove the first message, and return it, None if there is none; what is no message becomes a dead letter."""
+    while (payload := queue.pop()) is not None:
         try:
-            return queue.pop()
-        except DecodeError as error:
-            queue.dead_letter(error.seq, error.reason)
+            return message_of(payload)
+        except ValueError as error:
+            queue.dead_letter(queue.push(payload), str(error))
+    return None
 
 
 def named(queue: str) -> str:

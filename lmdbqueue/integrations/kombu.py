@@ -62,7 +62,7 @@ from lmdbqueue._errors import (
     StorageError,
 )
 from lmdbqueue._verbs.lease import Lease
-from lmdbqueue.integrations._broker import Broker, Declared, named, popped, stored
+from lmdbqueue.integrations._broker import Broker, Declared, message_of, named, popped, stored
 
 __all__ = ["Channel", "Transport"]
 
@@ -94,10 +94,10 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def __init__(self, channel: "Channel", prefetch_count: int = 0) -> None:
         super().__init__(channel, prefetch_count)
-        self._leases: dict[Any, tuple[Lease[Any], int]] = {}
+        self._leases: dict[Any, tuple[Lease[bytes], int]] = {}
         self._process = os.getpid()
 
-    def hold(self, tag: str, lease: Lease[Any], seq: int) -> None:
+    def hold(self, tag: str, lease: Lease[bytes], seq: int) -> None:
         """Note the lease of a message, before it is delivered."""
         self._leases[tag] = lease, seq
 
@@ -130,7 +130,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def restore(self, tags: Iterable[Any], reason: str) -> None:
         """Give back messages, those of a lease in one step; what fails keeps none of the others."""
-        by_lease: dict[int, tuple[Lease[Any], dict[Any, int]]] = {}
+        by_lease: dict[int, tuple[Lease[bytes], dict[Any, int]]] = {}
         for tag in tags:
             if (held := self._leases.get(tag)) is not None:
                 lease, seq = held
@@ -139,7 +139,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             for lease, some in by_lease.values():
                 stack.callback(self._give_back, lease, some, reason)
 
-    def _give_back(self, lease: Lease[Any], some: dict[Any, int], reason: str) -> None:
+    def _give_back(self, lease: Lease[bytes], some: dict[Any, int], reason: str) -> None:
         with suppress(LeaseExpiredError, GoneError):
             lease.nack(list(some.values()), reason=reason)
         for tag in some:
@@ -172,7 +172,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._delivered.clear()
         self._delivered.restored = True
 
-    def _settle(self, tag: Any, do: Callable[[Lease[Any], int], None]) -> None:
+    def _settle(self, tag: Any, do: Callable[[Lease[bytes], int], None]) -> None:
         held = self._leases.get(tag)
         if held is not None:
             with suppress(LeaseExpiredError, GoneError):  # the queue was purged or dropped: there is nothing to settle
@@ -342,9 +342,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if no_ack:
             message = self._broker.on(queue, popped, made)
             return [] if message is None else [self._marked(message, 1)]
-        return self._held(self._broker.on(queue, lambda each: each.lease(n), made))
+        while lease := self._broker.on(queue, lambda each: each.lease(n), made):
+            if messages := self._held(lease):
+                return messages
+        return []
 
-    def ack_and_take(self, lease: Lease[Any], seq: int) -> bool:
+    def ack_and_take(self, lease: Lease[bytes], seq: int) -> bool:
         """Acknowledge a message, and lease the next for its consumer in the same step.
 
         Only in an event loop, which delivers at its next turn what was leased.
@@ -380,10 +383,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         connection.is_to_look |= len(more) < room  # there may be some in another queue
         return True
 
-    def _held(self, lease: Lease[Any]) -> list[Any]:
+    def _held(self, lease: Lease[bytes]) -> list[Any]:
         messages = []
-        for message, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
-            messages.append(self._marked(message, attempts))
+        for payload, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
+            try:
+                message = self._marked(message_of(payload), attempts)
+            except ValueError as error:
+                with suppress(QueueError):  # a full disk: it goes back with the connection
+                    lease.reject(seq, str(error))
+                continue
+            messages.append(message)
             self.qos.hold(message["properties"]["delivery_tag"], lease, seq)
         return messages
 
