@@ -257,7 +257,7 @@ class AsyncReader(Generic[T]):
         """Pass entries that are the next, and return their items; None if they are not the next any more."""
 
         def undo(taken: tuple[list[T], Move]) -> bool:
-            return self._head.engine.reader_retreat(taken[1], entries[: len(taken[0])])
+            return self._head.steps.retreat(taken[1], entries[: len(taken[0])])
 
         async with self._moving:
             passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self._head.pass_by, entries, undo=undo)

@@ -24,7 +24,7 @@ ORDER: Final = (
     "hands",  # _verbs.hands: what get() gave out is the parent's
     "blocks",  # _local.transaction
     "environments",  # _local.sharing: quiet before, opened anew in the child
-    "engines",  # _local.engine: what is leased is the parent's
+    "engines",  # _local.hold: what is leased is the parent's
     "couriers",  # _async.courier
     "PostgreSQL blocks",  # postgres._block
     "PostgreSQL connections",  # postgres._database

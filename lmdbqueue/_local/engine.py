@@ -6,30 +6,19 @@ finds what has to come back in its place again. Must not know: LMDB, generations
 
 from __future__ import annotations
 
-import os
-import weakref
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from functools import partial
-from typing import Any, Final, TypeVar, TypeVarTuple, cast
-from zlib import crc32
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, DiskFullError, Full, OptionError, QueueError
+from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Full
 from lmdbqueue._format import BASE, Note, Trailer, pack
-from lmdbqueue._host import departures
-from lmdbqueue._host.fork import at_fork
-from lmdbqueue._host.owners import Owners
-from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
-from lmdbqueue._local.environment import Environment
+from lmdbqueue._local.hold import LocalHold
 from lmdbqueue._model import (
     dead_letters,
     fifo,
     keyed_items,
     leases,
     pushing,
-    reader_records,
-    readers,
     retention,
     returns,
 )
@@ -37,11 +26,11 @@ from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
-from lmdbqueue._model.readers import Move
-from lmdbqueue._model.returns import Overdue
-from lmdbqueue._values import Clock, Entry, Leased, Moment, Push, Pushed, ReaderStats, Start, Stats, Taken, now
-from lmdbqueue._verbs.engine import Decode, SortOut, within
-from lmdbqueue._verbs.serializers import refuse_other_serializer
+from lmdbqueue._values import Entry, Leased, Moment, Push, Pushed, ReaderStats, Stats, Taken
+from lmdbqueue._verbs.engine import Decode, SortOut
+
+if TYPE_CHECKING:
+    from lmdbqueue._local.reader_engine import LocalReaderEngine
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,64 +41,14 @@ _SECOND: Final = 10**9  # ns
 _DEATH_LOOK: Final = 0.25  # seconds between two looks of a sleeper for dead owners of leases
 _SMALL: Final = 1 << 14  # bytes of an item that is leased on a full disk
 _FEW: Final = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
-_AT_ONCE: Final = 10_000  # items that come back in one transaction
-_FEW_AT_ONCE: Final = 1_000  # the same, where a verb needs the first only
 _FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
 
 # a record of AWAY: its key, its note
 _AWAY_OVERHEAD: Final = 100  # bytes
 
-_engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
 
-
-class LocalEngine:
+class LocalEngine(LocalHold):
     """The engine of one queue object on an environment."""
-
-    environment: Environment  # once closed, what raises ClosedError
-
-    def __init__(
-        self,
-        environment: Environment,
-        path: str,
-        name: str,
-        serializer: str = "",
-        *,
-        maxsize: int = 0,
-        max_bytes: int | None = None,
-        max_attempts: int | None = None,
-        buries_expired: bool = False,
-        clock: Clock = now,
-    ) -> None:
-        """Use an environment, which was opened at ``path``, and release it when this object is closed, or gone."""
-        self.environment = environment
-        self.name = name
-        self.path = path
-        self.maxsize = maxsize
-        self.max_bytes = max_bytes
-        self.max_attempts = max_attempts
-        self.buries_expired = buries_expired
-        self.checksum = environment.directory.options.checksum
-        self.clock = clock
-        self._next_of_readers: dict[str, Entry] = {}  # the same, of readers
-        self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
-        self.is_shut_down = self.is_drained = self.is_closed = False
-        self.owners = Owners(environment.directory.path, environment.directory.folder)
-        try:
-            self.ref, self.record = environment.open_queue(name, partial(_make, serializer))
-        except BaseException:
-            environment.release()
-            raise
-        try:
-            refuse_other_serializer(path, _format.serializer(self.record), serializer)
-        except OptionError:
-            environment.release(self.ref)
-            raise
-        self.salt = _format.salt(self.record)
-        self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
-        self._release = weakref.finalize(self, departures.defer, _let_go, environment, self.ref, self.owners)
-        self._release.atexit = False  # but by ``release_at_end``, which comes before what waits for it
-        self._stays_open = False
-        _engines.add(self)
 
     # --- items that wait
 
@@ -121,11 +60,11 @@ class LocalEngine:
 
     def count(self) -> int:
         """Return how many items wait."""
-        return self._view(fifo.count)
+        return self.view(fifo.count)
 
     def owed(self) -> int:
         """Return how many items wait, are leased or delayed."""
-        return self._view(fifo.owed)
+        return self.view(fifo.owed)
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``)."""
@@ -160,35 +99,26 @@ class LocalEngine:
             found = self.environment.update(self.ref, keyed_items.push, payloads, apart, room=room)
         return [Pushed(each.key - BASE, each.is_stored) for each in found]
 
-    def _makes_room(self) -> bool:
-        """Return whether something left, or came back, that was overdue: no consumer may be there who sees to that."""
-        moment = self.clock()
-        found = self.environment.view(self.ref, returns.overdue, self.owners, moment)
-        return found is not None and self._restore(found.owners, moment, _AT_ONCE) > 0
-
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key."""
-        return self._view(keyed_items.find, key)
+        return self.view(keyed_items.find, key)
 
     def cancel(self, key: bytes) -> bool:
         """Remove the item with a unique key, if it waits or is delayed."""
-        self._view(fifo.count)  # so that what is over has gone
+        self.view(fifo.count)  # so that what is over has gone
         return self.environment.update(self.ref, keyed_items.cancel, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the first ``n`` entries."""
-        return self._view(fifo.first, n, max_bytes)
+        return self.view(fifo.first, n, max_bytes)
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the first ``n`` entries, durable or not."""
-        return self._glance(n, fifo.first, n, max_bytes)
-
-    def _size(self, entry: Entry) -> int:
-        return len(self.opened(entry)[1])
+        return self.glance(n, fifo.first, n, max_bytes)
 
     def since(self, key: bytes) -> list[Entry]:
         """Return some entries behind that of ``key``."""
-        return self._view(fifo.since, key, _BROWSE_BYTES)
+        return self.view(fifo.since, key, _BROWSE_BYTES)
 
     def take(  # noqa: C901  (in one frame: every pop passes it)
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
@@ -243,12 +173,12 @@ class LocalEngine:
 
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it waits."""
-        self._view(fifo.count)  # so that what has to come back has
+        self.view(fifo.count)  # so that what has to come back has
         return self.environment.update(self.ref, keyed_items.delete_items, [_format.key_of(seq)]) > 0
 
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Make the item of this number a dead letter if it is waiting."""
-        self._view(fifo.count)
+        self.view(fifo.count)
         how = Return(self.clock().wall, reason)
         return self.environment.update(self.ref, dead_letters.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
 
@@ -258,7 +188,7 @@ class LocalEngine:
 
     def clear(self) -> int:
         """Remove all items that wait, those too that have come due and nobody has seen."""
-        self._view(fifo.count)
+        self.view(fifo.count)
         return self.environment.update(self.ref, fifo.clear)
 
     def clear_all(self) -> int:
@@ -276,75 +206,6 @@ class LocalEngine:
             if moved := self.environment.update(self.ref, pushing.move, keys, payloads, trailers, target, room=room):
                 return moved
         return 0
-
-    def payloads(self, entries: list[Entry]) -> list[bytes]:
-        """Return the payloads of the entries, found undamaged."""
-        if len(entries) == 1:  # the most frequent case, kept short
-            ((key, value),) = entries
-            if not self.checksum or crc32(value, crc32(key, self.salt)) == _format.RESIDUE:
-                end = len(value) - self._behind
-                if end >= 0 and value[end] < _format.MARKED:
-                    return [value[:end]]
-        values = [value for _, value in entries]
-        if self.checksum and not _format.are_intact([key for key, _ in entries], values, self.salt):
-            raise CorruptItemError(
-                *self.opened(next(each for each in entries if not _format.is_intact(*each, self.salt)))
-            )
-        try:
-            return _format.payloads(values, sealed=self.checksum)
-        except (ValueError, IndexError):  # no checksum has shown that one is damaged
-            bad = next(each for each in entries if not _format.has_trailer(each[1], sealed=self.checksum))
-            raise CorruptItemError(*self.opened(bad)) from None
-
-    def _bodies(self, entries: list[Entry]) -> Sequence[bytes]:
-        return _format.bodies([value for _, value in entries], sealed=self.checksum)
-
-    def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
-        """Return what stands behind the payloads of undamaged entries."""
-        return [Trailer.of(body)[0] for body in self._bodies(list(entries))]
-
-    def opened(self, entry: Entry) -> tuple[int, bytes]:
-        """Return an entry's sequence number and payload, damaged or not."""
-        key, value = entry
-        with suppress(ValueError, IndexError):
-            (payload,) = _format.payloads([value], sealed=self.checksum)
-            return _format.seq_of(key), payload
-        return _format.seq_of(key), value
-
-    # --- what has to come back first
-
-    def _view(self, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Return ``fn(txn, tables, *args)`` of what is on the disk, once everything that has to come back has."""
-        moment = self.clock()
-        found = self.environment.view(self.ref, returns.look, self.owners, moment, fn, *args)
-        while isinstance(found, Overdue):
-            if not self._restore(found.owners, moment, _AT_ONCE):
-                return self.environment.view(self.ref, fn, *args)
-            moment = self.clock()
-            found = self.environment.view(self.ref, returns.look, self.owners, moment, fn, *args)
-        return found
-
-    def _glance(self, n: int, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Return ``fn(txn, tables, *args)`` of what need not be durable yet, once ``n`` items at least have come back.
-
-        Where very many come due at once, each call brings back a part of them.
-        """
-        moment = self.clock()
-        found = self.environment.glance(self.ref, returns.look, self.owners, moment, fn, *args)
-        if isinstance(found, Overdue):
-            self._restore(found.owners, moment, max(n, _FEW_AT_ONCE))
-            return self.environment.glance(self.ref, fn, *args)
-        return found
-
-    def _restore(self, owners: Sequence[int], moment: Moment, most: int) -> int:
-        """Requeue the items of dead owners and those now due; return the count, 0 if the disk is full."""
-        try:
-            how = Return(moment.wall, "", 0, self.max_attempts, "", self.buries_expired)
-            changed = self.environment.update(self.ref, returns.restore, owners, moment, how, most)
-        except Full:  # of the disk: when consumers have made room it comes back
-            return 0
-        self.owners.bury(owners)
-        return changed
 
     # --- leases
 
@@ -472,16 +333,16 @@ class LocalEngine:
 
     def count_dead(self) -> int:
         """Return how many dead letters there are."""
-        return self._view(fifo.numbers).dead
+        return self.view(fifo.numbers).dead
 
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
         """Return some dead letters from number ``seq`` on."""
-        records = self._view(dead_letters.dead, _format.key_of(seq), _BROWSE_BYTES)
+        records = self.view(dead_letters.dead, _format.key_of(seq), _BROWSE_BYTES)
         return [((record.key, record.value), record.note) for record in records]
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters to the queue."""
-        self._view(fifo.count)  # so that nothing that has expired has a key
+        self.view(fifo.count)  # so that nothing that has expired has a key
         return self.environment.update(self.ref, returns.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
@@ -490,71 +351,22 @@ class LocalEngine:
 
     # --- readers
 
-    def reader_create(self, name: str, where: Start) -> None:
-        """Make a reader unless it is there."""
-        if not self._view(reader_records.exists, name):
-            self.environment.update(self.ref, readers.create, name, where, self.clock().wall, room=_SMALL)
+    def reader(self, name: str) -> LocalReaderEngine:
+        """Return the steps of a reader."""
+        from lmdbqueue._local.reader_engine import LocalReaderEngine  # noqa: PLC0415  (most queues have no readers)
 
-    def reader_drop(self, name: str) -> bool:
-        """Remove a reader."""
-        dropped = self.environment.update(self.ref, readers.drop, name)
-        self._trim()
-        return dropped
+        return LocalReaderEngine(self, name)
 
-    def reader_seek(self, name: str, where: Start) -> None:
-        """Move a reader to another item."""
-        self._glance(0, reader_records.exists, name)  # so that what is due has come
-        self.environment.update(self.ref, readers.seek, name, where, self.clock().wall)
-        self._trim()
+    def readers(self) -> list[ReaderStats]:
+        """Return what is known of all readers."""
+        from lmdbqueue._model import readers  # noqa: PLC0415  (as above)
 
-    def _trim(self) -> None:
-        while self.environment.update(self.ref, retention.trim, self.clock().wall, self.buries_expired):
-            pass
-
-    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries of a reader."""
-        if max_bytes is not None:
-            return within(partial(self.reader_first, name), self._size, n, max_bytes)
-        return self._view(readers.first, name, n)
-
-    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries of a reader, durable or not: the one that ``reader_advance`` saw."""
-        if max_bytes is not None:
-            return within(partial(self.reader_candidates, name), self._size, n, max_bytes)
-        if n == 1 and (entry := self._next_of_readers.pop(name, None)) is not None:
-            return [entry]
-        return self._glance(n, readers.first, name, n)
-
-    def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Move a reader past its next items if their keys are ``keys``."""
-        if len(keys) != 1:
-            return self.environment.update(self.ref, readers.advance, name, keys, self.clock().wall)
-        move = self.environment.update(self.ref, readers.advance_first, name, keys, self.clock().wall)
-        if move is not None and move.following is not None:
-            self._next_of_readers[name] = move.following
-        return move
-
-    def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since."""
-        room = pushing.room_for([value for _, value in entries[: move.gone]])
-        return self.environment.update(self.ref, readers.retreat, move, entries, self.clock().wall, room=room)
-
-    def reader_delete(self, name: str, n: int) -> int:
-        """Move a reader past its next ``n`` items."""
-        return self.environment.update(self.ref, readers.delete, name, n, self.clock().wall)
-
-    def reader_lag(self, name: str) -> int:
-        """Return how many items a reader has not passed."""
-        return self._view(readers.lag, name)
-
-    def reader_stats(self, name: str | None) -> list[ReaderStats]:
-        """Return what is known of a reader, None for all."""
-        return self._view(readers.stats) if name is None else [self._view(readers.stats_of, name)]
+        return self.view(readers.stats)
 
     def retain(self, limits: _format.Retention | None) -> None:
         """Set what is kept."""
         self.environment.update(self.ref, retention.retain, self.clock().wall, limits, self.buries_expired, room=_SMALL)
-        self._trim()
+        self.trim()
 
     def is_crowded(self) -> bool:
         """Return whether the last move of a reader had to wait for the flush of another process."""
@@ -593,65 +405,16 @@ class LocalEngine:
         from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (only when asked)
 
         environment = self.environment
-        found = self._view(of_queue, self.clock())
+        found = self.view(of_queue, self.clock())
         return found._replace(processes=environment.processes(), unsynced_seconds=environment.unsynced_seconds())
 
     def sync(self) -> None:
         """Wait until the effects of all calls that have returned are on disk."""
         self.environment.sync()
 
-    def refuse_if_closed(self) -> None:
-        """Raise ``ClosedError`` after ``close()``."""
-        if self.is_closed:
-            raise ClosedError(self.path)
-
-    def close(self) -> None:
-        """Give back what is leased, and the environment."""
-        environment = self.environment
-        was_closed, self.is_closed = self.is_closed, True
-        if was_closed:
-            return
-        self.environment = cast("Environment", _Closed(self.path))
-        environment.bell.ring()
-        if self.owners.mine:
-            with suppress(QueueError):  # else the next look finds a dead owner
-                how = Return(
-                    self.clock().wall,
-                    "its queue was closed",
-                    max_attempts=self.max_attempts,
-                    bury_expired=self.buries_expired,
-                )
-                environment.update(self.ref, leases.give_up, self.owners.mine, how)
-        if self._release.detach():  # else the collector was faster
-            _let_go(environment, self.ref, self.owners)
-
-    def stay_open_at_exit(self) -> None:
-        """Leave it to another to close this at the program's end, after functions of ``atexit`` that still use it."""
-        self._stays_open = True
-
-    def release_at_end(self) -> None:
-        """Do as the collector would, as the program ends."""
-        found = None if self._stays_open else self._release.detach()  # by then it cannot be called any more
-        if found is not None:
-            found[1](*found[2])
-
-    def begin_anew(self) -> None:
-        """Hold no leases, in a forked child, whose parent may hold some."""
-        self.owners.begin_anew()
-
 
 _make_terms = tuple.__new__
 _unpack = _format.NUMBER.unpack
-
-
-class _Closed:
-    """What stands for the environment of a closed queue."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __getattr__(self, name: str) -> Any:
-        raise ClosedError(self._path)
 
 
 def _deadline(moment: Moment, ttl: float | None) -> int:
@@ -660,28 +423,3 @@ def _deadline(moment: Moment, ttl: float | None) -> int:
 
 def _room_away(payloads: Sequence[bytes]) -> int:
     return pushing.room_for(payloads) + 3 * _AWAY_OVERHEAD * len(payloads)
-
-
-def _make(serializer: str, txn: Txn, queue: Tables) -> bytes:
-    return pushing.create(txn, queue, int.from_bytes(os.urandom(4)), serializer)
-
-
-def _let_go(environment: Environment, ref: Ref, owners: Owners) -> None:
-    try:
-        owners.leave()
-    finally:
-        environment.release(ref)
-
-
-@departures.at_end
-def _release_all() -> None:
-    for engine in list(_engines):
-        engine.release_at_end()
-
-
-def _begin_anew_in_child() -> None:
-    for engine in list(_engines):
-        engine.begin_anew()
-
-
-at_fork("engines", in_child=_begin_anew_in_child)

@@ -337,7 +337,7 @@ class ReaderSource(QueueSource):
     def _behind(self, place: bytes) -> list[Entry]:
         if place:
             return super()._behind(place)
-        return self._engine.reader_first(self._reader.name, 1)
+        return self._engine.reader(self._reader.name).first(1)
 
     def remove(self, seqs: Collection[int]) -> int:
         """Move the reader past these items; durable when this returns.

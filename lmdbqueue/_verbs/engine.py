@@ -181,37 +181,13 @@ class Engine(Protocol):
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters, None for all; return how many there were."""
 
-    # --- named readers; all but ``reader_create`` and ``reader_drop`` raise ``GoneError`` if there is no such reader
+    # --- named readers
 
-    def reader_create(self, name: str, where: Start) -> None:
-        """Make a reader unless it is there."""
+    def reader(self, name: str) -> ReaderEngine:
+        """Return the steps of a reader, which may not be there yet."""
 
-    def reader_drop(self, name: str) -> bool:
-        """Remove a reader; return whether it was there."""
-
-    def reader_seek(self, name: str, where: Start) -> None:
-        """Move a reader to another item."""
-
-    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries of a reader; of at most so many payload bytes, but always one."""
-
-    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``reader_first``, for entries that are to be passed: they need not be durable yet."""
-
-    def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Move a reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
-
-    def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
-
-    def reader_delete(self, name: str, n: int) -> int:
-        """Move a reader past its next ``n`` items, or as many as there are; return their number."""
-
-    def reader_lag(self, name: str) -> int:
-        """Return how many items a reader has not passed."""
-
-    def reader_stats(self, name: str | None) -> list[ReaderStats]:
-        """Return what is known of a reader, None for all."""
+    def readers(self) -> list[ReaderStats]:
+        """Return what is known of all readers."""
 
     def retain(self, retention: Retention | None, /) -> None:
         """Set what is retained, read or not."""
@@ -244,6 +220,40 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what is leased, and free what is held; every later step raises ``ClosedError``. Idempotent."""
+
+
+class ReaderEngine(Protocol):
+    """What keeps the position of one named reader; all but ``create`` and ``drop`` raise ``GoneError`` without it."""
+
+    def create(self, where: Start) -> None:
+        """Make the reader unless it is there."""
+
+    def drop(self) -> bool:
+        """Remove the reader; return whether it was there."""
+
+    def seek(self, where: Start) -> None:
+        """Move the reader to another item."""
+
+    def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Return the next ``n`` entries; of at most so many payload bytes, but always one."""
+
+    def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
+        """Do as ``first``, for entries that are to be passed: they need not be durable yet."""
+
+    def advance(self, keys: list[bytes]) -> Move | None:
+        """Move the reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
+
+    def retreat(self, move: Move, entries: list[Entry]) -> bool:
+        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
+
+    def delete(self, n: int) -> int:
+        """Move the reader past its next ``n`` items, or as many as there are; return their number."""
+
+    def lag(self) -> int:
+        """Return how many items the reader has not passed."""
+
+    def stats(self) -> ReaderStats:
+        """Return what is known of the reader."""
 
 
 _FEW: Final = 16  # entries that are read at first

@@ -467,12 +467,12 @@ class Queue(Writing[T], ABC):
         self._engine.refuse_if_closed()
         from lmdbqueue._verbs.reader import Reader, checked_start  # noqa: PLC0415  (most queues have no readers)
 
-        self._engine.reader_create(check_name(name), checked_start(start))
+        self._engine.reader(check_name(name)).create(checked_start(start))
         return Reader(self, name)
 
     def readers(self) -> list[ReaderStats]:
         """Return the readers of this queue with name, position, lag, skipped items and the time of their last move."""
-        return self._engine.reader_stats(None)
+        return self._engine.readers()
 
     def drop_reader(self, name: str) -> None:
         """Remove a reader, and the items that only it had not passed; durable when this returns.
@@ -483,7 +483,7 @@ class Queue(Writing[T], ABC):
         Raises:
             KeyError: There is no such reader.
         """
-        if not self._engine.reader_drop(name):
+        if not self._engine.reader(name).drop():
             raise KeyError(name)
 
     def retain(

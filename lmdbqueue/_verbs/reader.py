@@ -31,6 +31,7 @@ class Position(Head[T]):
     def __init__(self, head: Head[T], name: str) -> None:
         super().__init__(head.engine, head.loads)
         self.name = name
+        self.steps = head.engine.reader(name)
         self.is_closed = False
         self._queue = head
         self._has_all = False  # whether it last read all that there was
@@ -44,19 +45,19 @@ class Position(Head[T]):
     def count(self) -> int:
         """Return how many items were not passed."""
         self.refuse_if_closed()
-        return self.engine.reader_lag(self.name)
+        return self.steps.lag()
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the next ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
         self.refuse_if_closed()
-        entries = self.engine.reader_first(self.name, n, max_bytes)
+        entries = self.steps.first(n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Do as ``first``, for entries that are to be passed: they need not be durable yet."""
         self.refuse_if_closed()
-        entries = self.engine.reader_candidates(self.name, n, max_bytes)
+        entries = self.steps.candidates(n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
@@ -77,7 +78,7 @@ class Position(Head[T]):
         """Pass the next ``n`` items undecoded; return how many there were."""
         self.refuse_if_closed()
         begin = time.monotonic()
-        passed = self.engine.reader_delete(self.name, n)
+        passed = self.steps.delete(n)
         self._moved(passed, time.monotonic() - begin)
         return passed
 
@@ -85,7 +86,7 @@ class Position(Head[T]):
         """Pass the next items if their keys are ``keys``; return the move, None if they are not."""
         self.refuse_if_closed()
         begin = time.monotonic()
-        move = self.engine.reader_advance(self.name, keys)
+        move = self.steps.advance(keys)
         self._moved(len(keys) if move else 0, time.monotonic() - begin)
         return move
 
@@ -199,7 +200,7 @@ class Reader(Reading[T]):
 
     def _stats(self) -> ReaderStats:
         self._head.refuse_if_closed()
-        return self._engine.reader_stats(self.name)[0]
+        return self._head.steps.stats()
 
     def seek(self, where: Start) -> None:
         """Move the reader, back to items that are still there (see ``retain``) or forward; durable when this returns.
@@ -212,7 +213,7 @@ class Reader(Reading[T]):
             GoneError: The reader was dropped.
         """
         self._head.refuse_if_closed()
-        self._engine.reader_seek(self.name, checked_start(where))
+        self._head.steps.seek(checked_start(where))
 
     def close(self) -> None:
         """Close this object; its waiting calls and all later ones raise ``ClosedError``. The reader itself stays."""

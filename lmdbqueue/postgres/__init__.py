@@ -6,36 +6,37 @@
 
 The map; imports go down this list only.
 
-===============  ================================================================================
-``aio``          ``AsyncPostgresQueue``: the verbs, awaited
-``_marks``       ``PostgresTarget``: what a forwarder fills
-``_queue``       ``PostgresQueue``: opening, the verbs on a database
-``_state``       ``state`` in a table
-``_engine``      ``PostgresEngine``: the steps that the verbs are made of
-``_at_once``     pushes, pops, leases and acks as one statement each
-``_hold``        what the steps of one queue object share, and a look at what has to come back first
-``_queues``      the queues of a schema: making, listing, copying, dropping, proving them
-``_away``        items held back, and how they come back; as functions of a transaction
-``_dead``        dead letters; as functions of a transaction
-``_readers``     named readers, and what goes when all have passed it; as functions of a transaction
-``_pushing``     how items come to the tail: pushed, moved, due
-``_taking``      how items are taken, and put back
-``_removal``     how items leave that nobody is handed
-``_items``       what waits, and how it is seen; these five are functions of a transaction
-``_positions``   where readers are, what is kept for them
-``_database``    a database as this process has it: retrying, forks, poolers
-``_block``       the block of a user as one transaction
-``_ear``         hearing that something changed
-``_owner``       who holds leases, and whether they live
-``_pool``        the connections of a process
-``_session``     one connection: its transactions, and the proof of which of them took place
-``_step``        a transaction under way, or a reading
-``_ledger``      what each session notes of itself and its changes
-``_schema``      the tables, and how they come about
-``_connection``  how a connection is opened, and what is set on it
-``_failures``    what the server's errors mean
-``_sql``         statements with the names of one schema filled in
-===============  ================================================================================
+==================  ================================================================================
+``aio``             ``AsyncPostgresQueue``: the verbs, awaited
+``_marks``          ``PostgresTarget``: what a forwarder fills
+``_queue``          ``PostgresQueue``: opening, the verbs on a database
+``_state``          ``state`` in a table
+``_engine``         ``PostgresEngine``: the steps that the verbs are made of
+``_reader_engine``  ``PostgresReaderEngine``: the steps of one named reader
+``_at_once``        pushes, pops, leases and acks as one statement each
+``_hold``           what the steps of one queue object share, and a look at what has to come back first
+``_queues``         the queues of a schema: making, listing, copying, dropping, proving them
+``_away``           items held back, and how they come back; as functions of a transaction
+``_dead``           dead letters; as functions of a transaction
+``_readers``        named readers, and what goes when all have passed it; as functions of a transaction
+``_pushing``        how items come to the tail: pushed, moved, due
+``_taking``         how items are taken, and put back
+``_removal``        how items leave that nobody is handed
+``_items``          what waits, and how it is seen; these five are functions of a transaction
+``_positions``      where readers are, what is kept for them
+``_database``       a database as this process has it: retrying, forks, poolers
+``_block``          the block of a user as one transaction
+``_ear``            hearing that something changed
+``_owner``          who holds leases, and whether they live
+``_pool``           the connections of a process
+``_session``        one connection: its transactions, and the proof of which of them took place
+``_step``           a transaction under way, or a reading
+``_ledger``         what each session notes of itself and its changes
+``_schema``         the tables, and how they come about
+``_connection``     how a connection is opened, and what is set on it
+``_failures``       what the server's errors mean
+``_sql``            statements with the names of one schema filled in
+==================  ================================================================================
 
 The protocols, and what is there if the client, its connection or the server dies after a step.
 

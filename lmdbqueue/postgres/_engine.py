@@ -6,7 +6,7 @@ queue is opened.
 
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
@@ -15,7 +15,7 @@ from lmdbqueue._errors import ClosedError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
+from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut, within
 from lmdbqueue._verbs.serializers import refuse_other_serializer
 from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal
@@ -23,10 +23,9 @@ from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wan
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._hold import DEATH_LOOK, Hold, size_of
-from lmdbqueue.postgres._items import Found, Place
+from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._owner import Holder
-from lmdbqueue.postgres._readers import Move
-from lmdbqueue.postgres._step import Step
+from lmdbqueue.postgres._reader_engine import PostgresReaderEngine
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -254,77 +253,20 @@ class PostgresEngine:
 
     # --- readers
 
-    def reader_create(self, name: str, where: Start) -> None:
-        """Make a reader unless it is there."""
+    def reader(self, name: str) -> PostgresReaderEngine:
+        """Return the steps of a reader, which may not be there yet."""
+        return PostgresReaderEngine(self._hold, self.name, name)
+
+    def readers(self) -> list[ReaderStats]:
+        """Return what is known of all readers."""
         self._hold.restored()
-        if self._hold.run(_readers.create, name, where) is None:
-            raise GoneError(self.path, self.name)
-
-    def reader_drop(self, name: str) -> bool:
-        """Remove a reader; return whether it was there."""
-        return self._hold.run(_readers.drop, name)
-
-    def reader_seek(self, name: str, where: Start) -> None:
-        """Move a reader to another item."""
-        self._hold.restored()
-        self._moved(name, _readers.seek, name, where)
-
-    def reader_first(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries of a reader; of at most so many payload bytes, but always one."""
-        if max_bytes is not None:
-            return within(partial(self.reader_first, name), size_of, n, max_bytes)
-
-        def look(*, deaths: bool) -> Found:
-            found: Found = self._hold.view(partial(_readers.first, deaths=deaths), name, n)
-            if not found.is_there:
-                raise self._gone(name)
-            return found
-
-        return self._hold.found(n, look)
-
-    def reader_candidates(self, name: str, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries of a reader: what is seen is durable."""
-        return self.reader_first(name, n, max_bytes)
-
-    def reader_advance(self, name: str, keys: list[bytes]) -> Move | None:
-        """Move a reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
-        move = self._moved(name, _readers.advance, name, keys) if keys else None
-        return move if move and move.passed else None
-
-    def reader_retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
-        return self._moved(move.reader, _readers.retreat, move, entries)
-
-    def reader_delete(self, name: str, n: int) -> int:
-        """Move a reader past its next ``n`` items, or as many as there are; return their number."""
-        return self._moved(name, _readers.delete, name, n)  # as ``delete``: of what was seen before
-
-    def _moved(self, name: str, move: Callable[[Step, Place, *Ts], R | None], *args: *Ts) -> R:
-        moved = self._hold.run(move, *args)
-        if moved is None:
-            raise self._gone(name)
-        return moved
-
-    def reader_lag(self, name: str) -> int:
-        """Return how many items a reader has not passed."""
-        return self.reader_stats(name)[0].lag
-
-    def reader_stats(self, name: str | None) -> list[ReaderStats]:
-        """Return what is known of a reader, None for all."""
-        self._hold.restored()
-        found = self._hold.view(_readers.stats, name)
-        if name is not None and not found:
-            raise self._gone(name)
-        return found
+        return self._hold.view(_readers.stats, None)
 
     def retain(self, retention: Retention | None) -> None:
         """Set what is kept, whoever has passed it."""
         self._hold.restored()
         if not self._hold.run(_readers.retain, retention):
             raise GoneError(self.path, self.name)
-
-    def _gone(self, name: str) -> GoneError:
-        return GoneError(self.path, self.name, name)
 
     # --- removing
 
@@ -421,7 +363,7 @@ class PostgresEngine:
         """Return the figures of the queue."""
         found = self._hold.figures()
         removed = found.pushed - found.waiting - found.leased - found.delayed - found.dead
-        readers = tuple(self.reader_stats(None))
+        readers = tuple(self.readers())
         return Stats(**found._asdict(), removed=removed, readers=readers)
 
     def sync(self) -> None:

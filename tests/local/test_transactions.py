@@ -297,6 +297,7 @@ def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, rec
         "_model/pushing",
         "_model/weighed_records",
         "_local/engine",
+        "_local/hold",
         "_local/state",
         "_local/queue",
     ]

@@ -11,7 +11,7 @@ from opener import as_after_a_reboot
 import lmdbqueue
 from lmdbqueue import PersistentQueue, _format
 from lmdbqueue._lmdb import checkpoint_slots, meta_page
-from lmdbqueue._local import engine as local_engine
+from lmdbqueue._local import hold
 from lmdbqueue._local.queue import local_engine_of
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
@@ -170,7 +170,7 @@ def test_present_format_version_has_golden_directories():
 
 
 def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(local_engine.os, "urandom", lambda n: (b"\x5a\x17\xc0\xde" * n)[:n])
+    monkeypatch.setattr(hold.os, "urandom", lambda n: (b"\x5a\x17\xc0\xde" * n)[:n])
     clock = Clock(3600 * SECOND, 1_764_000_000 * SECOND)
     with clock.given_to(PersistentQueue("ex", tmp_path, str.encode, bytes.decode)) as queue:
         queue.push(["hello", "world"])

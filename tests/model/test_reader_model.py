@@ -267,12 +267,12 @@ class ReaderMachine(RuleBasedStateMachine):
         self.move = None
         if name not in self.positions:
             with pytest.raises(GoneError):
-                self.queues[handle]._engine.reader_retreat(*move)
+                self.queues[handle]._engine.reader(name).retreat(*move)
             return
         position = self.positions[name]
         last = items[-1].place
         is_last = self.mark_of(position) == mark
-        assert self.queues[handle]._engine.reader_retreat(*move) == is_last
+        assert self.queues[handle]._engine.reader(name).retreat(*move) == is_last
         if is_last:
             self.items = sorted(self.items + gone, key=lambda item: item.place)
             there = {item.seq for item in self.items if before < item.place <= last}

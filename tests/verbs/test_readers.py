@@ -477,7 +477,7 @@ def _passed(reader, n):
     """Pass some items; return what undoes that."""
     entries = reader._head.first(n)
     _, move = reader._head.pass_by(entries)
-    return lambda: reader.queue._engine.reader_retreat(move, entries)
+    return lambda: reader._head.steps.retreat(move, entries)
 
 
 def test_an_undone_move_gives_back_what_left_with_it_and_counts_what_others_took_since(queue, billing):
