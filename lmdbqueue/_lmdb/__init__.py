@@ -1,7 +1,8 @@
 """LMDB: everything that trusts or bypasses it. Only this package knows its files and pages.
 
 ====================  =============================================================
-``generation``        one LMDB environment: when a commit is durable
+``generation``        one LMDB environment, and one transaction at a time on it
+``durability``        when a commit is durable: one flush, or fewer
 ``snapshot``          a file at rest, and where the records of its queues are
 ``opening``           how a file becomes an environment, and how one is made
 ``failures``          LMDB's errors as ours

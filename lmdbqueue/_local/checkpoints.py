@@ -43,7 +43,7 @@ uncovered is covered by whoever commits next, and by the first to open the queue
 
 A checkpoint that failed is tried again by the thread, after twice as long each time, a second at the most: until then
 ``unsynced_seconds`` grows. Commits meet the failure when so much is uncovered that they have to wait. A flush that
-failed puts the generation in doubt, as with any durability (``_lmdb.generation``): it is written anew, by the thread if
+failed puts the generation in doubt, as with any durability (``_lmdb.durability``): it is written anew, by the thread if
 nobody commits before; if that fails, too, it is tried again after a minute at the most.
 """
 

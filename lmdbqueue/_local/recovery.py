@@ -5,7 +5,7 @@ whole; where it cannot be told, nothing is changed; an error of the system ends 
 Must not know: how commits are made durable, beyond what is said here.
 
 What a power cut can leave. Transaction k is committed when k-1 is on the disk, and acknowledged when one flush has
-brought its pages and its meta page there (see ``_lmdb.generation``). Pages and meta page arrive in any order, in units
+brought its pages and its meta page there (see ``_lmdb.durability``). Pages and meta page arrive in any order, in units
 of a sector, so there are three cases:
 
 - the meta page of k did not arrive: the other slot holds k-1, which counts, and is whole;

@@ -31,7 +31,7 @@ the disk (whoever moves on sees to that). Before it is, the mark and the name ma
 - the mark only: the draft, which was on the disk before the mark was made, gets its name
 - the name, with the mark or without: the highest number counts, and has all that N had
 
-When N is in doubt (a flush of it failed, see ``_lmdb.generation``) its pages are read from memory, and if
+When N is in doubt (a flush of it failed, see ``_lmdb.durability``) its pages are read from memory, and if
 they were dropped there, from a disk that never got them: the draft is proven before the switch. The mark then stands
 on a transaction that may not be on the disk, so recovery could not prove it by the difference: that N is in doubt is on
 the disk before, and recovery reads all of N then. If N is beyond repair, the draft, which is whole, takes its place.

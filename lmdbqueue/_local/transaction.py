@@ -100,7 +100,7 @@ class Transaction(Block):
         self.refuse_if_spoiled()
         if not self._has_changed:
             return 0
-        self.generation.refuse_gone()  # a block may be long
+        self.generation.presence.refuse_gone()  # a block may be long
         try:
             return self.generation.commit(self._txn)
         except Exception as error:

@@ -4,7 +4,7 @@ Owns: how META and AWAY are written, by every other file. Law: whatever changes 
 with the transaction changes with it. Must not know: what the records mean.
 
 Why. A power cut may leave transaction k torn: its meta page is on the disk, and some of its pages are not
-(see ``_lmdb.generation``). What stands in the places of those then is what was there before: pages of k-3 or
+(see ``_lmdb.durability``). What stands in the places of those then is what was there before: pages of k-3 or
 earlier, of another queue, or of an attempt at k that was killed before it was committed. Such a page fits: its
 number is right, its items have their checksums, and what it says was true once, or might have been. So each tree is
 tied to its transaction by something that a page of another time cannot have:
@@ -17,7 +17,7 @@ tied to its transaction by something that a page of another time cannot have:
 
 A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
 since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
-instead (see ``_lmdb.generation``); with ``durability="off"`` there is none, since nothing is promised.
+instead (see ``_lmdb.durability``); with ``durability="off"`` there is none, since nothing is promised.
 With ``durability="interval"`` the content weight is a running sum (``_lmdb.content.Running``).
 """
 

@@ -213,7 +213,7 @@ def _wait_until_it_is_old(queue: PersistentQueue[bytes]) -> None:
 
     def is_old() -> bool:
         environment.update(queue._engine.ref, lambda *_: None)
-        return bool(environment._generation._there_since)
+        return bool(environment._generation.presence.since)
 
     eventually(is_old)
 

@@ -279,7 +279,14 @@ def _flush_killed_at(number, place):
         queue.count()
         killed_at_line(
             number,
-            ("_local/compaction", "_local/swap", "_host/directory", "_lmdb/generation", "_lmdb/snapshot"),
+            (
+                "_local/compaction",
+                "_local/swap",
+                "_host/directory",
+                "_lmdb/generation",
+                "_lmdb/durability",
+                "_lmdb/snapshot",
+            ),
             queue.flush,
             force=True,
         )

@@ -16,7 +16,7 @@ CALLS = {  # and their budgets, with a flush a commit and with checkpoints
 
 def _is_settled(queue, directory):
     """Return whether the directory was looked at long enough after it was changed, so that one look at it will do."""
-    return queue._engine.environment._generation._there_since == os.stat(directory).st_ctime_ns
+    return queue._engine.environment._generation.presence.since == os.stat(directory).st_ctime_ns
 
 
 @pytest.mark.parametrize("durability", ["full", "interval"])

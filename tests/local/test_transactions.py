@@ -290,6 +290,7 @@ def test_a_kill_at_any_line_of_a_block_leaves_all_of_it_or_nothing(tmp_path, rec
         "_local/environment",
         "_local/live",
         "_lmdb/generation",
+        "_lmdb/durability",
         "_lmdb/snapshot",
         "_lmdb/preallocation",
         "_lmdb/content",

@@ -30,10 +30,10 @@ SEAMS = {
     "slot of a checkpoint": "_local.checkpoints:Checkpoints._bring_down",
     "pin of who commits": "_local.checkpoints:Checkpoints.pin",
     "after a commit": "_local.checkpoints:Checkpoints.committed",
-    "meta page of the newest": "_lmdb.generation:Generation._is_newest",
+    "meta page of the newest": "_lmdb.durability:Durable._is_newest",
     "slot on the disk": "_lmdb.checkpoint_slots:sync_file",
     "lanes": "_lmdb.checkpoint_slots:_lanes",
-    "snapshot of a checkpoint": "_lmdb.generation:Generation.newest_meta",
+    "snapshot of a checkpoint": "_lmdb.durability:Durable.newest_meta",
     "numbers leap": "_local.recovery:_make_count",
     **{
         f"away: {name}": f"_model.weighed_records:{name}"
