@@ -57,17 +57,19 @@ CONTENTS = """
 {pages}
 ```
 """
-INTEGRATIONS = ("logging", "prometheus", "huey", "kombu", "opentelemetry")
+INTEGRATIONS = ("logging", "prometheus", "otel", "huey", "kombu", "opentelemetry")
 PAGES = {
     "Learn": ["quickstart"],
     "Do": ["guide", "operations", "scaling", "migrating"],
-    "Integrations": [f"integrations/{name}" for name in (*INTEGRATIONS, "http", "mqtt") if name != "kombu"]
-    + ["integrations/celery", "integrations/recipes"],
+    "Integrations": [
+        f"integrations/{name}"
+        for name in ("logging", "prometheus", "huey", "opentelemetry", "http", "mqtt", "celery", "recipes")
+    ],
     "Look up": [
         "verbs",
         "cli",
         "reference/lmdbqueue",
-        *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy", "otel")),
+        *(f"reference/{name}" for name in ("aio", "postgres", "postgres.aio", "forward", "legacy")),
         *(f"reference/integrations.{name}" for name in INTEGRATIONS),
     ],
     "Understand": ["comparison", "design", "format"],

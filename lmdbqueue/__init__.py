@@ -24,20 +24,17 @@ packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycop
 ``__main__``      ``python -m lmdbqueue``
 ``cli``           the command line, a package with a map of its own
 ``legacy``        ``import_file``: queues of other libraries, taken over; a package, too
-``otel``          figures for OpenTelemetry
 ``forward``       ``Forwarder``: a queue drained into a central one, a URL, a topic; a package, too
 ``postgres``      ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
-``aio``           ``AsyncPersistentQueue``: the verbs, awaited
-``_async``        calls of an event loop, carried by threads
+``aio``           ``AsyncPersistentQueue``: the verbs, awaited; calls of an event loop, carried by threads
 ``_local``        ``PersistentQueue`` on LMDB
 ``_verbs``        what each verb means, on any engine
 ``_model``        what a queue is: functions of a transaction
 ``_lmdb``         everything that trusts or bypasses LMDB
 ``_host``         files, processes, threads
-``_values``       values that cross floors
 ``_format``       what the bytes on disk mean
 ``_errors``       every exception
-``_tuples``       named tuples whose classes cost an import little
+``_values``       values that cross floors, and the base of named tuples
 ================  ==================================================================================
 """
 

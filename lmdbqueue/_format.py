@@ -19,7 +19,7 @@ from typing import Final, Literal, get_args
 from zlib import crc32
 
 from lmdbqueue._errors import CorruptQueueError, VersionError
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 VERSION: Final = 1
 

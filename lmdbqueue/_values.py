@@ -1,14 +1,81 @@
-"""Values that cross floors: what engines, verbs and faces hand to each other.
+"""Values that cross floors: what engines, verbs and faces hand to each other; and ``NamedTuple``, their base.
 
 Owns: their fields and units. Law: each is frozen, and holds nothing but values. Must not know: where they come from.
+
+A class of this ``NamedTuple`` is, to a type checker, one of ``typing``'s, and costs an import a twentieth of what that
+does, which compiles a constructor for each; there are forty. Tools can show their signatures, too.
 """
 
-import time
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Literal
+from __future__ import annotations
 
-from lmdbqueue._tuples import NamedTuple
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from typing import NamedTuple as NamedTuple  # noqa: PLC0414  (so that it can be imported from here)
+else:
+    from collections import _tuplegetter
+
+    _new = tuple.__new__
+
+    class _Kind(type):
+        """Makes a class of tuples of the fields that its body annotates."""
+
+        def __new__(cls, name, bases, body):
+            made = type.__new__(cls, name, bases, {**body, "__slots__": ()})
+            if bases:
+                made._fields = made.__match_args__ = fields = tuple(made.__annotations__)
+                made._field_defaults = {field: body[field] for field in fields if field in body}
+                for index, field in enumerate(fields):
+                    setattr(made, field, _tuplegetter(index, None))
+            return made
+
+        @property
+        def __signature__(cls):
+            from inspect import Parameter, Signature  # noqa: PLC0415  (for tools that show it)
+
+            default = dict.fromkeys(cls._fields, Parameter.empty) | cls._field_defaults
+            kind, types = Parameter.POSITIONAL_OR_KEYWORD, cls.__annotations__
+            return Signature([Parameter(each, kind, default=default[each], annotation=types[each]) for each in default])
+
+    class NamedTuple(tuple, metaclass=_Kind):  # noqa: SLOT001  (its metaclass says so)
+        """A tuple whose values have names."""
+
+        def __new__(cls, *values, **named):
+            fields = cls._fields
+            if len(values) == len(fields) and not named:
+                return _new(cls, values)
+            found = {**cls._field_defaults, **named, **dict(zip(fields, values, strict=False))}
+            beyond = len(values) > len(fields) or not named.keys().isdisjoint(fields[: len(values)])
+            if beyond or len(found) != len(fields):
+                message = f"{cls.__name__} is of {', '.join(fields)}, not of {len(values)} values and {sorted(named)}"
+                raise TypeError(message)
+            return _new(cls, [found[field] for field in fields])
+
+        @classmethod
+        def _make(cls, values):
+            return cls(*values)
+
+        def _replace(self, **changed):
+            made = _new(self.__class__, map(changed.pop, self._fields, self))
+            if changed:
+                message = f"{self.__class__.__name__} has no {', '.join(changed)}"
+                raise TypeError(message)
+            return made
+
+        __replace__ = _replace
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def __repr__(self):
+            values = ", ".join(f"{field}={value!r}" for field, value in self._asdict().items())
+            return f"{self.__class__.__name__}({values})"
+
 
 Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the engine looks inside
 
@@ -24,7 +91,7 @@ class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
     notes: typing.Any
 
     @classmethod
-    def of(cls, entry: Entry, notes: typing.Any) -> "Taken":
+    def of(cls, entry: Entry, notes: typing.Any) -> Taken:
         """Return an entry with what was known of it."""
         taken = cls(entry)
         taken.notes = notes
@@ -74,7 +141,7 @@ class Number(int):
     is_stored: bool
 
     @classmethod
-    def of(cls, pushed: Pushed) -> "Number":
+    def of(cls, pushed: Pushed) -> Number:
         """Return the number of what was pushed."""
         number = cls(pushed.seq)
         number.is_stored = pushed.is_stored
@@ -94,7 +161,7 @@ class Leased(NamedTuple):
 NOTHING: Final = Leased(0, [], [], None)
 
 
-class ReaderStats(typing.NamedTuple):
+class ReaderStats(NamedTuple):
     """The figures of a named reader.
 
     Attributes:
@@ -112,7 +179,7 @@ class ReaderStats(typing.NamedTuple):
     seen: float
 
 
-class Stats(typing.NamedTuple):
+class Stats(NamedTuple):
     """The figures of a queue, in items, and of its directory, in bytes.
 
     Attributes:

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.disk import is_of_a_handler, open_private
@@ -40,12 +40,14 @@ _LATE: Final = 1.0  # seconds that a sleeper may wake late
 _HEARD: Final = b"\1"
 
 
-class _Watch(Protocol):
-    def wait(self, timeout: float) -> bool:
-        """Sleep until the file is written to, at most ``timeout`` seconds; return whether it may have been."""
+if TYPE_CHECKING:
 
-    def close(self) -> None:
-        """Free the descriptors."""
+    class _Watch(Protocol):
+        def wait(self, timeout: float) -> bool:
+            """Sleep until the file is written to, at most ``timeout`` seconds; return whether it may have been."""
+
+        def close(self) -> None:
+            """Free the descriptors."""
 
 
 class Bell:

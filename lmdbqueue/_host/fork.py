@@ -25,7 +25,7 @@ ORDER: Final = (
     "blocks",  # _local.transaction
     "environments",  # _local.sharing: quiet before, opened anew in the child
     "engines",  # _local.hold: what is leased is the parent's
-    "couriers",  # _async.courier
+    "couriers",  # aio._courier
     "PostgreSQL blocks",  # postgres._block
     "PostgreSQL connections",  # postgres._database
     "PostgreSQL engines",  # postgres._engine

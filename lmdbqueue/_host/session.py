@@ -43,7 +43,7 @@ from typing import Final
 from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)

@@ -3,6 +3,8 @@
 Owns: what the owner and the mode of a file say. Law: it reads only, and warns. Must not know: what is in the files.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 import warnings

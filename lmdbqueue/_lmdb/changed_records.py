@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import SUB, Child, Node, SoundPages, as_tree
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 
 class ChangedTree(NamedTuple):

@@ -17,6 +17,8 @@ A slot, at 0 and at 4,096, so that none shares a sector or a page with the other
     152   4  CRC-32 of all that
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import re
@@ -30,7 +32,7 @@ from zlib import crc32
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.directory import LANE
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 MAGIC: Final = b"lmdbqcp1"
 BODY_SIZE: Final = 136

@@ -30,7 +30,7 @@ from typing import TypeVar
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import BIG, FIRST, SUB, Child, Node, SoundPages, Unsound, as_tree, check_tree
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 R = TypeVar("R")
 

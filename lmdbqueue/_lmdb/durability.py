@@ -29,7 +29,7 @@ new file (``_local.live`` sees to that). Reading goes on.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import lmdb
 
@@ -44,23 +44,25 @@ from lmdbqueue._lmdb.snapshot import Snapshot, Txn, is_proven_at_opening
 _ALL: Final = (1 << 64) - 1
 
 
-class Keeper(Protocol):
-    """What keeps the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
+if TYPE_CHECKING:
 
-    def pin(self) -> None:
-        """Return when this process may commit."""
+    class Keeper(Protocol):
+        """What keeps the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
 
-    def committed(self, granted: int) -> None:
-        """Note a commit, for which ``granted`` bytes of pages were granted."""
+        def pin(self) -> None:
+            """Return when this process may commit."""
 
-    def renew(self) -> bool:
-        """Make freed pages usable again; return whether that may help."""
+        def committed(self, granted: int) -> None:
+            """Note a commit, for which ``granted`` bytes of pages were granted."""
 
-    def sync(self) -> None:
-        """Return when all that was committed is on the disk."""
+        def renew(self) -> bool:
+            """Make freed pages usable again; return whether that may help."""
 
-    def close(self) -> None:
-        """Make no more checkpoints."""
+        def sync(self) -> None:
+            """Return when all that was committed is on the disk."""
+
+        def close(self) -> None:
+            """Make no more checkpoints."""
 
 
 class Durable(Snapshot):

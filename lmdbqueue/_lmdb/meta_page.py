@@ -25,7 +25,7 @@ from typing import Final
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.disk import sync_file
 from lmdbqueue._lmdb.raw_pages import Tree
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16

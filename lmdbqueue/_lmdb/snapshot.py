@@ -23,7 +23,7 @@ from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]

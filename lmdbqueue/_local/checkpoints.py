@@ -47,6 +47,8 @@ failed puts the generation in doubt, as with any durability (``_lmdb.durability`
 nobody commits before; if that fails, too, it is tried again after a minute at the most.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from _thread import start_new_thread
@@ -82,7 +84,7 @@ class Checkpoints:
         generation: Generation,
         session: Session,
         slots: Slots,
-        writer: "threading.RLock",
+        writer: threading.RLock,
         interval: float,
         begin_anew: Callable[[], object],
     ) -> None:

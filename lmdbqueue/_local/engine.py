@@ -27,10 +27,10 @@ from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
 from lmdbqueue._values import Entry, Leased, Moment, Push, Pushed, ReaderStats, Stats, Taken
-from lmdbqueue._verbs.engine import Decode, SortOut
 
 if TYPE_CHECKING:
     from lmdbqueue._local.reader_engine import LocalReaderEngine
+    from lmdbqueue._verbs.engine import Decode, SortOut
 
 T = TypeVar("T")
 R = TypeVar("R")

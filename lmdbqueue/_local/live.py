@@ -45,16 +45,16 @@ from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, free, is_mine
-from lmdbqueue._lmdb.checkpoint_slots import Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, Txn, end
-from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue._local.recovery import is_whole, recover
 from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import blocks
 
 if TYPE_CHECKING:
+    from lmdbqueue._lmdb.checkpoint_slots import Slots
+    from lmdbqueue._local.checkpoints import Checkpoints
     from lmdbqueue._model.invariants import Progress
 
 R = TypeVar("R")
@@ -255,6 +255,9 @@ class Live:
         """Keep the pages of a checkpoint while this process commits. Under the directory lock."""
         if self.directory.options.durability != "interval":
             return
+        from lmdbqueue._lmdb.checkpoint_slots import Slots  # noqa: PLC0415  (here and below: for these queues only)
+        from lmdbqueue._local.checkpoints import Checkpoints  # noqa: PLC0415
+
         if self._slots is None:
             self._slots = Slots(self.directory.file(CHECKPOINT), self.directory.folder)
         found = Checkpoints(generation, session, self._slots, self._writer, self.interval, self._begin_anew)

@@ -91,7 +91,7 @@ from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.directory import CHECKPOINT
 from lmdbqueue._host.disk import sync_file, translated
 from lmdbqueue._host.session import Session, stamp
-from lmdbqueue._lmdb import checkpoint_slots, meta_page
+from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.snapshot import is_proven_at_opening, is_weighed
 
@@ -130,6 +130,8 @@ def _recover_to_checkpoint(
     path: str, number: int, options: _format.Options, session: Session, progress: Progress | None
 ) -> MetaPage:
     """Make the newest snapshot count that is whole, the last checkpoint at the least; return its meta page."""
+    from lmdbqueue._lmdb import checkpoint_slots  # noqa: PLC0415  (for these queues only)
+
     newest, before = meta_page.read(path)
     slots = os.path.join(os.path.dirname(path), CHECKPOINT)
     is_known, checkpoint = checkpoint_slots.read(slots)

@@ -23,8 +23,7 @@ from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import keyed_items, readers
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, NamedTuple
 from lmdbqueue._verbs.batch import Envelope, Origin
 from lmdbqueue._verbs.head import Head, checked_batch
 from lmdbqueue._verbs.reader import Reader, position_of

@@ -51,8 +51,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, NamedTuple
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
 _PASSED = 1_000  # skipped keys that the head passes in a call, beyond those of its own items

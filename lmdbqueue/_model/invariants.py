@@ -18,7 +18,7 @@ from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.snapshot import Snapshot, Tables, Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._model import away_proof, fifo, reader_records
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes

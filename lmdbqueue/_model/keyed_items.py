@@ -14,7 +14,7 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import expiry, fifo, item_notes, lease_records, pushing, retention, weighed_records
 from lmdbqueue._model.pushing import Limits
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 
 class Apart(NamedTuple):

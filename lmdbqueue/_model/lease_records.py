@@ -30,7 +30,7 @@ from lmdbqueue import _format
 from lmdbqueue._format import Note, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 NEVER: Final = (1 << 64) - 1  # a deadline that does not come
 DAMAGED: Final = "its record was damaged"

@@ -36,8 +36,7 @@ from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, read
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, NamedTuple
 
 _FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
 

@@ -28,7 +28,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 _PAGE: Final = 4096  # bytes, of LMDB
 _BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload

@@ -35,8 +35,7 @@ from lmdbqueue._format import (
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats
+from lmdbqueue._values import NEWEST, OLDEST, Entry, NamedTuple, ReaderStats
 
 
 class Move(NamedTuple):

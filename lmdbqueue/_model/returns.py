@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import Final, Protocol, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
 from lmdbqueue._format import READERS, RETAINED, Note, away, pack, unpack
@@ -35,8 +35,7 @@ from lmdbqueue._model import (
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry, Moment
+from lmdbqueue._values import Entry, Moment, NamedTuple
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -45,13 +44,15 @@ _AT_ONCE: Final = 10_000  # items that come back in one transaction, about
 _LOOKED_AT: Final = 16  # owners that a look asks after, in turn with the others
 
 
-class Watch(Protocol):
-    """What knows which owners of leases are dead."""
+if TYPE_CHECKING:
 
-    after: int  # the owner that it was asked after last
+    class Watch(Protocol):
+        """What knows which owners of leases are dead."""
 
-    def dead_among(self, owners: Sequence[int]) -> tuple[int, ...]:
-        """Return which of these are dead."""
+        after: int  # the owner that it was asked after last
+
+        def dead_among(self, owners: Sequence[int]) -> tuple[int, ...]:
+            """Return which of these are dead."""
 
 
 class Overdue(NamedTuple):

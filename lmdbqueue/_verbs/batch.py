@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
 from lmdbqueue._format import ranges
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 
 
 class Origin(NamedTuple):

@@ -10,12 +10,14 @@ import operator
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry
-from lmdbqueue._verbs.engine import Engine
+from lmdbqueue._values import Entry, NamedTuple
+
+if TYPE_CHECKING:
+    from lmdbqueue._verbs.engine import Engine
+
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
 from lmdbqueue._verbs.encoding import checked_delay, checked_ttl
-from lmdbqueue._verbs.engine import Decode, Engine
+
+if TYPE_CHECKING:
+    from lmdbqueue._verbs.engine import Decode, Engine
+
 
 T = TypeVar("T")
 

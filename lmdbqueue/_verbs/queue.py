@@ -19,7 +19,6 @@ from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention, check_name
 from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import checked_limits, checked_ttl, payload_of
-from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease
@@ -27,6 +26,7 @@ from lmdbqueue._verbs.reading import checked_count
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
+    from lmdbqueue._verbs.engine import Engine
     from lmdbqueue._verbs.reader import Reader
     from lmdbqueue._verbs.state import StateMapping
     from lmdbqueue._verbs.worker import Hook, Job, Retry, Stop, Worked

@@ -10,7 +10,7 @@ import operator
 import sys
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from lmdbqueue._tuples import NamedTuple
+from lmdbqueue._values import NamedTuple
 from lmdbqueue._verbs.head import Head
 
 T = TypeVar("T")

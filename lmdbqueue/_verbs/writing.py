@@ -9,15 +9,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
 
 from lmdbqueue._errors import CorruptItemError, DecodeError
 from lmdbqueue._format import MAX_PAYLOAD
 from lmdbqueue._values import Entry, Number, Push
 from lmdbqueue._verbs.encoding import Key, as_payload, digest, how_to_push, payload_of, payloads_of
-from lmdbqueue._verbs.engine import Engine
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.reading import Reading
+
+if TYPE_CHECKING:
+    from lmdbqueue._verbs.engine import Engine
+
 
 T = TypeVar("T")
 

@@ -6,6 +6,7 @@ Nothing else in the package imports these, and they do not import each other. On
 ================  ==========================================================================================
 ``logging``       ``DurableHandler`` and ``DurableListener``: log records that survive the program
 ``prometheus``    ``QueueCollector``: figures for prometheus_client, read at each scrape
+``otel``          ``observe``: figures for OpenTelemetry, read at each collection
 ``huey``          ``LmdbHuey``, ``LmdbStorage``: Huey whose workers may die
 ``kombu``         a transport of kombu: Celery without a broker
 ``opentelemetry``  exporters whose telemetry survives; trace context in headers of items

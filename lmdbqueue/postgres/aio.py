@@ -3,7 +3,7 @@
 Owns: how a queue in a database is opened for an event loop. Law: a verb means what its namesake in ``PostgresQueue``
 means. Must not know: what the verbs do, threads.
 
-The calls of a loop are carried by the two threads of ``lmdbqueue._async.courier``, and not by psycopg's asynchronous
+The calls of a loop are carried by the two threads of ``lmdbqueue.aio._courier``, and not by psycopg's asynchronous
 connections, for three reasons. Pushes to one queue take turns, one commit at a time, whoever makes them: a thousand
 tasks with a connection each would commit a thousand times, one after the other, where the courier makes one statement
 of them. A task that waits costs a future, and no connection, which the server pays for with a process. And that a
@@ -15,8 +15,8 @@ hears the server's notices, and a connection for each of the three at most.
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lmdbqueue._async.leases import Opening
-from lmdbqueue._async.queue import AsyncQueue
+from lmdbqueue.aio._leases import Opening
+from lmdbqueue.aio._queue import AsyncQueue
 from lmdbqueue.postgres._queue import PostgresQueue
 
 __all__ = ["AsyncPostgresQueue"]

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lmdbqueue import ReaderStats
 from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import METRICS, prometheus_text
-from lmdbqueue.otel import observe
+from lmdbqueue.integrations.otel import observe
 
 READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))
 FIELDS = list(Stats._fields)

@@ -22,12 +22,12 @@ FACES = (
     "postgres.aio",
     "forward",
     "legacy",
-    "otel",
     "integrations.logging",
     "integrations.opentelemetry",
     "integrations.kombu",
     "integrations.huey",
     "integrations.prometheus",
+    "integrations.otel",
 )
 
 

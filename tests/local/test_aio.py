@@ -26,11 +26,10 @@ from lmdbqueue import (
     Reader,
     ShutDown,
 )
-from lmdbqueue._async import courier as _courier
-from lmdbqueue._async.courier import Call
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import DeadLetters
-from lmdbqueue.aio import AsyncDeadLetters, AsyncLease, AsyncPersistentQueue, AsyncReader
+from lmdbqueue.aio import AsyncDeadLetters, AsyncLease, AsyncPersistentQueue, AsyncReader, _courier
+from lmdbqueue.aio._courier import Call
 
 
 def test_the_verbs_mean_what_they_mean_without_await(run, place):

@@ -7,7 +7,7 @@ import pytest
 from processes import forked, status_of
 
 import lmdbqueue
-import lmdbqueue._async.courier
+import lmdbqueue.aio._courier
 import lmdbqueue.integrations.logging
 import lmdbqueue.postgres
 from lmdbqueue._host import fork

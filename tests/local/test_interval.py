@@ -26,7 +26,6 @@ from lmdbqueue._lmdb.checkpoint_pin import NOTHING, Pin
 from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Checkpoint, Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._local import checkpoints
-from lmdbqueue._local import live as _live
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, Target
@@ -764,7 +763,7 @@ def test_the_shortest_interval_counts_though_it_is_wanted_while_a_generation_is_
     with _open(tmp_path) as queue:
         environment = queue._engine.environment
         queue.push("a")
-        monkeypatch.setattr(_live, "Checkpoints", Opened)
+        monkeypatch.setattr(checkpoints, "Checkpoints", Opened)
         queue.flush(force=True)
         for thread in wanting:
             thread.join()

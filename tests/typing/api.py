@@ -25,9 +25,9 @@ from lmdbqueue import (
     StorageError,
     Worked,
 )
-from lmdbqueue._async.leases import AsyncLease
-from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue.aio._leases import AsyncLease
+from lmdbqueue.aio._reader import AsyncReader
 from lmdbqueue.postgres import PostgresQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 

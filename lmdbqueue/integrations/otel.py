@@ -4,7 +4,7 @@ Owns: the instruments. Law: a figure is read when it is collected, and never in 
 more is left out, and the others are not. Must not know: names and meanings (``_verbs.metrics``).
 
     from opentelemetry import metrics
-    from lmdbqueue.otel import observe
+    from lmdbqueue.integrations.otel import observe
 
     observe(metrics.get_meter("my.service"), queue)
 """

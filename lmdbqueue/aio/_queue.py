@@ -11,10 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from lmdbqueue._async.jobs import Ack, Call, Claim, Claimed, Push, Wanted
-from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
-from lmdbqueue._async.reader import AsyncReader
-from lmdbqueue._async.writing import AsyncWriting
 from lmdbqueue._errors import Empty
 from lmdbqueue._values import ReaderStats, Start
 from lmdbqueue._verbs.encoding import checked_ttl, payload_of
@@ -25,6 +21,10 @@ from lmdbqueue._verbs.reading import checked_count
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, takes_job
 from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import append_of
+from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
+from lmdbqueue.aio._leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
+from lmdbqueue.aio._reader import AsyncReader
+from lmdbqueue.aio._writing import AsyncWriting
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar

@@ -1,6 +1,6 @@
 """``AsyncPersistentQueue``: the verbs of ``PersistentQueue``, awaited.
 
-Owns: how a queue in a directory is opened for an event loop. Law: a verb (``_async.queue``) means what its namesake
+Owns: how a queue in a directory is opened for an event loop. Law: a verb (``aio._queue``) means what its namesake
 without ``await`` means. Must not know: threads, commits.
 """
 
@@ -8,13 +8,9 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lmdbqueue._async.calls import NotOpenError
-from lmdbqueue._async.leases import AsyncDeadLetters, AsyncLease, Opening
-from lmdbqueue._async.queue import AsyncQueue, AsyncState
-from lmdbqueue._async.reader import AsyncReader
 from lmdbqueue._local.queue import PersistentQueue
-
-__all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader", "AsyncState", "NotOpenError"]
+from lmdbqueue.aio._leases import Opening
+from lmdbqueue.aio._queue import AsyncQueue
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as DefaultTypeVar

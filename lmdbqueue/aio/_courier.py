@@ -38,12 +38,12 @@ from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
 
-from lmdbqueue._async.jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take, Taken
 from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs.lease import Lease, ack_all
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
+from lmdbqueue.aio._jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take, Taken
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often

@@ -14,20 +14,22 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from lmdbqueue._errors import ClosedError, Empty, ShutDown
 from lmdbqueue._values import Entry, Start
 from lmdbqueue._verbs.engine import Move
-from lmdbqueue._verbs.reader import Reader, position_of
-from lmdbqueue._verbs.reading import Many, checked_count, checked_many, shaped
+from lmdbqueue._verbs.reader import Position, Reader, position_of
+from lmdbqueue._verbs.reading import Many
+from lmdbqueue.aio._reading import AsyncReading
 
 T = TypeVar("T")
+R = TypeVar("R")
 Begin = Callable[..., "asyncio.Future[Any]"]  # what must not be called in the loop, with its arguments; ``undo``
 Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # what an attempt gives, None after its timeout
 
 
-class AsyncReader(Generic[T]):
+class AsyncReader(AsyncReading[T]):
     """A named reader of a queue: a ``Reader`` whose verbs are awaited.
 
     ``async for item in reader`` waits for items, and passes each one when the loop asks for the next. A cancelled
@@ -35,11 +37,13 @@ class AsyncReader(Generic[T]):
     reader has moved on meanwhile, the ``pop`` returns its items, and the cancellation comes too late.
     """
 
+    _head: Position[T]
+
     def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
         self.reader = reader
         self._head = position_of(reader)
         self._begin = begin
-        self._until = until
+        self._waits = until
         self._moving = moving  # held by each move, and while it is undone
 
     def __repr__(self) -> str:
@@ -57,135 +61,6 @@ class AsyncReader(Generic[T]):
     def name(self) -> str:
         """The name of the reader."""
         return self.reader.name
-
-    @overload
-    async def peek(  # type: ignore[overload-overlap]  # there is no type for "every int but 1"
-        self,
-        items: Literal[1] = 1,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> T | None: ...
-
-    @overload
-    async def peek(
-        self,
-        items: int,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> list[T]: ...
-
-    async def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items without passing them.
-
-        Args:
-            items: The number of items, at most. 1 returns the item itself, any other number a list.
-            blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
-
-        Returns:
-            The item, or None if there is none; or a list.
-
-        Raises:
-            Empty, DecodeError, CorruptItemError, ShutDown: As ``Reader.peek``.
-        """
-        n = checked_count(items)
-        least = n if blocking else 1
-        return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
-
-    @overload
-    async def pop(  # type: ignore[overload-overlap]  # as above
-        self,
-        items: Literal[1] = 1,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> T | None: ...
-
-    @overload
-    async def pop(
-        self,
-        items: int,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> list[T]: ...
-
-    async def pop(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:  # noqa: ASYNC109
-        """Return the next items and pass them; durable when it returns.
-
-        Args:
-            items: The number of items, at most. 1 returns the item itself, any other number a list.
-            blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
-
-        Returns:
-            The item, or None if there is none; or a list.
-
-        Raises:
-            Empty, DecodeError, CorruptItemError, ShutDown: As ``Reader.pop``; the reader has not moved.
-        """
-        n = checked_count(items)
-        least = n if blocking else 1
-        return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
-
-    async def peek_many(
-        self,
-        items: int,
-        *,
-        at_least: int = 1,
-        max_bytes: int | None = None,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> list[T]:
-        """Return the next items as a list, even a single one, without passing them.
-
-        Args:
-            items: The number of items, at most.
-            at_least: The number of items to wait for with ``blocking``.
-            max_bytes: Bytes of payloads, at most; one item is returned in any case.
-            blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
-        """
-        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
-        if not blocking or not many.items:
-            return await self._begin(head.look, many.items, 0, max_bytes) or []
-        look = partial(head.look, many.items, many.least, max_bytes)
-        found: list[T] | None = await self._gathered(partial(head.if_enough, at_least, look), timeout)
-        if found is None:
-            raise Empty(at_least, timeout)
-        return found
-
-    async def pop_many(
-        self,
-        items: int,
-        *,
-        at_least: int = 1,
-        max_bytes: int | None = None,
-        blocking: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> list[T]:
-        """Return the next items as a list, even a single one, and pass them; durable when it returns.
-
-        Args:
-            items: The number of items, at most.
-            at_least: The number of items to wait for with ``blocking``.
-            max_bytes: Bytes of payloads, at most; one item is returned in any case.
-            blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
-        """
-        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
-        left = timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if blocking and many.items:
-                enough = partial(self._enough, many, max_bytes)
-                entries = await self._gathered(partial(head.if_enough, at_least, enough), left)
-                if entries is None:
-                    raise Empty(at_least, timeout)
-            else:
-                entries = await self._begin(head.first, many.items, max_bytes)
-            found: list[T] | None = await self._passed(entries) if entries else []
-            if found is not None:
-                return found
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
 
     async def delete(self, items: int = 1) -> int:
         """Pass the next items without decoding them. If it is cancelled, it passes all of them or none.
@@ -225,8 +100,8 @@ class AsyncReader(Generic[T]):
     async def __aiter__(self) -> AsyncIterator[T]:
         """Wait for items, and pass each one when the next is asked for; end after ``shutdown()`` when all is read."""
         with suppress(ShutDown):
-            while True:
-                for entry in await self._gathered(self._head.ahead, None):
+            while (entries := await self._until(self._head.ahead, None)) is not None:
+                for entry in entries:
                     yield self._head.decode([entry])[0]
                     if not await self._moved(self._head.advance, [entry[0]]):  # another was faster
                         break
@@ -238,16 +113,46 @@ class AsyncReader(Generic[T]):
 
     # --- what the verbs are made of
 
+    async def _call(self, fn: Callable[..., R], *args: Any) -> R:
+        result: R = await self._begin(fn, *args)
+        return result
+
+    async def _popped(
+        self,
+        many: Many,
+        at_least: int,
+        max_bytes: int | None,
+        *,
+        blocking: bool,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> list[T]:
+        head = self._head
+        left = timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if blocking and many.items:
+                enough = partial(self._enough, many, max_bytes)
+                entries = await self._until(partial(head.if_enough, at_least, enough), left)
+                if entries is None:
+                    raise Empty(at_least, timeout)
+            else:
+                entries = await self._begin(head.first, many.items, max_bytes)
+            found: list[T] | None = await self._passed(entries) if entries else []
+            if found is not None:
+                return found
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
+
     def _enough(self, many: Many, max_bytes: int | None) -> list[Entry] | None:
         entries = self._head.first(many.items, max_bytes)
         return entries if len(entries) >= many.least else None
 
-    async def _gathered(self, attempt: Callable[[], Any], timeout: float | None) -> Any:  # noqa: ASYNC109
+    async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
         rest = self._head.rest(timeout)
         if rest > 0:
             await asyncio.sleep(rest)
             timeout = None if timeout is None else timeout - rest
-        return await self._until(attempt, timeout)
+        found: R | None = await self._waits(attempt, timeout)
+        return found
 
     async def _moved(self, fn: Callable[..., Any], *args: Any) -> Any:
         async with self._moving:

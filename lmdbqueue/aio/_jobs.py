@@ -11,8 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, DiskFullError, Full
-from lmdbqueue._tuples import NamedTuple
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, NamedTuple
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease, undo
 

@@ -5,14 +5,15 @@ Owns: when an object is open, time limits, what cancelling a call does. Must not
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from lmdbqueue._async.courier import Courier
-from lmdbqueue._async.jobs import Call, Job, Take, Wanted
-from lmdbqueue._async.leases import Opening
 from lmdbqueue._errors import ClosedError, Empty
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
+from lmdbqueue.aio._courier import Courier
+from lmdbqueue.aio._jobs import Call, Job, Take, Wanted
+from lmdbqueue.aio._leases import Opening
+from lmdbqueue.aio._reading import AsyncReading
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +31,7 @@ _AGAIN: Final = 0.25  # seconds between two looks at a call whose time is over, 
 _OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_closed", "_settled", "_in_hand")
 
 
-class Calls(Generic[T]):
+class Calls(AsyncReading[T]):
     """What a queue for one event loop has of its loop."""
 
     queue: Queue[T]
