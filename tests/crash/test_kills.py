@@ -303,20 +303,28 @@ def _kill_at_random(place: str, kills: int, *, flushes: bool, judged_each: int =
     return killed, int(name[:8])
 
 
+def _kill_at_work(place: str, kills: int) -> tuple[int, int]:
+    return _kill_at_random(place, kills, flushes=False)
+
+
+def _kill_amid_flushes(place: str, kills: int) -> tuple[int, int]:
+    return _kill_at_random(place, kills, flushes=True)
+
+
 def test_kills_at_random_of_four_processes_lose_nothing(memory, record_property):
-    killed, _ = _kill_at_random(memory, 150, flushes=False)
+    killed, _ = in_a_small_process(_kill_at_work, memory, 150)
     record_property(TOLD, killed)
 
 
 def test_kills_at_random_amid_flushes_lose_nothing(memory, record_property):
-    killed, generations = _kill_at_random(memory, 120, flushes=True)
+    killed, generations = in_a_small_process(_kill_amid_flushes, memory, 120)
     assert generations > 30
     record_property(TOLD, killed)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("flushes", [False, True])
-def test_very_many_kills_at_random_lose_nothing(memory, flushes, record_property):
-    killed, generations = _kill_at_random(memory, KILLS // 2, flushes=flushes)
+@pytest.mark.parametrize("kill", [_kill_at_work, _kill_amid_flushes])
+def test_very_many_kills_at_random_lose_nothing(memory, kill, record_property):
+    killed, generations = in_a_small_process(kill, memory, KILLS // 2)
     record_property(TOLD, killed)
     record_property("swaps of the file", generations - 1)

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 
 import pytest
-from processes import DEADLINE, KILLED, forked, status_of
+from processes import DEADLINE, KILLED, forked, in_a_small_process, status_of
 
 from lmdbqueue import PersistentQueue
 
@@ -138,7 +138,7 @@ def _run(path, kills):
 
 
 def test_every_item_is_acknowledged_once_and_comes_again_only_when_its_consumer_died(tmp_path, record_property):
-    events, killed, _ = _run(tmp_path, KILLS)
+    events, killed, _ = in_a_small_process(_run, tmp_path, KILLS)
     again = [event for event in events if event[1] == "lease" and max(event[3]) > 1]
     assert len(again) > KILLS / 10, "nobody was killed with a lease"
     record_property("kills", len(killed))
@@ -146,6 +146,6 @@ def test_every_item_is_acknowledged_once_and_comes_again_only_when_its_consumer_
 
 @pytest.mark.long
 def test_many_more_kills_of_consumers_lose_and_double_nothing(tmp_path, record_property):
-    _, killed, items = _run(tmp_path, LONG)
+    _, killed, items = in_a_small_process(_run, tmp_path, LONG)
     record_property("kills", len(killed))
     record_property("items", items)

@@ -21,7 +21,7 @@ import lmdb
 import pytest
 from any_verbs import NAMES, AnyVerbs
 from lmdb import verify
-from processes import forked, generations, status_of
+from processes import forked, generations, in_a_small_process, status_of
 from replay import MEMORY
 
 from lmdbqueue import CorruptQueueError, PersistentQueue, QueueError
@@ -149,19 +149,29 @@ def test_a_state_that_shrinks_in_a_block_is_no_damage_after_a_kill_and_another_m
 # --- what is wrong is found
 
 
-@pytest.fixture
-def file(tmp_path):
+SIZES = (10, 500, 900) * 5 + (9_000,)  # of items; the last takes a run of three pages
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """A file with all kinds of pages: trees of depth 3, overflow runs, a list of free pages on pages of its own."""
+    tmp_path = tmp_path_factory.mktemp("made")
     chance = _chance(0)
     with _open(tmp_path, durability="off") as queue, _open(tmp_path, "two", durability="off") as other:
         for _ in range(250):
-            queue.push([chance.randbytes(chance.choice((10, 500, 900, 9_000))) for _ in range(50)])
+            queue.push([chance.randbytes(chance.choice(SIZES)) for _ in range(50)])
             other.push([b"", b"x"])
             queue.delete(chance.randrange(50))
         queue.delete(4_000)
         queue.lease(300)
         assert queue.check() == []
     return _file(tmp_path)
+
+
+@pytest.fixture
+def file(made, tmp_path):
+    """A copy of it, for one test."""
+    return shutil.copy(made, tmp_path)
 
 
 class Pages:
@@ -426,9 +436,8 @@ def _ends(place, limits, limit):
     return found
 
 
-@pytest.mark.parametrize(("where", "name", "error"), SYSTEM, ids=repr)
-def test_an_error_of_the_system_ends_the_opening_and_changes_nothing(where, name, error, tmp_path):
-    """At some of the moments at which it may come; k and k-1 are whole, and only one of them may meet it."""
+def _ends_with_errors(place, which):
+    where, name, error = SYSTEM[which]
     function = getattr(where, name)
 
     def fail_at(moment):
@@ -441,26 +450,38 @@ def test_an_error_of_the_system_ends_the_opening_and_changes_nothing(where, name
 
         setattr(where, name, failing)
 
-    ends = _ends(_left_behind(tmp_path), (*range(12), 20, 50, 120, 200, 400), fail_at)
-    assert ends in ({0, 7}, {0} if where is not os else {0, 7})  # the proof may do without LMDB
+    return _ends(_left_behind(place), (*range(12), 20, 50, 120, 200, 400), fail_at)
 
 
-def test_an_opening_without_enough_descriptors_changes_nothing(tmp_path):
-    place = _left_behind(tmp_path)
+@pytest.mark.parametrize("which", range(len(SYSTEM)), ids=lambda which: repr(SYSTEM[which]))
+def test_an_error_of_the_system_ends_the_opening_and_changes_nothing(which, tmp_path):
+    """At some of the moments at which it may come; k and k-1 are whole, and only one of them may meet it."""
+    ends = in_a_small_process(_ends_with_errors, os.fspath(tmp_path), which)
+    assert ends in ({0, 7}, {0} if SYSTEM[which][0] is not os else {0, 7})  # the proof may do without LMDB
+
+
+def _ends_without_descriptors(place):
 
     def limit(descriptors):
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     most = max(map(int, os.listdir("/proc/self/fd"))) + 12
-    assert _ends(place, range(most, 3, -1), limit) == {0, 7}
+    return _ends(_left_behind(place), range(most, 3, -1), limit)
 
 
-def test_an_opening_without_enough_memory_changes_nothing(tmp_path):
-    place = _left_behind(tmp_path)
+def test_an_opening_without_enough_descriptors_changes_nothing(tmp_path):
+    assert in_a_small_process(_ends_without_descriptors, os.fspath(tmp_path)) == {0, 7}
+
+
+def _ends_without_memory(place):
 
     def limit(spare):
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
 
-    assert _ends(place, (0, *(1 << bits for bits in range(16, 32)), 3 << 20), limit) == {0, 7}
+    return _ends(_left_behind(place), (0, *(1 << bits for bits in range(16, 32)), 3 << 20), limit)
+
+
+def test_an_opening_without_enough_memory_changes_nothing(tmp_path):
+    assert in_a_small_process(_ends_without_memory, os.fspath(tmp_path)) == {0, 7}

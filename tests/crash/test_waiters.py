@@ -15,9 +15,9 @@ from collections import Counter
 from itertools import count
 
 import pytest
-from processes import DEADLINE, KILLED, LIBRARY, Sleeps, eventually, forked, has_ended, status_of
+from processes import DEADLINE, KILLED, LIBRARY, Sleeps, eventually, forked, has_ended, in_a_small_process, status_of
 
-from lmdbqueue import ClosedError, ShutDown
+from lmdbqueue import ClosedError, PersistentQueue, ShutDown
 from lmdbqueue._host import bell
 
 PROCESSES, THREADS = 5, 100
@@ -194,10 +194,8 @@ class Items:
         assert self.pushed - n <= len(self.got) <= self.pushed
 
 
-def test_a_waiter_that_is_killed_at_any_line_after_it_was_woken_leaves_nobody_asleep(
-    open_queue, words, record_property
-):
-    queue = open_queue(**FAST)
+def _killed_at_every_line(queue, words):
+    """Kill a waiter at each line that runs once it was woken; return how many were killed."""
     others = [forked(_get_and_tell, queue, words) for _ in range(2)]
     items = Items(queue, words)
     for number in count(1):
@@ -216,8 +214,7 @@ def test_a_waiter_that_is_killed_at_any_line_after_it_was_woken_leaves_nobody_as
     assert [status_of(other) for other in others] == [0, 0]
     items.listen()
     items.assert_all_came_once_but_for(number)
-    assert number > 100
-    record_property("kills", number - 1)
+    return number - 1
 
 
 def _kill_waiters_at_random(queue, words, kills):
@@ -239,10 +236,35 @@ def _kill_waiters_at_random(queue, words, kills):
     return kills
 
 
-def test_waiters_that_are_killed_when_they_are_woken_leave_nobody_asleep(open_queue, words, record_property):
-    record_property("kills", _kill_waiters_at_random(open_queue(), words, 200))
+def _on_a_queue(place, kill, *args, **options):
+    """Return ``kill(queue, words, *args)``, of a queue that is whole at the end."""
+    bell.CEILING = 10 * DEADLINE
+    words = Words()
+    with PersistentQueue("queue", place, **options) as queue:
+        kills = kill(queue, words, *args)
+        assert queue.check() == []
+    words.close()
+    return kills
+
+
+def _kill_at_every_line(place):
+    return _on_a_queue(place, _killed_at_every_line, **FAST)
+
+
+def _kill_at_random(place, kills):
+    return _on_a_queue(place, _kill_waiters_at_random, kills)
+
+
+def test_a_waiter_that_is_killed_at_any_line_after_it_was_woken_leaves_nobody_asleep(tmp_path, record_property):
+    kills = in_a_small_process(_kill_at_every_line, str(tmp_path))
+    assert kills > 100
+    record_property("kills", kills)
+
+
+def test_waiters_that_are_killed_when_they_are_woken_leave_nobody_asleep(tmp_path, record_property):
+    record_property("kills", in_a_small_process(_kill_at_random, str(tmp_path), 200))
 
 
 @pytest.mark.long
-def test_very_many_waiters_that_are_killed_leave_nobody_asleep(open_queue, words, record_property):
-    record_property("kills", _kill_waiters_at_random(open_queue(), words, LONG))
+def test_very_many_waiters_that_are_killed_leave_nobody_asleep(tmp_path, record_property):
+    record_property("kills", in_a_small_process(_kill_at_random, str(tmp_path), LONG))

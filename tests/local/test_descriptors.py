@@ -9,7 +9,7 @@ import resource
 from contextlib import contextmanager, suppress
 
 import pytest
-from processes import DEADLINE, forked, status_of
+from processes import DEADLINE, forked, in_a_small_process, status_of
 
 from lmdbqueue import AccessError, PersistentQueue, StorageError
 from lmdbqueue._host import departures
@@ -104,7 +104,7 @@ def _run_out_at_opening(place, is_new, order):
 @pytest.mark.parametrize("order", ["up", "down"])
 def test_opening_with_few_descriptors_leaks_none_and_locks_nobody_out(tmp_path, is_new, order):
     counts = range(MOST + 1) if order == "up" or is_new else range(MOST, -1, -1)
-    assert status_of(forked(_run_out_at_opening, tmp_path, is_new, counts), DEADLINE) == 0
+    in_a_small_process(_run_out_at_opening, tmp_path, is_new, counts)
 
 
 def _lease(queue):
@@ -148,7 +148,7 @@ def _run_out_in_a_verb(place, verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_with_few_descriptors_leaks_none_and_goes_well_afterwards(tmp_path, verb):
-    assert status_of(forked(_run_out_in_a_verb, tmp_path, verb), DEADLINE) == 0
+    in_a_small_process(_run_out_in_a_verb, tmp_path, verb)
 
 
 def _close_with_few(place):
@@ -166,4 +166,4 @@ def _close_with_few(place):
 
 
 def test_closing_with_few_descriptors_closes(tmp_path):
-    assert status_of(forked(_close_with_few, tmp_path), DEADLINE) == 0
+    in_a_small_process(_close_with_few, tmp_path)
