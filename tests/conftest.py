@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import weakref
@@ -19,6 +20,7 @@ import psycopg
 import pytest
 from clocks import Clock
 from hypothesis import HealthCheck, settings
+from processes import MEMORY
 from proofs import prove_by_the_checkpoint
 
 from lmdbqueue import PersistentQueue
@@ -91,6 +93,19 @@ def _nothing_is_left_open() -> Iterator[None]:
         gc.collect()  # what nobody can reach any more is closed then
         departures.wait(1)
         time.sleep(0.01)  # a thread may be on its way out
+
+
+@pytest.fixture
+def silent(monkeypatch) -> None:
+    """Let the library log nothing."""
+    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "disabled", True)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """Give a directory in which a flush costs nothing; a kill takes nothing from the page cache."""
+    with tempfile.TemporaryDirectory(prefix="lmdbqueue-", dir=MEMORY) as place:
+        yield place
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
 """
 
-import logging
 import os
 import shutil
-import tempfile
 from itertools import count, product
 
 import pytest
@@ -14,7 +12,6 @@ import seams
 from any_verbs import AnyVerbs
 from cuts import PAGE, Explorer
 from opener import as_after_a_reboot
-from replay import MEMORY
 
 from lmdbqueue import PersistentQueue, _format
 from lmdbqueue._format import Bounds
@@ -29,16 +26,7 @@ LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))
 TOLD = "states after a power cut"
 
 
-@pytest.fixture(autouse=True)
-def _silent(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "disabled", True)  # each recovery is told
-
-
-@pytest.fixture
-def memory():
-    """Give a directory in which a flush costs nothing."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-cuts-", dir=MEMORY) as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("silent")  # each recovery is told
 
 
 def _verbs(path, seed):

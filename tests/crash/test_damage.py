@@ -8,14 +8,12 @@ import os
 import random
 import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import mutants
 import pytest
 from opener import pretend_reboot
 from processes import eventually, forked, in_a_small_process, status_of, tree
-from replay import MEMORY
 
 import lmdbqueue
 from lmdbqueue import CorruptItemError, CorruptQueueError, GoneError, PersistentQueue, QueueError
@@ -26,13 +24,6 @@ TOLD = "damaged files"
 ITEMS = [random.Random(number).randbytes(20 if number % 9 else 6_000) for number in range(300)]  # noqa: S311
 GONE = 40
 DATA = "00000001.mdb"
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """Give a place that needs no disk."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-damage-", dir=MEMORY) as place:
-        yield place
 
 
 @pytest.fixture

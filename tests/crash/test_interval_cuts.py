@@ -3,16 +3,13 @@
 LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
 """
 
-import logging
 import os
-import tempfile
 from itertools import count
 
 import pytest
 import seams
 from any_verbs import AnyVerbs
 from interval_cuts import PAGE, Explorer
-from replay import MEMORY
 
 SECTOR = 512
 STATES = 4_000  # a test
@@ -22,16 +19,7 @@ LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))
 TOLD = "states after a power cut"
 
 
-@pytest.fixture(autouse=True)
-def _silent(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "disabled", True)  # each recovery is told
-
-
-@pytest.fixture
-def memory():
-    """Give a directory in which a flush costs nothing."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-cuts-", dir=MEMORY) as place:
-        yield place
+pytestmark = pytest.mark.usefixtures("silent")  # each recovery is told
 
 
 def _verbs(path, seed):

@@ -12,16 +12,14 @@ import select
 import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from account import Found, Journal, Worker, inspect, notes_to, open_queue, take_notes
 from opener import as_after_a_reboot
 from processes import MODULES, STEP, eventually, forked, in_a_small_process, kill_at_every_line, status_of
-from replay import MEMORY
 from scenarios import any_verb
 
 from lmdbqueue import PersistentQueue
@@ -87,13 +85,6 @@ def _work(queue: PersistentQueue[bytes], seed: int) -> None:
     for _ in range(4):
         queue.push([chance.randbytes(chance.choice((1, 50, 3000))) for _ in range(5)])
         queue.delete(chance.randrange(3))
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """Give a place that needs no disk: a kill takes nothing from the page cache."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-kills-", dir=MEMORY) as place:
-        yield place
 
 
 def _kill_verb(place: str, name: str, seed: int, durability: str = "full") -> int:

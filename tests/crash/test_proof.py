@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import tempfile
 import time
 import tracemalloc
 from collections import Counter
@@ -22,7 +21,6 @@ import pytest
 from any_verbs import NAMES, AnyVerbs
 from lmdb import verify
 from processes import forked, generations, in_a_small_process, status_of
-from replay import MEMORY
 
 from lmdbqueue import CorruptQueueError, PersistentQueue, QueueError
 from lmdbqueue._lmdb import meta_page, structure
@@ -51,13 +49,6 @@ def _mount_elsewhere(place, to):
 
 
 # --- what the library writes is accepted
-
-
-@pytest.fixture
-def memory():
-    """Give a directory in which a flush costs nothing."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-proof-", dir=MEMORY) as place:
-        yield place
 
 
 def _prove_whatever_is_called(place, seed, seconds):

@@ -11,14 +11,11 @@ import pkgutil
 import random
 import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator
 
 import pytest
 from old_queues import write_acks, write_chunks, write_file, write_litequeue, write_queuelib
 from processes import KILLED, MODULES, forked, in_a_small_process, kill_at_every_line, status_of, tree
-from replay import MEMORY
 
 from lmdbqueue import PersistentQueue, legacy
 from lmdbqueue.legacy import Imported, import_file
@@ -27,13 +24,6 @@ IMPORTING = [f"legacy/{module.name}" for module in pkgutil.iter_modules(legacy._
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000")) // 25
 TOLD = "kills"
 BEFORE = ["was", "here", "before"]
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """Give a place that needs no disk: a kill takes nothing from the page cache."""
-    with tempfile.TemporaryDirectory(prefix="lmdbqueue-kills-", dir=MEMORY) as place:
-        yield place
 
 
 def _imported(place: str) -> Imported:

@@ -8,18 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from processes import eventually
 
 from lmdbqueue import ClosedError, CorruptItemError, DecodeError, DiskFullError, Empty, Full, QueueError, ShutDown
 from lmdbqueue import PersistentQueue as Ours
 
 PATIENCE = 30  # seconds, for what happens at once when all is well
-
-
-def _until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def _waits(queue):
@@ -108,7 +102,7 @@ def test_put_waits_for_a_get(make):
     queue.put("a")
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(queue.put, "b", timeout=PATIENCE)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         assert not done.done()
         assert queue.qsize() == 1
         assert queue.get() == "a"
@@ -120,7 +114,7 @@ def test_each_put_ends_the_wait_of_one_get(make):
     queue = make()
     with ThreadPoolExecutor(4) as pool:
         found = [pool.submit(queue.get, timeout=PATIENCE) for _ in range(4)]
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         for n in range(4):
             queue.put(n)
         assert sorted(each.result(PATIENCE) for each in found) == [0, 1, 2, 3]
@@ -242,7 +236,7 @@ def test_shutdown_wakes_every_waiting_get(make_with_shutdown, immediate):
     queue = make_with_shutdown()
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(queue.get) for _ in range(3)]
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.shutdown(immediate)
         assert all(isinstance(each.exception(PATIENCE), STANDARD_SHUTDOWN) for each in waiting)
 
@@ -253,7 +247,7 @@ def test_shutdown_wakes_every_waiting_put_and_stores_nothing_of_it(make_with_shu
     queue.put("a")
     with ThreadPoolExecutor(3) as pool:
         waiting = [pool.submit(queue.put, n) for n in range(3)]
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.shutdown(immediate)
         assert all(isinstance(each.exception(PATIENCE), STANDARD_SHUTDOWN) for each in waiting)
     if not immediate:
@@ -267,7 +261,7 @@ def test_an_immediate_shutdown_ends_a_join_that_waits_for_items_in_the_queue(mak
     queue.put("a")
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(queue.join)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.shutdown(immediate=True)
         joined.result(PATIENCE)
 
@@ -280,7 +274,7 @@ def test_a_join_waits_for_an_item_in_hand_even_after_an_immediate_shutdown(make_
     queue.shutdown(immediate=True)
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(queue.join)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         assert not joined.done()
         queue.task_done()
         joined.result(PATIENCE)
@@ -292,7 +286,7 @@ def test_join_works_after_shutdown_as_before(make_with_shutdown):
     queue.shutdown()
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(queue.join)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.get()
         assert not joined.done()
         queue.task_done()
@@ -339,7 +333,7 @@ def test_put_waits_for_room_in_bytes_as_well(open_queue):
     assert full > 1
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(queue.put, b"x" * 50_000, timeout=PATIENCE)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         assert queue.qsize() == full
         assert [queue.get() for _ in range(full)] == [bytes(50_000)] * full
         done.result(PATIENCE)
@@ -369,7 +363,7 @@ def test_the_items_outlive_a_shutdown(open_queue):
 def test_a_shutdown_refuses_push_and_ends_blocking_pop_and_peek(queue):
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(verb, 2, blocking=True) for verb in (queue.pop, queue.peek)]
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.push("a")
         queue.shutdown()
         assert all(isinstance(each.exception(PATIENCE), ShutDown) for each in waiting)
@@ -396,7 +390,7 @@ def test_join_waits_for_items_of_yesterday_and_of_others(open_queue):
     queue, other = open_queue(), open_queue()
     with ThreadPoolExecutor(1) as pool:
         joined = pool.submit(queue.join)
-        _until(lambda: _waits(queue))
+        eventually(lambda: _waits(queue))
         queue.get()
         queue.task_done()
         assert not joined.done()
@@ -420,7 +414,7 @@ def test_join_does_not_overlook_an_item_that_get_is_just_taking(queue, monkeypat
         got = pool.submit(queue.get)
         assert removed.wait(PATIENCE)
         joined = pool.submit(queue.join)
-        _until(lambda: joined.done() or _waits(queue))
+        eventually(lambda: joined.done() or _waits(queue))
         overlooked = joined.done()
         go_on.set()
         assert not overlooked

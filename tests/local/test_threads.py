@@ -9,17 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from processes import eventually
 
 from lmdbqueue import ClosedError, CommitUnknownError, Full, PersistentQueue, QueueError
 
 PATIENCE = 60  # seconds, for what happens at once when all is well
-
-
-def _until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def _last_txn(queue):
@@ -44,7 +38,7 @@ class Crowd:
     def add(self, function, *args):
         """Start a call and wait until it waits."""
         self.futures.append(self.pool.submit(function, *args))
-        _until(lambda: len(self.environment._line) == len(self.futures))
+        eventually(lambda: len(self.environment._line) == len(self.futures))
 
     def __exit__(self, *_):
         self.environment._writer.release()
@@ -149,7 +143,7 @@ def test_closing_amid_pushes_of_other_threads_ends_them_with_closed_error_and_lo
 
         with ThreadPoolExecutor(4) as pool:
             pushing = [pool.submit(push) for _ in range(4)]
-            _until(lambda acknowledged=acknowledged: len(acknowledged) > 20)
+            eventually(lambda acknowledged=acknowledged: len(acknowledged) > 20)
             queue.close()
             assert {type(each.exception(PATIENCE)) for each in pushing} == {ClosedError}
         queue = open_queue(durability="off")
@@ -236,7 +230,7 @@ def test_calls_that_all_find_the_right_to_write_free_at_one_moment_share_transac
     with ThreadPoolExecutor(8) as pool, environment._writer, monkeypatch.context() as patch:
         patch.setattr(environment, "_writer", Right())
         pushing = [pool.submit(queue.push, n) for n in range(8)]
-        _until(lambda: len(environment._line) == 7)
+        eventually(lambda: len(environment._line) == 7)
     assert sorted(each.result(PATIENCE) for each in pushing) == list(range(8))
     assert _last_txn(queue) <= before + 2
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from processes import eventually
 
 from lmdbqueue import Empty, PersistentQueue
 from lmdbqueue._host import bell as _wakeup
@@ -18,13 +19,6 @@ from lmdbqueue._host.bell import Bell
 PATIENCE = 30  # seconds, for what happens at once when all is well
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="it counts descriptors in /proc, and watches by inotify")
 spawn = multiprocessing.get_context("spawn")
-
-
-def _until(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)
 
 
 def _refuse(_path):
@@ -98,7 +92,7 @@ def test_a_ring_of_another_thread_ends_a_sleep_at_once(bell):
     ticket = bell.listen()
     with ThreadPoolExecutor(1) as pool:
         slept = pool.submit(_wait_seconds, bell, ticket)
-        _until(lambda: bell._is_seat_taken() or slept.done())  # one that polls looks by itself
+        eventually(lambda: bell._is_seat_taken() or slept.done())  # one that polls looks by itself
         bell.ring()
         assert slept.result(2 * PATIENCE) < PATIENCE / 2
 
@@ -124,7 +118,7 @@ def test_one_ring_ends_the_sleep_of_all(bell):
     with ThreadPoolExecutor(8) as pool:
         slept = [pool.submit(_wait_seconds, bell, ticket) for ticket in tickets]
         if not isinstance(bell._watch, _wakeup._Polling):
-            _until(lambda: len(bell._others) == 7)
+            eventually(lambda: len(bell._others) == 7)
         bell.ring()
         assert max(each.result(2 * PATIENCE) for each in slept) < PATIENCE / 2
 
@@ -142,7 +136,9 @@ def test_closing_ends_every_sleep(bell):
     ticket = bell.listen()
     with ThreadPoolExecutor(4) as pool:
         slept = [pool.submit(_wait_seconds, bell, ticket) for _ in range(4)]
-        _until(lambda: bell._is_seat_taken() or all(each.done() for each in slept))  # those who poll look by themselves
+        eventually(
+            lambda: bell._is_seat_taken() or all(each.done() for each in slept)
+        )  # those who poll look by themselves
         bell.close()
         assert max(each.result(2 * PATIENCE) for each in slept) < PATIENCE / 2
 
@@ -175,11 +171,11 @@ def test_a_sleeper_that_leaves_gives_the_seat_to_one_that_stays(tmp_path):
     ticket = bell.listen()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(bell.wait, ticket, 0.2)
-        _until(bell._is_seat_taken)
+        eventually(bell._is_seat_taken)
         second = pool.submit(_wait_seconds, bell, ticket)
-        _until(lambda: bell._others)
+        eventually(lambda: bell._others)
         first.result(PATIENCE)
-        _until(bell._is_seat_taken)  # the second has sat down, or it would sleep through the ring
+        eventually(bell._is_seat_taken)  # the second has sat down, or it would sleep through the ring
         bell.ring()
         assert second.result(2 * PATIENCE) < PATIENCE / 2
     bell.close()
@@ -190,10 +186,10 @@ def test_a_seat_that_an_interrupted_sleeper_never_left_is_free_in_time(bell):
     bell._sitting[0] = time.monotonic() + 0.1
     ticket = bell.listen()
     bell.wait(ticket, 0.05)  # rests
-    _until(lambda: not bell._is_seat_taken())
+    eventually(lambda: not bell._is_seat_taken())
     with ThreadPoolExecutor(1) as pool:
         slept = pool.submit(_wait_seconds, bell, ticket)
-        _until(lambda: bell._is_seat_taken() or slept.done())
+        eventually(lambda: bell._is_seat_taken() or slept.done())
         bell.ring()
         assert slept.result(2 * PATIENCE) < PATIENCE / 2
 
@@ -274,7 +270,7 @@ def test_all_sleepers_of_a_process_share_one_watch(queue, open_queue):
     bell = queue._engine.environment.bell
     with ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(each.pop, 1, blocking=True) for each in objects for _ in range(4)]
-        _until(lambda: bell._is_seat_taken() and len(bell._others) == 11)
+        eventually(lambda: bell._is_seat_taken() and len(bell._others) == 11)
         assert _inotify_count() == before + 1
         for each in objects:
             each.push([1, 2, 3, 4])
@@ -326,7 +322,7 @@ def test_a_waiter_whose_ring_was_lost_finds_the_item_at_the_ceiling(queue, monke
     monkeypatch.setattr(_wakeup, "CEILING", 0.2)
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(queue.pop, 1, blocking=True, timeout=PATIENCE)
-        _until(queue._engine.environment.bell._is_seat_taken)
+        eventually(queue._engine.environment.bell._is_seat_taken)
         with monkeypatch.context() as patch:
             patch.setattr(Bell, "ring", lambda _: None)
             queue.push("a")
@@ -339,7 +335,7 @@ def test_where_the_kernel_has_no_watch_left_waiting_works_all_the_same(queue, mo
     monkeypatch.setattr(_wakeup, "_Kqueue", _refuse)
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(queue.pop, 1, blocking=True, timeout=PATIENCE) for _ in range(3)]
-        _until(queue._engine.environment.bell._is_seat_taken)
+        eventually(queue._engine.environment.bell._is_seat_taken)
         assert isinstance(queue._engine.environment.bell._watch, _wakeup._Polling)
         queue.push([1, 2, 3])
         assert sorted(each.result(PATIENCE) for each in found) == [1, 2, 3]

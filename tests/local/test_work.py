@@ -9,13 +9,13 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
-from lmdbqueue._async.leases import _kept_alive
 from processes import DEADLINE, Moments, eventually
 
 from lmdbqueue import LeaseExpiredError, Retry, StorageError, Worked
 from lmdbqueue._host import signals as _signals
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Batch
+from lmdbqueue.aio._leases import _kept_alive
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():

@@ -20,13 +20,12 @@ import strace_log
 from account import Account, Found, Journal, Judge
 from disk import Disk, State
 from opener import Case, build, open_all, pretend_reboot
-from processes import forked, status_of
+from processes import MEMORY, forked, status_of
 
 import lmdbqueue
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 LIBRARY = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
-MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
 BATCH = 100  # states a child
 BLOCK = 40  # moments in a row that are one processor's: those of others have other states
 ENOUGH = 5  # failures, after which the rest is given up
