@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from typing import NamedTuple as NamedTuple  # noqa: PLC0414  (so that it can be imported from here)
@@ -88,10 +88,10 @@ Start = int | Literal["oldest", "newest"]  # where a reader begins: at the numbe
 class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
     """An entry that has left, with what else was known of it, for ``put_back``: the engine's own business."""
 
-    notes: typing.Any
+    notes: Any
 
     @classmethod
-    def of(cls, entry: Entry, notes: typing.Any) -> Taken:
+    def of(cls, entry: Entry, notes: Any) -> Taken:
         """Return an entry with what was known of it."""
         taken = cls(entry)
         taken.notes = notes
