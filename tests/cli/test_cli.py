@@ -266,8 +266,9 @@ def test_bytes_are_printed_as_they_are_and_raw_as_python_writes_them(run, open_q
 
 def test_what_cannot_be_decoded_stays_where_it_is(run, queue, open_queue):
     queue.push(["a", {1, 2}, "c"])
-    assert b"item 1 " in run("pop", "queue", "-n", "3", "--json", code=UNREADABLE).stderr
-    assert (list(queue), len(queue.dead)) == (["a", {1, 2}, "c"], 0)
+    done = run("pop", "queue", "-n", "3", "--json", code=UNREADABLE)
+    assert (done.stdout, b"item 1 " in done.stderr) == (b'"a"\n', True)
+    assert (list(queue), len(queue.dead)) == ([{1, 2}, "c"], 0)
     open_queue("other", dumps=bytes).push(b"no pickle")
     assert b"--bytes" in run("pop", "other", code=UNREADABLE).stderr
 

@@ -33,7 +33,7 @@ def _leave_elsewhere(place, then):
         block = queue.transaction()
         pool.submit(block.__enter__).result(DEADLINE)
         pool.submit(queue.push, "in the block").result(DEADLINE)
-        with pytest.raises(TransactionError, match="another thread"):
+        with pytest.raises(TransactionError, match="a different thread"):
             block.__exit__(None, None, None)
         if then == "the thread calls again":
             assert pool.submit(queue.pop).result(DEADLINE) is None
