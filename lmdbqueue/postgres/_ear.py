@@ -110,13 +110,17 @@ class Ear:
             self._session.abandon()
 
     def _close_pipe(self) -> None:
-        for fd in (self._bell, self._hammer):
-            with suppress(OSError):
-                os.close(fd)
+        bell, hammer, self._bell, self._hammer = self._bell, self._hammer, -1, -1
+        for fd in (bell, hammer):
+            if fd >= 0:
+                with suppress(OSError):
+                    os.close(fd)
 
     def _strike(self) -> None:
-        with suppress(BlockingIOError):  # it is full: so the thread will not wait
-            os.write(self._hammer, b"\0")
+        """End the thread's wait. With the lock, without which the thread does not close the pipe."""
+        if self._hammer >= 0:
+            with suppress(BlockingIOError):  # it is full: so the thread will not wait
+                os.write(self._hammer, b"\0")
 
     def _hear(self, channels: list[str]) -> None:
         for channel in channels:
@@ -147,7 +151,8 @@ class Ear:
             else:
                 session.close()
                 time.sleep(max(0.0, began + _PAUSE - time.monotonic()))  # if the server refuses to listen
-        self._close_pipe()
+        with self._lock:  # whoever closes this may not have struck yet, and the number may be another file's then
+            self._close_pipe()
 
     def _follow(self, session: Session) -> None:
         """Listen until the end, or until the connection is lost."""

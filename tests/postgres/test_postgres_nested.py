@@ -157,7 +157,7 @@ def test_a_block_that_is_left_in_another_thread_is_undone(open_postgres):
     thread = threading.Thread(target=lambda: found.append(enter()))
     thread.start()
     entered.wait(DEADLINE)
-    with pytest.raises(TransactionError, match="another thread"):
+    with pytest.raises(TransactionError, match="a different thread"):
         block.__exit__(None, None, None)
     left.set()
     thread.join()
@@ -186,6 +186,22 @@ def test_an_interrupt_as_a_block_ends_leaves_no_block_behind(open_postgres):
     assert number > STEP
     queue.push("next")
     assert list(queue)[-1] == "next"
+
+
+def test_an_ear_whose_thread_ends_as_it_is_closed_strikes_no_pipe_that_is_gone(monkeypatch):
+    ear = Ear(lambda: None, None)
+    ear._has_begun = True
+    thread = threading.Thread(target=ear._run)
+
+    def tell():  # amid the close
+        thread.start()
+        thread.join(0.1)  # it has ended, or waits for the lock
+
+    monkeypatch.setattr(ear._sleepers, "tell", tell)
+    ear.close()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
+    ear._strike()  # nothing, whoever has the number of the pipe by now
 
 
 def test_calls_that_wait_while_the_server_is_away_never_fill_the_pipe_of_who_listens():
