@@ -480,7 +480,8 @@ class Generation(Durable):
         self._is_tight = False
         txn = self.begin("writing")
         try:
-            self.commit(txn)
+            with self._translated("writing"):
+                self.commit(txn)
         finally:
             end(txn)
         return True

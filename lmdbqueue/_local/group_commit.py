@@ -7,6 +7,7 @@ and one that raises does not spoil its neighbours. Must not know: LMDB, who wait
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from threading import Lock, get_ident
 from typing import Any
 
@@ -113,7 +114,7 @@ def _run_each(generation: Generation, calls: Sequence[Call], error: Exception, *
 def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *, again: bool) -> None:
     """Tell the callers of an error, unless the disk was full and may have room now."""
     explained = generation.explain(error, "writing")
-    if again and isinstance(explained, Full) and generation.renew():
+    if again and isinstance(explained, Full) and _may_have_room(generation):
         run(generation, calls, again=False)
         return
     if isinstance(explained, Superseded):
@@ -121,6 +122,13 @@ def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *,
     for call in calls:
         call.error = explained
     _finish(calls, None, 0)
+
+
+def _may_have_room(generation: Generation) -> bool:
+    """Return whether free pages may be had now. What keeps them from being had is no error of the calls around it."""
+    with suppress(QueueError):
+        return generation.renew()
+    return False
 
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:

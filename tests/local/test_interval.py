@@ -27,6 +27,7 @@ from lmdbqueue._lmdb.checkpoint_slots import SLOT_SIZE, Checkpoint, Slots
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._local import checkpoints
 from lmdbqueue._local.checkpoints import Checkpoints
+from lmdbqueue._local.group_commit import Call
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, Target
 
@@ -619,6 +620,26 @@ def test_a_slot_whose_fsync_failed_is_written_again(tmp_path, monkeypatch):
         (offset, each) = written[0]
         assert each == newest
         assert slots._lanes[0].read()[offset // SLOT_SIZE] == newest, "over itself, and not the other one"
+
+
+def test_a_call_that_shares_a_commit_hears_nothing_of_a_checkpoint_that_could_not_make_room_for_another(
+    tmp_path, monkeypatch
+):
+    def is_full(*_):
+        raise lmdb.Error(os.strerror(errno.ENOSPC))
+
+    with _open(tmp_path) as queue:
+        queue.push([1, 2])
+        queue.sync()
+        engine = queue._engine
+        with monkeypatch.context() as patched:
+            taking, filling = [Call(engine.ref, fn, ()) for fn in (lambda _, tables: tables.name, is_full)]
+            patched.setattr(checkpoint_slots, "sync_file", _Failing(None, OSError(errno.EIO, os.strerror(errno.EIO))))
+            with engine.environment._writer:
+                engine.environment._run([taking, filling])
+        assert taking.outcome() == queue.name
+        with pytest.raises(DiskFullError):
+            filling.outcome()
 
 
 def test_removals_go_on_where_no_page_can_be_had_before_a_checkpoint(tmp_path, monkeypatch):
