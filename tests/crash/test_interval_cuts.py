@@ -12,7 +12,7 @@ from any_verbs import AnyVerbs
 from interval_cuts import PAGE, Explorer
 
 SECTOR = 512
-STATES = 4_000  # a test
+STATES = 7_000  # a test: 21,000 in all
 AT_A_MOMENT = 40
 FAULT_STATES = 12_000  # of a planted fault, at the most
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))

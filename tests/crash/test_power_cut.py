@@ -13,7 +13,7 @@ import pytest
 import replay
 from scenarios import SCENARIOS
 
-STATES = 150  # a scenario; test_cuts and test_interval_cuts have 24,000 more, without strace
+STATES = 150  # a scenario; test_cuts and test_interval_cuts have 41,000 more, without strace
 FAULT_STATES = 1_700  # of a planted fault, at the least
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "2000000"))
 LONG_ROUND = 20_000  # states of one recording

@@ -27,7 +27,7 @@ from lmdbqueue._lmdb import meta_page, structure
 from lmdbqueue._lmdb.snapshot import Snapshot
 from lmdbqueue._model import away_proof, fifo
 
-SECONDS = 4.0  # of verbs, a seed
+SECONDS = 8.0  # of verbs, a seed
 LONG_SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ", "3600"))
 
 
