@@ -74,7 +74,7 @@ def _msgpack() -> Pair:
 
 
 def _msgspec() -> Pair:
-    import msgspec.msgpack  # type: ignore[import-not-found]  # noqa: PLC0415
+    import msgspec.msgpack  # noqa: PLC0415
 
     return msgspec.msgpack.encode, msgspec.msgpack.decode
 

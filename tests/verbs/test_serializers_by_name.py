@@ -13,6 +13,7 @@ from lmdbqueue import OptionError
         ("json", {"a": [1, "é"]}, '{"a":[1,"é"]}'.encode()),
         ("bytes", b"raw", b"raw"),
         ("msgpack", {"a": 1}, b"\x81\xa1a\x01"),
+        ("msgspec", {"a": 1}, b"\x81\xa1a\x01"),
         ("pickle", {"a": 1}, None),
     ],
 )
