@@ -222,7 +222,7 @@ class QueueSource(Source):
             target: The name of the target.
             number: The number of the batch.
         """
-        notes = self._notes() | {self._key(target): number}
+        notes = self._notes() | {self._key(target): max(number, self.noted(target))}  # another may have come further
         path = os.path.join(self.path, FORWARDED)
         syncs = self._options.durability != "off"
         with suppress(OSError):

@@ -17,7 +17,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from lmdbqueue._errors import ForwardError, Full
+from lmdbqueue._errors import DiskFullError, ForwardError, Full
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, Origin, Target, ends_of, seqs_of
@@ -39,6 +39,7 @@ class QueueTarget(Target):
         self._open_queue = None if isinstance(queue, PersistentQueue) else queue
         self._queue = queue if isinstance(queue, PersistentQueue) else None
         self._marks: PersistentQueue[bytes] | None = None
+        self.limit: int | None = None
 
     @property
     def identity(self) -> str:
@@ -67,11 +68,12 @@ class QueueTarget(Target):
             batch: The items and their mark.
 
         Raises:
-            BusyError: Another forwarder stored this batch, or the one before.
+            BusyError: Another forwarder stored this batch, or the one before; or the queue has room for fewer items.
             AwayError: The queue, or the disk, is full.
         """
         queue, state = self._opened()
         engine, key = local_engine_of(queue), _key(queue, batch.origin)
+        stored = 0  # of this batch
         try:
             with queue.transaction():
                 before = _last(state, key)
@@ -79,10 +81,26 @@ class QueueTarget(Target):
                     raise BusyError
                 for headers, payloads in _alike(batch):
                     engine.append_apart(payloads, Push(headers=headers)) if headers else engine.append(payloads)
+                    stored += len(payloads)
                 state[key] = _stored(batch)
         except Full as error:
+            if self._lessen(len(batch.payloads), error, stored):
+                raise BusyError from error
             raise AwayError(str(error)) from error
+        if self.limit is not None:
+            self.limit *= 2
         queue.sync()
+
+    def _lessen(self, n: int, error: Full, stored: int) -> bool:
+        """Make the next batch one that may fit, where one of ``n`` items never might; return whether it may now.
+
+        ``stored``: items of the batch that were counted as in the queue.
+        """
+        if isinstance(error, DiskFullError):
+            return False
+        fitting = error.limit - error.used + stored if error.unit == "items" else n // 2
+        self.limit = max(1, min(fitting, n - 1))
+        return fitting > 0 and n > 1
 
     def close(self) -> None:
         """Close what was opened here."""
@@ -94,22 +112,25 @@ class QueueTarget(Target):
             self._queue = None
 
     def _opened(self) -> tuple[PersistentQueue[Any], MutableMapping[str, bytes]]:
-        """Return the queue, and the marks."""
-        if self._queue is None:
-            assert self._open_queue is not None  # one of the two
-            self._queue = self._open_queue()
-        if self._marks is None:
-            environment = local_engine_of(self._queue).environment
-            options = environment.directory.options
-            self._marks = PersistentQueue(
-                environment.directory.path,
-                dumps=bytes,
-                loads=bytes,
-                name=_MARKS,
-                durability=options.durability,
-                interval=self._queue.interval,
-                checksum=options.checksum,
-            )
+        """Return the queue, and the marks. Raises ``AwayError`` if the disk is too full to make them."""
+        try:
+            if self._queue is None:
+                assert self._open_queue is not None  # one of the two
+                self._queue = self._open_queue()
+            if self._marks is None:
+                environment = local_engine_of(self._queue).environment
+                options = environment.directory.options
+                self._marks = PersistentQueue(
+                    environment.directory.path,
+                    dumps=bytes,
+                    loads=bytes,
+                    name=_MARKS,
+                    durability=options.durability,
+                    interval=self._queue.interval,
+                    checksum=options.checksum,
+                )
+        except Full as error:
+            raise AwayError(str(error)) from error
         return self._queue, self._marks.state
 
 

@@ -49,6 +49,7 @@ from lmdbqueue._verbs.head import checked_batch
 if TYPE_CHECKING:
     import logging
 
+_AHEAD: Final = 10_000  # items in which those of a batch in doubt are looked for, about
 _LOOK: Final = 1.0  # seconds between two looks whether to stop
 _TURN: Final = 0.5  # seconds between two looks whether the other forwarder has ended
 
@@ -235,10 +236,15 @@ class Forwarder:
         """Return whether items that were not forwarded have the numbers of those that were: in a restored copy."""
         if not mark.digest:
             return False
-        known = set(mark.seqs)
-        found = zip(*self._source.read(len(mark.seqs), sys.maxsize), strict=True)
-        there = [payload for envelope, payload in found if envelope.seq in known]
-        return bool(there) and digest(there) != mark.digest
+        known, n = set(mark.seqs), len(mark.seqs)
+        while True:
+            envelopes, payloads = self._source.read(n, sys.maxsize)
+            found = zip(envelopes, payloads, strict=True)
+            there = [payload for envelope, payload in found if envelope.seq in known]
+            is_last = len(envelopes) < n or envelopes[-1].seq > max(known) or n > _AHEAD
+            if is_last or len(there) == len(known):
+                return bool(there) and digest(there) != mark.digest
+            n *= 2  # some came back, or are more urgent, and stand before them
 
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()

@@ -11,7 +11,7 @@ import threading
 import pytest
 from processes import KILLED, eventually, forked, status_of
 
-from lmdbqueue import ForwardError, Full, PersistentQueue
+from lmdbqueue import DiskFullError, ForwardError, Full, PersistentQueue
 from lmdbqueue.forward import (
     AwayError,
     Batch,
@@ -93,22 +93,69 @@ def test_a_batch_that_another_has_stored_is_not_stored_again(open_queue):
 
 def test_a_full_queue_is_away_and_nothing_of_a_batch_is_stored(open_queue):
     queue, there = open_queue(dumps=bytes, loads=bytes), open_queue("there", maxsize=3, dumps=bytes, loads=bytes)
-    queue.push(b"a", headers={"a": "1"})
-    queue.push([b"b", b"c", b"d"])
+    queue.push([b"b", b"c"])
+    there.push([b"1", b"2", b"3"])
     target = QueueTarget(there)
     target.last(Origin("u", "n"))
     with pytest.raises(AwayError, match="at most 3 items"):
-        target.store(Batch(Origin("u", "n"), Mark(1, [0, 1, 2, 3], 4, 4), [b"x"] * 4))
-    assert (len(there), target.last(Origin("u", "n"))) == (0, None)
+        target.store(Batch(Origin("u", "n"), Mark(1, [0, 1], 2, 2), [b"x"] * 2))
+    assert (len(there), target.last(Origin("u", "n"))) == (3, None)
     forwarder = Forwarder(queue, target, pause=0.01)
     running = threading.Thread(target=forwarder.run)
     running.start()
     eventually(lambda: forwarder._done.failures > 1)
-    there.maxsize = 4
+    there.maxsize = 5
     running.join(30)
-    assert list(there) == [b"a", b"b", b"c", b"d"]
+    assert list(there) == [b"1", b"2", b"3", b"b", b"c"]
     with pytest.raises(Full):
         there.push(b"e")
+
+
+def test_a_queue_that_a_batch_does_not_fit_into_gets_as_much_as_fits(open_queue):
+    queue, there = open_queue(), open_queue("there", maxsize=3)
+    queue.push(0, headers={"a": "1"})
+    queue.push(list(range(1, 10)))
+    forwarder = Forwarder(queue, there, pause=0.01)
+    running = threading.Thread(target=forwarder.run)
+    running.start()
+    got = []
+    for n in (3, 3, 3):
+        eventually(lambda: len(there) == 3)
+        got += there.pop_many(n)
+    running.join(30)
+    assert [*got, *there] == list(range(10))
+    limited = open_queue("limited", max_bytes=there.stats().bytes_used + 300_000, dumps=bytes, loads=bytes)
+    queue = open_queue("large", dumps=bytes, loads=bytes)
+    queue.push([bytes(100_000)] * 5)
+    forwarder = Forwarder(queue, limited, pause=0.01, progress=lambda done: done.failures and forwarder.stop())
+    assert 0 < forwarder.run().items == len(limited) < 5
+
+
+def test_a_directory_that_cannot_be_made_on_a_full_disk_is_away():
+    def open_there():
+        raise DiskFullError("bytes", 10, 10, 0)
+
+    with pytest.raises(AwayError, match="full"):
+        QueueTarget(open_there).last(Origin("u", "n"))
+
+
+@pytest.mark.parametrize("kind", [QueueSource, ReaderSource])
+def test_what_came_back_before_a_batch_in_doubt_does_not_make_it_that_of_others(open_queue, monkeypatch, kind):
+    queue, there = open_queue(), open_queue("there")
+    queue.push(list(range(6)))
+    source = queue.reader("r") if kind is ReaderSource else queue
+    lease = queue.lease(2)
+
+    def die(*_):
+        raise _Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "remove", die)
+        with pytest.raises(_Killed):
+            Forwarder(source, there, batch=3).run()
+    lease.nack()
+    Forwarder(source, there, batch=3).run()
+    assert sorted(there) == ([2, 3, 4, 5] if kind is ReaderSource else list(range(6)))
 
 
 def test_a_queue_is_not_forwarded_into_itself_but_into_another_of_its_directory(open_queue):
@@ -135,6 +182,14 @@ def test_a_target_that_was_restored_from_a_backup_is_noticed(open_queue, tmp_pat
     with PersistentQueue("there", tmp_path) as there, pytest.raises(ForwardError, match="older copy"):
         Forwarder(queue, there).run()
     assert list(queue) == [4]
+
+
+def test_what_is_noted_of_a_target_does_not_go_back(open_queue):
+    source = QueueSource(open_queue()._engine.path)
+    source.note("t", 3)
+    source.note("t", 2)  # by a forwarder that was stopped before
+    assert source.noted("t") == 3
+    source.close()
 
 
 def test_the_command_fills_another_directory(open_queue, tmp_path):
