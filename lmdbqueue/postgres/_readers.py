@@ -233,6 +233,8 @@ def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list
 def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool) -> None:
     """Undo a take, and remove what is not retained any more; ``buries``: what has expired then is dead, not gone."""
     is_kept = begin_trimming(step, place)
+    if not is_kept and _taking.have_keys(entries):
+        _positions.lock_tail(step, place.id)  # so that nobody pushes a key meanwhile
     _taking.put_back(step, place, entries)
     if _items.is_followed(step, place):
         _positions.unskip(step, place.id, [_items.number(key) for key, _ in entries])

@@ -149,6 +149,11 @@ def keep(step: Step, place: Place, taken: Found) -> None:
         tell(step, place)
 
 
+def have_keys(entries: Sequence[Entry]) -> bool:
+    """Return whether some of what was taken has a unique key."""
+    return any(isinstance(entry, Taken) and entry.notes[3] is not None for entry in entries)
+
+
 def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
     """Insert items that were taken at the places that they had, with all that was known of them."""
     notes = [entry.notes if isinstance(entry, Taken) else (0, None, None, None, None) for entry in entries]

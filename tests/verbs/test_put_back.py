@@ -1,6 +1,7 @@
 """What was taken for a caller who was cancelled is put back as it was, on every engine, and on both alike."""
 
 import random
+import threading
 from operator import attrgetter
 
 import pytest
@@ -46,6 +47,29 @@ def test_a_key_that_another_item_has_got_stays_with_that_one(queue):
     assert queue.find("k") == seq
     assert queue.cancel("k")
     assert (queue.find("k"), list(queue), queue.check()) == (None, [], [])
+
+
+def test_a_key_that_another_item_is_just_getting_stays_with_that_one(queue, engine):
+    queue.push("a", unique="k")
+    put_back = take(queue)
+    other = engine()
+    has_pushed, can_commit = threading.Event(), threading.Event()
+
+    def push():
+        with other.transaction():
+            other.push("b", unique="k")
+            has_pushed.set()
+            can_commit.wait(30)
+
+    threads = [threading.Thread(target=push), threading.Thread(target=put_back)]
+    threads[0].start()
+    has_pushed.wait(30)
+    threads[1].start()
+    threads[1].join(0.1)
+    can_commit.set()
+    for thread in threads:
+        thread.join(30)
+    assert (queue.find("k"), list(queue), queue.check()) == (1, ["a", "b"], [])
 
 
 def test_what_is_put_back_when_its_time_is_over_goes(engine, later):
