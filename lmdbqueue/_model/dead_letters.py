@@ -75,7 +75,8 @@ def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) ->
 
 def bury(txn: Txn, queue: Tables, record: Record, how: Return, now: Numbers) -> Numbers:
     """Put an item to the dead; its unique key is free then."""
-    reader_records.skip(txn, queue, [record.key])
+    if not record.note.due:  # a delayed item has no place that a reader could be before
+        reader_records.skip(txn, queue, [record.key])
     now = item_notes.settle(txn, queue, record.key, record.note, now)
     note = record.note._replace(due=0, expires=0, time=how.now, reason=how.reason, trace=how.trace)
     weighed_records.put_away(txn, queue, away(queue.name, "dead", record.key), note.pack() + record.value)

@@ -60,7 +60,8 @@ def leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: boo
     if bury:
         numbers = dead_letters.bury(txn, queue, record, Return(now, EXPIRED), numbers)
     else:
-        reader_records.skip(txn, queue, [record.key])
+        if not record.note.due:  # a delayed item has no place that a reader could be before
+            reader_records.skip(txn, queue, [record.key])
         numbers = item_notes.settle(txn, queue, record.key, record.note, numbers)
     fifo.set_numbers(txn, queue, before, numbers)
 

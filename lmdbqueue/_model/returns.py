@@ -119,9 +119,11 @@ def restore(
     how = how._replace(reason="its lease expired")
     while lease_records.first_time(txn, queue, "expiry") <= now.monotonic and changed < most:
         changed += give_back_leases(txn, queue, away(queue.name, "expiry"), how, 1)
-    changed += expiry.expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
     changed += _restore_delayed(txn, queue, now.wall, most - changed)
-    return changed + retention.trim(txn, queue, now.wall, bury=how.bury_expired)
+    changed += expiry.expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
+    if _format.flags(queue_record(txn, queue)) & RETAINED:  # else what came back behind all readers would be gone
+        changed += retention.trim(txn, queue, now.wall, bury=how.bury_expired)
+    return changed
 
 
 def give_back_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:

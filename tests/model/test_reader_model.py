@@ -137,8 +137,9 @@ class ReaderMachine(RuleBasedStateMachine):
             self.came_due()
 
     def came_due(self):
-        """Remove what nobody needs any more, now that something came due or too old."""
-        self.trim()
+        """Remove what is not retained any more, now that something came due or too old."""
+        if self.retained:
+            self.trim()
 
     def before(self, name):
         passed = self.positions[name].passed

@@ -275,6 +275,16 @@ def test_what_is_acknowledged_or_dead_is_skipped_once(engine):
     assert (before.skipped, behind.skipped) == (6, 5)
 
 
+@pytest.mark.parametrize("expired", ["drop", "dead"])
+def test_what_expires_while_it_is_delayed_is_not_skipped(engine, later, expired):
+    queue = engine(expired=expired)
+    reader = queue.reader("r")
+    queue.push("a", expires=1000)
+    queue.lease(1).nack(delay=2000)
+    later(1500)
+    assert (len(queue), queue.stats().expired, reader.skipped, queue.check()) == (0, 1, 0, [])
+
+
 def test_what_a_lease_gives_back_is_read_by_who_has_not_passed_its_place(queue, billing):
     behind = queue.reader("behind")
     lease = queue.lease(2)
@@ -283,6 +293,15 @@ def test_what_a_lease_gives_back_is_read_by_who_has_not_passed_its_place(queue, 
     assert (billing.pop(3), billing.skipped) == (["a", "b", "c"], 0)
     assert (behind.pop(), behind.skipped) == ("d", 2)
     assert list(queue) == list("def")
+
+
+def test_what_a_lease_gives_back_behind_all_readers_is_there_for_the_next_consumer(queue, billing, later):
+    assert queue.lease(2, ttl=1000).items == ["a", "b"]
+    assert billing.pop() == "c"
+    later(1001)
+    with queue.lease(2) as lease:
+        assert (lease.items, lease.attempts) == (["a", "b"], [2, 2])
+    assert queue.check() == []
 
 
 def test_an_item_that_comes_due_stands_at_the_tail_where_every_reader_finds_it(queue, billing, later):
