@@ -6,7 +6,8 @@ recovery does with it.
 
 Lanes. Whoever writes a slot has the ``flock`` of the file, and waits for the disk with it. Another process does not
 wait for that one, which may be stopped: it takes the next file, ``checkpoint-1``, ``checkpoint-2``, ..., which it makes
-if need be. Each has slots of its own, and the newest of all counts. An older one that is written later does no harm.
+if need be, and if there is room. Each has slots of its own, and the newest of all counts. An older one that is written
+later does no harm.
 
 A slot, at 0 and at 4,096, so that none shares a sector or a page with the other, in the machine's byte order::
 
@@ -22,16 +23,16 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import count
 from struct import Struct
 from typing import Final
 from zlib import crc32
 
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.directory import LANE
-from lmdbqueue._host.disk import open_private, sync_directory, sync_file
+from lmdbqueue._host.disk import NO_ROOM, open_private, sync_directory, sync_file
 from lmdbqueue._values import NamedTuple
 
 MAGIC: Final = b"lmdbqcp1"
@@ -41,6 +42,8 @@ _SLOT: Final = Struct(f"=8s Q {BODY_SIZE}s")
 _SUM: Final = Struct("=I")
 _TRANSACTION: Final = Struct("=Q")
 _OFFSETS: Final = (0, SLOT_SIZE)
+_PATIENCE: Final = 1.0  # seconds: who is not stopped has written its slot by then
+_LOOK: Final = 0.001  # seconds between two looks whether it has
 
 
 class Checkpoint(NamedTuple):
@@ -76,12 +79,24 @@ class Slots:
             self._lanes.pop().close()
 
     def raise_to(self, checkpoint: Checkpoint) -> None:
-        """Return when this checkpoint, whose pages are on the disk, or a newer one is there. Raises ``OSError``."""
-        for number in count():
-            if number == len(self._lanes):
-                self._lanes.append(_Lane(f"{self._path}-{number}", self._folder))
-            if self._lanes[number].raise_to(checkpoint):
-                return
+        """Return when this checkpoint, whose pages are on the disk, or a newer one is there. Raises ``OSError``.
+
+        A lane that another process has is waited for only where the disk has no room for one more, and for a moment.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        number = 0
+        while True:
+            try:
+                if number == len(self._lanes):
+                    self._lanes.append(_Lane(f"{self._path}-{number}", self._folder))
+                if self._lanes[number].raise_to(checkpoint):
+                    return
+                number += 1
+            except OSError as error:
+                if not number or error.errno not in NO_ROOM or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK)
+                number = 0
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint, on the disk or not, of the lanes that this process has used."""

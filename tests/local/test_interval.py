@@ -318,6 +318,30 @@ def test_a_lane_that_another_process_has_is_left_to_it(tmp_path):
     assert checkpoint_slots.read(path) == (True, None)
 
 
+def test_where_the_disk_has_no_room_for_another_lane_one_that_is_taken_is_waited_for_a_moment(tmp_path, monkeypatch):
+    path = os.fspath(tmp_path / "checkpoint")
+    bodies = [bytes(128) + struct.pack("=Q", number) for number in range(3)]
+    slots = Slots(path)
+    slots.raise_to(Checkpoint(1, bodies[1]))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint_slots, "open_private", refuse)
+    with open(path, "rb") as lane:
+        fcntl.flock(lane, fcntl.LOCK_EX)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint_slots, "_PATIENCE", 0.01, raising=False)
+            with pytest.raises(OSError, match="No space"):
+                slots.raise_to(Checkpoint(1, bodies[2]))
+        other = threading.Timer(0.05, fcntl.flock, (lane, fcntl.LOCK_UN))
+        other.start()
+        slots.raise_to(Checkpoint(1, bodies[2]))
+        other.join()
+    assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[2]))
+    slots.close()
+
+
 # --- checkpoints that fail
 
 
