@@ -173,7 +173,9 @@ def append(
     (tail, is_kept), (is_relaxed, is_followed, has_classes) = locked, options
     keys = how.keys or [b""] * len(payloads)
     if how.replace:
-        keys = replaced(step, place, keys)
+        replaced(step, place, keys)
+        newest = {key: payload for key, payload in zip(keys, payloads, strict=True) if key}
+        payloads = [newest.get(key, payload) for key, payload in zip(keys, payloads, strict=True)]
     held = _held(step, place, keys, buries=buries)
     fresh = []  # which of them are stored
     first_of: dict[bytes, int] = {}
@@ -210,7 +212,7 @@ def append(
     items = [
         Pushed(new[index], is_stored=True)
         if index in new
-        else Pushed(held[key] if key in held else new[first_of[key]], is_stored=False)
+        else Pushed(held[key] if key in held else new[first_of[key]], is_stored=how.replace)
         for index, key in enumerate(keys)
     ]
     return Appended(items, is_kept and not how.delay)

@@ -153,13 +153,11 @@ def expire(step: Step, place: Place, *, buries: bool) -> int:
     return _left(step, place, [row[:3] for row in rows])
 
 
-def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> Sequence[bytes]:
-    """Remove the items that have these keys; return the keys, of which the last of each counts."""
+def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> None:
+    """Remove the items that have these keys."""
     wanted = sorted(set(keys))
     _left(step, place, step.execute(_REPLACE, queue=place.id, keys=wanted).fetchall())
     step.execute(_OUTDATE, queue=place.id, keys=wanted)
-    last = {key: index for index, key in enumerate(keys)}
-    return [key if last[key] == index else b"" for index, key in enumerate(keys)]
 
 
 def cancel(step: Step, place: Place, key: bytes) -> bool:

@@ -144,6 +144,13 @@ def test_what_has_expired_is_a_dead_letter_where_the_queue_is_asked_for_that(eng
         engine("other", expired="keep")
 
 
+def test_of_a_call_with_a_key_twice_the_newest_replaces(queue):
+    queue.push("old", unique="k")
+    pushed = queue.push(["a", "b", "c", "d"], unique=["k", None, "k", "l"], replace=True)
+    assert [(int(each), each.is_stored) for each in pushed] == [(1, True), (2, True), (1, True), (3, True)]
+    assert (list(queue), queue.find("k"), queue.check()) == (["c", "b", "d"], 1, [])
+
+
 def test_a_dead_letter_does_not_expire(queue, later):
     queue.push_many(["a", "b", "c"], expires=5)
     queue.dead_letter(0)
