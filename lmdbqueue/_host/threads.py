@@ -146,7 +146,9 @@ class _Leaving(functools.partial[bool | None]):
     """What a ``with`` statement calls at its end, and drops when it is left, called or not."""
 
     def __del__(self) -> None:
-        self.args[0].gen.close()
+        gen = self.args[0].gen
+        if gen.gi_suspended:  # else it has ended, or this was not of a ``with`` statement, and it may still begin
+            gen.close()
 
 
 def _leave(manager: Any, *error: Any) -> bool | None:
@@ -155,10 +157,17 @@ def _leave(manager: Any, *error: Any) -> bool | None:
 
 
 class _Exit:
-    """``Held.__exit__``: for a ``with`` statement an object of its own, to which no frame refers."""
+    """``Held.__exit__``: for a ``with`` statement an object of its own, to which no frame refers.
+
+    The statement asks for it before it enters. Whoever asks amid the block, as a debugger does, ends nothing.
+    """
 
     def __get__(self, held: Held[Any] | None, _: type) -> Callable[..., bool | None]:
-        return _exit if held is None else _Leaving(_leave, held.manager)
+        if held is None:
+            return _exit
+        if held.manager.gen.gi_suspended:
+            return functools.partial(_exit, held)
+        return _Leaving(_leave, held.manager)
 
 
 def _exit(held: Held[Any], *error: Any) -> bool | None:

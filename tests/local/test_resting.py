@@ -282,3 +282,26 @@ def test_what_holds_something_is_a_context_manager_like_any_other():
     assert manager.__enter__() == "e"
     del manager  # and nobody leaves it
     assert ended[-1] == "e"
+
+
+def test_whoever_asks_for_the_end_of_a_block_and_calls_it_not_ends_nothing():
+    """A debugger does, which shows the attributes of an object, and a test for a context manager."""
+    ended = []
+
+    @holding
+    def hold():
+        yield
+        ended.append("whole")
+
+    manager = hold()
+    assert hasattr(manager, "__exit__")
+    with manager:
+        assert hasattr(manager, "__exit__")
+        with pytest.raises(Exception), manager:  # noqa: B017, PT011  (contextlib's own, which differs)
+            pass
+        assert ended == []
+    assert ended == ["whole"]
+    manager = hold()
+    manager.__enter__()
+    manager.__exit__(None, None, None)
+    assert ended == ["whole", "whole"]
