@@ -42,6 +42,7 @@ from lmdbqueue._lmdb.preallocation import Room
 from lmdbqueue._lmdb.snapshot import Snapshot, Txn, is_proven_at_opening
 
 _ALL: Final = (1 << 64) - 1
+_CLOSED: Final = "closed/deleted/dropped"  # what the binding says of an environment that is closed: nothing was flushed
 
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Durable(Snapshot):
 
     def _refuse_failed(self, error: lmdb.Error) -> None:
         """Raise ``StorageError`` for a flush that failed, and put the generation in doubt."""
-        if self._is_closed and not self.is_broken:
+        if self._is_closed and (not self.is_broken or _CLOSED in str(error)):
             raise Superseded from error  # by a swap, or this process has left: what was read counts no more
         with suppress(OSError):  # the swap that follows insists (``_local.swap``)
             self._session.set_in_doubt(self.number)

@@ -115,6 +115,8 @@ class Checkpoints:
         """Return when this process may commit. Raises ``StorageError``, ``Superseded``."""
         if self._is_kept and self._is_pinned and self._written < 2 * _MUCH:
             return
+        if self._is_closed:  # as the generation is, or will be: there is no pin to look at any more
+            raise Superseded
         if self._session.is_in_doubt(self._generation.number):
             return  # it is left, and nothing committed to it but the mark that says so
         self._watch()

@@ -28,6 +28,7 @@ from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._local import checkpoints
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue._local.group_commit import Call
+from lmdbqueue._model import fifo
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, Target
 
@@ -814,3 +815,13 @@ def test_the_shortest_interval_counts_though_it_is_wanted_while_a_generation_is_
             thread.join()
         assert wanting
         assert _checkpoints(queue).interval == environment.interval == 0.5
+
+
+def test_a_call_that_meets_a_file_which_was_closed_meanwhile_has_done_nothing(tmp_path):
+    """It waited for its turn while another thread closed the queue, or went on to the next file."""
+    queue = _open(tmp_path, 0.001)
+    queue.push("a")
+    generation, ref = queue._engine.environment._generation, queue._engine.ref
+    eventually(lambda: not generation.keeper._is_kept)
+    queue.close()
+    assert generation.write(ref, fifo.delete, (1,), 0) is of_lmdb.NOT_DONE

@@ -460,6 +460,26 @@ def test_a_read_amid_which_the_queue_is_closed_ends_well_or_says_that_it_is_clos
     assert closing
 
 
+def test_a_reader_that_meets_a_file_being_opened_anew_puts_it_in_no_doubt(open_queue, monkeypatch):
+    """Another process is still flushing what it reads, and a writer of this one finds that the file outgrew its map."""
+    queue = open_queue()
+    queue.push("a")
+    environment = queue._engine.environment
+    generation = environment._generation
+    real = generation._glance
+
+    def glance(*args):
+        found, transaction = real(*args)
+        with environment._writer:
+            generation.is_broken = True
+            environment._abandon_broken(generation)
+        return found, transaction + 1
+
+    monkeypatch.setattr(generation, "_glance", glance)
+    assert queue.peek() == "a"
+    assert not environment._session.is_in_doubt(1)
+
+
 def test_what_is_read_while_the_queue_is_closed_and_was_not_on_the_disk_is_not_handed_out(open_queue, monkeypatch):
     """Another process has committed it and did not flush yet, so who closes does not, either."""
     queue = open_queue()
