@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from contextlib import suppress
 from typing import Final
 
 import lmdb
@@ -67,6 +68,7 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
     for number in _OF_THE_SYSTEM:
         if os.strerror(number) in reason:
             return explain(OSError(number, os.strerror(number)), path, operation)
-    if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
-        return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
+    with suppress(OSError):  # a swap may have taken the name of the file away
+        if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
+            return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
     return StorageError(path, operation, reason)

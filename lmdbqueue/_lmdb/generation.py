@@ -303,7 +303,7 @@ class Generation(Durable):
                 if queue is None or queue.identity != ref.identity:
                     raise GoneError(self.directory, ref.name)
                 return fn(txn, queue, *args), self._first_stamp + txn.id()
-        except (lmdb.Error, SystemError) as error:
+        except (lmdb.Error, SystemError, struct.error) as error:
             raise self.explain(error, "reading") from error
         finally:
             self.meta = self.away = None
@@ -343,9 +343,9 @@ class Generation(Durable):
                     txn.abort()
                 elif came_after_the_commit(error):
                     raise
-            if may_be_of_a_handler(error) and not isinstance(error, KeyError):
+            if may_be_of_a_handler(error) and not (isinstance(error, KeyError) and ref not in self._tables):
                 raise
-            return NOT_DONE  # it will be met again, where it is dealt with; a KeyError is that of a queue that is gone
+            return NOT_DONE  # it will be met again, where it is dealt with, as a queue that is gone
         if self._is_full:
             try:
                 self._sync(transaction)

@@ -8,15 +8,17 @@ import os
 import random
 import shutil
 import signal
+import struct
 from collections.abc import Callable
 
+import lmdb
 import mutants
 import pytest
 from opener import pretend_reboot
 from processes import eventually, forked, in_a_small_process, status_of, tree
 
 import lmdbqueue
-from lmdbqueue import CorruptItemError, CorruptQueueError, GoneError, PersistentQueue, QueueError
+from lmdbqueue import CorruptItemError, CorruptQueueError, GoneError, PersistentQueue, QueueError, StorageError
 from lmdbqueue._host import session
 
 DAMAGES = int(os.environ.get("LMDBQUEUE_DAMAGES", "200000"))
@@ -236,6 +238,26 @@ def test_a_queue_whose_file_is_removed_says_so(tmp_path, push):
         push(queue, [b"a", b"b"])
         os.unlink(tmp_path / "queue" / "00000001.mdb")
         _push_until_it_is_told(queue)
+
+
+def test_an_error_of_a_file_that_has_no_name_any_more_is_one_of_ours(tmp_path):
+    """A swap takes it away, and others read on."""
+    with _open(str(tmp_path)) as queue:
+        os.unlink(tmp_path / "queue" / DATA)
+        error = lmdb.ReadersFullError("mdb_txn_begin: Environment maxreaders limit reached")
+        assert isinstance(queue._engine.environment._generation.explain(error, "reading"), StorageError)
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_record_that_is_too_short_is_damage_also_when_no_handle_is_open_for_good(tmp_path, is_prepared):
+    with _open(str(tmp_path)) as queue:
+        queue.flush(force=True)
+        if is_prepared:
+            queue.push(b"a")
+        environment = queue._engine.environment
+        assert environment._generation.is_prepared == is_prepared
+        with pytest.raises(CorruptQueueError, match="cannot be read"):
+            environment.view(queue._engine.ref, lambda *_: struct.unpack("Q", b""))
 
 
 def test_a_file_that_is_there_is_not_asked_for_its_times(tmp_path, monkeypatch):
