@@ -154,13 +154,13 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
             generation.commit(txn)
         else:
             txn.abort()
+        _finish(calls, generation, transaction)
     except BaseException as error:
         if is_open(txn):
             txn.abort()
-        elif came_after_the_commit(error):  # as an interrupt: it counts
+        elif came_after_the_commit(error):  # as an interrupt: it counts, for all of them
             _finish(calls, generation, transaction)
         raise
-    _finish(calls, generation, transaction)
 
 
 def _secure(generation: Generation, calls: Sequence[Call]) -> None:

@@ -16,7 +16,11 @@ import pytest
 from processes import Moments, eventually
 
 from lmdbqueue import NestedCallError, StorageError
+from lmdbqueue._format import pack
 from lmdbqueue._host.disk import translated
+from lmdbqueue._local import group_commit
+from lmdbqueue._local.group_commit import Call
+from lmdbqueue._model import pushing
 
 FAST = {"durability": "off"}
 
@@ -25,7 +29,12 @@ class Late(Exception):
     """What an alarm raises."""
 
 
-RAISED = {"of the program": Late(), "TimeoutError": TimeoutError(), "a nested call": NestedCallError("queue")}
+RAISED = {
+    "of the program": Late(),
+    "TimeoutError": TimeoutError(),
+    "KeyError": KeyError(),
+    "a nested call": NestedCallError("queue"),
+}
 
 
 def _pop(queue):
@@ -147,6 +156,28 @@ def test_what_a_handler_raises_in_a_leader_is_for_the_leader_and_no_call_is_done
     done = sorted(queue)
     assert done == sorted(set(done)), "one was pushed twice"
     assert set(range(n)) - set(done) <= set(errors.values())
+
+
+@pytest.mark.parametrize("error", [Late, KeyboardInterrupt])
+def test_calls_that_were_committed_together_are_not_done_again_by_the_next_leader(open_queue, monkeypatch, error):
+    """It comes as they are to be marked as done."""
+    queue = open_queue(**FAST)
+    generation, ref = queue._engine.environment._generation, queue._engine.ref
+    calls = [Call(ref, pushing.push, ([queue.dumps(item)], pack(1), None, 1)) for item in range(3)]
+    real, raised = group_commit._finish, []
+
+    def finish(*args):
+        if not raised:
+            raised.append(args)
+            raise error
+        real(*args)
+
+    monkeypatch.setattr(group_commit, "_finish", finish)
+    with queue._engine.environment._writer:
+        with pytest.raises(error):
+            group_commit.run(generation, calls)
+        group_commit.run(generation, calls)
+    assert sorted(queue) == [0, 1, 2]
 
 
 def test_an_alarm_ends_the_wait_for_the_turn_of_another_process(open_queue, monkeypatch):

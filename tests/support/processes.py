@@ -5,6 +5,7 @@ it stood. The functions that processes run stand here and not in the tests, sinc
 has to import them.
 """
 
+import gc
 import hashlib
 import importlib
 import os
@@ -148,11 +149,15 @@ class Moments:
         self._hook = self._look  # kept: Python 3.11 may call it once more after it was taken away
 
     def __enter__(self) -> Self:
+        self._collects = gc.isenabled()
+        gc.disable()  # a generator that an earlier test has left would end amid this one, and without a __del__
         sys.setprofile(self._hook)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        if self._collects:
+            gc.enable()
 
     def _look(self, frame: Any, event: str, _: object) -> None:
         if event in {"call", "c_return"} and not frame.f_code.co_filename.startswith(TESTS):
