@@ -99,8 +99,11 @@ class Bell:
     def _listening(self) -> _Watch:
         fd = self._open()
         if self._memory is None or not self._memory[0]:
-            with suppress(OSError):  # a full disk
+            try:
                 os.pwrite(fd, _HEARD, 0)
+            except OSError as error:  # a full disk
+                if is_of_a_handler(error):
+                    raise
         return _watch(self._path, fd)
 
     def wait(self, ticket: int, timeout: float) -> None:
@@ -246,7 +249,10 @@ class _Polling:
 
 def _watch(path: str, fd: int) -> _Watch:
     """Return what watches the file that is open as ``fd``, wherever its name stands by now."""
-    with suppress(OSError, AttributeError, ImportError):  # no watch or descriptor left, or not that kind of system
+    try:
         here = f"/proc/self/fd/{fd}"
-        return _Inotify(here if os.path.exists(here) else path) if sys.platform == "linux" else _Kqueue(path)
-    return _Polling()
+        return _Inotify(here if os.access(here, os.F_OK) else path) if sys.platform == "linux" else _Kqueue(path)
+    except TimeoutError:  # of an alarm: nothing here waits for a network
+        raise
+    except (OSError, AttributeError, ImportError):  # no watch or descriptor left, or not that kind of system
+        return _Polling()

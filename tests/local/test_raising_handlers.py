@@ -17,6 +17,7 @@ from processes import Moments, eventually
 
 from lmdbqueue import NestedCallError, StorageError
 from lmdbqueue._format import pack
+from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
@@ -206,6 +207,28 @@ def test_an_alarm_ends_the_wait_for_the_turn_of_another_process(open_queue, monk
     os.close(fd)
     assert queue.count() == 0
     assert queue.push("b") == 0
+
+
+def test_an_alarm_as_a_wait_begins_is_not_lost(tmp_path):
+    """It takes the first waiter of a process some ms to have the bell watched."""
+
+    def alarm():
+        raise TimeoutError
+
+    for number in itertools.count(1):
+        bell = Bell(str(tmp_path / "bell"))
+        moments = Moments(number, alarm)
+        try:
+            with moments:
+                bell.listen()
+        except TimeoutError:
+            assert moments.left == 0
+        else:
+            assert moments.left > 0, f"swallowed at moment {number}"
+        bell.forget()
+        if moments.left > 0:
+            break
+    assert number > 10
 
 
 def test_a_timeout_amid_what_the_system_is_asked_is_no_error_of_the_disk():
