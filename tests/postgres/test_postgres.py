@@ -353,17 +353,18 @@ def test_a_lease_that_a_close_overtakes_leaves_no_connection_behind(open_postgre
 def test_who_comes_to_listen_after_a_close_writes_into_no_other_file(open_postgres):
     queue = open_postgres()
     ear = queue._engine._hold.database.ear
+    number = ear._hammer
     read, write = os.pipe()
     os.set_blocking(read, False)
     queue.close()
-    os.dup2(write, ear._hammer)  # another file has the number of the ear's
+    os.dup2(write, number)  # another file has the number of the ear's
     try:
         ear.wait("channel", ear.listen("channel"), 60.0)
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
-        os.fstat(ear._hammer)  # it is open still
+        os.fstat(number)  # it is open still
     finally:
-        for each in (read, write, ear._hammer):
+        for each in (read, write, number):
             os.close(each)
 
 
