@@ -105,9 +105,10 @@ class Takes:
         looks_ahead = n == 1 and self._misses == 0
         self._misses = max(0, self._misses - 1)
 
-        def take(step: Step, deaths: bool) -> tuple[Found, list[T] | None]:
-            found = _taking.take(step, self._hold.place, n, deaths=deaths, looks_ahead=looks_ahead)
-            if not found.is_there or found.is_overdue or len(found.entries) < max(1, least):
+        def take(step: Step, deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
+            place = self._hold.place
+            found = _taking.take(step, place, n, deaths=deaths, insists=insists, looks_ahead=looks_ahead)
+            if not found.is_there or (found.is_overdue and not insists) or len(found.entries) < max(1, least):
                 return found, None
             items = decode(found.entries)
             if len(items) == len(found.entries):
@@ -150,12 +151,14 @@ class Takes:
             self._ahead = Ahead(*row[7:10])
         return [entry], items
 
-    def _claimed(self, n: int, fn: Callable[[Step, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
+    def _claimed(self, n: int, fn: Callable[[Step, bool, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
         """Return what ``fn`` claims and makes of it, once all that has to come back has."""
         deaths = self._hold.is_time_to_look()
+        insists = False
         while True:
             try:
-                found, result = self._hold.database.attempt(self._hold.patience, self._hold.place.id, fn, deaths)
+                place = self._hold.place.id
+                found, result = self._hold.database.attempt(self._hold.patience, place, fn, deaths, insists)
             except DecodeError:
                 self._hold.tell()  # others have passed it over meanwhile
                 raise
@@ -163,11 +166,12 @@ class Takes:
                 raise GoneError(self._hold.path, self._hold.name)
             if result is not None:
                 return found, result
-            if not self._hold.has_to_look_again(found, deaths, n):
+            again = self._hold.again(found, n, deaths=deaths, insists=insists)
+            if again is None:
                 if found.entries:
                     self._hold.tell()
                 return found, None
-            deaths = True
+            deaths, insists = again
 
 
 class Leases:
@@ -185,12 +189,13 @@ class Leases:
         """
         n = self._hold.that_fit(n, max_bytes)
         deaths = self._hold.is_time_to_look()
+        insists = False
         while True:
             self._hold.refuse_if_closed()
             database, place = self._hold.database, self._hold.place
             deadline = None if ttl is None else time.monotonic() + ttl
             tokens: list[Token] = []
-            values = partial(self._values, tokens, {"n": n, "ttl": ttl, "deaths": deaths})
+            values = partial(self._values, tokens, {"n": n, "ttl": ttl, "deaths": deaths, "insists": insists})
             if blocks.current() is not None:
                 found = self._hold.run(_away.lease, values())
             else:
@@ -204,10 +209,12 @@ class Leases:
             if not found.is_there:
                 raise GoneError(self._hold.path, self._hold.name)
             if not found.entries:
-                if self._hold.has_to_look_again(Found([], is_overdue=found.is_overdue), deaths, n):
-                    deaths = True
-                    continue
-                return None
+                empty = Found([], is_overdue=found.is_overdue)
+                again = self._hold.again(empty, n, deaths=deaths, insists=insists)
+                if again is None:
+                    return None
+                deaths, insists = again
+                continue
             if self._hold.is_closed:  # by another thread meanwhile
                 how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
                 database.run(0.0, _away.give_up, place, self._hold.holder.numbers, how)

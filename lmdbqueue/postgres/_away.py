@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions, _readers, _removal
-from lmdbqueue.postgres._items import AT_ONCE, LOOK, MINE, OVERDUE, STANDS, Place, hurried, pack, tell
+from lmdbqueue.postgres._items import AT_ONCE, IN_ORDER, LOOK, MINE, OVERDUE, STANDS, Place, hurried, pack, tell
 from lmdbqueue.postgres._ledger import ARE_OUT, SHUT_OUT, program_of
 from lmdbqueue.postgres._step import Step
 
@@ -28,7 +28,9 @@ _CLAIMED: Final = (
     """,
 claimed AS MATERIALIZED (
     SELECT ctid AS at, octet_length(payload) AS size FROM {items}
-    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look) AND """
+    WHERE queue = %(queue)s AND state = 0 AND """
+    + IN_ORDER
+    + " AND "
     + STANDS
     + " ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"
 )
@@ -411,10 +413,12 @@ def _bequeath(step: Step, place: Place, dead: Sequence[tuple[int, int]], how: Re
     """Requeue the items of dead holders, given with their owners; return their number.
 
     A lease of theirs that is under way, or comes late, is not seen here. So the sessions of their processes are shut
-    out first; while one cannot be, since it is amid a change, its holder is not forgotten.
+    out first; while one cannot be, since it is amid a change, its holder is not forgotten. A block shuts nobody out: a
+    process that lives, and has lost only its owner, would wait for the end of the block.
     """
     programs = list({program_of(owner) for _, owner in dead})
-    step.execute(SHUT_OUT, queue=place.id, programs=programs)
+    if not step.is_block:
+        step.execute(SHUT_OUT, queue=place.id, programs=programs)
     out = {program for (program,) in step.execute(ARE_OUT, queue=place.id, programs=programs).fetchall()}
     changed = len(_given_back(step, place, _ORPHANED, how, holders=[holder for holder, _ in dead]))
     holders = [holder for holder, owner in dead if program_of(owner) in out]

@@ -100,6 +100,15 @@ class Hold:
             return self._restore(deaths=True) > 0
         return not deaths and len(found.entries) < wanted
 
+    def again(self, found: Found, wanted: int, *, deaths: bool, insists: bool) -> tuple[bool, bool] | None:
+        """Requeue what is due; return whether to look again for dead owners, and past what is due and is locked.
+
+        None: not to look again.
+        """
+        if self.has_to_look_again(found, deaths, wanted):
+            return True, insists
+        return (deaths, True) if found.is_overdue and not insists else None
+
     def is_time_to_look(self) -> bool:
         """Return whether to look for dead owners now, which is not done with each call."""
         now = time.monotonic()

@@ -51,6 +51,10 @@ class Ahead(NamedTuple):
     version: str
 
 
+# Whether a claim goes on: what has to come back comes first, but what cannot, since somebody else has it locked, does
+# not keep the rest from being there
+IN_ORDER: Final = """((SELECT NOT is_overdue FROM look)
+        OR %(insists)s AND (expires_at IS NULL OR expires_at > {now}))"""
 # What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead. An
 # empty range costs less than to fetch the first row of the index and to compare it: 35 of 205 us of a lease
 OVERDUE: Final = """

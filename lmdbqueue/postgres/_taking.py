@@ -11,7 +11,7 @@ from typing import Final
 from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
-from lmdbqueue.postgres._items import LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number, pack, tell
+from lmdbqueue.postgres._items import IN_ORDER, LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number, pack, tell
 from lmdbqueue.postgres._step import Step
 
 _NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
@@ -19,7 +19,9 @@ _VERSION: Final = "ctid::text || ' ' || xmin::text"
 _TAKEN: Final = (
     """,
 first AS MATERIALIZED (
-    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue FROM look)
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND """
+    + IN_ORDER
+    + """
     AND """
     + STANDS
     + """
@@ -110,16 +112,18 @@ FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
 """
 
 
-def take(step: Step, place: Place, n: int, *, deaths: bool, looks_ahead: bool) -> Found:
+def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool, looks_ahead: bool) -> Found:
     """Remove and return the first ``n`` entries that nobody else has locked, and note the token.
 
-    It is undone unless the caller calls ``keep``. ``looks_ahead``: what is first then is returned, too.
+    It is undone unless the caller calls ``keep``. ``insists``: though something has to come back first that
+    did not. ``looks_ahead``: what is first then is returned, too.
     """
+    asked = {"queue": place.id, "n": n, "deaths": deaths, "insists": insists}
     if step.is_block:
-        rows = step.execute(_TAKE_IN_BLOCK, queue=place.id, n=n, deaths=deaths).fetchall()
+        rows = step.execute(_TAKE_IN_BLOCK, **asked).fetchall()
     else:
         values = {"row": step.row(place.id), "token": step.token, "ahead": looks_ahead}
-        rows = step.execute(_TAKE if deaths else _TAKE_NOW, queue=place.id, n=n, deaths=deaths, **values).fetchall()
+        rows = step.execute(_TAKE if deaths else _TAKE_NOW, **asked, **values).fetchall()
     if not rows or rows[-1][-4] is None:
         return Found([])
     *gone, (seq, payload, _, _, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows

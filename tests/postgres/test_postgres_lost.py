@@ -597,3 +597,48 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
             assert await asyncio.gather(*waiting) == list(range(20))
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def _end_of_owner(queue, postgres):
+    """End the connection that shows that the leases of a process have an owner."""
+    postgres.execute("SELECT pg_terminate_backend(%s, 20000)", queue._engine.database.owner._session.backend)
+
+
+def test_an_owner_that_cannot_be_forgotten_yet_keeps_nobody_from_what_waits(open_postgres, postgres, schema):
+    queue, taken = open_postgres(), []
+    with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema) as other:
+        other.push([*"abcd"])
+        other.lease()
+        with ThreadPoolExecutor(1) as executor, other.transaction():  # so its process cannot be shut out
+            _end_of_owner(other, postgres)
+            for take in (queue.pop, lambda: queue.lease()[0], lambda: queue.pop(1)[0]):
+                queue._engine._hold._deaths_seen = 0.0
+                taken.append(executor.submit(take).result())
+    assert taken == ["a", "b", "c"]
+
+
+def test_a_block_keeps_no_process_waiting_whose_owner_it_found_dead(open_postgres, postgres, schema):
+    queue = open_postgres()
+    with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema, patience=0.5) as other:
+        other.push(["a", "b"])
+        other.lease()
+        _end_of_owner(other, postgres)
+        with ThreadPoolExecutor(1) as executor, queue.transaction():
+            queue._engine._hold._deaths_seen = 0.0
+            assert queue.pop() == "a"
+            executor.submit(other.push, "c").result()
+    eventually(lambda: queue.count() == 2 and not postgres.execute(f'SELECT 1 FROM "{schema}".owners'))
+
+
+def test_what_is_due_and_locked_by_others_keeps_nobody_from_the_rest(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push([*"abcd"])
+    queue.push("x", expires=0.001)
+    queue.lease(ttl=0.001)
+    with psycopg.connect(postgres.url()) as other:
+        other.execute(f'SELECT FROM "{schema}".items WHERE until IS NOT NULL OR expires_at IS NOT NULL FOR UPDATE')
+        time.sleep(0.01)
+        assert queue.pop() == "b"
+        assert queue.lease().items == ["c"]
+        assert queue.pop(5) == ["d"]
+        assert queue.pop(5) == []
