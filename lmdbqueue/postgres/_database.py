@@ -379,7 +379,7 @@ class Database:
             except BaseException:  # an interrupt: who knows where
                 self._abort(session)
                 raise
-            number = _pause(number, deadline)
+            number = _pause(number, deadline, session)
 
     def _acted(self, act: Callable[[Session], Any], session: Session) -> Any:
         """Return what ``act`` returns for a session, which this thread uses meanwhile."""
@@ -405,7 +405,14 @@ class Database:
                 session = self.connect(patience, max(0.0, deadline - time.monotonic()), is_steady=False)
             finally:
                 self._connecting = None
-            return session.enter() if self.uuid else session
+            if self.uuid:
+                session.enter()
+                try:
+                    self.owner.refuse_if_dead(session)
+                except BaseException:
+                    session.close()
+                    raise
+            return session
 
         try:
             session, is_new = self._pool.take(opened, 0.0 if is_nested else deadline)
@@ -492,7 +499,7 @@ class Database:
                 self._drop(other)
                 if time.monotonic() >= deadline or is_final(_sqlstate(error)) or is_hopeless(_cause(error)):
                     raise
-                number = _pause(number, deadline)
+                number = _pause(number, deadline, other)
             else:
                 self._unsettled.discard(session)
                 self._give_back(other)
@@ -529,8 +536,13 @@ def is_hopeless(error: Exception) -> bool:
     return isinstance(error, psycopg.OperationalError) and error.sqlstate is None and is_refused(error)
 
 
-def _pause(number: int, deadline: float) -> int:
-    """Sleep before another try; return the number of the next pause."""
+def _pause(number: int, deadline: float, lost: Session | None = None) -> int:
+    """Sleep before another try; return the number of the next pause.
+
+    One that has waited in the pool may have been of no use for long, as all others there: that is no reason to wait.
+    """
+    if lost is not None and lost.used_at:
+        return number
     time.sleep(min(_PAUSES[min(number, len(_PAUSES) - 1)], max(0.0, deadline - time.monotonic())))
     return number + 1
 

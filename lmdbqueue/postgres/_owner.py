@@ -27,6 +27,8 @@ _BITS: Final = 20  # of a token that count the leases of a holder
 
 _REGISTER: Final = "INSERT INTO {owners} (holder, queue, owner) VALUES (%(holder)s, %(queue)s, %(owner)s)"
 
+_LIVES: Final = "SELECT WHERE %(owner)s IN ({alive})"
+
 
 class Token(int):
     """The number of a lease, which knows its items."""
@@ -43,6 +45,7 @@ class Owner:
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._is_over = False
+        self._dead = 0  # the last one that the server believed to be dead
 
     @property
     def known(self) -> int:
@@ -81,7 +84,7 @@ class Owner:
         if session is not None:
             if session.connection.lock.locked():
                 raise NestedCallError(session.path)
-            if session.is_alive:
+            if session.is_alive and session.id != self._dead:
                 return session
             self._session = None
             session.close()
@@ -94,6 +97,16 @@ class Owner:
             return self._session
         self._session = session
         return session
+
+    def refuse_if_dead(self, session: Session) -> None:
+        """Use another connection for the next lease if the server does not know of this one any more.
+
+        Its end may not have been heard of here. It is asked by each new session, after that can be shut out: whoever
+        finds this owner dead, and forgets it, shuts out all sessions that were before.
+        """
+        known = self.known
+        if known and not session.connection.execute(self._sql(_LIVES), {"owner": known}).fetchall():
+            self._dead = known
 
     def leave(self) -> None:
         """End the connection, for good: what is held comes back."""

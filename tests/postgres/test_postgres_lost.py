@@ -642,3 +642,29 @@ def test_what_is_due_and_locked_by_others_keeps_nobody_from_the_rest(open_postgr
         assert queue.lease().items == ["c"]
         assert queue.pop(5) == ["d"]
         assert queue.pop(5) == []
+
+
+def test_a_pool_whose_connections_are_all_of_no_use_is_left_at_once(open_postgres, postgres, schema):
+    queue = open_postgres(patience=3.0)
+    database = queue._engine.database
+    sessions = [database._taken(3.0, time.monotonic() + 3.0) for _ in range(9)]
+    for session in sessions:
+        database._give_back(session)
+    postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
+    begin = time.monotonic()
+    queue.push("a")
+    assert time.monotonic() - begin < 1.0
+
+
+def test_a_lease_is_not_given_under_an_owner_that_others_have_forgotten(open_postgres, postgres, schema, monkeypatch):
+    """The end of its connection may be heard of here long after the server has seen it."""
+    queue = open_postgres()
+    with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema) as look:
+        look.push(["a", "b"])
+        queue.lease().ack()
+        monkeypatch.setattr(Session, "is_alive", True)
+        _end_of_owner(queue, postgres)
+        look.count()
+        assert postgres.execute(f'SELECT 1 FROM "{schema}".owners') == []
+        lease = queue.lease()
+        assert (lease._token >> 20,) in postgres.execute(f'SELECT holder FROM "{schema}".owners')
