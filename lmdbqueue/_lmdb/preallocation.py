@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from lmdbqueue._errors import Full
-from lmdbqueue._host.disk import allocate, translated
+from lmdbqueue._host.disk import allocate, is_of_a_handler, translated
 
 _RESERVE: Final = 64  # pages that removals may need at the least, and one more for each _RESERVE in use
 _AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most; between them a sixteenth of the file
@@ -67,6 +67,8 @@ class Room:
             try:
                 allocate(self._path, min(needed + ahead, self._largest))
                 self.allocated = needed + ahead
-            except OSError:
+            except OSError as error:
+                if is_of_a_handler(error):
+                    raise
                 allocate(self._path, needed)  # less will do
                 self.allocated = needed

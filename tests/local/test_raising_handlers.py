@@ -19,6 +19,7 @@ from lmdbqueue import NestedCallError, StorageError
 from lmdbqueue._format import pack
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
+from lmdbqueue._lmdb import preallocation
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._model import pushing
@@ -229,6 +230,21 @@ def test_an_alarm_as_a_wait_begins_is_not_lost(tmp_path):
         if moments.left > 0:
             break
     assert number > 10
+
+
+def test_an_alarm_as_a_file_grows_is_no_want_of_room(open_queue, monkeypatch):
+    queue = open_queue(**FAST)
+    real, alarms = preallocation.allocate, [TimeoutError()]
+
+    def allocate(*args):
+        if alarms:
+            raise alarms.pop()
+        real(*args)
+
+    monkeypatch.setattr(preallocation, "allocate", allocate)
+    with pytest.raises(TimeoutError):
+        queue.push("a" * (1 << 20))
+    assert queue.push("b") == 0
 
 
 def test_a_timeout_amid_what_the_system_is_asked_is_no_error_of_the_disk():
