@@ -57,17 +57,21 @@ _WORD: Final = 8
 
 
 class Pin:
-    """The pin of one generation. To be made before LMDB opens the file, and closed after it."""
+    """The pin of one generation. To be mapped before LMDB opens the file, and closed after it."""
 
     def __init__(self, lock_file: str) -> None:
+        """Note the lock file. Whoever maps it must have this object, to close it if an interrupt comes amid that."""
+        self._lock_file = lock_file
+        self._at = -1
+
+    def map(self) -> None:
         """Map the lock file. No descriptor of it may be closed while LMDB has it: that would drop LMDB's own locks."""
-        fd = open_at(lock_file, os.O_RDWR)
+        fd = open_at(self._lock_file, os.O_RDWR)
         try:
             self._memory = mmap.mmap(fd, 0)
         finally:
             close(fd)
         self._words = memoryview(self._memory).cast("Q")
-        self._at = -1
 
     def find(self, env: Any) -> None:
         """Find the pin in an environment that only this thread knows, or make it. Raises ``OSError``."""
@@ -85,7 +89,7 @@ class Pin:
             memory[old : old + len(_MARK)] = bytes(len(_MARK))
         transactions = [env.begin(), env.begin()]
         entry = _BEGIN.pack(transactions[0].id(), os.getpid())
-        found = [match.start() for match in re.finditer(re.escape(entry), memory)]
+        found = [match.start() for match in re.finditer(re.escape(entry), memory[:])]
         while transactions:
             transactions.pop().abort()
         at = next((at for at in found if not _PID.unpack_from(memory, at + _WORD)[0]), None)
@@ -116,8 +120,9 @@ class Pin:
 
     def close(self) -> None:
         """Free the map of the file, which LMDB has closed; twice is harmless."""
-        if not self._memory.closed:
+        if hasattr(self, "_words"):
             self._words.release()
+        if hasattr(self, "_memory"):
             self._memory.close()
 
 

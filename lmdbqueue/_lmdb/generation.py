@@ -94,29 +94,28 @@ class Generation(Durable):
         with translated(self.path, "opening"):
             allocate(self.path + "-lock", LOCK_FILE)
             await_set_up(self.path + "-lock")
-            pin = self._map_pin() if self.options.durability == "interval" else None
+            if self.options.durability == "interval":
+                self._map_pin()
         env = None
         try:
             env, map_size = open_environment(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
             self._is_confined = map_size < wanted_map(self.path)
-            if pin is None:
+            if self.pin is None:
                 env.reader_check()
             else:
                 with translated(self.path, "opening"):
-                    pin.find(env)
+                    self.pin.find(env)
         except BaseException:
             if env is not None:
                 env.close()
-            if pin is not None:
-                pin.close()
             raise
-        self.pin = pin
         return env, map_size
 
-    def _map_pin(self) -> Pin:
+    def _map_pin(self) -> None:
         from lmdbqueue._lmdb.checkpoint_pin import Pin  # noqa: PLC0415  (for who has checkpoints)
 
-        return Pin(self.path + "-lock")
+        self.pin = Pin(self.path + "-lock")
+        self.pin.map()
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
@@ -131,8 +130,8 @@ class Generation(Durable):
             self.keeper.close()
         if hasattr(self, "_env"):  # not if it could not be opened
             super().close()
-            if self.pin is not None:
-                self.pin.close()
+        if self.pin is not None:
+            self.pin.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)

@@ -295,6 +295,52 @@ def test_a_system_that_lets_the_pin_be_cleared_is_found_out_at_the_opening(tmp_p
         queue.push(1)
 
 
+def test_an_interrupt_at_any_line_that_makes_the_pin_leaves_no_descriptor_whose_end_drops_the_lock_of_lmdb(tmp_path):
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt_at(number):
+        lines = 0
+
+        def trace(frame, event, _):
+            nonlocal lines
+            if frame.f_code.co_filename != checkpoint_pin.__file__:
+                return None
+            lines += event == "line"
+            if lines == number and event == "line":
+                raise Interrupt
+            return trace
+
+        return trace
+
+    _open(tmp_path).close()
+    (name,) = generations(tmp_path / "queue")
+    inode = os.stat(tmp_path / "queue" / f"{name}-lock").st_ino
+
+    def locks():
+        with open("/proc/locks", encoding="ascii") as lines:
+            return [
+                line for line in lines if f" POSIX  ADVISORY  READ {os.getpid()} " in line and f":{inode} 0 0" in line
+            ]
+
+    number, is_through = 0, False
+    while not is_through:
+        interrupt, number = None, number + 1
+        sys.settrace(interrupt_at(number))
+        try:
+            queue = _open(tmp_path)
+        except Interrupt as error:
+            interrupt = error  # with what is in its frames
+        finally:
+            sys.settrace(None)
+        with queue if interrupt is None else _open(tmp_path):
+            is_through = interrupt is None
+            if not is_through:
+                interrupt.__traceback__ = None
+            assert locks(), number
+    assert number > 20
+
+
 def test_a_lane_that_another_process_has_is_left_to_it(tmp_path):
     place = tmp_path / "lanes"
     place.mkdir()
