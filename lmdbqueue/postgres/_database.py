@@ -36,6 +36,7 @@ from typing import Any, Final, LiteralString, NoReturn, TypeVar, TypeVarTuple
 import psycopg
 
 from lmdbqueue._errors import CommitUnknownError, NestedCallError, QueueError, ServerError
+from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import holding
 from lmdbqueue.postgres import _schema
@@ -102,7 +103,8 @@ class Database:
         self._pool = Pool(self.limit)
         self._program = Program()
         self._unsettled.clear()
-        self.ear = Ear(self._connected_for_listening, self.sql)
+        with translated(self.path, "opening"):
+            self.ear = Ear(self._connected_for_listening, self.sql)
 
     def abandon(self) -> None:
         """Give up what is the parent's."""

@@ -1,5 +1,6 @@
 """What stopped, slowed or lost once, on a server as others have it: its limits, its settings, its other users."""
 
+import errno
 import itertools
 import logging
 import os
@@ -20,7 +21,7 @@ from postgres_proxy import Proxy
 from processes import DEADLINE, eventually, forked, status_of
 from psycopg.rows import dict_row
 
-from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, TransactionError
+from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, StorageError, TransactionError
 from lmdbqueue._local import source
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
@@ -682,3 +683,12 @@ def test_a_server_that_does_not_let_us_listen_is_not_asked_without_a_pause(open_
     taker.join(DEADLINE)
     assert queue.count() == 0
     assert all(later - before >= 0.2 for before, later in itertools.pairwise(asked))
+
+
+def test_an_opening_that_finds_no_descriptor_left_is_our_error(postgres, schema, monkeypatch):
+    def fail():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pipe", fail)
+    with pytest.raises(StorageError, match="ulimit -n"):
+        PostgresQueue(postgres.url(), schema=schema)
