@@ -206,12 +206,14 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
         if record.note.reason == DAMAGED:
             now = dead_letters.bury(txn, queue, record, how._replace(reason=DAMAGED), now)
         elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it meanwhile
+            reader_records.skip(txn, queue, [key])
             now = item_notes.settle(txn, queue, key, note, now)
         elif note.expires and note.expires <= how.now:
             now = now._replace(expired=now.expired + 1)
             if how.bury_expired:
                 now = dead_letters.bury(txn, queue, record, Return(how.now, expiry.EXPIRED), now)
             else:
+                reader_records.skip(txn, queue, [key])
                 now = item_notes.settle(txn, queue, key, note, now)
         elif how.max_attempts is not None and note.attempts >= how.max_attempts:
             now = dead_letters.bury(txn, queue, record, how, now)

@@ -9,11 +9,11 @@ writes where it is, and removes what all have passed. So moves of the readers of
 waits for nobody.
 """
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from lmdbqueue._format import Retention
-from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats
+from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats, Taken
 from lmdbqueue.postgres import _items, _positions, _pushing, _removal, _taking
 from lmdbqueue.postgres._items import LOOK, STATUS, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach
@@ -78,7 +78,7 @@ class Move(NamedTuple):
     after: int
     number: int  # of the reader's moves
     passed: int = 0  # items
-    gone: Sequence[int] = ()  # numbers of what left the queue with it
+    gone: Mapping[int, Any] = {}  # numbers of what left the queue with it, each with what was known of it
 
 
 # --- looking
@@ -150,7 +150,8 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     number = _positions.moves(rows, move.reader)
     if number != move.number:
         return None if number is None else False
-    if back := [entry for entry in entries if _items.number(entry[0]) in move.gone]:
+    numbered = [(_items.number(entry[0]), entry) for entry in entries]
+    if back := [Taken.of(entry, move.gone[seq]) for seq, entry in numbered if seq in move.gone]:
         _taking.put_back(step, place, back)
     between = step.execute(_THERE, queue=place.id, seq=move.before, last=move.after).fetchall()
     there = {seq for (seq,) in between}
@@ -243,13 +244,13 @@ def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool
         trim_kept(step, place)
 
 
-def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) -> list[int]:
+def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) -> dict[int, Any]:
     """Remove what nobody needs any more; return the numbers of what went. ``readers``: where they are, locked."""
     if kept is not None:
         return _trim_beyond(step, place, kept)
     if readers and (passed := min(readers.values())) != NOTHING:
         return _removal.trim(step, place, passed, is_read=True)
-    return []
+    return {}
 
 
 def begin_trimming(step: Step, place: Place) -> bool:
@@ -270,11 +271,11 @@ def trim_kept(step: Step, place: Place) -> bool:
     return _items.extent(step, place) < before
 
 
-def _trim_beyond(step: Step, place: Place, kept: Reach) -> list[int]:
+def _trim_beyond(step: Step, place: Place, kept: Reach) -> dict[int, Any]:
     """Remove what is beyond what is kept."""
-    went: list[int] = []
+    went: dict[int, Any] = {}
     before = None
     while (last := _removal.beyond(step, place, kept)) not in (NOTHING, before):
-        went += _removal.trim(step, place, last, is_read=False)
+        went |= _removal.trim(step, place, last, is_read=False)
         before = last
     return went

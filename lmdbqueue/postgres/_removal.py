@@ -70,18 +70,23 @@ WITH gone AS (
 """
     + _COUNTED
 )
-# What all have passed, or what is beyond what is kept. What others are taking leaves with them, or else the next time
-_TRIM: Final = (
-    """
+# What all have passed, or what is beyond what is kept. What others are taking leaves with them, or else the next time.
+# If readers have to know, also which they were, and what was known of them, for who puts them back
+_TRIM: Final = """
 WITH first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq <= %(last)s
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
-    RETURNING seq, octet_length(payload) AS size)
+    RETURNING seq, octet_length(payload) AS size, attempts,
+        (extract(epoch FROM pushed_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS pushed,
+        expires_at::text AS expires, key, headers)
+SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is_followed),
+    array_agg(attempts::bigint) FILTER (WHERE is_followed), array_agg(pushed) FILTER (WHERE is_followed),
+    array_agg(expires) FILTER (WHERE is_followed), array_agg(key) FILTER (WHERE is_followed),
+    array_agg(headers) FILTER (WHERE is_followed)
+FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
 """
-    + _COUNTED
-)
 # The last item that is beyond what is kept: too many come after it, or too much, or it is too old
 _BEYOND_ITEMS: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq OFFSET %(n)s LIMIT 1
@@ -180,18 +185,19 @@ def clear(step: Step, place: Place) -> int:
     return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
 
 
-def trim(step: Step, place: Place, last: int, *, is_read: bool) -> list[int]:
+def trim(step: Step, place: Place, last: int, *, is_read: bool) -> dict[int, Any]:
     """Remove the items up to a number that nobody is taking, which all readers have passed or not.
 
-    Returns the numbers of what went, if there are readers.
+    Returns the numbers of what went, if there are readers, each with what was known of it, as ``_taking.put_back``.
     """
-    went: list[int] = []
+    went: dict[int, Any] = {}
     while True:
-        row = step.execute(_TRIM, queue=place.id, last=last, n=AT_ONCE).fetchone()
-        removed = _gone(step, place, row, is_read=is_read)
+        row: Any = step.execute(_TRIM, queue=place.id, last=last, n=AT_ONCE).fetchone()
+        removed = _gone(step, place, row[:3], is_read=is_read)
         if removed and not is_read:
             step.count(place.id, dropped=removed)
-        went += (row and row[2]) or []
+        if row[2]:
+            went.update(zip(row[2], zip(*row[3:], strict=True), strict=True))
         if removed < AT_ONCE:
             return went
 

@@ -285,6 +285,34 @@ def test_what_expires_while_it_is_delayed_is_not_skipped(engine, later, expired)
     assert (len(queue), queue.stats().expired, reader.skipped, queue.check()) == (0, 1, 0, [])
 
 
+def test_what_leaves_when_its_lease_ends_is_skipped(engine, later):
+    queue = engine()
+    reader = queue.reader("r")
+    queue.push(["a", "b"], unique=["k", None], expires=1000)
+    lease = queue.lease(2)
+    queue.push("c", unique="k", replace=True)
+    later(1500)
+    lease.nack()
+    assert (list(queue), queue.stats().expired, reader.skipped, queue.check()) == (["c"], 1, 2, [])
+
+
+def test_an_undone_move_of_the_last_reader_brings_back_all_that_was_known(engine, later):
+    queue = engine()
+    reader = queue.reader("r")
+    queue.push("a", unique="k", headers={"to": "me"}, expires=1000)
+    queue.lease(1).nack()
+    entries = reader._head.first(1)
+    _, move = reader._head.pass_by(entries)
+    assert (list(queue), queue.find("k")) == ([], None)
+    assert queue._engine.reader("r").retreat(move, entries)
+    assert queue.find("k") == 0
+    with queue.lease(1) as lease:
+        assert (lease.items, lease.headers, lease.attempts) == (["a"], [{"to": "me"}], [2])
+        lease.nack()
+    later(1500)
+    assert (list(queue), queue.stats().expired, queue.check()) == ([], 1, [])
+
+
 def test_what_a_lease_gives_back_is_read_by_who_has_not_passed_its_place(queue, billing):
     behind = queue.reader("behind")
     lease = queue.lease(2)
