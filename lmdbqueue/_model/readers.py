@@ -4,7 +4,8 @@ Owns: what a reader reads next. Law: a reader gets each item once, in the order 
 Must not know: clocks (it is told the time), waiting, pickling.
 
 A reader's position is in the queue's own order, so that nothing may come in before it: while a queue has readers what
-comes due or comes back gets a new key at the tail (``_model.returns``), and a push with a priority is refused.
+comes due gets a new key at the tail (``_model.returns``), and a push with a priority is refused. What a consumer gives
+back has its place again; behind all readers it leaves with the next move of one, unless ``retain`` keeps it.
 """
 
 from __future__ import annotations
