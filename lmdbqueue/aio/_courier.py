@@ -31,7 +31,7 @@ import weakref
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import chain, groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
@@ -154,14 +154,16 @@ class Courier:
     def _deliver(self, results: list[Result]) -> None:
         if self._undelivered.pop(id(results), None) is None:
             return  # undone, since the program ends
-        for job, result, error in results:
-            if job.future.done():  # cancelled, or its time is over
-                if result:
-                    self.take_back(job, result)
-            elif error is None:
-                job.future.set_result(result)
-            else:
-                job.future.set_exception(_of_future(error))
+        unwanted = [(job, result) for job, result, _ in results if result and job.future.done()]  # e.g. cancelled
+        for job, result, error in results:  # first: to take something back may fail
+            if not job.future.done():
+                if error is None:
+                    job.future.set_result(result)
+                else:
+                    job.future.set_exception(_of_future(error))
+        with ExitStack() as rest:
+            for job, result in reversed(unwanted):
+                rest.callback(self.take_back, job, result)
 
     def finish(self) -> None:
         """End the worker, once it has put back what nobody got: the program ends."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from processes import eventually, forked, has_ended, status_of, threads_of_this_process
@@ -25,6 +26,7 @@ from lmdbqueue import (
     PersistentQueue,
     Reader,
     ShutDown,
+    StorageError,
 )
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import DeadLetters
@@ -360,6 +362,27 @@ def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):
     async def count(queue):
         await asyncio.sleep(0)
         return queue.queue.count()
+
+    run(test)
+
+
+def test_who_shares_a_batch_with_a_cancelled_call_that_cannot_be_undone_has_an_answer(run, monkeypatch):
+    async def test(queue):
+        courier, taken_back = queue._courier, []
+
+        def take_back(_, result):
+            taken_back.append(result)
+            raise StorageError("path", "writing", "no room")
+
+        monkeypatch.setattr(courier, "take_back", take_back)
+        jobs = [SimpleNamespace(future=asyncio.get_running_loop().create_future()) for _ in range(3)]
+        for job in jobs[:2]:
+            job.future.cancel()
+        results = [(job, name, None) for job, name in zip(jobs, "abc", strict=True)]
+        courier._undelivered[id(results)] = results
+        with pytest.raises(StorageError):
+            courier._deliver(results)
+        assert (taken_back, await jobs[2].future) == (["a", "b"], "c")
 
     run(test)
 
