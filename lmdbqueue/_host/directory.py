@@ -47,6 +47,7 @@ An environment that has no such record is left alone, with an error.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -63,7 +64,7 @@ from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
-from lmdbqueue._host.threads import Parking, holding, is_mine
+from lmdbqueue._host.threads import Parking, held, holding, is_mine
 
 _GENERATION: Final = r"(\d{8,})\.mdb"
 _DRAFT: Final = r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?"
@@ -111,12 +112,17 @@ _doors: dict[str, threading.RLock] = {}  # of directories: threads of this proce
 
 
 @holding
-def _door(path: str) -> Iterator[None]:
-    """Hold the door of a directory; raise ``NestedCallError`` in a call from within one that holds it."""
+def _door(path: str, patience: float = -1) -> Iterator[None]:
+    """Hold the door of a directory; raise ``NestedCallError`` in a call from within one that holds it.
+
+    Raises ``BlockingIOError`` after ``patience`` seconds; -1: never.
+    """
     door = _doors.setdefault(os.path.realpath(path), threading.RLock())
     if is_mine(door):  # whose flock it would wait for
         raise NestedCallError(path)
-    with door:
+    with held(door, patience=patience) as is_held:
+        if not is_held:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another thread has the lock")
         yield
 
 
@@ -225,15 +231,16 @@ class Directory:
         return os.path.join(self.path, name)
 
     @holding
-    def lock(self, parking: Parking | None = None) -> Iterator[None]:
+    def lock(self, parking: Parking | None = None, patience: float = -1) -> Iterator[None]:
         """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place.
 
-        ``parking``: where to wait, if a fork of this process need not wait meanwhile.
+        ``parking``: where to wait, if a fork of this process need not wait meanwhile. ``patience``: seconds after which
+        ``StorageError`` is raised; -1: never.
         """
         with (
-            _door(self.path),
             translated(self.path, "locking"),
-            flock.exclusive(self.file("."), self.folder, parking),
+            _door(self.path, patience),
+            flock.exclusive(self.file("."), self.folder, parking, patience),
         ):
             self.refuse_another()
             yield

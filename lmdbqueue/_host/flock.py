@@ -19,6 +19,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
@@ -29,6 +30,7 @@ from lmdbqueue._host.threads import Parking, holding
 
 _held: set[int] = set()
 _life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
+_LOOK: Final = 0.02  # seconds between two looks for a lock that is not waited for without end
 _FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # a waiter's line has ": -> FLOCK"
 
 
@@ -147,16 +149,21 @@ class LeftFile:
 
 
 @holding
-def exclusive(path: str, folder: int | None = None, parking: Parking | None = None) -> Iterator[int]:
+def exclusive(
+    path: str, folder: int | None = None, parking: Parking | None = None, patience: float = -1
+) -> Iterator[int]:
     """Hold the exclusive lock of ``path`` for the block, waiting for it first; give its descriptor. "." is the folder.
 
-    ``parking``: what tells a fork that this thread waits, and that it need not wait for it.
+    ``parking``: what tells a fork that this thread waits, and that it need not wait for it. ``patience``: seconds after
+    which ``BlockingIOError`` is raised; -1: never.
     """
     life = _life
     fd = open_at(path, os.O_RDONLY, folder)
     try:
         _held.add(fd)
-        if parking is None:
+        if patience >= 0:
+            _lock_within(fd, patience)
+        elif parking is None:
             fcntl.flock(fd, fcntl.LOCK_EX)
         else:
             with parking.parked():
@@ -171,6 +178,19 @@ def exclusive(path: str, folder: int | None = None, parking: Parking | None = No
                     _held.discard(fd)
                 finally:
                     os.closerange(fd, fd + 1)
+
+
+def _lock_within(fd: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK)
+        else:
+            return
 
 
 def _forget_in_child() -> None:

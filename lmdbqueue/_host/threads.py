@@ -211,6 +211,27 @@ def holding(begin: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManag
     return begun
 
 
+@holding
+def held(*locks: RLock, patience: float = -1) -> Iterator[bool]:
+    """Hold locks, which this thread does not hold yet, for the block; give whether each was had in time.
+
+    ``patience``: seconds for each of them; -1: as long as it takes.
+    """
+    ending = Ending()
+    try:
+        for lock in locks:
+            ending.add(functools.partial(free, lock))
+            if not lock.acquire(timeout=patience):
+                yield False
+                return
+        yield True
+    finally:
+        try:
+            ending.close()
+        finally:
+            ending.close()
+
+
 class Parking:
     """Where one thread says that it waits for another process, amid nothing that a fork could harm."""
 

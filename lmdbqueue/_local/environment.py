@@ -29,7 +29,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
-from lmdbqueue._host.threads import Ending, free, holding, is_mine
+from lmdbqueue._host.threads import Ending, free, held, holding, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
@@ -105,11 +105,14 @@ class Environment(Live):
         return is_mine(self._writer) or self._covers() or is_mine(self._moving)
 
     def _close(self) -> None:
-        """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it."""
+        """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it.
+
+        As the program ends, nobody waits here without end (``departures``): what is not closed ends with the process.
+        """
         if self._is_amid_a_call():  # the program ends, and there is no other thread: it is closed with the process
             return
-        with self._writer, self._moving:
-            if self.handles:
+        with held(self._writer, self._moving, patience=departures.patience()) as is_held:
+            if self.handles or not is_held:  # not: as above
                 return
             self._forget_left()
             generation, self._generation = self._generation, None
@@ -141,7 +144,7 @@ class Environment(Live):
         if self._checkpoints is not None:
             with suppress(QueueError, Superseded, Doubtful):
                 self._checkpoints.cover()
-        with suppress(QueueError), self.directory.lock():
+        with suppress(QueueError), self.directory.lock(patience=departures.patience()):
             is_whole = session.is_alone() and generation.settle()
             generation.close()
             if is_whole:

@@ -44,7 +44,7 @@ from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
-from lmdbqueue._host.threads import Ending, free, is_mine
+from lmdbqueue._host.threads import Ending, free, held, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, Txn, end
@@ -218,8 +218,9 @@ class Live:
 
     def _clear_away(self) -> None:
         """Close the generations that were left, in a thread of its own, so that reading waits for no writer."""
-        with self._writer:
-            self._close_retired()
+        with held(self._writer, patience=departures.patience()) as is_held:
+            if is_held:
+                self._close_retired()
 
     def _close_retired(self) -> None:
         """Close the generations that were left. The caller holds ``_writer``: none of them is written to."""

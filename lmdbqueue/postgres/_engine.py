@@ -404,9 +404,12 @@ class _Closed:
 
 
 def _let_go(database: Database, holder: Holder) -> None:
-    """Give back what a forgotten object held, and let go of the database."""
+    """Give back what a forgotten object held, and let go of the database.
+
+    As the program ends, and nobody could end a wait for the server, it comes back with the end of its connection.
+    """
     try:
-        if holder.numbers:
+        if holder.numbers and departures.patience() < 0:
             with suppress(QueueError):
                 how = _away.Return("its queue was forgotten")
                 database.run(_LAST_PATIENCE, _away.give_up, holder.place, holder.numbers, how)

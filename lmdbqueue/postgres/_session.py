@@ -26,6 +26,7 @@ from typing import Any, Final, LiteralString, Self
 import psycopg
 from psycopg import pq
 
+from lmdbqueue._host import departures
 from lmdbqueue.postgres._connection import (
     OPENED,
     SILENCE,
@@ -329,9 +330,12 @@ class Session:
         sweep(self.connection, self._sql)
 
     def leave(self) -> None:
-        """End an entered session: nothing is to be settled, so its rows go too. It may fail: others sweep."""
+        """End an entered session: nothing is to be settled, so its rows go too. It may fail: others sweep.
+
+        They do, too, where nobody could end a wait for a server that does not answer, as the program ends.
+        """
         with suppress(psycopg.Error):
-            if self.is_idle and self._ledger.rows:
+            if self.is_idle and self._ledger.rows and departures.patience() < 0:
                 self.connection.execute(CHEAP)
                 self._ledger.leave()
         self.close()

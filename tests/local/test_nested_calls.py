@@ -392,8 +392,8 @@ def test_a_block_that_comes_amid_a_call_of_another_one_is_refused_and_harms_it_n
     assert queue.pop(2) == ["a"]
 
 
-_ENDS_WHILE_ANOTHER_WRITES = """
-import threading
+_ENDS = """
+import os, sys, threading
 from lmdbqueue import PersistentQueue
 from lmdbqueue._host import departures
 
@@ -403,19 +403,29 @@ other = PersistentQueue("other")
 other.push("a")
 other.lease()  # makes it an owner
 print("ready", flush=True)
-input()
-threading.Thread(target=queues[0].push, args=("waits",), daemon=True).start()
-while not queues[0]._engine.environment._lone:
-    pass
+if input() == "write":
+    threading.Thread(target=queues[0].push, args=("waits",), daemon=True).start()
+    while not queues[0]._engine.environment._lone:
+        pass
+
+
+def refused(*_):
+    raise RuntimeError
+
+
+if sys.argv[1] == "refused":  # as Python 3.12 does when the program ends
+    departures.start_new_thread = refused
 """
 
 
-def test_a_program_ends_while_a_thread_of_it_waits_for_another_process_that_writes(tmp_path):
+@pytest.mark.parametrize("threads", ["refused", "as this Python has them"])
+@pytest.mark.parametrize("held", ["write lock", "directory lock"])
+def test_a_program_ends_while_another_process_holds_what_it_would_close_with(tmp_path, held, threads):
     """And all that does not wait for that is closed."""
     with (
         PersistentQueue("queue", tmp_path, **FAST) as queue,
         subprocess.Popen(
-            [sys.executable, "-c", _ENDS_WHILE_ANOTHER_WRITES],
+            [sys.executable, "-c", _ENDS, threads],
             cwd=tmp_path,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -423,11 +433,14 @@ def test_a_program_ends_while_a_thread_of_it_waits_for_another_process_that_writ
     ):
         try:
             assert program.stdout.readline() == b"ready\n"
-            with queue.transaction():
-                program.stdin.write(b"go\n")
+            directory = queue._engine.environment.directory
+            with queue.transaction() if held == "write lock" else directory.lock():
+                program.stdin.write(b"write\n" if held == "write lock" else b"end\n")
                 program.stdin.flush()
                 assert program.wait(DEADLINE / 4) == 0
         finally:
             program.kill()
         assert queue.count() == 0
     assert not [name for name in os.listdir(tmp_path / "other") if name.startswith("owner-")]
+    with open(tmp_path / "other" / "session", "rb") as file:
+        assert file.read()[24:30] == b"closed"
