@@ -17,7 +17,7 @@ _spec.loader.exec_module(figures)
 
 
 def test_both_tables_have_the_same_queues_in_the_versions_that_were_measured():
-    first, second = read(PAGE).split("## What there is")
+    first, second = read(PAGE).split("## Features")
     found = [set(re.findall(TABLED, table, re.MULTILINE)) for table in (first, second)]
     assert found[0] == found[1]
     assert ("lmdbqueue", lmdbqueue.__version__) in found[0]
