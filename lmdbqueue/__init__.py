@@ -7,29 +7,29 @@
     with queue.lease(10, ttl=60) as lease:    # up to 10 items, for this consumer alone
         upload(list(lease))                   # the end of the block removes them; an exception returns them
 
-``help(PersistentQueue)`` describes all verbs. ``queue.work(handler)`` is the loop around a lease, with retries and dead
-letters. ``queue.transaction()`` makes several calls one step, ``queue.reader(name)`` lets several programs read every
-item. All errors derive from ``QueueError``, carry their facts as attributes, and say what to do.
+``help(PersistentQueue)`` describes all verbs. ``queue.work(handler)`` leases and processes items in a loop, with
+retries and dead letters. ``queue.transaction()`` makes several calls one step, ``queue.reader(name)`` lets several
+programs read every item. All errors derive from ``QueueError``, carry their facts as attributes, and say what to do.
 
 ``lmdbqueue.aio`` has the verbs for ``asyncio``, ``lmdbqueue.postgres`` has them on PostgreSQL, ``lmdbqueue.forward``
 moves items elsewhere, ``lmdbqueue.legacy`` imports queues of other libraries, ``lmdbqueue.integrations`` is for
 logging, Celery, Huey, OpenTelemetry and Prometheus. The distribution is called ``lmdbqueue-persistent``.
 
-The rest is for maintainers. The map: one floor a package, imports go down it only. Each package lists its files in its
-own docstring, top down; each file begins with what it owns. ``docs/design.md`` says where to look for what. Of all
+The rest is for maintainers. The map: each package is a floor, and imports only go down. Each package lists its files in
+its own docstring, top down; each file begins with what it owns. ``docs/design.md`` says where to look for what. Of all
 packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycopg``.
 
 ================  ==================================================================================
-``integrations``  what programs already use, with this queue beneath; a package with a map of its own
+``integrations``  frameworks that programs already use, on top of this queue; a package with its own map
 ``__main__``      ``python -m lmdbqueue``
-``cli``           the command line, a package with a map of its own
-``legacy``        ``import_file``: queues of other libraries, taken over; a package, too
-``forward``       ``Forwarder``: a queue drained into a central one, a URL, a topic; a package, too
-``postgres``      ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with a map of its own
-``aio``           ``AsyncPersistentQueue``: the verbs, awaited; calls of an event loop, carried by threads
+``cli``           the command line; a package with its own map
+``legacy``        ``import_file``: imports queues of other libraries; a package, too
+``forward``       ``Forwarder``: drains a queue into a central one, a URL or a topic; a package, too
+``postgres``      ``PostgresQueue``: the verbs on tables of PostgreSQL; a package with its own map
+``aio``           ``AsyncPersistentQueue``: the verbs, awaited; threads carry out the calls of an event loop
 ``_local``        ``PersistentQueue`` on LMDB
 ``_verbs``        what each verb means, on any engine
-``_model``        what a queue is: functions of a transaction
+``_model``        the data structure of a queue: functions of a transaction
 ``_lmdb``         everything that trusts or bypasses LMDB
 ``_host``         files, processes, threads
 ``_format``       what the bytes on disk mean
@@ -42,7 +42,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if sys.platform == "win32":
-    message = "lmdbqueue does not support Windows, where nobody has tested that it loses nothing: use Linux or macOS"
+    message = "lmdbqueue does not support Windows, where it was never tested for loss of items: use Linux or macOS"
     raise ImportError(message)
 
 from lmdbqueue._errors import (
@@ -139,5 +139,5 @@ __all__ = [
 __version__ = "1.0.0"
 
 for _each in __all__:
-    if _each in globals():  # else it is imported late
-        globals()[_each].__module__ = __name__  # what tracebacks and pickles call it, wherever it stands
+    if _each in globals():  # the others are imported at first use
+        globals()[_each].__module__ = __name__  # so tracebacks and pickles do not name the private module

@@ -24,7 +24,7 @@ class QueueError(Exception):
 
 
 class Empty(QueueError, queue.Empty):
-    """There were fewer items than requested, at once or until the timeout."""
+    """There were fewer items than requested, immediately or until the timeout."""
 
     def __init__(self, wanted: int, timeout: float | None = None) -> None:
         super().__init__(wanted, timeout)
@@ -156,7 +156,7 @@ class CorruptQueueError(QueueError):
 
 
 class FormatError(QueueError):
-    """What is at the path is not a queue, or not one of this version; nothing was touched."""
+    """The path is not a queue, or not one of this version; nothing was touched."""
 
     def __init__(self, path: str, found: str, advice: str) -> None:
         super().__init__(path, found, advice)
@@ -176,7 +176,7 @@ class VersionError(FormatError):
 
 
 class OptionError(QueueError, ValueError):
-    """An option or a call conflicts with how the queue was created, or with what it has; nothing was touched."""
+    """An option or a call conflicts with how the queue was created, or with its contents; nothing was touched."""
 
     def __init__(self, path: str, option: str, stored: object, given: object) -> None:
         super().__init__(path, option, stored, given)
@@ -239,7 +239,7 @@ class ExistsError(QueueError):
 
 
 class DiskFullError(Full):
-    """There is no room left for a file; nothing of the call was stored.
+    """There is no room left for a file; the call stored nothing.
 
     ``unit`` names the exhausted resource: ``"bytes"`` or ``"files"`` of the file system, the ``"quota"`` of the user,
     or the ``"file size"`` of the process. ``limit`` and ``used`` are in bytes, or in files; for a quota, those of the
@@ -264,7 +264,7 @@ class DiskFullError(Full):
 
 
 class StorageError(QueueError):
-    """The storage failed for a reason without an exception of its own; nothing of the call was stored.
+    """The storage failed for a reason that has no exception of its own; the call stored nothing.
 
     ``operation`` names the operation that failed, ``reason`` is the message of the operating system or LMDB, ``advice``
     says what to do.
@@ -282,7 +282,7 @@ class StorageError(QueueError):
 
 
 class ServerError(StorageError):
-    """The database server refused a call, or could not be reached; nothing of the call was stored.
+    """The database server refused a call, or could not be reached; the call stored nothing.
 
     ``sqlstate`` is the server's code, or "" if it did not answer.
     """
@@ -302,7 +302,7 @@ class ServerError(StorageError):
 
 
 class GoneError(QueueError):
-    """A queue, a reader or the files were removed while the queue was open; nothing of the call was stored.
+    """A queue, a reader or the files were removed while the queue was open; the call stored nothing.
 
     ``name`` is the dropped queue; it is "" if the files or their directory were removed, renamed or replaced.
     ``reader`` is the dropped reader, or "".
@@ -325,10 +325,10 @@ class GoneError(QueueError):
 
 
 class NestedCallError(QueueError):
-    """A call was made during another call of the same thread; nothing of it was stored.
+    """A call was made during another call of the same thread; it stored nothing.
 
     A signal handler, or a ``__del__`` that the garbage collector runs, can interrupt any call. The interrupted call
-    waits for it, so it cannot wait for that call.
+    waits for the handler, so a call made there must not wait for the interrupted one.
     """
 
     def __init__(self, path: str) -> None:
@@ -337,7 +337,7 @@ class NestedCallError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"a call on {self.path!r} was made during another call of the same thread, as by a signal handler or "
+            f"a call on {self.path!r} was made during another call of the same thread, perhaps by a signal handler or "
             f"__del__; nothing was stored: make the call in another thread (hand it over through queue.SimpleQueue)"
         )
 

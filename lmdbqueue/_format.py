@@ -1,8 +1,8 @@
 """What the bytes on disk mean, and nothing else.
 
-Owns: the format version, ``queue.json``, the names of the sub-databases and records, the keys of items, what stands
-behind a payload, the seal, the weight of a record. Law: pure functions of bytes; each line of ``docs/format.md`` has
-its line here. Must not know: files, transactions, LMDB.
+Owns: the format version, ``queue.json``, the names of the sub-databases and records, the keys of items, the trailer of
+a payload, the seal, the weight of a record. Law: pure functions of bytes; each line of ``docs/format.md`` has its line
+here. Must not know: files, transactions, LMDB.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ pack = NUMBER.pack
 
 
 def unpack(data: bytes) -> int:
-    """Return the number that 8 big-endian bytes stand for."""
+    """Return the number that 8 big-endian bytes represent."""
     number: int = NUMBER.unpack(data)[0]
     return number
 
 
 unpack_from = NUMBER.unpack_from
 _ALL: Final = (1 << 64) - 1
-_NONE: Final = _ALL  # in a place of a number that may be missing
+_NONE: Final = _ALL  # in place of a number that may be missing
 
 # --- names inside the environment
 
@@ -48,7 +48,7 @@ OPTIONS: Final = b"options"  # in the unnamed database: what queue.json holds, a
 META: Final = b"meta"
 AWAY: Final = b"away"  # items held back: leased, delayed, dead; and notes on those that wait
 LAST_TXN: Final = b"txn"  # in META
-DIRECTORY: Final = b"directory"  # in META: what all queues of the directory share
+DIRECTORY: Final = b"directory"  # in META: the record shared by all queues of the directory
 
 _NAME: Final = r"[^/\0]+"
 _MAX_KEY: Final = 511  # bytes, of LMDB
@@ -56,7 +56,7 @@ _MAX_NAME: Final = 200  # bytes
 
 
 def check_name(name: str) -> str:
-    """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
+    """Return ``name`` if it is a valid name of a queue, else raise ``ValueError``."""
     if not re.fullmatch(_NAME, name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
         message = f"the name of a queue or reader is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
         raise ValueError(message)
@@ -77,7 +77,7 @@ def record(name: str, what: str) -> bytes:
 
 
 def state_record(name: str, key: str) -> bytes:
-    """Return the key of what the state of the queue ``name`` has under ``key``."""
+    """Return the key of the record that holds the value of ``key`` in the state of the queue ``name``."""
     found = record(name, f"state/{key}")
     if len(found) > _MAX_KEY:
         room = _MAX_KEY - len(record(name, "state/"))
@@ -87,12 +87,12 @@ def state_record(name: str, key: str) -> bytes:
 
 
 def state_key(record: bytes) -> str:
-    """Return what ``state_record`` was called with."""
+    """Return the key that ``state_record`` was given."""
     return record.split(b"/", 2)[2].decode()
 
 
 def has_seal(record: bytes) -> bool:
-    """Return whether a record of META has a seal: those of the state, of readers, of what is retained."""
+    """Return whether a record of META has a seal: records of the state, of readers and of retention do."""
     return record.split(b"/", 2)[1:2] in _WITH_SEAL
 
 
@@ -100,7 +100,7 @@ _WITH_SEAL: Final = ([b"state"], [b"reader"], [b"retain"])
 
 
 def split_record(key: bytes) -> tuple[str, str]:
-    """Return the name of the queue that a key belongs to, "" for none, and what it is."""
+    """Return the name of the queue that a key belongs to, "" for none, and the kind of record."""
     try:
         name, slash, what = key.decode().partition("/")
     except UnicodeDecodeError:
@@ -109,13 +109,13 @@ def split_record(key: bytes) -> tuple[str, str]:
 
 
 def queue_of(key: bytes) -> str | None:
-    """Return the name of the queue whose items are in the sub-database ``key``, if it is such a one."""
+    """Return the name of the queue whose items are in the sub-database ``key``, None for other databases."""
     name, what = split_record(key)
     return name if name and what == "items" else None
 
 
 # --- the key of an item: 1 byte priority class, 7 bytes number in that class. The order of keys is the order of
-# delivery, and an item that comes back has the key that it had
+# delivery, and an item that comes back keeps its key
 
 CLASS: Final = 128  # of items without a priority
 _CLASS_BITS: Final = 56
@@ -135,7 +135,7 @@ def seq_of(key: bytes) -> int:
 
 
 def number_of(key: bytes) -> int:
-    """Return a key as a number; one that damage has made shorter or longer counts as the number that begins like it."""
+    """Return a key as a number; a damaged key of another length counts as the number with the same first bytes."""
     return unpack(key if len(key) == KEY_SIZE else key[:KEY_SIZE].ljust(KEY_SIZE, b"\0"))
 
 
@@ -160,7 +160,7 @@ def class_record(name: str, number: int) -> bytes:
 
 
 def class_of_record(digits: bytes) -> int | None:
-    """Return the class whose bounds stand under a record that ends like this, None if damage has made it."""
+    """Return the class whose bounds are in a record with this ending, None if the ending is damaged."""
     is_sound = len(digits) == _DIGITS and digits.isdigit()
     return number if is_sound and (number := int(digits)) < 2 * CLASS else None
 
@@ -169,10 +169,10 @@ _DIGITS: Final = 3
 
 
 class Bounds(NamedTuple):
-    """Which keys of a class have an item. ``head`` and ``tail`` are keys, as numbers.
+    """The keys of a class that have an item. ``head`` and ``tail`` are keys, as numbers.
 
-    From ``head`` to below ``tail`` all have one but for ``skipped`` of them; below ``head`` none has one but for
-    ``returned`` of them. The weights are sums over just those keys, so the four tell which they are.
+    From ``head`` to below ``tail`` all keys except ``skipped`` of them have one; below ``head`` only ``returned`` keys
+    have one. The weights are sums over exactly these exceptions, so they identify them.
     """
 
     head: int
@@ -195,7 +195,7 @@ class Bounds(NamedTuple):
 
     @classmethod
     def empty(cls, number: int) -> Bounds:
-        """Return the bounds of a class in which nothing ever was."""
+        """Return the bounds of a class that has never had an item."""
         return cls(number << _CLASS_BITS, number << _CLASS_BITS)
 
 
@@ -203,8 +203,8 @@ _BOUNDS: Final = Struct(">6Q")
 _CLASS_VERSION: Final = b"\1"
 
 
-# --- the record of a queue: all that a plain push or pop has to know. Fields that a later version adds stand behind
-# those of this one and before the serializer's name, and are kept by programs that do not know them
+# --- the record of a queue: all that a plain push or pop needs to read. Fields added by a later version stand behind
+# those of this one and before the name of the serializer; programs that do not know them keep them
 
 READERS: Final = 1  # flags: it has named readers
 RETAINED: Final = 2  # it has a limit of what is retained
@@ -217,9 +217,9 @@ HEAD_AT: Final = 16
 TAIL_AT: Final = 24
 LEASED_AT: Final = 64
 TOKENS_AT: Final = 112
-NOT_PLAIN: Final = slice(32, 104)  # the numbers that are 0 where the items are just those from head to tail
-OUT_OF_ORDER: Final = slice(32, 64)  # those that are 0 where items left in their order, though some are held back
-NOTED: Final = slice(80, 104)  # those that are 0 where nothing is noted of any item
+NOT_PLAIN: Final = slice(32, 104)  # the numbers that are all 0 if exactly the keys from head to tail have items
+OUT_OF_ORDER: Final = slice(32, 64)  # those that are all 0 if items left in their order, though some are held back
+NOTED: Final = slice(80, 104)  # those that are all 0 if no item has a note
 NOTHING: Final = bytes(72)
 _HEADER: Final = Struct(">BBBBIQ")
 _NUMBERS: Final = Struct(">15Q")
@@ -243,11 +243,11 @@ class Numbers(NamedTuple):
     expiring: int = 0  # items with a time of expiry, wherever they are
     dead: int = 0  # items
     tokens: int = 0  # the last token that was given to a lease
-    dropped: int = 0  # items that left beyond what is retained, ever
-    expired: int = 0  # items that left since their time was over, ever
+    dropped: int = 0  # items dropped by retention, ever
+    expired: int = 0  # items that expired, ever
 
     def bounds(self) -> Bounds:
-        """Return which keys of the class ``CLASS`` have an item."""
+        """Return the bounds of the class ``CLASS``."""
         return Bounds(*self[:6])
 
     def bounded(self, bounds: Bounds) -> Numbers:
@@ -258,7 +258,7 @@ class Numbers(NamedTuple):
 def new_queue(number: int, serializer: str, salt: int) -> bytes:
     """Return the record of a new queue, the ``number``-th of its directory.
 
-    Its tokens are given in no other one of the 16 million made before and after it.
+    Its range of tokens differs from those of the 16 million queues created before and after it.
     """
     name = serializer.encode()
     header = _HEADER.pack(_QUEUE_VERSION, 0, len(name), _FIXED, salt, number)
@@ -266,12 +266,12 @@ def new_queue(number: int, serializer: str, salt: int) -> bytes:
 
 
 def identity(queue: bytes) -> bytes:
-    """Return what tells a queue from one that had its name before."""
+    """Return the bytes that distinguish a queue from an earlier one of the same name."""
     return queue[IDENTITY]
 
 
 def salt(queue: bytes) -> int:
-    """Return the number that the checksums of a queue's items begin with."""
+    """Return the number that the checksums of a queue's items start from."""
     return int.from_bytes(queue[4:8])
 
 
@@ -302,7 +302,7 @@ def numbers(queue: bytes) -> Numbers:
 
 
 def with_numbers(queue: bytes, now: Numbers) -> bytes:
-    """Return a queue's record with other numbers; one that damage lets fall below 0 stays there."""
+    """Return a queue's record with other numbers; a number that would become negative, after damage, becomes 0."""
     try:
         packed = _NUMBERS.pack(*now)
     except struct_error:
@@ -311,7 +311,7 @@ def with_numbers(queue: bytes, now: Numbers) -> bytes:
 
 
 def is_plain(queue: bytes) -> bool:
-    """Return whether its items are just the keys from head to tail, and nobody notes anything of one that leaves."""
+    """Return whether its items are exactly the keys from head to tail, and nothing has to be noted when one leaves."""
     return queue[FLAGS_AT] == 0 and queue[NOT_PLAIN] == NOTHING
 
 
@@ -319,7 +319,7 @@ _new = tuple.__new__  # half of the time of a named tuple's own
 
 
 class Directory(NamedTuple):
-    """What all queues of a directory share."""
+    """The record that all queues of a directory share."""
 
     queues: int = 0  # that were ever made
 
@@ -337,23 +337,23 @@ class Directory(NamedTuple):
 
 
 def away(name: str, kind: str, *parts: int | bytes) -> bytes:
-    """Return the key in AWAY of what the queue ``name`` has there under numbers and bytes."""
+    """Return the key of a record of the queue ``name`` in AWAY, made of numbers and bytes."""
     return record(name, kind + "/") + b"".join(pack(part) if isinstance(part, int) else part for part in parts)
 
 
 class Note(NamedTuple):
-    """What is known of an item beside its payload."""
+    """The facts of an item that are stored outside of its payload."""
 
     attempts: int = 0  # leases of it
-    due: int = 0  # ns since 1970, of a delayed item: when it can be had again
+    due: int = 0  # ns since 1970, of a delayed item: when it can be taken again
     time: int = 0  # ns since 1970, when it last came back, or died
-    expires: int = 0  # ns since 1970, when its time is over, 0 for never
+    expires: int = 0  # ns since 1970, when it expires, 0 for never
     unique: bytes = b""  # the digest of its key, 16 bytes or none
     reason: str = ""  # why it last came back, or died
-    trace: str = ""  # the traceback of that
+    trace: str = ""  # the traceback of that failure
 
     def pack(self) -> bytes:
-        """Return what stands before the item, or alone."""
+        """Return the bytes of the note, which stand before an item, or alone."""
         reason = _cut(self.reason, _MAX_REASON)
         trace = _cut(self.trace, _MAX_TRACE)
         sizes = len(reason), len(trace)
@@ -365,7 +365,7 @@ class Note(NamedTuple):
 
     @classmethod
     def unpack(cls, data: bytes, at: int = 0) -> tuple[Note, bytes]:
-        """Return the note that begins at ``at``, and what stands behind it."""
+        """Return the note that begins at ``at``, and the bytes behind it."""
         _, attempts, due, time, expires, unique, reason, trace = NOTE.unpack_from(data, at)
         middle = at + NOTE.size + reason
         end = middle + trace
@@ -389,9 +389,9 @@ _MAX_TRACE: Final = 8_000  # bytes
 
 
 class Position(NamedTuple):
-    """How far a named reader is."""
+    """The position of a named reader."""
 
-    passed: bytes  # key of the last item that it is through with, and with all before; ``BEFORE_ALL``: with none
+    passed: bytes  # key of the last item that it has passed, with all before; ``BEFORE_ALL``: none
     skipped: int  # items that left before it had passed them, less what ``skips`` has from here on, modulo 2^64
     seen: int  # ns since 1970, when it last moved
 
@@ -410,24 +410,24 @@ POSITION: Final = Struct(">B8sQQ")
 
 
 class Retention(NamedTuple):
-    """What a queue retains, read or not; None: no limit of that kind."""
+    """The limits up to which a queue keeps items, read or not; None: no limit of that kind."""
 
     items: int | None = None
     bytes: int | None = None  # of payloads
     age: int | None = None  # ns
 
     def pack(self, held: int) -> _Bytes:
-        """Return the record; ``held``: bytes of the payloads that wait, kept where there is a limit of bytes."""
+        """Return the record; ``held``: bytes of the waiting payloads, counted if there is a limit of bytes."""
         return RETENTION.pack(1, *(_NONE if each is None else each for each in self), held)
 
     @classmethod
     def unpack(cls, data: _Bytes) -> tuple[Retention, int]:
-        """Read the record: what is kept, and the bytes that wait."""
+        """Read the record: the limits, and the bytes of the waiting payloads."""
         *limits, held = RETENTION.unpack_from(data)[1:]
         return cls(*(None if each == _NONE else each for each in limits)), held
 
 
-_Bytes = bytes  # which a field is called
+_Bytes = bytes  # since a field is called ``bytes``
 RETENTION: Final = Struct(">B4Q")
 
 
@@ -435,12 +435,12 @@ RETENTION: Final = Struct(">B4Q")
 
 
 def pack_ranges(ranges: Iterable[range]) -> bytes:
-    """Return the bytes that stand for ranges."""
+    """Return ranges as bytes."""
     return b"".join(pack(each.start) + pack(each.stop) for each in ranges)
 
 
 def ranges(numbers: Iterable[int]) -> list[range]:
-    """Return ranges that are made of numbers in their order."""
+    """Return ascending numbers as ranges."""
     found: list[range] = []
     for number in numbers:
         if found and found[-1].stop == number:
@@ -456,8 +456,8 @@ def unpack_ranges(data: bytes) -> list[range]:
     return [range(start, stop) for start, stop in zip(numbers[::2], numbers[1::2], strict=True)]
 
 
-# --- the trailer of an item: when it was pushed, and what else is known of it from then on. It stands behind the
-# payload, so that payloads without headers are taken from many values at once
+# --- the trailer of an item: the time of its push, its expiry and its headers. It stands behind the
+# payload, so that payloads without headers can be cut from many values at once
 
 TRAILER: Final = 8  # bytes of one without headers
 _WITH_HEADERS: Final = 1 << 63
@@ -466,9 +466,9 @@ MAX_PAYLOAD: Final = 0xFFFF_FFFF - TRAILER - 4 - 4 - _MOST_HEADERS  # LMDB's lar
 
 
 class Trailer(NamedTuple):
-    """What stands behind a payload."""
+    """The facts that are stored behind a payload."""
 
-    pushed_at: int  # ns since 1970, when it could first be seen: at its push, or at the end of its delay
+    pushed_at: int  # ns since 1970, when it could first be taken: at its push, or at the end of its delay
     expires: int = 0  # ns since 1970, 0 for never
     headers: Mapping[str, str] = {}
 
@@ -488,7 +488,7 @@ class Trailer(NamedTuple):
 
     @classmethod
     def of(cls, body: bytes) -> tuple[Trailer, int]:
-        """Return the trailer of a payload and its trailer, and the size of the payload; ``ValueError`` for none."""
+        """Split ``body``: return its trailer and the size of its payload; raise ``ValueError`` if it has no trailer."""
         if len(body) < TRAILER:
             raise ValueError(body)
         pushed_at = unpack(body[-TRAILER:])
@@ -510,8 +510,8 @@ class Trailer(NamedTuple):
 
 
 # --- the seal: a CRC-32 over key and what is stored, little-endian and *behind* it, since the CRC over data and its
-# own little-endian CRC is a constant: checking needs no slice. That of an item begins from the salt of its queue, so
-# that an item of another queue never fits
+# own little-endian CRC is a constant: checking needs no slice. The seal of an item starts from the salt of its queue,
+# so that an item of another queue never matches
 
 _SEAL: Final = Struct("<I")
 SEAL_SIZE: Final = _SEAL.size
@@ -524,7 +524,7 @@ def seal(key: bytes, data: bytes, salt: int = 0) -> bytes:
 
 
 def is_intact(key: bytes, value: bytes, salt: int = 0) -> bool:
-    """Return whether a sealed value is what was stored under ``key``."""
+    """Return whether a sealed value is intact, and was stored under ``key``."""
     return crc32(value, crc32(key, salt)) == RESIDUE
 
 
@@ -542,7 +542,7 @@ def salt_of(key: bytes, value: bytes) -> int:
 _ONES: Final = 0xFFFF_FFFF
 
 
-# of many at once: ``map`` runs no Python between two of them, which takes half of the time
+# seals of many values at once: ``map`` runs no Python between two of them, which halves the time
 
 
 def seal_all(keys: Iterable[bytes], data: Sequence[bytes], salt: int = 0) -> tuple[list[bytes], int]:
@@ -552,12 +552,12 @@ def seal_all(keys: Iterable[bytes], data: Sequence[bytes], salt: int = 0) -> tup
 
 
 def are_intact(keys: Iterable[bytes], values: Iterable[bytes], salt: int = 0) -> bool:
-    """Return whether sealed values are all what was stored under the keys."""
+    """Return whether all sealed values are intact, and were stored under these keys."""
     return {RESIDUE}.issuperset(map(crc32, values, map(crc32, keys, repeat(salt))))
 
 
 def bodies(values: Sequence[bytes], *, sealed: bool) -> Sequence[bytes]:
-    """Return what items hold without their seals: payloads and trailers."""
+    """Return items without their seals: payloads and trailers."""
     return list(map(_WITHOUT_SEAL, values)) if sealed else values
 
 
@@ -570,7 +570,7 @@ def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
 
 
 def has_trailer(value: bytes, *, sealed: bool) -> bool:
-    """Return whether a trailer can be found in what an item holds."""
+    """Return whether an item's value contains a trailer."""
     try:
         payloads([value], sealed=sealed)
     except (ValueError, IndexError):
@@ -585,7 +585,7 @@ MARKED: Final = 0x80  # the first byte of a time with headers before it
 
 
 # --- the weight of a record, of which the sum stands beside the number of the last transaction (see
-# _model.weighed_records). A CRC-32 alone would not do: it is linear, so that differences which are alike would cancel
+# _model.weighed_records). A CRC-32 alone would not do: it is linear, so equal differences would cancel out
 
 
 def weigh(key: bytes, value: bytes = b"") -> int:
@@ -620,7 +620,7 @@ class Last(NamedTuple):
 
     transaction: int
     weight: int | None = None  # of all other records of META and AWAY; None: not kept
-    content: int | None = None  # of the items that the transaction added; None: of a file that had no name yet
+    content: int | None = None  # of the items that the transaction added; None: the file has no final name yet
 
     @classmethod
     def unpack(cls, data: bytes | None) -> Last:
@@ -645,14 +645,14 @@ LAST: Final = Struct(">3Q")
 
 
 class Options(NamedTuple):
-    """What is fixed when a queue directory is created."""
+    """The options that are fixed when a queue directory is created."""
 
     checksum: bool = True
     durability: Durability = "full"
-    uuid: str = ""  # of a directory; none of options that are only wanted
+    uuid: str = ""  # of a directory; "" in options that were only requested
 
     def named(self) -> Options:
-        """Return the options of a new directory, which has a UUID."""
+        """Return these options with a UUID, for a new directory."""
         return self._replace(uuid=os.urandom(16).hex())
 
     def to_json(self) -> bytes:

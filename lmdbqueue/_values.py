@@ -1,9 +1,10 @@
-"""Values that cross floors: what engines, verbs and faces hand to each other; and ``NamedTuple``, their base.
+"""Values that cross floors: passed between engines, verbs and interfaces; and ``NamedTuple``, their base.
 
 Owns: their fields and units. Law: each is frozen, and holds nothing but values. Must not know: where they come from.
 
-A class of this ``NamedTuple`` is, to a type checker, one of ``typing``'s, and costs an import a twentieth of what that
-does, which compiles a constructor for each; there are forty. Tools can show their signatures, too.
+To a type checker, a subclass of this ``NamedTuple`` is one of ``typing.NamedTuple``. It adds a twentieth of that one's
+time to the import, since ``typing`` compiles a constructor for each of the forty classes. Tools can show the
+signatures, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ else:
     _new = tuple.__new__
 
     class _Kind(type):
-        """Makes a class of tuples of the fields that its body annotates."""
+        """Makes a tuple class with a field for each annotation in the class body."""
 
         def __new__(cls, name, bases, body):
             made = type.__new__(cls, name, bases, {**body, "__slots__": ()})
@@ -81,18 +82,18 @@ Entry = tuple[bytes, bytes]  # an engine's key and value of an item; only the en
 
 OLDEST: Final = "oldest"
 NEWEST: Final = "newest"
-Expired = Literal["drop", "dead"]  # what becomes of an item whose time is over
-Start = int | Literal["oldest", "newest"]  # where a reader begins: at the number of an item, or at an end
+Expired = Literal["drop", "dead"]  # what happens to an expired item
+Start = int | Literal["oldest", "newest"]  # where a reader begins: at an item's number, or at either end of the queue
 
 
 class Taken(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
-    """An entry that has left, with what else was known of it, for ``put_back``: the engine's own business."""
+    """An entry that was taken, with the notes that ``put_back`` needs; only the engine reads them."""
 
     notes: Any
 
     @classmethod
     def of(cls, entry: Entry, notes: Any) -> Taken:
-        """Return an entry with what was known of it."""
+        """Return an entry together with its notes."""
         taken = cls(entry)
         taken.notes = notes
         return taken
@@ -109,7 +110,7 @@ Clock = Callable[[], Moment]
 
 
 def now() -> Moment:
-    """Return what time it is."""
+    """Return the current time."""
     return _make(Moment, (time.monotonic_ns(), time.time_ns()))
 
 
@@ -117,32 +118,32 @@ _make = tuple.__new__  # half of the time of a named tuple's own
 
 
 class Push(NamedTuple):
-    """How items are pushed that do not just wait."""
+    """The options of a push."""
 
-    delay: float = 0.0  # seconds until they can be seen
+    delay: float = 0.0  # seconds until the items can be taken
     keys: Sequence[bytes] = ()  # digests of their unique keys, b"" for none; empty: none of them has one
     replace: bool = False  # an item with a key takes the place of the one that has it
-    expires: float | None = None  # seconds until they are not delivered any more
+    expires: float | None = None  # seconds after which they are no longer delivered
     headers: Mapping[str, str] | None = None
     priority: int = 0  # lower leaves sooner
     headers_of_each: Sequence[Mapping[str, str]] = ()  # instead; empty: all have the same
 
 
 class Pushed(NamedTuple):
-    """What became of an item that was pushed."""
+    """The outcome of a push, for one item."""
 
-    seq: int  # its number, or that of the item that has its unique key
+    seq: int  # its number, or that of the existing item with its unique key
     is_stored: bool
 
 
 class Number(int):
-    """The number of an item that was pushed with a key; ``is_stored``: whether it is a new one."""
+    """The number of an item pushed with a unique key; ``is_stored``: whether the item is new."""
 
     is_stored: bool
 
     @classmethod
     def of(cls, pushed: Pushed) -> Number:
-        """Return the number of what was pushed."""
+        """Return the number of a pushed item."""
         number = cls(pushed.seq)
         number.is_stored = pushed.is_stored
         return number
@@ -155,7 +156,7 @@ class Leased(NamedTuple):
     seqs: list[int]
     attempts: list[int]
     deadline: float | None  # seconds, on ``time.monotonic()``
-    entries: Sequence[Entry] = ()  # of the items, for what else is known of them
+    entries: Sequence[Entry] = ()  # of the items, from which their trailers can be read
 
 
 NOTHING: Final = Leased(0, [], [], None)
@@ -200,7 +201,7 @@ class Stats(NamedTuple):
         generation: The number of the file; it grows whenever the file is written anew.
         dropped: Items dropped by ``retain`` ever.
         expired: Items expired ever.
-        unsynced_seconds: The age of the oldest call that a power cut could take back, 0.0 if there is none; None with
+        unsynced_seconds: The age of the oldest call that a power cut could undo, 0.0 if there is none; None with
             ``durability="off"`` and on PostgreSQL.
         processes: The number of processes that have the directory open, including this one, as far as the kernel shows
             them to this process; None if unknown.

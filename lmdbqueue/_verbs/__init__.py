@@ -2,19 +2,19 @@
 
 ===============  ==========================================================================================
 ``metrics``      figures as metrics, Prometheus' text
-``batch``        what a forwarder hands to its target, and how far that has come
+``batch``        batches, marks, and the interface of a forwarder's target
 ``queue``        ``Queue``: every verb of a queue; the base of ``PersistentQueue`` and ``PostgresQueue``
 ``worker``       the loop of a worker
-``lease``        what a consumer holds: leases, dead letters
-``reader``       ``Reader``: one of many that each read all items
-``writing``      ``push``, ``browse``, and what takes single items out
+``lease``        leases and dead letters
+``reader``       ``Reader``: one of several readers that each see all items
+``writing``      ``push``, ``browse``, and the verbs that remove single items
 ``reading``      ``peek``, ``pop``, ``delete``: the verbs that a queue and a reader share
-``head``         from where items are read, decoded, waited for and taken
-``hands``        what ``get`` gave out and ``join`` waits for
-``state``        ``state``: a mapping beside the items, whatever engine keeps it
+``head``         the place from which items are read, decoded, waited for and taken
+``hands``        the items that ``get`` has returned and ``join`` waits for
+``state``        ``state``: a mapping beside the items, on any engine
 ``encoding``     items and keys as bytes
 ``serializers``  pickle, JSON and others, by name
-``engine``       the ``Engine`` protocol: what the verbs ask of the keeper of the items
-``block``        the block of a user: which thread is in one, what spoils it
+``engine``       the ``Engine`` protocol: the steps that the verbs are made of
+``block``        the block of a ``transaction()``: which thread is in one, what spoils it
 ===============  ==========================================================================================
 """

@@ -1,8 +1,8 @@
-"""What passes between a source of items and what they are forwarded to.
+"""The batches that pass from a source of items to the target of a forwarder.
 
-Owns: batches, marks, and the interface of a target. Law: a batch is of one source, has a number, and follows the one
-before; its mark says enough to tell after any crash whether it was stored. Must not know: where items come from, how
-they are stored.
+Owns: batches, marks, and the interface of a target. Law: a batch comes from one source, has a number, and follows the
+previous one; its mark suffices to find out after any crash whether the batch was stored. Must not know: where items
+come from, how they are stored.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class Mark(NamedTuple):
     seqs: list[int]
     next: int
     removed: int
-    digest: bytes = (
-        b""  # of the payloads, b"" if it was not noted: other items may have these numbers in a restored copy
-    )
+    digest: bytes = b""  # of the payloads, b"" if unknown: other items may have these numbers in a restored copy
 
 
 def ends_of(seqs: Sequence[int]) -> list[int]:
@@ -52,12 +50,12 @@ def ends_of(seqs: Sequence[int]) -> list[int]:
 
 
 def seqs_of(ends: Sequence[int]) -> list[int]:
-    """Return the numbers that ``ends_of`` was given."""
+    """Return the numbers from which ``ends_of`` made these ends."""
     return [seq for start, stop in zip(ends[::2], ends[1::2], strict=True) for seq in range(start, stop)]
 
 
 def digest(payloads: Sequence[bytes]) -> bytes:
-    """Return 16 bytes that stand for these payloads, in their order."""
+    """Return a 16-byte digest of these payloads, in their order."""
     import hashlib  # noqa: PLC0415  (not every program needs it)
 
     found = hashlib.blake2b(digest_size=16)
@@ -97,7 +95,7 @@ class Batch(NamedTuple):
     envelopes: Sequence[Envelope] = ()
 
     def enveloped(self) -> list[tuple[Envelope, bytes]]:
-        """Return each item's envelope with its payload."""
+        """Return the envelope and the payload of each item."""
         envelopes = self.envelopes or [Envelope(seq) for seq in self.mark.seqs]
         return list(zip(envelopes, self.payloads, strict=True))
 
@@ -108,8 +106,8 @@ class Target(ABC):
     If a method raises, the forwarder tries again, from ``last`` on.
 
     Attributes:
-        limit: Items of a batch, at most; None: as the forwarder likes.
-        max_bytes: Bytes of a batch, at most; None: as the forwarder likes.
+        limit: The maximum number of items in a batch; None: that of the forwarder.
+        max_bytes: The maximum size of a batch in bytes; None: that of the forwarder.
     """
 
     limit: int | None = None
@@ -117,9 +115,10 @@ class Target(ABC):
 
     @property
     def identity(self) -> str:
-        """What it is, once ``last`` has answered; a source notes how far it has come with it. "": nothing is noted.
+        """The identity of the target, known once ``last`` has answered; "" for none.
 
-        What is restored from a backup has the identity that it had, so that the source can tell.
+        A source notes its progress for each identity. A target restored from a backup keeps its identity, so the source
+        can detect that.
         """
         return ""
 
@@ -148,9 +147,9 @@ class Target(ABC):
             batch: The items and their mark.
 
         Raises:
-            RefusedError: The target will never take some of the items. They become dead letters of the source, and the
-                others come again in a new batch. A target that keeps marks raises it before it has stored anything.
-            AwayError: The target takes nothing now.
+            RefusedError: The target will never accept some of the items. They become dead letters of the source, and
+                the others come again in a new batch. A target that keeps marks raises it before it has stored anything.
+            AwayError: The target accepts nothing at the moment.
         """
 
     @abstractmethod
@@ -163,20 +162,20 @@ class BusyError(Exception):
 
 
 class RefusedError(Exception):
-    """Items of a batch that the target will never take. ``stored``: what it has taken; the rest comes again."""
+    """The target will never accept some items. ``stored``: the items that it has stored; the rest come again."""
 
     def __init__(self, refused: Mapping[int, str], stored: Collection[int] = ()) -> None:
-        """``refused``: the numbers of the items, and why."""
+        """``refused``: the numbers of the items, with the reasons."""
         super().__init__(f"{len(refused)} refused")
         self.refused = dict(refused)
         self.stored = stored
 
 
 class AwayError(OSError):
-    """The target cannot be reached, or takes nothing now.
+    """The target cannot be reached, or accepts nothing at the moment.
 
-    ``retry_after``: seconds for which it wants to be left alone, None: as the forwarder likes. ``stored`` and
-    ``refused``: as of ``RefusedError``, what became of a part of the batch before.
+    ``retry_after``: seconds until the next attempt; None: the forwarder decides. ``stored`` and ``refused``: as in
+    ``RefusedError``, for the part of the batch that was already processed.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""The block of a user that is one transaction: which thread is in one, and what spoils it, whatever engine commits it.
+"""The block of a ``transaction()``, on any engine: which thread is in one, and what spoils it.
 
-Owns: the blocks that are under way. Law: a block that somebody may rely on never goes on after half a call. Must not
-know: what a transaction is, how one ends.
+Owns: the blocks under way. Law: a block never continues after a call that stopped halfway. Must not know: what a
+transaction is, how one ends.
 
 A call that refuses before it writes anything (``Full``) leaves the block as it was. Any other error of a call spoils
-it, even if the user catches it: what the call did halfway would be committed. So does an exception that leaves an
-inner block, which is a part of the outer one. A block that was under way at a fork is the parent's.
+it, even if the user catches it: half of the call would be committed. So does an exception that leaves an inner block,
+which is a part of the outer one. A block under way at a fork belongs to the parent.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from lmdbqueue._host.threads import Ending, holding
 
 
 class Block:
-    """A block that is under way, in the thread that began it."""
+    """A block under way, in the thread that began it."""
 
     covers = "directory"  # what one transaction covers
 
     def __init__(self, owner: object, path: str) -> None:
-        """``owner``: whose queues may take part; ``path``, of it, is for errors."""
+        """``owner``: its queues may take part; ``path`` is its path, for errors."""
         self.owner = owner
         self.path = path
         self.is_of_parent = False
-        self.is_stranded = False  # it was left, but in another thread, which must not end it
+        self.is_stranded = False  # it was left in another thread, which must not end it
         self._spoiled_by: BaseException | None = None
 
     def end(self) -> None:
-        """End it, as the thread that began it: it was left in another one, or that thread ends."""
+        """End it in the thread that began it, because it was left in another one, or because that thread ends."""
 
     @holding
     def joined(self) -> Iterator[None]:
-        """Be a part of it, for an inner block."""
+        """Run an inner block as a part of it."""
         try:
             yield
         except BaseException as error:
@@ -54,7 +54,7 @@ class Block:
             )
 
     def refuse_if_spoiled(self) -> None:
-        """Raise ``TransactionError`` if the block cannot go on, ``ForkError`` if it is the parent's."""
+        """Raise ``TransactionError`` if the block is spoiled, ``ForkError`` if it belongs to the parent."""
         if self.is_of_parent:
             raise ForkError(self.path)
         if self._spoiled_by is not None:
@@ -66,9 +66,9 @@ class Block:
 
 
 class _Guard:
-    """What a thread lets go of when it ends: the last moment to end what it began."""
+    """An object that a thread drops when it ends, which is the last chance to end its blocks."""
 
-    _under_way: Sequence[Block] = ()  # if an interrupt came before there is anything
+    _under_way: Sequence[Block] = ()  # if an interrupt came before __init__ has set it
 
     def __init__(self, under_way: list[Block]) -> None:
         self._thread = threading.get_ident()
@@ -76,7 +76,7 @@ class _Guard:
 
     def __del__(self) -> None:
         if self._under_way and self._thread != threading.get_ident():
-            return  # the main one, as the program ends: a daemon thread stands still, with all that it holds
+            return  # the main thread at the program's end: a daemon thread may stand still and hold locks
         for block in list(self._under_way):
             if not block.is_of_parent:
                 block.end()
@@ -93,7 +93,7 @@ class Blocks(Generic[B]):
         self._here = threading.local()
 
     def current(self) -> B | None:
-        """Return the block that this thread is in."""
+        """Return the block that this thread is in, None if there is none."""
         if not self.of_thread:
             return None
         block = self.of_thread.get(threading.get_ident())
@@ -104,7 +104,7 @@ class Blocks(Generic[B]):
 
     @holding
     def entered(self, block: B) -> Iterator[None]:
-        """Make the calls of this thread join ``block`` meanwhile. A thread that ends before that ends the block."""
+        """Make the calls of this thread join ``block`` until the end. A thread that ends earlier ends the block."""
         ending = Ending()
         try:
             self.begin(block, ending)
@@ -116,12 +116,12 @@ class Blocks(Generic[B]):
                 ending.close()
 
     def begin(self, block: B, ending: Ending) -> None:
-        """Do as ``entered``, until ``ending`` is closed."""
+        """Like ``entered``, until ``ending`` is closed."""
         under_way: list[Block] = [block]
         ending.add(under_way.clear)
         ending.add(partial(self.of_thread.pop, threading.get_ident(), None))
         self.enter(block)
-        self._here.guard = _Guard(under_way)  # and nowhere else
+        self._here.guard = _Guard(under_way)  # the only reference
 
     def leave(self, block: B) -> None:
         """Keep all further calls out of ``block``."""
@@ -139,7 +139,7 @@ class Blocks(Generic[B]):
             raise TransactionError(path, f"{what} inside a transaction", advice)
 
     def leave_to_the_parent(self) -> list[B]:
-        """Be in no block any more, in a forked child; return those that were under way."""
+        """Leave all blocks, in a forked child; return those that were under way."""
         blocks = list(self.of_thread.values())
         self.of_thread.clear()
         for block in blocks:

@@ -1,8 +1,8 @@
 """Items and keys as bytes, before a transaction begins.
 
-Owns: what ``dumps`` may return, what a key of ``unique`` may be. Law: nothing of a user's code runs inside a
-transaction, or is called by a ``map`` or a generator of ours, which would take its StopIteration for their own end.
-Must not know: who stores the bytes.
+Owns: what ``dumps`` may return, what a key of ``unique`` may be. Law: no user code runs inside a transaction, or is
+called by a ``map`` or generator of ours, which would take its StopIteration for the end of the iteration. Must not
+know: who stores the bytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Key = str | bytes  # of ``unique``
 
 _CENTURY: Final = 100 * 365 * 86400.0  # seconds
 _MOST: Final = 1 << 63  # items, or bytes
-_LOWEST: Final = 128  # beyond the priorities
+_LOWEST: Final = 128  # added to a priority, it is never negative
 _LONGEST_HEADER: Final = 65_535  # bytes
 
 
 def payload_of(dumps: Callable[[T], bytes], item: T) -> bytes:
-    """Return an item as it is stored."""
+    """Return an item as bytes."""
     payload = dumps(item)
     return payload if type(payload) is bytes and len(payload) <= MAX_PAYLOAD else as_payload(payload)
 
 
 def payloads_of(dumps: Callable[[T], bytes], items: list[T]) -> list[bytes]:
-    """Return items as they are stored."""
+    """Return items as bytes."""
     payloads = [dumps(item) for item in items]
     if set(map(type, payloads)) == _BYTES and max(map(len, payloads)) <= MAX_PAYLOAD:
         return payloads
@@ -38,21 +38,21 @@ def payloads_of(dumps: Callable[[T], bytes], items: list[T]) -> list[bytes]:
 
 
 def checked_delay(delay: float) -> None:
-    """Raise ``ValueError`` for what is no number of seconds to wait."""
+    """Raise ``ValueError`` unless this is a valid delay."""
     if not 0 <= delay < _CENTURY:
         message = f"a delay is a non-negative number of seconds, less than a century, not {delay!r}"
         raise ValueError(message)
 
 
 def checked_ttl(ttl: float | None) -> None:
-    """Raise ``ValueError`` for what is no time for a lease to last."""
+    """Raise ``ValueError`` unless this is a valid duration of a lease."""
     if ttl is not None and not 0 < ttl < _CENTURY:
         message = f"ttl is a positive number of seconds, less than a century, or None for no end, not {ttl!r}"
         raise ValueError(message)
 
 
 def checked_limits(items: int | None, size: int | None, seconds: float | None) -> None:
-    """Raise ``ValueError`` for what is no limit of what is retained, ``TypeError`` for parts of items or bytes."""
+    """Raise ``ValueError`` for invalid limits of ``retain``, ``TypeError`` for fractions of items or bytes."""
     for whole in (items, size):
         if whole is not None:
             operator.index(whole)
@@ -73,7 +73,7 @@ def how_to_push(
     headers: Mapping[str, str] | None,
     priority: int,
 ) -> Push:
-    """Return what an engine is told of ``n`` items that do not just wait; raise for what cannot be, or not together."""
+    """Return the options of a push of ``n`` items for an engine; raise for invalid or incompatible ones."""
     checked_delay(delay)
     if expires is not None and not delay < expires < _CENTURY:
         message = f"'expires' is a number of seconds, more than the delay and less than a century, not {expires!r}"
@@ -82,7 +82,7 @@ def how_to_push(
         message = f"a priority is {-_LOWEST} to {_LOWEST - 1}, lower leaves sooner, not {priority!r}"
         raise ValueError(message)
     if replace and unique is None:
-        message = "'replace' lets the newest item with a key win: it needs unique="
+        message = "'replace' keeps the newest item with a key: it needs unique="
         raise ValueError(message)
     for each in (each for pair in (headers or {}).items() for each in pair):
         if not isinstance(each, str) or len(each.encode()) > _LONGEST_HEADER:
@@ -98,7 +98,7 @@ def how_to_push(
 
 
 def digest(key: Key | None) -> bytes:
-    """Return the 16 bytes that stand for a key of ``unique``, b"" for none."""
+    """Return the 16-byte digest of a key of ``unique``, b"" for none."""
     if key is None:
         return b""
     if not isinstance(key, (str, bytes)):
@@ -114,7 +114,7 @@ _BYTES = {bytes}
 
 
 def as_payload(payload: object) -> bytes:
-    """Return what ``dumps`` returned, a ``bytearray`` or the like, as bytes."""
+    """Return the result of ``dumps`` as bytes, if it was a ``bytearray`` or the like."""
     try:
         data = bytes(memoryview(payload))  # type: ignore[arg-type]
     except TypeError:

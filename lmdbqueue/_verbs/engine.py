@@ -1,7 +1,7 @@
-"""What the verbs ask of the keeper of the items.
+"""The interface between the verbs and the engine that keeps the items.
 
 Owns: the ``Engine`` protocol. Law: each method is one atomic step, durable when it returns, or a part of the
-transaction that it is called in; before a step tells what is there, everything that has to come back has come back.
+transaction that it is called in; before a step reports on the queue, all items that are due to return have returned.
 Must not know: how items are kept.
 
 An engine belongs to one queue object and is *held*: by the queue, and by its readers, leases, dead letters and, for an
@@ -18,13 +18,13 @@ from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, S
 
 T = TypeVar("T")
 
-Move = Any  # of an engine, by which it undoes what a reader passed at once
+Move = Any  # of an engine: the record by which it undoes a reader's move
 Decode = Callable[[list[Entry]], list[T]]  # the items of the entries, which are not empty, in their order
 SortOut = Callable[[list[Entry]], tuple[list[T], dict[bytes, str]]]  # the items; the keys of the unreadable, and why
 
 
 class Engine(Protocol):
-    """What keeps the items of one queue, for one queue object."""
+    """The keeper of the items of one queue, for one queue object."""
 
     name: str  # of the queue
     path: str  # of its directory or database, for errors
@@ -32,40 +32,40 @@ class Engine(Protocol):
 
     @property
     def max_attempts(self) -> int | None:
-        """The number of attempts after which an item is dead."""
+        """The number of leases after which an item becomes a dead letter."""
 
     @max_attempts.setter
     def max_attempts(self, times: int | None) -> None: ...
 
     @property
     def buries_expired(self) -> bool:
-        """Whether what has expired goes to the dead letters."""
+        """Whether expired items become dead letters."""
 
     @buries_expired.setter
     def buries_expired(self, buries: bool) -> None: ...
 
-    is_shut_down: bool  # no pushes any more
-    is_drained: bool  # shut down at once: not even the items that are there are handed out
+    is_shut_down: bool  # pushes are refused
+    is_drained: bool  # shut down immediately: even the items that are left are not handed out
     is_closed: bool
 
     @property
     def patience(self) -> float:
-        """For how many seconds a call goes on while a server is away, from now on; inf without one."""
+        """Seconds, from now, for which a call continues while a server is unreachable; inf if there is no server."""
 
     @property
     def is_away(self) -> bool:
-        """Whether a call waits for a server that is away."""
+        """Whether a call is waiting for an unreachable server."""
 
     def hurry(self, deadline: float) -> None:
         """Limit the calls of this thread in the block to a deadline on ``time.monotonic()``."""
 
-    # --- items that wait
+    # --- waiting items
 
     def count(self) -> int:
-        """Return how many items wait, at a cost that does not depend on it."""
+        """Return the number of waiting items, in constant time."""
 
     def owed(self) -> int:
-        """Return how many items ``maxsize`` counts."""
+        """Return the number of items that ``maxsize`` counts."""
 
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
@@ -77,75 +77,75 @@ class Engine(Protocol):
         """Return the number of the item with a unique key, given by its digest."""
 
     def cancel(self, key: bytes) -> bool:
-        """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+        """Remove the item with a unique key, if it is waiting or delayed; return whether it was."""
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        """Return at most the first ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+        """Like ``first``, for entries that will be taken: they need not be durable yet."""
 
     def since(self, key: bytes) -> list[Entry]:
-        """Return some entries behind that of ``key``, b"" for all; none only if there are none."""
+        """Return some entries behind ``key``, from the head for b""; an empty list only if there are no more."""
 
     def take(
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
-        """Remove the first ``n`` items, or as many as there are, once ``decode`` has decoded them; return both.
+        """Remove at most the first ``n`` items, after ``decode`` has decoded them; return entries and items.
 
         None, and nothing removed, if there are fewer than ``least``. ``decode`` may return fewer items than it was
-        given entries: the others stay. What it raises leaves all in place.
+        given entries: the others stay. If it raises, all items stay.
         """
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Undo ``take``: the items have their old numbers again, whatever has left after them.
+        """Undo ``take``: the items get their old numbers back, even if later items have left since.
 
-        All that was known of them is known again, but for a unique key that another item has got since; readers do
-        not count them as skipped any more. What is beyond what is retained goes at once.
+        Their notes are restored, except a unique key that another item has been given since; readers no longer count
+        them as skipped. Items beyond the limits of retention are dropped immediately.
         """
 
     def delete_item(self, seq: int) -> bool:
-        """Remove the item of this number, if it waits; return whether it did."""
+        """Remove the item of this number, if it is waiting; return whether it was."""
 
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Make a waiting item a dead letter; return whether it was waiting."""
 
     def delete(self, n: int) -> int:
-        """Remove the first ``n`` items, or as many as there are; return how many went."""
+        """Remove at most the first ``n`` items; return their number."""
 
     def clear(self) -> int:
-        """Remove all items that wait; return how many went."""
+        """Remove all waiting items; return their number."""
 
     def clear_all(self) -> int:
-        """Remove all items, those too that are leased, delayed or dead; return how many went."""
+        """Remove all items, including leased, delayed and dead ones; return their number."""
 
     def payloads(self, entries: list[Entry]) -> list[bytes]:
-        """Return the payloads of the entries, found undamaged (``CorruptItemError``)."""
+        """Return the payloads of the entries; raise ``CorruptItemError`` if one is damaged."""
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
         """Return an entry's sequence number and payload, damaged or not."""
 
     def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
-        """Return when each was pushed, and its headers; those of an item that has left may be missing."""
+        """Return the trailer of each item; for an item that has left, the headers may be missing."""
 
     # --- leases
 
     def lease(
         self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
     ) -> tuple[list[T], Leased] | None:
-        """Lease the first ``n`` items, or as many as there are; what cannot be read dies. None: there are none.
+        """Lease at most the first ``n`` items; unreadable ones become dead letters. None: there are no items.
 
         ``ttl`` in seconds, None for as long as the queue object lives.
         """
 
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
-        """Lease the first ``n`` items, or as many as there are, each by itself."""
+        """Lease at most the first ``n`` items, each with a lease of its own."""
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+        """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Do as ``ack`` for leases and items of theirs, all or none; return what it would for each."""
+        """Like ``ack``, for several leases in one step, all or none; return the result of each."""
 
     def nack(
         self,
@@ -156,13 +156,13 @@ class Engine(Protocol):
         max_attempts: int | None,
         trace: str = "",
     ) -> list[int] | None:
-        """Give back what a lease holds, None for all; return which, None if the lease is gone.
+        """Give back items of a lease, None for all; return their numbers, None if the lease is gone.
 
-        ``trace``: the traceback of what happened. ``max_attempts`` None: as the queue has it.
+        ``trace``: the traceback of the failure. ``max_attempts`` None: that of the queue object.
         """
 
     def unlease(self, token: int) -> None:
-        """Undo ``lease``, as far as the lease still holds: it is no attempt, and no item dies."""
+        """Undo ``lease`` for the items that it still holds: it counts as no attempt, and makes no dead letters."""
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""
@@ -170,38 +170,38 @@ class Engine(Protocol):
     # --- dead letters
 
     def count_dead(self) -> int:
-        """Return how many there are."""
+        """Return the number of dead letters."""
 
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
-        """Return some from number ``seq`` on; none only if there are none."""
+        """Return some dead letters from number ``seq`` on; an empty list only if there are no more."""
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters to their places, None for all; return their number."""
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
-        """Remove dead letters, None for all; return how many there were."""
+        """Remove dead letters, None for all; return their number."""
 
     # --- named readers
 
     def reader(self, name: str) -> ReaderEngine:
-        """Return the steps of a reader, which may not be there yet."""
+        """Return the engine of a reader, which need not exist yet."""
 
     def readers(self) -> list[ReaderStats]:
-        """Return what is known of all readers."""
+        """Return the figures of all readers."""
 
     def retain(self, retention: Retention | None, /) -> None:
-        """Set what is retained, read or not."""
+        """Set the limits up to which items are kept, read or not."""
 
     def is_crowded(self) -> bool:
         """Return whether the last move of a reader had to wait for the flush of another process."""
 
-    # --- waiting, and the whole
+    # --- waiting, and the queue as a whole
 
     def listen(self) -> int:
         """Return a ticket for ``sleep``."""
 
     def sleep(self, ticket: int, timeout: float) -> None:
-        """Sleep until something changed after the ticket was given, or for ``timeout`` s, or a while."""
+        """Sleep until something changes after the ticket was given, at most ``timeout`` seconds; may return early."""
 
     def wake(self) -> None:
         """End the sleep of every waiter."""
@@ -219,48 +219,48 @@ class Engine(Protocol):
         """Raise ``ClosedError`` after ``close()``."""
 
     def close(self) -> None:
-        """Give back what is leased, and free what is held; every later step raises ``ClosedError``. Idempotent."""
+        """Give back leased items and free all resources; every later step raises ``ClosedError``. Idempotent."""
 
 
 class ReaderEngine(Protocol):
-    """What keeps the position of one named reader; all but ``create`` and ``drop`` raise ``GoneError`` without it."""
+    """The keeper of one reader's position. Without that reader, all but ``create`` and ``drop`` raise ``GoneError``."""
 
     def create(self, where: Start) -> None:
-        """Make the reader unless it is there."""
+        """Create the reader unless it exists."""
 
     def drop(self) -> bool:
-        """Remove the reader; return whether it was there."""
+        """Remove the reader; return whether it existed."""
 
     def seek(self, where: Start) -> None:
         """Move the reader to another item."""
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries; of at most so many payload bytes, but always one."""
+        """Return at most the next ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``first``, for entries that are to be passed: they need not be durable yet."""
+        """Like ``first``, for entries that will be passed: they need not be durable yet."""
 
     def advance(self, keys: list[bytes]) -> Move | None:
         """Move the reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
 
     def retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
+        """Undo a move past ``entries`` if the reader has not been moved since; return whether it was undone."""
 
     def delete(self, n: int) -> int:
-        """Move the reader past its next ``n`` items, or as many as there are; return their number."""
+        """Move the reader past at most its next ``n`` items; return their number."""
 
     def lag(self) -> int:
-        """Return how many items the reader has not passed."""
+        """Return the number of items that the reader has not passed."""
 
     def stats(self) -> ReaderStats:
-        """Return what is known of the reader."""
+        """Return the figures of the reader."""
 
 
-_FEW: Final = 16  # entries that are read at first
+_FEW: Final = 16  # entries read at first
 
 
 def within(fetch: Callable[[int], list[Entry]], size: Callable[[Entry], int], n: int, max_bytes: int) -> list[Entry]:
-    """Return the first ``n`` entries of at most ``max_bytes``, but always one, and read few more."""
+    """Return the first ``n`` entries of at most ``max_bytes``, but at least one; read few entries in vain."""
     wanted = min(n, _FEW)
     while True:
         entries = fetch(wanted)
@@ -271,7 +271,7 @@ def within(fetch: Callable[[int], list[Entry]], size: Callable[[Entry], int], n:
 
 
 def fitting(entries: list[Entry], size: Callable[[Entry], int], max_bytes: int) -> list[Entry]:
-    """Return the first entries of at most ``max_bytes``, but always one."""
+    """Return the first entries of at most ``max_bytes``, but at least one."""
     left = max_bytes
     for number, entry in enumerate(entries):
         left -= size(entry)

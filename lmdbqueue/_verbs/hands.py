@@ -1,7 +1,7 @@
-"""What ``get()`` has given out: the items that ``task_done()`` answers and ``join()`` waits for.
+"""The items that ``get()`` has returned, ``task_done()`` settles and ``join()`` waits for.
 
-Owns: how many items are in hand, and which threads may be taking one right now. Law: ``join`` sees an item at every
-moment: in the queue, reached for, or in hand. Must not know: the queue.
+Owns: how many items are in hand, and which threads may be taking one right now. Law: at every moment ``join`` sees an
+item somewhere: in the queue, reached for, or in hand. Must not know: the queue.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Hands:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Have empty hands: at first, and in a forked child, which has nothing of what the parent took."""
-        self.lock = threading.RLock()  # a signal's handler may come amid it, and close the queue
-        self.settled = Resting()  # in join; told when one of the two may have become empty, and by close
-        self._in_hand = 0  # items that get() gave out and task_done() has not answered
-        self._taken = 0  # items that get() ever gave out
+        """Start with empty hands: initially, and in a forked child, which holds none of the parent's items."""
+        self.lock = threading.RLock()  # reentrant: a signal handler may interrupt it, and close the queue
+        self.settled = Resting()  # join waits on it; woken when queue or hands may have become empty, and by close
+        self._in_hand = 0  # items that get() has returned and task_done() has not settled
+        self._taken = 0  # items that get() has ever returned
         self._reaching: dict[int, None] = {}  # the threads whose get() may be taking an item right now
 
     def reach(self, take: Callable[[], R | None]) -> R | None:
-        """Take an item into the hand; None if ``take`` gives none."""
+        """Take an item into the hand; return None if ``take`` does."""
         thread = threading.get_ident()
-        is_nested = thread in self._reaching  # in a signal's handler, amid another one of this thread, which goes on
+        is_nested = thread in self._reaching  # in a signal handler that interrupted another call of this thread
         found = None
         try:
             self._reaching[thread] = None
@@ -53,7 +53,7 @@ class Hands:
         return found
 
     def task_done(self) -> None:
-        """Answer one item. Raises ``ValueError`` if none is in hand."""
+        """Settle one item. Raises ``ValueError`` if none is in hand."""
         with self.lock:
             if self._in_hand <= 0:
                 message = "task_done() called too many times"
@@ -65,8 +65,7 @@ class Hands:
     def wait_until_empty(self, refuse: Callable[[], None]) -> int:
         """Wait until nothing is in hand or reached for; return how many items were ever taken.
 
-        If that is the same after another wait, nothing was in hand in between. ``refuse`` raises what shall end the
-        wait.
+        If two waits return the same number, nothing was in hand in between. ``refuse`` raises to end the wait.
         """
         taken = 0
 

@@ -1,7 +1,7 @@
-"""The head: from where items are read and taken, that of the queue or the position of a named reader.
+"""The head: the place from which items are read and taken, in a queue or at the position of a named reader.
 
-Owns: decoding after the transactions, waiting, and in which order a verb asks the engine. Law: no item leaves before
-it was decoded. Must not know: how items are kept, who waits.
+Owns: decoding outside of transactions, waiting, and the order in which a verb calls the engine. Law: no item leaves
+before it is decoded. Must not know: how items are kept, who waits.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ class Head(Generic[T]):
         self.engine = engine
         self.loads = loads
 
-    # --- what a reader does in its own way
+    # --- the steps that a reader overrides
 
     def count(self) -> int:
-        """Return how many items wait here."""
+        """Return the number of items waiting here."""
         return self.engine.count()
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        """Return at most the first ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         return self.engine.first(n, max_bytes)
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+        """Like ``first``, for entries that will be taken: they need not be durable yet."""
         return self.engine.candidates(n, max_bytes)
 
     def take(self, n: int, least: int, max_bytes: int | None = None) -> tuple[list[Entry], list[T]] | None:
-        """Take the first ``n`` items, or as many as there are; None, and nothing taken, if fewer than ``least``.
+        """Take at most the first ``n`` items; return None, and take nothing, if there are fewer than ``least``.
 
-        An item that cannot be decoded ends it: what stands before is taken. The first of all is told.
+        An item that cannot be decoded ends it: the items before it are taken. If it is the first, its error is raised.
         """
         return self.engine.take(n, least, self.decode_some, max_bytes)
 
     def delete(self, n: int) -> int:
-        """Pass the first ``n`` items undecoded; return how many there were."""
+        """Remove at most the first ``n`` items undecoded; return their number."""
         return self.engine.delete(n)
 
     def refuse_if_closed(self) -> None:
-        """Raise ``ClosedError`` if the object that it belongs to was closed."""
+        """Raise ``ClosedError`` if the object that this head belongs to is closed."""
         self.engine.refuse_if_closed()
 
     # --- reading
@@ -67,7 +67,7 @@ class Head(Generic[T]):
         return self.decode_some(entries) if len(entries) >= least else None
 
     def decode_some(self, entries: list[Entry]) -> list[T]:
-        """Return the items before the first that cannot be had. Raises, as ``decode`` does, if that is the first."""
+        """Return the items before the first unreadable one; if that is the first entry, raise as ``decode`` does."""
         try:
             return self.decode(entries)
         except (CorruptItemError, DecodeError):
@@ -84,11 +84,11 @@ class Head(Generic[T]):
         payloads = self.engine.payloads(entries)
         items: list[T] = []
         try:
-            for payload in payloads:  # by no map, which takes a StopIteration of loads for its own end
+            for payload in payloads:  # not by a map, which would take a StopIteration of loads for its own end
                 items.append(self.loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
         except Exception as error:
             if len(items) == len(payloads) or self._can_be_had(payloads[len(items)]):
-                raise  # the handler of a signal came in between, and raised it
+                raise  # a signal handler interrupted loads and raised it
             seq, payload = self.engine.opened(entries[len(items)])
             raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
         return items
@@ -100,7 +100,7 @@ class Head(Generic[T]):
         return False
 
     def sort_out(self, entries: list[Entry]) -> tuple[list[T], dict[bytes, str]]:
-        """Return the items, and the keys of those that cannot be had, with the reasons."""
+        """Return the items, and the keys of unreadable ones with the reasons."""
         try:
             return self.decode(entries), {}
         except (DecodeError, CorruptItemError):
@@ -128,14 +128,14 @@ class Head(Generic[T]):
         """Return what ``get()`` returns, or None if there are not ``n`` items (yet). Raises ``ShutDown``."""
         if self.engine.is_drained:
             raise ShutDown
-        is_shut_down = self.engine.is_shut_down  # before the look, which then sees all that was pushed before
-        found = get() if n == 1 or self.count() >= n else None  # counting is cheaper than to read too few
+        is_shut_down = self.engine.is_shut_down  # asked before reading, so that all earlier pushes are seen
+        found = get() if n == 1 or self.count() >= n else None  # counting is cheaper than reading too few
         if found is None and is_shut_down:
             raise ShutDown
         return found
 
     def fill(self, batch: Batch, timeout: float | None) -> None:
-        """Wait for an item, at most ``timeout`` seconds; then, as long as it lingers, for the batch to be full."""
+        """Wait for an item, at most ``timeout`` seconds; then, for at most ``linger``, until the batch is full."""
 
         def anything() -> bool | None:
             return self.if_enough(1, lambda: bool(self.candidates(1)) or None)
@@ -145,7 +145,7 @@ class Head(Generic[T]):
                 self.wait(lambda: self.is_full(batch) or None, batch.linger)
 
     def is_full(self, batch: Batch) -> bool:
-        """Return whether more items would not fit, or will not come."""
+        """Return whether more items would not fit, or cannot come."""
         if self.engine.is_shut_down:
             return True
         count = self.count()
@@ -154,7 +154,7 @@ class Head(Generic[T]):
         return batch.max_bytes is not None and len(self.candidates(batch.items, batch.max_bytes)) < count
 
     def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
-        """Return what ``attempt`` returns as soon as that is not None; None after ``timeout`` seconds."""
+        """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
         if timeout is not None and timeout < 0:
             message = "'timeout' must be a non-negative number"
             raise ValueError(message)
@@ -174,7 +174,7 @@ class Head(Generic[T]):
         return result
 
     def refuse_push(self) -> None:
-        """Raise ``ClosedError`` or ``ShutDown`` if the queue takes nothing any more."""
+        """Raise ``ClosedError`` or ``ShutDown`` if the queue accepts no more pushes."""
         if self.engine.is_closed:
             raise ClosedError(self.engine.path)
         if self.engine.is_shut_down:
@@ -182,7 +182,7 @@ class Head(Generic[T]):
 
 
 class Batch(NamedTuple):
-    """What a lease waits for."""
+    """The size of the batch that a lease waits for."""
 
     items: int
     max_bytes: int | None
@@ -190,7 +190,7 @@ class Batch(NamedTuple):
 
 
 def checked_batch(items: int, max_bytes: int | None, linger: float) -> Batch:
-    """Return what a lease waits for; raise ``ValueError`` for what cannot be."""
+    """Return the batch that a lease waits for; raise ``ValueError`` for invalid numbers."""
     if max_bytes is not None and operator.index(max_bytes) < 1:
         message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
         raise ValueError(message)

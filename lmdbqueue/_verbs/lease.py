@@ -1,7 +1,7 @@
 """A consumer's lease, and the dead letters.
 
-Owns: what a user does with a lease. Law: whether a lease still holds is asked of the queue each time, never
-remembered, since a transaction that took part may be undone. Must not know: how leases are kept.
+Owns: the verbs of a lease. Law: whether a lease still holds is asked of the queue each time, never remembered, since a
+transaction that it was settled in may be undone. Must not know: how leases are kept.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Lease(Sequence[T]):
         self._engine = engine
         self._token = leased.token
         self._entries = leased.entries
-        self._known: list[Trailer] = []  # headers, once they were asked for
-        self._held = set(leased.seqs)  # as far as this object was told
+        self._known: list[Trailer] = []  # trailers, once they have been asked for
+        self._held = set(leased.seqs)  # as far as this object knows
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class Lease(Sequence[T]):
     def headers(self) -> list[Mapping[str, str]]:
         """The headers that each item was pushed with, empty for none.
 
-        On PostgreSQL they are read at the first use; of an item that was settled before they are empty.
+        On PostgreSQL they are read at the first use; for an item settled before that they are empty.
         """
         return [each.headers for each in self._trailers()]
 
@@ -88,7 +88,7 @@ class Lease(Sequence[T]):
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if self._process != os.getpid():
-            return  # a child leaves the block; its parent goes on
+            return  # a forked child leaves the block; its parent continues
         if error is None:
             self.ack()
         else:
@@ -130,7 +130,7 @@ class Lease(Sequence[T]):
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
             delay: Seconds until they can be taken again.
             reason: The reason, for a dead letter.
-            max_attempts: Leases after which an item becomes a dead letter instead; None: as the queue object says.
+            max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
             trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
 
         Raises:
@@ -198,7 +198,7 @@ class Lease(Sequence[T]):
         if seqs is None:
             return None
         wanted = {seqs} if isinstance(seqs, int) else set(seqs)
-        if unknown := sorted(wanted.difference(self.seqs), key=repr):  # of any kind
+        if unknown := sorted(wanted.difference(self.seqs), key=repr):  # of any type
             message = f"items {unknown} are not in this lease, which holds {self.seqs}"
             raise ValueError(message)
         return wanted
@@ -215,7 +215,7 @@ class Lease(Sequence[T]):
 
 
 def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int] | None]]) -> list[Exception | None]:
-    """Acknowledge what leases of one engine hold, each all or some, in one step; return what each would raise."""
+    """Acknowledge all or some items of leases of one engine, in one step; return the error of each, or None."""
     errors: list[Exception | None] = [None] * len(asked)
     wanted: dict[int, Collection[int] | None] = {}
     for index, (lease, seqs) in enumerate(asked):
@@ -223,7 +223,7 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
             some = lease._wanted(seqs)  # noqa: SLF001  (of this file)
             if lease._token:  # noqa: SLF001
                 wanted[index] = some
-        except Exception as error:  # whatever one asked for that makes no sense, the others go on
+        except Exception as error:  # one invalid request must not stop the others
             errors[index] = error
     settled = engine.ack_each([(asked[index][0]._token, some) for index, some in wanted.items()])  # noqa: SLF001
     for (index, some), gone in zip(wanted.items(), settled, strict=True):
@@ -235,7 +235,7 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
 
 
 def undo(lease: Lease[Any]) -> None:
-    """Give back what a lease holds as if it had never been: nobody got it."""
+    """Give back the items of a lease as if it had never been: no consumer got them."""
     if lease._token:  # noqa: SLF001  (of this file)
         lease._engine.unlease(lease._token)  # noqa: SLF001
 
@@ -283,7 +283,7 @@ class DeadLetter(Generic[T]):
         return f"<{type(self).__name__} {self.seq}, {self.attempts} attempts: {self.reason}>"
 
 
-LOWEST: Final = -(1 << 63)  # number of an item, in the class that leaves first
+LOWEST: Final = -(1 << 63)  # the smallest number of an item, in the class that leaves first
 
 
 class DeadLetters(Generic[T]):
@@ -309,7 +309,7 @@ class DeadLetters(Generic[T]):
     def requeue(self, seqs: int | Iterable[int] | None = None) -> int:
         """Return dead letters to their places in the queue, as if never tried.
 
-        One with a ``unique`` key has it again; while another item has that key, it stays a dead letter.
+        A dead letter with a ``unique`` key gets it back; while another item has that key, it stays a dead letter.
 
         Args:
             seqs: The sequence numbers of some of them; None: all.
@@ -332,9 +332,10 @@ class DeadLetters(Generic[T]):
 
 
 def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
-    """Return some dead letters from number ``seq`` on; none only if there are none.
+    """Return some dead letters from number ``seq`` on; an empty list only if there are no more.
 
-    One that damage has given a lower number is left out: a caller that continues behind the last would meet it again.
+    A letter whose number is lower, because of damage, is left out: a caller that continues behind the last would meet
+    it again.
     """
     found = [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
     return [each for each in found if each.seq >= seq]

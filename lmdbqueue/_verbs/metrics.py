@@ -1,8 +1,8 @@
 """The figures of ``stats()``, for collectors of metrics.
 
-Owns: names, units and meanings of the figures as metrics, and what each is of; Prometheus' text. Law: each field of
-``Stats``, and of its readers, is here once; what is of a directory has no queue as a label, so that nobody adds it up.
-Must not know: who asks, how a figure is had.
+Owns: names, units, meanings and subjects of the figures as metrics; Prometheus' text format. Law: each field of
+``Stats``, and of its readers, is here once; figures of a directory have no queue as a label, so that they are not added
+up. Must not know: who asks, how a figure is obtained.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue._values import Stats
 
-Figures = tuple[str, str, Stats]  # path and name of a queue, and what its stats() said
+Figures = tuple[str, str, Stats]  # path and name of a queue, and the result of its stats()
 Labels = dict[str, str]
 Sample = tuple[Labels, float]
 
@@ -31,15 +31,15 @@ def _reader(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:
 class Metric(NamedTuple):
     """A figure as a metric."""
 
-    field: str  # of what it is of
+    field: str  # of Stats or ReaderStats
     name: str  # for Prometheus
     unit: str  # of UCUM, as OpenTelemetry has it
     meaning: str
     is_total: bool = False  # it only grows
-    of: Callable[[str, str, Stats], Iterable[tuple[Labels, Any]]] = _queue  # labels, and the thing that has the field
+    of: Callable[[str, str, Stats], Iterable[tuple[Labels, Any]]] = _queue  # labels, and the object with the field
 
     def samples(self, path: str, name: str, stats: Stats) -> Iterator[Sample]:
-        """Yield each figure that is known, with what tells it from others."""
+        """Yield each known figure with its labels."""
         for labels, thing in self.of(path, name, stats):
             value: float | None = getattr(thing, self.field)
             if value is not None:
@@ -58,23 +58,27 @@ METRICS: Final = (
     Metric("dead", "lmdbqueue_items_dead", "{item}", "Dead letters."),
     Metric("pushed", "lmdbqueue_items_pushed_total", "{item}", "Items ever pushed.", is_total=True),
     Metric("removed", "lmdbqueue_items_removed_total", "{item}", "Items ever removed.", is_total=True),
-    Metric("dropped", "lmdbqueue_items_dropped_total", "{item}", "Items lost to what is retained.", is_total=True),
-    Metric("expired", "lmdbqueue_items_expired_total", "{item}", "Items whose time was over.", is_total=True),
+    Metric("dropped", "lmdbqueue_items_dropped_total", "{item}", "Items dropped by retention.", is_total=True),
+    Metric("expired", "lmdbqueue_items_expired_total", "{item}", "Items that expired.", is_total=True),
     Metric("head", "lmdbqueue_head", "1", "Number of the first item that never left."),
-    Metric("tail", "lmdbqueue_tail", "1", "Number that the next item gets."),
-    Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "How long the item has waited that waits longest."),
+    Metric("tail", "lmdbqueue_tail", "1", "Number of the next item to be pushed."),
+    Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "Age of the item that has waited longest."),
     Metric("lag", "lmdbqueue_reader_lag", "{item}", "Items that a reader has not passed.", of=_reader),
-    Metric("position", "lmdbqueue_reader_position", "1", "Number that a reader reads next.", of=_reader),
+    Metric("position", "lmdbqueue_reader_position", "1", "Number of the next item of a reader.", of=_reader),
     Metric("skipped", "lmdbqueue_reader_skipped_total", "{item}", "Items lost to a reader.", is_total=True, of=_reader),
-    Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "When a reader moved last, since 1970.", of=_reader),
+    Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "Time of a reader's last move, since 1970.", of=_reader),
     Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", of=_directory),
-    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would give back.", of=_directory),
+    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would return.", of=_directory),
     Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", of=_directory),
     Metric(
-        "unsynced_seconds", "lmdbqueue_unsynced_seconds", "s", "Age of what a power cut could take back.", of=_directory
+        "unsynced_seconds",
+        "lmdbqueue_unsynced_seconds",
+        "s",
+        "Age of the oldest call that a power cut could undo.",
+        of=_directory,
     ),
     Metric("generation", "lmdbqueue_generation", "1", "Generation of the file.", of=_directory),
-    Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have it open.", of=_directory),
+    Metric("processes", "lmdbqueue_processes", "{process}", "Processes that have the directory open.", of=_directory),
 )
 
 

@@ -1,8 +1,8 @@
-"""``Queue``: every verb of a queue, whatever engine keeps its items; what users open is a subclass.
+"""``Queue``: every verb of a queue, on any engine; users open a subclass.
 
-Owns: what the verbs take and give. Law: arguments are checked and items encoded before a transaction begins; whoever
-takes a ``queue.Queue`` takes this one (``logging.handlers.QueueHandler`` and ``QueueListener`` do), and what has to
-differ, since items outlive the process, is said at each verb. Must not know: how items are kept.
+Owns: arguments and results of the verbs. Law: arguments are checked and items encoded before a transaction begins; code
+that accepts a ``queue.Queue`` accepts this one (``logging.handlers.QueueHandler`` and ``QueueListener`` do);
+differences that follow from items outliving the process are stated at each verb. Must not know: how items are kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECOND: Final = 10**9  # ns
-_NUMBERS: Final = 1 << 62  # beyond all of items
+_NUMBERS: Final = 1 << 62  # greater than any number of items
 
 
 class Queue(Writing[T], ABC):
@@ -103,7 +103,7 @@ class Queue(Writing[T], ABC):
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the same queue in the process that unpickles it."""
 
-    # --- the whole
+    # --- the queue as a whole
 
     def count(self) -> int:
         """Return the number of waiting items, in constant time."""
@@ -117,7 +117,7 @@ class Queue(Writing[T], ABC):
         """Wait until the effects of all calls that have returned, in any process, are on disk.
 
         With ``durability="interval"`` it makes a checkpoint now; otherwise it returns at once. Call it before you
-        report items to anything outside, which must not hear of items that a power cut takes back.
+        report items to anything outside, which must not hear of items that a power cut could undo.
         """
         self._engine.sync()
 
@@ -173,7 +173,7 @@ class Queue(Writing[T], ABC):
                 return None
 
         if (head.wait(attempt, timeout) if block else attempt()) is None:
-            assert refusal is not None  # attempt gives None for no other reason
+            assert refusal is not None  # the only reason for which attempt returns None
             raise refusal
 
     def get(self, block: bool = True, timeout: float | None = None) -> T:
@@ -248,7 +248,7 @@ class Queue(Writing[T], ABC):
         while True:
             self._head.wait(lambda: is_empty(self._engine) or None, None)
             taken = self._hands.wait_until_empty(self._engine.refuse_if_closed)
-            # what was reached for may have stayed, more may have come, and have been taken before this look
+            # items may have stayed after all, and others may have been pushed and taken before this check
             if is_empty(self._engine) and self._hands.wait_until_empty(self._engine.refuse_if_closed) == taken:
                 return
 
@@ -329,7 +329,7 @@ class Queue(Writing[T], ABC):
                 lease = partial(head.engine.lease, n, ttl, head.sort_out, max_bytes)
                 found = head.wait(partial(head.if_enough, 1, lease), 0 if linger else timeout)
                 if found is None and linger and not is_over(deadline):
-                    continue  # another was faster
+                    continue  # another consumer was faster
                 if found is None:
                     raise Empty(1, timeout)
             else:
@@ -501,7 +501,8 @@ class Queue(Writing[T], ABC):
         ``stats().dropped`` counts the items dropped.
 
         This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
-        Nobody sees more. What has expired leaves before anything is counted; ``maxsize`` counts what then stays.
+        No caller sees more than the limits allow. Expired items leave before anything is counted; ``maxsize`` counts
+        the items that then remain.
 
         Args:
             items: The number of items to keep.
@@ -520,7 +521,7 @@ class Queue(Writing[T], ABC):
 
 
 def checked_expired(what: Expired) -> bool:
-    """Return whether what has expired goes to the dead letters; raise ``ValueError`` for what is no answer."""
+    """Return whether expired items become dead letters; raise ``ValueError`` for an invalid choice."""
     if what not in ("drop", "dead"):
         message = f"'expired' is 'drop' or 'dead', not {what!r}"
         raise ValueError(message)

@@ -1,7 +1,7 @@
-"""``queue.reader(name)``: what a program holds that reads the whole queue at its own pace.
+"""``queue.reader(name)``: a named reader, for a program that reads the whole queue at its own pace.
 
-Owns: the verbs that only a reader has, and when it lets items gather. Law: a reader's verbs mean what the queue's own
-do, with its position in the place of the head. Must not know: how positions are kept.
+Owns: the verbs that only a reader has, and when it lets items gather. Law: a reader's verbs mean the same as the
+queue's own, with its position in place of the head. Must not know: how positions are kept.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD: Final = 100  # items that iteration reads at a time
-_SHARE: Final = 100  # a reader that waits amid writers rests so many times longer than its move took
-_GATHERING: Final = 0.05  # seconds that it rests at the most
+_SHARE: Final = 100  # a reader that waits among writers rests this many times longer than its move took
+_GATHERING: Final = 0.05  # seconds that it rests at most
 
 
 class Position(Head[T]):
@@ -34,8 +34,8 @@ class Position(Head[T]):
         self.steps = head.engine.reader(name)
         self.is_closed = False
         self._queue = head
-        self._has_all = False  # whether it last read all that there was
-        self._gathers = False  # whether it lets items gather, beside other writers
+        self._has_all = False  # whether its last reading reached the end
+        self._gathers = False  # whether it lets items gather, since other processes write
         self._rests_until = 0.0  # on time.monotonic()
 
     def decode(self, entries: list[Entry]) -> list[T]:
@@ -43,29 +43,29 @@ class Position(Head[T]):
         return self._queue.decode(entries)
 
     def count(self) -> int:
-        """Return how many items were not passed."""
+        """Return the number of items that it has not passed."""
         self.refuse_if_closed()
         return self.steps.lag()
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        """Return at most the next ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         self.refuse_if_closed()
         entries = self.steps.first(n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``first``, for entries that are to be passed: they need not be durable yet."""
+        """Like ``first``, for entries that will be passed: they need not be durable yet."""
         self.refuse_if_closed()
         entries = self.steps.candidates(n, max_bytes)
         self._has_all = len(entries) < n
         return entries
 
     def take(self, n: int, least: int, max_bytes: int | None = None) -> tuple[list[Entry], list[T]] | None:
-        """Pass the next ``n`` items, or as many as there are; None, and none passed, if fewer than ``least``."""
+        """Pass at most the next ``n`` items; return None, and pass none, if there are fewer than ``least``."""
         while len(entries := self.candidates(n, max_bytes)) >= least:
             if not entries:
-                if not self.first(1):  # there are none, and durably so
+                if not self.first(1):  # there are none, and that is durable
                     return [], []
                 continue
             items = self.decode_some(entries)
@@ -75,7 +75,7 @@ class Position(Head[T]):
         return None
 
     def delete(self, n: int) -> int:
-        """Pass the next ``n`` items undecoded; return how many there were."""
+        """Pass at most the next ``n`` items undecoded; return their number."""
         self.refuse_if_closed()
         begin = time.monotonic()
         passed = self.steps.delete(n)
@@ -121,7 +121,7 @@ class Position(Head[T]):
         return super().wait(attempt, timeout)
 
     def rest(self, timeout: float | None) -> float:
-        """Return how many seconds of ``timeout`` to let items gather."""
+        """Return the seconds, within ``timeout``, for which items may gather."""
         rest = self._rests_until - time.monotonic()
         return rest if timeout is None else min(rest, timeout)
 
@@ -132,7 +132,7 @@ class Position(Head[T]):
 
 
 class Reader(Reading[T]):
-    """A named reader of a queue: a durable position of its own, with the queue's verbs for the items after it.
+    """A named reader of a queue: a durable position, with the queue's verbs for the items after it.
 
     ``peek``, ``pop``, ``delete``, ``len`` and waiting work as for the queue, but ``pop`` and ``delete`` move only this
     reader. They can be part of ``queue.transaction()``. ``for item in reader`` waits for items, and passes each one
@@ -141,11 +141,11 @@ class Reader(Reading[T]):
     gives each item to one of them. ``queue.reader(name)`` makes readers.
 
     A reader that keeps up with busy writers would commit once for each item, and writers wait for each of its commits.
-    So after a move that had read everything and had to wait for another process's flush, a blocking verb lets items
-    gather: until moves take a hundredth of the time, for 50 ms at most, and only while more than one item arrives.
+    So after a move that had read everything, and that had to wait for another process's flush, a blocking verb lets
+    several items gather: until moves take only a hundredth of the time, but for at most 50 ms.
     """
 
-    __module__ = "lmdbqueue"  # also before anybody has asked for it there
+    __module__ = "lmdbqueue"  # set here, since the public module imports it only at first use
 
     _head: Position[T]
 
@@ -174,11 +174,11 @@ class Reader(Reading[T]):
         while (entries := self._next_entries()) is not None:
             for entry in entries:
                 yield self._head.decode([entry])[0]
-                if not self._head.advance([entry[0]]):  # another object of this reader was faster
+                if not self._head.advance([entry[0]]):  # another object of the same reader was faster
                     break
 
     def _next_entries(self) -> list[Entry] | None:
-        """Wait for some; None when there will be no more."""
+        """Wait for entries; return None when there will be no more."""
         try:
             return self._head.wait(self._head.ahead, None)
         except ShutDown:
@@ -224,12 +224,12 @@ class Reader(Reading[T]):
 
 
 def position_of(reader: Reader[T]) -> Position[T]:
-    """Return the position of a reader, for code that waits and passes in another way than its verbs."""
+    """Return the position of a reader, for code that waits and passes differently than its verbs do."""
     return reader._head  # noqa: SLF001  (as ``head_of``)
 
 
 def checked_start(where: Start) -> Start:
-    """Return where a reader is to begin; raise ``ValueError`` for what is no place."""
+    """Return where a reader is to begin; raise ``ValueError`` for an invalid choice."""
     if where in (OLDEST, NEWEST) or (isinstance(where, int) and 0 <= where < 1 << 63):
         return where
     message = f"a reader begins at 'oldest', 'newest' or the number of an item, not at {where!r}"

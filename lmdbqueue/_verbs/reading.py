@@ -1,7 +1,7 @@
-"""The verbs that read: of a queue, and of a named reader, which has its position in the place of the queue's head.
+"""The verbs that read, of a queue and of a named reader, whose position takes the place of the queue's head.
 
-Owns: arguments and results of ``peek``, ``pop``, ``delete`` and their kin. Law: no item leaves before it was decoded.
-Must not know: how items are kept, what else there is than the items in their order.
+Owns: arguments and results of ``peek``, ``pop``, ``delete`` and their kin. Law: no item leaves before it is decoded.
+Must not know: how items are kept, or anything beyond the items in their order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Reading(Generic[T]):
-    """Items in their order, of which the first are read and leave."""
+    """Items in their order, and the verbs that read the first ones and remove them."""
 
     _head: Head[T]
 
@@ -32,7 +32,7 @@ class Reading(Generic[T]):
     def peek(self, items: int = 1, blocking: bool = False, timeout: float | None = None) -> Any:
         """Return the first items and leave them in the queue.
 
-        For a list in any case, use ``peek_many``.
+        ``peek_many`` always returns a list.
 
         Args:
             items: The number of items, at most. 1 returns the item itself, any other number a list.
@@ -179,7 +179,7 @@ class Reading(Generic[T]):
 
 
 def head_of(reading: Reading[T]) -> Head[T]:
-    """Return the head of a queue or a reader, for code that waits and takes in another way than their verbs."""
+    """Return the head of a queue or a reader, for code that waits and takes differently than the verbs do."""
     return reading._head  # noqa: SLF001  (the one way in)
 
 
@@ -196,7 +196,7 @@ class Many(NamedTuple):
 
 
 def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: bool) -> Many:
-    """Return the numbers of items asked for; raise ``TypeError`` or ``ValueError`` if they make no sense."""
+    """Return the requested numbers of items; raise ``TypeError`` or ``ValueError`` if they make no sense."""
     n, least = checked_count(items), operator.index(at_least)
     if least != 1 and not blocking:
         message = "'at_least' is the number of items to wait for: it needs blocking=True"
@@ -207,11 +207,11 @@ def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: 
     if max_bytes is not None and operator.index(max_bytes) < 1:
         message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
         raise ValueError(message)
-    return Many(n, least if max_bytes is None else 1)  # fewer may be as much as fits
+    return Many(n, least if max_bytes is None else 1)  # fewer may already fill max_bytes
 
 
 def checked_count(items: int) -> int:
-    """Return the number of items asked for; raise ``TypeError`` or ``ValueError`` if it is not one."""
+    """Return the requested number of items; raise ``TypeError`` or ``ValueError`` if it is not a number of items."""
     n = operator.index(items)
     if n < 0:
         message = f"the number of items must not be negative: {n}"

@@ -1,7 +1,7 @@
 """Serializers by name.
 
-Owns: what each name stands for. Law: the functions are of modules, so that a queue that uses them can be pickled; what
-a name needs is imported when it is used. Must not know: queues.
+Owns: the pair of functions behind each name. Law: the functions live in modules, so that a queue that uses them can be
+pickled; the packages of a name are imported when it is used. Must not know: queues.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CUSTOM: Final = "custom"
 def chosen(
     serializer: Serializer | None, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]
 ) -> tuple[str, Callable[[Any], bytes], Callable[[bytes], Any]]:
-    """Return the name and the functions of what a queue is opened with; raise ``ValueError`` for what is no answer."""
+    """Return the name and the functions that a queue is opened with; raise ``ValueError`` for an invalid choice."""
     is_default = dumps is pickle.dumps and loads is pickle.loads
     if serializer is None:
         return "pickle" if is_default else CUSTOM, dumps, loads
@@ -34,13 +34,13 @@ def chosen(
 
 
 def refuse_other_serializer(path: str, stored: str, given: str) -> None:
-    """Raise ``OptionError`` for another serializer than that of the queue; a pair of the user's may be any of them."""
+    """Raise ``OptionError`` if the serializer differs from the queue's; a pair of the user's passes as any of them."""
     if stored != given and not {stored, given} & {"", CUSTOM}:
         raise OptionError(path, "serializer", stored, given)
 
 
 def pair_of(name: str) -> Pair | None:
-    """Return the functions of a name, None for what is no name of a serializer."""
+    """Return the functions of a serializer, None if there is none of that name."""
     return _PAIRS[name]() if name in _PAIRS else None
 
 
@@ -49,11 +49,11 @@ def to_json(item: Any) -> bytes:
     import json  # noqa: PLC0415  (not every program needs it)
 
     text = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
-    return text.encode(errors="backslashreplace")  # a lone surrogate, as JSON escapes it
+    return text.encode(errors="backslashreplace")  # a lone surrogate becomes a JSON escape
 
 
 def from_json(payload: bytes) -> Any:
-    """Return the item of a JSON text."""
+    """Return the item that a JSON text contains."""
     import json  # noqa: PLC0415
 
     return json.loads(payload)

@@ -1,7 +1,7 @@
-"""``queue.state``: a mapping that is stored beside a queue's items, whatever engine keeps it.
+"""``queue.state``: a mapping that is stored beside a queue's items, on any engine.
 
-Owns: what is kept under a key. Law: each method is one atomic step, and joins the transaction that it is called in.
-Must not know: how it is kept, what is done with it.
+Owns: the values of the keys. Law: each method is one atomic step, and joins the transaction that it is called in. Must
+not know: how values are kept, or what they are used for.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class StateMapping(MutableMapping[str, Any]):
 
     @abstractmethod
     def _record(self, key: str) -> bytes:
-        """Return what stands for a key, which is a str; raise ``ValueError`` if it is too long."""
+        """Return the record of a key, a str; raise ``ValueError`` if it is too long."""
 
     @abstractmethod
     def _get(self, record: bytes) -> bytes | None:
-        """Return a value, None if it is not there."""
+        """Return a value, None if there is none."""
 
     @abstractmethod
     def _has(self, record: bytes) -> bool:
-        """Return whether a value is there, damaged or not."""
+        """Return whether there is a value, damaged or not."""
 
     @abstractmethod
     def _put(self, record: bytes, payload: bytes) -> None:
@@ -46,7 +46,7 @@ class StateMapping(MutableMapping[str, Any]):
 
     @abstractmethod
     def _delete(self, record: bytes) -> bool:
-        """Remove a value; return whether it was there."""
+        """Remove a value; return whether there was one."""
 
     @abstractmethod
     def _keys(self) -> list[str]:
@@ -54,7 +54,7 @@ class StateMapping(MutableMapping[str, Any]):
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
-        """Make what is done in the block one step."""
+        """Make the calls in the block one step."""
 
     # --- the mapping
 
@@ -81,7 +81,7 @@ class StateMapping(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._keys())
 
-    # what a MutableMapping makes of several steps: here ``dumps`` and ``loads`` run before or after the one step
+    # MutableMapping makes these of several steps; here each is one, with ``dumps`` before or ``loads`` after it
 
     def pop(self, key: str, *default: Any) -> Any:
         """Remove a key and return its value, or the default if one is given."""
@@ -99,13 +99,13 @@ class StateMapping(MutableMapping[str, Any]):
         """Remove the first key and return it with its value."""
         while keys := self._keys():
             found = self._taken(self._checked(keys[0]))
-            if found is not None:  # else another was faster
+            if found is not None:  # otherwise another call was faster
                 return keys[0], found[0]
         message = "the state is empty"
         raise KeyError(message)
 
     def _taken(self, record: bytes) -> tuple[Any] | None:
-        """Remove a value once it is decoded; return it, None if there is none."""
+        """Decode a value, then remove it; return it, None if there is none."""
         while (payload := self._get(record)) is not None:
             value = self._loads(payload)
             with self._transaction():
@@ -115,7 +115,7 @@ class StateMapping(MutableMapping[str, Any]):
         return None
 
     def setdefault(self, key: str, default: Any = None) -> Any:
-        """Return the value of the key, which gets the default if it is not there."""
+        """Return the value of the key; set it to the default if there is none."""
         record = self._checked(key)
         payload = self._get(record)
         if payload is None:

@@ -1,11 +1,12 @@
 """The loop of a worker: lease, call, acknowledge, or back off.
 
 Owns: when an item is tried again, how a worker is stopped, how a lease is kept alive. Law: a signal ends a wait
-at once and never a handler; what was begun is settled before the loop ends. Must not know: how leases are kept.
+immediately, but never a handler; items that were begun are settled before the loop ends. Must not know: how leases are
+kept.
 
-Stopping. The handler of a signal runs in the main thread between two steps of whatever that is doing. While the
-loop waits it raises, which ends the wait, and nothing was taken yet; at any other time it only sets a flag.
-The old handlers are back from then on, so a second signal does what it would have done without the loop.
+Stopping. A signal handler runs in the main thread, between two steps of whatever that thread is doing. While the loop
+waits, the handler raises, which ends the wait before anything was taken; at any other time it only sets a flag. After
+the first signal the old handlers are restored, so a second one does what it would have done without the loop.
 """
 
 import functools
@@ -23,12 +24,12 @@ from lmdbqueue._verbs.encoding import checked_ttl
 from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease
 
-LOOK: Final = 1.0  # seconds between two looks at ``stop``
+LOOK: Final = 1.0  # seconds between two checks of ``stop``
 _LONGEST_TRACE: Final = 8_000  # characters of a traceback that are kept
 
 
 class Event(Protocol):
-    """A ``threading.Event``, or the like."""
+    """A ``threading.Event``, or something like it."""
 
     def is_set(self) -> bool: ...
 
@@ -40,12 +41,12 @@ class Retry(NamedTuple):
     """When ``work`` tries an item again after its handler has raised.
 
     The delays grow from ``base`` seconds by ``factor``, up to ``max_delay``. The default tries an item 13 times, the
-    last time about 68 minutes after the first, so that an outage of an hour makes no dead letters.
+    last time about 68 minutes after the first, so an outage of an hour makes no dead letters.
 
     Attributes:
-        max_attempts: Leases after which an item becomes a dead letter; None: as the queue object says.
+        max_attempts: Leases after which an item becomes a dead letter; None: the limit of the queue object.
         base: Seconds until the second attempt.
-        factor: The ratio of each delay to the one before.
+        factor: The ratio of each delay to the previous one.
         max_delay: The longest delay, in seconds.
         jitter: The random part by which a delay may be longer or shorter.
     """
@@ -108,7 +109,7 @@ Hook = Callable[[Job, Exception], object]
 
 
 class Plan(NamedTuple):
-    """What a worker was told."""
+    """The arguments of ``work``."""
 
     handler: Callable[..., Any]
     takes_job: bool
@@ -122,12 +123,12 @@ class Plan(NamedTuple):
 
     @property
     def wants_jobs(self) -> bool:
-        """Whether anybody asks for more than the items."""
+        """Whether the handler or a hook wants jobs, not only items."""
         return self.takes_job or self.on_retry is not None or self.on_dead is not None
 
 
 def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
-    """Return whether a handler takes a second argument; raise ``TypeError`` for one that cannot be called so."""
+    """Return whether a handler takes a second argument; raise ``TypeError`` if it cannot be called with an item."""
     call = handler if inspect.isroutine(handler) or isinstance(handler, functools.partial) else type(handler).__call__
     is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
     if is_coroutine and not is_awaited:
@@ -140,10 +141,10 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
 
 
 def takes_second(fn: Callable[..., Any], second: str) -> bool:
-    """Return whether a function of an item needs a second argument; raise ``TypeError`` if neither way is possible."""
+    """Return whether a function of an item needs a second argument; raise ``TypeError`` if it takes neither."""
     try:
         signature = inspect.signature(fn)
-    except ValueError:  # of C, and it does not say
+    except ValueError:  # a function of C without a signature
         return False
     with suppress(TypeError):
         signature.bind(None)
@@ -157,12 +158,12 @@ def takes_second(fn: Callable[..., Any], second: str) -> bool:
 
 
 class Group(NamedTuple):
-    """Items of a lease that are handled together."""
+    """Items of a lease that one call of the handler processes."""
 
     places: list[int]  # in the lease
 
     def arguments(self, lease: Lease[Any], jobs: list[Job], plan: Plan) -> tuple[Any, ...]:
-        """Return what the handler is called with."""
+        """Return the arguments for the handler."""
         items: Any = [lease.items[place] for place in self.places]
         some: Any = [jobs[place] for place in self.places] if plan.takes_job else None
         if plan.batch.items == 1:
@@ -175,7 +176,7 @@ class Group(NamedTuple):
 
 
 def groups(lease: Lease[Any]) -> list[Group]:
-    """Return what is handled together: all that is tried for the first time; what has failed before, one by one."""
+    """Return the groups of a lease: items tried for the first time together, those that failed before one by one."""
     fresh = [place for place, attempts in enumerate(lease.attempts) if attempts == 1]
     tried = [Group([place]) for place, attempts in enumerate(lease.attempts) if attempts > 1]
     return ([Group(fresh)] if fresh else []) + tried
@@ -187,7 +188,7 @@ def jobs_of(lease: Lease[Any]) -> list[Job]:
 
 
 def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> list[bool]:
-    """Give back what a handler failed at, and log it; return of each item whether it is dead."""
+    """Give back the items that a handler failed on, and log it; return for each whether it is a dead letter now."""
     import traceback  # noqa: PLC0415  (not every program needs it)
 
     trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
@@ -205,7 +206,7 @@ def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> 
 
 
 def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, is_dead: list[bool]) -> None:
-    """Call the hooks with what became of the items; an error of a hook is logged."""
+    """Tell the hooks what happened to the items; an error of a hook is logged."""
     for place, dead in zip(group.places, is_dead, strict=True):
         hook = plan.on_dead if dead else plan.on_retry
         if hook is not None:
@@ -216,26 +217,26 @@ def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, is_d
 
 
 def logger() -> Any:
-    """Return where a worker tells what failed."""
+    """Return the logger of workers."""
     import logging  # noqa: PLC0415  (as above)
 
     return logging.getLogger("lmdbqueue.work")
 
 
 def is_set(stop: Stop | None) -> bool:
-    """Return whether a worker shall stop."""
+    """Return whether a worker should stop."""
     return stop is not None and (stop() if callable(stop) else stop.is_set())
 
 
 class Tally:
-    """What all threads of a worker share."""
+    """The counts and the end of a worker, shared by its threads."""
 
     def __init__(self, progress: Callable[[Worked], object] | None) -> None:
         self.is_stopped = False
         self.worked = Worked()
         self._progress = progress
         self._untold: deque[Worked] = deque()
-        self._is_telling = False  # a thread, which goes on while there is something to tell
+        self._is_telling = False  # whether a thread is reporting; it continues while there is something to report
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -243,7 +244,7 @@ class Tally:
         self.is_stopped = True
 
     def add(self, done: int, retried: int, dead: int) -> None:
-        """Count what became of items, and report it."""
+        """Count settled items, and report progress."""
         with self._lock:
             worked = self.worked
             self.worked = Worked(worked.done + done, worked.retried + retried, worked.dead + dead)
@@ -261,14 +262,14 @@ class Tally:
             raise
 
     def _next(self) -> Worked | None:
-        """Return what is to be told next, if anything is, without a lock."""
+        """Return the next counts to report, None if there are none; takes no lock."""
         with self._lock:
             self._is_telling = bool(self._untold)
             return self._untold.popleft() if self._untold else None
 
 
 class _Stopped(BaseException):
-    """A signal came amid a wait."""
+    """A signal came during a wait."""
 
 
 class Loop:
@@ -280,11 +281,11 @@ class Loop:
         self._plan = plan
         self._tally = tally
         self._is_waiting = False
-        self._lease: Lease[Any] | None = None  # what the handler has
+        self._lease: Lease[Any] | None = None  # the lease that the handler is working on
         self._thread = threading.get_ident()
 
     def run(self) -> Worked:
-        """Work until told to stop, by a signal, too."""
+        """Work until told to stop, which a signal does, too."""
         with stopped_by_signals(self._end):
             self.serve()
         return self._tally.worked
@@ -301,7 +302,7 @@ class Loop:
         """Extend the lease, if there is one at the moment."""
         lease = self._lease
         if lease is not None:
-            with suppress(QueueError):  # its ack will tell
+            with suppress(QueueError):  # the ack will raise the error
                 lease.extend(self._plan.ttl)
 
     def _once(self) -> None:
@@ -310,7 +311,7 @@ class Loop:
             head.fill(plan.batch, 0.0)
         found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
         if found is None:
-            return  # another was faster
+            return  # another consumer was faster
         lease = Lease(head.engine, *found)
         done, failed = 0, []
         try:
@@ -336,7 +337,7 @@ class Loop:
             self._tally.add(done, len(failed) - sum(failed), sum(failed))
 
     def _wait(self) -> bool:
-        """Wait for an item, for a while; return whether there is one."""
+        """Wait for an item for up to a second or so; return whether there is one."""
         if self._anything():
             return True
         ticket = self._head.engine.listen()
@@ -344,7 +345,7 @@ class Loop:
             return True
         with suppress(_Stopped):
             try:
-                self._is_waiting = True  # only in the sleep: what an engine is at must not be interrupted
+                self._is_waiting = True  # only during the sleep: steps of an engine must not be interrupted
                 if not self._tally.is_stopped:
                     self._head.engine.sleep(ticket, LOOK)
             finally:
@@ -356,18 +357,18 @@ class Loop:
 
     def _end(self) -> None:
         self._tally.stop()
-        if self._is_waiting and threading.get_ident() == self._thread:  # else it looks within a second
+        if self._is_waiting and threading.get_ident() == self._thread:  # otherwise it checks within a second
             raise _Stopped
 
 
 def run_threads(head: Head[Any], plan: Plan, tally: Tally, n: int) -> Worked:
-    """Work in ``n`` threads until told to stop; raise what one of them raised, once all have ended."""
+    """Work in ``n`` threads until told to stop; after all have ended, raise the first error of one of them."""
     failed: list[BaseException] = []
 
     def serve() -> None:
         try:
             Loop(head, plan, tally).serve()
-        except BaseException as error:  # it is raised where work() was called
+        except BaseException as error:  # raised again by the thread that called work()
             failed.append(error)
             tally.stop()
 

@@ -1,4 +1,4 @@
-"""The verbs that put items into a queue, look for them there, and take single ones out.
+"""The verbs that put items into a queue, find them, and remove single ones.
 
 Owns: arguments and results of ``push`` and its kin, browsing. Law: arguments are checked and items encoded before a
 transaction begins. Must not know: how items are kept.
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OnError = Literal["raise", "skip"] | Callable[[DecodeError | CorruptItemError], object]
-_NUMBERS: Final = 1 << 62  # beyond all of items
+_NUMBERS: Final = 1 << 62  # greater than any number of items
 
 
 class Writing(Reading[T]):
-    """Items in their order, and what puts them there."""
+    """Items in their order, and the verbs that add to them."""
 
     _engine: Engine
     dumps: Callable[[T], bytes]
@@ -133,7 +133,7 @@ class Writing(Reading[T]):
             how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
             return push_apart(engine, self.dumps, items, unique, partial(how, priority=priority))
         if not isinstance(items, list):
-            payload = self.dumps(items)  # as payload_of, in one frame less: every push passes it
+            payload = self.dumps(items)  # like payload_of, with one frame less on the path of every push
             if type(payload) is not bytes or len(payload) > MAX_PAYLOAD:
                 payload = as_payload(payload)
             return engine.append([payload]).start
@@ -268,7 +268,7 @@ def push_apart(
     unique: Key | Sequence[Key | None] | None,
     how: Callable[..., Push],
 ) -> int | range | list[Number] | Number:
-    """Push items with options; ``how`` is ``how_to_push`` with all but the number of items and their keys."""
+    """Push items with options; ``how`` is ``how_to_push`` that lacks only the number of items and their keys."""
     if not isinstance(items, list):
         push = how(1, unique=None if unique is None else [unique])
         (pushed,) = engine.append_apart([payload_of(dumps, items)], push)
@@ -317,7 +317,7 @@ def browsed(head: Head[T], on_error: Callable[[DecodeError | CorruptItemError], 
 
 
 def decoded(head: Head[T], entry: Entry, on_error: Callable[[DecodeError | CorruptItemError], object]) -> list[T]:
-    """Return the item of an entry, nothing if it cannot be decoded and ``on_error`` passes over that."""
+    """Return the item of an entry; an empty list if it cannot be decoded and ``on_error`` does not raise."""
     try:
         return head.decode([entry])
     except (DecodeError, CorruptItemError) as error:
