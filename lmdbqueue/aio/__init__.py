@@ -1,4 +1,4 @@
-"""``AsyncPersistentQueue``: the verbs, awaited; calls of an event loop, carried by threads.
+"""``AsyncPersistentQueue``: the verbs, awaited; threads carry out the calls of an event loop.
 
     from lmdbqueue.aio import AsyncPersistentQueue
 
@@ -10,13 +10,13 @@ The map; imports go down this list only. All but the first serve any engine: ``l
 ===============  ===============================================================
 ``_persistent``  ``AsyncPersistentQueue``: opening, copying, checking a directory
 ``_queue``       ``AsyncQueue``: consumers, readers, the verbs of asyncio.Queue
-``_writing``     pushing, browsing, taking single items out
-``_calls``       what each verb is made of: an open object, time limits
+``_writing``     pushing, browsing, removing single items
+``_calls``       the base of the verbs: an open object, time limits
 ``_reader``      a named reader, awaited
 ``_reading``     ``peek`` and ``pop``, of a queue and of a reader
 ``_leases``      leases and the loop of a worker, awaited
 ``_courier``     the threads that carry the calls of an event loop
-``_jobs``        those calls: what may be done together, and what undoes it
+``_jobs``        those calls: which may be done together, and how each is undone
 ===============  ===============================================================
 """
 
@@ -29,4 +29,4 @@ from lmdbqueue.aio._reader import AsyncReader
 __all__ = ["AsyncDeadLetters", "AsyncLease", "AsyncPersistentQueue", "AsyncReader", "AsyncState", "NotOpenError"]
 
 for _each in __all__:
-    globals()[_each].__module__ = __name__  # what tracebacks and pickles call it, wherever it stands
+    globals()[_each].__module__ = __name__  # so tracebacks and pickles do not name the private module

@@ -1,4 +1,4 @@
-"""What every awaited verb is made of: an object opened for a loop, and calls that its courier carries.
+"""The base of all awaited verbs: an object opened for a loop, and calls that its courier carries out.
 
 Owns: when an object is open, time limits, what cancelling a call does. Must not know: what the calls do, threads.
 """
@@ -20,24 +20,24 @@ R = TypeVar("R")
 
 
 class NotOpenError(ClosedError):
-    """The object was created with the name of a queue, and not opened yet."""
+    """The object was created with the name of a queue, but has not been opened yet."""
 
     def __str__(self) -> str:
         """Return the message, which says how to open it."""
         return f"this {self.path} is not open yet: use it in 'async with', or await {self.path}.open(...)"
 
 
-_AGAIN: Final = 0.25  # seconds between two looks at a call whose time is over, and which was not answered
+_AGAIN: Final = 0.25  # seconds between two checks of a call whose time is over, and which was not answered
 _OPENED = ("queue", "_head", "_engine", "_courier", "_moving", "_loop", "_is_closed", "_settled", "_in_hand")
 
 
 class Calls(AsyncReading[T]):
-    """What a queue for one event loop has of its loop."""
+    """The part of a queue for one event loop that concerns the loop."""
 
     queue: Queue[T]
 
     def __init__(self, queue: Queue[T] | Callable[[], Queue[T]]) -> None:
-        """Use ``queue``, which belongs to this object from now on, or what opens it, with ``async with``."""
+        """Use ``queue``, which then belongs to this object; or a function, with which ``async with`` opens it."""
         self._open: Callable[[], Queue[T]] | None = None
         if isinstance(queue, Queue):
             self._begin_with(queue)
@@ -55,7 +55,7 @@ class Calls(AsyncReading[T]):
         self.queue = queue
         self._head = head_of(queue)
         self._engine = self._head.engine
-        self._in_hand = 0  # items that get() gave out and task_done() has not answered
+        self._in_hand = 0  # items that get() has returned and task_done() has not settled
         self._settled = asyncio.Event()
         self._is_closed = False
         self._loop = asyncio.get_running_loop()
@@ -103,12 +103,12 @@ class Calls(AsyncReading[T]):
         return result
 
     async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
-        """Return what ``attempt`` gives as soon as that is not None; None after ``timeout`` seconds."""
+        """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
         result: R | None = await self._waited_for(Call(self._future(), attempt, waits=True), timeout)
         return result
 
     async def _waited_for(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
-        """Return the result of a job, None if it waits and is not done after ``timeout`` seconds."""
+        """Return the result of a job; None if it is a waiting one and not done after ``timeout`` seconds."""
         if timeout is None or not job.waits:
             return await self._carried(job)
         if timeout < 0:
@@ -130,7 +130,7 @@ class Calls(AsyncReading[T]):
             handle.cancel()
 
     async def _taken(self, wanted: Wanted, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
-        """Return items that are removed, durably; put them back if the caller was cancelled meanwhile."""
+        """Return removed items, durably; put them back if the caller is cancelled meanwhile."""
         found = await self._kept(Take(self._future(), wanted, waits=blocking), timeout)
         if found is None:
             raise Empty(wanted.awaited, timeout)
@@ -138,7 +138,7 @@ class Calls(AsyncReading[T]):
         return items
 
     async def _kept(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
-        """Return the result of a job; undo it if the caller was cancelled meanwhile."""
+        """Return the result of a job; undo it if the caller is cancelled meanwhile."""
         try:
             return await self._waited_for(job, timeout)
         except asyncio.CancelledError:

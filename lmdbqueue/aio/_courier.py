@@ -1,27 +1,27 @@
 """The threads that carry the calls of an event loop to a queue, and the results back.
 
-Owns: what shares a commit, which waiter gets an item, what becomes of an item whose caller was
-cancelled. Law: an item that was taken is delivered once, or put back under its old number; the loop is
-woken once for a group of calls, and never blocked. Must not know: what the verbs mean to their callers.
+Owns: which calls share a commit, which waiter gets an item, what happens to an item whose caller was cancelled. Law: an
+item that was taken is delivered once, or put back under its old number; the loop is woken once for a group of calls,
+and never blocked. Must not know: what the verbs mean to their callers.
 
-The worker does together what is there when it looks: pushes that follow each other are one push of all
-their items (when that has no room each tries for itself), single takes one take, leases of one item one step, and so
-are acks, which come first. While the disk syncs the loop goes on, and the next group comes together; so 1,000 pushes at
-once share a few commits. Where one call finds nothing, the others of its kind are not tried: one look serves all.
+The worker does all calls that have arrived together: successive pushes become one push of all their items (if there is
+no room for it, each is tried alone), single takes one take, leases of one item one step, and so do acks, which come
+first. While the disk syncs, the loop continues, and the next group gathers; so 1,000 concurrent pushes share a few
+commits. If one call finds nothing, the others of its kind are not tried: one reading serves all.
 
-A call that waits, for an item or for room, is a sleeper: it is tried before every group. The listener
-makes the worker look when the bell rings, as long as there are sleepers. It begins to listen and *then*
-asks for a look, so no ring is missed (see ``_host.bell``). That is two threads, however many sleep.
+A call that waits, for an item or for room, is a sleeper: it is tried before every group. As long as there are sleepers,
+the listener makes the worker try them when the bell rings. It first begins to listen and *then* asks for an attempt, so
+no ring is missed (see ``_host.bell``). That takes two threads, for any number of sleepers.
 
-While a server is away each call has one deadline, from when it was made, or from when it was woken last: the worker
-tries it no longer than that, whatever came before it, and the loop answers those whose time is over while the worker is
-with another.
+While a server is unreachable, each call has one deadline, counted from when it was made or last woken. The worker tries
+it no longer than that, regardless of earlier calls, and the loop answers calls whose time is over while the worker is
+busy with another.
 
-The end of a loop, or of the program: what was done for callers who were not told is undone before the program ends.
+The end of a loop, or of the program: effects whose callers were not told are undone before the program ends.
 
-A caller that is cancelled: what was not begun is not done. A push under way is stored or not, as a whole.
-What a take or a lease under way has removed is put back; if the process dies just then it is lost, like anything that
-was popped by a process that died.
+A caller that is cancelled: a call not yet begun is not made. A push under way is stored completely or not at all. Items
+that a take or a lease under way has removed are put back; if the process dies at that moment they are lost, like all
+items popped by a process that then dies.
 """
 
 import atexit
@@ -47,11 +47,11 @@ from lmdbqueue.aio._jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take,
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
-_PAUSE: Final = 0.25  # seconds before the listener asks again a server that is away
+_PAUSE: Final = 0.25  # seconds before the listener asks an unreachable server again
 
 
 def _of_future(error: BaseException) -> BaseException:
-    """Return the error as a future takes it: a StopIteration, which none takes, becomes what it is in a coroutine."""
+    """Return the error in a form that a future accepts: StopIteration becomes RuntimeError, as in a coroutine."""
     if not isinstance(error, StopIteration):
         return error
     raised = RuntimeError("a function of the caller's raised StopIteration")
@@ -64,9 +64,9 @@ _KIND: Final = attrgetter("kind")
 _PAYLOADS: Final = attrgetter("payloads")
 _DEADLINE: Final = attrgetter("deadline")
 
-_END: Final = Job()  # the last one
+_END: Final = Job()  # tells the worker to end
 _EVER: Final = float("inf")
-_PATIENCE: Final = 30.0  # seconds that the end of a program waits for a worker
+_PATIENCE: Final = 30.0  # seconds for which the end of a program waits for a worker
 
 _working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
 
@@ -74,8 +74,8 @@ _working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
 def _finish_at_exit(courier: "Courier") -> None:
     """Make the end of the program wait for a courier.
 
-    Registered anew with each, when its queue is open, so that this comes before the queues are closed then: what was
-    registered last is done first.
+    Registered anew for each courier, after its queue was opened, so that it runs before the queues are closed:
+    functions registered last run first.
     """
     atexit.unregister(_finish_all)
     atexit.register(_finish_all)
@@ -94,23 +94,23 @@ class Courier:
     """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
 
     def __init__(self, queue: Queue[Any], loop: AbstractEventLoop) -> None:
-        self._queue = queue  # to be opened once more, for what is put back when it was closed
+        self._queue = queue  # opened once more if items are put back after it was closed
         self._head = head_of(queue)
         self._engine = self._head.engine
         self._loop = loop
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: a look at the sleepers
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: try the sleepers
         self._sleepers: list[Job] = []
         self._is_wanted = threading.Event()  # the listener
-        self._threads: list[Callable[[], None]] = [self._listen, self._work]  # that have not begun, the first one last
+        self._threads: list[Callable[[], None]] = [self._listen, self._work]  # not yet started, first one last
         self._is_closed = False  # to new calls
         self._has_ended = False
         self._is_over = threading.Event()  # the worker has nothing left to do
-        self._undelivered: dict[int, list[Result]] = {}  # what the loop was told to deliver, and has not yet
+        self._undelivered: dict[int, list[Result]] = {}  # results that the loop was asked to deliver, and has not yet
 
     # --- in the loop
 
     def carry(self, job: Job) -> None:
-        """Have a job done. Raises ``ClosedError``."""
+        """Hand a job to the worker. Raises ``ClosedError``."""
         if self._is_closed:
             raise ClosedError(self._engine.path)
         job.latest = job.deadline
@@ -119,7 +119,7 @@ class Courier:
         self._send(job)
 
     def give_up(self, job: Job) -> None:
-        """Answer a job whose time is over, if that has to be done here: the server is away, and the worker waits."""
+        """Answer a job whose time is over, if the worker cannot, since it is waiting for an unreachable server."""
         if self._engine.is_away and job.withdraw() and not job.future.done():
             job.future.set_exception(self._refusal())
         else:
@@ -131,12 +131,12 @@ class Courier:
             self._send(None)
 
     def close(self, future: "Future[Any]") -> None:
-        """Do what was called before, refuse what sleeps, close the queue, end the threads."""
+        """Finish earlier calls, refuse sleepers, close the queue, end the threads."""
         self.carry(Call(future, self._end))
         self._is_closed = True
 
     def take_back(self, job: Job, result: Any) -> None:
-        """Undo what nobody got the result of."""
+        """Undo a job whose result was not delivered."""
         if self._is_closed:
             reopen, arguments, *_ = self._queue.__reduce__()
             with reopen(*arguments) as queue:
@@ -145,7 +145,7 @@ class Courier:
             self._send(Call(self._loop.create_future(), lambda: job.undo(self._head, result)))
 
     def _send(self, job: Job | None) -> None:
-        while self._threads:  # each is begun once, whichever call gets that far
+        while self._threads:  # each is started once, by whichever call comes first
             start_new_thread(self._threads[-1], ())
             self._threads.pop()
             _finish_at_exit(self)
@@ -153,9 +153,9 @@ class Courier:
 
     def _deliver(self, results: list[Result]) -> None:
         if self._undelivered.pop(id(results), None) is None:
-            return  # undone, since the program ends
+            return  # undone elsewhere, since the program ends
         unwanted = [(job, result) for job, result, _ in results if result and job.future.done()]  # e.g. cancelled
-        for job, result, error in results:  # first: to take something back may fail
+        for job, result, error in results:  # first, since undoing may fail
             if not job.future.done():
                 if error is None:
                     job.future.set_result(result)
@@ -166,7 +166,7 @@ class Courier:
                 rest.callback(self.take_back, job, result)
 
     def finish(self) -> None:
-        """End the worker, once it has put back what nobody got: the program ends."""
+        """End the worker, after it has put back undelivered items: the program ends."""
         if not self._has_ended:
             self._jobs.put(_END)
         self._is_over.wait(_PATIENCE)
@@ -186,7 +186,7 @@ class Courier:
             jobs = [*self._sleepers, *new]
             self._sleepers = []
             live = [job for job in jobs if job is not None and job is not _END]
-            live.sort(key=_comes_later)  # where nothing is swapped but that acks come first
+            live.sort(key=_comes_later)  # changes nothing except that acks come first
             for kind, group in groupby(live, _KIND):
                 self._report(list(self._done(kind, list(group))))
             if _END in jobs:
@@ -200,7 +200,7 @@ class Courier:
         self._is_wanted.set()
 
     def _wake(self) -> None:
-        """Give sleeping calls the patience of new ones: the server had answered them."""
+        """Give sleeping calls a new deadline, since the server had answered them."""
         self._engine.hurry(_EVER)
         deadline = time.monotonic() + self._engine.patience
         for job in self._sleepers:
@@ -214,7 +214,7 @@ class Courier:
         return jobs
 
     def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
-        """Do jobs of one kind, together where that can be."""
+        """Do jobs of one kind, together where possible."""
         jobs = [job for job in jobs if job.take_up()]
         if len(jobs) > 1 and not self._engine.is_drained:
             if kind == Push.kind:
@@ -228,7 +228,7 @@ class Courier:
         return self._each(jobs)
 
     def _together(self, jobs: list[Any], do: Callable[[list[Any]], list[Result]]) -> Iterator[Result]:
-        """Do jobs as one step, and while a server is away again without those whose time is over."""
+        """Do jobs as one step; while a server is unreachable, repeat it without those whose time is over."""
         while jobs:
             self._engine.hurry(min(map(_DEADLINE, jobs)))
             try:
@@ -239,14 +239,14 @@ class Courier:
                 over = [job for job in jobs if job.deadline <= now] if is_away else []
                 yield from ((job, None, error) for job in over or jobs)
                 jobs = [job for job in jobs if job not in over] if over else []
-            except BaseException as error:  # it goes to the caller
+            except BaseException as error:  # goes to the caller
                 yield from ((job, None, error) for job in jobs)
                 return
             else:
                 return
 
     def _shared(self, jobs: list[Push]) -> Iterator[Result]:
-        """Push in parts of a size that share a commit."""
+        """Push in parts that are small enough to share a commit."""
         start = size = 0
         for index, job in enumerate(jobs):
             more = sum(map(len, job.payloads))
@@ -277,7 +277,7 @@ class Courier:
         except QueueError as error:
             if isinstance(error, ServerError) and self._engine.is_away:
                 raise
-            return list(self._each(jobs))  # as a full disk has it
+            return list(self._each(jobs))  # on a full disk
         return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
 
     def _claimed(self, kind: Claimed, jobs: list[Claim]) -> Iterator[Result]:
@@ -296,7 +296,7 @@ class Courier:
         self._engine.hurry(min(map(_DEADLINE, jobs)))
         try:
             found = self._available(len(jobs))
-        except CommitUnknownError as error:  # of items that may have left
+        except CommitUnknownError as error:  # the items may have left
             yield from ((job, None, error) for job in jobs)
             return
         for entry, item in zip(*found or ((), ()), strict=True):
@@ -304,17 +304,17 @@ class Courier:
         yield from self._each(jobs)
 
     def _available(self, n: int) -> Taken | None:
-        """Take up to ``n`` items; nothing, and None, if that fails: each tries for itself then, and is told."""
+        """Take up to ``n`` items; return None if that fails: then each job is tried alone, and gets its own error."""
         try:
             return self._head.take(n, 0)
         except CommitUnknownError:
             raise
-        except BaseException:  # each is told
+        except BaseException:  # each job gets its own error
             return None
 
     def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Do jobs of one kind one by one, but for those of which one before has found the answer."""
-        known: dict[bool, Any] = {}  # the answer to all that wait, and to all that do not
+        """Do jobs of one kind one by one, except those whose answer an earlier one has already found."""
+        known: dict[bool, Any] = {}  # the answer for all waiting jobs, and for all others
         for job in jobs:
             if job.future.done():
                 continue
@@ -325,7 +325,7 @@ class Courier:
                 self._engine.hurry(job.deadline)
                 try:
                     result = job.run(self._head)
-                except BaseException as error:  # it goes to the caller; a SystemExit of loads, too: nobody else is told
+                except BaseException as error:  # goes to the caller, even a SystemExit of loads
                     yield job, None, error
                     continue
                 if job.is_for_all(result):
@@ -345,12 +345,12 @@ class Courier:
         self._undelivered[id(results)] = results
         try:
             self._loop.call_soon_threadsafe(self._deliver, results)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: no caller is waiting any more
             self._undo(list(self._undelivered.values()))
             self._end()
 
     def _undo(self, undelivered: Iterable[list[Result]]) -> None:
-        """Undo what was done for a loop that ended before it was told."""
+        """Undo the results of a loop that ended before they were delivered."""
         self._engine.hurry(_EVER)
         for results in undelivered:
             if self._undelivered.pop(id(results), None) is not None:
@@ -375,7 +375,7 @@ class Courier:
                     self._engine.sleep(ticket, _LONG)
                 except ClosedError:
                     raise
-                except QueueError:  # a server that is away: waiters are told when they are tried
+                except QueueError:  # the server is unreachable: waiters learn it when they are tried
                     self._jobs.put(None)
                     time.sleep(_PAUSE)
 

@@ -1,7 +1,8 @@
-"""The calls of an event loop as what carries them sees them.
+"""The calls of an event loop, as the courier sees them.
 
-Owns: what a call is, what may be done together with it, and what undoes it. Law: calls of one kind, that follow each
-other, ask the same; what one of them finds missing is missing for the others, too. Must not know: threads, the loop.
+Owns: what a call is, which calls may be done together, and how a call is undone. Law: successive calls of one kind ask
+for the same thing; if one of them finds nothing, there is nothing for the others either. Must not know: threads, the
+loop.
 """
 
 import threading
@@ -22,11 +23,11 @@ Taken = tuple[list[Entry], list[Any]]
 class Job:
     """A call, and the future that gets its result."""
 
-    kind: object = None  # jobs of one kind, that follow each other, may be done together
-    waits = False  # until ``run`` returns something else than None
-    is_late = False  # its time is over: to be tried once more
-    deadline = float("inf")  # until when it is tried while a server is away; on time.monotonic()
-    latest = float("inf")  # what that never exceeds: the caller's own limit
+    kind: object = None  # successive jobs of one kind may be done together
+    waits = False  # until ``run`` does not return None
+    is_late = False  # its time is over: it is tried once more
+    deadline = float("inf")  # when to stop trying while a server is unreachable; on time.monotonic()
+    latest = float("inf")  # the caller's own limit, which the deadline never exceeds
     future: "Future[Any]"
 
     def run(self, head: AnyHead) -> Any:
@@ -34,26 +35,26 @@ class Job:
         raise NotImplementedError
 
     def undo(self, head: AnyHead, result: Any) -> None:
-        """Undo it, in the worker, if nobody got the result and that matters."""
+        """Undo it, in the worker, if the result was not delivered and that matters."""
 
     def is_for_all(self, result: Any) -> bool:  # noqa: ARG002
-        """Return whether a result is that of all of its kind that are tried at the same time."""
+        """Return whether a result also holds for all other jobs of this kind that are tried at the same time."""
         return False
 
     def take_up(self) -> bool:
-        """Return whether the worker may run it: the loop has not answered it meanwhile."""
+        """Return whether the worker may run it, since the loop has not answered it meanwhile."""
         return not self.future.done()
 
     def lay_down(self) -> None:
         """Mark it as asleep, so that the loop may answer it again."""
 
     def withdraw(self) -> bool:
-        """Return whether the loop may answer it: nothing comes of it any more, or that is undone."""
+        """Return whether the loop may answer it: it will have no effect, or one that is undone."""
         return True
 
 
 class Call(Job):
-    """A function of no arguments, and what undoes what it returned."""
+    """A function without arguments, and another that undoes its result."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Call(Job):
         waits: bool = False,
         look: object = None,
     ) -> None:
-        """``look``: what it asks, if it only looks, and all calls with an equal one get the same answer."""
+        """``look``: identifies a call that only reads; all calls with an equal one get the same answer."""
         self.future = future
         self.waits = waits
         self.fn = fn
@@ -77,18 +78,18 @@ class Call(Job):
         return self.fn()
 
     def is_for_all(self, result: Any) -> bool:  # noqa: ARG002
-        """Return whether it only looks."""
+        """Return whether it only reads."""
         return self.kind is not None
 
     def undo(self, head: AnyHead, result: Any) -> None:  # noqa: ARG002
-        """Undo it; a queue that was closed has done what can be done."""
+        """Undo it; a closed queue has already undone what it can."""
         if self.undone_by is not None:
             with suppress(ClosedError):
                 self.undone_by(result)
 
 
 class Push(Job):
-    """A push of payloads, all or none; it gives their numbers."""
+    """A push of payloads, all or none; its result is their numbers."""
 
     kind: object = "push"
     refusal: Full
@@ -101,14 +102,14 @@ class Push(Job):
         waits: bool = False,
         append: Callable[[list[bytes]], object] | None = None,
     ) -> None:
-        """``append``: how they are appended, if not as others are."""
+        """``append``: the function that appends them, if they have options."""
         self.future = future
         self.payloads = payloads
         self.waits = waits
         self.append = append
-        self._turn = threading.Lock()  # held to decide what becomes of it
+        self._turn = threading.Lock()  # held while deciding who answers it
         if append is not None:
-            self.kind = object()  # of no other
+            self.kind = object()  # a kind of its own
 
     def run(self, head: AnyHead) -> object:
         """Append them."""
@@ -122,7 +123,7 @@ class Push(Job):
             return None
 
     def take_up(self) -> bool:
-        """Return whether the worker may run it; from then on only it answers, since what it stores is stored."""
+        """Return whether the worker may run it; from then on only the worker answers, since stored items stay."""
         return not self.future.done() and self._turn.acquire(blocking=False)
 
     def lay_down(self) -> None:
@@ -130,21 +131,21 @@ class Push(Job):
         self._turn.release()
 
     def withdraw(self) -> bool:
-        """Return whether it is not under way, and never will be."""
+        """Return whether it is not under way, and now never will be."""
         return self._turn.acquire(blocking=False)
 
 
 class Wanted(NamedTuple):
-    """What a take is of."""
+    """The items that a take asks for."""
 
     items: int
     least: int  # none if there are fewer
-    awaited: int  # for so many it waits
+    awaited: int  # the number for which it waits
     max_bytes: int | None = None
 
 
 class Take(Job):
-    """A take of items, or with ``waits`` not before there are enough; it gives entries and items."""
+    """A take of items; with ``waits`` it waits until there are enough. Its result is entries and items."""
 
     def __init__(self, future: "Future[Any]", wanted: Wanted, *, waits: bool = False) -> None:
         self.future = future
@@ -159,7 +160,7 @@ class Take(Job):
         return head.if_enough(wanted.awaited, lambda: head.take(wanted.items, wanted.least, wanted.max_bytes))
 
     def is_for_all(self, result: Taken | None) -> bool:
-        """Return whether nothing was there."""
+        """Return whether there was nothing to take."""
         return result is None or not result[0]
 
     def undo(self, head: AnyHead, result: Taken) -> None:
@@ -172,7 +173,7 @@ ONE: Final = Wanted(1, 1, 1)
 
 
 class Claimed(NamedTuple):
-    """What a lease is of."""
+    """The items that a lease asks for."""
 
     items: int
     ttl: float | None
@@ -181,15 +182,15 @@ class Claimed(NamedTuple):
 
     @property
     def is_one(self) -> bool:
-        """Whether it is of one item, whatever its size."""
+        """Whether it asks for one item of any size."""
         return self.items == 1 and self.max_bytes is None
 
 
 class Claim(Job):
-    """A lease of items, or with ``waits`` not before there is one."""
+    """A lease of items; with ``waits`` it waits until there is one."""
 
     def __init__(self, future: "Future[Any]", claimed: Claimed, lease: Callable[[], Lease[Any]]) -> None:
-        """``lease``: how one alone is had."""
+        """``lease``: makes this lease alone."""
         self.future = future
         self.waits = claimed.waits
         self.kind = claimed
@@ -202,7 +203,7 @@ class Claim(Job):
         return head.if_enough(1, lambda: self._lease() or None)
 
     def is_for_all(self, result: Lease[Any] | None) -> bool:
-        """Return whether nothing was there."""
+        """Return whether there was nothing to take."""
         return not result
 
     def undo(self, head: AnyHead, result: Lease[Any]) -> None:  # noqa: ARG002
@@ -222,5 +223,5 @@ class Ack(Job):
         self.seqs = seqs
 
     def run(self, head: AnyHead) -> None:  # noqa: ARG002
-        """Acknowledge them."""
+        """Acknowledge the items."""
         self.lease.ack(self.seqs)

@@ -1,8 +1,7 @@
 """Leases, dead letters and the worker loop, awaited.
 
-Owns: what ``_verbs.lease`` and ``_verbs.worker`` are for an event loop. Law: each means what its
-namesake there means; what a cancelled block holds is given back before the cancellation goes on. Must not know:
-threads.
+Owns: ``_verbs.lease`` and ``_verbs.worker`` for an event loop. Law: each means the same as its namesake there; items
+held by a cancelled block are given back before the cancellation continues. Must not know: threads.
 """
 
 import asyncio
@@ -120,7 +119,7 @@ class AsyncLease(Sequence[T]):
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
             delay: Seconds until they can be taken again.
             reason: The reason, for a dead letter.
-            max_attempts: Leases after which an item becomes a dead letter instead; None: as the queue object says.
+            max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
             trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
 
         Raises:
@@ -153,7 +152,7 @@ class AsyncLease(Sequence[T]):
 
 
 class Opening(Generic[C]):
-    """What is to be awaited, or entered with ``async with``."""
+    """An opening that can be awaited, or entered with ``async with``."""
 
     def __init__(self, opened: Awaitable[C]) -> None:
         self._awaited = opened
@@ -256,7 +255,7 @@ class AsyncLoop:
     async def _once(self) -> None:
         lease, plan = await self._take(), self._plan
         if not lease:
-            return  # another was faster
+            return  # another consumer was faster
         done, failed = 0, []
         try:
             async with lease:
@@ -280,12 +279,12 @@ class AsyncLoop:
 
 @holding
 def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
-    """Extend a lease while the block runs, by a thread, so that a handler may block the loop."""
+    """Extend a lease in a thread while the block runs, so that a handler may block the loop."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(ttl / 3):
-            with suppress(QueueError):  # it may go better the next time; else its ack will tell
+            with suppress(QueueError):  # the next attempt may succeed; if not, the ack will raise the error
                 lease.extend(ttl)
 
     start_new_thread(beat, ())
@@ -296,7 +295,7 @@ def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
 
 
 async def run_tasks(loops: Sequence[AsyncLoop], stopped: asyncio.Event, *, signals: bool) -> None:
-    """Run loops until they are told to stop; an error of one ends all."""
+    """Run loops until they are told to stop; an error in one ends all."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

@@ -212,7 +212,7 @@ class AsyncQueue(AsyncWriting[T]):
             items: Items for each call, at most.
             max_bytes: Bytes of payloads for each call, at most; one item in any case.
             linger: Seconds to wait for a batch to fill.
-            ttl: Seconds that a lease lasts without being extended.
+            ttl: Seconds that a lease lasts unless it is extended.
             retry: When failed items are tried again.
             concurrency: The number of tasks that await the handler.
             signals: Whether to stop at SIGTERM and SIGINT, and pass them to the previous handlers, which are restored
@@ -338,7 +338,7 @@ class AsyncQueue(AsyncWriting[T]):
         """The state of this queue, to read; ``transact`` changes it."""
         return AsyncState(self.queue, self._call)
 
-    # --- the whole of it
+    # --- the queue as a whole
 
     async def stats(self) -> Any:
         """Return the figures of the queue (``Stats``)."""
@@ -463,7 +463,7 @@ class AsyncQueue(AsyncWriting[T]):
         await self._call(self._engine.watch)
         while True:
             await self._until(lambda: is_empty(self._engine) or None, None)
-            if not self._in_hand:  # what left the queue before was delivered before
+            if not self._in_hand:  # items that have left the queue were delivered before
                 return
             await self._settled.wait()
 
@@ -478,11 +478,11 @@ class AsyncQueue(AsyncWriting[T]):
 
     async def close(self) -> None:
         """Finish earlier calls and close; waiting calls and all later ones raise ``ClosedError``."""
-        async with self._moving:  # a move that was cancelled is undone before
+        async with self._moving:  # a cancelled move is undone first
             if self._is_closed:
                 return
             future = self._future()
             self._courier.close(future)
             self._is_closed = True
-            self._settled.set()  # who is in join() is refused by the next look
+            self._settled.set()  # waiters in join() are refused at their next check
         await asyncio.shield(future)

@@ -3,10 +3,10 @@
 Owns: the verbs of ``Reader`` for an event loop, and what cancelling one means. Law: each means what its namesake
 there means; a read that is cancelled moves nothing. Must not know: threads, how positions are kept.
 
-A pop is two steps. It waits for the next items, and may be cancelled there at any time; then the reader passes
-them. Who is cancelled meanwhile sees that to its end and undoes it. One thing can forbid that: somebody else who has
-the same reader has moved it on since, and would not get these items any more. Then the pop returns them, as if the
-cancellation had come too late. Moves by one queue object never overlap, so they are not in each other's way.
+A pop has two steps. It waits for the next items, and can be cancelled there at any time; then the reader passes them. A
+caller cancelled during that step lets it finish and undoes it. One thing can prevent that: if another object of the
+same reader has moved on since, it would not get these items any more. Then the pop returns them, as if the cancellation
+had come too late. Moves by one queue object never overlap, so they do not interfere with each other.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from lmdbqueue.aio._reading import AsyncReading
 
 T = TypeVar("T")
 R = TypeVar("R")
-Begin = Callable[..., "asyncio.Future[Any]"]  # what must not be called in the loop, with its arguments; ``undo``
-Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # what an attempt gives, None after its timeout
+Begin = Callable[..., "asyncio.Future[Any]"]  # begins a call outside of the loop; with ``undo``
+Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # result of an attempt, or None after it
 
 
 class AsyncReader(AsyncReading[T]):
@@ -103,7 +103,7 @@ class AsyncReader(AsyncReading[T]):
             while (entries := await self._until(self._head.ahead, None)) is not None:
                 for entry in entries:
                     yield self._head.decode([entry])[0]
-                    if not await self._moved(self._head.advance, [entry[0]]):  # another was faster
+                    if not await self._moved(self._head.advance, [entry[0]]):  # another object was faster
                         break
 
     async def close(self) -> None:
@@ -111,7 +111,7 @@ class AsyncReader(AsyncReading[T]):
         with suppress(ClosedError):
             await self._begin(self.reader.close)
 
-    # --- what the verbs are made of
+    # --- the parts of the verbs
 
     async def _call(self, fn: Callable[..., R], *args: Any) -> R:
         result: R = await self._begin(fn, *args)
@@ -140,7 +140,7 @@ class AsyncReader(AsyncReading[T]):
             found: list[T] | None = await self._passed(entries) if entries else []
             if found is not None:
                 return found
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another was faster
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())  # another object was faster
 
     def _enough(self, many: Many, max_bytes: int | None) -> list[Entry] | None:
         entries = self._head.first(many.items, max_bytes)
@@ -159,7 +159,7 @@ class AsyncReader(AsyncReading[T]):
             return await self._begin(fn, *args)
 
     async def _passed(self, entries: list[Entry]) -> list[T] | None:
-        """Pass entries that are the next, and return their items; None if they are not the next any more."""
+        """Pass the next entries, and return their items; None if they are no longer the next."""
 
         def undo(taken: tuple[list[T], Move]) -> bool:
             return self._head.steps.retreat(taken[1], entries[: len(taken[0])])

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class AsyncReading(Generic[T]):
-    """Items in their order, of which the first are read and leave."""
+    """Items in their order, and the verbs that read the first ones and remove them."""
 
     _head: Head[T]
 
@@ -149,14 +149,14 @@ class AsyncReading(Generic[T]):
         many = checked_many(items, at_least, max_bytes, blocking=blocking)
         return await self._popped(many, at_least, max_bytes, blocking=blocking, timeout=timeout)
 
-    # --- what the verbs are made of, for a queue and for a reader
+    # --- the parts of the verbs, for a queue and for a reader
 
     async def _call(self, fn: Callable[..., R], *args: Any) -> R:
         """Return ``fn(*args)``, which must not be called in the loop."""
         raise NotImplementedError
 
     async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
-        """Return what ``attempt`` gives as soon as that is not None; None after ``timeout`` seconds."""
+        """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
         raise NotImplementedError
 
     async def _popped(
@@ -168,5 +168,5 @@ class AsyncReading(Generic[T]):
         blocking: bool,
         timeout: float | None,  # noqa: ASYNC109
     ) -> list[T]:
-        """Return items that leave, or are passed; none of them if the caller is cancelled."""
+        """Return items that are removed, or passed; none of them if the caller is cancelled."""
         raise NotImplementedError

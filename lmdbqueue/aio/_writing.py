@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class AsyncWriting(Calls[T]):
-    """The verbs of python-persistent-queue, awaited, and what goes with them."""
+    """The verbs that add, find and remove items, awaited."""
 
     @overload
     async def push(  # type: ignore[overload-overlap]  # a list is many items, unless an item is a list

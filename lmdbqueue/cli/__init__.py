@@ -1,6 +1,6 @@
 """The command line: ``lmdbqueue``, also ``python -m lmdbqueue``.
 
-Owns: where it begins. Law: it works wherever the library does, with two commands if nothing more is installed. Must
+Owns: where it begins. Law: it works wherever the library does, with two commands if the extra is not installed. Must
 not know: what a command does.
 
 With the extra ``cli`` (``click`` and ``rich``) the commands are those of the modules below: importing one registers
@@ -12,8 +12,8 @@ what is in it. The map; imports go down it only:
 ``_lines``            ``export``, ``import``: queues as JSON lines, and those of other libraries
 ``_items``            ``push``, ``peek``, ``pop``, ``delete``, ``follow``, ``dead``
 ``_care``             ``stat``, ``queues``, ``readers``, ``check``, ``flush``, ``copy``, ``clear``, ``drop``, ``demo``
-``_open``             a queue that is there, how its items are read, whom to trust
-``_command``          how a command comes to be and how it ends: exit codes, errors as one line
+``_open``             opening existing queues, how items are read, whom to trust
+``_command``          how a command is made and how it ends: exit codes, errors as one line
 ``_bare``             ``demo`` and ``check``, also without the extra ``cli``
 ``_screen``           what ``watch`` draws
 ``_progress``         bars on a terminal

@@ -1,7 +1,7 @@
-"""The two commands that are there without the extra ``cli``: demo and check.
+"""The two commands that exist without the extra ``cli``: demo and check.
 
-Owns: what they do, and their arguments where there is no ``click``. Law: nothing but the standard library. Must not
-know: the other commands, but that they are missing.
+Owns: what they do, and their arguments without ``click``. Law: only the standard library is used. Must not know: the
+other commands, except that they are missing.
 """
 
 import argparse
@@ -22,9 +22,9 @@ def demo(source: str | None, items: int) -> int:
 
 
 def check(path: str, *, repair: bool) -> int:
-    """Print what is wrong with a queue; return the exit code."""
+    """Print the faults of a queue; return the exit code."""
     found = _findings(path, repair=repair)
-    left = _findings(path, repair=False) if found and repair else found  # what is said is what is so
+    left = _findings(path, repair=False) if found and repair else found  # report the state after the repair
     for sentence in [*found, *(each for each in left if each not in found)]:
         print(sentence)
     print(f"{path}: {'not whole' if left else 'repaired' if found else 'whole'}")
@@ -39,12 +39,12 @@ def _findings(path: str, *, repair: bool) -> list[str]:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one of the two, or say what the others need; return the exit code."""
+    """Run one of the two, or say what the other commands need; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="lmdbqueue",
         description="A persistent FIFO queue on LMDB.",
         epilog="push, pop, stat, watch and all other commands:\n  pip install 'lmdbqueue-persistent[cli]'",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # the other breaks the command at its hyphen
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the default formatter breaks the command at its hyphen
     )
     parser.add_argument("--version", action="version", version=f"lmdbqueue, version {lmdbqueue.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

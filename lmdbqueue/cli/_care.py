@@ -1,6 +1,6 @@
-"""The commands that are about a whole queue: its figures, its space, its files.
+"""The commands for a whole queue: its figures, its space, its files.
 
-Owns: what they print. Law: what removes items asks before. Must not know: items.
+Owns: what they print. Law: commands that remove items ask first. Must not know: items.
 """
 
 import json
@@ -20,7 +20,7 @@ from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted,
 from lmdbqueue.cli._open import existing, names_in
 from lmdbqueue.cli._progress import while_it_grows
 
-_PATIENCE: Final = 1.0  # seconds in which waiting processes let go of the old file
+_PATIENCE: Final = 1.0  # seconds within which waiting processes release the old file
 _LOOK: Final = 0.01  # seconds
 _UNITS: Final = {
     "bytes_used": " bytes",
@@ -33,7 +33,7 @@ _UNITS: Final = {
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
-# --- looking
+# --- figures and faults
 
 
 @command("stat", example="lmdbqueue stat uploads --json | jq .waiting")
@@ -123,9 +123,8 @@ def _drop_reader(queue: PersistentQueue[Any], name: str, lags: dict[str, int], *
 def check(path: str, *, repair: bool) -> int:
     """Verify the files of a queue, or repair them.
 
-    It verifies the structure of the file, every checksum and the records of each queue, and finds files that do not
-    belong.
-    Exits with 0 if there is no fault, with 1 if there is, or was, one.
+    It verifies the structure of the file, every checksum and the records of each queue, and reports files that do not
+    belong there. Exits with 0 if there is no fault, with 1 if there is one, or was one before the repair.
     """
     return _bare.check(path, repair=repair)
 
@@ -170,7 +169,7 @@ def flush(path: str, *, force: bool) -> None:
 
 
 def _still_held(environment: Environment) -> int:
-    """Return how many processes hold the old file a second after a flush."""
+    """Return the number of processes that still hold the old file a second after a flush."""
     deadline = time.monotonic() + _PATIENCE
     while (held := environment.held_elsewhere() or 0) and time.monotonic() < deadline:
         time.sleep(_LOOK)
@@ -183,7 +182,7 @@ def _still_held(environment: Environment) -> int:
 def copy(path: str, dest: str) -> None:
     """Make a compacted copy, while others continue.
 
-    It is a copy of one moment, with all queues of the directory, and independent of it.
+    It is a snapshot of one moment, with all queues of the directory, and independent of the original.
     """
     target = os.path.abspath(dest)
     with existing(path, _any_name(path)) as queue:

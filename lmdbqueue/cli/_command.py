@@ -1,4 +1,4 @@
-"""The frame of the command line: how a command comes to be, and how it ends.
+"""The frame of the command line: how a command is made, and how it ends.
 
 Owns: the group of commands, exit codes, errors as one line, the end of a pipe. Law: whatever goes wrong is one line
 on stderr and a code that ``docs/cli.md`` lists; each command has an example. Must not know: what any command does.
@@ -8,9 +8,9 @@ A new command is a function in one of the modules of this package::
     @command("readers", example="lmdbqueue readers uploads")
     @path_argument
     def readers(path: str) -> None:
-        '''Tell who reads.'''
+        '''List the readers.'''
 
-and a section of ``docs/cli.md``: a test demands it, and runs what stands there.
+and a section of ``docs/cli.md``: a test requires it, and runs its examples.
 """
 
 import os
@@ -23,13 +23,13 @@ import click
 
 import lmdbqueue
 
-FAILED: Final = 1  # what has no code of its own; check: something is, or was, wrong
+FAILED: Final = 1  # failures without a code of their own; check: there are, or were, faults
 USAGE: Final = 2
-NOTHING: Final = 3  # no item was there
+NOTHING: Final = 3  # no item was found
 NO_QUEUE: Final = 4
 UNTRUSTED: Final = 5
 FULL: Final = 6
-UNREADABLE: Final = 7  # an item, or the queue: damaged, or not what it was taken for
+UNREADABLE: Final = 7  # an item, or the queue, is damaged or of another format
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
@@ -46,7 +46,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Failure(click.ClickException):
-    """A command that cannot go on: what it says, and the exit code."""
+    """The failure of a command: its message and exit code."""
 
     def __init__(self, message: str, code: int = FAILED) -> None:
         super().__init__(message)
@@ -59,7 +59,7 @@ class _Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
             return BROKEN_PIPE
         return result
 
@@ -73,7 +73,7 @@ class _Commands(click.Group):
 def commands() -> None:
     """Use and care for persistent FIFO queues on LMDB.
 
-    PATH is always the directory of a queue. Only push and import create a missing one.
+    PATH is the directory of a queue. Only push and import create a missing queue.
     """
 
 
@@ -87,8 +87,10 @@ name_option = click.option("--name", default="queue", show_default=True, help="T
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code, and print what went wrong as one line."""
-    warnings.simplefilter("ignore", RuntimeWarning)  # of strangers who may write: what decodes refuses by itself
+    """Run one command; return its exit code, and print an error as one line."""
+    warnings.simplefilter(
+        "ignore", RuntimeWarning
+    )  # of strangers: commands that decode check by themselves
     try:
         code = commands.main(arguments, prog_name="lmdbqueue", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -103,7 +105,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def code_of(error: Exception) -> int:
-    """Return the exit code of what a command raised."""
+    """Return the exit code for an error of a command."""
     if isinstance(error, Failure):
         return error.code
     if isinstance(error, click.UsageError):
@@ -124,7 +126,7 @@ def _sentence(error: Exception) -> str:
 
 
 def print_lines(lines: Iterable[bytes]) -> None:
-    """Print lines, each as it is, and see to it that the reader has them."""
+    """Print lines unchanged, and flush them to the reader."""
     output: IO[bytes] = sys.stdout.buffer
     for line in lines:
         output.write(line + b"\n")
@@ -132,12 +134,12 @@ def print_lines(lines: Iterable[bytes]) -> None:
 
 
 def counted(n: int) -> str:
-    """Return how many items those are, in words."""
+    """Return a number of items in words."""
     return "1 item" if n == 1 else f"{n:,} items"
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on if the user says so."""
+    """Ask for confirmation; fail without it."""
     try:
         if yes or click.confirm(question, err=True):
             return
@@ -147,7 +149,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def header_of(text: str) -> tuple[str, str]:
-    """Return the name and the value of a header that was given as NAME:VALUE."""
+    """Return the name and the value of a header given as NAME:VALUE."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise click.UsageError(f"A header is NAME:VALUE, not {text!r}.")

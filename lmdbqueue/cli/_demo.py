@@ -1,12 +1,11 @@
 """The demo: a producer and a consumer that are killed again and again, and an account of every line.
 
 Owns: the processes, their logs, the account. Law: it uses public verbs only, real processes and real
-SIGKILLs; what it says was counted from the files that the processes wrote. Must not know: how a verb
-does its work.
+SIGKILLs; every figure is counted from the files that the processes wrote. Must not know: how a verb works.
 
-The producer notes how many lines ``push`` has acknowledged; the consumer does the workflow ``peek``,
-write to a sink, ``delete``. Both begin again where their own file says. Killed between a step and
-its note, a process does that step twice: a line may be delivered twice, and none may be lost.
+The producer notes how many lines ``push`` has acknowledged; the consumer repeats ``peek``, write to a sink, ``delete``.
+After a kill, both continue where their own file ends. A process killed between a step and its note repeats that step: a
+line may be delivered twice, but none may be lost.
 """
 
 import multiprocessing
@@ -27,9 +26,9 @@ from lmdbqueue._local.queue import PersistentQueue
 _BATCH: Final = 100
 _KILLS: Final = 5  # of each process
 _BAR: Final = 40
-_END: Final = b"end\n"  # the sink's line for the item that says that no more will come
+_END: Final = b"end\n"  # the sink's line for the end marker
 
-Item = tuple[int, str] | None  # the number of the line and the line; None says that no more will come
+Item = tuple[int, str] | None  # the number of the line, and the line; None marks the end
 
 
 def run(source: str | None, items: int) -> int:
@@ -58,7 +57,7 @@ def _produce(place: str, source: str, items: int) -> None:
         for start in range(_acknowledged(place), len(lines), _BATCH):
             batch = lines[start : start + _BATCH]
             queue.push(batch)
-            log.write(b"." * len(batch))  # one byte a line: a number that a kill cannot tear
+            log.write(b"." * len(batch))  # one byte a line: a count that a kill cannot tear
 
 
 def _consume(place: str) -> None:
@@ -72,7 +71,7 @@ def _consume(place: str) -> None:
             more = None not in batch
             sink.write(b"".join(b"%d\t%s\n" % (item[0], item[1].encode()) if item else _END for item in batch))
             queue.delete(len(batch))
-        queue.clear()  # the last batch, if it was written and not deleted
+        queue.clear()  # the last batch, if it was written but not deleted
 
 
 def _acknowledged(place: str) -> int:
@@ -97,7 +96,7 @@ def _delivered(place: str) -> int:
 
 
 def _kill_again_and_again(place: str, source: str, items: int) -> int:
-    """Run both processes to the end; kill each one every time it has done another share of the work."""
+    """Run both processes to the end; kill each whenever it has done another share of the work."""
     spawn = multiprocessing.get_context("spawn")
     starts: list[Callable[[], BaseProcess]] = [
         lambda: spawn.Process(target=_produce, args=(place, source, items)),

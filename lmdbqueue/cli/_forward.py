@@ -1,7 +1,6 @@
-"""The command ``forward``: a queue drained into a central one, into another directory, or to a URL or a topic.
+"""The command ``forward``: it drains a queue into a central one, another directory, a URL or a topic.
 
-Owns: what the command prints. Law: nothing is on the standard output but the last line. Must not know: how items are
-forwarded.
+Owns: what the command prints. Law: only the last line goes to standard output. Must not know: how items are forwarded.
 """
 
 import os
@@ -61,7 +60,7 @@ from lmdbqueue.forward._bodies import Encode
 @click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of MQTT messages.")
 @click.option("--bytes", "form", flag_value="bytes", help="Send the stored bytes over HTTP and MQTT.  [default: JSON]")
 @click.option("--with-headers", is_flag=True, help="Send JSON with the number, time and headers of each item.")
-@click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
+@click.option("--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code.")
 def forward(
     path: str,
     url: str,
@@ -77,9 +76,9 @@ def forward(
     """Drain a queue into PostgreSQL, a directory, a URL or a topic of MQTT.
 
     URL is postgresql://, file:///DIRECTORY, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in
-    order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers go along,
-    as headers of requests or user properties of messages. While the target does not answer, it tries again, and says
-    since when. Refused items become dead letters. SIGTERM ends it cleanly.
+    order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers become
+    headers of requests or user properties of messages. While the target does not answer, the command tries again, and
+    says since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
         raise click.UsageError("--linger needs --follow: without it, nothing waits for more items.")
@@ -122,9 +121,9 @@ def _target(
     with_headers: bool,
     trust: bool,
 ) -> Target:
-    """Return what a URL stands for."""
+    """Return the target that a URL names."""
     if with_headers and form == "bytes":
-        raise click.UsageError("--with-headers sends JSON, and --bytes what is stored.")
+        raise click.UsageError("--with-headers sends JSON, but --bytes sends the stored bytes: use one of them.")
     scheme = urlsplit(url).scheme
     if scheme == "file":
         return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name))
@@ -174,7 +173,7 @@ def _loaded(payload: bytes, *, stranger: str) -> object:
 
 
 def _away(now: Forwarded) -> str:
-    """Return since when the target has been away, if it is."""
+    """Say since when the target has been unreachable, if it is."""
     if now.away_since is None:
         return ""
     return time.strftime("the target has been away since %H:%M:%S", time.localtime(now.away_since))

@@ -1,7 +1,7 @@
-"""The commands that are about items: push, peek, pop, delete, follow, and dead.
+"""The commands for items: push, peek, pop, delete, follow, and dead.
 
-Owns: what they take from arguments and pipes, and print. Law: an item is removed only when it was printed, and whoever
-reads the pipe had the chance to take it; lines of a pipe are stored as they come. Must not know: files.
+Owns: what they read from arguments and pipes, and what they print. Law: an item is removed only after it was printed
+and flushed to the pipe; lines of a pipe are stored as they arrive. Must not know: files.
 """
 
 import os
@@ -48,8 +48,8 @@ from lmdbqueue.cli._progress import progress
 T = TypeVar("T")
 
 _BLOCK: Final = 1 << 20  # bytes read from a pipe at a time
-_AT_A_TIME: Final = 1_000  # items that are leased, or printed, at a time
-_PIPE_LOOK: Final = 1.0  # seconds between two looks whether anybody reads the pipe still
+_AT_A_TIME: Final = 1_000  # items leased, or printed, at a time
+_PIPE_LOOK: Final = 1.0  # seconds between two checks whether the pipe still has a reader
 
 count_option = click.option(
     "-n", "--count", type=click.IntRange(min=0), default=1, show_default=True, help="The number of items, at most."
@@ -78,7 +78,7 @@ count_option = click.option(
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A text to store with the items.")
 @click.option("--unique", metavar="KEY", help="Do not store the item if one with this key exists.")
-@click.option("--replace", is_flag=True, help="With --unique: the newest item with the key wins.")
+@click.option("--replace", is_flag=True, help="With --unique: replace an existing item with the key.")
 def push(
     path: str,
     items: tuple[str, ...],
@@ -115,7 +115,7 @@ def push(
 
 
 def _push_lines(queue: PersistentQueue[Any], form: Form, how: dict[str, Any]) -> int:
-    """Push the lines of standard input as they come; return how many there were."""
+    """Push the lines of standard input as they arrive; return their number."""
     stored = 0
     size = os.fstat(0).st_size or None
     with progress("pushing", in_bytes=True) as report:
@@ -130,7 +130,7 @@ def _push_lines(queue: PersistentQueue[Any], form: Form, how: dict[str, Any]) ->
 
 
 def _blocks_of_lines() -> Iterator[tuple[list[bytes], int]]:
-    """Give the lines of standard input, as many as there are at a time, and how many bytes were read."""
+    """Yield the available lines of standard input, with the number of bytes read."""
     rest, done = b"", 0
     while block := os.read(0, _BLOCK):
         done += len(block)
@@ -164,7 +164,8 @@ def _items_of(lines: list[bytes], form: Form, before: int) -> list[object]:
 def peek(path: str, name: str, count: int, form: Form, *, with_headers: bool, trust: bool) -> int:
     """Print the first items, and leave them in the queue.
 
-    With --headers a line is the headers and the item with a tab between; with --json, too, an object of JSON.
+    With --headers a line contains the headers and the item, separated by a tab; with --headers and --json it is one
+    JSON object.
     """
     printed = 0
     with readable(path, name, form, trust=trust) as queue:
@@ -190,7 +191,7 @@ def _with_headers(queue: PersistentQueue[bytes], form: Form) -> Iterator[bytes]:
 def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
     """Print the first items, and remove them.
 
-    An item is removed after it was printed: if a broken pipe or a kill prevents that, it returns to its place.
+    An item is removed after it has been printed: if a broken pipe or a kill prevents that, it returns to its place.
     """
     left = count
     with existing(path, name) as queue:
@@ -275,7 +276,7 @@ def _pass_over(error: Exception) -> None:
 
 
 def _refuse_broken_pipe() -> None:
-    """Raise what the next line would, so that nobody waits for it without a reader."""
+    """Fail if the pipe has no reader any more, instead of waiting for another item."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -300,7 +301,7 @@ seqs_argument = click.argument("seqs", nargs=-1, type=int, metavar="[NUMBER]..."
 def list_(path: str, name: str, form: Form, *, trust: bool) -> None:
     """Print the dead letters.
 
-    One a line: number, attempts, time, reason and item, separated by tabs; with --json an object of JSON.
+    One a line: number, attempts, time, reason and item, separated by tabs; with --json a JSON object.
     """
     with readable(path, name, form, trust=trust) as queue:
         for lines in _blocks(map(_json_letter if form == "json" else _letter, queue.dead)):
@@ -308,7 +309,7 @@ def list_(path: str, name: str, form: Form, *, trust: bool) -> None:
 
 
 def _json_letter(letter: DeadLetter[bytes]) -> bytes:
-    """Return an object, with the item, or its bytes in base64 if it cannot be decoded."""
+    """Return a JSON object with the item, or with its bytes in base64 if it cannot be decoded."""
     facts = {"seq": letter.seq, "attempts": letter.attempts, "time": letter.time, "reason": letter.reason}
     try:
         item = b'"item": ' + letter.item
@@ -333,7 +334,7 @@ def _letter(letter: DeadLetter[bytes]) -> bytes:
 @name_option
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 def requeue(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
-    """Return dead letters to their places in the queue, as if never tried."""
+    """Return dead letters to their places in the queue, as if they had never been tried."""
     wanted = _wanted(seqs, every=every)
     with existing(path, name) as queue:
         found = queue.dead.requeue(wanted)
@@ -362,7 +363,7 @@ def _wanted(seqs: tuple[int, ...], *, every: bool) -> tuple[int, ...] | None:
 
 
 def _blocks(things: Iterable[T]) -> Iterator[list[T]]:
-    """Yield so many things at a time; what stands before an item that cannot be read comes before the error."""
+    """Yield things in blocks; the things before an unreadable item are yielded before its error is raised."""
     left = iter(things)
     while True:
         some: list[T] = []

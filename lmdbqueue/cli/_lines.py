@@ -1,10 +1,10 @@
 """Queues as JSON lines: export and import.
 
-Owns: the form of a line. Law: an export loses no bit of an item, and runs nothing of it, unless it is asked to decode;
+Owns: the form of a line. Law: an export loses no bit of an item, and runs no code of it, unless it is asked to decode;
 an import is one step, all of the file or nothing. Must not know: files of other libraries, which go to ``legacy``.
 
 A line is an object with the ``seq`` of an item, which is not kept, and one of: ``payload``, its bytes as base64; or
-``item``, what they stand for, as JSON.
+``item``, its decoded value as JSON.
 """
 
 import json
@@ -31,7 +31,7 @@ _AT_A_TIME: Final = 1_000  # lines
 @path_argument
 @name_option
 @click.option("--json", "form", flag_value="json", help="Decode the items, for people and other programs.")
-@click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code.")
+@click.option("--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code.")
 def export(path: str, name: str, form: Form, *, trust: bool) -> None:
     """Print all waiting items as JSON lines.
 
@@ -66,11 +66,11 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 @click.argument("path", metavar="DEST", type=click.Path())
 @name_option
 @click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
-@click.option("--table", help="The queue, in another library's database with several.")
+@click.option("--table", help="The queue to import, if another library's database has several.")
 def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
     """Push the items of an export, or of another library's queue, to DEST.
 
-    All of them or none. FILE is - for an export from standard input. Decoded items are encoded by the queue's
+    All of them or none. If FILE is -, an export is read from standard input. Decoded items are encoded by the queue's
     serializer; in a new queue as pickles, or with --json as JSON texts. Queues of python-persistent-queue,
     persist-queue, litequeue and queuelib are not changed.
     """
@@ -131,9 +131,9 @@ def _is_json_lines(file: str) -> bool:
     if file == "-":
         return True
     if not os.path.isfile(file):
-        return os.path.exists(file) and not os.path.isdir(file)  # a pipe, of which nothing may be read before
+        return os.path.exists(file) and not os.path.isdir(file)  # a pipe, from which nothing may be read in advance
     with open(file, "rb") as source:
-        if source.peek(1)[:1] not in (b"{", b""):  # a line of a queue of gigabytes may be all of it
+        if source.peek(1)[:1] not in (b"{", b""):  # a queue of gigabytes may be a single line
             return False
         try:
             record = json.loads(source.readline() or b"{}")

@@ -1,15 +1,15 @@
-"""Opening a queue from the command line: only one that is there, and with what its items are written in.
+"""Opening a queue from the command line: only an existing one, and with the format of its items.
 
-Owns: the options that say how items are read, whom to trust. Law: no command but those that push makes a queue by
-a mistyped path or name; nothing is unpickled that others may have written, unless the user says so. Must not know:
-what a command does with the queue.
+Owns: the options that say how items are read, whom to trust. Law: only commands that push create a queue, so a mistyped
+path or name creates none elsewhere; no pickle that others may have written is loaded, unless the user permits it. Must
+not know: what a command does with the queue.
 
-It is the one file of the command line that looks below the verbs, for what they do not tell: whether a queue is
-there, and its options.
+It is the one file of the command line that looks below the verbs, for facts that they do not show: whether a queue
+exists, and its options.
 
-Forms of items. A queue whose serializer has a name is written and read by that. Of others only their users know:
-pickles, or with ``--json`` and ``--bytes`` those. On reading, ``--json`` takes pickles, too, and prints them as JSON: a
-pickle begins with byte 0x80, a JSON text never.
+Forms of items. A queue whose serializer has a name is written and read with that serializer. For other queues only
+their users know the form: pickles by default, JSON or bytes with ``--json`` and ``--bytes``. When reading, ``--json``
+also accepts pickles, and prints them as JSON: a pickle begins with byte 0x80, a JSON text never does.
 """
 
 import json
@@ -35,7 +35,7 @@ from lmdbqueue.cli._command import NO_QUEUE, UNTRUSTED, F, Failure
 from lmdbqueue.cli._progress import progress
 
 Form = Literal["json", "bytes", "raw"] | None  # None: pickle
-Line = Callable[[bytes], bytes]  # what is printed of a payload
+Line = Callable[[bytes], bytes]  # makes a printed line of a payload
 
 _PICKLE: Final = b"\x80"
 _PATIENCE: Final = 2.0  # seconds
@@ -45,7 +45,7 @@ _PATIENCE: Final = 2.0  # seconds
 
 
 def form_options(fn: F) -> F:
-    """Add the options that say in what form a command gets items to write."""
+    """Add the options for the form of the items to write."""
     for option in (
         click.option("--bytes", "form", flag_value="bytes", help="Items are bytes, stored unchanged."),
         click.option("--json", "form", flag_value="json", help="Items are JSON, stored in the queue's format."),
@@ -55,9 +55,11 @@ def form_options(fn: F) -> F:
 
 
 def reading_options(fn: F) -> F:
-    """Add the options that say how items are read and printed."""
+    """Add the options for reading and printing items."""
     for option in (
-        click.option("--trust", is_flag=True, help="Unpickle what other users may have written: it can run any code."),
+        click.option(
+            "--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code."
+        ),
         click.option("--raw", "form", flag_value="raw", help="Print undecoded bytes in Python's notation."),
         click.option("--bytes", "form", flag_value="bytes", help="Print undecoded bytes."),
         click.option("--json", "form", flag_value="json", help="Print JSON."),
@@ -70,7 +72,7 @@ def reading_options(fn: F) -> F:
 
 
 def existing(path: str, name: str, loads: Callable[[bytes], Any] = bytes) -> PersistentQueue[Any]:
-    """Open the queue ``name`` at ``path``, if it is there."""
+    """Open the queue ``name`` at ``path``, if it exists."""
     check_name(name)
     with _environment(path) as (options, names):
         if name not in names:
@@ -80,7 +82,7 @@ def existing(path: str, name: str, loads: Callable[[bytes], Any] = bytes) -> Per
 
 
 def readable(path: str, name: str, form: Form, *, trust: bool) -> PersistentQueue[bytes]:
-    """Open a queue, if it is there, whose items are the lines to print."""
+    """Open an existing queue; its items are the lines to print."""
     queue = existing(path, name)
     try:
         queue.loads = line_of(queue, form, trust=trust)
@@ -91,7 +93,7 @@ def readable(path: str, name: str, form: Form, *, trust: bool) -> PersistentQueu
 
 
 def writable(path: str, name: str, form: Form) -> PersistentQueue[Any]:
-    """Open a queue to push items of a form to; it is made if it is not there, with the serializer of that form."""
+    """Open a queue to push items of a form; create it with the serializer of that form if it is missing."""
     try:
         return _for_writing(path, name, serializer=form or "pickle")
     except OptionError as error:
@@ -103,7 +105,7 @@ def writable(path: str, name: str, form: Form) -> PersistentQueue[Any]:
 
 
 def writable_as_it_is(path: str, name: str) -> PersistentQueue[bytes]:
-    """Open a queue to push payloads to; it is made if it is not there, with no serializer of any name."""
+    """Open a queue to push payloads; create it without a named serializer if it is missing."""
     return _for_writing(path, name, dumps=bytes)
 
 
@@ -111,7 +113,7 @@ def _for_writing(path: str, name: str, **codec: Any) -> PersistentQueue[Any]:
     try:
         options = options_of(os.path.abspath(path))
     except FormatError:
-        options = Options()  # and PersistentQueue says what is there instead, if anything is
+        options = Options()  # PersistentQueue reports what is there instead, if anything
     return _opened(path, options, name=name, **codec)
 
 
@@ -123,7 +125,7 @@ def names_in(path: str) -> list[str]:
 
 @contextmanager
 def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
-    """Give the options and the names of the queues at ``path``, and keep it open for the block."""
+    """Yield the options and the names of the queues at ``path``, and keep it open for the block."""
     if not os.path.exists(path):
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
     options = options_of(os.path.abspath(path))
@@ -139,7 +141,7 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
 
 @contextmanager
 def _told_if_it_lasts() -> Iterator[None]:
-    """Print why opening a queue takes long, if it does: a process stopped in a write delays it for ever."""
+    """If opening a queue takes long, print why: a process stopped in a write delays it indefinitely."""
     reasons = "another process is in the middle of a write, or the file is being verified after a power cut"
     timer = threading.Timer(_PATIENCE, click.echo, [f"lmdbqueue: opening takes a while: {reasons}"], {"err": True})
     timer.daemon = True
@@ -159,7 +161,7 @@ def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
 
 
 def line_of(queue: PersistentQueue[Any], form: Form, *, trust: bool) -> Line:
-    """Return what makes a line of a payload in a queue; refuse what cannot be trusted."""
+    """Return the function that makes a line of a payload; refuse pickles that cannot be trusted."""
     engine = local_engine_of(queue)
     serializer = stored_serializer(queue)
     if form == "bytes" or (form is None and serializer == "bytes"):
@@ -221,16 +223,18 @@ def _unpickled(payload: bytes) -> object:
 
 def to_json(item: object) -> bytes:
     """Return an item as JSON, on one line."""
-    return json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace")  # as JSON escapes a lone surrogate
+    return json.dumps(item, ensure_ascii=False).encode(
+        errors="backslashreplace"
+    )  # lone surrogates become JSON escapes
 
 
 def stored_serializer(queue: PersistentQueue[Any]) -> str:
-    """Return the name of the serializer that a queue was made with; no name of one if it was made with a pair."""
+    """Return the name of a queue's serializer; some other text if it was created with a pair of functions."""
     return serializer_of(local_engine_of(queue).record)
 
 
 def dumps_of(form: Form, serializer: str = "") -> Callable[[Any], bytes]:
-    """Return what makes a payload of an item, as the consumers of a queue with this serializer read it."""
+    """Return the function that makes a payload of an item, in the form that consumers of this serializer read."""
     if form == "bytes":
         return bytes
     if serializer == "bytes":
@@ -241,5 +245,5 @@ def dumps_of(form: Form, serializer: str = "") -> Callable[[Any], bytes]:
 
 
 def item_of(line: bytes, form: Form) -> object:
-    """Return the item that a line, or an argument, stands for. Raises ``ValueError``."""
+    """Return the item that a line or an argument represents. Raises ``ValueError``."""
     return line if form == "bytes" else json.loads(line) if form == "json" else line.decode()

@@ -1,7 +1,7 @@
-"""How far something has come, drawn on a terminal.
+"""Progress bars on a terminal.
 
-Owns: the bars of the command line. Law: without a terminal at stderr nothing is drawn; nothing of ``rich`` is imported
-for who sees no bar. Must not know: what is under way.
+Owns: the bars of the command line. Law: without a terminal at stderr nothing is drawn; ``rich`` is not imported unless
+a bar is shown. Must not know: whose progress it is.
 """
 
 import os
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_LOOK: Final = 0.1  # seconds between two looks at a file that grows
+_LOOK: Final = 0.1  # seconds between two checks of a growing file
 
 
 class Report(Protocol):
-    """Report how much is done, of how much (None: unknown), and anything else worth showing."""
+    """Report the amount done, the total (None: unknown), and anything else worth showing."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress(what: str, *, in_bytes: bool = False) -> Iterator[Report]:
-    """Give a function that draws a bar from its first call on, until the block ends."""
+    """Yield a function that draws a bar, from its first call until the block ends."""
     if not sys.stderr.isatty():
         yield lambda done, total, note="": None  # noqa: ARG005
         return
@@ -72,5 +72,5 @@ def while_it_grows(what: str, place: str, total: int, fn: Callable[[], R]) -> R:
 def _drafts(place: str) -> int:
     try:
         return max((entry.stat().st_size for entry in os.scandir(place) if entry.name.endswith(".tmp")), default=0)
-    except OSError:  # it came and went in between
+    except OSError:  # the file came and went in between
         return 0

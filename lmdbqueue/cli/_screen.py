@@ -1,7 +1,7 @@
 """The screen of ``lmdbqueue watch``.
 
-Owns: what is drawn of figures and of those before them. Law: a frame is made of samples alone, so that each can be
-tested. Must not know: where samples come from, when the next one is due.
+Owns: the drawing of present and earlier figures. Law: a frame depends on its samples alone, so that it can be tested.
+Must not know: where samples come from, when the next one is due.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from rich.table import Table
 from lmdbqueue._values import ReaderStats, Stats
 
 WIDTH: Final = 40  # of a sparkline
-_RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by whether there is nothing but ASCII
-_READERS: Final = 10  # that are shown
+_RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by ascii_only
+_READERS: Final = 10  # readers that are shown
 _TIMES: Final = ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s"))
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class Sample(NamedTuple):
-    """What a queue's ``stats()`` said at a time, in seconds."""
+    """The result of a queue's ``stats()`` at a time in seconds."""
 
     time: float
     stats: Stats
@@ -56,7 +56,7 @@ def _rest(now: Stats) -> Iterator[str]:
 
 
 def _readers(readers: Sequence[ReaderStats]) -> Iterator[str]:
-    """Yield a line for each of those that are the furthest behind."""
+    """Yield a line for each of the readers that are furthest behind."""
     for each in sorted(readers, key=lambda each: -each.lag)[:_READERS]:
         lost = f", [bold red]{each.skipped:,} lost[/]" if each.skipped else ""
         yield f"reader {escape(each.name)}: {each.lag:,} behind{lost}"
@@ -73,7 +73,7 @@ def _removed(stats: Stats) -> int:
 
 
 def _rates(samples: Sequence[Sample], field: Callable[[Stats], int]) -> list[float]:
-    """Return how much a field grew in a second, between each sample and the next."""
+    """Return the growth of a field per second, between each sample and the next."""
     return [
         max(0, field(after.stats) - field(before.stats)) / (after.time - before.time)
         for before, after in pairwise(samples)

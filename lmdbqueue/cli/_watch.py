@@ -1,7 +1,7 @@
 """The command ``watch``.
 
-Owns: when a frame is drawn, and how it ends. Law: it changes nothing in the queue, and leaves the terminal as it was,
-however it is ended. Must not know: what a frame looks like (``_screen``).
+Owns: when a frame is drawn, and how the command ends. Law: it changes nothing in the queue, and always leaves the
+terminal as it was. Must not know: what a frame looks like (``_screen``).
 """
 
 import signal

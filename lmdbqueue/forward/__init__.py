@@ -1,4 +1,4 @@
-"""Forwarding: what is in a queue goes elsewhere: to PostgreSQL, another directory, over HTTP or MQTT, or where you say.
+"""Forwarding of queues to PostgreSQL, to another directory, over HTTP or MQTT, or to a target of your own.
 
     Forwarder(PersistentQueue('jobs'), PostgresQueue('postgresql://central/app', 'jobs')).run()
     Forwarder(PersistentQueue('readings'), HttpTarget('https://example.org/readings')).run()
@@ -8,7 +8,7 @@ The map, top down:
 ==============  ==========================================================
 ``_mqtt``       ``MqttTarget``: a topic of a broker
 ``_http``       ``HttpTarget``: requests to a URL
-``_bodies``     what becomes of an item outside: JSON, or its bytes
+``_bodies``     the form in which items are sent: JSON, or their bytes
 ``_forwarder``  ``Forwarder``: the order of the steps, waiting, stopping
 ==============  ==========================================================
 """

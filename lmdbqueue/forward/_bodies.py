@@ -1,6 +1,7 @@
-"""What becomes of an item outside of Python.
+"""The forms in which items leave Python.
 
-Owns: the forms that targets send. Law: a payload that is no pickle is never unpickled. Must not know: where it is sent.
+Owns: the forms that targets send. Law: a payload that is not a pickle is never unpickled. Must not know: where items
+are sent.
 """
 
 import json
@@ -18,13 +19,13 @@ _PICKLE: Final = b"\x80"
 
 
 class CannotEncodeError(Exception):
-    """An item cannot be sent as its target wants it."""
+    """An item cannot be encoded for its target."""
 
 
 def encoded(encode: Callable[[], bytes]) -> bytes:
-    """Return what ``encode`` makes of items; raise ``CannotEncodeError`` if it fails each time it is called.
+    """Return the result of ``encode``; raise ``CannotEncodeError`` if it fails twice.
 
-    What it fails with once only is no fault of an item, as a want of memory, or what a signal's handler raised.
+    An error that occurs only once is not the item's fault: lack of memory, say, or an exception of a signal handler.
     """
     try:
         return encode()
@@ -93,7 +94,7 @@ def as_bytes(item: bytes) -> bytes:
 
 
 def encoder_of(encode: Encode) -> Callable[[Any, Any], bytes]:
-    """Return a function of items and their envelopes; raise ``TypeError`` for one that can be called neither way."""
+    """Return ``encode`` as a function of items and envelopes; raise ``TypeError`` if it can be called neither way."""
     if takes_second(encode, "its envelope"):
         return cast("Callable[[Any, Any], bytes]", encode)
     return partial(_without_envelope, cast("Callable[[Any], bytes]", encode))

@@ -1,33 +1,34 @@
-"""Draining a source into a target: each item exactly once if the target keeps marks, else at least once.
+"""Draining a source into a target: each item exactly once if the target keeps marks, otherwise at least once.
 
-Owns: the order of the steps, waiting, stopping. Law: an item is removed here only after it was stored there; and no
-batch is begun before the one before is gone here. So only the last batch can be in doubt, and its mark, which is
-stored with it, tells. Must not know: how items are kept here or there, what they mean: they are passed on as bytes.
+Owns: the order of the steps, waiting, stopping. Law: an item is removed here only after it was stored there, and no
+batch is begun before the previous one has been removed here. So only the last batch can be in doubt, and the mark
+stored with it resolves that. Must not know: how items are kept here or there, or what they mean: they are passed on as
+bytes.
 
 ====  ==================================================  =======================================================
 step  what is done                                        killed after it, or the target is lost: the next run
 ====  ==================================================  =======================================================
 1     ask the target for the mark of this source          does the same
-2     compare it with the source: what it has to have,    does the same
-      and has not, was restored from a backup: stop
-3     remove here what the mark says is there             finds nothing of it here any more
+2     compare it with the source: if items are missing    does the same
+            or extra, one side was restored from a backup: stop
+3     remove here the items that the mark lists           finds none of them here any more
 4     read the first items                                reads them again
 5     store the batch there with its mark, in one step    finds the mark: 1, 3
 6     remove the batch here                               finds the mark, and nothing to remove
 7     again from 4
 ====  ==================================================  =======================================================
 
-Two forwarders of one source: the target has a lock, and the second waits. Should both get through, since the first
-lost its connection, the mark lets one batch through: the other finds it (``BusyError``) and begins again at 1.
+Two forwarders of one source: the target has a lock, and the second waits. If both get through, since the first lost its
+connection, the mark admits one batch: the other forwarder finds it (``BusyError``) and begins again at 1.
 
 A reader of a queue is drained in the same way, with "the reader passes" for "remove".
 
-The source has one consumer, the forwarder. Who else pops from it may get what is just being forwarded; but nothing
-that was not forwarded is ever removed. A target that keeps no mark gets the last batch again after a crash.
+The source has one consumer, the forwarder. Another one may pop items that are being forwarded at that moment; but no
+item is ever removed that was not forwarded. A target that keeps no mark gets the last batch again after a crash.
 
-What a target refuses for good (``RefusedError``) goes to the dead letters, or a reader passes it and it becomes a dead
-letter of a queue of its own; what it has taken of the batch is removed; then step 4. Killed before that, the next run
-sends it again, and is refused again.
+Items that a target refuses for good (``RefusedError``) become dead letters; if a reader is drained, it passes them and
+they become dead letters of a separate queue. The stored items of the batch are removed; then step 4. After a kill
+before that, the next run sends the refused items again, and they are refused again.
 """
 
 import sys
@@ -49,13 +50,13 @@ from lmdbqueue._verbs.head import checked_batch
 if TYPE_CHECKING:
     import logging
 
-_AHEAD: Final = 10_000  # items in which those of a batch in doubt are looked for, about
-_LOOK: Final = 1.0  # seconds between two looks whether to stop
-_TURN: Final = 0.5  # seconds between two looks whether the other forwarder has ended
+_AHEAD: Final = 10_000  # roughly the number of items searched for those of a batch in doubt
+_LOOK: Final = 1.0  # seconds between two checks whether to stop
+_TURN: Final = 0.5  # seconds between two checks whether the other forwarder has ended
 
 
 class Forwarded(NamedTuple):
-    """The work of a forwarder so far, and the work that is left.
+    """The progress of a forwarder.
 
     Attributes:
         items: Items forwarded.
@@ -63,7 +64,7 @@ class Forwarded(NamedTuple):
         size: Bytes forwarded.
         failures: Failures of the target, each followed by another attempt.
         waiting: Items that were waiting here at the last check.
-        away_since: Since when the target does not answer, in seconds since 1970; None: it answers.
+        away_since: When the target stopped answering, in seconds since 1970; None: it answers.
         refused: Items refused by the target, now dead letters.
     """
 
@@ -86,15 +87,15 @@ class Forwarder:
         >>> Forwarder(PersistentQueue("readings"), HttpTarget("https://example.org/readings"), follow=True).run()
 
     Args:
-        local: A ``PersistentQueue`` or the path of its directory; a reader of it, ``queue.reader("central")``, which
-            alone moves while the items stay for others; or a ``Source``.
+        local: A ``PersistentQueue`` or the path of its directory; a reader of it, ``queue.reader("central")``: then
+            only the reader moves, and the items stay for others; or a ``Source``.
         remote: A ``PostgresQueue``; a ``PersistentQueue`` in another directory; an ``HttpTarget``, ``MqttTarget``, or
             a ``Target`` of your own.
-        batch: Items of a batch, at most.
-        max_bytes: Bytes of a batch, at most; one item in any case.
+        batch: The maximum number of items in a batch.
+        max_bytes: The maximum size of a batch in bytes; a single item may exceed it.
         follow: Whether to wait for more items; otherwise ``run`` ends when none is left.
         linger: With ``follow``, seconds to wait for a batch to fill.
-        away: The errors that mean that the target does not answer now.
+        away: The types of errors that mean that the target does not answer at the moment.
         pause: The longest pause between two attempts, in seconds.
         progress: Called with a ``Forwarded`` after each batch, each failure, and when the target is back.
     """
@@ -128,8 +129,8 @@ class Forwarder:
         self._progress = progress
         self._stopped = Flag()
         self._done = Forwarded()
-        self._failures = 0  # since something went well
-        self._failed_at = ""  # which step of the target, while it is away
+        self._failures = 0  # since the last success
+        self._failed_at = ""  # the step of the target that failed, while it is unreachable
         self._source = source_of(local)
         self._owns_source = self._source is not local
         self._target = _target_of(remote)
@@ -140,10 +141,10 @@ class Forwarder:
         In the main thread, SIGTERM and SIGINT stop it. The current batch is finished first.
 
         Returns:
-            What was done.
+            The final progress.
 
         Raises:
-            ForwardError: The mark of the target does not fit the source.
+            ForwardError: The mark of the target does not match the source.
         """
         try:
             with stopped_by_signals(self.stop):
@@ -181,7 +182,7 @@ class Forwarder:
                 number -= 1
                 self._source.wait(_LOOK)
                 continue
-            self._source.sync()  # else a power cut could give these numbers to others, or take back what was removed
+            self._source.sync()  # or a power cut could reuse these numbers, or undo removals
             try:
                 self._target.store(batch)
             except BusyError:
@@ -202,7 +203,7 @@ class Forwarder:
         return False
 
     def _take_up(self, mark: Mark | None) -> None:
-        """Remove what the target has already; refuse a source or a target that is older than it was."""
+        """Remove items that the target has already; refuse a source or a target restored from an older copy."""
         identity, number = self._target.identity, 0 if mark is None else mark.number
         if identity and (noted := self._source.noted(identity)) > number:
             reason = f"the target had stored {noted} batches of it, and now has {number}"
@@ -227,13 +228,13 @@ class Forwarder:
         raise ForwardError(self._source.path, reason, advice)
 
     def _remove(self, mark: Mark) -> None:
-        """Remove what the target has stored; before that, keep how far it has come."""
+        """Note how far the target has come, then remove the items that it has stored."""
         if self._target.identity:
             self._source.note(self._target.identity, mark.number)
         self._source.remove(mark.seqs)
 
     def _has_others(self, mark: Mark) -> bool:
-        """Return whether items that were not forwarded have the numbers of those that were: in a restored copy."""
+        """Return whether other items have the numbers of forwarded ones, as in a restored copy."""
         if not mark.digest:
             return False
         known, n = set(mark.seqs), len(mark.seqs)
@@ -244,7 +245,7 @@ class Forwarder:
             is_last = len(envelopes) < n or envelopes[-1].seq > max(known) or n > _AHEAD
             if is_last or len(there) == len(known):
                 return bool(there) and digest(there) != mark.digest
-            n *= 2  # some came back, or are more urgent, and stand before them
+            n *= 2  # items that came back, or are more urgent, may stand before them
 
     def _read(self, number: int) -> Batch | None:
         bounds = self._source.bounds()
@@ -257,12 +258,12 @@ class Forwarder:
         return Batch(self._source.origin, mark, payloads, envelopes)
 
     def _most(self) -> tuple[int, int]:
-        """Return how many items, and bytes, a batch has at most."""
+        """Return the maximum numbers of items and bytes in a batch."""
         target = self._target
         return min(self._batch, target.limit or self._batch), min(self._max_bytes, target.max_bytes or self._max_bytes)
 
     def _filled(self, number: int) -> Batch | None:
-        """Return the next batch, filled with what comes while it lingers; None if there is nothing."""
+        """Return the next batch, with items that arrive while it lingers; None if there are none."""
         batch = self._read(number)
         if batch is None or not self._linger:
             return batch
@@ -273,7 +274,7 @@ class Forwarder:
         return self._read(number)
 
     def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:
-        """Make the refused items of a batch dead letters; remove the first ones that were taken, up to one unknown."""
+        """Make refused items dead letters; remove the stored ones before the first whose fate is unknown."""
         if error.refused:
             self._source.refuse(error.refused)
             self._done = self._done._replace(refused=self._done.refused + len(error.refused))
@@ -302,7 +303,7 @@ class Forwarder:
             self._progress(self._done)
 
     def _answered(self, step: str) -> None:
-        """Log that the target is back, if this step is the one it had not answered."""
+        """Log that the target is back, if this is the step that had failed."""
         since = self._done.away_since
         if since is None or self._failed_at != step:
             return
@@ -312,7 +313,7 @@ class Forwarder:
             self._progress(self._done)
 
     def _tell(self, step: str, error: Exception) -> None:
-        """Log that the target is away, and wait before the next try."""
+        """Log that the target is unreachable, and wait before the next attempt."""
         done = self._done
         since = time.time() if done.away_since is None else done.away_since
         self._done = done._replace(failures=done.failures + 1, away_since=since)

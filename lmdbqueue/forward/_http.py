@@ -1,23 +1,23 @@
 """Items as HTTP requests.
 
-Owns: what an answer means. Law: a request that was not answered with 2xx may have been taken all the same, so each
-carries a key that is the same each time the same items are sent. Must not know: where items come from.
+Owns: the meaning of each answer. Law: a request that was not answered with 2xx may have been accepted all the same, so
+each carries a key that stays the same whenever the same items are sent. Must not know: where items come from.
 
 ============================  ===============================================================================
-answer                        what becomes of the items of the request
+answer                        the fate of the request's items
 ============================  ===============================================================================
 2xx                           done
 413, and other 4xx            sent again in halves; an item that is refused alone becomes a dead letter with the
                               status and the answer's text
 429, 503                      sent again, after ``Retry-After`` if that is given
-401, 407, 408, 421, 425       sent again: they speak of the sender, or of the moment, and not of the items
+401, 407, 408, 421, 425       sent again: they concern the sender or the moment, not the items
 3xx, 5xx, none, a broken one  sent again, after a pause that doubles each time
 ============================  ===============================================================================
 
-An item that is a request of its own has its headers among those of the request, as they are: ``traceparent`` goes on.
-Left out are those that HTTP cannot carry (a name that is no token, a value that is not printable ASCII), those that
-belong to the connection or to the body, and those that the target sets itself: an item never changes what it is sent
-as, or with whose rights. A body of several items has a place for headers only if ``encode`` makes one.
+The headers of an item that has a request of its own become headers of that request, unchanged, such as ``traceparent``.
+Left out are those that HTTP cannot carry (a name that is not a token, a value that is not printable ASCII), those that
+belong to the connection or to the body, and those that the target sets itself: an item never changes how, or with whose
+rights, it is sent. A body of several items contains headers only if ``encode`` puts them there.
 """
 
 import http.client
@@ -44,20 +44,20 @@ from lmdbqueue.forward._bodies import (
 )
 
 _DONE, _MOVED, _REFUSED = 2, 3, 4  # hundreds of a status
-_SENDER: Final = {401, 407, 408, 421, 425, 429}  # 4xx that say nothing of the items
+_SENDER: Final = {401, 407, 408, 421, 425, 429}  # 4xx that do not concern the items
 _TYPES: Final[dict[Encode, str]] = {
     as_json: "application/json",
     as_json_with_headers: "application/json",
     as_json_lines: "application/x-ndjson",
 }
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token of RFC 9110
-_VALUE: Final = re.compile(r"(?:[!-~](?:[ \t!-~]*[!-~])?)?")  # nothing that a server would read in another way
+_VALUE: Final = re.compile(r"(?:[!-~](?:[ \t!-~]*[!-~])?)?")  # nothing that servers interpret differently
 _SENDING: Final = "accept-encoding content-encoding content-length expect host http2-settings idempotency-key"
 _CONNECTION: Final = "connection keep-alive proxy-connection te trailer transfer-encoding upgrade"
 _PROXY: Final = "proxy-authenticate proxy-authorization"
-_NOT_OF_ITEMS: Final = frozenset(f"{_SENDING} {_CONNECTION} {_PROXY}".split())  # they say how a request is sent
-_TOLD: Final = 500  # characters of an answer that a reason has
-_READ: Final = 1 << 16  # bytes of an answer that are read; with more the connection is closed
+_NOT_OF_ITEMS: Final = frozenset(f"{_SENDING} {_CONNECTION} {_PROXY}".split())  # they control how a request is sent
+_TOLD: Final = 500  # characters of an answer that a reason quotes
+_READ: Final = 1 << 16  # bytes of an answer that are read; if it is longer, the connection is closed
 _LONGEST: Final = 3600.0  # seconds that ``Retry-After`` may ask for
 
 
@@ -69,22 +69,22 @@ class HttpTarget(Target):
     it is that of a batch, and after a crash the same items may come in other batches.
 
     With ``batch=1`` the headers of an item are headers of its request, such as ``traceparent``. Left out are those that
-    HTTP cannot carry (a name that is no token, a value that is not printable ASCII), those of the connection or the
-    body (``Host``, ``Content-Length``, ...), and those that this target sets: yours win. In larger batches headers do
-    not go along, unless ``encode`` puts them into the body, as ``as_json_with_headers`` does.
+    HTTP cannot carry (a name that is not a token, a value that is not printable ASCII), those of the connection or the
+    body (``Host``, ``Content-Length``, ...), and those that this target sets or that you gave in ``headers``. In larger
+    batches headers do not go along, unless ``encode`` puts them into the body, as ``as_json_with_headers`` does.
 
     Args:
         url: An ``http`` or ``https`` address; ``user:password@`` in it becomes basic authentication.
-        headers: More headers for each request; yours win.
+        headers: More headers for each request; they replace those of the target and of the items.
         encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
             ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own. One that needs a
             second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. An item
             that it cannot encode is refused.
-        batch: The number of items of a request, at the most.
-        max_bytes: The size of the payloads of a request, at the most, unless a single item is larger.
-        timeout: Seconds without any answer after which the server counts as away.
+        batch: The maximum number of items in a request.
+        max_bytes: The maximum size of the payloads of a request; a single item may exceed it.
+        timeout: Seconds without an answer after which the server counts as unreachable.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts; ``bytes`` anything.
-        context: For ``https``; None: certificates are verified with what the system trusts.
+        context: For ``https``; None: certificates are verified against those that the system trusts.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class HttpTarget(Target):
             batch: The items and their mark.
 
         Raises:
-            RefusedError: The server will never take some of the items.
-            AwayError: The server did not take the items now.
+            RefusedError: The server will never accept some of the items.
+            AwayError: The server did not accept the items this time.
         """
         stored: list[int] = []
         refused: dict[int, str] = {}
@@ -186,13 +186,13 @@ class HttpTarget(Target):
                 self._connection.close()
                 if not is_used:
                     raise
-                return self._post(body, headers)  # the server had closed it since the last request
+                return self._post(body, headers)  # the server had closed the connection since the last request
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             return _Answer(None, f"{type(error).__name__}: {error}")
 
     def _sendable(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Return those headers of an item that its request can have."""
+        """Return the headers of an item that its request can carry."""
         return {
             name: value
             for name, value in headers.items()
@@ -200,7 +200,7 @@ class HttpTarget(Target):
         }
 
     def _body(self, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> bytes:
-        items = [self._loads(payload) for payload in payloads]  # by no map, which takes a StopIteration for its end
+        items = [self._loads(payload) for payload in payloads]  # not by a map, which takes a StopIteration for its end
         return self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
 
     def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
@@ -222,16 +222,16 @@ class HttpTarget(Target):
 
 
 class _Answer(NamedTuple):
-    """The fate of a request; if neither done nor refused, it is sent again."""
+    """The fate of a request: done, refused, or to be sent again."""
 
-    pause: float | None  # seconds for which the server wants to be left alone
+    pause: float | None  # seconds to wait, as the server asked
     text: str
     is_done: bool = False
     is_refusal: bool = False
 
 
 def _seconds(after: str | None) -> float | None:
-    """Return what ``Retry-After`` says, a number of seconds or a date."""
+    """Return the seconds that ``Retry-After`` asks for, as a number or a date."""
     if after is None:
         return None
     if after.strip().isdigit():

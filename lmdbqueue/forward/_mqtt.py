@@ -1,8 +1,8 @@
 """Items as messages on an MQTT topic; needs paho-mqtt, the extra ``mqtt``.
 
 Owns: when a message counts as sent. Law: an item is done when the broker has acknowledged it (PUBACK, PUBCOMP; with
-``qos=0`` when it was written to the connection); a connection that failed is never used again, so nothing of a batch
-that failed is sent behind the back of the next one. Must not know: where items come from.
+``qos=0`` when it was written to the connection); a connection that failed is never used again, so no part of a failed
+batch is sent during a later one. Must not know: where items come from.
 """
 
 import re
@@ -19,23 +19,25 @@ from lmdbqueue.forward._bodies import CannotEncodeError, Encode, as_json, encode
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
 
-_REFUSED: Final = {0x95: "the message is too large for the broker", 0x99: "the broker takes no such payload"}
+_REFUSED: Final = {0x95: "the message is too large for the broker", 0x99: "the broker does not accept such a payload"}
 _FAILED: Final = 0x80  # reason codes from here on
 _ID: Final = "lmdbqueue-id"
-_NONE: Final = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))  # no characters
-_ILLEGAL: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]")  # a broker may end the connection for it
-_AROUND: Final = 30  # bytes of a message beside its topic, its user properties and its payload, at the most
-_FLIGHT: Final = 100  # messages that no answer has come to, at the most
+_NONE: Final = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))  # noncharacters
+_ILLEGAL: Final = re.compile(
+    f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]"
+)  # a broker may disconnect because of them
+_AROUND: Final = 30  # the most bytes of a message beside its topic, user properties and payload
+_FLIGHT: Final = 100  # the most messages without an answer
 
 
 class MqttTarget(Target):
     """Publish each item as a message, in order, each at least once.
 
     MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
-    and the number of the item, so a subscriber can leave out what it has; and one for each header of the item, such as
-    ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character, for which a
-    broker would end the connection. A message that is larger than the broker takes becomes a dead letter; any other
-    error means that the broker is away.
+    and the number of the item, so a subscriber can skip items that it has; and one user property for each header of the
+    item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character,
+    for which a broker would end the connection. A message that is too large for the broker becomes a dead letter; after
+    any other error the broker counts as unreachable.
 
     Args:
         host: The broker.
@@ -45,13 +47,13 @@ class MqttTarget(Target):
             when it was written, so messages are lost when the connection breaks.
         tls: The context of a TLS connection, such as ``ssl.create_default_context()``; None: no TLS.
         username: For the broker, with ``password``.
-        password: See there.
-        client_id: "" lets the broker give one.
+        password: The password of ``username``.
+        client_id: The client identifier; "" lets the broker choose one.
         encode: Makes the payload of an item: ``as_json`` (the default), ``as_json_with_headers``, ``as_bytes``, or a
             function of your own. One that needs a second argument gets the ``Envelope`` of the item.
-        loads: Makes the item of what is stored: ``load`` (the default) takes pickles and JSON texts.
-        batch: The number of items that are published before the first of them is acknowledged, at the most.
-        timeout: Seconds without any answer after which the broker counts as away.
+        loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts.
+        batch: The maximum number of items published before the first of them is acknowledged.
+        timeout: Seconds without an answer after which the broker counts as unreachable.
     """
 
     max_bytes = None
@@ -106,8 +108,8 @@ class MqttTarget(Target):
             batch: The items and their mark.
 
         Raises:
-            RefusedError: The broker will never take some of the items.
-            AwayError: The broker did not take the items now.
+            RefusedError: The broker will never accept some of the items.
+            AwayError: The broker did not accept the items this time.
         """
         refused: dict[int, str] = {}
         stored: list[int] = []
@@ -177,11 +179,11 @@ class _Connection:
     """One connection to a broker, until it fails."""
 
     def __init__(self, client: "Client", host: str, port: int, timeout: float) -> None:
-        self.max_size = 1 << 28  # what MQTT allows
+        self.max_size = 1 << 28  # the limit of MQTT
         self._client = client
         self._timeout = timeout
-        self._codes: dict[int, int] = {}  # what the broker said of a message, by its id
-        self._flying = 0  # messages that it has said nothing of
+        self._codes: dict[int, int] = {}  # reason codes by message id
+        self._flying = 0  # messages without an answer
         self._flight = _FLIGHT
         self._changed = threading.Condition()
         self._is_up = False
@@ -190,7 +192,7 @@ class _Connection:
         client.on_disconnect = self._on_disconnect
         client.on_publish = self._on_publish
         client.connect_timeout = timeout
-        client.max_inflight_messages_set(0)  # paho knows nothing of what the broker takes at a time
+        client.max_inflight_messages_set(0)  # paho ignores how many messages the broker accepts at a time
         client.connect(host, port)
         client.loop_start()
         try:
@@ -207,7 +209,7 @@ class _Connection:
         self._wait(lambda: self._flying < self._flight)
         given = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         for pair in properties:
-            given.UserProperty = pair  # which adds it
+            given.UserProperty = pair  # paho's setter appends
         with self._changed:
             self._flying += 1
         info = self._client.publish(topic, body, qos, properties=given)
@@ -216,7 +218,7 @@ class _Connection:
         return info.mid
 
     def answers(self, wanted: set[int]) -> "list[tuple[int, int]]":
-        """Wait for what the broker says of messages; return each id with its reason code."""
+        """Wait for the broker's answers to messages; return each id with its reason code."""
         while wanted - self._codes.keys():
             known = len(self._codes)
             self._wait(lambda: len(self._codes) > known)  # noqa: B023  (it is called here only)
