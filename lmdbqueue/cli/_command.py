@@ -88,9 +88,7 @@ name_option = click.option("--name", default="queue", show_default=True, help="T
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code, and print an error as one line."""
-    warnings.simplefilter(
-        "ignore", RuntimeWarning
-    )  # of strangers: commands that decode check by themselves
+    warnings.simplefilter("ignore", RuntimeWarning)  # of strangers: commands that decode check by themselves
     try:
         code = commands.main(arguments, prog_name="lmdbqueue", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

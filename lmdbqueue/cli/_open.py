@@ -57,9 +57,7 @@ def form_options(fn: F) -> F:
 def reading_options(fn: F) -> F:
     """Add the options for reading and printing items."""
     for option in (
-        click.option(
-            "--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code."
-        ),
+        click.option("--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code."),
         click.option("--raw", "form", flag_value="raw", help="Print undecoded bytes in Python's notation."),
         click.option("--bytes", "form", flag_value="bytes", help="Print undecoded bytes."),
         click.option("--json", "form", flag_value="json", help="Print JSON."),
@@ -223,9 +221,7 @@ def _unpickled(payload: bytes) -> object:
 
 def to_json(item: object) -> bytes:
     """Return an item as JSON, on one line."""
-    return json.dumps(item, ensure_ascii=False).encode(
-        errors="backslashreplace"
-    )  # lone surrogates become JSON escapes
+    return json.dumps(item, ensure_ascii=False).encode(errors="backslashreplace")  # lone surrogates become JSON escapes
 
 
 def stored_serializer(queue: PersistentQueue[Any]) -> str:

@@ -23,9 +23,7 @@ _REFUSED: Final = {0x95: "the message is too large for the broker", 0x99: "the b
 _FAILED: Final = 0x80  # reason codes from here on
 _ID: Final = "lmdbqueue-id"
 _NONE: Final = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))  # noncharacters
-_ILLEGAL: Final = re.compile(
-    f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]"
-)  # a broker may disconnect because of them
+_ILLEGAL: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]")  # a broker may disconnect because of them
 _AROUND: Final = 30  # the most bytes of a message beside its topic, user properties and payload
 _FLIGHT: Final = 100  # the most messages without an answer
 

@@ -1,7 +1,7 @@
-"""Where programs already are: their frameworks, with this queue beneath. Each module has an extra of its own.
+"""Integrations with the frameworks that programs already use. Each module has an extra of its own.
 
-Nothing else in the package imports these, and they do not import each other. One page of ``docs/integrations`` each.
-(What sends items over HTTP and MQTT is a part of ``forward``.)
+Nothing else in the package imports these, and they do not import each other. Each has a page in ``docs/integrations``.
+(Sending items over HTTP and MQTT is a part of ``forward``.)
 
 ================  ==========================================================================================
 ``logging``       ``DurableHandler`` and ``DurableListener``: log records that survive the program
@@ -10,7 +10,7 @@ Nothing else in the package imports these, and they do not import each other. On
 ``huey``          ``LmdbHuey``, ``LmdbStorage``: Huey whose workers may die
 ``kombu``         a transport of kombu: Celery without a broker
 ``opentelemetry``  exporters whose telemetry survives; trace context in headers of items
-``_broker``       what a connection of ``kombu`` knows of its directory
+``_broker``       the directory behind a connection of ``kombu``
 ``_later``        pushes that a thread makes: for ``logging`` and ``opentelemetry``
 ================  ==========================================================================================
 """

@@ -1,8 +1,8 @@
-"""What one connection of kombu's knows of its queue directory.
+"""The queue directory behind one connection of kombu.
 
-Owns: how exchanges, bindings and what was declared are stored; which queue of the directory is which of kombu's. Law: a
-queue that another process has dropped is opened anew when it is next used; nothing here is locked by a thread, since a
-forked child would find it so. Must not know: channels, what messages mean.
+Owns: how exchanges, bindings and declarations are stored; which queue of the directory belongs to which of kombu's.
+Law: a queue that another process has dropped is opened anew when it is next used; no thread takes a lock here, since a
+forked child would find it locked. Must not know: channels, what messages mean.
 """
 
 import json
@@ -20,17 +20,17 @@ from lmdbqueue._errors import ClosedError, FormatError, GoneError, QueueError
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
-_UNCHANGING: Final = 60.0  # seconds until it is looked again whether a queue expires that did not
-_LONGEST: Final = 160  # bytes of a queue's name that is kept as it is
+_UNCHANGING: Final = 60.0  # seconds until a queue that did not expire is checked again
+_LONGEST: Final = 160  # bytes of the longest name of a queue that is kept unchanged
 
 
 class Declared(NamedTuple):
-    """What is known of a queue that was declared."""
+    """The properties of a declared queue."""
 
     expires: float | None = None  # seconds without a consumer
-    ttl: float | None = None  # seconds of a message
-    is_passing: bool = False  # it goes with its consumer
-    seen: float = 0.0  # when its consumer looked last, or it was declared, in seconds since 1970
+    ttl: float | None = None  # seconds that a message lives
+    is_passing: bool = False  # it is removed with its consumer
+    seen: float = 0.0  # when its consumer last looked, or when it was declared, in seconds since 1970
 
 
 class Broker:
@@ -44,21 +44,21 @@ class Broker:
             self._options = {"durability": found.durability, "checksum": found.checksum}
         self._queues: dict[str, PersistentQueue[bytes]] = {}  # without a lock, which a forked child might find taken
         self._is_closed = False
-        self._looked: dict[str, float] = {}  # when the expiry of a queue was put off
+        self._looked: dict[str, float] = {}  # when the expiry of each queue was last put off
         self._process = os.getpid()
         self.control = self._open("exchanges")
         self._engine = local_engine_of(self.control)
 
     @property
     def is_mine(self) -> bool:
-        """Whether this is not the forked child of who opened it."""
+        """Whether this process opened it, and is not a forked child."""
         return self._process == os.getpid()
 
     def _open(self, name: str) -> PersistentQueue[bytes]:
         return PersistentQueue(self._path, dumps=bytes, loads=bytes, name=name, **self._options)
 
     def queue(self, name: str) -> PersistentQueue[bytes]:
-        """Return a queue, which is made if it is not there."""
+        """Return a queue; create it if it is missing."""
         found = self._queues.get(name)
         if found is None:
             opened = self._open(named(name))
@@ -73,7 +73,7 @@ class Broker:
     def on(
         self, name: str, do: Callable[[PersistentQueue[bytes]], Any], make: Callable[[], object] = lambda: None
     ) -> Any:
-        """Do something with a queue; if another process has dropped it, with a new one, after ``make``."""
+        """Call a function with a queue; if another process has dropped the queue, with a new one, after ``make``."""
         queue = self.queue(name)
         try:
             return do(queue)
@@ -83,16 +83,16 @@ class Broker:
             return do(self.queue(name))
 
     def has(self, name: str) -> bool:
-        """Return whether a queue is there."""
+        """Return whether a queue exists."""
         return named(name) in self.control.queues()
 
     def forget(self, name: str) -> None:
-        """Close a queue here."""
+        """Close a queue in this process."""
         if (found := self._queues.get(name)) is not None:
             self._forget(name, found)
 
     def _forget(self, name: str, queue: PersistentQueue[bytes]) -> None:
-        if self._queues.get(name) is queue:  # else another thread has opened it anew
+        if self._queues.get(name) is queue:  # otherwise another thread has opened it anew
             del self._queues[name]
         queue.close()
 
@@ -102,31 +102,31 @@ class Broker:
         return ticket
 
     def sleep(self, ticket: int, timeout: float) -> None:
-        """Sleep until something changed in the directory since the ticket was given, or for a while."""
+        """Sleep until something changes in the directory after the ticket was given; may return early."""
         self._engine.sleep(ticket, timeout)
 
     def wake(self) -> None:
-        """End the sleep of everyone."""
+        """End the sleep of every waiter."""
         with suppress(QueueError):
             self._engine.wake()
 
     def close(self) -> None:
-        """Close all queues; what is leased to them goes back."""
+        """Close all queues; items leased to them return."""
         self._is_closed = True
-        with ExitStack() as stack:  # each, whatever becomes of the others
+        with ExitStack() as stack:  # each, even if closing others fails
             stack.callback(self.control.close)
             for queue in list(self._queues.values()):
                 stack.callback(queue.close)
 
-    # --- what was declared
+    # --- declarations
 
     def declared(self, name: str) -> Declared | None:
-        """Return what is known of a queue."""
+        """Return the declaration of a queue, None if there is none."""
         found = self.control.state.get(f"q/{named(name)}")
         return None if found is None else Declared(*json.loads(found)[1:])
 
     def declare(self, name: str, known: Declared) -> None:
-        """Note a queue, and drop those that nobody came back for."""
+        """Store the declaration of a queue, and drop queues that have expired."""
         self.control.state[f"q/{named(name)}"] = json.dumps([name, *known]).encode()
         now = time.time()
         for key in [key for key in self.control.state if key.startswith("q/")]:
@@ -146,12 +146,12 @@ class Broker:
             self._looked[name] = now + _UNCHANGING
             return
         self._looked[name] = now + known.expires / 3
-        with self.control.transaction():  # it may just have been dropped
+        with self.control.transaction():  # the queue may just have been dropped
             if self.declared(name) is not None:
                 self.control.state[f"q/{named(name)}"] = json.dumps([name, *known._replace(seen=now)]).encode()
 
     def drop(self, name: str, known: Declared | None = None) -> None:
-        """Remove a queue, its messages, its bindings; given ``known``, only while that is what is known of it."""
+        """Remove a queue, its messages and bindings; with ``known``, only if that is still its declaration."""
         with self.control.transaction():
             if known is not None and self.declared(name) != known:  # its consumer has looked meanwhile
                 return
@@ -185,23 +185,23 @@ class Broker:
 
 
 def stored(message: Any) -> bytes:
-    """Return a message as it is stored."""
+    """Return a message as bytes."""
     return str(dumps(message)).encode()
 
 
 def message_of(payload: bytes) -> Any:
-    """Return the message of what is stored; raise ``ValueError`` if it is none."""
+    """Return the message stored in ``payload``; raise ``ValueError`` if there is none."""
     try:
         message = loads(payload)
         message["properties"]["delivery_info"]["redelivered"] = False
     except Exception as error:
-        text = f"it is no message: {type(error).__name__}: {error}"
+        text = f"it is not a message: {type(error).__name__}: {error}"
         raise ValueError(text) from error
     return message
 
 
 def popped(queue: PersistentQueue[bytes]) -> Any:
-    """Remove the first message, and return it, None if there is none; what is no message becomes a dead letter."""
+    """Remove and return the first message, None if there is none; items of any other kind become dead letters."""
     while (payload := queue.pop()) is not None:
         try:
             return message_of(payload)
@@ -211,6 +211,6 @@ def popped(queue: PersistentQueue[bytes]) -> Any:
 
 
 def named(queue: str) -> str:
-    """Return the name of the queue that stands for one of kombu's."""
+    """Return the name of the queue that holds one of kombu's."""
     name = f"q-{quote(queue, safe='')}"
     return name if len(name) <= _LONGEST else f"{name[:100]}-{blake2b(name.encode(), digest_size=16).hexdigest()}"

@@ -1,11 +1,11 @@
-"""Pushes that a thread makes a moment later: for those who would rather not wait, or cannot push where they are.
+"""Pushes that a thread makes a moment later, for callers that should not wait, or cannot push at that point.
 
-Owns: what is to be pushed, and the thread. Law: what was added is pushed, or its failure reported, before ``close`` and
-the program's end, though not before a kill; nobody waits for himself. Must not know: what the items are.
+Owns: the pending items, and the thread. Law: added items are pushed, or their failure is reported, before ``close`` and
+the program's end, though not before a kill; no thread waits for itself. Must not know: what the items are.
 
-A push is impossible in a transaction of another directory, and amid another call of the same thread (the handler of a
-signal, ``__del__``). Those may come amid any step here, too. So the lock can be entered again by the thread that holds
-it, nobody waits with it (``_host.threads``), and what is pending is swapped, never copied and then cleared.
+A push is impossible in a transaction of another directory, and during another call of the same thread (in a signal
+handler, or in ``__del__``). Both can also interrupt any step here. So the lock is reentrant, no thread waits while
+holding it (``_host.threads``), and pending items are swapped out, never copied and then cleared.
 """
 
 import sys
@@ -28,11 +28,11 @@ _all: Final["weakref.WeakSet[Later[Any]]"] = weakref.WeakSet()
 
 
 class Later(Generic[T]):
-    """The thread of a queue, which is there from the first item on.
+    """The thread of a queue, which starts with the first item.
 
     Args:
         queue: The queue, closed by ``close``.
-        push: Pushes some items; called by the thread, or by ``flush`` and ``close`` where no thread can be had.
+        push: Pushes some items; called by the thread, or by ``flush`` and ``close`` if no thread can be started.
         failed: Called with the last item of a push that raised, in an ``except`` block.
         linger: Seconds for which items are collected before a push.
     """
@@ -49,27 +49,27 @@ class Later(Generic[T]):
         self._failed = failed
         self._linger = linger
         self._is_closed = False
-        local_engine_of(queue).stay_open_at_exit()  # logging.shutdown and the like come late, and close
+        local_engine_of(queue).stay_open_at_exit()  # logging.shutdown and the like run late, and close it
         self.begin_anew()
         _all.add(self)
 
     def begin_anew(self) -> None:
-        """Have no thread and no item: at first, and in a forked child, whose parent has both."""
+        """Start without thread and items: initially, and in a forked child, since both belong to its parent."""
         self._here = threading.local()
-        self._guard = threading.RLock()  # of what follows
+        self._guard = threading.RLock()  # guards the fields below
         self._pending: deque[T] = deque()
-        self._flying = self._done = 0  # how many items are in a push, and how many were
-        self._is_hurried = False  # no more lingering
-        self._is_working = False  # there is a thread
-        self._wanted = Resting()  # the thread, until there is something to do
-        self._come = Resting()  # those who wait for what it does
+        self._flying = self._done = 0  # numbers of items being pushed, and pushed so far
+        self._is_hurried = False  # stop lingering
+        self._is_working = False  # whether there is a thread
+        self._wanted = Resting()  # where the thread waits for work
+        self._come = Resting()  # where flush waits for the thread
 
     def is_here(self) -> bool:
-        """Return whether the caller is the thread."""
+        """Return whether the caller is the pushing thread."""
         return getattr(self._here, "is_worker", False)
 
     def add(self, item: T) -> None:
-        """Have an item pushed; after ``close`` raise ``ClosedError``."""
+        """Queue an item to be pushed; after ``close`` raise ``ClosedError``."""
         with self._guard:
             if self._is_closed:
                 raise ClosedError(local_engine_of(self._queue).path)
@@ -83,14 +83,14 @@ class Later(Generic[T]):
             self._is_working = True
             try:
                 start_new_thread(self._run, ())
-            except RuntimeError:  # the program ends, or there are too many: flush and close do it
+            except RuntimeError:  # the program ends, or there are too many threads: flush and close push
                 self._is_working = False
                 return
-        if (util := sys.modules.get("multiprocessing.util")) is not None:  # whose children end without atexit
+        if (util := sys.modules.get("multiprocessing.util")) is not None:  # its children end without atexit
             util.Finalize(None, _flush, args=(weakref.ref(self),), exitpriority=0)
 
     def flush(self) -> None:
-        """Wait until what was added before is pushed, or has failed; not where this would wait for itself."""
+        """Wait until all items added before are pushed, or have failed; do not wait where it would be for itself."""
         is_amid = self._is_amid()
         with self._guard:
             upto = self._done + self._flying + len(self._pending)
@@ -102,7 +102,7 @@ class Later(Generic[T]):
                 self._push_some()
 
     def close(self) -> None:
-        """Push what is there, and close the queue; where this would wait for itself the thread does both."""
+        """Push pending items and close the queue; where this would wait for itself, the thread does both."""
         is_amid = self._is_amid()
         with self._guard:
             self._is_closed = True
@@ -113,7 +113,7 @@ class Later(Generic[T]):
             self._queue.close()
 
     def _is_amid(self) -> bool:
-        """Return whether the thread waits for this one, or is this one."""
+        """Return whether the pushing thread waits for this one, or is this one."""
         if self.is_here() or is_mine(self._guard):
             return True
         try:
@@ -122,7 +122,7 @@ class Later(Generic[T]):
             return False
 
     def _tell(self) -> None:
-        with suppress(IndexError):  # the handler of a signal was faster
+        with suppress(IndexError):  # a signal handler was faster
             self._wanted.tell()
 
     def _run(self) -> None:
@@ -148,7 +148,7 @@ class Later(Generic[T]):
             return
         try:
             self._push(some)
-        except Exception:  # they are lost, and one of them tells of all
+        except Exception:  # these items are lost, and the last one is reported
             with suppress(Exception):
                 self._failed(some[-1])
         with self._guard:

@@ -1,32 +1,33 @@
 """Huey on a queue that loses no running task: the extra ``huey``.
 
-Owns: what of Huey is kept where; when a task counts as done. Law: a task stays leased to its worker until what it made
-(its result, the tasks that follow it, its retry) is stored in the same step as its end. Must not know: LMDB, what tasks
+Owns: where Huey's data are kept; when a task counts as done. Law: a task stays leased to its worker until its results
+(its value, the tasks that follow it, its retry) are stored in the same step as its end. Must not know: LMDB, what tasks
 do.
 
-Huey's interface of a storage takes a task out of the queue before it runs, as bytes without a receipt, so a worker that
-is killed has lost it. Its worker calls ``huey.dequeue()`` and then ``huey.execute(task)``: between them ``LmdbHuey``
-lets the task carry the lease.
+Huey's storage interface takes a task out of the queue before it runs, as bytes without a receipt, so a killed worker
+loses its task. The worker calls ``huey.dequeue()`` and then ``huey.execute(task)``: between the two, ``LmdbHuey`` lets
+the task carry the lease.
 
 ====  ============================================================  ==================================================
 step  what is done, by a worker                                     killed after it
 ====  ============================================================  ==================================================
 1     lease the task                                                it is back in its place at once, for any worker
 2     run it                                                        as 1: it runs again
-3     store, in one transaction, what it made, and acknowledge it   it is done
+3     in one transaction, store its results and acknowledge it     it is done
 ====  ============================================================  ==================================================
 
-What a task itself does with Huey while it runs (it starts others, takes locks) is stored at once, as ever. A due task
-stays in the schedule until the scheduler has enqueued it, and then moves in one step; if that failed, the scheduler
-gets it again after a minute.
+Calls that a task itself makes to Huey while it runs (starting other tasks, taking locks) are stored immediately, as
+usual. A due task stays in the schedule until the scheduler has enqueued it, and then moves in one step; if that fails,
+the scheduler gets it again after a minute.
 
-A counter must tell at once what it is: the task that is the last of a chord enqueues its callback. So it is counted at
-once, together with a mark that goes in step 3: a task that comes again between the two is counted once, and told the
-same number. What it deletes (the counter, the results of the chord) goes in step 3.
+A counter must return its value immediately, since the last task of a chord enqueues the callback. So a task is counted
+immediately, together with a mark that is removed in step 3: a task that comes again between the two is counted once,
+and gets the same number. Its deletions (of the counter, of the results of the chord) take place in step 3.
 
-Choices. A task that Huey's shutdown interrupts goes back, where Huey forgets it. One that cannot be read (it is not
-registered any more) is a dead letter, where Huey drops it. ``dequeue`` of ``LmdbStorage`` itself, which ``LmdbHuey``
-does not use, removes, since nobody could acknowledge: with a plain ``Huey`` a killed worker loses its task as ever.
+Choices. A task that Huey's shutdown interrupts returns to the queue; Huey's own storages forget it. A task that cannot
+be read (it is no longer registered) becomes a dead letter; Huey drops it. ``LmdbStorage.dequeue``, which ``LmdbHuey``
+does not use, removes the task, since a plain ``Huey`` never acknowledges: there a killed worker loses its task as
+usual.
 """
 
 import os
@@ -52,15 +53,15 @@ from lmdbqueue._verbs.lease import Lease
 
 __all__ = ["LmdbHuey", "LmdbStorage"]
 
-_UNTIL: Final = struct.Struct(">d")  # before each value: when it is over, in seconds since 1970; 0 for never
-_LONGEST: Final = 200  # bytes of a key that is kept as it is
+_UNTIL: Final = struct.Struct(">d")  # before each value: when it expires, in seconds since 1970; 0 for never
+_LONGEST: Final = 200  # bytes of the longest key that is kept unchanged
 _HIGHEST: Final = 127  # priority
-_PAUSE: Final = 1.0  # seconds until a task comes again whose end could not be stored
-_AGAIN: Final = 60.0  # seconds until the scheduler gets a due task again that it has not enqueued
+_PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes again
+_AGAIN: Final = 60.0  # seconds until the scheduler gets a due task that it has not enqueued again
 
 
 class _Queues(NamedTuple):
-    """The queues of one Huey, in one directory: a mapping and what waits belong to each."""
+    """The queues of one Huey, in one directory; each has a state and items."""
 
     tasks: PersistentQueue[bytes]
     schedule: PersistentQueue[bytes]  # its state: tasks by their time
@@ -72,7 +73,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     """Huey's storage in a queue directory, for any number of processes of one machine.
 
     Args:
-        name: The name of the Huey; several may share a directory.
+        name: The name of the Huey instance; several may share a directory.
         path: The directory; created if it is missing; its parent must exist.
         durability: ``"full"``: enqueued tasks survive a power cut; ``"interval"``: all but those of the last moments
             do; ``"off"``: they survive killed processes. For a new directory; an existing one keeps its own.
@@ -99,9 +100,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._timeout = read_timeout
         self._max_attempts = max_attempts
         self._opened: _Queues | None = None
-        self._opening = threading.RLock()  # amid it a signal's handler may come
-        self._here = threading.local()  # .box: what a task has made that runs in this thread; .moving: see ``moving``
-        assert self._queues  # a path that is none is told now
+        self._opening = threading.RLock()  # reentrant: a signal handler may interrupt it
+        self._here = threading.local()  # .box: the results of this thread's task; .moving: see ``moving``
+        assert self._queues  # an invalid path is reported now
 
     @property
     def _queues(self) -> _Queues:
@@ -152,17 +153,17 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             self._do(lambda: self._queues.tasks.push(data, priority=place))
             return
         with self._queues.tasks.transaction():
-            if self._queues.schedule.state.pop(moved, None) is not None:  # else another scheduler did it
+            if self._queues.schedule.state.pop(moved, None) is not None:  # otherwise another scheduler did it
                 self._queues.tasks.push(data, priority=place)
 
     def dequeue(self) -> bytes | None:
-        """Remove the first task, for good, and return it; wait for one for a while."""
+        """Remove the first task for good and return it; wait a moment for one."""
         with suppress(Empty):
             return self._queues.tasks.pop(1, blocking=True, timeout=self._timeout)
         return None
 
     def take(self) -> Lease[bytes] | None:
-        """Lease the first task, once the end of the last one of this thread is stored; wait for one for a while."""
+        """Store the end of this thread's last task and lease the first one; wait a moment for one."""
         lease = self.settle(is_taking=True)
         if lease:
             return lease
@@ -171,7 +172,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return None
 
     def queue_size(self) -> int:
-        """Return how many tasks wait; those that run are not among them."""
+        """Return the number of waiting tasks, without running ones."""
         return len(self._queues.tasks)
 
     def enqueued_items(self, limit: int | None = None) -> list[bytes]:
@@ -181,13 +182,13 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return self._queues.tasks.peek_many(limit)
 
     def flush_queue(self) -> None:
-        """Remove all tasks that wait."""
+        """Remove all waiting tasks."""
         self._queues.tasks.clear()
 
     # --- the end of a task
 
     def begin(self, lease: Lease[bytes]) -> "_Box":
-        """Collect what this thread makes from now on, beside what its task itself does.
+        """Collect what this thread stores from now on, except the calls of its task itself.
 
         Args:
             lease: The lease of the task.
@@ -208,7 +209,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         box: _Box = self._here.box
         self._here.box = box.outer
         if box.is_interrupted:
-            lease.nack(delay=self._timeout + _PAUSE, reason="it was interrupted")  # the other workers end, too
+            lease.nack(delay=self._timeout + _PAUSE, reason="it was interrupted")  # since the other workers end, too
         elif error is None:
             self._here.ended = lease, box
             if box.outer is not None or not getattr(self._here, "is_worker", False):
@@ -269,7 +270,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             self._queues.results.state.pop(key, None)
 
     def _open_box(self) -> "_Box | None":
-        """Return where the task that this thread has run collects, None while it runs and if there is none."""
+        """Return the box of the task that this thread has run; None while it runs, or if there is none."""
         box: _Box | None = getattr(self._here, "box", None)
         return box if box is not None and box.is_open else None
 
@@ -282,7 +283,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             step()
 
     def _settled(self) -> _Queues:
-        """Return the queues for reading, with what the task of this thread has written so far."""
+        """Return the queues for reading, including what this thread's task has written so far."""
         box: _Box | None = getattr(self._here, "box", None)
         queues = self._queues
         if box is not None and box.steps:
@@ -293,12 +294,12 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     # --- the schedule
 
     def add_to_schedule(self, data: bytes, ts: Any) -> None:
-        """Store a task until its time has come."""
+        """Store a task until it is due."""
         key = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}-{time.time_ns():020d}-{os.urandom(4).hex()}"
         self._do(lambda: self._queues.schedule.state.__setitem__(key, data))
 
     def due(self, ts: Any) -> list[tuple[str, bytes]]:
-        """Return the tasks whose time has come, each with its key in the schedule.
+        """Return the due tasks, each with its key in the schedule.
 
         Args:
             ts: The time, a ``datetime``.
@@ -328,7 +329,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             self._here.moving = None
 
     def read_schedule(self, ts: Any) -> list[bytes]:
-        """Remove the tasks whose time has come, and return them."""
+        """Remove the due tasks, and return them."""
         with self._queues.tasks.transaction():
             found = self.due(ts)
             for key, _ in found:
@@ -344,16 +345,16 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._settled().schedule.state.pop(key, None)
 
     def schedule_size(self) -> int:
-        """Return how many tasks wait for their time."""
+        """Return the number of scheduled tasks."""
         return len(self._settled().schedule.state)
 
     def scheduled_items(self, limit: int | None = None) -> list[bytes]:
-        """Return the tasks that wait for their time, soonest first."""
+        """Return the scheduled tasks, soonest first."""
         state = self._settled().schedule.state
         return [data for key in list(state)[:limit] if (data := state.get(key)) is not None]
 
     def flush_schedule(self) -> None:
-        """Remove all tasks that wait for their time."""
+        """Remove all scheduled tasks."""
         self._settled().schedule.state.clear()
 
     # --- results, locks, revocations
@@ -386,11 +387,11 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             return self.pop_data(key) is not EmptyData
         if self._is_deleted(key) or not (box.steps or _key(key) in self._queues.results.state):
             return False
-        box.deleted.add(_key(key))  # one of the steps may store it
+        box.deleted.add(_key(key))  # an earlier step may store it
         return True
 
     def _is_deleted(self, key: str | bytes) -> bool:
-        """Return whether the end of the task that this thread has run removes a value."""
+        """Return whether the end of this thread's task will remove a value."""
         box = self._open_box()
         return box is not None and _key(key) in box.deleted
 
@@ -399,7 +400,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return self.peek_data(key) is not EmptyData
 
     def put_if_empty(self, key: str | bytes, value: bytes, ttl: float | None = None) -> bool:
-        """Store a value under a key that has none, for ``ttl`` seconds; return whether it was stored."""
+        """Store a value for ``ttl`` seconds if the key has none; return whether it was stored."""
         queues = self._settled()
         with queues.tasks.transaction():
             if self.has_data_for_key(key):
@@ -411,7 +412,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             return True
 
     def result_store_size(self) -> int:
-        """Return how many values there are."""
+        """Return the number of values."""
         return len(self._settled().results.state)
 
     def result_items(self) -> dict[str, bytes]:
@@ -426,7 +427,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     # --- counters
 
     def incr(self, key: str | bytes, amount: int = 1) -> int:
-        """Add to a counter, which begins at 0; return what it is then."""
+        """Add to a counter, which begins at 0; return the sum."""
         queues = self._settled()
         box = self._open_box()
         mark = None if box is None else box.mark()
@@ -457,26 +458,26 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
 
 class _Box:
-    """What a task has made that has run, to be stored with its end."""
+    """The results of a task that has run, to be stored with its end."""
 
     def __init__(self, seq: int, outer: "_Box | None") -> None:
         self._seq = seq  # number of the task
-        self.outer = outer  # of the task that runs this one
-        self.marks: list[str] = []  # of what was counted
-        self.deleted: set[str] = set()  # results that go with its end
-        self.uncounted: set[str] = set()  # counters that do
+        self.outer = outer  # the box of the task that runs this one
+        self.marks: list[str] = []  # keys of the marks of counted tasks
+        self.deleted: set[str] = set()  # results that its end removes
+        self.uncounted: set[str] = set()  # counters that its end removes
         self.steps: list[Callable[[], object]] = []
-        self.is_open = True  # not while the task runs
+        self.is_open = True  # False while the task runs
         self.is_interrupted = False
 
     def mark(self) -> str:
-        """Return the key of the next mark, the same whenever the task comes."""
+        """Return the key of the next mark, the same whenever the task runs."""
         mark = f"\0{self._seq}/{len(self.marks)}"
         self.marks.append(mark)
         return mark
 
     def run(self) -> None:
-        """Do all steps, in their order; undone with the transaction, they would be lost, and so is the task's end."""
+        """Do all steps, in order; if the transaction is undone, they are lost together with the task's end."""
         steps, self.steps = self.steps, []
         is_open, self.is_open = self.is_open, False
         for step in steps:
@@ -485,9 +486,9 @@ class _Box:
 
 
 class LmdbHuey(Huey):  # type: ignore[misc]
-    """Huey whose workers may die: ``LmdbHuey("app", path="tasks")``, as ``SqliteHuey("app", filename="tasks.db")``.
+    """Huey whose workers may die.
 
-    A task runs at least once. Its end is stored in one step with its result, its retry and the next task; if its worker
+    ``LmdbHuey("app", path="tasks")`` takes the place of ``SqliteHuey("app", filename="tasks.db")``. A task runs at least once. Its end is stored in one step with its result, its retry and the next task; if its worker
     dies before that, it runs again. It takes the options of ``LmdbStorage`` and those of ``Huey``.
     """
 
@@ -496,7 +497,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._running = threading.local()
-        self._due: dict[str, float] = {}  # what the scheduler has been given, and when
+        self._due: dict[str, float] = {}  # the due tasks that the scheduler was given, and when
         self.signal(SIGNAL_INTERRUPTED)(self._note_interrupted)
         self.on_startup("lmdbqueue")(lambda: self._tell_storage("begin_worker"))
         self.on_shutdown("lmdbqueue")(lambda: self._tell_storage("end_worker"))
@@ -523,7 +524,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         if lease is None:
             key = task.__dict__.pop("lmdbqueue_key", None)
             value = super().execute(task, timestamp)
-            if key is not None:  # it was taken out of the schedule to be run at once
+            if key is not None:  # it was taken out of the schedule to be run immediately
                 self.storage.unschedule(key)
             return value
         box = self.storage.begin(lease)
@@ -554,11 +555,11 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             getattr(self.storage, what)()
 
     def _note_interrupted(self, _signal: str, task: Any, *_: Any) -> None:
-        if getattr(self._running, "task", None) is task:  # else it runs on in another thread, to its end
+        if getattr(self._running, "task", None) is task:  # otherwise it continues in another thread, to its end
             self._running.box.is_interrupted = True
 
     def read_schedule(self, timestamp: Any = None) -> Any:
-        """Return the tasks whose time has come; ``enqueue`` moves each. Called by the scheduler."""
+        """Return the due tasks; ``enqueue`` moves each. Called by the scheduler."""
         storage = self.storage
         if not isinstance(storage, LmdbStorage):
             return super().read_schedule(timestamp)
@@ -572,7 +573,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             self._due[key] = now
             try:
                 task = self.deserialize_task(data)
-            except Exception:  # the workers set it aside
+            except Exception:  # the workers will set it aside
                 with storage.moving(key):
                     storage.enqueue(data)
                 continue

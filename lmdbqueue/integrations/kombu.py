@@ -1,34 +1,36 @@
-"""A transport of kombu's, so that Celery runs without a broker: the extra ``celery``.
+"""A transport for kombu, so that Celery runs without a broker: the extra ``celery``.
 
-Owns: how exchanges, queues and messages of AMQP stand in one queue directory; when a message is acknowledged. Law: a
-message that was delivered and not acknowledged is leased to its connection, so it comes back at once, to its place,
-when that or its process dies. Must not know: LMDB, what messages mean.
+Owns: how exchanges, queues and messages of AMQP are kept in one queue directory; when a message is acknowledged. Law: a
+message that was delivered but not acknowledged is leased to its connection, so it returns to its place immediately when
+the connection closes or its process dies. Must not know: LMDB, what messages mean.
 
     import lmdbqueue.integrations.kombu  # registers lmdb://
 
     app = Celery("app", broker="lmdb:////var/lib/app/broker")  # a path: three slashes and /var/lib/app/broker
 
-Each queue of kombu's is a queue of the directory. Exchanges, bindings and what is known of queues are the state of one
-more, since every process must see them: an event that a worker publishes goes to the queue of a monitor.
+Each of kombu's queues is a queue of the directory. Exchanges, bindings and declarations are kept in the state of one
+more queue, since every process must see them: an event that a worker publishes goes to the queue of a monitor.
 
 Choices that kombu and Celery force:
 
-- *Fan-out* (``celery.pidbox``) copies the message to each bound queue, in one transaction: a consumer that acknowledges
-  its copy says nothing of the others'.
-- *Queues that go with their consumer* (replies, events, the boxes of workers) are told by ``auto_delete`` together with
-  ``expires`` or ``exclusive``. They are dropped when their consumer leaves; when it was killed, whoever declares a new
-  queue drops those whose ``expires`` seconds are over since their consumer last looked. In an event loop a thread looks
-  for it, so one that is busy keeps its queue; one that was stopped for longer declares and binds it again.
+- *Fan-out* (``celery.pidbox``) copies the message to each bound queue, in one transaction: acknowledging one copy does
+  not affect the others.
+- *Queues that are removed with their consumer* (replies, events, the mailboxes of workers) are recognized by
+  ``auto_delete`` together with ``expires`` or ``exclusive``. They are dropped when their consumer leaves. If it was
+  killed, the next declaration of any queue drops those whose consumer last looked more than ``expires`` seconds ago. In
+  an event loop a thread looks for its consumers, so a busy one keeps its queue; one that was stopped for longer
+  declares and binds it again.
 - *How many at a time*: ``drain_events`` leases and delivers up to 16 messages, as with AMQP, if the prefetch count
-  permits. Those behind one whose callback raised come with the next call, and go back if their consumer is cancelled.
+  permits. Messages behind one whose callback raised come with the next call, and return if their consumer is cancelled.
 - *A message without ack* (``no_ack``) is popped when it is delivered.
-- *Rejected without requeue*: AMQP forgets the message, or gives it to a dead-letter exchange; here it is a dead letter.
+- *Rejected without requeue*: AMQP forgets the message, or passes it to a dead-letter exchange; here it becomes a dead
+  letter.
 - *Priorities* are 0 to 9, and higher ones leave sooner, as with RabbitMQ (Redis has it the other way round).
 - *Eta*: Celery's worker takes a message that is due later, and holds it until then. One that is due in more than a
-  minute stays in the queue until a minute before, where no death of a worker touches it.
+  minute stays in the queue until a minute before that, where no worker's death affects it.
 - *In an event loop* an acknowledgement leases the next message of its queue in the same step: one commit a task.
 - *Waiting*: a connection sleeps on the bell of the directory, which each commit rings; there is no polling interval.
-  The event loop of a worker wants a descriptor to wait for: a thread sleeps on the bell for it, and writes to a pipe.
+  The event loop of a worker needs a descriptor to wait for, so a thread sleeps on the bell and writes to a pipe.
 """
 
 import logging
@@ -68,11 +70,11 @@ __all__ = ["Channel", "Transport"]
 
 TRANSPORT_ALIASES["lmdb"] = "lmdbqueue.integrations.kombu:Transport"
 
-_LOOK: Final = 1.0  # seconds between two looks of a connection that waits
+_LOOK: Final = 1.0  # seconds between two checks of a waiting connection
 _SOONEST: Final = 0.001  # seconds after which a message may expire
 _EARLY: Final = 60.0  # seconds before its eta at which a worker gets a message
-_AT_ONCE: Final = 16  # messages that are leased together, at the most
-# answered by kombu and Celery with a new connection; TransactionError, which is the caller's, would only come again
+_AT_ONCE: Final = 16  # the most messages leased together
+# kombu and Celery answer these with a new connection; TransactionError, the caller's mistake, would only come again
 _OF_THE_DIRECTORY: Final = (
     AccessError,
     ClosedError,
@@ -88,7 +90,7 @@ _tags = count(1)
 
 
 class QoS(virtual.QoS):  # type: ignore[misc]
-    """The messages that were delivered and not acknowledged: each is leased."""
+    """The messages that were delivered but not acknowledged: each is leased."""
 
     restore_at_shutdown = True
 
@@ -102,13 +104,13 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._leases[tag] = lease, seq
 
     def can_take(self, leaving: int = 0) -> int:
-        """Return how many messages may be leased once some have left."""
+        """Return how many messages may be leased after ``leaving`` of them have left."""
         if not self.prefetch_count:
             return _AT_ONCE
         return max(0, min(_AT_ONCE, int(self.prefetch_count) - len(self._leases) + leaving))
 
     def can_deliver(self, taken: int) -> bool:
-        """Return whether one of the messages that are leased and not delivered may be, which are so many."""
+        """Return whether one of the ``taken`` messages, leased but not delivered, may be delivered."""
         return not self.prefetch_count or len(self._leases) - taken < self.prefetch_count
 
     def ack(self, delivery_tag: Any) -> None:
@@ -129,7 +131,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._quick_ack(delivery_tag)
 
     def restore(self, tags: Iterable[Any], reason: str) -> None:
-        """Give back messages, those of a lease in one step; what fails keeps none of the others."""
+        """Give back messages, those of one lease in one step; a failure does not affect the others."""
         by_lease: dict[int, tuple[Lease[bytes], dict[Any, int]]] = {}
         for tag in tags:
             if (held := self._leases.get(tag)) is not None:
@@ -147,27 +149,27 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             self._quick_ack(tag)
 
     def begin_anew(self) -> None:
-        """Hold nothing, in a forked child: what is leased is its parent's."""
+        """Hold nothing in a forked child: leased messages belong to its parent."""
         self._process = os.getpid()
         self._leases.clear()
         self._delivered.clear()
         self._dirty.clear()
 
     def restore_unacked(self) -> list[Any]:
-        """Give back all that was not acknowledged."""
+        """Give back all unacknowledged messages."""
         self.channel.taken.clear()
         self.restore(list(self._leases), "its channel was closed")
         self._flush()
         return []
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Give back all that was not acknowledged, when the channel closes; not in a forked child."""
+        """Give back all unacknowledged messages when the channel closes; not in a forked child."""
         del stderr
         self._on_collect.cancel()
         if self._process == os.getpid():
             try:
                 self.restore_unacked()
-            except QueueError as error:  # it goes back when the connection closes, or its process ends
+            except QueueError as error:  # they return when the connection closes, or its process ends
                 _logger().warning("messages of a channel that closes could not be given back: %s", error)
         self._delivered.clear()
         self._delivered.restored = True
@@ -177,12 +179,12 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         if held is not None:
             with suppress(LeaseExpiredError, GoneError):  # the queue was purged or dropped: there is nothing to settle
                 do(*held)
-            self._leases.pop(tag, None)  # not before: what failed can be done again
+            self._leases.pop(tag, None)  # only now: after a failure it can be repeated
             self.channel.look_again()
 
 
 class _Consumer(NamedTuple):
-    """Who gets the messages of a queue."""
+    """A consumer of the messages of a queue."""
 
     queue: str
     no_ack: bool
@@ -199,9 +201,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def __init__(self, connection: "Transport", **options: Any) -> None:
         super().__init__(connection, **options)
         self._broker = connection.broker
-        self._known: dict[str, Declared] = {}  # what was declared here
+        self._known: dict[str, Declared] = {}  # the queues declared here
         self._by_tag: dict[str, _Consumer] = {}
-        self.taken: deque[tuple[str, Any]] = deque()  # leased and not delivered, each with the tag of its consumer
+        self.taken: deque[tuple[str, Any]] = deque()  # leased but not delivered, each with the tag of its consumer
         self._turn = 0
 
     # --- queues
@@ -224,7 +226,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._broker.queue(queue)
 
     def _make_again(self, queue: str) -> None:
-        """Declare and bind a queue that was dropped while its consumer was stopped, as far as it was made here."""
+        """Declare and bind again a queue that was dropped while its consumer was stopped, if it was declared here."""
         known = self._known.get(queue)
         if known is not None:
             self._broker.declare(queue, known._replace(seen=time.time()))
@@ -255,7 +257,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     # --- exchanges
 
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
-        """Return the bindings of an exchange, of all processes."""
+        """Return the bindings of an exchange, made by any process."""
         return self._broker.table(exchange)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str | None, queue: str) -> None:
@@ -264,7 +266,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self._broker.change(exchange, lambda table: table if row in table else [*table, row])
 
     def queue_bind(self, queue: str, exchange: str | None = None, routing_key: str = "", **options: Any) -> None:
-        """Bind a queue to an exchange, also if it was bound before and another process has dropped it since."""
+        """Bind a queue to an exchange, even if it was bound before, since another process may have dropped it."""
         self.state.binding_delete(queue, exchange or "amq.direct", routing_key)
         super().queue_bind(queue, exchange, routing_key, **options)
 
@@ -294,7 +296,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 with self._broker.control.transaction():
                     for name, queue in queues.items():
                         queue.push(stored(message), **self._how(name, message))
-            except GoneError:  # one of them was dropped meanwhile
+            except GoneError:  # one of the queues was dropped meanwhile
                 if is_last:
                     raise
                 for name in names:
@@ -303,7 +305,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 return
 
     def _how(self, queue: str, message: Any) -> dict[str, Any]:
-        """Return with which options a message is pushed."""
+        """Return the options with which a message is pushed."""
         how: dict[str, Any] = {"priority": -self._get_message_priority(message)}
         ends = [float(each) / 1000 for each in (message["properties"].get("expiration"),) if each]
         known = self._broker.declared(queue)
@@ -337,7 +339,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return None
 
     def _take(self, queue: str, n: int, *, no_ack: bool) -> list[Any]:
-        """Take up to ``n`` messages; what is none becomes a dead letter."""
+        """Take up to ``n`` messages; items of any other kind become dead letters."""
         made = partial(self._make_again, queue)
         if no_ack:
             message = self._broker.on(queue, popped, made)
@@ -380,7 +382,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return False
         self.taken.extend((tag, message) for message in self._held(more))
         connection.has_taken |= bool(self.taken)
-        connection.is_to_look |= len(more) < room  # there may be some in another queue
+        connection.is_to_look |= len(more) < room  # there may be messages in another queue
         return True
 
     def _held(self, lease: Lease[bytes]) -> list[Any]:
@@ -389,7 +391,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             try:
                 message = self._marked(message_of(payload), attempts)
             except ValueError as error:
-                with suppress(QueueError):  # a full disk: it goes back with the connection
+                with suppress(QueueError):  # a full disk: the lease ends with the connection
                     lease.reject(seq, str(error))
                 continue
             messages.append(message)
@@ -407,25 +409,25 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **options: Any) -> None:
         """Begin to deliver the messages of a queue."""
         super().basic_consume(queue, no_ack, callback, consumer_tag, **options)
-        # a connection of kombu's has one callback a queue: the channel that leases a message has to have it delivered
+        # a kombu connection has one callback for each queue: the channel that leases a message must deliver it
         deliver = self.connection._callbacks[queue]  # noqa: SLF001
         self._by_tag[consumer_tag] = _Consumer(queue, no_ack, deliver, named(queue))
         self.look_again()
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
-        """Limit how many messages are delivered and not acknowledged."""
+        """Limit the number of delivered but unacknowledged messages."""
         super().basic_qos(prefetch_size, prefetch_count, apply_global)
         if not self.qos.can_deliver(len(self.taken)):
             self._give_back()
         self.look_again()
 
     def look_again(self) -> None:
-        """Make the event loop look for messages at its next turn, since there may be room for some."""
+        """Make the event loop look for messages in its next turn, since there may be room for some."""
         if self.connection is not None:
             self.connection.is_to_look = True
 
     def basic_cancel(self, consumer_tag: str) -> None:
-        """Deliver no more; a queue that goes with its consumer goes."""
+        """Stop delivering; remove the queue if it is removed with its consumer."""
         consumer = self._by_tag.pop(consumer_tag, None)
         super().basic_cancel(consumer_tag)
         if consumer is None or not self._broker.is_mine:
@@ -438,11 +440,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 if known is not None and known.is_passing:
                     self._known.pop(queue, None)
                     self._broker.drop(queue)
-        except QueueError as error:  # what is leased goes back with the channel, the queue when its time is over
+        except QueueError as error:  # leases end with the channel, and the queue expires
             _logger().warning("a consumer of queue %r is cancelled, and cannot clean up: %s", consumer.queue, error)
 
     def _give_back(self, consumer_tag: str | None = None) -> None:
-        """Give back what is leased and not delivered, to one consumer or to all."""
+        """Give back undelivered leased messages, of one consumer or of all."""
         tags = [message["properties"]["delivery_tag"] for tag, message in self.taken if consumer_tag in (None, tag)]
         self.taken = deque(each for each in self.taken if consumer_tag not in (None, each[0]))
         if tags:
@@ -460,12 +462,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.deliver_taken()
 
     def deliver_taken(self) -> None:
-        """Deliver what is leased and may be delivered, without another look at the queues."""
+        """Deliver leased messages that may be delivered, without reading the queues again."""
         for _ in range(_AT_ONCE):
             if not self.taken or not self._deliver_next():
                 return
         if self.connection is not None:
-            self.connection.has_taken = True  # consumers that acknowledge at once make room for ever more
+            self.connection.has_taken = True  # consumers that acknowledge immediately make room for more without end
 
     def _deliver_next(self) -> bool:
         if not self.qos.can_deliver(len(self.taken)):
@@ -475,7 +477,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         return True
 
     def _begin_anew(self) -> None:
-        """Go on in a forked child, without what its parent has taken."""
+        """Continue in a forked child, without the messages that its parent has taken."""
         self._broker = self.connection.broker
         self.taken.clear()
         self.qos.begin_anew()
@@ -499,7 +501,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self._broker.put_off(consumer.queue)
 
     def close(self) -> None:
-        """Give back what was not acknowledged, and cancel all consumers."""
+        """Give back unacknowledged messages, and cancel all consumers."""
         try:
             super().close()
         finally:
@@ -511,7 +513,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     """kombu on a queue directory: ``lmdb:////path/of/the/directory``.
 
     The directory is created if it is missing; its parent must exist. With ``transport_options={"durability":
-    "interval"}`` nothing waits for the disk: messages survive killed processes, and a power cut takes back the last
+    "interval"}`` nothing waits for the disk: messages survive killed processes, and a power cut undoes at most the last
     moments. With ``"off"`` nothing is promised after a power cut.
     """
 
@@ -529,10 +531,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().__init__(client, **options)
         self._opened: Broker | None = None
         self._alarm: _Alarm | None = None
-        self._leave: Callable[[], None] = _nothing  # the event loop
+        self._leave: Callable[[], None] = _nothing  # leaves the event loop
         self._loop_thread: int | None = None
-        self.is_to_look = False  # the event loop, for messages
-        self.has_taken = False  # some channel, in the event loop, messages that were not delivered
+        self.is_to_look = False  # whether the event loop should look for messages
+        self.has_taken = False  # whether a channel, in the event loop, has undelivered messages
 
     @property
     def broker(self) -> Broker:
@@ -563,7 +565,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self.broker.sleep(ticket, min(left, _LOOK))
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Deliver messages from a hub's loop from now on."""
+        """Deliver messages from the loop of a hub from now on."""
         del connection
         self._leave()
         alarm = self._alarm = _Alarm(self.broker, self._put_off)
@@ -608,7 +610,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._alarm.ring()
 
     def _go_on(self) -> None:
-        """Look again, after what else the loop has to do."""
+        """Look again, after the other work of the loop."""
         self.is_to_look = True
         if self._alarm is not None:
             self._alarm.ring()
@@ -618,7 +620,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             channel.put_off()
 
     def close_connection(self, connection: Any) -> None:
-        """Close all channels, and the directory: what was not acknowledged goes back."""
+        """Close all channels and the directory; unacknowledged messages return."""
         opened = self._opened
         try:
             if opened is not None and opened.is_mine:
@@ -631,7 +633,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
 
 class _Alarm:
-    """A descriptor that can be read once there may be something in the directory; its thread tells who consumes."""
+    """A descriptor, readable when the directory may have messages; its thread also keeps consumers' queues alive."""
 
     def __init__(self, broker: Broker, put_off: Callable[[], None]) -> None:
         self.reader, self._writer = os.pipe()
@@ -671,7 +673,7 @@ class _Alarm:
                 self._broker.sleep(ticket, _LOOK)
             except ClosedError:
                 return
-            except (QueueError, OSError):  # the loop looks, too, and meets it
+            except (QueueError, OSError):  # the loop will look, too, and get the same error
                 time.sleep(_LOOK)
                 self.ring()
 

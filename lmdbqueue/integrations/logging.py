@@ -1,23 +1,23 @@
-"""Log records that survive the program: a handler that stores them, a listener that hands them on. No extra needed.
+"""Log records that survive the program: a handler that stores them, a listener that passes them on. No extra needed.
 
 Owns: how a record is stored (a JSON object), when it counts as handled. Law: no error of the queue reaches the program
-that logs; a record is acknowledged after every handler has taken it, and one that cannot be decoded or handled is set
-aside while the listener goes on. Must not know: LMDB, what handlers do.
+that logs; a record is acknowledged after every handler has taken it; one that cannot be decoded or handled is set
+aside, and the listener continues. Must not know: LMDB, what handlers do.
 
 ====  ========================================  ===============================================================
 step  what is done, by the listener's thread    its process is killed after it
 ====  ========================================  ===============================================================
-1     lease some records                        they are back in their places at once
-2     hand each to every handler                some handlers have taken some of them: they get those again
-3     give back or set aside those that failed  they come again after their delay, or are dead letters
+1     lease some records                        they return to their places immediately
+2     pass each to every handler                handlers may get records a second time
+3     give back or set aside failed records     they come again after their delay, or are dead letters
 4     acknowledge the others                    they are done
 ====  ========================================  ===============================================================
 
-No sentinel ends a listener, so none can be left behind for the next one.
+A listener is not ended by a sentinel, so none can be left behind for the next one.
 
 Three ways lead from a log call to the queue. The plain one pushes before the call returns. With ``linger``, and where a
-push is impossible (in a transaction of another directory, or amid another call of the same thread: a signal's handler
-that logs, a warning of this library's), a thread of the handler pushes a moment later: ``_later``.
+push is impossible (in a transaction of another directory, or during another call of the same thread: a signal handler
+that logs, a warning of this library), a thread of the handler pushes a moment later: ``_later``.
 """
 
 import json
@@ -50,9 +50,9 @@ from lmdbqueue.integrations._later import Later
 
 __all__ = ["DurableHandler", "DurableListener", "decode", "encode"]
 
-_DERIVED: Final = ("args", "exc_info", "filename", "levelname", "module", "msecs")  # another field tells each
-_MADE: Final = {"name", "levelno", "pathname", "lineno", "msg", "funcName", "stack_info"}  # by LogRecord's constructor
-_LOOK: Final = 1.0  # seconds between two looks of a thread that waits
+_DERIVED: Final = ("args", "exc_info", "filename", "levelname", "module", "msecs")  # derived from other fields
+_MADE: Final = {"name", "levelno", "pathname", "lineno", "msg", "funcName", "stack_info"}  # set by the constructor
+_LOOK: Final = 1.0  # seconds between two checks of a waiting thread
 _PLAIN: Final = logging.Formatter()
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 
@@ -69,11 +69,11 @@ def encode(record: logging.LogRecord) -> bytes:
 
 
 def _fields(record: logging.LogRecord, formatter: logging.Formatter | None) -> dict[str, Any]:
-    """Return what is stored of a record; nothing in it depends on what the program changes later."""
+    """Return the fields to store of a record, independent of what the program changes later."""
     fields = dict(record.__dict__)
     if formatter is not None:
         fields["msg"] = formatter.format(record)
-        fields["exc_text"] = fields["stack_info"] = None  # they are in the message
+        fields["exc_text"] = fields["stack_info"] = None  # the formatter has put them into the message
     else:
         fields["msg"] = record.getMessage()
         if record.exc_info and not record.exc_text:
@@ -86,7 +86,7 @@ def _fields(record: logging.LogRecord, formatter: logging.Formatter | None) -> d
 def _encoded(fields: dict[str, Any]) -> bytes:
     try:
         return _dumps(fields).encode()
-    except (TypeError, ValueError, RecursionError):  # a dict with keys of another kind, a circle
+    except (TypeError, ValueError, RecursionError):  # a dict with other keys than str, or a cycle
         return _dumps({name: _harmless(value) for name, value in fields.items()}).encode()
 
 
@@ -138,8 +138,8 @@ class DurableHandler(logging.Handler):
         name: The queue in the directory.
         retain: The number of newest records to keep while nobody listens; older ones are dropped. None: all.
         durability: ``"off"``, ``"interval"`` or ``"full"``, for a new directory; an existing one keeps its own.
-        linger: Seconds that a thread collects records before it pushes them in one step. A log call then costs a
-            third, and a killed program loses the records of that time. 0: each record is pushed at once.
+        linger: Seconds for which a thread collects records before it pushes them in one step. A log call then costs a
+            third, and a killed program loses the records of that time. 0: each record is pushed immediately.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DurableHandler(logging.Handler):
         self._later = Later(self.queue, self._push, self._failed, linger)
 
     def createLock(self) -> None:  # noqa: N802  (logging's name)
-        """Have a lock that nobody waits for: the queue needs none, and threads that log at once share a sync."""
+        """Use a lock that never blocks: the queue needs none, and threads that log at the same moment share a sync."""
         self.lock = _NoLock()  # type: ignore[assignment]
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -168,7 +168,7 @@ class DurableHandler(logging.Handler):
         try:
             fields = _fields(record, self.formatter)
             if self._linger or getattr(self._here, "is_pushing", False) or self._later.is_here():
-                self._later.add(fields)  # what a push itself logs waits for the next one
+                self._later.add(fields)  # records that a push itself logs wait for the next one
                 return
             self._here.is_pushing = True
             try:
@@ -181,17 +181,17 @@ class DurableHandler(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until what was logged before is in the queue, or has failed.
+        """Wait until all earlier records are in the queue, or have failed.
 
-        In a transaction of the queue's directory, and in a signal's handler that came amid a call on it, this does not
+        In a transaction of the queue's directory, and in a signal handler that interrupted a call on it, this does not
         wait, since it would wait for itself.
         """
         self._later.flush()
 
     def close(self) -> None:
-        """Push what waits in memory, and close the queue. Later records go to ``handleError``.
+        """Push pending records, and close the queue. Later records go to ``handleError``.
 
-        Where ``flush`` does not wait this does not either; then a thread closes the queue, a moment later.
+        Where ``flush`` would not wait, this does not either; then a thread closes the queue a moment later.
         """
         self._later.close()
         super().close()
@@ -204,7 +204,7 @@ class DurableHandler(logging.Handler):
 
 
 class _NoLock:
-    """What ``logging`` takes for a lock around ``emit``."""
+    """The lock that ``logging`` holds around ``emit``."""
 
     def acquire(self) -> None: ...
 
@@ -253,10 +253,10 @@ class DurableListener:
         self._batch = batch
         self._retry = DEFAULT_RETRY if retry is None else retry
         self._respects_level = respect_handler_level
-        self._took: dict[int, set[int]] = {}  # which handlers have taken a record that comes again
-        self._failure: BaseException | None = None  # of the handler that is at it
+        self._took: dict[int, set[int]] = {}  # which handlers have taken a record that will come again
+        self._failure: BaseException | None = None  # error of the handler at work
         self._thread: threading.Thread | None = None
-        self._ident = 0  # of that thread
+        self._ident = 0  # identifies that thread
         self._round = _Round()
         self.queue = self._open()
 
@@ -268,9 +268,9 @@ class DurableListener:
         self.stop()
 
     def start(self) -> None:
-        """Begin to hand on records, in a new thread; again after ``stop``, or in a forked child.
+        """Begin to pass on records, in a new thread. It can be called again after ``stop``, and in a forked child.
 
-        Does nothing if it runs.
+        Does nothing if the listener is running.
         """
         if self._thread is None or not self._thread.is_alive():
             if local_engine_of(self.queue).is_closed or local_engine_of(self.queue).is_shut_down:
@@ -283,7 +283,7 @@ class DurableListener:
             self._thread.start()
 
     def stop(self) -> None:
-        """Hand on what waits now, and end the thread. What comes again later, by ``retry``, stays in the queue.
+        """Pass on the waiting records, and end the thread. Records that ``retry`` delays stay in the queue.
 
         A handler may call this; then the thread ends after the records that it has.
         """
@@ -291,19 +291,19 @@ class DurableListener:
         if thread is not None and thread.is_alive():
             try:
                 left = self.queue.count()
-            except QueueError:  # the disk: what is there stays there
+            except QueueError:  # the disk failed: the records stay in the queue
                 left = 0
             is_own = thread is threading.current_thread()
             self._round.left = 0 if is_own else left
             with suppress(ClosedError):
-                self.queue.shutdown()  # which ends the wait
+                self.queue.shutdown()  # ends the wait
             if is_own:
                 return
             thread.join()
         self.queue.close()
 
     def _open(self) -> PersistentQueue[logging.LogRecord]:
-        return _opened(*self._where, loads=decode)  # a death of a listener counts against no record
+        return _opened(*self._where, loads=decode)  # a listener's death does not count as an attempt
 
     def _run(self, queue: PersistentQueue[logging.LogRecord], round_: "_Round") -> None:
         self._ident = threading.get_ident()
@@ -320,7 +320,7 @@ class DurableListener:
 
     def _hand_all_on(self, queue: PersistentQueue[logging.LogRecord], round_: "_Round") -> None:
         while round_.left is None or round_.left > 0:
-            is_ending = round_.left is not None  # else what this lease takes may not have been counted
+            is_ending = round_.left is not None  # otherwise records of this lease may not have been counted
             try:
                 lease = queue.lease(self._batch, blocking=True, timeout=_LOOK)
                 self._hand_on(lease)
@@ -328,7 +328,7 @@ class DurableListener:
                 continue
             except (ShutDown, ClosedError):
                 return
-            except QueueError:  # the disk; this thread lives on, unless it is to end
+            except QueueError:  # the disk failed; this thread continues, unless it is to end
                 logging.getLogger("lmdbqueue").exception("a log listener tries again")
                 if round_.left is not None:
                     return
@@ -338,7 +338,7 @@ class DurableListener:
                     round_.left -= len(lease)
 
     def _noted(self, original: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
-        """Do as ``handleError`` of a handler, which may be at work in other threads, too, as that of a logger."""
+        """Stand in for a handler's ``handleError``; other threads may use the handler, too, for example in a logger."""
         if threading.get_ident() == self._ident:
             self._failure = sys.exception()
         else:
@@ -357,7 +357,7 @@ class DurableListener:
                         lease.nack(seq, self._retry.delay(attempts), reason)
 
     def _handled(self, record: logging.LogRecord, seq: int) -> BaseException | None:
-        """Hand a record to each handler that has not taken it; return what one of them failed at."""
+        """Pass a record to each handler that has not taken it; return the error of one that failed."""
         took = self._took.pop(seq, set())
         found: BaseException | None = None
         for number, handler in enumerate(self.handlers):
@@ -365,8 +365,8 @@ class DurableListener:
                 continue
             self._failure = None
             try:
-                handler.handle(copy(record))  # a handler may change it, and another must not see that
-            except BaseException as error:  # SystemExit, too: the thread lives on
+                handler.handle(copy(record))  # a handler may change it, which others must not see
+            except BaseException as error:  # even SystemExit: the thread continues
                 self._failure = error
             if self._failure is None:
                 took.add(number)
@@ -378,15 +378,15 @@ class DurableListener:
 
 
 class _Round:
-    """What a thread of a listener does from ``start`` to ``stop``."""
+    """The run of a listener's thread from ``start`` to ``stop``."""
 
-    left: int | None = None  # how many records are to be handled before the end, once that is wanted
+    left: int | None = None  # the number of records to handle before the end, once stop was called
 
 
 def _opened(
     path: str | os.PathLike[str], name: str, durability: Durability = "off", **options: Any
 ) -> PersistentQueue[Any]:
-    """Open a queue of records, as its directory is, or made with this durability."""
+    """Open a queue of records with the durability of its directory, or create it with this one."""
     checksum = True
     with suppress(FormatError):
         found = options_of(os.path.abspath(path))

@@ -1,6 +1,6 @@
-r"""Telemetry that survives the collector's absence and the program's death: the extra ``opentelemetry``.
+r"""Telemetry that survives outages of the collector and the death of the program: the extra ``opentelemetry``.
 
-Owns: what is stored of spans, log records and metrics (OTLP requests, as bytes), and the thread that sends them. Law:
+Owns: the stored form of spans, log records and metrics (OTLP requests, as bytes), and the thread that sends them. Law:
 an export ends when its request is stored, and never waits for a collector; a request leaves the queue once the
 collector has answered. Must not know: what is in the requests.
 
@@ -8,12 +8,12 @@ collector has answered. Must not know: what is in the requests.
         BatchSpanProcessor(DurableSpanExporter("telemetry", "http://localhost:4318"))
     )
 
-Without a target another process sends, or a later one:
+Without a target, another or a later process sends:
 
     lmdbqueue forward telemetry http://localhost:4318/v1/traces --name traces --bytes \
         --header 'Content-Type: application/x-protobuf' --follow
 
-Trace context goes with items, in their headers: ``queue.push(item, headers=inject())`` here, and
+Trace context travels with items, in their headers: ``queue.push(item, headers=inject())`` here, and
 ``queue.work(traced(handler))`` there.
 """
 
@@ -56,8 +56,8 @@ __all__ = [
     "traced",
 ]
 
-_AGAIN: Final = 30.0  # seconds until it is tried again to send, after an error of the disk
-_PATIENCE: Final = 5.0  # seconds that a shutdown waits for the request that is under way
+_AGAIN: Final = 30.0  # seconds until the next attempt to send, after an error of the disk
+_PATIENCE: Final = 5.0  # seconds for which a shutdown waits for the request under way
 
 
 def collector(url: str, signal: str, headers: dict[str, str] | None = None) -> HttpTarget:
@@ -94,11 +94,11 @@ class _Store:
             self._thread.start()
 
     def _send(self) -> None:
-        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))  # else what sends spans makes spans
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, value=True))  # otherwise sending spans would make spans
         while self._forwarder is not None:
             try:
                 self._forwarder.run()
-            except Exception:  # what is stored stays there
+            except Exception:  # stored requests stay
                 logging.getLogger("lmdbqueue").exception("telemetry is not sent; the next try is in %g s", _AGAIN)
             while not self._stopped.wait(_AGAIN):
                 with suppress(QueueError):
@@ -106,13 +106,13 @@ class _Store:
                     break
             else:
                 return
-            if self._stopped.is_set():  # since
+            if self._stopped.is_set():  # stopped since
                 self._forwarder.stop()
 
     def push(self, request: Any) -> bool:
-        """Store a request; return whether that went well.
+        """Store a request; return whether it was stored.
 
-        In a transaction of another directory, and amid a call on this one, a thread stores it a moment later.
+        In a transaction of another directory, and during a call on this one, a thread stores it a moment later.
         """
         payload: bytes = request.SerializeToString()
         try:
@@ -129,11 +129,11 @@ class _Store:
         logging.getLogger("lmdbqueue").warning("telemetry was not stored: %s", sys.exception())
 
     def flush(self) -> None:
-        """Wait until what was exported is stored."""
+        """Wait until all exported data are stored."""
         self._later.flush()
 
     def close(self) -> None:
-        """Send no more, and close the queue; what is in it is sent by whoever comes next."""
+        """Stop sending, and close the queue; the next program sends the rest."""
         self._stopped.set()
         if self._forwarder is not None and self._thread is not None:
             self._forwarder.stop()
@@ -153,8 +153,8 @@ class DurableSpanExporter(SpanExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
-        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
-            For a directory that is created now.
+        durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Used when the directory is created.
     """
 
     def __init__(
@@ -173,11 +173,11 @@ class DurableSpanExporter(SpanExporter):
         return SpanExportResult.SUCCESS if self._store.push(encode_spans(spans)) else SpanExportResult.FAILURE
 
     def shutdown(self) -> None:
-        """Close the queue; what was not sent is sent by the next program."""
+        """Close the queue; the next program sends unsent requests."""
         self._store.close()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return True: what was exported is stored."""
+        """Return True: all exported data are stored."""
         del timeout_millis
         self._store.flush()
         return True
@@ -193,8 +193,8 @@ class DurableLogExporter(LogRecordExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
-        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
-            For a directory that is created now.
+        durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Used when the directory is created.
     """
 
     def __init__(
@@ -214,11 +214,11 @@ class DurableLogExporter(LogRecordExporter):
         return LogRecordExportResult.SUCCESS if is_stored else LogRecordExportResult.FAILURE
 
     def shutdown(self) -> None:
-        """Close the queue; what was not sent is sent by the next program."""
+        """Close the queue; the next program sends unsent requests."""
         self._store.close()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return True: what was exported is stored."""
+        """Return True: all exported data are stored."""
         del timeout_millis
         self._store.flush()
         return True
@@ -234,8 +234,8 @@ class DurableMetricExporter(MetricExporter):
         target: The URL of an OTLP/HTTP collector, a ``Target``, or None: another process forwards.
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
-        durability: ``"off"``; ``"interval"``: a power cut takes the last moments at most; ``"full"``: it takes nothing.
-            For a directory that is created now.
+        durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Used when the directory is created.
         **preferred: Options of ``MetricExporter``.
     """
 
@@ -259,12 +259,12 @@ class DurableMetricExporter(MetricExporter):
         return MetricExportResult.SUCCESS if is_stored else MetricExportResult.FAILURE
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
-        """Close the queue; what was not sent is sent by the next program."""
+        """Close the queue; the next program sends unsent requests."""
         del timeout_millis
         self._store.close()
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Return True: what was exported is stored."""
+        """Return True: all exported data are stored."""
         del timeout_millis
         self._store.flush()
         return True

@@ -1,7 +1,7 @@
 """Figures of queues for OpenTelemetry: the extra ``otel``.
 
-Owns: the instruments. Law: a figure is read when it is collected, and never in between; a queue that cannot be read any
-more is left out, and the others are not. Must not know: names and meanings (``_verbs.metrics``).
+Owns: the instruments. Law: a figure is read when it is collected, and never in between; a queue that can no longer be
+read is left out, without affecting the others. Must not know: names and meanings (``_verbs.metrics``).
 
     from opentelemetry import metrics
     from lmdbqueue.integrations.otel import observe
@@ -44,7 +44,7 @@ def _callback(
     metric: Metric, queues: Iterable[PersistentQueue[Any]]
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observations(_options: CallbackOptions) -> Iterable[Observation]:
-        found: dict[tuple[str, ...], Observation] = {}  # a figure of a directory once, whatever queues are in it
+        found: dict[tuple[str, ...], Observation] = {}  # a directory's figures once, for all its queues
         for queue in queues:
             path = os.path.abspath(os.path.join(queue.path, queue.filename))
             with suppress(QueueError):

@@ -1,7 +1,7 @@
 """Figures of queues for prometheus_client: the extra ``prometheus``.
 
-Owns: a collector. Law: figures are read when Prometheus asks, never in between; a queue that cannot be read any more is
-left out, and the others are not. Must not know: names and meanings (``_verbs.metrics``).
+Owns: a collector. Law: figures are read when Prometheus asks, never in between; a queue that can no longer be read is
+left out, without affecting the others. Must not know: names and meanings (``_verbs.metrics``).
 
     from prometheus_client import REGISTRY, start_http_server
     from lmdbqueue.integrations.prometheus import QueueCollector
@@ -52,7 +52,7 @@ class QueueCollector(Collector):
                 figures.append((path, queue.name, queue.stats()))
         for metric in metrics.METRICS:
             family = _family(metric)
-            found: dict[tuple[str, ...], tuple[metrics.Labels, float]] = {}  # that of a directory once
+            found: dict[tuple[str, ...], tuple[metrics.Labels, float]] = {}  # a directory's figures once
             for path, name, stats in figures:
                 for labels, value in metric.samples(path, name, stats):
                     found[tuple(labels.values())] = labels, value
