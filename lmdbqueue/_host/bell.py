@@ -1,22 +1,20 @@
 """Waking sleepers, in this process and in others, after a commit.
 
-Owns: the doorbell, a file of one byte. Law: whoever looks after ``listen`` and sleeps with what that
-returned misses no ring: one that comes in between ends the sleep at once. Nobody sleeps for longer
-than ``CEILING`` without looking. Must not know: LMDB, queues, what is waited for.
+Owns: the doorbell, a file of one byte. Law: a thread that calls ``listen``, then checks, then sleeps with the ticket of
+``listen`` misses no ring: one that comes in between ends the sleep immediately. No thread sleeps longer than
+``CEILING`` without checking. Must not know: LMDB, queues, what is waited for.
 
-A committer writes the byte (``ring``) *after* its commit: watching the data file itself would wake
-sleepers before the commit can be seen. The byte is 0 until somebody listens for the first time, who sets it
-before he looks: until then nobody sleeps, and a look at memory tells so. Sleepers have the file watched: by inotify
-on Linux, by kqueue on macOS and the BSDs, elsewhere (and when the kernel has no watch left) by looking each
-``POLL`` s.
+A committer writes the byte (``ring``) *after* its commit: watching the data file itself would wake sleepers before the
+commit is visible. The byte is 0 until the first listener sets it, before it checks: until then there are no sleepers,
+and a committer learns that from memory. Sleepers watch the file by inotify on Linux, by kqueue on macOS and the BSDs;
+elsewhere, and when the kernel has no watches left, they check every ``POLL`` seconds.
 
 One watch serves all sleepers of a process, and stays open: opening one for each sleep cost a p99 of
-15 ms instead of 0.3 ms. One sleeper at a time sits on the watch; the others rest, each at a lock of its own, and are
-told when the bell rang (all of them: each looks for itself) or when the seat is left for another reason (one of
-them: to take it).
+15 ms instead of 0.3 ms. One sleeper at a time sits on the watch; the others rest, each at a lock of its own. All of
+them are woken when the bell rings, and one of them when the seat becomes free for another reason, to take it.
 
-An interrupt (KeyboardInterrupt) may come anywhere (``_host.threads``): a seat that an interrupted sleeper never left is
-free at the time by which it would have been.
+An interrupt (KeyboardInterrupt) may come anywhere (``_host.threads``): a seat that an interrupted sleeper never left
+becomes free at the time at which its sleep would have ended.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from lmdbqueue._host.threads import Resting
 
 CEILING: Final = 1.0  # seconds
 POLL: Final = 0.005  # seconds; 0.7 % of a core, 2.8 ms of delay
-_LATE: Final = 1.0  # seconds that a sleeper may wake late
+_LATE: Final = 1.0  # seconds by which a sleeper may wake late
 _HEARD: Final = b"\1"
 
 
@@ -51,30 +49,30 @@ if TYPE_CHECKING:
 
 
 class Bell:
-    """The doorbell of one directory, as this process has it."""
+    """The doorbell of one directory, in this process."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Use the file at ``path``; it is made by ``hang``, or when it is first needed."""
+        """Use the file at ``path``; ``hang`` creates it, or the first use."""
         self._path = path
         self._folder = folder
         self._fd: int | None = None
         self._memory: mmap.mmap | None = None  # the byte
         self._watch: _Watch | None = None
         self._rings = 0
-        self._sitting: dict[int, float] = {}  # on the watch: the thread, and by when it is gone, whatever happens
+        self._sitting: dict[int, float] = {}  # the thread on the watch: by when it has left in any case
         self._others = Resting()
         self._is_closed = False
-        self._lock = threading.RLock()  # entered in one step, whatever interrupts; amid it a handler may ring
+        self._lock = threading.RLock()  # reentrant: a signal handler may ring; taken in one step of C
 
     def hang(self) -> None:
-        """Create the file if missing. Under the directory lock: else another may meet one that is still root's."""
-        with self._lock, suppress(OSError):  # on a full disk without it
+        """Create the file if it is missing. Under the directory lock, or others may find it still owned by root."""
+        with self._lock, suppress(OSError):  # on a full disk there is no bell
             self._open()
 
     def ring(self) -> None:
         """Wake every sleeper of every process. Call it after the commit.
 
-        It never fails: what it follows is done. On a full disk the sleepers wake at their ceiling.
+        It never fails, since the commit is already done. On a full disk the sleepers wake at their ceiling.
         """
         with self._lock:  # so that close() cannot free the descriptor for another file meanwhile
             if not self._is_closed and (self._memory is None or self._memory[0]):
@@ -85,12 +83,12 @@ class Bell:
                         raise
 
     def listen(self) -> int:
-        """Begin to notice rings; return what ``wait`` wants to know."""
+        """Begin to notice rings; return a ticket for ``wait``."""
         with self._lock:
             if self._watch is None and not self._is_closed:
                 try:
                     self._watch = self._listening()
-                except OSError as error:  # no descriptor, or no room for the file: nobody rings for this process
+                except OSError as error:  # no descriptor, or no room for the file: this process hears no rings
                     if is_of_a_handler(error):
                         raise
                     self._watch = _Polling()
@@ -107,7 +105,7 @@ class Bell:
         return _watch(self._path, fd)
 
     def wait(self, ticket: int, timeout: float) -> None:
-        """Sleep until a ring that came after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
+        """Sleep until the bell rings after ``ticket`` was given, at most ``timeout`` seconds and ``CEILING``."""
         deadline = time.monotonic() + min(timeout, CEILING)
         while (left := deadline - time.monotonic()) > 0 and self._sleep(ticket, left):
             pass
@@ -129,7 +127,7 @@ class Bell:
             turn.acquire(timeout=CEILING)
 
     def forget(self) -> None:
-        """Free the descriptors and nothing else, as a forked child must."""
+        """Only free the descriptors, as a forked child must."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -145,20 +143,20 @@ class Bell:
             self._fd = open_private(self._path, os.O_RDWR, folder=self._folder)
         if self._memory is None:
             if not os.fstat(self._fd).st_size:
-                os.ftruncate(self._fd, 1)  # to write a byte might undo what a listener wrote
+                os.ftruncate(self._fd, 1)  # writing a byte could overwrite that of a listener
             self._memory = mmap.mmap(self._fd, 1, prot=mmap.PROT_READ)
         return self._fd
 
     def _is_seat_taken(self) -> bool:
-        """Return whether somebody sits on the watch, as far as is known."""
+        """Return whether a thread sits on the watch, as far as is known."""
         return any(until > time.monotonic() for until in list(self._sitting.values()))
 
     def _sleep(self, ticket: int, timeout: float) -> bool:
-        """Sleep on the watch, or, if somebody does, until told; return whether there was a reason to."""
+        """Sleep on the watch, or until woken if another thread sits there; return whether there may be news."""
         me = threading.get_ident()
         turn = None
         rang = False
-        hands_on = True  # the seat, or what one was told who is interrupted
+        hands_on = True  # whether to pass on the seat, or a wake-up that an interrupted thread received
         try:
             with self._lock:
                 self._sitting.pop(me, None)
@@ -237,7 +235,7 @@ class _Kqueue:
 
 
 class _Polling:
-    """Anywhere: the sleeper looks each ``POLL`` seconds."""
+    """Everywhere else: the sleeper checks every ``POLL`` seconds."""
 
     def wait(self, timeout: float) -> bool:
         time.sleep(min(timeout, POLL))
@@ -248,11 +246,11 @@ class _Polling:
 
 
 def _watch(path: str, fd: int) -> _Watch:
-    """Return what watches the file that is open as ``fd``, wherever its name stands by now."""
+    """Return a watch on the file that is open as ``fd``, even if it was renamed."""
     try:
         here = f"/proc/self/fd/{fd}"
         return _Inotify(here if os.access(here, os.F_OK) else path) if sys.platform == "linux" else _Kqueue(path)
-    except TimeoutError:  # of an alarm: nothing here waits for a network
+    except TimeoutError:  # raised by an alarm: nothing here waits for a network
         raise
-    except (OSError, AttributeError, ImportError):  # no watch or descriptor left, or not that kind of system
+    except (OSError, AttributeError, ImportError):  # no watch or descriptor left, or another kind of system
         return _Polling()

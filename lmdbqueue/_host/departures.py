@@ -1,15 +1,16 @@
-"""Work that must not be done where it comes up: in the garbage collector, or amid a call of the same thread.
+"""Work that must not be done where it arises: in the garbage collector, or during a call of the same thread.
 
-Owns: one thread, which is there while there is such work; how long the program's end waits. Law: ``defer`` takes no
-lock that it would wait for, and touches no file; what was deferred is done before the program ends, unless it would
-have to wait for another process too long. Must not know: what the work is.
+Owns: one thread, which exists while there is such work; how long the program's end waits. Law: ``defer`` waits for no
+lock and touches no file; deferred work is done before the program ends, unless it would have to wait too long for
+another process. Must not know: what the work is.
 
-Who lets go of a queue object lets the collector run its finalizer, wherever in the program that comes: amid a write
-transaction of that very queue, too, whose lock the finalizer would wait for. The handler of a signal is no better off.
+When a queue object is dropped, the garbage collector may run its finalizer anywhere in the program: even during a write
+transaction of that very queue, for whose lock the finalizer would wait. A signal handler is in the same position.
 
-The end of the program. A thread that waits too long is left behind, and another one does the rest. Python 3.12 refuses
-new threads by then, so the main thread does it, which nobody could leave behind: there, what closes something
-asks ``patience`` how long it may wait for a lock, and what it does not get is left to the end of the process.
+The end of the program. A thread that waits too long is abandoned, and another one does the rest. Python 3.12 refuses
+new threads by then, so the main thread does the rest, and it cannot be abandoned: there, code that closes something
+asks ``patience`` how long it may wait for a lock, and if it does not get the lock, leaves the work to the end of the
+process.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from typing import Any, Final
 
 from lmdbqueue._host.fork import at_fork
 
-_PATIENCE: Final = 10.0  # seconds that the program's end waits for work that is under way
+_PATIENCE: Final = 10.0  # seconds for which the program's end waits for work under way
 
 _left: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _working = Lock()  # held by the thread
 _at_end: list[Callable[[], object]] = []
-_is_ending = False  # the program, and nobody waits for another thread any more
-_deadline = 0.0  # of the main thread's waits, at the program's end; on time.monotonic()
+_is_ending = False  # the program is ending, and no thread waits for another any more
+_deadline = 0.0  # deadline of the main thread's waits at the program's end; on time.monotonic()
 
 
 def defer(fn: Callable[..., object], *args: object) -> None:
-    """Call ``fn(*args)`` in another thread, soon; in the main thread, once the program ends, at once."""
+    """Call ``fn(*args)`` soon, in another thread; while the program ends, call it at once in the main thread."""
     _left.append((fn, args))
     if _is_ending and current_thread() is main_thread():
         _do_what_is_left()
@@ -45,20 +46,20 @@ def defer(fn: Callable[..., object], *args: object) -> None:
 
 
 def at_end(fn: Callable[[], None]) -> Callable[[], None]:
-    """Call ``fn`` when the program ends, and wait for what it defers; the last one first. A decorator."""
+    """Call ``fn`` when the program ends, last registered first, and wait for the work that it defers. A decorator."""
     _at_end.append(fn)
     return fn
 
 
 def patience() -> float:
-    """Return how many seconds whoever closes something may wait for a lock; -1: for as long as it takes."""
+    """Return the seconds for which code that closes something may wait for a lock; -1: without limit."""
     if not _deadline or current_thread() is not main_thread():
         return -1
     return max(0.0, _deadline - time.monotonic())
 
 
 def wait(timeout: float) -> bool:
-    """Wait until nothing is left, at most ``timeout`` seconds; return whether nothing is."""
+    """Wait until no work is left, at most ``timeout`` seconds; return whether none is."""
     if _left:
         _begin()
     if not _working.acquire(timeout=timeout):
@@ -71,7 +72,7 @@ def _begin() -> None:
     if _working.acquire(blocking=False):
         try:
             start_new_thread(_work, (_working,))
-        except RuntimeError:  # there are too many threads: the next one, or the end, does it
+        except RuntimeError:  # there are too many threads: the next call, or the end, does it
             _working.release()
 
 
@@ -80,7 +81,7 @@ def _work(working: Lock) -> None:
         _do_what_is_left()
     finally:
         working.release()
-    if _left:  # since the last look
+    if _left:  # added since the last check
         _begin()
 
 
@@ -88,7 +89,7 @@ def _do_what_is_left() -> None:
     while _left:
         try:
             fn, args = _left.popleft()
-        except IndexError:  # another thread has it
+        except IndexError:  # another thread has taken it
             return
         _do(fn, *args)
 
@@ -96,7 +97,7 @@ def _do_what_is_left() -> None:
 def _do(fn: Callable[..., object], *args: object) -> None:
     try:
         fn(*args)
-    except BaseException as error:  # as of any finalizer
+    except BaseException as error:  # as with any finalizer
         sys.unraisablehook(
             SimpleNamespace(
                 exc_type=type(error), exc_value=error, exc_traceback=error.__traceback__, err_msg=None, object=fn
@@ -114,7 +115,7 @@ def _end() -> None:
 
 
 def _finish() -> None:
-    """Wait for what was deferred. What waits for another process, for too long, is left behind; the rest is done."""
+    """Wait for deferred work. Work that waits too long for another process is abandoned; the rest is done."""
     global _working, _deadline  # noqa: PLW0603
     while not _working.acquire(timeout=_PATIENCE):
         if not _left:
@@ -123,7 +124,7 @@ def _finish() -> None:
         _begin()
     _working.release()
     _deadline = time.monotonic() + _PATIENCE
-    _do_what_is_left()  # where no thread could be had
+    _do_what_is_left()  # if no thread could be started
 
 
 def _begin_anew() -> None:

@@ -1,9 +1,10 @@
-"""Opening relative to a directory that is open, and closing at once.
+"""Opening relative to an open directory, and closing immediately.
 
-Owns: how a name in a queue's directory is opened, so that a directory which took its place is never written to. Law: a
-descriptor of a directory is closed when ``close`` returns.
+Owns: how a name in a queue's directory is opened, so that a directory that has taken its place is never written to.
+Law: a descriptor of a directory is closed when ``close`` returns.
 
-``folder`` is always the descriptor of the directory that a path's last name stands in; None: the path itself counts.
+``folder`` is always the descriptor of the directory that contains the last name of a path; None: the path itself is
+used.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ def open_at(path: str, flags: int, folder: int | None = None, mode: int = 0o600)
 
 
 def open_folder(path: str) -> int:
-    """Open a directory; return its descriptor, the ``folder`` of what is in it."""
+    """Open a directory; return its descriptor, the ``folder`` for the files in it."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def close(fd: int) -> None:
-    """Close a descriptor, also of a directory, before this returns.
+    """Close a descriptor, even of a directory, before this returns.
 
-    gevent's ``os.close`` lets one that is no regular file open until its loop comes round, and a lock with it.
+    gevent's ``os.close`` keeps a descriptor that is not a regular file open until its loop next runs, and a lock with
+    it.
     """
     os.closerange(fd, fd + 1)

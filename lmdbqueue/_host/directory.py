@@ -1,26 +1,25 @@
-"""The queue's directory: its files, how it comes to be, which generation is the live one.
+"""The queue's directory: its files, how it is created, which generation is the live one.
 
-Owns: file names, ``queue.json``, creation, the directory lock, renames and leftovers. Law: after each
-step the directory is either no queue at all or one whole queue; a directory is held open while it is used, and what
-is in it is opened, renamed and removed by that descriptor, so none that has taken its place is touched. Must not
-know: LMDB (whoever creates passes a function that writes a first environment), transactions, items.
+Owns: file names, ``queue.json``, creation, the directory lock, renames and leftovers. Law: after each step the
+directory is either no queue at all or one whole queue; a directory is held open while it is used, and its files are
+opened, renamed and removed by that descriptor, so a directory that has taken its place is not touched. Must not know:
+LMDB (the creating caller passes a function that writes a first environment), transactions, items.
 
 Files::
 
-    queue.json           written once, last: where it stands, a whole queue stands
+    queue.json           written once, last: where it exists, there is a whole queue
     00000001.mdb         a generation: one LMDB environment; the live one has the highest number
     00000001.mdb-lock    LMDB's lock file for it
-    00000002.mdb.tmp     a copy in the making (compaction), with its lock file, worthless until generation 1
+    00000002.mdb.tmp     an unfinished copy (compaction), with its lock file, worthless until generation 1
                          says otherwise
-    ahead-*.mdb.tmp      a copy that is to become one
+    ahead-*.mdb.tmp      the same, at an earlier stage
     session, bell        see _host.session and _host.bell
     checkpoint           of ``durability="interval"``, as checkpoint-1 and so on: see _lmdb.checkpoint_slots
     owner-*              one for each open queue that holds leases: see _host.owners
 
-The directory lock is an exclusive ``flock`` on the directory itself, held for the moments in which
-names change: creating, opening, and the last steps of a swap. So nobody opens a generation while it
-is renamed or removed. Whoever wants both it and the write lock of a generation takes the write lock
-first; opening takes no write lock inside it.
+The directory lock is an exclusive ``flock`` on the directory itself, held while names change: during creation, opening,
+and the last steps of a swap. So no process opens a generation while it is renamed or removed. Code that needs both this
+lock and the write lock of a generation takes the write lock first; opening takes no write lock inside it.
 
 Creation, under the directory lock:
 
@@ -36,13 +35,13 @@ step  what is done                                      a crash after it leaves
       the directory
 ====  ================================================  =======================================
 
-A directory with leftovers of steps 2 and 3 only is cleared and step 2 begins anew; they never held an
-item. The swap of generations is described in ``_local.swap``; it may leave a lock file without its environment behind,
-which the next to open removes.
+A directory with leftovers of steps 2 and 3 only is cleared, and step 2 begins anew; they never held an item. The swap
+of generations is described in ``_local.swap``; it may leave a lock file without its environment, which the next process
+to open the queue removes.
 
-``queue.json`` may be taken by who cleans up old files, or come out of a power cut as zeros on a file system that keeps
-no promise. What it holds stands in each environment, too (``remembered``), so it is written anew by the next to open.
-An environment that has no such record is left alone, with an error.
+``queue.json`` may be removed by someone who cleans up old files, or become zeros in a power cut on a file system that
+breaks its promises. Its content is also in each environment (``remembered``), so the next process to open the queue
+writes it anew. An environment without such a record is left alone, with an error.
 """
 
 from __future__ import annotations
@@ -70,17 +69,17 @@ _GENERATION: Final = r"(\d{8,})\.mdb"
 _DRAFT: Final = r"(\d{8,}|ahead-\w+)\.mdb\.tmp(-lock)?"
 _LOCK_FILE: Final = r"(\d{8,})\.mdb-lock"
 _LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
-_OF_OTHERS: Final = r"q\d{5,}|data\.db"  # what persist-queue and queuelib have in their directories
+_OF_OTHERS: Final = r"q\d{5,}|data\.db"  # files of persist-queue and queuelib
 _OPTIONS_FILE: Final = "queue.json"
 SESSION: Final = "session"
 CHECKPOINT: Final = "checkpoint"
-LANE: Final = rf"{CHECKPOINT}-[1-9]\d*"  # a file beside it
+LANE: Final = rf"{CHECKPOINT}-[1-9]\d*"  # other files of checkpoints
 BELL: Final = "bell"
-FORWARDED: Final = "forwarded.json"  # how far its queues have come, by target; written by forwarders
+FORWARDED: Final = "forwarded.json"  # the progress of its queues, by target; written by forwarders
 _LMDB_MAGIC: Final = 0xBEEFC0DE
 
-Build = Callable[[str, Options], None]  # writes a first environment to a path, with the options in it
-Remembered = Callable[[str], bytes]  # returns the options that stand in the environment at a path, b"" if none do
+Build = Callable[[str, Options], None]  # writes a first environment, which contains the options, to a path
+Remembered = Callable[[str], bytes]  # returns the options in the environment at a path, b"" if there are none
 
 
 def open_directory(
@@ -88,8 +87,8 @@ def open_directory(
 ) -> Directory:
     """Open the queue directory at ``path``, or create it with ``wanted`` and a first environment by ``build``.
 
-    With ``fresh`` a queue that is there already is refused (``ExistsError``). A lost ``queue.json`` is written anew. To
-    be closed by the caller.
+    With ``fresh`` an existing queue is refused (``ExistsError``). A lost ``queue.json`` is written anew. The caller
+    closes the directory.
     """
     with _door(path), translated(path, "opening"):
         _refuse_file(path)
@@ -108,17 +107,17 @@ def open_directory(
             raise
 
 
-_doors: dict[str, threading.RLock] = {}  # of directories: threads of this process go in one after the other
+_doors: dict[str, threading.RLock] = {}  # of directories: the threads of this process enter one at a time
 
 
 @holding
 def _door(path: str, patience: float = -1) -> Iterator[None]:
-    """Hold the door of a directory; raise ``NestedCallError`` in a call from within one that holds it.
+    """Hold the door of a directory; raise ``NestedCallError`` inside a call of this thread that holds it.
 
     Raises ``BlockingIOError`` after ``patience`` seconds; -1: never.
     """
     door = _doors.setdefault(os.path.realpath(path), threading.RLock())
-    if is_mine(door):  # whose flock it would wait for
+    if is_mine(door):  # it would wait for its own flock
         raise NestedCallError(path)
     with held(door, patience=patience) as is_held:
         if not is_held:
@@ -130,7 +129,7 @@ at_fork("doors", in_child=_doors.clear)
 
 
 def find_directory(path: str, remembered: Remembered) -> Directory:
-    """Return the queue directory at ``path``, to be closed by the caller; raise ``FormatError`` if there is none."""
+    """Return the queue directory at ``path``, which the caller closes; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):
         _refuse_file(path)
         try:
@@ -166,14 +165,14 @@ def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) ->
     options, finding = _options(path, folder, remembered)
     if finding and mends:
         _write_options(path, folder, options)
-        _report("%s: %s: it was written anew from what the queue's file remembers", path, finding)
+        _report("%s: %s: it was written anew from the options in the queue's file", path, finding)
         finding = ""
     warn_of_strangers(path)
     return Directory(path, options, folder, finding)
 
 
 def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, str]:
-    """Return the options, and what is wrong with the file that they should stand in, "" if nothing is."""
+    """Return the options, and the fault of ``queue.json``, "" if there is none."""
     try:
         return Options.from_json(path, _read(os.path.join(path, _OPTIONS_FILE), folder)), ""
     except FileNotFoundError:
@@ -206,7 +205,7 @@ class Directory:
     """One queue directory that exists. Safe to use from any thread and process."""
 
     def __init__(self, path: str, options: Options, folder: int, finding: str = "") -> None:
-        """``folder``: a descriptor of it, which is this object's; ``finding``: what is wrong with ``queue.json``."""
+        """``folder``: its descriptor, owned by this object; ``finding``: the fault of ``queue.json``."""
         self.path = path
         self.options = options
         self.folder = folder
@@ -216,8 +215,8 @@ class Directory:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Begin, or go on in a forked child, with no thread in here."""
-        self.parking = Parking()  # of threads that wait to go from one generation to the next
+        """Begin, or continue in a forked child, with no thread in here."""
+        self.parking = Parking()  # for threads that wait to move from one generation to the next
         self._compacting = threading.RLock()
 
     def close(self) -> None:
@@ -234,8 +233,8 @@ class Directory:
     def lock(self, parking: Parking | None = None, patience: float = -1) -> Iterator[None]:
         """Hold the directory lock for the block. Raises ``GoneError`` if another directory has taken its place.
 
-        ``parking``: where to wait, if a fork of this process need not wait meanwhile. ``patience``: seconds after which
-        ``StorageError`` is raised; -1: never.
+        ``parking``: where to wait, if a fork of this process need not wait for this thread. ``patience``: seconds after
+        which ``StorageError`` is raised; -1: never.
         """
         with (
             translated(self.path, "locking"),
@@ -246,7 +245,7 @@ class Directory:
             yield
 
     def refuse_another(self) -> None:
-        """Raise ``GoneError`` unless the directory stands at its path still."""
+        """Raise ``GoneError`` unless the directory is still at its path."""
         try:
             status = os.stat(self.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -256,10 +255,10 @@ class Directory:
 
     @holding
     def compaction(self) -> Iterator[str]:
-        """Hold the right to compact, for the block; give a path for the copy that is made ahead.
+        """Hold the right to compact for the block; yield a path for the copy that is made in advance.
 
-        It comes before any other lock. The lock is on a file that is never replaced while it is there; should somebody
-        have removed it amid a compaction, so that it was made anew, the next one has another path.
+        It is taken before any other lock. The lock is on a file that is never replaced while it exists; if it was
+        removed during a compaction and created anew, the next compaction uses another path.
         """
         if is_mine(self._compacting):
             raise NestedCallError(self.path)
@@ -279,16 +278,16 @@ class Directory:
         return _generation(self.path, number)
 
     def draft(self, number: int) -> str:
-        """Return the path where generation ``number`` is written before it counts."""
+        """Return the path at which generation ``number`` is written before it becomes valid."""
         return self.generation(number) + ".tmp"
 
     def newest(self) -> int:
-        """Return the highest generation there is, 0 for none. Call it under the directory lock."""
+        """Return the highest existing generation, 0 for none. Call it under the directory lock."""
         with translated(self.path, "listing"):
             return max(_generations(os.listdir(self.folder)), default=0)
 
     def publish(self, number: int) -> None:
-        """Give the finished draft of generation ``number`` its name, unless somebody did. Under the lock."""
+        """Give the finished draft of generation ``number`` its final name, unless it has it. Under the lock."""
         with translated(self.path, "renaming"):
             there = os.listdir(self.folder)
             name, draft = (os.path.basename(each) for each in (self.generation(number), self.draft(number)))
@@ -304,9 +303,10 @@ class Directory:
         os.rename(old, new, src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
     def clean(self, live: int, *, alone: bool) -> None:
-        """Remove what is left of other generations, and, when no other process is there, drafts. Under the lock.
+        """Remove leftovers of other generations, and drafts if no other process has the queue open. Under the lock.
 
-        Generations before ``live``; and lock files of later ones, which a power cut leaves that comes amid ``publish``.
+        That means generations before ``live``, and lock files of later ones, which a power cut during ``publish``
+        leaves.
         """
         for name in os.listdir(self.folder):
             generation, lock_file = re.match(_GENERATION, name), re.fullmatch(_LOCK_FILE, name)
@@ -320,7 +320,7 @@ class Directory:
     def strangers(self, live: int) -> list[str]:
         """Return the names that do not belong in the directory while ``live`` is the live generation.
 
-        What this library may leave behind, to be removed by the next process that opens the queue, does.
+        Leftovers of this library, which the next process to open the queue removes, do belong there.
         """
         mine = {
             _OPTIONS_FILE,
@@ -348,7 +348,7 @@ def _generations(names: list[str]) -> list[int]:
 
 
 def remove(path: str) -> None:
-    """Remove a queue directory and all in it."""
+    """Remove a queue directory with its contents."""
     import shutil  # noqa: PLC0415  (2 ms that few pay)
 
     shutil.rmtree(path, ignore_errors=True)
@@ -394,7 +394,7 @@ def _create(path: str, folder: int, names: list[str], options: Options, build: B
 
 
 def _write_options(path: str, folder: int, options: Options) -> None:
-    """Write ``queue.json`` durably; one that is there is written over in its place, since others may have it locked."""
+    """Write ``queue.json`` durably; an existing one is overwritten in place, since others may have locked it."""
     name = _OPTIONS_FILE
     try:
         fd = open_at(os.path.join(path, name), os.O_RDWR, folder)
@@ -438,5 +438,5 @@ def _refuse_file(path: str) -> None:
 
 
 def _how_to_import(path: str) -> str:
-    """Return the end of an advice, for what may be a queue of another library."""
-    return f"; the items of an old queue are taken over by: lmdbqueue import {path!r} DEST"
+    """Return the end of an advice, for a path that may be a queue of another library."""
+    return f"; to import the items of an old queue: lmdbqueue import {path!r} DEST"

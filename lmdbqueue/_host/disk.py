@@ -1,9 +1,9 @@
-"""What is asked of the operating system beyond reading and writing: durability, room, rights, its errors in our words.
+"""Services of the operating system beyond reading and writing: durability, room, rights, and its errors in our terms.
 
-Owns: fsync, allocation, whose a new file is, the translation of ``OSError``. Law: when ``sync_file``
-returned the bytes are on the disk, and when ``allocate`` returned writing them cannot fail for want of
-room (as far as the file system keeps what it says). A file that root makes in the directory of another
-is that one's, who could not open it else. Must not know: what the files hold.
+Owns: fsync, allocation, the owner of a new file, the translation of ``OSError``. Law: after ``sync_file`` the bytes are
+on the disk, and after ``allocate`` writing them cannot fail for lack of room (as far as the file system keeps its
+promises). A file that root creates in another user's directory is given to that user, who could not open it otherwise.
+Must not know: what the files contain.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ def translated(path: str, operation: str) -> Iterator[None]:
         if is_of_a_handler(error):
             raise
         raise explain(error, path, operation) from error
-    except ImportError as error:  # a module that is imported at its first use needs a descriptor
+    except ImportError as error:  # importing a module at its first use needs a descriptor
         if os.strerror(errno.EMFILE) not in str(error):
             raise
         raise out_of_descriptors(path, operation, os.strerror(errno.EMFILE)) from error
 
 
 def is_of_a_handler(error: BaseException) -> bool:
-    """Return whether an error has no number, as those of the system have: a signal's handler raised it."""
+    """Return whether an error lacks the number that system errors have: then a signal handler raised it."""
     return not getattr(error, "errno", None)
 
 
 def explain(error: OSError, path: str, operation: str) -> QueueError:
-    """Return our error for one of the operating system."""
+    """Return our error for an error of the operating system."""
     reason = error.strerror or str(error)
     if error.errno in NO_ROOM:
         return disk_full(path, error.errno)
@@ -74,8 +74,8 @@ def out_of_memory(path: str, operation: str, reason: str) -> StorageError:
 
 
 def disk_full(path: str, number: int | None = errno.ENOSPC) -> DiskFullError:
-    """Return the error that says what is used up: of the file system of ``path``, or of what this process may use."""
-    while not os.path.exists(path) and os.path.dirname(path) != path:  # it could not be made
+    """Return the error that names the exhausted resource, of the file system of ``path`` or of this process."""
+    while not os.path.exists(path) and os.path.dirname(path) != path:  # it could not be created
         path = os.path.dirname(path)
     space = os.statvfs(path)
     total = space.f_blocks * space.f_frsize
@@ -93,7 +93,7 @@ def disk_full(path: str, number: int | None = errno.ENOSPC) -> DiskFullError:
 
 
 def sync_file(fd: int) -> None:
-    """Bring a file to the disk, through the disk's own cache on macOS too."""
+    """Bring a file to the disk; on macOS, also through the disk's own cache."""
     if sys.platform == "darwin":
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
@@ -101,9 +101,9 @@ def sync_file(fd: int) -> None:
 
 
 def synced_steadily(fd: int) -> AbstractContextManager[None]:
-    """Bring a long file to the disk while the block writes it: one sync of all at the end would hold up others'.
+    """Bring a long file to the disk while the block writes it: a single sync at the end would delay those of others.
 
-    An error of a sync is raised at the end, since the next sync would not tell it again.
+    An error of a sync is raised at the end, since the next sync would not report it again.
     """
     return beating(lambda: sync_file(fd), _STEADILY)
 
@@ -121,7 +121,7 @@ def sync_directory(path: str, folder: int | None = None) -> None:
 def allocate(path: str, size: int) -> None:
     """Give the file at ``path`` blocks for its first ``size`` bytes, and at least that length; keep what it holds.
 
-    Only makes it where the system has no ``posix_fallocate`` (macOS).
+    Where the system has no ``posix_fallocate`` (macOS), it only creates the file.
     """
     fd = open_private(path, os.O_RDWR)
     try:
@@ -132,10 +132,10 @@ def allocate(path: str, size: int) -> None:
 
 
 def open_private(path: str, flags: int, *, beside: str | None = None, folder: int | None = None) -> int:
-    """Open a file, which is made if it is not there, for its owner alone; return its descriptor.
+    """Open a file for its owner alone, and create it if it is missing; return its descriptor.
 
-    Made by root, it is given to whoever owns the directory that it is in, or ``beside``. Root killed between the two
-    leaves a file of root's, which root's next opening gives away.
+    If root creates it, it is given to the owner of its directory, or of ``beside``. If root is killed in between, the
+    file stays root's, and root's next opening gives it away.
     """
     fd = open_at(path, flags | os.O_CREAT, folder)
     try:
@@ -153,9 +153,9 @@ def open_private(path: str, flags: int, *, beside: str | None = None, folder: in
 
 
 def _give(fd: int, directory: os.stat_result, named: os.stat_result) -> None:
-    """Give a file of root's to the owner of a directory, unless it is one from elsewhere that this one put there."""
+    """Give root's file to the owner of its directory, unless that owner has linked it there from elsewhere."""
     found = os.fstat(fd)
-    is_here = os.path.samestat(found, named) and stat.S_ISREG(found.st_mode) and found.st_nlink == 1  # no link
+    is_here = os.path.samestat(found, named) and stat.S_ISREG(found.st_mode) and found.st_nlink == 1  # not a link
     if directory.st_uid and not found.st_uid and is_here:
-        with suppress(PermissionError):  # a root without that right, as in some containers
+        with suppress(PermissionError):  # root without that capability, as in some containers
             os.fchown(fd, directory.st_uid, directory.st_gid)

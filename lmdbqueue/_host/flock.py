@@ -1,17 +1,16 @@
 """Locks of the operating system that die with their process.
 
-Owns: ``flock`` on a file or directory, taken through a descriptor of its own. Law: a lock belongs to
-the process that took it and to nobody else; the kernel frees it at death, however that comes. Must
-not know: what a lock is for.
+Owns: ``flock`` on a file or directory, taken through a descriptor of its own. Law: a lock belongs to the process that
+took it and to no other; the kernel frees it when that process dies, in whatever way. Must not know: what a lock is for.
 
-The kernel frees the locks of a dead process one after the other: who gets the first may find that the dead
-one has the next still, and has to wait for it rather than to take its holder for alive.
+The kernel frees the locks of a dead process one after the other: a process that gets the first lock may find the next
+still held by the dead one, and must wait for it rather than conclude that its holder is alive.
 
 An ``flock`` belongs to the open file description, which a forked child shares: a child that kept the
 descriptor would keep the lock of a dead parent. So every descriptor is listed here and closed in the
-child, which leaves the parent's lock alone (only the last close frees it). A POSIX record lock is not
-inherited, but is lost when *any* descriptor of its file is closed in the process, and cannot be had
-on a directory that is open for reading.
+child, which leaves the parent's lock alone (only the last close frees it). A POSIX record lock is not inherited, but it
+is lost when *any* descriptor of its file is closed in the process, and it cannot be taken on a directory that is open
+for reading.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Parking, holding
 
 _held: set[int] = set()
-_life = object()  # of this process: a forked child has another. Compared without a call, which could be interrupted
-_LOOK: Final = 0.02  # seconds between two looks for a lock that is not waited for without end
+_life = object()  # this process's own, not a forked child's; compared without a call, which could be interrupted
+_LOOK: Final = 0.02  # seconds between two attempts to get a lock with a time limit
 _FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # a waiter's line has ": -> FLOCK"
 
 
 def acquire(path: str, folder: int | None = None) -> int:
-    """Take a shared lock of what is at ``path``, which must exist, once nobody has it alone; return a handle."""
+    """Wait for a shared lock on ``path``, which must exist; return a handle."""
     fd = open_at(path, os.O_RDONLY, folder)
     _held.add(fd)
     try:
@@ -47,7 +46,7 @@ def acquire(path: str, folder: int | None = None) -> int:
 
 
 def adopt(fd: int) -> None:
-    """Take an exclusive lock by a descriptor that is open, which is the handle from now on and closed if that fails."""
+    """Take an exclusive lock by an open descriptor, which becomes the handle, and is closed if that fails."""
     _held.add(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -57,12 +56,12 @@ def adopt(fd: int) -> None:
 
 
 def share(fd: int) -> None:
-    """Make the lock a shared one, whatever it was. Another waiter may slip in between."""
+    """Convert the lock to a shared one. Another waiter may get it in between."""
     fcntl.flock(fd, fcntl.LOCK_SH)
 
 
 def is_free(fd: int) -> bool:
-    """Return whether nobody has the lock alone. For a descriptor that the caller closes at once."""
+    """Return whether no process has the lock exclusively. The caller must close the descriptor immediately."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -71,12 +70,12 @@ def is_free(fd: int) -> bool:
 
 
 def is_held(fd: int) -> bool:
-    """Return whether this process took the lock, and has not released it: not in a forked child of the one that did."""
+    """Return whether this process took the lock and has not released it; False in a forked child."""
     return fd in _held
 
 
 def alone(fd: int) -> bool:
-    """Return whether nobody else has the lock; it is then exclusive, and else it is lost."""
+    """Return whether no other process has the lock; if so it is now exclusive, otherwise it is lost."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -85,7 +84,7 @@ def alone(fd: int) -> bool:
 
 
 def release(fd: int) -> None:
-    """Free the lock; in a forked child, of a lock that its parent took, do nothing."""
+    """Free the lock; in a forked child, do nothing for a lock of its parent."""
     if fd in _held:
         _held.discard(fd)
         _unlock(fd)
@@ -93,13 +92,13 @@ def release(fd: int) -> None:
 
 
 def _unlock(fd: int) -> None:
-    """Free a lock before its descriptor is closed: something else may have a copy of that, or put closing off."""
-    with suppress(OSError):  # closed by code that closes descriptors of others
+    """Free a lock before its descriptor is closed, since there may be copies of it, or closing may be deferred."""
+    with suppress(OSError):  # already closed by code that closes all descriptors
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def holders(fd: int) -> int | None:
-    """Return how many processes have the lock that this one has by ``fd``; None where the system does not tell.
+    """Return the number of processes that hold the lock that this one holds by ``fd``; None if the system does not say.
 
     Linux lists all locks, with the file's device and inode as it writes them for this very descriptor (``stat``
     says something else on some file systems). Within a pid namespace it shows those of that namespace only.
@@ -116,19 +115,19 @@ def holders(fd: int) -> int | None:
 
 
 class LeftFile:
-    """A file that other processes may have a POSIX lock on, also when it has no name any more.
+    """A file on which other processes may hold a POSIX lock, even if it has no name any more.
 
-    It is open meanwhile, by a descriptor that only names it (``O_PATH``): else another file might get its inode, and
-    what has that locked be counted. To close such a descriptor drops no lock of this process.
+    It is kept open by a descriptor that only names it (``O_PATH``): otherwise another file might get its inode, and the
+    locks of that file be counted. Closing such a descriptor drops no lock of this process.
     """
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_PATH | os.O_CLOEXEC) if hasattr(os, "O_PATH") else -1
 
     def others(self) -> int | None:
-        """Return how many other processes have a lock on it; None if nothing tells.
+        """Return the number of other processes with a lock on it; None if unknown.
 
-        Found by device and inode, as ``stat`` says them: on some file systems (btrfs) Linux lists another device.
+        They are found by the device and inode of ``stat``; on some file systems (btrfs) Linux lists another device.
         """
         if self._fd < 0:
             return None
@@ -152,9 +151,9 @@ class LeftFile:
 def exclusive(
     path: str, folder: int | None = None, parking: Parking | None = None, patience: float = -1
 ) -> Iterator[int]:
-    """Hold the exclusive lock of ``path`` for the block, waiting for it first; give its descriptor. "." is the folder.
+    """Wait for the exclusive lock of ``path``, and hold it for the block; yield its descriptor. "." is the folder.
 
-    ``parking``: what tells a fork that this thread waits, and that it need not wait for it. ``patience``: seconds after
+    ``parking``: shows a fork that this thread is waiting, so the fork need not wait for it. ``patience``: seconds after
     which ``BlockingIOError`` is raised; -1: never.
     """
     life = _life
@@ -170,8 +169,8 @@ def exclusive(
                 fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
-        if _life is life:  # else a child was forked in the block, and its parent holds the lock
-            try:  # first, and not by release(): an interrupt comes when a call ends, or a function is entered
+        if _life is life:  # otherwise this is a child forked in the block, and its parent holds the lock
+            try:  # first, and not by release(): interrupts come when a call ends, or a function is entered
                 fcntl.flock(fd, fcntl.LOCK_UN)
             finally:
                 try:

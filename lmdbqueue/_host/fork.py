@@ -1,13 +1,13 @@
-"""Forks: what each module does before one, and in the child, and in which order.
+"""Forks: the steps of each module before a fork and in the child, and their order.
 
-Owns: the one ``os.register_at_fork``. Law: the order stands in ``ORDER`` and not in that of imports; what fails in one
-module keeps no other from its part.
+Owns: the only ``os.register_at_fork``. Law: the order is given by ``ORDER``, not by that of imports; a failure in one
+module does not keep others from their part.
 
-An interrupt may come anywhere, and Python forks all the same. So what is done after a fork may be done twice.
+An interrupt may come anywhere, and Python forks all the same. So the steps after a fork may run twice.
 
-Before a fork the order is backwards, so that what is given back last was taken first: the environments let no
-transaction be open while everything else stands still. In the child it is forwards: locks of the parent go first,
-then what its threads were amid, then the environments, which may be used at once.
+Before a fork the order is reversed, so that resources taken first are given back last: the environments quiesce all
+transactions while everything else stands still. In the child the order is forwards: first the parent's locks are
+dropped, then the state that its threads left, then come the environments, which may be used immediately.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Callable
 from typing import Final
 
 ORDER: Final = (
-    "locks",  # _host.flock: the child has no part in its parent's
-    "doors",  # _host.directory: held by threads that the child does not have
+    "locks",  # _host.flock: the child does not share its parent's locks
+    "doors",  # _host.directory: held by threads that do not exist in the child
     "departures",  # _host.departures: as doors
-    "hands",  # _verbs.hands: what get() gave out is the parent's
+    "hands",  # _verbs.hands: items returned by get() belong to the parent
     "blocks",  # _local.transaction
     "environments",  # _local.sharing: quiet before, opened anew in the child
-    "engines",  # _local.hold: what is leased is the parent's
+    "engines",  # _local.hold: leases belong to the parent
     "couriers",  # aio._courier
     "PostgreSQL blocks",  # postgres._block
     "PostgreSQL connections",  # postgres._database
     "PostgreSQL engines",  # postgres._engine
-    "pushes to come",  # integrations._later: they are the parent's
+    "pushes to come",  # integrations._later: pending pushes belong to the parent
 )
 
 
@@ -38,7 +38,7 @@ def _nothing() -> None:
 
 
 class _Part:
-    """What one module does."""
+    """The functions of one module."""
 
     def __init__(self, before: Callable[[], object], parent: Callable[[], object], child: Callable[[], object]) -> None:
         self.before = before
@@ -56,7 +56,7 @@ def at_fork(
     in_parent: Callable[[], object] = _nothing,
     in_child: Callable[[], object] = _nothing,
 ) -> None:
-    """Have a module's functions called at each fork of this process; ``name``: its place in ``ORDER``."""
+    """Register a module's functions for each fork of this process; ``name``: its place in ``ORDER``."""
     assert name in ORDER
     _parts[name] = _Part(before, in_parent, in_child)
 
@@ -83,7 +83,7 @@ def _in_child() -> None:
 
 
 def _call(functions: list[Callable[[], object]]) -> None:
-    """Call all of them, whatever any of them raises; then raise the last of that, which Python prints."""
+    """Call all functions, even if some raise; then raise the last error, which Python prints."""
     try:
         while functions:
             functions.pop(0)()
@@ -92,9 +92,9 @@ def _call(functions: list[Callable[[], object]]) -> None:
             _call(functions)
 
 
-_under_way: list[int] = []  # something, from the beginning of a fork until all was done after it
+_under_way: list[int] = []  # not empty from the beginning of a fork until all steps after it have run
 
 os.register_at_fork(before=_before)
-os.register_at_fork(before=functools.partial(_under_way.append, 1))  # a call of C, which nothing interrupts
-for _ in range(2):  # the second time only what an interrupt has left, which may come as the first one begins
+os.register_at_fork(before=functools.partial(_under_way.append, 1))  # a call of C, which cannot be interrupted
+for _ in range(2):  # the second run only does what an interrupt of the first one has left
     os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)

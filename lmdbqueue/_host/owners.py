@@ -1,19 +1,18 @@
-"""Who holds leases: the life-sign of one open queue, and whether another's still stands.
+"""The holders of leases: the lock that shows that an open queue is alive, and whether those of others are held.
 
-Owns: the files ``owner-``. Law: an owner has the exclusive ``flock`` of its file for as long
-as it lives, in no other process, and its id is never used again; so whoever can have that lock, or finds
-no file, knows for ever that the owner is dead. Must not know: leases, LMDB.
+Owns: the files ``owner-``. Law: an owner holds the exclusive ``flock`` of its file for as long as it lives, in no other
+process, and its id is never used again; so if the lock can be taken, or there is no file, the owner is dead for ever.
+Must not know: leases, LMDB.
 
-An owner is an open queue and not a process id, which means nothing in another container, and may mean
-somebody else after a while. It is the lock that counts: it ends with its process, however that ends, and a
-stopped process keeps it.
+An owner is an open queue rather than a process id, which means nothing in another container, and may belong to another
+process later. The lock decides: it ends with its process, in whatever way, and a stopped process keeps it.
 
 ====  ==================================================  ================================================
 step  what is done, by a new owner                        killed after it; or another comes in between
 ====  ==================================================  ================================================
-1     make the file                                       a file without a lock: swept when somebody looks
-2     lock it, waiting for a process that looks at it     the kernel frees it: as 1
-3     look whether the file is still there                somebody swept it between 1 and 2: begin anew
+1     create the file                                     a file without a lock: swept by the next that looks
+2     lock it, waiting for a process that tests it        the kernel frees it: as 1
+3     check that the file still exists                    it was swept between 1 and 2: begin anew
 4     only now use the id in a lease                      the owner is dead
 ====  ==================================================  ================================================
 """
@@ -35,16 +34,16 @@ _PREFIX = "owner-"
 
 
 class Owners:
-    """The owners of one directory, as one open queue sees them; it is one of them once it holds leases."""
+    """The owners of one directory, as seen by one open queue, which becomes one once it holds leases."""
 
     def __init__(self, directory: str, folder: int | None = None) -> None:
-        """``directory``: where the owners' files are; ``folder``: a descriptor of it, as long as this is in use."""
+        """``directory``: where the owners' files are; ``folder``: its descriptor, open while this is in use."""
         self._directory = directory
         self._folder = folder
-        self._lock = threading.RLock()  # whose owner can be asked
+        self._lock = threading.RLock()  # shows which thread holds it
         self._mine: Owner | None = None
         self._has_left = False
-        self.after = 0  # the owner that was asked after last
+        self.after = 0  # the owner that was tested last
 
     @property
     def mine(self) -> int:
@@ -60,25 +59,25 @@ class Owners:
                 raise ClosedError(self._directory)
             if self._mine is None:
                 mine = Owner(self._directory, self._folder)
-                if self._has_left:  # closed by a handler amid that
+                if self._has_left:  # closed meanwhile by a signal handler
                     mine.release()
                     raise ClosedError(self._directory)
                 self._mine = mine
             return self._mine.id
 
     def dead_among(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return which of these owners are dead, for ever; the next ones to ask after come behind the last of them."""
+        """Return which of these owners are dead for ever; the next call should test those behind the last of them."""
         self.after = ids[-1] if ids else 0
         return tuple(id_ for id_ in ids if id_ != self.mine and _is_dead(path(self._directory, id_), self._folder))
 
     def bury(self, ids: Iterable[int]) -> None:
-        """Remove the files of owners that are dead."""
+        """Remove the files of dead owners."""
         for id_ in ids:
             with suppress(OSError):
                 _unlink(path(self._directory, id_), self._folder)
 
     def begin_anew(self) -> None:
-        """Be no owner, in a forked child, whose parent may be one."""
+        """Stop being an owner in a forked child, whose parent may be one."""
         self._lock = threading.RLock()
         self._mine = None
 
@@ -92,10 +91,10 @@ class Owners:
 
 
 class Owner:
-    """The life-sign of one open queue, for as long as the object is not released."""
+    """The lock that shows that one open queue is alive, until the object is released."""
 
     def __init__(self, directory: str, folder: int | None = None) -> None:
-        """``directory``: where the owners' files are; ``folder``: a descriptor of it."""
+        """``directory``: where the owners' files are; ``folder``: its descriptor."""
         self._folder = folder
         with translated(directory, "locking"):
             while True:
@@ -108,7 +107,7 @@ class Owner:
                 flock.release(self._fd)
 
     def release(self) -> None:
-        """Take the life-sign down: from now on the owner counts as dead. Twice is harmless; in a forked child, too."""
+        """Release the lock: from now on the owner counts as dead. Idempotent; harmless in a forked child."""
         if flock.is_held(self._fd):
             with suppress(OSError):
                 _unlink(self._path, self._folder)
@@ -136,7 +135,7 @@ def _is_dead(path: str, folder: int | None) -> bool:
         fd = open_at(path, os.O_RDONLY, folder)
     except FileNotFoundError:
         return True
-    except OSError:  # no descriptor left: nobody knows
+    except OSError:  # no descriptor left: unknown
         return False
     try:
         return flock.is_free(fd)
@@ -145,7 +144,7 @@ def _is_dead(path: str, folder: int | None) -> bool:
 
 
 def sweep(directory: str, folder: int) -> None:
-    """Remove the files of the dead."""
+    """Remove the files of all dead owners."""
     with suppress(OSError):
         for name in os.listdir(folder):
             with suppress(OSError):
@@ -154,7 +153,7 @@ def sweep(directory: str, folder: int) -> None:
 
 
 def is_owner(name: str) -> bool:
-    """Return whether a file belongs to an owner."""
+    """Return whether this is the name of an owner's file."""
     return name.startswith(_PREFIX)
 
 

@@ -1,7 +1,7 @@
-"""Whether a directory, and the files in it that count, are still those that were opened.
+"""Whether a directory, and the relevant files in it, are still those that were opened.
 
-Owns: what tells a file from any other, and when one look at the directory will do. Law: nothing is written once the
-directory was removed, renamed or replaced. Must not know: what the files are.
+Owns: the identity of a file, and when it suffices to look at the directory. Law: nothing is written once the directory
+was removed, renamed or replaced. Must not know: what the files are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final
 from lmdbqueue._errors import GoneError
 
 _SECOND: Final = 10**9  # ns
-_TICK: Final = _SECOND // 50  # longer than a kernel takes two times for the same
-_COARSEST: Final = 3 * _SECOND  # longer than a file system does that knows whole seconds only
+_TICK: Final = _SECOND // 50  # longer than the time for which a kernel's clock shows the same value
+_COARSEST: Final = 3 * _SECOND  # the same for a file system that records whole seconds only
 
 
 class Presence:
-    """What a directory and some files were when they were opened."""
+    """The identities of a directory and some files when they were opened."""
 
     def __init__(self, directory: str, files: Iterable[str]) -> None:
         self._directory = directory
@@ -28,23 +28,23 @@ class Presence:
         self.since = 0  # when the directory was last changed with all of them in it, in ns since 1970
 
     def refuse_gone(self) -> None:
-        """Raise ``GoneError`` if somebody has removed, renamed or replaced the directory, or a file in it that counts.
+        """Raise ``GoneError`` if the directory, or one of these files, was removed, renamed or replaced.
 
-        Asks the path of the directory first, whose time of change tells of all that. Whoever asks for the times of a
-        file lets Linux (6.13 and later) note the next write to it exactly, so asking the file itself in each
-        transaction made each flush write its inode, too.
+        It first reads the directory's time of change, which shows all of that. Reading the times of a file makes Linux
+        (6.13 and later) record the next write to it exactly, so checking the file itself in each transaction made each
+        flush write its inode, too.
         """
         try:
             found = os.stat(self._directory)
         except (FileNotFoundError, NotADirectoryError):
             raise GoneError(self._directory) from None
-        except PermissionError:  # of a program that has given up rights since
+        except PermissionError:  # the program has given up rights since
             return
         if found.st_ctime_ns != self.since or found.st_ino != self.inode:
             self.look_at_all(found)
 
     def look_at_all(self, directory: os.stat_result) -> None:
-        """Do as ``refuse_gone``, of a directory that may have changed."""
+        """Like ``refuse_gone``, for a directory that may have changed."""
         if (directory.st_dev, directory.st_ino) != (self._device, self.inode):
             raise GoneError(self._directory)
         try:
@@ -53,12 +53,12 @@ class Presence:
         except FileNotFoundError:
             raise GoneError(self._directory) from None
         changed = directory.st_ctime_ns
-        same = _TICK if changed % _SECOND else _COARSEST  # for so long another change may have the same time
+        same = _TICK if changed % _SECOND else _COARSEST  # within this time, another change may get the same time
         if changed + same < time.time_ns():
             self.since = changed
 
 
 def _identity(path: str) -> tuple[int, int]:
-    """Return what tells a file or a directory from any other that is there at the same time."""
+    """Return numbers that identify a file or directory among all that exist at the same time."""
     status = os.stat(path)
     return status.st_dev, status.st_ino

@@ -1,33 +1,32 @@
-"""What the processes that have a queue open tell each other, and the next ones, about it.
+"""The information that processes with a queue open share, and leave for later ones.
 
-Owns: the file ``session``. Law: each process that has the queue open holds a shared ``flock`` on it,
-and nobody else does; so whoever can take it exclusively is alone, and no lock outlives its process.
-``synced`` names a transaction that is on the disk with all before it, and never one that is not. Must
-not know: LMDB, what recovery is.
+Owns: the file ``session``. Law: each process that has the queue open holds a shared ``flock`` on it, and no other
+process does; so a process that can take it exclusively is alone, and no lock outlives its process. ``synced`` names a
+transaction that is on the disk with all before it, and never one that is not. Must not know: LMDB, what recovery is.
 
-The file is mapped into memory, so that a word which one process writes is there for all at once, even
-when that process is killed the next moment. It is 4096 bytes long, in the machine's byte order::
+The file is mapped into memory, so a word that one process writes is immediately visible to all, even if that process is
+killed the next moment. It is 4096 bytes long, in the machine's byte order::
 
      0  8   MAGIC
      8  8   synced    the newest transaction known to be durable: its generation; see 4064
     16  8   doubt     the newest generation in which a sync failed, 0 for none
-    24  16  boot      id of the boot of the system in which the words were last settled, zeros if not known,
+    24  16   boot      id of the boot of the system in which the words were last settled, zeros if unknown,
                       CLOSED when the last process had closed the queue
-    40   8  mount     id of the mount, never used again within a boot, 0 if not known
-    48   8  inode     of this file, so that a copy of the directory is known as such
-    56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if not known
+    40   8  mount     id of the mount, never used again within a boot, 0 if unknown
+    48   8  inode     of this file, so that a copy of the directory is recognized
+    56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if unknown
     64  8   length of the note, 0 for none
-    72      note      what recovery must know if it is cut short itself
+    72      note      what the next recovery must know if this one is cut short
   4064  8   synced    the transaction's number in its generation
   4072  8   synced    a check of these two words, which several processes may write at once
-  4080  8   unsynced  with checkpoints: a moment, by the monotonic clock in ns, since when there may be commits that
+  4080  8   unsynced  with checkpoints: a moment, by the monotonic clock in ns, since which there may be commits that
                       none covers; 0 if all are covered
   4088  8   joined    whether another process has come since the first one did
 
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
-transaction that ``synced`` does not cover is proven, not lost. One that raises ``synced`` may write
-over higher words of another process that came in between, or amid its writing, and then the check does not fit: that
-costs a sync, nothing else.
+transaction that ``synced`` does not cover is verified, not lost. A process that raises ``synced`` may overwrite higher
+words of another process that wrote in between, or at the same time so that the check does not match: that costs a sync,
+nothing else.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ _CHECK: Final = 509
 _UNSYNCED: Final = 510
 _JOINED: Final = 511
 _WORD: Final = (1 << 64) - 1
-_MIXED: Final = 0x9E37_79B9_7F4A_7C15  # so that words of several writers fit by no arithmetic
+_MIXED: Final = 0x9E37_79B9_7F4A_7C15  # so that mixed words of several writers do not match by coincidence
 _PLACE: Final = struct.Struct("=16s3Q")
 _PLACE_AT: Final = 24
 _LENGTH: Final = struct.Struct("=Q")
@@ -71,12 +70,12 @@ _STATX: Final = struct.Struct("=I 76x q I 52x Q 104x")  # of struct statx: mask,
 
 
 def stamp(generation: int, transaction: int) -> int:
-    """Return one number for a transaction of a generation, that grows with both, of any size."""
+    """Return one number for a transaction of a generation, which grows with both."""
     return generation << _TRANSACTION_BITS | transaction
 
 
 class _Place(NamedTuple):
-    """Where a page cache stands: it is gone with the boot, or the mount."""
+    """The boot and the mount in which a page cache lives."""
 
     boot: bytes
     mount: int
@@ -85,16 +84,16 @@ class _Place(NamedTuple):
 
 
 class Session:
-    """The life-sign of this process on one queue, and the words it shares. Make it under the directory lock."""
+    """The session of one queue in this process: a lock, and shared words. Create it under the directory lock."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Join by the session file at ``path``. ``first``: nobody else is there; then ``admit`` others."""
+        """Join the session of the file at ``path``. If ``first``, no other process has; then ``admit`` them."""
         self.path = path
         self.boot = _boot()
-        self._known = 0  # a transaction that is on the disk, as far as this process was told
+        self._known = 0  # the newest transaction that this process knows to be on the disk
         self._has_left = False
         _make(path, folder)
-        fd = flock.acquire(path, folder)  # waits for one that has just died amid recovery
+        fd = flock.acquire(path, folder)  # waits for a process that has just died during recovery
         try:
             self.first = flock.alone(fd)
             if not self.first:
@@ -108,7 +107,7 @@ class Session:
             except BaseException:
                 close(self._file)
                 raise
-        except BaseException:  # else nobody could ever open the queue
+        except BaseException:  # otherwise no process could ever open the queue
             flock.release(fd)
             raise
 
@@ -119,7 +118,7 @@ class Session:
         return self._known >= transaction or self._synced() >= transaction
 
     def _synced(self) -> int:
-        """Return the newest transaction that is known to be on the disk, 0 while another process is writing it down."""
+        """Return the newest transaction known to be on the disk, 0 while another process is writing that word."""
         words = self._words
         generation, transaction = words[_GENERATION], words[_TRANSACTION]
         if words[_CHECK] != (generation * _MIXED + transaction) & _WORD:
@@ -145,20 +144,20 @@ class Session:
             self._known = transaction
 
     def is_in_doubt(self, generation: int) -> bool:
-        """Return whether a sync failed in this generation: no later one proves anything."""
-        return self._words[_DOUBT] == generation  # one before it is superseded, and one behind it is a damaged word
+        """Return whether a sync failed in this generation: then no later sync proves anything."""
+        return self._words[_DOUBT] == generation  # a lower one is superseded, and a higher one is a damaged word
 
     def set_in_doubt(self, generation: int) -> None:
-        """Record durably that a sync failed in this generation: it must be known after a power cut, too.
+        """Record durably that a sync failed in this generation, since that must be known after a power cut.
 
-        Called again, it is written again, since the disk may have failed here as well. Raises ``OSError``.
+        Each call writes it again, since the disk may have failed here as well. Raises ``OSError``.
         """
         self._words[_DOUBT] = max(self._words[_DOUBT], generation)
         self.save()
 
     @property
     def unsynced_since(self) -> int:
-        """Since when there may be commits that no checkpoint covers, by the monotonic clock in ns; 0: none."""
+        """The moment since which there may be commits without a checkpoint, in ns of the monotonic clock; 0: none."""
         return self._words[_UNSYNCED]
 
     @unsynced_since.setter
@@ -166,31 +165,31 @@ class Session:
         self._words[_UNSYNCED] = time
 
     def note_unsynced(self, clock: Callable[[], int]) -> None:
-        """Note that a commit was made that no checkpoint covers."""
+        """Note that there is a commit that no checkpoint covers."""
         if not self._words[_UNSYNCED]:
             self._words[_UNSYNCED] = clock()
 
     def is_shared(self) -> bool:
-        """Return whether another process has joined since the first. Joining records this before all else."""
+        """Return whether another process has joined after the first; joining records this before anything else."""
         return self._words[_JOINED] != 0
 
-    # --- the first and the last
+    # --- the first and the last process
 
     def is_standing(self) -> bool:
-        """Return whether all that was ever written is still in the page cache: no power cut came in between."""
+        """Return whether all writes are still in the page cache, since there was no power cut in between."""
         here = _place(self._file)
         return bool(here.boot and here.mount) and self._place == here
 
     def is_closed(self) -> bool:
-        """Return whether all was on the disk when the last process left, and this is no copy of the directory."""
+        """Return whether everything was on the disk when the last process left, and the directory is not a copy."""
         return self._place.boot == CLOSED and self.is_original()
 
     def is_original(self) -> bool:
-        """Return whether this is the directory that was used, and no copy of it, which may be of several moments."""
+        """Return whether this is the original directory, not a copy, which may mix several moments."""
         return self._place[2:] == _place(self._file)[2:]
 
     def settle(self, synced: int) -> None:
-        """Write down durably, as the first and once the files are known to be whole, where and how they stand."""
+        """As the first process, record durably the place and state of the files, once they are known to be whole."""
         self._known = self._words[_CHECK] = 0
         self.set_synced(synced)
         self._words[_DOUBT] = 0
@@ -199,7 +198,7 @@ class Session:
         self.save()
 
     def close(self) -> None:
-        """Write down durably, as the last and once everything is on the disk, that it is."""
+        """As the last process, record durably that everything is on the disk."""
         _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file)._replace(boot=CLOSED))
         self.save()
 
@@ -208,7 +207,7 @@ class Session:
         return _Place(*_PLACE.unpack_from(self._memory, _PLACE_AT))
 
     def admit(self) -> None:
-        """Give up being the first process: others can join from now on."""
+        """Let other processes join from now on."""
         if self.first:
             flock.share(self._fd)
             self.first = False
@@ -219,14 +218,14 @@ class Session:
         sync_file(self._file)
 
     def leave(self) -> None:
-        """Take the life-sign down, unless that was done.
+        """Release the session lock; idempotent.
 
-        Other threads may be asking for the words: from now on they find them as they were.
+        Other threads may be reading the words: from now on they find their last values.
         """
         if not self._has_left:
             self._has_left = True
             self._words = memoryview(bytearray(self._words)).cast("Q")
-            with suppress(BufferError):  # of who is amid a look, and lets it go
+            with suppress(BufferError):  # a thread that is just reading will drop it
                 self._memory.close()
             close(self._file)
             flock.release(self._fd)
@@ -243,7 +242,7 @@ class Session:
 
     @property
     def note(self) -> bytes:
-        """What recovery left for the next one, b"" for nothing."""
+        """The note that a recovery left for the next one, b"" for none."""
         (length,) = _LENGTH.unpack_from(self._memory, _LENGTH_AT)
         return bytes(self._memory[_NOTE_AT : _NOTE_AT + length])
 
@@ -269,7 +268,7 @@ def _place(fd: int) -> _Place:
 
 
 def _boot() -> bytes:
-    """Return the id of the boot, none where the system has none; raise ``OSError`` if it cannot be read just now."""
+    """Return the id of the boot, b"" if the system has none; raise ``OSError`` if it cannot be read now."""
     try:
         with open(_BOOT, encoding="ascii") as file:
             return bytes.fromhex(file.read().strip().replace("-", ""))

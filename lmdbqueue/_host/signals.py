@@ -1,8 +1,8 @@
-"""Being told to stop by SIGTERM or SIGINT.
+"""Stopping at SIGTERM or SIGINT.
 
-Owns: the handlers, for as long as something runs that can stop. Law: the first signal stops all that run, goes on to
-the handler of before, if a program had set one, and gives that back: a second signal does what it would have done
-without us. Must not know: what is stopped.
+Owns: the handlers, while something runs that can be stopped. Law: the first signal stops everything that runs, is
+passed to the previous handler, if the program had set one, and restores that: a second signal does what it would have
+done without us. Must not know: what is stopped.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from lmdbqueue._host.threads import holding
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
-_running: list[Callable[[], object]] = []  # what stops the running ones, in any thread
-_before: dict[signal.Signals, Any] = {}  # the handlers of before, while ours are set
+_running: list[Callable[[], object]] = []  # functions that stop what is running, in any thread
+_before: dict[signal.Signals, Any] = {}  # the previous handlers, while ours are set
 
 
 @holding
 def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Call ``stop`` at the first signal that comes in the block, whichever thread it runs in.
 
-    Handlers can be set in the main thread only: elsewhere it is called if somebody there is in such a block, too. What
-    ``stop`` raises is raised amid whatever the main thread is at.
+    Handlers can only be set in the main thread: in another thread, ``stop`` is called only while the main thread is in
+    such a block, too. An exception of ``stop`` is raised in the main thread, wherever that is at the moment.
     """
     is_first = threading.current_thread() is threading.main_thread() and not _before
     try:
@@ -37,26 +37,26 @@ def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         try:
-            if stop in _running:  # else an interrupt came before
+            if stop in _running:  # otherwise an interrupt came before
                 _running.remove(stop)
         finally:
             if is_first:
                 try:
                     _restore()
                 finally:
-                    _restore()  # if an interrupt came as the other one began
+                    _restore()  # in case an interrupt came while this one began
 
 
 def _take_over(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    if before is not None:  # else it is of a program that embeds Python, to which it could not be given back
-        _before[number] = before  # first, so that it is given back whatever interrupts
+    if before is not None:  # a handler of an embedding program could not be restored
+        _before[number] = before  # first, so that it is restored even after an interrupt
         signal.signal(number, _handle)
 
 
 def _restore() -> None:
     for number, handler in list(_before.items()):
-        if signal.getsignal(number) is _handle:  # else somebody has set another since
+        if signal.getsignal(number) is _handle:  # otherwise another handler was set since
             signal.signal(number, handler)
         _before.pop(number, None)
 
@@ -65,7 +65,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     before = _before.get(signal.Signals(number))
     _restore()
     raised: BaseException | None = None
-    for stop in _running.copy():  # of which other threads may end amid this
+    for stop in _running.copy():  # a copy, since other threads may end meanwhile
         try:
             stop()
         except BaseException as error:

@@ -1,6 +1,6 @@
-"""Who else may write to a queue's directory, and whether this process may.
+"""Which other users may write to a queue's directory, and whether this process may.
 
-Owns: what the owner and the mode of a file say. Law: it reads only, and warns. Must not know: what is in the files.
+Owns: the meaning of a file's owner and mode. Law: it only reads and warns. Must not know: what is in the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CALLER: Final = 6  # frames up to the caller that opens the queue
 
 
 def warn_of_strangers(path: str) -> None:
-    """Warn, once for each directory as Python's filters are set, if other users may write what is read here."""
+    """Warn if other users may write the files that are read here; by default once for each directory."""
     if not (found := strange(path)):
         return
     message = f"{path!r} {found}, who can run code here through pickle: chmod 700 it, or use loads=json.loads"
@@ -25,7 +25,7 @@ def warn_of_strangers(path: str) -> None:
 
 
 def strange(path: str) -> str:
-    """Return why others than this user and root may write to a file or directory, "" if they may not."""
+    """Return why users other than this one and root may write to a file or directory, "" if they may not."""
     status = os.stat(path)
     if status.st_uid not in (os.geteuid(), 0):
         return f"is owned by user {status.st_uid}"
@@ -35,9 +35,9 @@ def strange(path: str) -> str:
 
 
 def strange_in(path: str) -> str:
-    """Return why others may have written what is in the queue directory at ``path``, "" if they may not have."""
+    """Return why others may have written to the queue directory at ``path``, "" if they cannot have."""
     for each in (path, *sorted(entry.path for entry in os.scandir(path))):
-        with suppress(FileNotFoundError):  # gone since, as owners and drafts go
+        with suppress(FileNotFoundError):  # removed meanwhile, like owners' files and drafts
             if found := strange(each):
                 return f"{each!r} {found}"
     return ""

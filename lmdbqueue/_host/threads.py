@@ -1,12 +1,12 @@
-"""How a thread waits for another one of this process, or has one work beside it.
+"""How a thread waits for another of this process, or has one work beside it.
 
-Owns: a flag, threads that rest until told, what ends that which was begun, a thread that beats. Law: an interrupt
-(KeyboardInterrupt) or the handler of a signal may come in anywhere: no lock is held in a sleep, and each step that
-counts is one call of C. Must not know: what is waited for.
+Owns: a flag, threads that rest until woken, clean-up steps, a thread that calls a function periodically. Law: an
+interrupt (KeyboardInterrupt) or a signal handler may come anywhere: no lock is held during a sleep, and each decisive
+step is one call of C. Must not know: what is waited for.
 
-The same of ``threading`` do not keep that law, since they are written in Python: a ``Condition`` lets a
-lock go and takes it again amid a block that holds it, so an interrupt there leaves as "release unlocked lock"; so does
-``Thread.start``, which waits for an ``Event``; and an ``Event`` that a signal's handler sets amid the wait of the same
+The counterparts in ``threading`` do not keep that law, since they are written in Python: a ``Condition`` releases a
+lock and takes it again inside a block that holds it, so an interrupt there becomes "release unlocked lock"; so does one
+in ``Thread.start``, which waits for an ``Event``; and an ``Event`` that a signal handler sets during a wait of the same
 thread waits for itself.
 """
 
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOOK: Final = (
-    1.0  # seconds between two looks of a resting thread: the one that should wake it may have been interrupted
+    1.0  # seconds between two checks of a resting thread: the one that should wake it may have been interrupted
 )
 
 
@@ -40,7 +40,7 @@ class Flag:
     def set(self) -> None:
         """Set it."""
         self._is_set = True
-        with suppress(RuntimeError):  # it is open
+        with suppress(RuntimeError):  # the flag is set already
             self._gate.release()
 
     def is_set(self) -> bool:
@@ -62,14 +62,14 @@ class Resting:
         return len(self._turns)
 
     def rest(self) -> Lock:
-        """Return a lock that can be had once there is something to tell."""
+        """Return a lock that can be taken once this thread is woken."""
         turn = _closed()
         self._turns.append(turn)
         return turn
 
     def leave(self, turn: Lock) -> None:
-        """Forget a lock that is waited for no more."""
-        with suppress(ValueError):  # told
+        """Forget a lock that is no longer waited for."""
+        with suppress(ValueError):  # it was woken
             self._turns.remove(turn)
 
     def tell(self, n: int | None = None) -> None:
@@ -78,7 +78,7 @@ class Resting:
             self._turns.popleft().release()
 
     def wait_for(self, lock: Lock | RLock, is_so: Callable[[], bool], timeout: float | None = None) -> None:
-        """Return when ``is_so()``, called with the lock, is true, or after ``timeout`` s. This one takes the lock."""
+        """Take ``lock`` and return once ``is_so()``, called with it held, is true, or after ``timeout`` seconds."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             with lock:
@@ -93,31 +93,31 @@ class Resting:
 
 
 class Ending:
-    """What ends that which was begun, the last begun first.
+    """Clean-up steps, run in reverse order.
 
-    An interrupt may come when a function is entered, that of a context manager, too, which then ends nothing. So
-    ``close`` is called in a ``finally``, and again in a ``finally`` of that: a step stays until it has ended. A step
-    may run twice, and is added *before* what it ends is begun.
+    An interrupt may come when a function is entered, even the exit of a context manager, which then cleans up nothing.
+    So ``close`` is called in a ``finally``, and again in a ``finally`` of that: a step stays until it has finished. A
+    step may run twice, and is added *before* the work that it ends begins.
     """
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
 
     def add(self, step: Callable[[], object]) -> None:
-        """Put a step before all others still to be run."""
+        """Put a step before all others that have not run yet."""
         self._steps.append(step)
 
     def close(self) -> None:
-        """Run the steps, whatever one of them raises."""
+        """Run all steps, even if some raise."""
         failed = None
-        has_failed = False  # the step that is the last
+        has_failed = False  # whether the last step has failed
         while self._steps:
             try:
                 self._steps[-1]()
-            except Exception as error:  # it is raised when all have run
+            except Exception as error:  # raised when all have run
                 failed = error
                 has_failed = not has_failed
-                if has_failed:  # once more: what raised may have been the handler of a signal, before the step began
+                if has_failed:  # once more, since a signal handler may have raised before the step began
                     continue
             has_failed = False
             self._steps.pop()
@@ -126,28 +126,28 @@ class Ending:
 
 
 def is_mine(lock: RLock) -> bool:
-    """Return whether this thread holds a lock: then a call came from within a call, and must not wait for it."""
+    """Return whether this thread holds a lock: then this is a nested call, which must not wait for it."""
     found: bool = lock._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001  (as Condition asks it)
     return found
 
 
 def is_taken(lock: RLock) -> bool:
-    """Return whether anybody holds a lock; it tells so itself from Python 3.14 on."""
+    """Return whether any thread holds a lock, which the lock itself says from Python 3.14 on."""
     return not repr(lock).startswith("<unlocked")
 
 
 def free(lock: RLock) -> None:
-    """Release a lock if this thread holds it, and did not before."""
+    """Release a lock that this thread did not hold before, if it holds it now."""
     if is_mine(lock):
         lock.release()
 
 
 class _Leaving(functools.partial[bool | None]):
-    """What a ``with`` statement calls at its end, and drops when it is left, called or not."""
+    """The exit function of a ``with`` statement, which the statement drops when it is left, called or not."""
 
     def __del__(self) -> None:
         gen = self.args[0].gen
-        if gen.gi_suspended:  # else it has ended, or this was not of a ``with`` statement, and it may still begin
+        if gen.gi_suspended:  # otherwise it has ended, or may still begin without a ``with`` statement
             gen.close()
 
 
@@ -157,9 +157,10 @@ def _leave(manager: Any, *error: Any) -> bool | None:
 
 
 class _Exit:
-    """``Held.__exit__``: for a ``with`` statement an object of its own, to which no frame refers.
+    """``Held.__exit__``: each ``with`` statement gets an object of its own, to which no frame refers.
 
-    The statement asks for it before it enters. Whoever asks amid the block, as a debugger does, ends nothing.
+    The statement asks for it before it enters. Code that asks for it within the block, such as a debugger, ends
+    nothing.
     """
 
     def __get__(self, held: Held[Any] | None, _: type) -> Callable[..., bool | None]:
@@ -175,7 +176,7 @@ def _exit(held: Held[Any], *error: Any) -> bool | None:
 
 
 class Held(AbstractContextManager[T], ContextDecorator):
-    """What ``holding`` makes of a generator."""
+    """The context manager that ``holding`` makes of a generator."""
 
     def __init__(self, manager: Any) -> None:
         self.manager = manager  # of contextlib
@@ -196,11 +197,11 @@ class Held(AbstractContextManager[T], ContextDecorator):
 
 
 def holding(begin: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
-    """Do as ``contextlib.contextmanager``; what the generator holds is let go when the ``with`` statement is left.
+    """Like ``contextlib.contextmanager``, but the generator's resources are released whenever the statement is left.
 
-    An interrupt may come where the generator has just yielded, or its end is just to begin. Then nobody runs it any
-    more, and with ``contextmanager`` it ends when the collector finds it: which is never, as long as somebody keeps
-    the interrupt, whose traceback refers to it, as an interactive Python does.
+    An interrupt may come just after the generator has yielded, or just before its end begins. Then it is not run any
+    more, and with ``contextmanager`` it ends when the garbage collector finds it: never, as long as the interrupt is
+    kept, whose traceback refers to it, as an interactive Python does.
     """
     make = contextmanager(begin)
 
@@ -213,7 +214,7 @@ def holding(begin: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManag
 
 @holding
 def held(*locks: RLock, patience: float = -1) -> Iterator[bool]:
-    """Hold locks, which this thread does not hold yet, for the block; give whether each was had in time.
+    """Hold locks, which this thread does not hold yet, for the block; yield whether all were obtained in time.
 
     ``patience``: seconds for each of them; -1: as long as it takes.
     """
@@ -233,7 +234,7 @@ def held(*locks: RLock, patience: float = -1) -> Iterator[bool]:
 
 
 class Parking:
-    """Where one thread says that it waits for another process, amid nothing that a fork could harm."""
+    """Shows that one thread waits for another process, in the middle of nothing that a fork could harm."""
 
     def __init__(self) -> None:
         self._gate = RLock()  # closed while this process is being forked
@@ -241,7 +242,7 @@ class Parking:
 
     @holding
     def parked(self) -> Iterator[None]:
-        """Be parked for the block. It may end, and is not left, while this process is being forked."""
+        """Be parked for the block. While this process is being forked, the thread cannot leave it."""
         self._is_parked = True
         try:
             yield
@@ -250,7 +251,7 @@ class Parking:
                 self._is_parked = False
 
     def hold(self) -> bool:
-        """Keep the thread where it is, if it is parked, until ``let_go``; return whether it is."""
+        """If the thread is parked, keep it there until ``let_go``; return whether it is."""
         self._gate.acquire()
         if self._is_parked:
             return True
@@ -264,20 +265,20 @@ class Parking:
 
 @holding
 def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call ``fn`` each ``seconds`` seconds in another thread while the block runs; what it raises is raised at the end.
+    """Call ``fn`` every ``seconds`` seconds in another thread while the block runs; its error is raised at the end.
 
-    After that it is not called again. No call is under way when the block has ended, unless an interrupt ended the
-    wait for it. A child that was forked in the block has no such thread, and leaves it without a wait.
+    After an error it is not called again. No call is under way when the block has ended, unless an interrupt ended the
+    wait for it. A child forked in the block has no such thread, and leaves the block without waiting.
     """
     process = os.getpid()
-    stop, ended = _closed(), _closed()  # each is opened by one call of C, the first of its block
+    stop, ended = _closed(), _closed()  # each is opened by one call of C, the first in its block
     failed: list[BaseException] = []
 
     def beat() -> None:
         try:
             while not stop.acquire(timeout=seconds):
                 fn()
-        except BaseException as error:  # it is raised where the block is
+        except BaseException as error:  # raised again where the block is
             failed.append(error)
         finally:
             ended.release()

@@ -488,8 +488,9 @@ class _Box:
 class LmdbHuey(Huey):  # type: ignore[misc]
     """Huey whose workers may die.
 
-    ``LmdbHuey("app", path="tasks")`` takes the place of ``SqliteHuey("app", filename="tasks.db")``. A task runs at least once. Its end is stored in one step with its result, its retry and the next task; if its worker
-    dies before that, it runs again. It takes the options of ``LmdbStorage`` and those of ``Huey``.
+    ``LmdbHuey("app", path="tasks")`` takes the place of ``SqliteHuey("app", filename="tasks.db")``. A task runs at
+    least once. Its end is stored in one step with its result, its retry and the next task; if its worker dies before
+    that, it runs again. It takes the options of ``LmdbStorage`` and those of ``Huey``.
     """
 
     storage_class = LmdbStorage
