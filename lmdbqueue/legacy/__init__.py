@@ -1,20 +1,20 @@
-"""Keep your data: queues of other libraries are imported into one of this library.
+"""Keep your data: imports of queues of other libraries into a queue of this one.
 
     from lmdbqueue.legacy import import_file
     import_file("old.queue", "new")
 
-Owns: the public names of imports. Law: those below are all. Must not know: how an import goes.
+Owns: the public names of imports. Law: there are no others than those below. Must not know: how an import works.
 
 The map; imports go down it only:
 
 ====================  ============================================================================
-``_import``           what an import is, and its protocol; which format it is
+``_import``           the protocol of an import; recognizing the format
 ``_file``             files of python-persistent-queue
 ``_chunks``           directories of chunk files: of persist-queue and queuelib
 ``_tables``           SQLite databases: of persist-queue, litequeue and queuelib
 ``_info``             where a queue of persist-queue begins and ends
-``_aside``            what is set aside at an import
-``_source``           what is found in files of other libraries
+``_aside``            the file of records set aside by an import
+``_source``           the values found in files of other libraries
 ====================  ============================================================================
 """
 

@@ -1,7 +1,7 @@
-"""What is set aside at an import: a file of JSON lines beside the queue.
+"""The records set aside by an import: a file of JSON lines beside the queue.
 
-Owns: that file, ``<queue>.quarantine-<id>``. Law: under its name it is whole and on the disk, or not there. Must not
-know: why something is set aside, queues.
+Owns: that file, ``<queue>.quarantine-<id>``. Law: under its final name it is complete and on the disk, or does not
+exist. Must not know: why a record is set aside, queues.
 """
 
 import base64
@@ -15,13 +15,13 @@ from lmdbqueue.legacy._source import Aside
 
 
 class AsideFile:
-    """The file of one import, of ``source`` into ``queue``. It is written under another name, anew in each run."""
+    """The file of one import, of ``source`` into ``queue``. Each run writes it anew under a temporary name."""
 
     def __init__(self, directory: str, id_: str, queue: str, source: str) -> None:
         self.path = f"{directory}.quarantine-{id_}"
         self._directory = directory
         self.count = 0
-        self.first = ""  # what the first line tells
+        self.first = ""  # the reason in the first line
         self._queue = queue
         self._source = source
         self._file: BinaryIO | None = None
@@ -47,9 +47,9 @@ class AsideFile:
                 sync_directory(os.path.dirname(self.path))
 
     def discard(self) -> None:
-        """Leave nothing but what was published."""
+        """Remove the file unless it was published."""
         if self._file is not None:
-            with suppress(OSError):  # of what was not flushed, as on a full disk
+            with suppress(OSError):  # of unflushed lines, as on a full disk
                 self._file.close()
             with suppress(FileNotFoundError):
                 os.unlink(self.path + ".tmp")

@@ -1,18 +1,17 @@
 """Directories of chunk files ``q00000``, ``q00001``, ...: ``persistqueue.Queue`` and queuelib's ``FifoDiskQueue``.
 
-Owns: those two formats. Law: a record that does not fit ends its chunk, and what is left of that is kept apart.
-Must not know: queues, what becomes of what it yields.
+Owns: those two formats. Law: an invalid record ends its chunk, and the rest of that chunk is set aside. Must not know:
+queues, what happens to the records that it yields.
 
 ``persistqueue.Queue`` (persist-queue 0.1 to 1.1) keeps a dict in the file ``info``, written anew at each ``put``
 (and at ``task_done``, or with ``autosave`` at each ``get``): ``chunksize``, ``size``, ``head`` (chunk, items in
-it, bytes in it) and ``tail``, the same of the first item. The dict and the items are written by one
-serializer, which tells how records follow each other (``_info``). What stands in the chunk of the
-head behind its bytes is of a ``put`` that never returned; the library cuts it off.
+it, bytes in it) and ``tail``, the same of the first item. The dict and the items are written by the same serializer,
+which determines how records are delimited (``_info``). Bytes behind the head in its chunk come from a ``put`` that
+never returned; the library cuts them off.
 
 ``FifoDiskQueue`` (queuelib 1.0 to 1.10) writes records of a 32-bit big-endian length and as many bytes, and
-keeps the places in ``info.json``, which it writes in ``close()`` only. So where it was not closed that
-file is old, torn or missing, and all records from its tail on are items: what was popped since is among
-them, and nothing that was pushed is left out.
+keeps the places in ``info.json``, which it writes in ``close()`` only. So if it was not closed, that file is old, torn
+or missing, and all records from its tail on are items: they include those popped since, and no pushed item is left out.
 """
 
 import io
@@ -29,9 +28,9 @@ from lmdbqueue.legacy._source import Aside, Expected, Found, Payload, Source, Va
 
 _CHUNK: Final = re.compile(r"q([0-9]{5,})")
 _QUEUELIB_LENGTH: Final = struct.Struct(">L")
-_AMONG: Final = "what was popped since it was opened may be among the items"
+_AMONG: Final = "items popped since it was opened may be among those imported"
 _TORN: Final = "a torn or damaged item"
-_UNFINISHED: Final = "it stands behind the head: it is of a put that never returned"
+_UNFINISHED: Final = "it is behind the head: it comes from a put that never returned"
 
 
 class _Chunks(Source):
@@ -53,7 +52,7 @@ class _Chunks(Source):
             return b""
 
     def note_difference(self, said: int, found: int) -> None:
-        """Note that the info file counts other than there is."""
+        """Note that the count of the info file differs from the number of records."""
         if said != found:
             self.notes.append(f"its file {self.info_name!r} counts {said:,} items, and {found:,} were found")
 
@@ -105,7 +104,7 @@ def _records(data: bytes, start: int, name: str, records: Records) -> Iterator[F
 
 
 def _pickle(data: bytes, file: io.BytesIO) -> tuple[bytes | None, int]:
-    """Return the payload where the file stands, None if it is not whole, and where the record ends."""
+    """Return the payload at the file's position, None if it is incomplete, and the end of the record."""
     start = file.tell()
     end = start + pickle_length(file)
     return data[start:end] or None, end
@@ -147,7 +146,7 @@ class QueuelibFiles(_Chunks):
                     head[1] += isinstance(found, Value)
                     yield found
         if info is None:
-            self.notes.append(f"it was not closed, and its file 'info.json' does not tell what was popped: {_AMONG}")
+            self.notes.append(f"it was not closed, and its file 'info.json' does not say what was popped: {_AMONG}")
         elif (size, list(end)) != (number, head):
             self.note_difference(size, number)
             self.notes.append(f"it was not closed: {_AMONG}")
@@ -173,13 +172,13 @@ class QueuelibFiles(_Chunks):
 
 
 def chunks(path: str) -> list[tuple[int, str]]:
-    """Return the chunks in a directory in their order, each with its number."""
+    """Return the chunks of a directory in order, each with its number."""
     found = [(int(match[1]), name) for name in os.listdir(path) if (match := _CHUNK.fullmatch(name))]
     return sorted((index, name) for index, name in found if name == f"q{index:05}")
 
 
 def recognize(path: str) -> Source | None:
-    """Return the directory as a source if it holds chunk files."""
+    """Return the directory as a source if it contains chunk files."""
     if not chunks(path):
         return None
     return PersistQueueFiles(path) if os.path.exists(os.path.join(path, "info")) else QueuelibFiles(path)

@@ -1,26 +1,26 @@
 """Files of python-persistent-queue 1.0.0 to 1.3.0.
 
-Owns: that format. Law: what its header counts are the items; what stands behind them is kept apart, never taken
-for one. Must not know: queues, what becomes of what it yields.
+Owns: that format. Law: the records that its header counts are items; those behind them are set aside, never imported as
+items. Must not know: queues, what happens to the records that it yields.
 
 All eight releases write the same bytes:
 
-- a header of two unsigned 32-bit numbers, in the byte order of the machine: how many items there are, and
-  the offset of the first
+- a header of two unsigned 32-bit numbers, in the byte order of the machine: the number of items, and the offset of the
+  first
 - from that offset on, one record for each: its length, 32 bits as above, and its payload, ``dumps(item)``.
   1.0 always pickles; from 1.1 on users may give another ``dumps``
 
-Every write is flushed before the next begins, so on an honest disk what a crash leaves is one of these:
+Every write is flushed before the next begins, so on an honest disk a crash leaves one of these:
 
-- amid ``push``: records, the last of them perhaps torn, that the header does not count. The push never
-  returned. Later pushes append behind them, and then the library itself gives what is not there
-- amid ``pop`` or ``delete``: the first item has moved on, and the header counts too many
-- amid ``flush`` of 1.3.0, which removes the file before it gives the new one its name: a file
-  ``<name>-<32 hex digits>`` alone
-- amid ``clear``: an empty file
+- during ``push``: records, the last of them perhaps torn, that the header does not count. The push never returned.
+  Later pushes append behind them, and then the library itself returns wrong items
+- during ``pop`` or ``delete``: the offset has moved on, and the header counts too many
+- during ``flush`` of 1.3.0, which removes the file before it gives the new one its name: a file ``<name>-<32 hex
+  digits>`` alone
+- during ``clear``: an empty file
 
-And ``pop()`` of an item that is None leaves the header counting one too many, of one that is a list of
-n things n - 1 too few: then items that were never taken stand behind those that it counts.
+Also, ``pop()`` of an item that is None leaves the header counting one too many, and of a list of n things n - 1 too
+few: then items that were never taken are behind those that it counts.
 """
 
 import os
@@ -35,13 +35,13 @@ _HEADER: Final = 8  # bytes
 _LENGTH: Final = 4  # bytes
 _FLUSHED: Final = re.compile(r"-[0-9a-f]{32}")
 _UNCOUNTED: Final = (
-    "its header does not count it: it is of a push that never returned, or of before a pop() of a list, "
+    "its header does not count it: it comes from a push that never returned, or from before a pop() of a list, "
     "which 1.3.0 miscounts"
 )
 
 
 class _Layout(NamedTuple):
-    order: str  # of bytes, as struct has it
+    order: str  # of bytes, in the notation of struct
     items: int
     start: int
 
@@ -60,7 +60,7 @@ class OldFile(Source):
         return [self.path]
 
     def read(self) -> Iterator[Found]:
-        """Yield the items that the header counts, and then what stands behind them."""
+        """Yield the items that the header counts, then the records behind them."""
         order, count, start = self._layout
         yield Expected(count)
         with open(self.path, "rb") as file:
@@ -76,7 +76,7 @@ class OldFile(Source):
                     return
                 data = _record(file, size - place, order)
                 if data is None:
-                    yield _rest(file, place, f"item {number} is torn, and {count - number:,} were to come")
+                    yield _rest(file, place, f"item {number} is torn, and {count - number:,} more should follow")
                     return
                 yield Payload(data, f"item {number} at byte {place}")
                 place += _LENGTH + len(data)
@@ -90,7 +90,7 @@ class OldFile(Source):
 
 
 def _record(file: BinaryIO, left: int, order: str) -> bytes | None:
-    """Return the payload of the record where ``file`` stands; None if it is not whole in the ``left`` bytes."""
+    """Return the payload at the file's position; None if the ``left`` bytes do not contain all of it."""
     if left < _LENGTH:
         return None
     (length,) = struct.unpack(order + "I", file.read(_LENGTH))

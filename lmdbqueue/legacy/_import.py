@@ -1,12 +1,11 @@
-"""Keep your data: queues of other libraries are imported into one of this library.
+"""Keep your data: imports of queues of other libraries into a queue of this one.
 
     from lmdbqueue.legacy import import_file
     import_file("old.queue", "new")      # as ``lmdbqueue import old.queue new`` does
 
-Owns: what an import is, and its protocol. Law: what others see of the destination is nothing of it and then all
-of it, each item once and in order, whenever it is killed and however often it is run; the source is not
-changed; nothing is unpickled but records of this module's own. Must not know: the formats
-(``_file``, ``_chunks``, ``_tables``).
+Owns: the protocol of an import. Law: others see either nothing of it in the destination or all of it, each item once
+and in order, whenever it is killed and however often it is run; the source is not changed; nothing is unpickled except
+this module's own records. Must not know: the formats (``_file``, ``_chunks``, ``_tables``).
 
 An import is one transaction on the destination (``queue.transaction()``), which holds the items and, in the
 queue's ``state``, a record that they were imported. A run that was killed before the commit is begun anew; one
@@ -15,12 +14,12 @@ that was killed after it finds the record, and does nothing.
 ====  ===================================================  =========================================
 step  what is done                                         killed after it
 ====  ===================================================  =========================================
-1     look at the source: what it is                       nothing
+1     recognize the source                                 nothing
 2     open the destination, or create it                   an empty queue, if there was none
 3     begin the transaction: nobody else can write to the  as 2; the write lock is free
       directory until its end
 4     look for the record of this source: if it is there,  as 3; nothing is done twice
-      return what it says; if the source has changed
+      return its result; if the source has changed
       since, refuse
 5     note size, time and inode of the source's files;     as 3, and a copy in the system's directory
       read them and push; a copy of a database is read if  of temporary files; what was to be set
@@ -33,24 +32,23 @@ step  what is done                                         killed after it
 9     commit and flush                                     all of it is there, and so is the record
 ====  ===================================================  =========================================
 
-What follows from this: who has the directory open goes on reading meanwhile; who writes to it, or opens it, waits
-for as long as it takes (measured: 2 s for a million items of 150 bytes, and 8 s to look at as many pickles). All
-must fit in one transaction of LMDB, which keeps up to half a GiB of what it changed in memory and writes the rest
-to the file. A run that was killed is begun anew and does not go on where it was: nothing of it may stay, or it
-would have to be hidden from everybody.
+Consequences: processes that have the directory open can read meanwhile; those that write to it, or open it, wait until
+the import ends (measured: 2 s for a million items of 150 bytes, and 8 s to inspect as many pickles). Everything must
+fit in one transaction of LMDB, which keeps up to half a GiB of changes in memory and writes the rest to the file. A
+killed run starts again from the beginning: none of its items may stay, or they would have to be hidden from all others.
 
-A program that still writes to the source is noticed by step 6 if that happens during the import, as far as the
-times of its file system tell; stop it before. A source that changed after it was imported is refused, since
-what is new in it cannot be told from what was there.
+A program that still writes to the source is noticed in step 6 if it does so during the import, as far as the times of
+the file system show it; stop it first. A source that changed after it was imported is refused, since its new items
+cannot be distinguished from the old ones.
 
-**What is taken over.** Where the library stores ``dumps(item)`` (python-persistent-queue, persist-queue) the bytes are
-taken as they are: open the queue with the ``dumps`` and ``loads`` that they were written with, and give those
-here. If ``loads`` is ``pickle.loads``, the default, each is looked at, opcode by opcode, and must be one whole
-pickle. With another ``loads`` the bytes are not looked at. Where it stores text or bytes (litequeue, queuelib)
-the items are these, str and bytes as its own reader gives them, by ``dumps``. Which records count as
-items stands in the module of each format.
+**What is imported.** If the library stores ``dumps(item)`` (python-persistent-queue, persist-queue), the bytes are
+stored unchanged: open the queue with the ``dumps`` and ``loads`` that they were written with, and pass the same here.
+If ``loads`` is ``pickle.loads``, the default, each is inspected opcode by opcode, and must be one complete pickle. With
+another ``loads`` the bytes are not inspected. If the library stores text or bytes (litequeue, queuelib), these are the
+items, str and bytes as its own reader returns them, encoded by ``dumps``. The module of each format says which records
+count as items.
 
-**What is set aside**: torn and damaged records, what a crash of the old library left, and messages marked as failed.
+**What is set aside**: torn and damaged records, leftovers of a crash of the old library, and messages marked as failed.
 JSON lines: ``queue``, ``source``, ``place`` and ``why`` in words, and ``value``, the bytes in base64.
 """
 
@@ -89,8 +87,8 @@ class Imported:
         format: The format of the source, as ``detect`` names it.
         items: The number of items imported.
         finished: The number of finished items left out.
-        set_aside: The number of failed items, and of records that are no items.
-        quarantine: The file of those, or "".
+        set_aside: The number of failed items and of records that are not items.
+        quarantine: The file that contains them, or "".
         notes: Other findings, in sentences.
         is_repeated: Whether it was done before, and nothing was added now.
     """
@@ -144,8 +142,8 @@ def import_file(
         name: The queue in the directory.
         progress: Called with records done, finished ones included, and the source's own total, which may be wrong.
         table: The queue, in a database that holds several.
-        dumps: The function with which the new queue will be used.
-        loads: The same.
+        dumps: The ``dumps`` with which the new queue will be used.
+        loads: The ``loads`` with which the new queue will be used.
 
     Returns:
         What was done.
@@ -160,7 +158,7 @@ def import_file(
     directory = os.path.abspath(dest)
     blocks.refuse_inside(directory, "an import")
     options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
-    with suppress(FormatError):  # no queue is there: it is created, or that says why not
+    with suppress(FormatError):  # there is no queue yet: opening creates it, or says why not
         found = options_of(directory)
         options |= {"checksum": found.checksum, "durability": found.durability}
     with PersistentQueue[bytes](directory, **options) as queue, queue.transaction():
@@ -168,7 +166,7 @@ def import_file(
 
 
 class _Import:
-    """One run of an import, in the transaction that it is."""
+    """One run of an import, inside its transaction."""
 
     def __init__(
         self,
@@ -191,7 +189,7 @@ class _Import:
         self._items = self._finished = self._damaged = 0
 
     def run(self, progress: Progress) -> Imported:
-        """Import, or return what was imported before."""
+        """Import, or return the result of an earlier run."""
         key = f"imported-{self._id}"
         if key in self._queue.state:
             return self._earlier(key)
@@ -278,10 +276,10 @@ class _Import:
         self._batch_bytes = 0
 
     def _recorded(self, record: dict[str, Any]) -> bytes:
-        """Return the record as the queue's own ``dumps`` takes it: a dict, or else JSON as str or bytes."""
+        """Return the record in a form that the queue's own ``dumps`` accepts: a dict, or JSON as str or bytes."""
         text = json.dumps(record)
         for form in (record, text):
-            with suppress(Exception):  # it is made for other things
+            with suppress(Exception):  # dumps is made for other things
                 return bytes(memoryview(self._dumps(form)))
         return bytes(memoryview(self._dumps(text.encode())))
 
@@ -291,7 +289,7 @@ def _recognized(path: str, table: str | None) -> Source:
         if os.path.isdir(path):
             if source := _chunks.recognize(path):
                 return source
-            inside = os.path.join(path, "data.db")  # as persist-queue calls it
+            inside = os.path.join(path, "data.db")  # persist-queue's name for it
             if not os.path.isfile(inside):
                 raise SourceError(
                     path, "it is a directory, but not of a known queue", "give the path of a queue, or of its database"
@@ -317,7 +315,7 @@ def _recognized(path: str, table: str | None) -> Source:
 
 
 def _readable(source: Source) -> Generator[Found, None, None]:
-    """Yield what is in the source; raise ``SourceError`` where it cannot be read."""
+    """Yield the records of the source; raise ``SourceError`` if it cannot be read."""
     try:
         yield from source.read()
     except FileNotFoundError as error:

@@ -1,11 +1,11 @@
 """The dict that ``persistqueue.Queue`` keeps in its file ``info``, whichever of its serializers wrote it.
 
-Owns: how much of pickle, JSON, msgpack and CBOR it takes to read a dict of numbers, and how records of each follow
-one another. Law: what is not such a dict, byte for byte, is None, whatever it is. Must not know: chunks, items.
+Owns: as much of pickle, JSON, msgpack and CBOR as is needed to read a dict of numbers, and how records of each are
+delimited. Law: anything that is not such a dict, byte for byte, is None. Must not know: chunks, items.
 
-With pickle a record ends where its pickle ends, with JSON at the end of its line; msgpack and cbor2 come behind their
-length, 32 bits, little-endian. Of these two only what stands in such a dict is read: maps, lists, texts and
-numbers that are not negative.
+With pickle a record ends where its pickle ends, with JSON at the end of its line; msgpack and cbor2 records follow
+their length, 32 bits, little-endian. Of these two, only the types in such a dict are read: maps, lists, texts and
+non-negative numbers.
 """
 
 import json
@@ -18,11 +18,11 @@ from lmdbqueue.legacy._source import plain
 
 LENGTH: Final = Struct("<L")
 Records = Literal["pickles", "lines", "lengths"]
-_Head = tuple[Literal["number", "text", "list", "map"], int, int]  # what begins there, its value or size, its end
+_Head = tuple[Literal["number", "text", "list", "map"], int, int]  # the type, its value or size, its end
 
 
 class Info(NamedTuple):
-    """Where a queue begins and ends, and how its records are told apart."""
+    """Where a queue begins and ends, and how its records are delimited."""
 
     records: Records
     size: int
@@ -31,7 +31,7 @@ class Info(NamedTuple):
 
 
 def read_info(data: bytes) -> Info | None:
-    """Return what an info file says, None if it is not one."""
+    """Return the content of an info file, None if it is not one."""
     readers: list[tuple[Records, Callable[[bytes], object]]] = [
         ("pickles", plain),
         ("lines", json.loads),
@@ -40,7 +40,7 @@ def read_info(data: bytes) -> Info | None:
     ]
     for records, read in readers:
         found = None
-        with suppress(Exception):  # whatever garbage may cause
+        with suppress(Exception):  # garbage may cause any error
             found = read(data)
         places = checked_places(found, head=3)
         if places is not None:
@@ -49,7 +49,7 @@ def read_info(data: bytes) -> Info | None:
 
 
 def checked_places(info: object, *, head: int) -> tuple[int, Any, Any] | None:
-    """Return ``size``, ``tail`` and ``head`` of a dict, None if it has not three and ``head`` numbers for these."""
+    """Return ``size``, ``tail`` and ``head`` of a dict; None unless tail has three numbers and head ``head``."""
     if not isinstance(info, dict):
         return None
     size, first, next_ = (info.get(name) for name in ("size", "tail", "head"))
@@ -63,7 +63,7 @@ def checked_places(info: object, *, head: int) -> tuple[int, Any, Any] | None:
 
 
 def _whole(data: bytes, head: Callable[[bytes, int], _Head]) -> object:
-    """Return the one value that stands behind its length."""
+    """Return the single value behind its length."""
     if LENGTH.unpack_from(data)[0] != len(data) - LENGTH.size:
         return None
     value, end = _value(data, LENGTH.size, head)
@@ -71,7 +71,7 @@ def _whole(data: bytes, head: Callable[[bytes, int], _Head]) -> object:
 
 
 def _value(data: bytes, at: int, head: Callable[[bytes, int], _Head]) -> tuple[Any, int]:
-    """Return the value that begins at an offset, and where it ends."""
+    """Return the value at an offset, and its end."""
     kind, size, at = head(data, at)
     if kind == "number":
         return size, at

@@ -1,8 +1,8 @@
-"""What is found in the files of another library, whichever it is.
+"""The values found in the files of other libraries.
 
-Owns: the values that a reader of old files gives, what makes a payload a whole pickle, and how a change of the
-source is noticed. Law: nothing here opens a file for writing, and nothing unpickles with the names of modules.
-Must not know: any format, queues.
+Owns: the values that a reader of old files yields, the test for a complete pickle, and how a change of the source is
+noticed. Law: nothing here opens a file for writing, and nothing is unpickled that names a module. Must not know: any
+format, queues.
 """
 
 import io
@@ -19,21 +19,21 @@ Stamp = list[list[Any]]  # for each file: its path, size, time of change in ns, 
 
 
 class Payload(NamedTuple):
-    """An item as the ``dumps`` of the old library left it."""
+    """An item in the bytes that the old library's ``dumps`` returned."""
 
     data: bytes
     place: str
 
 
 class Value(NamedTuple):
-    """An item that the old library keeps as it is: text or bytes."""
+    """An item that the old library stores unchanged: text or bytes."""
 
     value: str | bytes
     place: str
 
 
 class Aside(NamedTuple):
-    """Bytes that are no item, or none that waits; ``damaged``: they should have been one."""
+    """Bytes that are not a waiting item; ``damaged``: they should have been one."""
 
     data: bytes
     place: str
@@ -48,7 +48,7 @@ class Finished(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """How many records there are to come, as the library itself would say; the first that a reader gives."""
+    """The number of records to come, according to the library's own count; a reader yields it first."""
 
     records: int
 
@@ -64,18 +64,18 @@ class Source(ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.notes: list[str] = []  # what a reader of the summary should know; complete after ``read``
+        self.notes: list[str] = []  # remarks for the summary; complete after ``read``
 
     @abstractmethod
     def files(self) -> Sequence[str]:
-        """Return the paths of all files that the queue is made of now."""
+        """Return the paths of all files that the queue consists of now."""
 
     @abstractmethod
     def read(self) -> Iterator[Found]:
-        """Yield what is in the queue, in the order in which the library would give it."""
+        """Yield the records of the queue, in the order in which the library would return them."""
 
     def stamp(self) -> Stamp:
-        """Return what the file system changes whenever the source changes."""
+        """Return figures of the file system that change whenever the source does."""
         found = []
         for path in self.files():
             status = os.stat(path)
@@ -88,25 +88,25 @@ class Source(ABC):
 
 
 def is_pickle(data: bytes) -> bool:
-    """Return whether bytes are one whole pickle, without unpickling it."""
+    """Return whether bytes are one complete pickle, without unpickling it."""
     return pickle_length(io.BytesIO(data)) == len(data)
 
 
 def pickle_length(file: io.BytesIO) -> int:
-    """Return how long the pickle is that begins where ``file`` stands, 0 if none does; end behind it."""
+    """Return the length of the pickle at the file's position, 0 if there is none; move the file behind it."""
     start = file.tell()
     try:
         for _ in pickletools.genops(file):
             pass
-    except Exception:  # of many kinds, and garbage may cause any of them
+    except Exception:  # garbage may cause any error
         return 0
     return file.tell() - start
 
 
 def plain(data: bytes) -> object:
-    """Return what is pickled in ``data`` if it is made of numbers, str, lists, dicts and the like only.
+    """Return the value pickled in ``data`` if it consists only of numbers, str, lists, dicts and the like.
 
-    Raises some ``Exception`` if not; no code but that of ``pickle`` itself is run.
+    Otherwise raises some ``Exception``; no code except that of ``pickle`` itself is run.
     """
     return _Plain(io.BytesIO(data)).load()
 

@@ -1,30 +1,30 @@
 """Queues in SQLite databases: of persist-queue, litequeue and queuelib.
 
-Owns: those formats. Law: the database is read as it stands on the disk, whole or not at all, and no file of it or
-beside it is changed. Must not know: queues, what becomes of what it yields.
+Owns: those formats. Law: the database is read as it is on the disk, completely or not at all, and neither its file nor
+one beside it is changed. Must not know: queues, what happens to the records that it yields.
 
 =====================================  ================================  ======================================
-library, versions                      table                             what is an item, in which order
+library, versions                      table                             the items, and their order
 =====================================  ================================  ======================================
 persist-queue 0.2 to 1.1, SQLiteQueue  ``queue_<name>`` (``queue`` of    ``data``, by ``_id``
 and UniqueQ                            the asynchronous one),
                                        ``unique_queue_<name>``
 persist-queue, SQLiteAckQueue and      ``ack_queue_<name>``,             ``data`` by ``_id``, of status 0, 1
 UniqueAckQ                             ``ack_unique_queue_<name>``       (ready) and 2 (unacked); 5 (acked) is
-                                                                         finished, 9 (failed) is kept apart
+                                                                         finished, 9 (failed) is set aside
 litequeue 0.6 to 0.14                  any name, ``Queue`` by default    ``data`` by ``message_id``, of status
                                                                          0 (ready) and 1 (locked); 2 (done)
-                                                                         is finished, 3 (failed) kept apart
+                                                                         is finished, 3 (failed) set aside
 litequeue 0.1 to 0.5                   ``Queue``                         ``message``, by ``rowid``; the same
 queuelib, FifoSQLiteQueue              ``queue``                         ``item``, by ``id``
 =====================================  ================================  ======================================
 
-What has another order (FILO queues, priority queues of persist-queue) or none (``PDict``) is refused. The table of
-queuelib's LifoSQLiteQueue cannot be told from that of FifoSQLiteQueue.
+Tables with another order (FILO and priority queues of persist-queue) or none (``PDict``) are refused. The table of
+queuelib's LifoSQLiteQueue cannot be distinguished from that of FifoSQLiteQueue.
 
-SQLite changes files even where it only reads: it makes a WAL's index, and plays a WAL or a journal that a killed
-program left. So a database that has neither is opened as immutable, and of one that has, a copy with them is opened,
-in the directory of temporary files.
+SQLite changes files even when it only reads: it creates the index of a WAL, and applies a WAL or a journal left by a
+killed program. So a database that has neither is opened as immutable; otherwise it is copied with them to the directory
+for temporary files, and the copy is opened.
 """
 
 import os
@@ -53,17 +53,17 @@ _REFUSED: Final = {
 
 
 class _Kind(NamedTuple):
-    """What a table is."""
+    """The kind of a table."""
 
     format: str
     item: str  # a column
     order: str
-    status: dict[int, str] | None  # what the values of that column mean, if there is one
-    is_encoded: bool  # by the library's dumps
+    status: dict[int, str] | None  # the meaning of the values of the status column, if there is one
+    is_encoded: bool  # whether the library's dumps has encoded it
 
 
 class _Damaged(bytes):
-    """Text that is no UTF-8."""
+    """Text that is not UTF-8."""
 
 
 class Table(Source):
@@ -76,11 +76,11 @@ class Table(Source):
         self._kind = kind
 
     def files(self) -> Sequence[str]:
-        """Return the database, and what SQLite has beside it."""
+        """Return the database, and SQLite's files beside it."""
         return _files(self.path)
 
     def read(self) -> Iterator[Found]:
-        """Yield what the rows hold, once SQLite has found no damage in the whole database."""
+        """Yield the items of the rows, after SQLite has found no damage in the whole database."""
         kind = self._kind
         status = "0" if kind.status is None else "status"
         table = _quoted(self.part)
@@ -104,14 +104,14 @@ def _found(value: Any, meaning: str, place: str, *, is_encoded: bool) -> Found:
     if meaning != _WAITS:
         return Aside(data, place, f"it is {meaning}")
     if isinstance(value, _Damaged):
-        return Aside(data, place, "it is text that is no UTF-8")
+        return Aside(data, place, "it is text that is not UTF-8")
     if not isinstance(value, (bytes, str)):
-        return Aside(data, place, f"it is no item, but {value!r}")
+        return Aside(data, place, f"it is not an item, but {value!r}")
     return Payload(data, place) if is_encoded else Value(value, place)
 
 
 def recognize(path: str, table: str | None) -> Table:
-    """Return the queue in a database, that of ``table`` if there are several; raise ``SourceError`` for none."""
+    """Return the queue in a database, selected by ``table`` if there are several; raise ``SourceError`` for none."""
     found, refused = _tables(path)
     if table is not None:
         found = {name: kind for name, kind in found.items() if name == table}
@@ -137,7 +137,7 @@ def recognize(path: str, table: str | None) -> Table:
 
 
 def _tables(path: str) -> tuple[dict[str, _Kind], dict[str, str]]:
-    """Return the tables that are queues, and those that are refused, with what they are."""
+    """Return the tables that are queues with their kinds, and the refused ones with their descriptions."""
     found: dict[str, _Kind] = {}
     refused: dict[str, str] = {}
     with _opened(path) as db:
@@ -165,7 +165,7 @@ def _kind(name: str, columns: set[str]) -> _Kind | None:
 
 
 def is_database(path: str) -> bool:
-    """Return whether a file is an SQLite database, as its first bytes have it."""
+    """Return whether a file is an SQLite database, by its first bytes."""
     with open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
 
@@ -176,7 +176,7 @@ def _files(path: str) -> list[str]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
-    """Open the database for reading: in its place, or a copy of it. SQLite's errors become ``SourceError``."""
+    """Open the database, in place or as a copy, for reading. SQLite's errors become ``SourceError``."""
     try:
         if any(os.path.getsize(each) for each in _files(path)[1:]):
             with TemporaryDirectory(prefix="lmdbqueue-") as place:
@@ -188,7 +188,7 @@ def _opened(path: str) -> Iterator[sqlite3.Connection]:
         else:
             with _connected(f"file:{quote(path)}?mode=ro&immutable=1") as db:
                 yield db
-    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # the last two of garbage
+    except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # garbage causes the last two
         reason = f"SQLite cannot read it ({error})"
         raise SourceError(path, reason, "let the program sqlite3 .recover a copy, and import that") from error
 

@@ -376,7 +376,7 @@ def test_a_file_cut_within_an_item_gives_the_items_before_it_and_sets_the_rest_a
     imported = import_file(old, new)
     assert items(new) == ["item 0", "item 1", "item 2"]
     (line,) = lines(imported)
-    assert line["why"] == "item 3 is torn, and 2 were to come"
+    assert line["why"] == "item 3 is torn, and 2 more should follow"
     assert base64.b64decode(line["value"]) == struct.pack("I", len(payloads[3])) + payloads[3][:-3]
 
 

@@ -114,7 +114,7 @@ def test_rows_that_hold_no_item_are_set_aside(tmp_path, new):
     with open(imported.quarantine, encoding="ascii") as file:
         told = file.read()
     assert "of the unknown status 7" in told
-    assert "text that is no UTF-8" in told
+    assert "text that is not UTF-8" in told
 
 
 @pytest.mark.parametrize("value", ["NULL", "7", "0.5"])
