@@ -165,7 +165,7 @@ def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) ->
     options, finding = _options(path, folder, remembered)
     if finding and mends:
         _write_options(path, folder, options)
-        _report("%s: %s: it was written anew from the options in the queue's file", path, finding)
+        _report("%s: %s: it was restored from the queue's file", path, finding)
         finding = ""
     warn_of_strangers(path)
     return Directory(path, options, folder, finding)

@@ -1,8 +1,8 @@
-"""A copy of the live generation that is made while others write to it, and catches up at the end.
+"""A copy of the live generation, made while others write to it, which catches up at the end.
 
-Owns: what happens before a swap, so that writers wait for it as short as can be. Law: what takes the
-place of the live generation holds exactly what that holds at the moment of the swap; where that is not
-certain, it is copied then. Must not know: the swap (``_local.swap``), when it is worth it.
+Owns: the preparation of a swap, so that writers wait for it as briefly as possible. Law: the file that replaces the
+live generation contains exactly what that contains at the moment of the swap; if that is not certain, it is copied
+then. Must not know: the swap (``_local.swap``), when it is worth it.
 
 ====  ====================================================  ==================================
 step  what is done, holding the lock of flushes             killed after it
@@ -16,9 +16,10 @@ step  what is done, holding the lock of flushes             killed after it
 ====  ====================================================  ==================================
 
 Catching up: each round keeps a snapshot for the next one, which compares it with a newer one, writes the records that
-differ and deletes those that are gone; trees that came or went with their queues, too. Only pages that changed are read
-(``_lmdb.changed_records``), so step 4, for which writers wait, costs what changed since the last round and not what
-the queue holds. A fork amid a flush lets go of the snapshot: then it begins anew, or copies all in step 4.
+differ and deletes those that are gone, including trees created or dropped with their queues. Only pages that changed
+are read (``_lmdb.changed_records``), so the cost of step 4, for which writers wait, depends on the changes since the
+last round and not on the size of the queue. A fork during a flush releases the snapshot: then the flush begins anew, or
+copies everything in step 4.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Ahead:
     def __init__(self, path: str) -> None:
         self._path = path
         self._source: Generation | None = None
-        self._kept: Kept | None = None  # the snapshot that the copy is of
+        self._kept: Kept | None = None  # the snapshot that was copied
 
     def __enter__(self) -> Self:
         return self
@@ -57,28 +58,28 @@ class Ahead:
                 os.unlink(name)
 
     def copy(self, txn: Txn, queue: Tables) -> bool:
-        """Copy the newest snapshot. As what is read of a queue in a transaction."""
+        """Copy the newest snapshot; called in a read transaction."""
         assert isinstance(queue.generation, Generation)  # since it is live
         self._source = queue.generation
-        self._source.let_go()  # of what an interrupted flush has left
+        self._source.let_go()  # the snapshot that an interrupted flush has left
         kept = self._source.keep()
         self._kept = kept if write_copy(self._source, txn, self._path, kept) else None
         return True
 
     def approach(self, txn: Txn, queue: Tables) -> bool:
-        """Catch up with a newer snapshot; return whether much was new. As what is read of a queue in a transaction."""
+        """Catch up with a newer snapshot; return whether much was new. Called in a read transaction."""
         if self._source is None or self._source is not queue.generation:
             return False
         kept = self._source.keep()
         changed = self._catch_up(self._source, kept.meta)
-        if changed is None:  # a fork came in between; or there is nothing to follow by
+        if changed is None:  # a fork came in between, or the changes cannot be followed
             return self._kept is not None and self.copy(txn, queue)
         self._kept = kept
         self._source.let_go(1)
         return changed > _FEW
 
     def finish(self, generation: Generation, txn: Txn, path: str) -> None:
-        """Write what ``generation`` holds to ``path``, durably but for its name. ``txn`` holds its write lock."""
+        """Write the content of ``generation`` to ``path``, durably except its name. ``txn`` holds its write lock."""
         if self._source is generation and self._catch_up(generation, generation.last_committed(txn)) is not None:
             complete(self._path)
             os.rename(self._path + "-lock", path + "-lock")
@@ -87,14 +88,14 @@ class Ahead:
             write_copy(generation, txn, path)
 
     def _catch_up(self, generation: Generation, now: MetaPage | None) -> int | None:
-        """Make the copy one of a later snapshot; return how many records differed, None if that cannot be told."""
+        """Bring the copy to a later snapshot; return the number of records that differed, None if it is unknown."""
         if self._kept is None or now is None or not is_open(self._kept.txn):
             return None
         draft = Draft(self._path, generation.options)  # for a moment only: a forked child must not inherit it
         try:
             changed: int = draft.change(_follow, generation.changed_since(self._kept, now))
             draft.sync()
-        except Unsound:  # LMDB itself shall tell what is wrong
+        except Unsound:  # LMDB itself will report the fault
             self._kept = None
             return None
         finally:
@@ -103,7 +104,7 @@ class Ahead:
 
 
 def _follow(txn: Txn, draft: Draft, changes: Iterable[tuple[bytes, ChangedTree | None]]) -> int:
-    """Write to a draft what changed in a live generation; return how many records that were."""
+    """Write the changes of a live generation to a draft; return the number of changed records."""
     changed = 0
     last = None
     for name, tree in changes:

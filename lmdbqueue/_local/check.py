@@ -1,12 +1,12 @@
-"""The proof of every invariant on a queue, and its repair.
+"""The verification of every invariant of a queue, and its repair.
 
-Owns: how a living queue is held still for it, and the files around it. Law: a check changes nothing, and
-an empty answer means that all holds; a repair loses nothing that can be read. Must not know: what the
-invariants are (``_model.invariants``), what can be saved (``_local.salvage``).
+Owns: how a queue in use is held still for it, and the files around it. Law: a check changes nothing, and an empty
+result means that every invariant holds; a repair loses nothing that can be read. Must not know: what the invariants are
+(``_model.invariants``), what can be saved (``_local.salvage``).
 
-A repair writes a new generation and puts it in the place of the damaged one, by the swap that ``flush``
-uses (``_local.swap``): others may use the queue meanwhile, and a crash at any step leaves the old one. Where the
-queue cannot be opened any more, nobody else can have it open, so the new file just gets its name:
+A repair writes a new generation that takes the place of the damaged one, by the swap that ``flush`` uses
+(``_local.swap``): others may use the queue meanwhile, and a crash at any step leaves the old one. If the queue can no
+longer be opened, no other process can have it open, so the new file simply gets its name:
 
 ====  ==================================================  ======================================
 step  what is done, under the directory lock              killed after it: the next repair
@@ -56,7 +56,7 @@ def check(path: str, *, repair: bool = False) -> list[str]:
     """
     path = os.path.abspath(path)  # the quarantine's directory is made durable
     directory = find_directory(path, remembered)
-    found = [f"{directory.finding}: it was written anew, as the queue's file remembers it"] if directory.finding else []
+    found = [f"{directory.finding}: it was restored from the queue's file"] if directory.finding else []
     try:
         return found + _check_at(path, directory, repair=repair)
     finally:
@@ -75,7 +75,7 @@ def _check_at(path: str, directory: Directory, *, repair: bool) -> list[str]:
 
 
 def check_open(environment: Environment, *, repair: bool) -> list[str]:
-    """Return a sentence for each thing that is wrong, and with ``repair`` one for each that was lost or put aside.
+    """Return a sentence for each fault and, with ``repair``, for each loss and each item set aside.
 
     Holds the lock of flushes, the write lock and the directory lock meanwhile.
     """
@@ -89,10 +89,10 @@ def _check(environment: Environment, *, repair: bool) -> list[str]:
     directory = environment.directory
     with environment.exclusive() as (generation, txn), directory.lock():
         problems = _structural_problems(generation.path)
-        if not problems:  # else LMDB could come to harm by reading
+        if not problems:  # otherwise reading could make LMDB abort
             problems = invariants.of_records(txn, generation, txn.id() - 1).sentences()
         strangers = directory.strangers(generation.number)
-        if repair:  # nobody writes a draft: that takes the locks that are held here
+        if repair:  # no other process writes a draft: that takes the locks held here
             directory.clean(generation.number, alone=True)
     if problems and repair:
 
@@ -104,7 +104,7 @@ def _check(environment: Environment, *, repair: bool) -> list[str]:
 
 
 def _structural_problems(path: str) -> list[str]:
-    """Return what is wrong with the structure of a file; that the disk cannot read it is a problem, too."""
+    """Return the faults in the structure of a file, or that the disk cannot read it."""
     try:
         return problems_of(path)
     except OSError as error:

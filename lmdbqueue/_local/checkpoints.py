@@ -1,50 +1,51 @@
-"""Checkpoints: what a queue with ``durability="interval"`` has on the disk while its commits are not flushed.
+"""Checkpoints: the snapshots on the disk while the commits of ``durability="interval"`` are not flushed.
 
-Owns: when the disk is brought up to date, and which pages LMDB may use again meanwhile. Law: nobody commits unless the
-pages of a checkpoint that is on the disk are kept; a commit waits for the disk only when too much is not there. Must
+Owns: when the disk is brought up to date, and which pages LMDB may reuse meanwhile. Law: no process commits unless the
+pages of a checkpoint on the disk are protected; a commit waits for the disk only when too much is not there yet. Must
 not know: verbs, group commit, how recovery proves a snapshot (``_local.recovery``).
 
-A *checkpoint* is a snapshot c of which all pages are on the disk, and its meta page, written down in the file
-``checkpoint`` (``_lmdb.checkpoint_slots``), since LMDB's own two go on to later transactions. The *pin* is an entry in
-LMDB's table of readers, which holds a checkpoint: LMDB uses no page again that this one can see, or one after it. So
-whatever is committed after c, and however much of that a power cut takes, c can be had back by its meta page. The pin
-belongs to no process (``_lmdb.checkpoint_pin``): one that is idle, stopped or killed keeps no pages.
+A *checkpoint* is a snapshot c of which all pages are on the disk, and its meta page, stored in the file ``checkpoint``
+(``_lmdb.checkpoint_slots``), since LMDB's own two meta pages move on to later transactions. The *pin* is an entry in
+LMDB's table of readers that holds a checkpoint: LMDB reuses no page that is visible in this snapshot or in a later one.
+So whatever is committed after c, and however much of that a power cut destroys, c can be restored from its meta page.
+The pin belongs to no process (``_lmdb.checkpoint_pin``): an idle, stopped or killed process keeps no pages.
 
 ====  ====================================================  =========================================================
 step  what is done, and with which lock                     killed after it, or stopped; or the power goes
 ====  ====================================================  =========================================================
-1     ``_busy``: copy the meta page of the newest snapshot  nothing was changed: the checkpoint before stands. n is
-      n out of its slot, which is n's for sure if n is the  kept by the pin, which is at a checkpoint before it, for
-      newest still once it was read                         as long as no other process has one after it on the disk
+1     ``_busy``: copy the meta page of the newest snapshot  nothing was changed: the last checkpoint counts. n is
+      n from its slot; it is n's if n is still the newest   kept by the pin, which is at an earlier checkpoint, as
+      after reading                                         long as no other process has a later one on the disk
 2     flush: n is on the disk, and so is all before it      as 1
-3     the flock of a lane of ``checkpoint``, which no       power: n or the one before it, both of which are whole
-      other process has: bring its newest slot to the       and kept by the pin; the slot that is written is the
-      disk, unless it is known to be there; write the copy  one of an older checkpoint, and a torn one is known by its
-      into its other slot if it is newer; fsync             CRC. Killed: the next in the lane does not trust what it
-                                                            finds before its own fsync. Stopped: others take the next
-                                                            lane; what this one writes when it goes on is older
-                                                            than theirs, and the newest of all lanes counts
-4     move the pin to n, unless it is at a later one        stopped, and then set back a pin that others have moved:
-                                                            that keeps more, until the next checkpoint
-5     raise the shared word: n is on the disk               only ``sync`` and ``stats`` look at it
+3     ``flock`` a free lane of ``checkpoint``; bring its     power: n or the previous one counts, both whole and kept
+      newest slot to the disk unless known to be there;     by the pin; the slot being written is that of an older
+      write the copy into its other slot if it is newer;    checkpoint, and its CRC shows if it is torn. Killed: the
+      fsync                                                 next process in the lane trusts its content only after an
+                                                            fsync of its own. Stopped: others take the next lane;
+                                                            what this one writes later is older than theirs, and the
+                                                            newest of all lanes counts
+4     move the pin to n, unless it is at a later one        stopped before it: may set back a pin that others have
+                                                            moved, which keeps more until the next checkpoint
+5     raise the shared word: n is on the disk               only ``sync`` and ``stats`` read it
 ====  ====================================================  =========================================================
 
-The rule: nobody commits before the pin holds a checkpoint. It holds none when nobody had the generation open before, so
-whoever commits first makes one (``pin``, before LMDB begins to write: then it decides which pages it uses again).
+The rule: no process commits before the pin holds a checkpoint. It holds none if the generation was not open before, so
+the first process to commit makes one (``pin``, before LMDB begins to write, which is when it decides which pages to
+reuse).
 
-Step 1 needs no lock of the writers. The slot of n is written again by n+2, and n+2 begins when n+1 is the newest: what
-was read while n was the newest is n's. A commit between the two looks costs another try. What is the newest is what
-LMDB tells a reader, and not what the meta pages say: that of a commit which fails may stand there for a moment.
+Step 1 needs no writers' lock. The slot of n is overwritten by n+2, and n+2 begins when n+1 is the newest: a page read
+while n was the newest is n's. A commit between the two checks costs another attempt. The newest transaction is the one
+that LMDB reports to a reader, not the one in the meta pages, which may contain that of a failing commit for a moment.
 
-When. A thread, which is there only while there is something to cover, makes a checkpoint at most ``interval`` seconds
-after a commit of this process; sooner if much was written (``_MUCH``). A commit waits for it only if twice as much was.
-When an interval has passed in which nothing was committed the thread ends. What a process that was killed has left
-uncovered is covered by whoever commits next, and by the first to open the queue.
+When. A thread, which exists only while there are commits to cover, makes a checkpoint at most ``interval`` seconds
+after a commit of this process, or sooner if much was written (``_MUCH``). A commit waits for it only if twice as much
+was written. The thread ends after an interval without a commit. Commits that a killed process left uncovered are
+covered by the next process to commit, and by the first to open the queue.
 
-A checkpoint that failed is tried again by the thread, after twice as long each time, a second at the most: until then
-``unsynced_seconds`` grows. Commits meet the failure when so much is uncovered that they have to wait. A flush that
-failed puts the generation in doubt, as with any durability (``_lmdb.durability``): it is written anew, by the thread if
-nobody commits before; if that fails, too, it is tried again after a minute at the most.
+The thread retries a failed checkpoint, after twice as long each time, but at most a second: until then
+``unsynced_seconds`` grows. Commits get the error when so much is uncovered that they have to wait. A failed flush puts
+the generation in doubt, as with any durability (``_lmdb.durability``): it is rewritten, by the thread if no process
+commits before; if that fails, too, it is retried after at most a minute.
 """
 
 from __future__ import annotations
@@ -65,19 +66,19 @@ from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 
 _MUCH: Final = 1 << 23  # bytes of pages that may be written before a checkpoint is made; commits wait at twice that
-_COMMIT: Final = 6 * 4096  # bytes of pages that a commit writes at the least: paths of three trees, the free list
-_PATHS: Final = 1 << 17  # bytes that a call asks room for beside its items (``_model.pushing``)
+_COMMIT: Final = 6 * 4096  # bytes of pages that a commit writes at least: paths of three trees, the free list
+_PATHS: Final = 1 << 17  # bytes of room that a call requests beside its items (``_model.pushing``)
 _LONGEST_PATIENCE: Final = 1.0  # seconds until a checkpoint that failed is tried again, unless the interval is longer
-_LONGEST_IN_DOUBT: Final = 60.0  # the same of a copy of the file, which takes a disk's time, and room, each time
+_LONGEST_IN_DOUBT: Final = 60.0  # the same for a copy of the file, which costs disk time and room each time
 
 
 def _patience(interval: float, failures: int, longest: float = _LONGEST_PATIENCE) -> float:
-    """Return after how many seconds a checkpoint is due, when so many in turn have failed."""
+    """Return the seconds until the next checkpoint, after this many failures in a row."""
     return max(interval, min(longest, interval * 2.0 ** min(failures, 20)))
 
 
 class Checkpoints:
-    """Those that one process makes of one generation."""
+    """The checkpoints that one process makes of one generation."""
 
     def __init__(
         self,
@@ -88,9 +89,9 @@ class Checkpoints:
         interval: float,
         begin_anew: Callable[[], object],
     ) -> None:
-        """``writer``: the right to write of this process, which whoever calls ``pin`` and ``committed`` holds.
+        """``writer``: this process's right to write, held by the callers of ``pin`` and ``committed``.
 
-        ``begin_anew``: what brings everything to the disk, in a new file, when a flush of this one has failed.
+        ``begin_anew``: writes everything durably to a new file, after a flush of this one has failed.
         """
         self.interval = interval
         self._generation = generation
@@ -98,27 +99,27 @@ class Checkpoints:
         self._slots = slots
         self._writer = writer
         self._begin_anew = begin_anew
-        self._busy = threading.RLock()  # while one is made, and while the process is being forked
-        # whether this thread is making one: then a call came from within a call
+        self._busy = threading.RLock()  # held while a checkpoint is made, and while the process is being forked
+        # whether this thread is making one: then this is a nested call
         self.is_mine: Callable[[], bool] = self._busy._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
-        self._is_pinned = False  # the pin is known to hold a checkpoint
-        self._is_uncovered = False  # something was committed by this process since step 1 of the last one
-        self._written = 0  # bytes of pages since then, about
+        self._is_pinned = False  # whether the pin is known to hold a checkpoint
+        self._is_uncovered = False  # whether this process has committed since step 1 of the last checkpoint
+        self._written = 0  # roughly the bytes of pages written since then
         self._alarm = threading.Lock()  # opened to wake the thread
         self._alarm.acquire()
-        self._is_kept = False  # the thread is there
+        self._is_kept = False  # whether the thread is running
         self._is_closed = False
 
     # --- around a commit
 
     def pin(self) -> None:
-        """Return when this process may commit. Raises ``StorageError``, ``Superseded``."""
+        """Wait until this process may commit. Raises ``StorageError``, ``Superseded``."""
         if self._is_kept and self._is_pinned and self._written < 2 * _MUCH:
             return
-        if self._is_closed:  # as the generation is, or will be: there is no pin to look at any more
+        if self._is_closed:  # like the generation, now or soon: the pin cannot be read any more
             raise Superseded
         if self._session.is_in_doubt(self._generation.number):
-            return  # it is left, and nothing committed to it but the mark that says so
+            return  # the generation is being left: only the mark that says so is committed to it
         self._watch()
         if self._must_wait():
             self._refuse_nested()
@@ -130,7 +131,7 @@ class Checkpoints:
         return self._written >= 2 * _MUCH or not self._is_there()
 
     def _is_there(self) -> bool:
-        """Return whether the pin holds a checkpoint; it holds one ever after."""
+        """Return whether the pin holds a checkpoint; once it does, it always will."""
         pin = self._generation.pin
         self._is_pinned = pin is not None and not pin.is_empty
         return self._is_pinned
@@ -146,12 +147,12 @@ class Checkpoints:
             self._wake()
 
     def _cover_at_once(self) -> None:
-        """Cover a commit when no thread could be started that would. If that fails, the next commit tries."""
+        """Cover a commit here if no thread could be started. If that fails, the next commit tries."""
         with suppress(QueueError, Superseded, Doubtful), self._busy:
             self._make()
 
     def renew(self) -> bool:
-        """Make a checkpoint, so that what was freed before it can be used again; return whether that may help."""
+        """Make a checkpoint, so that pages freed before it can be reused; return whether that may help."""
         pin = self._generation.pin
         if pin is None or self._session.is_in_doubt(self._generation.number):
             return False
@@ -162,12 +163,12 @@ class Checkpoints:
             return pin.transaction != before
 
     def resume(self) -> None:
-        """Cover in a while what others have left uncovered, or this process before the file was opened anew."""
+        """Soon cover commits left uncovered by others, or by this process before the file was reopened."""
         self._is_uncovered = True
         self._watch()
 
     def sync(self) -> None:
-        """Return when all that was committed, by whomever, is on the disk. Raises ``StorageError``, ``Superseded``."""
+        """Wait until all commits, of any process, are on the disk. Raises ``StorageError``, ``Superseded``."""
         newest = self._generation.newest()
         if self._session.is_synced(newest):
             return
@@ -177,7 +178,7 @@ class Checkpoints:
                 self._make()
 
     def hurry(self, interval: float) -> None:
-        """Make one every ``interval`` seconds from now on."""
+        """Make a checkpoint every ``interval`` seconds from now on."""
         self.interval = interval
         self._wake()
 
@@ -189,7 +190,7 @@ class Checkpoints:
             raise Superseded
         began = time.monotonic_ns()
         was_uncovered, written = self._is_uncovered, self._written
-        self._is_uncovered, self._written = False, 0  # before the snapshot: what is committed amid this counts again
+        self._is_uncovered, self._written = False, 0  # before the snapshot: commits made meanwhile count again
         is_made = False
         try:
             transaction, body = self._generation.newest_meta()
@@ -205,9 +206,9 @@ class Checkpoints:
 
     def _bring_down(self, checkpoint: Checkpoint) -> None:
         with translated(self._generation.path, "sync"):
-            if self._slots.newest() != checkpoint:  # else nothing was committed since that one was made
+            if self._slots.newest() != checkpoint:  # otherwise there was no commit since that one
                 self._generation.flush_to_disk()
-            if self._session.is_in_doubt(self._generation.number):  # then it tells nothing that this one went well
+            if self._session.is_in_doubt(self._generation.number):  # then the success of this flush proves nothing
                 raise Doubtful
             self._slots.raise_to(checkpoint)
 
@@ -217,7 +218,7 @@ class Checkpoints:
             self._is_pinned = True
 
     def _tell(self, covered: int, began: int) -> None:
-        """Raise the shared words: what is covered, and since when something is not."""
+        """Raise the shared words: the covered transaction, and since when there are uncovered ones."""
         self._session.set_synced(covered)
         if self._generation.is_superseded():
             return  # others may have committed to the next one
@@ -230,14 +231,14 @@ class Checkpoints:
             self._session.unsynced_since = began
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` in a call from within one of this thread that makes a checkpoint."""
+        """Raise ``NestedCallError`` inside a call of this thread that is making a checkpoint."""
         if self.is_mine():
             raise NestedCallError(self._generation.directory)
 
     # --- the thread
 
     def _watch(self) -> None:
-        """Start the thread, unless it is there. With ``_writer``, or before anybody else knows of this object."""
+        """Start the thread unless it is running. With ``_writer``, or before other threads know this object."""
         if not self._is_kept and not self._is_closed:
             self._is_kept = True
             try:
@@ -261,13 +262,13 @@ class Checkpoints:
                 return
 
     def _is_covered_now(self) -> bool:
-        """Make a checkpoint; return whether that went well. If not, it is tried again: nobody else may come."""
+        """Make a checkpoint; return whether it succeeded. If not, it is retried, since perhaps nobody else will."""
         try:
             with self._busy:
                 self._make()
         except Doubtful:
             return self._has_begun_anew()
-        except Exception:  # who commits when too much is uncovered meets it, and whoever calls sync()
+        except Exception:  # raised again by sync(), and by commits when too much is uncovered
             return self._session.is_in_doubt(self._generation.number) and self._has_begun_anew()
         return True
 
@@ -278,7 +279,7 @@ class Checkpoints:
         return False
 
     def _may_end(self) -> bool:
-        """Return whether the thread may end, unless somebody is writing or something is uncovered."""
+        """Return whether the thread may end: no thread is writing, and no commit is uncovered."""
         if not self._writer.acquire(blocking=False):
             return False
         try:
@@ -292,21 +293,21 @@ class Checkpoints:
     # --- the end, and forks
 
     def cover(self) -> None:
-        """Make a checkpoint if something that this process committed is not covered. Raises ``StorageError``."""
+        """Make a checkpoint if a commit of this process is not covered. Raises ``StorageError``."""
         with self._busy:
             if self._is_uncovered and not self._session.is_in_doubt(self._generation.number):
                 self._make()
 
     def close(self) -> None:
-        """Make no more, so that the generation can be closed."""
+        """Make no more checkpoints, so that the generation can be closed."""
         with self._busy:
             self._is_closed = True
         self._wake()
 
     def freeze(self, timeout: float) -> bool:
-        """Make none until ``thaw``; return whether none is under way any more in time."""
+        """Make no checkpoints until ``thaw``; return whether the one under way ended in time."""
         return self._busy.acquire(timeout=timeout)
 
     def thaw(self) -> None:
-        """Go on, if it is frozen."""
+        """Continue, if frozen."""
         free(self._busy)

@@ -1,15 +1,15 @@
-"""The line of calls that wait for a transaction, and which caller runs them.
+"""The line of calls that wait for a transaction, and the caller that runs them.
 
-Owns: who leads, who is told when. Law: a call is in the line until it is done, so what an interrupted leader did not
-settle is there for the next one; a lone caller waits for nobody. Must not know: what running a call takes.
+Owns: who leads, and who is woken when. Law: a call is in the line until it is done, so calls that an interrupted leader
+did not settle are there for the next one; a lone caller does not wait. Must not know: what running a call takes.
 
-A caller puts its call into the line. If nobody leads, it does: it runs all that waits, in one
-transaction (``_local.group_commit``). If somebody does, it waits for its turn: to be told that its call is done, or
-that it shall lead those who came while the group before was under way. So those who come while a leader syncs share
-the next commit, and each of them is woken once. (Waiting for the lock itself, they would be woken one after the
-other, and overtaken by whoever comes along: that gave groups of 1.7 with 16 threads.) A leader whose groups had
-company of late waits for it for a moment, since those callers were woken just now. A waiter that is interrupted takes
-its call out; one that a leader runs already is done whole.
+A caller puts its call into the line. If there is no leader, it leads: it runs all waiting calls in one transaction
+(``_local.group_commit``). Otherwise it waits to be woken, either because its call is done, or to lead the calls that
+arrived while the previous group was under way. So calls that arrive while a leader syncs share the next commit, and
+each caller is woken once. (If they waited for the lock itself, they would be woken one after the other, and overtaken
+by newcomers: that gave groups of 1.7 with 16 threads.) A leader whose recent groups had several calls waits a moment
+for more, since those callers were woken just now. An interrupted waiter takes its call out; a call that a leader
+already runs is completed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final
 
 from lmdbqueue._local.group_commit import Call
 
-_PATIENCE: Final = 1.0  # seconds that a caller waits to be told; only an interrupted leader does not tell
+_PATIENCE: Final = 1.0  # seconds that a caller waits to be woken; only an interrupted leader fails to wake it
 _GATHERING: Final = 200e-6  # seconds; 16 threads: 12,500/s with 100e-6, 16,000/s with this
 
 
@@ -35,15 +35,15 @@ class Line:
         self._right = right
         self._run = run
         self.waiting: deque[Call] = deque()
-        self._leader: dict[str, Call] = {}  # one at most; by setdefault, which is one step, whatever interrupts
-        self._company = 1  # calls in a group, of late
+        self._leader: dict[str, Call] = {}  # at most one; set by setdefault, a single step that no interrupt splits
+        self._company = 1  # calls in recent groups
 
     def __len__(self) -> int:
         return len(self.waiting)
 
     def pass_through(self, call: Call) -> None:
-        """Return when a call is done, by this thread or another."""
-        self.waiting.append(call)  # before the look for a leader: a leader does it the other way round
+        """Wait until a call is done, by this thread or another."""
+        self.waiting.append(call)  # before checking for a leader: a leader does it the other way round
         try:
             while not call.done:
                 leader = self._leader.setdefault("", call)
@@ -57,7 +57,7 @@ class Line:
                 else:
                     call.await_turn(_PATIENCE)
         except BaseException:
-            call.done = True  # nobody waits for it any more; before anything that another interrupt could stop
+            call.done = True  # no caller waits for it any more; set before anything that another interrupt could stop
             if call in self.waiting:
                 self.waiting.remove(call)
             raise
@@ -85,7 +85,7 @@ class Line:
         """Wait a moment for the callers of the last group, which were just woken and may call again."""
         deadline = time.perf_counter() + _GATHERING
         while len(self.waiting) < self._company and time.perf_counter() < deadline:
-            time.sleep(0)  # lets go of the GIL
+            time.sleep(0)  # releases the GIL
 
     def _hand_on(self) -> None:
         """Wake one waiter, to lead the calls that arrived while the last group was under way."""

@@ -1,7 +1,7 @@
-"""Compaction: how a queue gives space back to the file system, and how a copy of it is made.
+"""Compaction: how a queue returns space to the file system, and how a copy of it is made.
 
-Owns: when it is worth it, where it goes, what is left out. Law: a copy is a whole queue or nothing. Must not know:
-LMDB's calls, verbs, items; how a compacted file takes the place of the live one (``_local.swap``).
+Owns: when compaction is worthwhile, where the result goes, what is left out. Law: a copy is a whole queue or nothing.
+Must not know: LMDB's calls, verbs, items; how a compacted file takes the place of the live one (``_local.swap``).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lmdbqueue._local.catch_up import Ahead
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.swap import write_copy
 
-_ROUNDS = 5  # in which the copy may come closer, before writers must wait
+_ROUNDS = 5  # of catching up, before writers must wait
 
 
 def flush(environment: Environment, ref: Ref, limit: int) -> int:
-    """Compact if at least ``limit`` bytes of the file are empty; return by how many bytes it shrank."""
+    """Compact if at least ``limit`` bytes of the file are empty; return the number of bytes by which it shrank."""
     environment.refuse_inside("flush")
     with environment.directory.compaction() as path, Ahead(path) as ahead:
         if environment.view(ref, _empty) < limit:
@@ -30,7 +30,7 @@ def flush(environment: Environment, ref: Ref, limit: int) -> int:
                 break
         shrunk = environment.swap(ahead.finish)
     if held := environment.held_elsewhere():
-        _report("%s: %s processes have not let go of the old file yet", environment.directory.path, held)
+        _report("%s: %s processes have not released the old file yet", environment.directory.path, held)
     return shrunk
 
 
@@ -41,7 +41,7 @@ def _report(message: str, *facts: object) -> None:
 
 
 def copy(environment: Environment, ref: Ref, path: str) -> None:
-    """Make the directory ``path`` a queue of its own with what is in this one."""
+    """Make the directory ``path`` an independent queue with the contents of this one."""
     environment.refuse_inside("copy")
     options = environment.directory.options
 

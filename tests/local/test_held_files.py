@@ -73,7 +73,7 @@ def test_a_flush_says_how_many_idle_processes_hold_the_old_file_and_their_next_c
         os.read(heard_other, 1)
         with caplog.at_level(logging.INFO, "lmdbqueue"):
             assert queue.flush(force=True) > 1_000_000
-        assert "2 processes have not let go of the old file yet" in caplog.text
+        assert "2 processes have not released the old file yet" in caplog.text
         assert _held(queue) == 2
         os.write(tell, b"1")
         os.read(heard, 1)
