@@ -1,7 +1,7 @@
 """``LocalEngine``: the steps of the verbs in an LMDB environment.
 
-Owns: which function of a transaction a step is, what time it is, how long a sleeper may sleep. Law: whoever looks
-finds what has to come back in its place again. Must not know: LMDB, generations; what a verb makes of the steps.
+Owns: the function of a transaction behind each step, the current time, how long a sleeper may sleep. Law: every reading
+first restores the items that are due to return. Must not know: LMDB, generations; how verbs combine the steps.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_BROWSE_BYTES: Final = 1 << 18  # of items that iteration reads at a time
+_BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration
 _SECOND: Final = 10**9  # ns
-_DEATH_LOOK: Final = 0.25  # seconds between two looks of a sleeper for dead owners of leases
-_SMALL: Final = 1 << 14  # bytes of an item that is leased on a full disk
-_FEW: Final = 64  # items that may be leased on a full disk, so that they cannot use its reserve up
-_FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
+_DEATH_LOOK: Final = 0.25  # seconds between two checks of a sleeper for dead owners of leases
+_SMALL: Final = 1 << 14  # bytes of the largest item that is leased on a full disk
+_FEW: Final = 64  # items that may be leased on a full disk, so that leases cannot use up its reserve
+_FAILED_LOOK: Final = 0.05  # seconds until a sleeper retries to restore items that could not return
 
 # a record of AWAY: its key, its note
 _AWAY_OVERHEAD: Final = 100  # bytes
@@ -50,20 +50,20 @@ _AWAY_OVERHEAD: Final = 100  # bytes
 class LocalEngine(LocalHold):
     """The engine of one queue object on an environment."""
 
-    # --- items that wait
+    # --- waiting items
 
     patience = float("inf")  # there is no server
     is_away = False
 
     def hurry(self, deadline: float) -> None:
-        """Do nothing: there is no server that could be away."""
+        """Do nothing: there is no server."""
 
     def count(self) -> int:
-        """Return how many items wait."""
+        """Return the number of waiting items."""
         return self.view(fifo.count)
 
     def owed(self) -> int:
-        """Return how many items wait, are leased or delayed."""
+        """Return the number of waiting, leased and delayed items."""
         return self.view(fifo.owed)
 
     def append(self, payloads: Sequence[bytes]) -> range:
@@ -83,7 +83,7 @@ class LocalEngine(LocalHold):
         return Limits(self.maxsize, self.max_bytes, self.buries_expired)
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
-        """Append payloads that do not just wait."""
+        """Append payloads with options."""
         wall = self.clock().wall
         due = wall + int(how.delay * _SECOND) if how.delay else 0
         expires = 0 if how.expires is None else wall + int(how.expires * _SECOND)
@@ -104,8 +104,8 @@ class LocalEngine(LocalHold):
         return self.view(keyed_items.find, key)
 
     def cancel(self, key: bytes) -> bool:
-        """Remove the item with a unique key, if it waits or is delayed."""
-        self.view(fifo.count)  # so that what is over has gone
+        """Remove the item with a unique key, if it is waiting or delayed."""
+        self.view(fifo.count)  # so that expired items have left
         return self.environment.update(self.ref, keyed_items.cancel, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
@@ -125,15 +125,15 @@ class LocalEngine(LocalHold):
     ) -> tuple[list[Entry], list[T]] | None:
         """Read the first items, decode them, and remove exactly those.
 
-        If another consumer was faster the removal does nothing, and this begins anew: no item goes to two consumers,
-        and one that cannot be decoded never left. The transaction that removes an item has seen the one that is first
-        then: the next call begins with that one, and spares the reading.
+        If another consumer was faster, the removal does nothing, and this starts again: no item goes to two consumers,
+        and one that cannot be decoded never leaves. The transaction that removes an item has seen the next one: the
+        next call begins with that, and need not read.
         """
         if n == 1 and self._next:
             try:
                 entries = [self._next.pop()]
                 items = decode(entries)
-            except (IndexError, CorruptItemError, DecodeError):  # another thread was faster; it may have left since
+            except (IndexError, CorruptItemError, DecodeError):  # another thread was faster, or the item has left
                 return self.take(n, least, decode, max_bytes)
             removed = self.environment.update(self.ref, fifo.remove_if_plain, [entries[0][0]])
             if removed is not None:
@@ -142,7 +142,7 @@ class LocalEngine(LocalHold):
                 return entries, items
         while len(entries := self.candidates(n, max_bytes)) >= least:
             if not entries:
-                if not self.first(1):  # empty, and durably so
+                if not self.first(1):  # empty, and that is durable
                     return [], []
                 continue
             items = decode(entries)
@@ -158,11 +158,11 @@ class LocalEngine(LocalHold):
         return None
 
     def is_plain(self) -> bool:
-        """Return whether items came and left in their order only, and nothing is noted of any."""
+        """Return whether items came and left only in order, and none has a note."""
         return self.environment.view(self.ref, fifo.is_plain)
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Undo ``take``. On a full disk from the reserve, as removals are: what is not put back now is lost."""
+        """Undo ``take``. On a full disk it uses the reserve, as removals do: items not put back now would be lost."""
         notes = [each.notes if isinstance(each, Taken) else Note() for each in entries]
         wall, bury = self.clock().wall, self.buries_expired
         try:
@@ -172,8 +172,8 @@ class LocalEngine(LocalHold):
             self.environment.update(self.ref, returns.put_back, entries, notes, wall, bury)
 
     def delete_item(self, seq: int) -> bool:
-        """Remove the item of this number, if it waits."""
-        self.view(fifo.count)  # so that what has to come back has
+        """Remove the item of this number, if it is waiting."""
+        self.view(fifo.count)  # so that items due to return have returned
         return self.environment.update(self.ref, keyed_items.delete_items, [_format.key_of(seq)]) > 0
 
     def dead_letter(self, seq: int, reason: str) -> bool:
@@ -187,7 +187,7 @@ class LocalEngine(LocalHold):
         return self.environment.update(self.ref, fifo.delete, n)
 
     def clear(self) -> int:
-        """Remove all items that wait, those too that have come due and nobody has seen."""
+        """Remove all waiting items, including those that have come due unnoticed."""
         self.view(fifo.count)
         return self.environment.update(self.ref, fifo.clear)
 
@@ -196,7 +196,7 @@ class LocalEngine(LocalHold):
         return self.environment.update(self.ref, leases.clear)
 
     def move(self, n: int, to: LocalEngine) -> int:
-        """Move the first ``n`` items, or as many as there are, to the tail of another queue; return how many."""
+        """Move at most the first ``n`` items to the tail of another queue; return their number."""
         while entries := self.first(n):
             payloads = self.payloads(entries)
             keys, bodies = [key for key, _ in entries], self._bodies(entries)
@@ -212,7 +212,7 @@ class LocalEngine(LocalHold):
     def lease(
         self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
     ) -> tuple[list[T], Leased] | None:
-        """Lease the first ``n`` items, or as many as there are; None if there are none, durably."""
+        """Lease at most the first ``n`` items; return None if there are none, durably."""
         if n == 1 and self._next and (found := self._lease_next(ttl, sort_out)) is not None:
             return found
         while entries := self.candidates(n, max_bytes) or self.first(n, max_bytes):
@@ -222,7 +222,7 @@ class LocalEngine(LocalHold):
             except DiskFullError:
                 if len(entries) == 1:
                     raise
-                n = 1  # which needs next to no room
+                n = 1  # which needs hardly any room
                 continue
             if leased is not None and items:
                 kept = [entry for entry in entries if entry[0] not in unreadable] if unreadable else entries
@@ -230,7 +230,7 @@ class LocalEngine(LocalHold):
         return None
 
     def _lease_next(self, ttl: float | None, sort_out: SortOut[T]) -> tuple[list[T], Leased] | None:
-        """Lease the item that was the first when this object last took one, if it still is, as ``take`` does."""
+        """Lease the item that was first when this object last took one, if it still is, as ``take`` does."""
         try:
             entries = [self._next.pop()]
         except IndexError:  # another thread was faster
@@ -245,10 +245,10 @@ class LocalEngine(LocalHold):
         try:
             given = self.environment.update(self.ref, leases.lease_if_plain, entries, terms, room=room)
         except DiskFullError:
-            return None  # which is dealt with where it is met again
+            return None  # the usual path will deal with it
         if given is None:
             return None
-        if self.is_closed:  # by another thread meanwhile: then the owner is dead
+        if self.is_closed:  # closed by another thread meanwhile: then the owner is dead
             self.refuse_if_closed()
         if given.following is not None:
             self._next = [given.following]
@@ -256,7 +256,7 @@ class LocalEngine(LocalHold):
         return items, Leased(given.token, seqs, [1], None if ttl is None else deadline / _SECOND, entries)
 
     def _lease(self, entries: list[Entry], unreadable: dict[bytes, str], ttl: float | None) -> Leased | None:
-        """Lease the first items if they are exactly these, else return None. ``unreadable``: dead letters, and why."""
+        """Lease the first items if they are exactly these, else return None. ``unreadable``: to die, with reasons."""
         environment = self.environment
         moment = self.clock()
         deadline = _deadline(moment, ttl)
@@ -269,8 +269,8 @@ class LocalEngine(LocalHold):
             numbers = environment.glance(self.ref, fifo.numbers)
             if len(entries) > 1 or len(entries[0][1]) > _SMALL or numbers.leased > _FEW:
                 raise
-            given = environment.update(self.ref, lease, entries, terms)  # from the reserve, as removals are
-        self.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
+            given = environment.update(self.ref, lease, entries, terms)  # from the reserve, as for removals
+        self.refuse_if_closed()  # closed by another thread meanwhile: then the owner is dead
         if given is None:
             return None
         if given.following is not None:
@@ -279,12 +279,12 @@ class LocalEngine(LocalHold):
         return Leased(given.token, seqs, given.attempts, None if ttl is None else deadline / _SECOND)
 
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
-        """Lease the first ``n`` items, or as many as there are, each by itself."""
+        """Lease at most the first ``n`` items, each with a lease of its own."""
         leases: list[tuple[list[T], Leased]] = []
         while len(leases) < n:
             try:
                 lease = self.lease(1, ttl, sort_out)
-            except BaseException:  # of ``loads``, too: who asks for the next one meets it, and the others have theirs
+            except BaseException:  # even of ``loads``: the next call gets it, and the other callers get their items
                 if not leases:
                     raise
                 break
@@ -294,12 +294,12 @@ class LocalEngine(LocalHold):
         return leases
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Do as ``ack`` for leases and items of theirs, as one transaction; return what it would for each."""
+        """Like ``ack``, for several leases in one transaction; return the result of each."""
         with self.environment.transaction():
             return [self.ack(token, seqs) for token, seqs in asked]
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        """Remove what a lease holds, for good."""
+        """Remove items of a lease for good."""
         return self.environment.update(self.ref, leases.ack, token, seqs)
 
     def nack(
@@ -311,7 +311,7 @@ class LocalEngine(LocalHold):
         max_attempts: int | None,
         trace: str = "",
     ) -> list[int] | None:
-        """Give back what a lease holds."""
+        """Give back items of a lease."""
         wall = self.clock().wall
         due = wall + int(delay * _SECOND) if delay else 0
         how = Return(
@@ -332,7 +332,7 @@ class LocalEngine(LocalHold):
         return (None if ttl is None else deadline / _SECOND,)
 
     def count_dead(self) -> int:
-        """Return how many dead letters there are."""
+        """Return the number of dead letters."""
         return self.view(fifo.numbers).dead
 
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
@@ -342,7 +342,7 @@ class LocalEngine(LocalHold):
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters to the queue."""
-        self.view(fifo.count)  # so that nothing that has expired has a key
+        self.view(fifo.count)  # so that no expired item holds a key
         return self.environment.update(self.ref, returns.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
@@ -352,19 +352,19 @@ class LocalEngine(LocalHold):
     # --- readers
 
     def reader(self, name: str) -> LocalReaderEngine:
-        """Return the steps of a reader."""
+        """Return the engine of a reader."""
         from lmdbqueue._local.reader_engine import LocalReaderEngine  # noqa: PLC0415  (most queues have no readers)
 
         return LocalReaderEngine(self, name)
 
     def readers(self) -> list[ReaderStats]:
-        """Return what is known of all readers."""
+        """Return the figures of all readers."""
         from lmdbqueue._model import readers  # noqa: PLC0415  (as above)
 
         return self.view(readers.stats)
 
     def retain(self, limits: _format.Retention | None) -> None:
-        """Set what is kept."""
+        """Set the limits of retention."""
         self.environment.update(self.ref, retention.retain, self.clock().wall, limits, self.buries_expired, room=_SMALL)
         self.trim()
 
@@ -372,16 +372,16 @@ class LocalEngine(LocalHold):
         """Return whether the last move of a reader had to wait for the flush of another process."""
         return self.environment.is_crowded
 
-    # --- waiting, and the whole
+    # --- waiting, and the queue as a whole
 
     def listen(self) -> int:
         """Return a ticket for ``sleep``."""
         environment = self.environment
-        environment.refuse_inside("a call would wait", "nobody else can change anything meanwhile: use timeout=0")
+        environment.refuse_inside("a call would wait", "no other call can change anything meanwhile: use timeout=0")
         return environment.bell.listen()
 
     def sleep(self, ticket: int, timeout: float) -> None:
-        """Sleep until something changed after the ticket was given, or has to come back, or for ``timeout`` s."""
+        """Sleep until something changes after the ticket was given, or comes due, at most ``timeout`` seconds."""
         environment = self.environment
         expiry, due, owners = environment.glance(self.ref, returns.next_time)
         moment = self.clock()

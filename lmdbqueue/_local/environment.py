@@ -1,17 +1,17 @@
-"""One queue directory as this process has it open: the transactions of all threads, and when it is closed.
+"""One queue directory open in this process: the transactions of all threads, and when it is closed.
 
-Owns: how a call gets its transaction, the reference counts. Law: whatever runs, runs in the live generation
-(``_local.live``), and nothing of a user's code runs inside a transaction. Must not know: LMDB (that is
-``_lmdb.generation``), who of the callers runs whose call, what a verb means.
+Owns: how a call gets its transaction, the reference counts. Law: every transaction runs in the live generation
+(``_local.live``), and no user code runs inside a transaction. Must not know: LMDB (that is ``_lmdb.generation``), which
+caller runs which call, what a verb means.
 
-Group commit. The calls of all threads stand in one line (``_local.commit_line``), and one of the callers runs what is
-there in one transaction, commits and flushes (``_local.group_commit``). Then each caller makes sure that its own is
-durable, so nobody depends on one that is interrupted in between.
+Group commit. The calls of all threads stand in one line (``_local.commit_line``), and one of the callers runs all of
+them in one transaction, commits and flushes (``_local.group_commit``). Then each caller makes sure that its own call is
+durable, so no caller depends on one that is interrupted in between.
 
-Calls from within calls. The handler of a signal, or a ``__del__`` that the collector runs, may come amid any call and
-call this library. ``_writer`` and ``_moving`` know who holds them: a call of that very thread raises
-``NestedCallError`` instead of waiting for itself, and closing is put off (``_host.departures``). Reading in such a
-call goes well, unless it comes amid the move to another generation.
+Nested calls. A signal handler, or a ``__del__`` that the garbage collector runs, may interrupt any call and call this
+library. ``_writer`` and ``_moving`` know which thread holds them: a nested call of that thread raises
+``NestedCallError`` instead of waiting for itself, and closing is deferred (``_host.departures``). Reading in a nested
+call works, except during the move to another generation.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 environments: dict[tuple[int, int, str], Environment] = {}
-opening = threading.RLock()  # of the list, and the counts in it; nothing is waited for with it
+opening = threading.RLock()  # guards the list and its counts; no thread waits for anything while holding it
 
 
 def _begin(generation: Generation) -> tuple[Generation, Txn]:
@@ -57,7 +57,7 @@ def _begin(generation: Generation) -> tuple[Generation, Txn]:
 
 
 def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
-    """Begin a transaction that sees nothing which a power cut could take back."""
+    """Begin a transaction that sees only what a power cut cannot undo."""
     generation.grow_ahead()
     txn = generation.begin("locking")
     try:
@@ -73,21 +73,21 @@ class Environment(Live):
 
     def _start(self) -> None:
         super()._start()
-        self._is_writing = False  # a block, or the like, which lasts: others go to the line
+        self._is_writing = False  # a block or another long write is under way: other threads use the line
         self._line = Line(self._writer, self._run)
-        # the thread whose call goes the short way, one at most (see ``update``). One that was interrupted may stay
-        # here until it comes again: until then the others go to the line, which is slower, and right
+        # the thread whose call takes the short way, at most one (see ``update``). An interrupted one may stay
+        # here until it calls again: until then the others use the line, which is slower, but correct
         self._lone: dict[str, int] = {}
 
     def release(self, ref: Ref | None = None) -> None:
         """Give back one handle, of a queue; the last one closes what is open, once its transactions have ended.
 
-        In a call from within a call it is closed by another thread, a moment later.
+        In a nested call, another thread closes it a moment later.
         """
         with opening:
             if ref is not None:
                 self._queues[ref] -= 1
-                if self._queues[ref] <= 0:  # nobody uses it
+                if self._queues[ref] <= 0:  # no queue object uses it
                     self._queues.pop(ref, None)
             self.handles -= 1
         self._close_if_left()
@@ -101,18 +101,19 @@ class Environment(Live):
             self._close()
 
     def _is_amid_a_call(self) -> bool:
-        """Return whether this thread writes, moves or makes a checkpoint: to close it would wait for itself."""
+        """Return whether this thread writes, moves or makes a checkpoint: then closing would wait for itself."""
         return is_mine(self._writer) or self._covers() or is_mine(self._moving)
 
     def _close(self) -> None:
-        """Close what is open, unless somebody has opened the directory again meanwhile, who goes on with it.
+        """Close everything, unless the directory was opened again meanwhile, which then continues to use it.
 
-        As the program ends, nobody waits here without end (``departures``): what is not closed ends with the process.
+        While the program ends, no thread waits here without limit (``departures``): what is not closed ends with the
+        process.
         """
-        if self._is_amid_a_call():  # the program ends, and there is no other thread: it is closed with the process
+        if self._is_amid_a_call():  # the program ends, and there is no other thread: it ends with the process
             return
         with held(self._writer, self._moving, patience=departures.patience()) as is_held:
-            if self.handles or not is_held:  # not: as above
+            if self.handles or not is_held:  # not held: as above
                 return
             self._forget_left()
             generation, self._generation = self._generation, None
@@ -130,16 +131,16 @@ class Environment(Live):
                     session.leave()
         bell.close()
         with opening:
-            if not self.handles and environments.get(self.directory.identity) is self:  # else closed, and opened anew
+            if not self.handles and environments.get(self.directory.identity) is self:  # else it was reopened
                 del environments[self.directory.identity]
                 self.directory.close()
 
     def _leave(self, generation: Generation, session: Session) -> None:
-        """Leave nothing to prove for the next to open, if nobody else is there.
+        """If no other process is there, leave nothing to verify for the next one to open the queue.
 
-        All in one hold of the directory lock, so that who comes next finds either us or nobody: it would
-        take itself for one of many, and not write down that the queue is open again. Closing never fails:
-        what was left undone is proven at the next opening.
+        All under one hold of the directory lock, so that the next process finds either us or no other process:
+        otherwise it would consider itself one of several, and not record that the queue is open again. Closing never
+        fails: what was left undone is verified at the next opening.
         """
         if self._checkpoints is not None:
             with suppress(QueueError, Superseded, Doubtful):
@@ -154,12 +155,12 @@ class Environment(Live):
     # --- transactions
 
     def view(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Return ``fn(txn, tables, *args)`` of a snapshot of a queue that is on the disk."""
+        """Return ``fn(txn, tables, *args)`` on a snapshot of a queue that is on the disk."""
         result: R = self._read(Generation.view, ref, fn, args)
         return result
 
     def glance(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Do as ``view``, of a snapshot that a power cut could take back; for what an update will depend on."""
+        """Like ``view``, on a snapshot that a power cut could undo; for readings that an update will confirm."""
         result: R = self._read(Generation.glance, ref, fn, args)
         return result
 
@@ -169,14 +170,14 @@ class Environment(Live):
             return block.read(ref, fn, args)
         thread = threading.get_ident()
         while True:
-            self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
+            self._reading[thread] = None  # before reading the generation: freeze() does it the other way round
             generation = self._generation
             try:
                 if generation is not None:
                     return read(generation, ref, fn, args)
             except Superseded:
                 if generation is not None and generation.is_broken:
-                    self._reading.pop(thread, None)  # who waits for those who read has the right to write
+                    self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
                     self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
@@ -188,21 +189,20 @@ class Environment(Live):
     def update(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts, room: int = 0) -> R:
         """Run ``fn(txn, tables, *args)`` in a write transaction and return its result when that is durable.
 
-        ``fn`` may be run more than once before it takes effect once. ``room``: the bytes of pages that
-        it adds at the most.
+        ``fn`` may be run more than once before it takes effect once. ``room``: the most bytes of pages that it adds.
 
-        A call that finds nobody in the line and the right to write free runs by itself, the short way; if anything
-        is in its way there, it has done nothing, and goes to the line. Only one thread at a time may go that way: those
-        who waited for the right there would commit one after the other, for as long as others come.
+        A call that finds the line empty and the right to write free runs alone, the short way; if anything prevents
+        that, it has done nothing, and joins the line. Only one thread at a time may take that way: threads waiting for
+        the right there would commit one after the other, for as long as others come.
         """
         result: R
         if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
             return result
-        if self._holds() or self._covers():  # a writer may wait for a checkpoint, which would wait for that one
+        if self._holds() or self._covers():  # the writer may wait for a checkpoint, which would wait for the writer
             raise NestedCallError(self.directory.path)
-        generation, bell = self._generation, self.bell  # the bell that a close takes down, and not the next one
+        generation, bell = self._generation, self.bell  # the bell that close() removes, not a later one
         if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:
             done: Any = NOT_DONE
             thread = threading.get_ident()
@@ -220,7 +220,7 @@ class Environment(Live):
         call = Call(ref, fn, args, room)
         self._line.pass_through(call)
         if call.generation is not None:
-            with self._writer:  # so that no fork comes amid the flush
+            with self._writer:  # so that no fork happens during the flush
                 call.secure()
         result = call.outcome()
         return result
@@ -230,7 +230,7 @@ class Environment(Live):
         self.refuse_inside("sync")
         thread = threading.get_ident()
         while True:
-            self._reading[thread] = None  # before the look at the generation: freeze() does it the other way round
+            self._reading[thread] = None  # before reading the generation: freeze() does it the other way round
             generation = self._generation
             try:
                 if generation is not None:
@@ -238,7 +238,7 @@ class Environment(Live):
                     return
             except Superseded:
                 if generation is not None and generation.is_broken:
-                    self._reading.pop(thread, None)  # who waits for those who read has the right to write
+                    self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
                     self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
@@ -286,7 +286,7 @@ class Environment(Live):
                 block = Transaction(self, self.directory.path, generation, txn, ending)
                 blocks.begin(block, ending)
                 yield
-                if threading.get_ident() != thread:  # whose LMDB's mutex is not
+                if threading.get_ident() != thread:  # LMDB's mutex belongs to the other thread
                     raise TransactionError(
                         self.directory.path,
                         "the block ends in a different thread from the one it began in",
@@ -295,7 +295,7 @@ class Environment(Live):
                 transaction = block.commit()
                 if transaction:
                     generation.secure(transaction)
-            except GeneratorExit:  # nobody leaves the block, and the collector ends it: another thread shall close
+            except GeneratorExit:  # the block was dropped, and the garbage collector ends it: another thread will close
                 with opening:
                     self.handles += 1
                 departures.defer(self.release)
@@ -314,14 +314,14 @@ class Environment(Live):
             self.bell.ring()
 
     def is_entered(self) -> bool:
-        """Return whether this thread is in a transaction here, or amid a call: those who write wait for it."""
+        """Return whether this thread is in a transaction or a call here: then writers wait for it."""
         block = blocks.current()
         is_of_a_block = block is not None and block.owner is self
         return is_of_a_block or self._holds() or self._covers() or is_mine(self._moving)
 
     def _hold(self, ending: Ending) -> None:
-        """Be open until ``ending`` is closed, whichever queue objects are closed before."""
-        held: list[bool] = []  # whether it still is, once it was
+        """Stay open until ``ending`` is closed, even if queue objects are closed before."""
+        held: list[bool] = []  # whether it is still held, once it was
         ending.add(partial(self._close_after, held))
         ending.add(partial(self._let_go, held))
         with opening:
@@ -348,7 +348,7 @@ class Environment(Live):
     def exclusive(
         self, begin: Callable[[Generation], tuple[Generation, Txn]] = _begin
     ) -> Iterator[tuple[Generation, Txn]]:
-        """Hold the write lock of the live generation; what the block does not commit is undone."""
+        """Hold the write lock of the live generation; changes that the block does not commit are undone."""
         ending = Ending()
         try:
             yield self._seize(begin, ending)
@@ -359,7 +359,7 @@ class Environment(Live):
                 ending.close()
 
     def _seize(self, begin: Callable[[Generation], tuple[Generation, Txn]], ending: Ending) -> tuple[Generation, Txn]:
-        """Do as ``exclusive``, until ``ending`` is closed."""
+        """Like ``exclusive``, until ``ending`` is closed."""
         self._refuse_nested()
         writer = self._writer
         begun: list[tuple[Generation, Txn]] = []
@@ -373,7 +373,7 @@ class Environment(Live):
     def _end_writing(self, writer: threading.RLock, begun: Sequence[tuple[Generation, Txn]]) -> None:
         if is_mine(writer):
             self._is_writing = False
-        if self._writer is not writer:  # in a forked child: it is not ours to end
+        if self._writer is not writer:  # in a forked child, which must not end it
             return
         for generation, txn in begun:
             end(txn)
@@ -381,18 +381,18 @@ class Environment(Live):
                 self._abandon_broken(generation)
 
     def swap(self, write: Write = write_copy) -> int:
-        """Put what ``write`` makes of the live generation in its place; return by how many bytes the file shrank."""
+        """Replace the live generation by the file that ``write`` makes of it; return by how many bytes it shrank."""
         with self.exclusive() as (generation, txn):
             self._forget_left()
-            with suppress(OSError):  # without a descriptor nobody knows
+            with suppress(OSError):  # without a descriptor it is unknown
                 self._left = LeftFile(generation.path + "-lock")
             shrunk = self._swap(generation, txn, write)
         self.follow(generation)
-        self.bell.ring()  # sleepers move on too, and let go of the old file
+        self.bell.ring()  # sleepers move on, too, and release the old file
         return shrunk
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Open the live generation, unless it is. Waits for a transaction under way."""
+        """Open the live generation unless it is open. Waits for a transaction under way."""
         if blocks.current() is None:
             self._refuse_nested()
             with self._writer:
@@ -400,7 +400,7 @@ class Environment(Live):
                     self.follow(None, progress)
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Ref, bytes]:
-        """Return which queue ``name`` is, which ``make`` makes if it is not there, and its record.
+        """Return the reference and the record of queue ``name``, which ``make`` creates if it is missing.
 
         Waits for a transaction under way.
         """
@@ -429,9 +429,9 @@ class Environment(Live):
             self._in_live(Generation.prepare, None)
 
     def drop_queue(self, name: str) -> bool:
-        """Remove a queue; return whether it was there. Durable when this returns.
+        """Remove a queue; return whether it existed. Durable when this returns.
 
-        No thread of this process reads meanwhile: LMDB closes the handle at once.
+        No thread of this process reads meanwhile, since LMDB closes the handle immediately.
         """
         self.refuse_inside("dropping a queue")
         self._refuse_nested()

@@ -1,10 +1,10 @@
-"""The items in a queue and those that come, seen without taking them.
+"""The present and future items of a queue, seen without taking them.
 
-Owns: what a follower has seen; numbers beside items. Law: it removes nothing, sleeps on the bell as every waiter does,
-and gives each item that waits once; what others take before it looks, it misses. Must not know: LMDB, who prints.
+Owns: what a follower has seen; numbers beside items. Law: it removes nothing, sleeps on the bell like every waiter, and
+returns each waiting item once; it misses items that others take before it reads them. Must not know: LMDB, who prints.
 
-Most items come behind all others, so the last key that was seen is nearly all there is to remember. What had a delay or
-has a priority may come before it: it is told by the time in its trailer, from which on it could be seen.
+Most items arrive behind all others, so the last key seen is nearly all that must be remembered. Items with a delay or a
+priority may arrive before it: they are recognized by the time in their trailer, from which on they could be seen.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Follower(Generic[T]):
 
     def __init__(self, queue: PersistentQueue[T], *, new_only: bool = False, on_error: OnError = "raise") -> None:
         self._on_error = checked_on_error(on_error)
-        self._left: list[Entry] = []  # from the first that could not be decoded on
+        self._left: list[Entry] = []  # from the first undecodable entry on
         self._head = head_of(queue)
         self._engine = local_engine_of(queue)
-        self._key = b""  # the last that was seen
-        self._looked = 0  # ns since 1970, when this last looked
-        self._lately: dict[bytes, int] = {}  # keys that were seen, and the times of those items, as far as they are new
+        self._key = b""  # the last key seen
+        self._looked = 0  # ns since 1970, when this last read the queue
+        self._lately: dict[bytes, int] = {}  # recent keys that were seen, with the times of their items
         if new_only:
             while entries := self._engine.since(self._key):
                 self._see(entries)
@@ -70,7 +70,7 @@ class Follower(Generic[T]):
         return entries
 
     def _come_before(self) -> list[Entry]:
-        """Return what came since the last look and stands before what was seen then."""
+        """Return items that arrived since the last reading, but before the last key seen."""
         found: list[Entry] = []
         key = b""
         while (entries := self._engine.since(key)) and key < self._key:
@@ -86,12 +86,12 @@ class Follower(Generic[T]):
 
 
 def numbered(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes]]:
-    """Browse as iteration does, and give the numbers and the bytes of the items."""
+    """Browse as iteration does, and yield the numbers and bytes of the items."""
     return ((seq, payload) for seq, payload, _ in described(queue))
 
 
 def described(queue: PersistentQueue[T]) -> Iterator[tuple[int, bytes, Mapping[str, str]]]:
-    """Do as ``numbered``, and give their headers, too."""
+    """Like ``numbered``, with their headers, too."""
     engine = local_engine_of(queue)
     key = b""
     while entries := engine.since(key):

@@ -1,7 +1,7 @@
 """Several calls in one transaction.
 
-Owns: what becomes of each call when they share a commit. Law: a call takes effect once or not at all,
-and one that raises does not spoil its neighbours. Must not know: LMDB, who waits for the calls.
+Owns: the fate of each call when several share a commit. Law: a call takes effect once or not at all, and one that
+raises does not affect its neighbours. Must not know: LMDB, who waits for the calls.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from lmdbqueue._lmdb.snapshot import Ref, is_open
 
 
 class Call:
-    """A function of a write transaction that waits to be run, and then how it ended.
+    """A function of a write transaction that is waiting to be run, and then its outcome.
 
-    ``fn(txn, tables, *args)`` returns what it changed; an empty answer says that it changed nothing.
-    It looks before it writes: when it raises ``Full`` it has written nothing. ``room``: the bytes of
-    pages that it adds at the most.
+    ``fn(txn, tables, *args)`` returns what it changed; a falsy result means that it changed nothing. It checks before
+    it writes: if it raises ``Full`` it has written nothing. ``room``: the most bytes of pages that it adds.
     """
 
     __slots__ = ("args", "done", "error", "fn", "generation", "ref", "result", "room", "thread", "transaction", "turn")
@@ -36,12 +35,12 @@ class Call:
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
-        self.generation: Generation | None = None  # that it was run in, until that is durable
-        self.transaction = 0  # that it took part in, or that it saw
-        self.turn: Lock | None = None  # let go when the call is done, or its caller shall lead; from ``await_turn`` on
+        self.generation: Generation | None = None  # in which it was run, until that is durable
+        self.transaction = 0  # the transaction it was part of, or that it saw
+        self.turn: Lock | None = None  # released when the call is done, or its caller is to lead; set by ``await_turn``
 
     def await_turn(self, seconds: float) -> None:
-        """Wait to be told; the first time only make it possible, so that the caller looks once more."""
+        """Wait to be woken; the first call only prepares that, so that the caller checks once more."""
         if self.turn is None:
             turn = Lock()
             turn.acquire()
@@ -54,11 +53,11 @@ class Call:
         if self.turn is not None:
             try:  # noqa: SIM105  (suppress() costs 0.4 us)
                 self.turn.release()
-            except RuntimeError:  # told before
+            except RuntimeError:  # already woken
                 pass
 
     def secure(self) -> None:
-        """Return when what the call did, or saw, is on the disk. Raises ``CommitUnknownError``."""
+        """Wait until what the call did, or saw, is on the disk. Raises ``CommitUnknownError``."""
         if self.generation is not None:
             self.generation.secure(self.transaction)
 
@@ -72,22 +71,22 @@ class Call:
 def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) -> None:
     """Run the calls that are not done in one transaction, commit it and flush; mark each ``done``.
 
-    They are done before the flush, so that an interrupt amid it undoes nothing. A call that still has a
-    ``generation`` is not known to be durable: its caller has to ``secure`` it, and is told if that fails.
-    A call that raises ``Full`` leaves the others alone. When anything else is raised the transaction
-    is undone, and each call gets one of its own, so that only the culprit fails; what none of them raises then was
-    raised by the handler of a signal, and goes on from here. With ``again`` a call that finds the disk full is run once
-    more if free pages may be had for it then.
+    They are done before the flush, so that an interrupt during it undoes nothing. A call that still has a
+    ``generation`` is not known to be durable: its caller has to ``secure`` it, and gets the error if that fails. A call
+    that raises ``Full`` does not affect the others. After any other error the transaction is undone, and each call gets
+    one of its own, so that only the culprit fails; an error that none of them raises then came from a signal handler,
+    and is raised here. With ``again``, a call that finds the disk full is run once more if free pages may be available
+    for it.
     """
     calls = [call for call in calls if not call.done]
     if not calls:
         return
     try:
         _run(generation, calls)
-    except (Superseded, Doubtful, RecursionError):  # the last: of this thread's depth
+    except (Superseded, Doubtful, RecursionError):  # RecursionError concerns this thread's depth
         raise
-    except Exception as error:  # it goes to the callers that it belongs to
-        if calls[0].generation is not None:  # it was committed, and a handler came after that
+    except Exception as error:  # passed to the callers concerned
+        if calls[0].generation is not None:  # it was committed, and then a signal handler raised
             raise
         if not _run_each(generation, calls, error, again=again):
             _give_up(generation, calls, error, again=again)
@@ -96,9 +95,9 @@ def run(generation: Generation, calls: Sequence[Call], *, again: bool = True) ->
 
 
 def _run_each(generation: Generation, calls: Sequence[Call], error: Exception, *, again: bool) -> bool:
-    """Run each call by itself, if the error amid them may be that of another; return whether it may.
+    """Run each call alone, if the error may belong to one of several; return whether it may.
 
-    What none of them raises then is raised here: it came to this thread, as that of a signal's handler.
+    An error that none of them raises then is raised here: it came from outside, as from a signal handler.
     """
     may_be_of_none = may_be_of_a_handler(error)
     is_of_another = again and may_be_of_none and calls[0].thread != get_ident()
@@ -112,7 +111,7 @@ def _run_each(generation: Generation, calls: Sequence[Call], error: Exception, *
 
 
 def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *, again: bool) -> None:
-    """Tell the callers of an error, unless the disk was full and may have room now."""
+    """Pass an error to the callers, unless the disk was full and may have room now."""
     explained = generation.explain(error, "writing")
     if again and isinstance(explained, Full) and _may_have_room(generation):
         run(generation, calls, again=False)
@@ -125,7 +124,7 @@ def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *,
 
 
 def _may_have_room(generation: Generation) -> bool:
-    """Return whether free pages may be had now. What keeps them from being had is no error of the calls around it."""
+    """Return whether free pages may be available now. A failure to obtain them is not an error of these calls."""
     with suppress(QueueError):
         return generation.renew()
     return False
@@ -135,7 +134,7 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
     transaction = 0
     txn = generation.begin("writing")
     try:
-        transaction = generation.stamp(txn) - 1  # what it sees
+        transaction = generation.stamp(txn) - 1  # the transaction that it sees
         changed = False
         if len(calls) > 1:
             generation.content.enter_group()
@@ -158,16 +157,16 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
     except BaseException as error:
         if is_open(txn):
             txn.abort()
-        elif came_after_the_commit(error):  # as an interrupt: it counts, for all of them
+        elif came_after_the_commit(error):  # like an interrupt: the commit counts, for all calls
             _finish(calls, generation, transaction)
         raise
 
 
 def _secure(generation: Generation, calls: Sequence[Call]) -> None:
-    """Bring the transaction of the calls to the disk, so that none of them has to."""
+    """Bring the transaction of the calls to the disk, so that their callers need not."""
     try:
         generation.secure(calls[0].transaction)
-    except QueueError:  # each caller finds that out for itself
+    except QueueError:  # each caller will get the error itself
         return
     for call in calls:
         call.generation = None

@@ -1,7 +1,7 @@
-"""What the steps of one queue object share: its environment, what its entries hold, a look at what has to come back.
+"""The base of one queue object's steps: its environment, reading entries, restoring items that are due.
 
-Owns: opening and closing an engine, payloads and trailers as bytes, who restores what is overdue. Law: whoever looks
-finds what has to come back in its place again. Must not know: LMDB, generations, verbs.
+Owns: opening and closing an engine, payloads and trailers as bytes, restoring overdue items. Law: every reading first
+restores the items that are due to return. Must not know: LMDB, generations, verbs.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from lmdbqueue._verbs.serializers import refuse_other_serializer
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_AT_ONCE: Final = 10_000  # items that come back in one transaction
-_FEW_AT_ONCE: Final = 1_000  # the same, where a verb needs the first only
+_AT_ONCE: Final = 10_000  # items restored in one transaction
+_FEW_AT_ONCE: Final = 1_000  # the same, if a verb only needs the first items
 
 _engines: weakref.WeakSet[LocalHold] = weakref.WeakSet()
 
 
 class LocalHold:
-    """What an engine stands on."""
+    """The base of an engine."""
 
-    environment: Environment  # once closed, what raises ClosedError
+    environment: Environment  # after close(), an object that raises ClosedError
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class LocalHold:
         buries_expired: bool = False,
         clock: Clock = now,
     ) -> None:
-        """Use an environment, which was opened at ``path``, and release it when this object is closed, or gone."""
+        """Use an environment, opened at ``path``; release it when this object is closed or collected."""
         self.environment = environment
         self.name = name
         self.path = path
@@ -65,7 +65,7 @@ class LocalHold:
         self.buries_expired = buries_expired
         self.checksum = environment.directory.options.checksum
         self.clock = clock
-        self._next: list[Entry] = []  # the item that was the first when this object last removed one, at most one
+        self._next: list[Entry] = []  # the item that was first when this object last removed one; at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path, environment.directory.folder)
         try:
@@ -81,14 +81,14 @@ class LocalHold:
         self.salt = _format.salt(self.record)
         self._behind = _format.TRAILER + (_format.SEAL_SIZE if self.checksum else 0)
         self._release = weakref.finalize(self, departures.defer, _let_go, environment, self.ref, self.owners)
-        self._release.atexit = False  # but by ``release_at_end``, which comes before what waits for it
+        self._release.atexit = False  # ``release_at_end`` does it, before code that waits for it
         self._stays_open = False
         _engines.add(self)
 
-    # --- what entries hold
+    # --- reading entries
 
     def payloads(self, entries: list[Entry]) -> list[bytes]:
-        """Return the payloads of the entries, found undamaged."""
+        """Return the payloads of the entries, which must be undamaged."""
         if len(entries) == 1:  # the most frequent case, kept short
             ((key, value),) = entries
             if not self.checksum or crc32(value, crc32(key, self.salt)) == _format.RESIDUE:
@@ -102,7 +102,7 @@ class LocalHold:
             )
         try:
             return _format.payloads(values, sealed=self.checksum)
-        except (ValueError, IndexError):  # no checksum has shown that one is damaged
+        except (ValueError, IndexError):  # one is damaged, and there are no checksums
             bad = next(each for each in entries if not _format.has_trailer(each[1], sealed=self.checksum))
             raise CorruptItemError(*self.opened(bad)) from None
 
@@ -110,7 +110,7 @@ class LocalHold:
         return _format.bodies([value for _, value in entries], sealed=self.checksum)
 
     def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
-        """Return what stands behind the payloads of undamaged entries."""
+        """Return the trailers of undamaged entries."""
         return [Trailer.of(body)[0] for body in self._bodies(list(entries))]
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
@@ -124,10 +124,10 @@ class LocalHold:
     def size(self, entry: Entry) -> int:
         return len(self.opened(entry)[1])
 
-    # --- what has to come back first
+    # --- restoring first
 
     def view(self, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Return ``fn(txn, tables, *args)`` of what is on the disk, once everything that has to come back has."""
+        """Return ``fn(txn, tables, *args)`` on the disk's state, after all items due to return have returned."""
         moment = self.clock()
         found = self.environment.view(self.ref, returns.look, self.owners, moment, fn, *args)
         while isinstance(found, Overdue):
@@ -138,9 +138,9 @@ class LocalHold:
         return found
 
     def glance(self, n: int, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts) -> R:
-        """Return ``fn(txn, tables, *args)`` of what need not be durable yet, once ``n`` items at least have come back.
+        """Return ``fn(txn, tables, *args)`` on a state not yet durable, after ``n`` due items have returned.
 
-        Where very many come due at once, each call brings back a part of them.
+        If very many come due at once, each call restores a part of them.
         """
         moment = self.clock()
         found = self.environment.glance(self.ref, returns.look, self.owners, moment, fn, *args)
@@ -154,19 +154,19 @@ class LocalHold:
         try:
             how = Return(moment.wall, "", 0, self.max_attempts, "", self.buries_expired)
             changed = self.environment.update(self.ref, returns.restore, owners, moment, how, most)
-        except Full:  # of the disk: when consumers have made room it comes back
+        except Full:  # the disk is full: they return when consumers have made room
             return 0
         self.owners.bury(owners)
         return changed
 
     def _makes_room(self) -> bool:
-        """Return whether something left, or came back, that was overdue: no consumer may be there who sees to that."""
+        """Remove or restore overdue items, since there may be no consumer to do so; return whether there were any."""
         moment = self.clock()
         found = self.environment.view(self.ref, returns.overdue, self.owners, moment)
         return found is not None and self._restore(found.owners, moment, _AT_ONCE) > 0
 
     def trim(self) -> None:
-        """Remove what is not to be kept any more."""
+        """Remove items beyond the limits of retention."""
         while self.environment.update(self.ref, retention.trim, self.clock().wall, self.buries_expired):
             pass
 
@@ -178,7 +178,7 @@ class LocalHold:
             raise ClosedError(self.path)
 
     def close(self) -> None:
-        """Give back what is leased, and the environment."""
+        """Give back leased items, and release the environment."""
         environment = self.environment
         was_closed, self.is_closed = self.is_closed, True
         if was_closed:
@@ -186,7 +186,7 @@ class LocalHold:
         self.environment = cast("Environment", _Closed(self.path))
         environment.bell.ring()
         if self.owners.mine:
-            with suppress(QueueError):  # else the next look finds a dead owner
+            with suppress(QueueError):  # otherwise the next reading finds a dead owner
                 how = Return(
                     self.clock().wall,
                     "its queue was closed",
@@ -194,26 +194,26 @@ class LocalHold:
                     bury_expired=self.buries_expired,
                 )
                 environment.update(self.ref, leases.give_up, self.owners.mine, how)
-        if self._release.detach():  # else the collector was faster
+        if self._release.detach():  # otherwise the garbage collector was faster
             _let_go(environment, self.ref, self.owners)
 
     def stay_open_at_exit(self) -> None:
-        """Leave it to another to close this at the program's end, after functions of ``atexit`` that still use it."""
+        """Let other code close this at the program's end, after ``atexit`` functions that still use it."""
         self._stays_open = True
 
     def release_at_end(self) -> None:
-        """Do as the collector would, as the program ends."""
-        found = None if self._stays_open else self._release.detach()  # by then it cannot be called any more
+        """Release the environment at the program's end, as the garbage collector would."""
+        found = None if self._stays_open else self._release.detach()  # from then on it cannot be called any more
         if found is not None:
             found[1](*found[2])
 
     def begin_anew(self) -> None:
-        """Hold no leases, in a forked child, whose parent may hold some."""
+        """Hold no leases in a forked child; its parent may hold some."""
         self.owners.begin_anew()
 
 
 class _Closed:
-    """What stands for the environment of a closed queue."""
+    """Stands in for the environment of a closed queue."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,30 +1,31 @@
 """The live generation of a directory in this process: opened, followed through swaps, kept safe at forks.
 
-Owns: which generation is the live one here, and the session and bell that come with it. Law: what was left is closed
-by who holds the right to write. Must not know: LMDB (that is ``_lmdb.generation``), transactions, what a verb means.
+Owns: which generation is live in this process, with its session and bell. Law: a generation that was left is closed by
+a thread that holds the right to write. Must not know: LMDB (that is ``_lmdb.generation``), transactions, what a verb
+means.
 
 Locks of one directory, in the order in which they may be taken; none is held while user code runs:
 
 ``_writer``   the right of one thread to open a write transaction; LMDB's own write lock follows it
 ``_moving``   held while the live generation is replaced
 
-Reading takes no lock. Closing a generation while others read it is safe: LMDB's binding waits for
-what it is doing right now, and refuses what comes after, which ``_lmdb.generation`` reports as superseded.
-A writer it would wait for, so a generation is closed by who holds ``_writer`` (``_retired``).
+Reading takes no lock. Closing a generation while others read it is safe: LMDB's binding waits for the calls under way,
+and refuses later ones, which ``_lmdb.generation`` reports as superseded. It would wait for a writer, so a generation is
+closed by a thread that holds ``_writer`` (``_retired``).
 
-Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it
-does anything (see ``_local.swap``). Whoever finds it moves this process on and tries again. A generation
-that is broken (LMDB wants it reopened) is left in the same way, for itself opened anew; one that is in
-doubt (a flush failed) is swapped for a copy before the next commit.
+Superseded generations. Each transaction looks for the mark of a swap in its own snapshot before it does anything (see
+``_local.swap``). The thread that finds it moves this process on and tries again. A broken generation (LMDB wants it
+reopened) is left in the same way, and reopened; one in doubt (a flush failed) is replaced by a copy before the next
+commit.
 
-Fork. A fork waits until no transaction of this process is under way (``_local.sharing``), since one that was open could
-not be ended in the child without damage to the parent's: for writers by ``_writer``; for readers, by hiding
-the generation from those who come and waiting for those in ``_reading``. A thread that waits for another process
-to let the directory lock go is parked, amid no transaction, and not waited for. In the child everything is dropped and
-opened anew at the next call.
+Fork. A fork waits until no transaction of this process is under way (``_local.sharing``), since an open one could not
+be ended in the child without damage to the parent's: for writers by ``_writer``; for readers, by hiding the generation
+from new ones and waiting for those in ``_reading``. A thread that waits for another process to release the directory
+lock is parked, outside of any transaction, and the fork does not wait for it. In the child everything is dropped, and
+reopened at the next call.
 
-An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted
-thread should have lowered: ``_reading`` has an entry a thread, which its next transaction clears.
+An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted thread should
+have lowered: ``_reading`` has an entry for each thread, which its next transaction clears.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-LOOK: Final = 0.0002  # seconds between two looks whether the readers are done, each a matter of microseconds
+LOOK: Final = 0.0002  # seconds between two checks whether the readers are done, which takes them microseconds
 
 
 def _refuse_doubt(generation: Generation) -> None:
@@ -74,45 +75,45 @@ class Live:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         self.handles = 0  # queue objects that use it
-        self._queues: Counter[Ref] = Counter()  # that they use
-        self._torn = False  # in a child: a transaction of the parent was open at the fork
-        self.interval = math.inf  # seconds between checkpoints, the least that a queue object wants
-        self._frozen = Ending()  # of what holds this process still while it is being forked
-        self._inherited: list[Generation | None] = []  # in a child: kept, since to end them would harm the parent
+        self._queues: Counter[Ref] = Counter()  # the number of queue objects for each queue
+        self._torn = False  # in a child: whether a transaction of the parent was open at the fork
+        self.interval = math.inf  # seconds between checkpoints, the shortest that a queue object asks for
+        self._frozen = Ending()  # the steps that end holding this process still during a fork
+        self._inherited: list[Generation | None] = []  # in a child: kept, since ending them would harm the parent
         self._start()
 
     def _start(self) -> None:
-        """Begin with nothing open: at first, and again in a forked child."""
+        """Begin with nothing open: initially, and again in a forked child."""
         self.bell = Bell(self.directory.file(BELL), self.directory.folder)
         self._session: Session | None = None
         self._generation: Generation | None = None
         self._slots: Slots | None = None
         self._checkpoints: Checkpoints | None = None  # of the live generation
-        self._hidden: Generation | None = None  # the live one, from those who come to read amid a fork
+        self._hidden: Generation | None = None  # the live one, hidden from new readers during a fork
         self._retired: list[Generation] = []
-        self._left: LeftFile | None = None  # by the last swap of this process, while others hold it
-        self._writer = threading.RLock()  # both for the sake of ``is_mine``; neither is taken twice
+        self._left: LeftFile | None = None  # the file left by this process's last swap, while others hold it
+        self._writer = threading.RLock()  # both reentrant only for ``is_mine``; neither is taken twice
         self._moving = threading.RLock()
         self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
-        self._covers: Callable[[], bool] = bool  # whether this thread makes a checkpoint: so far, it does not
+        self._covers: Callable[[], bool] = bool  # whether this thread is making a checkpoint; so far none does
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
-        self._max_dbs = 0  # handles that a generation needs room for, at the least
+        self._max_dbs = 0  # the least number of handles for which a generation needs room
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` in a call from within one of this thread that writes or moves."""
+        """Raise ``NestedCallError`` inside a call of this thread that is writing or moving."""
         if self._holds() or self._covers() or is_mine(self._moving):
             raise NestedCallError(self.directory.path)
 
     def want_interval(self, seconds: float) -> None:
-        """Make checkpoints every ``seconds``, or more often if another queue object wants that."""
-        with self._moving:  # so that no checkpoints begin with a longer one meanwhile
+        """Make checkpoints every ``seconds``, or more often if another queue object asks for it."""
+        with self._moving:  # so that no checkpoints start with a longer interval meanwhile
             if seconds < self.interval:
                 self.interval = seconds
                 if self._checkpoints is not None:
                     self._checkpoints.hurry(seconds)
 
     def unsynced_seconds(self) -> float | None:
-        """Return the age of the oldest call that a power cut could take back, 0.0 if there is none; None: unknown."""
+        """Return the age of the oldest call that a power cut could undo, 0.0 if there is none; None: unknown."""
         if self.directory.options.durability == "off":
             return None
         session = self._session
@@ -126,14 +127,14 @@ class Live:
         return generation is not None and generation.is_crowded
 
     def processes(self) -> int | None:
-        """Return how many processes have the directory open, as far as can be seen; None if nothing can."""
+        """Return the number of visible processes that have the directory open; None if unknown."""
         with self._moving:  # so that the session is not closed meanwhile
             return None if self._session is None else self._session.processes()
 
     # --- the live generation
 
     def _in_live(self, fn: Callable[..., R], *args: Any) -> R:
-        """Return ``fn(generation, *args)`` of the live generation. The caller holds ``_writer``."""
+        """Return ``fn(generation, *args)`` for the live generation. The caller holds ``_writer``."""
         while True:
             generation = self._generation
             if generation is None:
@@ -154,7 +155,7 @@ class Live:
                     self._abandon_broken(generation)
 
     def _rewrite(self, generation: Generation) -> None:
-        """Put a copy in the place of a generation whose flush failed, unless another process did."""
+        """Replace a generation whose flush failed by a copy, unless another process has."""
         with suppress(Superseded):
             txn = generation.begin("locking")
             try:
@@ -164,19 +165,19 @@ class Live:
         self.follow(generation)
 
     def _begin_anew(self) -> None:
-        """Put a copy in the place of the live generation if a flush of it failed, and so bring it to the disk."""
+        """Replace the live generation by a copy if a flush of it failed, and so bring it to the disk."""
         with self._writer:
             self._in_live(_refuse_doubt)
             self._close_retired()
 
     def _swap(self, generation: Generation, txn: Txn, write: Write = write_copy) -> int:
-        assert self._session is not None  # it came before the generation
+        assert self._session is not None  # it was opened before the generation
         return swap(self.directory, self._session, generation, txn, write)
 
     def held_elsewhere(self) -> int | None:
-        """Return how many other processes have the file open that the last swap of this one has left; None: unknown.
+        """Return how many other processes still have open the file left by this process's last swap; None: unknown.
 
-        They let go of it at their next call, or, if one waits, at once.
+        They release it at their next call, or immediately if a call is waiting.
         """
         left = self._left
         found = 0 if left is None else left.others()
@@ -197,7 +198,7 @@ class Live:
                 generation.close()
 
     def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
-        """Go from ``old`` to the live generation, unless another thread of this process did already."""
+        """Move from ``old`` to the live generation, unless another thread of this process has."""
         checkpoints = self._checkpoints
         if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine()):
             raise NestedCallError(self.directory.path)
@@ -213,11 +214,11 @@ class Live:
             self._generation = self._open_live(1 if old is None else old.number + 1, progress)
             if old is not None:
                 self._retired.append(old)
-        if self._retired and not is_mine(self._writer):  # else this thread does it, when it has written
+        if self._retired and not is_mine(self._writer):  # otherwise this thread does it after writing
             departures.defer(self._clear_away)
 
     def _clear_away(self) -> None:
-        """Close the generations that were left, in a thread of its own, so that reading waits for no writer."""
+        """Close the generations that were left, in a separate thread, so that reading waits for no writer."""
         with held(self._writer, patience=departures.patience()) as is_held:
             if is_held:
                 self._close_retired()
@@ -290,9 +291,9 @@ class Live:
             number = self._published(number + 1)
 
     def _recovered(self, path: str, number: int, session: Session, progress: Progress | None) -> bool:
-        """Make a file one that LMDB may open; return whether it is the live one.
+        """Make a file fit for LMDB to open; return whether it is the live one.
 
-        One in doubt may be beyond repair, and a draft that was to take its place whole (see ``_local.swap``).
+        One in doubt may be beyond repair, while the draft that was to replace it is whole (see ``_local.swap``).
         """
         try:
             recover(path, number, self.directory.options, session, progress)
@@ -304,7 +305,7 @@ class Live:
         return True
 
     def _published(self, number: int) -> int:
-        """Return the newest generation, at least ``number``; end a creation or a swap that was cut short before."""
+        """Return the newest generation, at least ``number``; complete an interrupted creation or swap."""
         number = max(number, self.directory.newest())
         self.directory.publish(number)
         return number
@@ -318,7 +319,7 @@ class Live:
         self._torn = block is not None and block.owner is self
         self._torn = self._torn or threading.get_ident() in self._reading
         if self._torn or is_mine(self._writer) or is_mine(self._moving):
-            return False  # by this very thread: waiting is of no use
+            return False  # held by this very thread: waiting is useless
         parking = self.directory.parking
         self._frozen = Ending()
         self._frozen.add(parking.let_go)
@@ -331,12 +332,12 @@ class Live:
                 return False
         self._hidden = self._generation
         self._frozen.add(self._show)
-        self._generation = None  # who comes now waits for _moving
+        self._generation = None  # new readers wait for _moving
         while is_read := bool(self._reading.keys() - {threading.get_ident()}):
             if time.monotonic() > deadline:
                 break
             time.sleep(LOOK)
-        is_still = not is_read and self._freeze_checkpoints(deadline)  # after those in sync(), who wait for checkpoints
+        is_still = not is_read and self._freeze_checkpoints(deadline)  # after sync(), which waits for checkpoints
         if not is_still:
             self.thaw()
         elif self._hidden is not None:
@@ -358,7 +359,7 @@ class Live:
 
     @property
     def is_torn(self) -> bool:
-        """Whether this very thread has a transaction open, so that waiting is of no use."""
+        """Whether this very thread has a transaction open, so that waiting is useless."""
         return self._torn
 
     def give_up(self) -> None:
@@ -366,18 +367,18 @@ class Live:
         self._torn = True
 
     def thaw(self) -> None:
-        """Go on in the parent."""
+        """Continue in the parent."""
         self._torn = False
         self._frozen.close()
 
     def restart(self) -> None:
-        """Go on in the child, with nothing of the parent's but the files."""
+        """Continue in the child, with nothing of the parent's except the files."""
         self.bell.forget()
         self._forget_left()
         inherited = [*self._retired, self._generation, self._hidden]
         for generation in inherited:
             if generation is not None:
-                generation.keeper = None  # whose thread is not here
+                generation.keeper = None  # its thread does not exist here
         self._close_slots()
         if self._torn:
             self._inherited += inherited

@@ -202,7 +202,7 @@ def test_a_lost_queue_json_is_written_anew_as_it_was(place, content, caplog):
         assert list(queue) == ["backed up", "pushed since"]
     assert path.read_bytes() == before
     (told,) = caplog.messages
-    assert "written anew" in told
+    assert "restored from" in told
     assert lmdbqueue.check(place / "queue") == []
 
 
@@ -259,7 +259,7 @@ def test_check_says_what_it_did(place, capsys):
     assert _bare.check(path, repair=True) == 1
     told = capsys.readouterr().out
     assert "queue.json" in told
-    assert "written anew" in told
+    assert "restored from" in told
     assert "nothing was changed" not in told
     assert told.endswith("repaired\n")
     assert _bare.check(path, repair=False) == 0
