@@ -1,7 +1,7 @@
 """``PersistentQueue``: the verbs on an LMDB environment.
 
-Owns: what a user opens and passes around; what concerns a directory as a whole. Law: what a verb means stands in
-``_verbs.queue``, what its steps are in ``_local.engine``. Must not know: LMDB.
+Owns: the object that users open and pass around; verbs that concern a directory as a whole. Law: the meaning of a verb
+is in ``_verbs.queue``, its steps are in ``_local.engine``. Must not know: LMDB.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class PersistentQueue(Queue[T]):
     Args:
         filename: The directory, under ``path``; created if it is missing. Its parent must exist.
         path: The directory that contains it.
-        dumps: Converts an item to bytes. With pickle, the default, you trust everybody who can write to the queue.
+        dumps: Converts an item to bytes. With pickle, the default, you trust everyone who can write to the queue.
         loads: Converts the bytes back to the item.
         flush_limit: Bytes of empty space below which ``flush`` does nothing.
         name: One of several queues in the directory.
@@ -59,15 +59,15 @@ class PersistentQueue(Queue[T]):
             ``"bytes"``. The name is stored with the queue, and another name raises ``OptionError``.
         maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
             What ``retain`` drops makes room first.
-        max_bytes: Bytes of pages in use in the directory above which they do; None: no limit.
+        max_bytes: Bytes of pages in use in the directory above which pushes raise ``Full``; None: no limit.
         max_attempts: Leases of an item after which this object makes it a dead letter instead of returning it to the
             queue; None: no limit.
         expired: What this object does with items that it finds past their ``expires``: ``"drop"``, or ``"dead"``, which
             makes them dead letters.
         durability: ``"full"``: survives killed processes and power cuts. ``"interval"``: much faster, survives killed
-            processes; a power cut takes back at most the calls of the last ``interval`` seconds, later ones before
-            earlier ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing
-            after a power cut. Fixed when the directory is created.
+            processes; a power cut undoes at most the calls of the last ``interval`` seconds, later ones before earlier
+            ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing after a
+            power cut. Fixed when the directory is created.
         interval: Seconds between two checkpoints, with ``durability="interval"``.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
         progress: Called with bytes done and bytes in total while a whole file is verified.
@@ -278,8 +278,9 @@ class PersistentQueue(Queue[T]):
     def check(self, repair: bool = False) -> list[str]:
         """Verify the files of the directory, and repair them on request.
 
-        It verifies the structure of the file, every checksum, the records of every queue against their items, and looks
-        for files that do not belong. Writers wait meanwhile. For a queue that cannot be opened use ``lmdbqueue.check``.
+        It verifies the structure of the file, every checksum, the records of every queue against their items, and
+        reports files that do not belong there. Writers wait meanwhile. For a queue that cannot be opened use
+        ``lmdbqueue.check``.
 
         Args:
             repair: If there are faults, write all readable items to a new file that replaces the damaged one, durably,
@@ -300,7 +301,7 @@ class PersistentQueue(Queue[T]):
 
 
 def _check(durability: object, interval: float, *, checksum: bool) -> None:
-    """Raise ``ValueError`` for what no directory can have."""
+    """Raise ``ValueError`` for invalid options of a directory."""
     if durability not in get_args(_format.Durability):
         message = f"durability is 'full', 'interval' or 'off', not {durability!r}"
         raise ValueError(message)
@@ -308,7 +309,7 @@ def _check(durability: object, interval: float, *, checksum: bool) -> None:
         message = f"interval is a number of seconds, more than 0 and at most {_LONGEST:g}, not {interval!r}"
         raise ValueError(message)
     if durability == "interval" and not checksum:
-        message = "durability='interval' needs checksum=True: by the checksums recovery tells what is whole"
+        message = "durability='interval' needs checksum=True: recovery verifies the file by its checksums"
         raise ValueError(message)
 
 
@@ -317,7 +318,7 @@ def _names(txn: Txn, queue: Tables) -> list[str]:
 
 
 def local_engine_of(queue: PersistentQueue[Any]) -> LocalEngine:
-    """Return the engine of a queue on LMDB, for work on its items that no verb does."""
+    """Return the engine of a queue on LMDB, for work on its items for which there is no verb."""
     return queue._engine  # noqa: SLF001  (the one way in)
 
 

@@ -1,7 +1,7 @@
 """``LocalReaderEngine``: the steps of one named reader in an LMDB environment.
 
-Owns: which function of a transaction a step of a reader is, and the entry that its last move saw. Law: as of
-``_local.hold``, whose look at what has to come back it uses. Must not know: LMDB, generations.
+Owns: the function of a transaction behind each step of a reader, and the entry that its last move saw. Law: as in
+``_local.hold``, by which it restores due items. Must not know: LMDB, generations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lmdbqueue._model.readers import Move
     from lmdbqueue._values import Entry, ReaderStats, Start
 
-_ROOM: Final = 1 << 14  # bytes that a new reader needs at the most
+_ROOM: Final = 1 << 14  # the most bytes that a new reader needs
 
 
 class LocalReaderEngine:
@@ -25,10 +25,10 @@ class LocalReaderEngine:
     def __init__(self, engine: LocalHold, name: str) -> None:
         self.name = name
         self._engine = engine
-        self._next: Entry | None = None  # the one that was the next when this object last passed one
+        self._next: Entry | None = None  # the entry that was next when this object last passed one
 
     def create(self, where: Start) -> None:
-        """Make the reader unless it is there."""
+        """Create the reader unless it exists."""
         engine = self._engine
         if not engine.view(reader_records.exists, self.name):
             now = engine.clock().wall
@@ -44,7 +44,7 @@ class LocalReaderEngine:
     def seek(self, where: Start) -> None:
         """Move the reader to another item."""
         engine = self._engine
-        engine.glance(0, reader_records.exists, self.name)  # so that what is due has come
+        engine.glance(0, reader_records.exists, self.name)  # so that due items have returned
         engine.environment.update(engine.ref, readers.seek, self.name, where, engine.clock().wall)
         engine.trim()
 
@@ -74,7 +74,7 @@ class LocalReaderEngine:
         return move
 
     def retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since."""
+        """Undo a move past ``entries`` if the reader has not been moved since."""
         engine = self._engine
         room = pushing.room_for([value for _, value in entries[: move.gone]])
         return engine.environment.update(engine.ref, readers.retreat, move, entries, engine.clock().wall, room=room)
@@ -85,9 +85,9 @@ class LocalReaderEngine:
         return engine.environment.update(engine.ref, readers.delete, self.name, n, engine.clock().wall)
 
     def lag(self) -> int:
-        """Return how many items the reader has not passed."""
+        """Return the number of items that the reader has not passed."""
         return self._engine.view(readers.lag, self.name)
 
     def stats(self) -> ReaderStats:
-        """Return what is known of the reader."""
+        """Return the figures of the reader."""
         return self._engine.view(readers.stats_of, self.name)

@@ -1,15 +1,14 @@
-"""What can be saved of a damaged file: a new one with every item that is whole.
+"""Saving a damaged file: a new one with every intact item.
 
-Owns: what is kept, what goes to quarantine, what is lost. Law: nothing is thrown away that could be
-read: an item whose checksum does not match, or that stands behind the tail, is kept as it was found, beside the
-queue; the old file is not changed. Must not know: how the new file takes the place of the old one.
+Owns: what is kept, what goes to quarantine, what is lost. Law: nothing readable is thrown away: an item whose checksum
+does not match, or that is behind the tail, is kept as found, beside the queue; the old file is not changed. Must not
+know: how the new file takes the place of the old one.
 
-LMDB does not see the damaged file, since it trusts what it maps: the trees are walked as bytes
-(``_lmdb.raw_pages``), and what hangs on a page that does not fit is lost. Without a checksum every item that has
-a sound page around it is taken for whole.
+LMDB does not open the damaged file, since it trusts what it maps: the trees are walked as bytes (``_lmdb.raw_pages``),
+and everything below an invalid page is lost. Without checksums every item on a sound page is considered intact.
 
-What was leased waits again in its place, with its attempts: the lists of leases may be damaged, and an item that
-is delivered twice is better than one that never comes back. Who holds such a lease finds it expired.
+Leased items wait again in their places, with their attempts: the lists of leases may be damaged, and an item that is
+delivered twice is better than one that never comes back. Holders of such leases find them expired.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from lmdbqueue._model.lease_records import Contents, read
 _NUMBER: Final = 8  # bytes
 _DATABASE: Final = 48  # bytes of its record
 _ALL: Final = (1 << 64) - 1
-_SHORT: Final = 1_000  # bytes of items that are asked for a salt
-_SAMPLE: Final = 64  # of them
-_NAMED: Final = 10  # numbers that a sentence names
+_SHORT: Final = 1_000  # the largest size, in bytes, of items from which a salt is computed
+_SAMPLE: Final = 64  # the number of such items
+_NAMED: Final = 10  # the most numbers in a sentence
 
 
 class Quarantine:
-    """A file of JSON lines, one for each damaged item or part of the state, with what stood there in base64."""
+    """A file of JSON lines, one for each damaged item or part of the state, with its bytes in base64."""
 
     def __init__(self, directory: str) -> None:
-        """``directory``: that of the queue; the file comes beside it."""
+        """``directory``: the queue's directory; the file is created beside it."""
         self.path = directory + ".quarantine"
         self._directory = directory
 
     def add(self, queue: str, value: bytes, **place: object) -> None:
-        """Put there, durably, what stood at ``seq`` among the items, as ``state``, or in another ``record``."""
+        """Store durably the bytes found at ``seq`` among the items, as ``state``, or in another ``record``."""
         import base64  # noqa: PLC0415  (only for repairs)
         import json  # noqa: PLC0415
 
@@ -78,7 +77,7 @@ class _Queue:
         self.noted_bounds = _bounds(name, records, self.numbers, has_record=self.record is not None)
         self.damaged: list[int] = []
         self.damaged_records: list[str] = []
-        self.noted: dict[bytes, Note] = {}  # on items that are kept
+        self.noted: dict[bytes, Note] = {}  # notes on items that are kept
         self.kept: dict[int, _Kept] = {}  # by class
         self.size = 0  # bytes of the payloads that are kept
         self.behind = _format.TRAILER + (_format.SEAL_SIZE if sealed else 0)
@@ -86,7 +85,7 @@ class _Queue:
         self.salt = None if self.record is None else _format.salt(self.record)  # None: lost
 
     def find_salt(self, pages: Pages) -> None:
-        """Find the salt, if it was lost, by which most of some short items are intact."""
+        """If the salt was lost, find the one with which most of some short items are intact."""
         if self.salt is None:
             some = islice((node for node in pages.nodes(self.root) if len(node[1]) < _SHORT), _SAMPLE)
             asked = Counter(_format.salt_of(*node) for node in some if len(node[1]) >= _format.SEAL_SIZE)
@@ -101,7 +100,7 @@ class _Queue:
             self.noted[key] = self.notes[key]._replace(due=0)
 
     def items(self, pages: Pages) -> Iterator[Node]:
-        """Yield what stands among the items, and what was leased, in the order of their keys."""
+        """Yield the waiting and the leased items, in the order of their keys."""
         leased = sorted((key, each.value) for key, each in self.away.leased.items())
         before = None
         for key, value in merge(pages.nodes(self.root), leased):
@@ -122,7 +121,7 @@ class _Queue:
         }
 
     def tail_of(self, key: bytes) -> int:
-        """Return the key, as a number, before which an item of that class has to be."""
+        """Return the key, as a number, below which items of that class must be."""
         noted = self.noted_bounds.get(_format.class_of_key(key))
         return 1 << 64 if noted is None else noted.tail
 
@@ -151,7 +150,7 @@ class _Queue:
         return sorted([*found.items(), *sealed])
 
     def _weighed_anew(self, record: Node) -> Node:
-        """Return a sealed record; that of what is retained with the bytes that are kept."""
+        """Return a sealed record; in that of retention, count the bytes that are kept."""
         key, value = record
         if key != _format.record(self.name, "retain"):
             return record
@@ -159,12 +158,12 @@ class _Queue:
         return key, _format.seal(key, data) if len(value) > len(data) else data
 
     def keys(self) -> dict[bytes, tuple[bytes, int]]:
-        """Return the unique keys of what is kept: the keys of those items, and when they are due."""
+        """Return the unique keys of kept items, with the items' keys and due times."""
         notes = [*self.noted.items(), *((key, each.note) for key, each in self.away.delayed.items())]
         return {note.unique: (key, note.due) for key, note in notes if note.unique}
 
     def expires(self) -> dict[tuple[int, bytes], int]:
-        """Return when what is kept expires, and when it is due."""
+        """Return the times at which kept items expire, with their due times."""
         notes = [*self.noted.items(), *((key, each.note) for key, each in self.away.delayed.items())]
         return {(note.expires, key): note.due for key, note in notes if note.expires}
 
@@ -189,7 +188,7 @@ class _Queue:
         yield from sorted(whole.items())
 
     def sentences(self, quarantine: str) -> Iterator[str]:
-        """Yield what became of items that are not in the new file."""
+        """Yield a sentence about each kind of item that is not in the new file."""
         if self.damaged:
             numbers = ", ".join(map(str, self.damaged[:_NAMED])) + ", ..." * (len(self.damaged) > _NAMED)
             what = "damaged item is" if len(self.damaged) == 1 else "damaged items are"
@@ -216,7 +215,7 @@ class _Kept:
         self.items = 0
         self.last = -1
         self.first = -1
-        self.before = 0  # of the items, those before the head
+        self.before = 0  # items before the head
         self.weight = 0
         self.weight_before = 0
 
@@ -232,7 +231,7 @@ class _Kept:
             self.weight_before += weight
 
     def bounds(self, number: int, least_tail: int) -> Bounds:
-        """Return bounds that are true of what is kept. Where keys are missing all of it counts as come back."""
+        """Return bounds that fit the kept items. If keys are missing, all items count as having come back."""
         noted = self.noted or Bounds.empty(number)
         tail = max(noted.tail, self.last + 1, least_tail)
         head = noted.head if self.noted is not None or self.first < 0 else self.first
@@ -252,7 +251,7 @@ def _sound(record: bytes) -> bytes | None:
 
 
 def _bounds(name: str, records: dict[bytes, bytes], numbers: Numbers, *, has_record: bool) -> dict[int, Bounds]:
-    """Return the bounds of the classes that are noted."""
+    """Return the recorded bounds of the classes."""
     found = {_format.CLASS: numbers.bounds()} if has_record else {}
     prefix = _format.record(name, "class/")
     for key, data in records.items():
@@ -265,9 +264,9 @@ def _bounds(name: str, records: dict[bytes, bytes], numbers: Numbers, *, has_rec
 
 
 def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarantine) -> list[str]:
-    """Write what is whole in the file at ``path`` to ``draft``, durably but for its name; return what is missing.
+    """Write the intact parts of the file at ``path`` to ``draft``, durably except its name; return what is missing.
 
-    Nobody may write to the file meanwhile. Raises ``CorruptQueueError`` if nothing can be read at all.
+    No process may write to the file meanwhile. Raises ``CorruptQueueError`` if nothing can be read at all.
     """
     for name in (draft, draft + "-lock"):
         if os.path.exists(name):
@@ -314,7 +313,7 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
 
 
 def _queues(path: str, pages: Pages, root: int, *, sealed: bool) -> list[_Queue]:
-    """Return the queues that are known of, in the order of their records."""
+    """Return the queues that can be found, in the order of their records."""
     roots = _roots(pages, root)
     records = dict(pages.nodes(roots.get(_format.META, NO_ROOT)))
     away = {name: list(each) for name, each in groupby(_records_away(pages, root), lambda node: _name(node[0]))}
@@ -343,13 +342,13 @@ def _number_of(record: bytes | None) -> int:
 
 
 def _name(key: bytes) -> str:
-    """Return the name of the queue that a record belongs to, whatever stands behind it, "" for none."""
+    """Return the name of the queue that a record belongs to, "" for none."""
     name, slash, _ = key.partition(b"/")
     return name.decode(errors="replace") if slash else ""
 
 
 def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
-    """Yield the items that are whole; put the others away."""
+    """Yield the intact items; put the others into quarantine."""
     before = b""
     for key, value in queue.items(pages):
         is_key = len(key) == _NUMBER and _format.unpack(key) < queue.tail_of(key)
@@ -366,7 +365,7 @@ def _whole(pages: Pages, queue: _Queue, options: _format.Options, quarantine: Qu
 
 
 def _put_away(pages: Pages, queue: _Queue, root: int, quarantine: Quarantine) -> None:
-    """Put the damaged records of what does not wait to the quarantine."""
+    """Put damaged records of items that are not waiting into quarantine."""
     damaged = set(queue.away.damaged)
     for key, value in _records_away(pages, root) if damaged else ():
         if key in damaged:
@@ -376,7 +375,7 @@ def _put_away(pages: Pages, queue: _Queue, root: int, quarantine: Quarantine) ->
 
 
 def _whole_records(queue: _Queue, options: _format.Options, quarantine: Quarantine) -> Iterator[Node]:
-    """Yield the records with a seal that are whole, of the state and of readers; put the others away."""
+    """Yield the intact sealed records of the state and of readers; put the others into quarantine."""
     for record, value in queue.with_seal:
         least = {b"reader": _format.POSITION.size, b"retain": _format.RETENTION.size}.get(record.split(b"/", 2)[1], 0)
         if len(value) < least or (options.checksum and not _format.is_intact(record, value)):

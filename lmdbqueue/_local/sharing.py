@@ -1,10 +1,10 @@
-"""One environment for each directory of this process: who shares it, and what becomes of all of them at a fork.
+"""One environment for each directory of this process: how it is shared, and what happens to all of them at a fork.
 
-Owns: opening, and the order in which the directories come to rest. Law: while one directory lasts, no lock of another
-is kept. Must not know: generations, transactions.
+Owns: opening, and the order in which the directories are quiesced. Law: while a fork waits for one directory, it holds
+no lock of another. Must not know: generations, transactions.
 
-A fork waits until no transaction of this process is under way (see ``_local.live``). One that cannot wait (somebody's
-transaction lasts too long) leaves a child in which that queue raises ``ForkError``.
+A fork waits until no transaction of this process is under way (see ``_local.live``). A fork that cannot wait any longer
+(a transaction lasts too long) leaves a child in which that queue raises ``ForkError``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from lmdbqueue._model.invariants import Progress
 
 _PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
-_TURN: Final = 0.05  # seconds that a fork waits for one directory while it keeps others still
+_TURN: Final = 0.05  # seconds that a fork waits for one directory while it holds others still
 
 
 def open_environment(
     path: str, wanted: _format.Options, progress: Progress | None = None, *, interval: float = 0.1
 ) -> Environment:
-    """Return this process's handle on the directory at ``path``; it has to be released.
+    """Return this process's handle on the directory at ``path``; the caller must release it.
 
     ``interval``: seconds between checkpoints, if there are any.
     """
@@ -65,7 +65,7 @@ def _refuse_other_options(path: str, stored: _format.Options, given: _format.Opt
             raise OptionError(path, option, getattr(stored, option), getattr(given, option))
 
 
-_frozen: list[Environment] = []  # by the fork under way
+_frozen: list[Environment] = []  # held still by the fork under way
 
 
 def _freeze_all() -> None:
@@ -74,14 +74,14 @@ def _freeze_all() -> None:
 
 
 def _freeze(waiting: list[Environment], frozen: list[Environment]) -> None:
-    """Quiesce those that wait, one after the other; ``frozen``: those that are."""
+    """Quiesce the waiting environments one after the other; ``frozen``: those already quiesced."""
     deadline = time.monotonic() + _PATIENCE
     while waiting:
         environment = waiting.pop(0)
         left = max(0.0, deadline - time.monotonic())
         if environment.freeze(min(left, _TURN) if frozen else left):
             frozen.append(environment)
-        elif frozen and left and not environment.is_torn:  # the others go on while this one is waited for, first
+        elif frozen and left and not environment.is_torn:  # the others continue while the fork waits for this one first
             for each in frozen:
                 each.thaw()
             waiting[:] = [environment, *frozen, *waiting]
@@ -94,13 +94,13 @@ def _thaw_all() -> None:
 
 def _restart_all() -> None:
     for environment in environments.values():
-        if environment not in _frozen:  # it could not be, or an interrupt came before: Python forks all the same
+        if environment not in _frozen:  # it could not be frozen, or an interrupt came before: Python forks all the same
             environment.give_up()
     _with_each(Environment.restart)
 
 
 def _with_each(do: Callable[[Environment], None]) -> None:
-    """Do it with all, and release them; once more with one amid which a signal's handler raised something."""
+    """Call ``do`` with all, and release them; repeat it for one in which a signal handler raised."""
     left = list(environments.values())
     try:
         try:

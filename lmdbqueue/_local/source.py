@@ -1,8 +1,8 @@
-"""A queue on this machine as what a forwarder drains.
+"""A queue on this machine as the source of a forwarder.
 
-Owns: what is read of a queue without decoding it, and how just that is removed again. Law: what was not read is never
-removed, whatever others do with the queue meanwhile; removing twice is removing once, since a number is never given
-again. Must not know: where the items go.
+Owns: reading items without decoding them, and removing exactly those again. Law: an item that was not read is never
+removed, whatever others do with the queue meanwhile; removing twice equals removing once, since numbers are never
+reused. Must not know: where the items go.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lmdbqueue._verbs.reading import head_of
 class Bounds(NamedTuple):
     """The progress of a source."""
 
-    tail: int  # the number that its next item gets
-    removed: int  # how many items have left, or how far a reader has come: never less than before
+    tail: int  # the number of its next item
+    removed: int  # the number of items that have left, or the position of a reader; it never decreases
     waiting: int
 
 
@@ -69,7 +69,7 @@ class Source(ABC):
         """
 
     def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Make dead letters of those of these items that are still there.
+        """Make those of these items that are still there dead letters.
 
         Args:
             reasons: The numbers of the items, each with its reason.
@@ -94,7 +94,7 @@ class Source(ABC):
         """
 
     def sync(self) -> None:  # noqa: B027  (most sources need not do anything)
-        """Return when what was read and removed is on the disk: the next thing is to tell somebody outside of it."""
+        """Wait until everything read and removed is on the disk; called before the outside is told of it."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
@@ -113,7 +113,7 @@ class Source(ABC):
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether they are there. A source that cannot wait for more says that they are.
+            Whether they are there. A source that cannot wait for more returns True.
         """
         del items, size, timeout
         return True
@@ -136,7 +136,7 @@ class QueueSource(Source):
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str = "queue") -> None:
-        """Open the queue; raise ``FormatError`` if no directory is there, ``KeyError`` if no queue of the name is."""
+        """Open the queue; raise ``FormatError`` without a queue directory, ``KeyError`` without that queue."""
         self.path = os.path.abspath(path)
         options = options_of(self.path)
         if name not in _names(self.path, options):
@@ -169,7 +169,7 @@ class QueueSource(Source):
             size: Bytes of payloads, at most; one item is returned in any case.
 
         Raises:
-            CorruptItemError: The first item is damaged; somebody has to deal with it.
+            CorruptItemError: The first item is damaged; it has to be removed or set aside.
         """
         envelopes: list[Envelope] = []
         payloads: list[bytes] = []
@@ -213,16 +213,16 @@ class QueueSource(Source):
         return self._notes().get(self._key(target), 0)
 
     def note(self, target: str, number: int) -> None:
-        """Record the number beside the queue, on the disk when this returns, if calls of the queue are then.
+        """Record the number beside the queue, as durably as calls of the queue are.
 
-        What cannot be written, as on a full disk, keeps nobody from removing items: then the target could be restored
-        unnoticed.
+        If it cannot be written, for example on a full disk, items are removed all the same; then a restored target
+        could go unnoticed.
 
         Args:
             target: The name of the target.
             number: The number of the batch.
         """
-        notes = self._notes() | {self._key(target): max(number, self.noted(target))}  # another may have come further
+        notes = self._notes() | {self._key(target): max(number, self.noted(target))}  # another may be ahead
         path = os.path.join(self.path, FORWARDED)
         syncs = self._options.durability != "off"
         with suppress(OSError):
@@ -248,7 +248,7 @@ class QueueSource(Source):
         return f"{self.origin.name} to {target}"
 
     def sync(self) -> None:
-        """Bring what was read and removed to the disk, where calls return before that."""
+        """Bring everything read and removed to the disk, if calls return before that."""
         if self._options.durability == "interval":
             self._queue.sync()
 
@@ -295,8 +295,8 @@ class QueueSource(Source):
 class ReaderSource(QueueSource):
     """The items of a queue directory that a named reader has not passed, as bytes.
 
-    To remove is to pass. An item that returned meanwhile to a place before the last item of a batch is passed, too, and
-    counted as skipped, just as if the reader had moved when it read.
+    Removing items means passing them. An item that returned meanwhile to a place before the last item of a batch is
+    passed, too, and counted as skipped, just as if the reader had moved when it read.
 
     Args:
         path: The directory.
@@ -312,7 +312,7 @@ class ReaderSource(QueueSource):
         """Open the queue, and raise, as ``QueueSource`` does."""
         super().__init__(path, name)
         self._reader = self._queue.reader(reader)
-        self._refused: set[int] = set()  # items that are dead letters, and that the reader has not passed
+        self._refused: set[int] = set()  # items that became dead letters, but that the reader has not passed
         self.origin = Origin(self.origin.uuid, f"{name}/{reader}")
 
     def bounds(self) -> Bounds:
@@ -397,7 +397,7 @@ class ReaderSource(QueueSource):
 
 
 def _names(path: str, options: _format.Options) -> list[str]:
-    """Return the names of the queues of a directory, without making one."""
+    """Return the names of the queues of a directory, without creating one."""
     environment = open_environment(path, options)
     try:
         with environment.exclusive() as (generation, txn):
@@ -406,11 +406,11 @@ def _names(path: str, options: _format.Options) -> list[str]:
         environment.release()
 
 
-_AHEAD: Final = 10_000  # items in which those of a batch are looked for
+_AHEAD: Final = 10_000  # the number of items searched for those of a batch
 
 
 def source_of(local: Any) -> Source:
-    """Return what drains a queue, given by itself or by the path of its directory, or a reader of it; or a source."""
+    """Return the source for a queue, given as an object or a path, or for a reader of it; or a given source."""
     if isinstance(local, Source):
         return local
     if isinstance(local, PersistentQueue):

@@ -1,7 +1,7 @@
 """``queue.state`` in an environment.
 
-Owns: the functions of a transaction by which a mapping is kept in META. Law: each is one call of the environment. Must
-not know: LMDB, what is done with it.
+Owns: the functions of a transaction that keep a mapping in META. Law: each is one call of the environment. Must not
+know: LMDB, what the mapping is used for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class State(StateMapping):
 
     def __init__(self, engine: LocalEngine, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
         super().__init__(dumps, loads)
-        self._engine = engine  # and not its environment, which may outlive the queue object
+        self._engine = engine  # not its environment, which may outlive the queue object
         self._ref = engine.ref
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The swap of generations: a new file takes the place of the live one while others go on working.
+"""The swap of generations: a new file takes the place of the live one while others continue to work.
 
 Owns: the steps of the swap. Law: at every moment exactly one generation is live, and a write can only
 ever be committed to that one. Must not know: why it is done (``_local.compaction``, ``_local.environment``),
@@ -20,25 +20,26 @@ step  what is done; N is the live generation              killed after it: who p
 7     remove N and its lock file                          nothing is left to do
 ====  ==================================================  ======================================
 
-Every transaction, of any process, looks for the mark in its own snapshot before it does anything, and
-moves on to N+1 if it is there. It cannot be missed by a writer, who has the write lock. A reader that
-began before the switch reads the queue as it was then.
+Every transaction, of any process, looks for the mark in its own snapshot before it does anything, and moves on to N+1
+if it is there. A writer cannot miss it, since it holds the write lock. A reader that began before the switch reads the
+queue as it was then.
 
-A power cut. The mark needs no flush of its own, since nothing is committed to N+1 before step 6 is on
-the disk (whoever moves on sees to that). Before it is, the mark and the name may have arrived or not:
+A power cut. The mark needs no flush of its own, since nothing is committed to N+1 before step 6 is on the disk (each
+process that moves on ensures that). Before that, the mark and the name may have arrived or not:
 
 - neither, or a torn transaction of the mark: N counts, and the draft is a leftover
 - the mark only: the draft, which was on the disk before the mark was made, gets its name
-- the name, with the mark or without: the highest number counts, and has all that N had
+- the name, with the mark or without: the highest number counts, and has everything that N had
 
-When N is in doubt (a flush of it failed, see ``_lmdb.durability``) its pages are read from memory, and if
-they were dropped there, from a disk that never got them: the draft is proven before the switch. The mark then stands
-on a transaction that may not be on the disk, so recovery could not prove it by the difference: that N is in doubt is on
-the disk before, and recovery reads all of N then. If N is beyond repair, the draft, which is whole, takes its place.
+When N is in doubt (a flush of it failed, see ``_lmdb.durability``), its pages are read from memory or, if they were
+dropped there, from a disk that never received them: so the draft is verified before the switch. The mark then follows a
+transaction that may not be on the disk, so recovery could not verify it by the difference: therefore the doubt is
+recorded on the disk first, and recovery then reads all of N. If N is beyond repair, the draft, which is whole, takes
+its place.
 
-Removing N is safe while others have it open or read it: the file lives on, nameless, until they move
-on. Nobody can be about to open it by name, since opening takes the directory lock. Each generation
-has a lock file of its own: LMDB loses data when a new file comes under an old lock file.
+Removing N is safe while others have it open or read it: the file lives on without a name until they move on. No process
+can be about to open it by name, since opening takes the directory lock. Each generation has a lock file of its own:
+LMDB loses data when a new file comes under an old lock file.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ Write = Callable[[Generation, Txn, str], object]
 
 
 def swap(directory: Directory, session: Session, generation: Generation, txn: Txn, write: Write) -> int:
-    """Put what ``write(generation, txn, path)`` makes of it in the place of the live generation.
+    """Replace the live generation by the file that ``write(generation, txn, path)`` makes.
 
-    ``txn`` holds its write lock, and is ended. Return by how many bytes the file shrank.
+    ``txn`` holds its write lock, and is ended here. Return the number of bytes by which the file shrank.
     """
     number = generation.number + 1
     with translated(directory.path, "compaction"):
@@ -69,7 +70,7 @@ def swap(directory: Directory, session: Session, generation: Generation, txn: Tx
         sync_directory(directory.path)
         shrunk = os.stat(generation.path).st_size - os.stat(directory.draft(number)).st_size
         if session.is_in_doubt(generation.number):
-            session.set_in_doubt(generation.number)  # on the disk, before anything is committed on top
+            session.set_in_doubt(generation.number)  # on the disk before anything is committed on top
             _refuse_damaged(directory.draft(number), generation)
         with directory.lock():
             generation.supersede(txn)
@@ -80,7 +81,7 @@ def swap(directory: Directory, session: Session, generation: Generation, txn: Tx
 
 
 def _refuse_damaged(draft: str, generation: Generation) -> None:
-    """Raise ``CorruptQueueError`` if what could not be flushed is gone from memory too."""
+    """Raise ``CorruptQueueError`` if the pages that could not be flushed are gone from memory, too."""
     from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
 
     if found := invariants.of_file(draft, generation.options):
@@ -88,9 +89,9 @@ def _refuse_damaged(draft: str, generation: Generation) -> None:
 
 
 def write_copy(generation: Snapshot, _txn: Txn, path: str, kept: Kept | None = None) -> bool:
-    """Write a compacted copy to ``path``, durably but for its name: of the newest snapshot, or of one that is kept.
+    """Write a compacted copy to ``path``, durably except its name: of the newest snapshot, or of a kept one.
 
-    Return whether it is of the latter.
+    Return whether it is a copy of the latter.
     """
     for name in (path, path + "-lock"):
         if os.path.exists(name):

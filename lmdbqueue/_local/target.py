@@ -1,11 +1,11 @@
-"""A queue in another directory as what a forwarder fills.
+"""A queue in another directory as the target of a forwarder.
 
-Owns: where its marks are. Law: a batch and its mark are one transaction, and a mark follows only the one before; so a
-batch is stored once, whoever tries to store it again, and whenever. Must not know: the source.
+Owns: where its marks are kept. Law: a batch and its mark are one transaction, and a mark follows only the previous one;
+so a batch is stored once, no matter who tries to store it again, or when. Must not know: the source.
 
 The marks are in the state of a queue of the directory that has no items, ``lmdbqueue-marks``, by the name of the queue
 that is filled and by the source: the state of a queue itself belongs to its users. There is no lock: of two forwarders
-of one source the mark lets one batch through, and the other begins again.
+of one source, the mark admits one batch, and the other forwarder begins again.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MARKS: Final = "lmdbqueue-marks"
 
 
 class QueueTarget(Target):
-    """A target that gives each item, with its headers, to a ``PersistentQueue`` exactly once.
+    """A target that stores each item, with its headers, in a ``PersistentQueue`` exactly once.
 
-    Items are stored as they are in the source. A full queue counts as away. The marks are in the state of the queue
-    ``lmdbqueue-marks`` of the same directory.
+    Items are stored in the same bytes as in the source. A full queue counts as unreachable. The marks are in the state
+    of the queue ``lmdbqueue-marks`` of the same directory.
 
     Args:
         queue: An open queue, which the caller closes; or a function that opens it.
@@ -43,7 +43,7 @@ class QueueTarget(Target):
 
     @property
     def identity(self) -> str:
-        """The directory, which has its uuid from its backup when it is restored, and the queue."""
+        """The directory, by its uuid, which a restored backup keeps, and the queue."""
         return "" if self._queue is None else _identity(self._queue)
 
     def last(self, origin: Origin) -> Mark | None:
@@ -53,7 +53,7 @@ class QueueTarget(Target):
             origin: The queue that the items come from.
 
         Raises:
-            ForwardError: It is this queue, and there would be no end.
+            ForwardError: The source is this queue itself.
         """
         queue, state = self._opened()
         if f"{origin.uuid}/{origin.name}" == _identity(queue):
@@ -68,12 +68,13 @@ class QueueTarget(Target):
             batch: The items and their mark.
 
         Raises:
-            BusyError: Another forwarder stored this batch, or the one before; or the queue has room for fewer items.
+            BusyError: Another forwarder has stored this batch, or the previous one; or the queue has room for fewer
+                items.
             AwayError: The queue, or the disk, is full.
         """
         queue, state = self._opened()
         engine, key = local_engine_of(queue), _key(queue, batch.origin)
-        stored = 0  # of this batch
+        stored = 0  # items of this batch
         try:
             with queue.transaction():
                 before = _last(state, key)
@@ -92,7 +93,7 @@ class QueueTarget(Target):
         queue.sync()
 
     def _lessen(self, n: int, error: Full, stored: int) -> bool:
-        """Make the next batch one that may fit, where one of ``n`` items never might; return whether it may now.
+        """Make the next batch smaller, if one of ``n`` items could never fit; return whether it may fit now.
 
         ``stored``: items of the batch that were counted as in the queue.
         """
@@ -103,7 +104,7 @@ class QueueTarget(Target):
         return fitting > 0 and n > 1
 
     def close(self) -> None:
-        """Close what was opened here."""
+        """Close the queues that were opened here."""
         marks, self._marks = self._marks, None
         if marks is not None:
             marks.close()
@@ -115,7 +116,7 @@ class QueueTarget(Target):
         """Return the queue, and the marks. Raises ``AwayError`` if the disk is too full to make them."""
         try:
             if self._queue is None:
-                assert self._open_queue is not None  # one of the two
+                assert self._open_queue is not None  # one of the two is set
                 self._queue = self._open_queue()
             if self._marks is None:
                 environment = local_engine_of(self._queue).environment
@@ -153,12 +154,12 @@ def _last(state: Mapping[str, bytes], key: str) -> Mark | None:
 
 def _stored(batch: Batch) -> bytes:
     number, seqs, following, removed, digest = batch.mark
-    source = f"{batch.origin.uuid}/{batch.origin.name}"  # for people
+    source = f"{batch.origin.uuid}/{batch.origin.name}"  # for human readers
     return json.dumps([source, number, ends_of(seqs), following, removed, digest.hex()]).encode()
 
 
 def _alike(batch: Batch) -> Iterator[tuple[Mapping[str, str], list[bytes]]]:
-    """Yield the payloads of items that follow each other and have the same headers, with these."""
+    """Yield the payloads of successive items with equal headers, together with these headers."""
     pairs = [(envelope.headers, payload) for envelope, payload in batch.enveloped()]
     for headers, some in groupby(pairs, itemgetter(0)):
         yield headers, [payload for _, payload in some]

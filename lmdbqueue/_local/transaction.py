@@ -1,7 +1,7 @@
-"""The block of a user as one transaction: what the calls in it do until it ends.
+"""The block of a ``transaction()`` as one transaction: what its calls do until it ends.
 
-Owns: the transaction of a block. Law: what the calls of a block change is committed together or not at all. Must not
-know: who holds which lock (``_local.environment``), what spoils a block (``_verbs.block``), what a call means.
+Owns: the transaction of a block. Law: the changes of a block are committed together or not at all. Must not know: who
+holds which lock (``_local.environment``), what spoils a block (``_verbs.block``), what a call means.
 
 ====  ====================================================  =====================================
 step  what is done                                          killed after it; or the power goes
@@ -17,8 +17,8 @@ step  what is done                                          killed after it; or 
       durable, and sleepers are woken
 ====  ====================================================  =====================================
 
-A fork inside of a block gives a child whose queues of that directory raise ``ForkError``; leaving the block
-there does too, and ends nothing: the transaction is the parent's (see ``_local.live`` on forks).
+A fork inside a block creates a child in which queues of that directory raise ``ForkError``; leaving the block there
+raises it, too, and ends nothing: the transaction belongs to the parent (see ``_local.live`` on forks).
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._verbs.block import Block, Blocks
 
 blocks: Blocks[Transaction] = Blocks()
-_of_parent: list[Transaction] = []  # in a child: kept, since LMDB's binding would end what is let go
+_of_parent: list[Transaction] = []  # in a child: kept, since LMDB's binding would end dropped transactions
 
 
 class Transaction(Block):
-    """A block whose calls share a transaction of LMDB's."""
+    """A block whose calls share one LMDB transaction."""
 
     def __init__(self, owner: object, path: str, generation: Generation, txn: Txn, ending: Ending) -> None:
-        """Begin. ``ending``: of all that was begun for it; closed by the thread that began it."""
+        """Begin. ``ending``: the steps that end everything begun for it; closed by the thread that began it."""
         super().__init__(owner, path)
         self.generation = generation
         self._txn = txn
         self._ending = ending
         self._has_changed = False
-        self._is_busy = False  # amid a call, or the commit
+        self._is_busy = False  # whether a call or the commit is under way
         generation.content.enter_block()
 
     def queue(self, name: str) -> Tables | None:
-        """Return where the records of a queue are that was opened before."""
+        """Return the tables of a queue, None if it was not opened before."""
         self.refuse_amid_a_call()
         return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
 
     def end(self) -> None:
-        """End it, in its thread, without the block that was left elsewhere, or never."""
+        """End it in its thread, since the block was left in another thread, or never."""
         self._ending.close()
 
     def read(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -70,7 +70,7 @@ class Transaction(Block):
             self._raise(error, "reading")
 
     def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
-        """Return ``fn(txn, tables, *args)``, which looks before it writes."""
+        """Return ``fn(txn, tables, *args)``, which checks before it writes."""
         self.refuse_if_spoiled()
         self.refuse_amid_a_call()
         table = self.generation.table_to_write(ref)
@@ -90,17 +90,17 @@ class Transaction(Block):
         return result
 
     def refuse_amid_a_call(self) -> None:
-        """Raise ``NestedCallError`` amid a call or the commit of the block, as a signal's handler may come."""
+        """Raise ``NestedCallError`` during a call or the commit of the block, which a signal handler may interrupt."""
         if self._is_busy:
             raise NestedCallError(self.path)
 
     def commit(self) -> int:
-        """Commit what was changed; return the transaction for ``secure``, 0 if nothing was. No call joins any more."""
+        """Commit the changes; return the transaction for ``secure``, 0 if there are none. No more calls can join."""
         self._is_busy = True
         self.refuse_if_spoiled()
         if not self._has_changed:
             return 0
-        self.generation.presence.refuse_gone()  # a block may be long
+        self.generation.presence.refuse_gone()  # the block may have lasted long
         try:
             return self.generation.commit(self._txn)
         except Exception as error:
@@ -108,7 +108,7 @@ class Transaction(Block):
 
     def _raise(self, error: BaseException, operation: str) -> NoReturn:
         explained = self.generation.explain(error, operation) if isinstance(error, Exception) else error
-        if isinstance(explained, Superseded):  # which only tells what this library must do
+        if isinstance(explained, Superseded):  # which is only meant for this library
             explained = StorageError(self.path, operation, str(error), "the block is undone: repeat it")
         elif isinstance(explained, Doubtful):
             explained = StorageError(self.path, operation, "a flush failed")
