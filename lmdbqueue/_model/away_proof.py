@@ -1,8 +1,8 @@
-"""The proof of AWAY, record by record: leases, items held back, notes, unique keys, indexes.
+"""The verification of AWAY, record by record: leases, items held back, notes, unique keys, indexes.
 
-Owns: what must hold between the records of a queue in AWAY. Law: it keeps nothing of a record but sums, however many
-there are; that two kinds of records are of the same things is shown by the sums of their weights, and where one must
-have another of its own, that is looked up. Must not know: clocks, how the records came to be.
+Owns: the invariants between the records of a queue in AWAY. Law: it keeps only sums of the records, however many there
+are; that two kinds of records describe the same things is shown by the sums of their weights, and if one must have a
+counterpart, that is looked up. Must not know: clocks, how the records came about.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, lease_records, reader_records
 from lmdbqueue._model.lease_records import NEVER, Lease
 
-_MOST = 20  # sentences of a kind
-_KNOWN = 1_000  # leases of which the keys are kept at hand
+_MOST = 20  # the most sentences of one kind
+_KNOWN = 1_000  # leases whose keys are kept in memory
 _TOKEN = 8  # bytes
 
 
 class Proof:
-    """The proof of one queue. ``damaged``: keys of records whose checksum does not match; then nothing else is told."""
+    """The verification of one queue. ``damaged``: keys of damaged records; if any, only they are reported."""
 
     def __init__(self, txn: Txn, queue: Tables) -> None:
         self._txn = txn
         self._queue = queue
         self._where = f"queue {queue.name!r}"
         self._counts: Counter[str] = Counter()
-        self._weights: Counter[str] = Counter()  # of pairs that must have the same things: 0 if they have
+        self._weights: Counter[str] = Counter()  # of pairs that must describe the same things: 0 if they do
         self._last_token = 0
         self._held: dict[int, list[range]] = {}
         self.damaged: list[bytes] = []
 
     def sentences(self) -> list[str]:
-        """Return what is wrong."""
+        """Return a sentence for each fault."""
         found = list(islice(self._record_by_record(), _MOST))
         if self.damaged:
             return []
@@ -81,7 +81,7 @@ class Proof:
     def _weigh(self, what: str, key: bytes, count: int = 1) -> None:
         self._weights[what] += count * weigh(key)
 
-    # --- what each kind of record must have
+    # --- the requirements of each kind of record
 
     def _lease(self, rest: bytes, data: bytes) -> Iterator[str]:
         token, found = unpack(rest), Lease.unpack(data)
@@ -159,7 +159,7 @@ class Proof:
             yield f"{self._where}: item {_format.seq_of(rest[8:])} is listed as expiring, but does not expire"
 
     def _note_on(self, key: bytes, due: int) -> Note | None:
-        """Return what is noted of an item that waits, is leased, or is delayed until ``due``."""
+        """Return the note on an item that is waiting, leased, or delayed until ``due``."""
         name = self._queue.name
         for record, at in (
             (away(name, "note", key), 0),

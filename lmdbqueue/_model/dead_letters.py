@@ -1,7 +1,7 @@
-"""Dead letters: items that nobody is handed any more, until they are told to wait again.
+"""Dead letters: items that no consumer gets any more, until they are requeued.
 
-Owns: how an item dies, is read, and leaves. Law: a dead letter does not expire, leaves its unique key to others, and
-keeps its place for when it waits again. Must not know: why items die, clocks.
+Owns: how an item dies, is read, and leaves. Law: a dead letter does not expire, releases its unique key, and keeps its
+place for when it is requeued. Must not know: why items die, clocks.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Return(NamedTuple):
 
     now: int  # ns since 1970
     reason: str = ""
-    due: int = 0  # ns since 1970, 0 for at once
-    max_attempts: int | None = None  # with so many an item is dead
-    trace: str = ""  # the traceback of what happened
-    bury_expired: bool = False  # what has expired is dead, not gone
-    is_undone: bool = False  # the lease was no attempt, and nothing is noted of it
+    due: int = 0  # ns since 1970, 0 for immediately
+    max_attempts: int | None = None  # attempts after which an item is dead
+    trace: str = ""  # the traceback of the failure
+    bury_expired: bool = False  # expired items become dead letters instead of leaving
+    is_undone: bool = False  # the lease does not count as an attempt, and leaves no note
 
 
 def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
-    """Return the dead from a key on, at least one if there is one, up to about ``max_bytes`` of them."""
+    """Return dead letters from a key on, at least one if there is one, up to about ``max_bytes``."""
     queue_record(txn, queue)
     found = []
     for name, value in lease_records.entries(txn, queue, away(queue.name, "dead"), key):
@@ -42,12 +42,12 @@ def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
 
 
 def bury_for_good(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> int:
-    """Remove the dead, all or those of ``seqs``; return how many there were."""
+    """Remove dead letters, all or those of ``seqs``; return their number."""
     return len(exhume(txn, queue, seqs))
 
 
 def exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record]:
-    """Take the dead, all or those of ``seqs``, out; return them."""
+    """Take out dead letters, all or those of ``seqs``; return them."""
     prefix = away(queue.name, "dead")
     names = (
         list(lease_records.keys(txn, queue, prefix))
@@ -63,7 +63,7 @@ def exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record
 
 
 def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) -> int:
-    """Put the items of these keys that wait to the dead letters; return how many."""
+    """Make the waiting items of these keys dead letters; return their number."""
     found = fifo.take_out(txn, queue, keys)
     before = queue_record(txn, queue)
     notes, now = item_notes.lift(txn, queue, [key for key, _ in found], _format.numbers(before))
@@ -74,8 +74,8 @@ def bury_items(txn: Txn, queue: Tables, keys: Collection[bytes], how: Return) ->
 
 
 def bury(txn: Txn, queue: Tables, record: Record, how: Return, now: Numbers) -> Numbers:
-    """Put an item to the dead; its unique key is free then."""
-    if not record.note.due:  # a delayed item has no place that a reader could be before
+    """Make an item a dead letter, which releases its unique key."""
+    if not record.note.due:  # no reader can be before a delayed item, which has no place
         reader_records.skip(txn, queue, [record.key])
     now = item_notes.settle(txn, queue, record.key, record.note, now)
     note = record.note._replace(due=0, expires=0, time=how.now, reason=how.reason, trace=how.trace)

@@ -1,8 +1,8 @@
-"""How items expire: those that wait, or are delayed, whose time is over.
+"""How waiting and delayed items expire.
 
-Owns: what becomes of them. Law: what a consumer holds is left to it, and its note tells when it comes back; an item
-that has expired is counted once, and is gone, or dead where the queue object says so. Must not know: clocks (it is told
-the time), who looks.
+Owns: the fate of expired items. Law: items that a consumer holds stay with it, and their notes show that they have
+expired when they return; an expired item is counted once, and leaves, or becomes a dead letter if the queue object says
+so. Must not know: clocks (it is told the time), who reads.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _AT_ONCE: Final = 10_000  # items
 
 
 def expire_all(txn: Txn, queue: Tables, now: int, *, bury: bool) -> None:
-    """Remove all that has expired, or put it to the dead."""
+    """Remove all expired items, or make them dead letters."""
     while expire(txn, queue, now, _AT_ONCE, bury=bury):
         pass
 
 
 def expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int:
-    """Remove what has expired, or put it to the dead; what a consumer holds is left to it. Return how many."""
+    """Remove expired items, or make them dead letters, unless a consumer holds them. Return their number."""
     prefix = away(queue.name, "expires")
     if not fifo.numbers(txn, queue).expiring:
         return 0
@@ -40,7 +40,7 @@ def expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int
         over.append((name[-8:], name, unpack(value)))
     for key, name, due in over:
         record = take_out(txn, queue, key, due)
-        if record is None:  # it is leased: its note tells, when it comes back
+        if record is None:  # it is leased: its note will show it when the item returns
             before = queue_record(txn, queue)
             numbers = _format.numbers(before)
             weighed_records.delete_index(txn, queue, name)
@@ -51,7 +51,7 @@ def expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int
 
 
 def leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: bool) -> None:
-    """Remove an expired item that was taken out, or make it a dead letter."""
+    """Let an expired item, which was taken out, leave for good, or make it a dead letter."""
     if record is None:
         return
     before = queue_record(txn, queue)
@@ -67,7 +67,7 @@ def leave(txn: Txn, queue: Tables, record: Record | None, now: int, *, bury: boo
 
 
 def take_out(txn: Txn, queue: Tables, key: bytes, due: int) -> Record | None:
-    """Take an item out that waits, or is delayed until ``due``, with its note; None if it is neither."""
+    """Take out an item that is waiting, or delayed until ``due``, with its note; None if it is neither."""
     found = fifo.take_out(txn, queue, [key])
     before = queue_record(txn, queue)
     now = _format.numbers(before)

@@ -1,22 +1,23 @@
-"""The verbs as plain functions of a transaction: what a queue *is*.
+"""The verbs as plain functions of a transaction: the essence of a queue.
 
-Owns: the order of items, which keys have one. Law: items leave in the order of their keys; a number is given once, at
-the tail of its class; an item that comes back has the key that it had; a function looks before it writes. Must
-not know: opening, committing, waiting, clocks, threads, pickling.
+Owns: the order of items, which keys have one. Law: items leave in the order of their keys; a number is used once, at
+the tail of its class; an item that returns keeps its key; a function checks before it writes. Must not know: opening,
+committing, waiting, clocks, threads, pickling.
 
-The records of a queue, and what holds of them between any two transactions:
+The records of a queue, and their invariants between any two transactions:
 
 - ``items``: key -> value. A key is the priority class and the number in that class (``_format.key_of``), a value is
   payload, trailer and, if the queue has checksums, seal
-- the record of the queue (``_format.Numbers``) has the bounds of the class of items without a priority, and all that a
-  plain push or pop needs to know; the bounds of each other class have a record of their own
-- bounds (``_format.Bounds``): ``tail``, the next key to be given; ``head``, which never goes back: from it on every key
-  has an item but for those that were *skipped*, below it none but for those that *returned*. How many these are, and
-  the sums of their weights, are noted: so the records tell exactly which items there are (``_model.weighed_records``)
+- the record of the queue (``_format.Numbers``) has the bounds of the class of items without a priority, and everything
+  that a plain push or pop needs; the bounds of each other class have a record of their own
+- bounds (``_format.Bounds``): ``tail``, the next key to be used; ``head``, which never goes back: from it on every key
+  has an item, except the *skipped* ones; below it none has, except the *returned* ones. The numbers of these
+  exceptions, and the sums of their weights, are recorded: so the records determine exactly which items exist
+  (``_model.weighed_records``)
 
-``head`` need not be the first item: it may lag behind, since it passes skipped keys a bounded number at a time.
+``head`` need not be the first item: it may lag behind, since it passes only a bounded number of skipped keys at a time.
 
-Functions that write return what they changed; an empty answer says that nothing was.
+Functions that write return what they changed; a falsy result means that they changed nothing.
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry, NamedTuple
 
 _BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
-_PASSED = 1_000  # skipped keys that the head passes in a call, beyond those of its own items
+_PASSED = 1_000  # skipped keys that the head passes in one call, beyond those of the call's own items
 
 
 _new = tuple.__new__  # half of the time of a named tuple's own
 
 
 class Removed(NamedTuple):
-    """Of a removal."""
+    """The result of a removal."""
 
     items: int
-    following: Entry | None = None  # the first item now, where nothing else can come before it
-    notes: Sequence[_format.Note] = ()  # on the items, none where nothing was noted of any
+    following: Entry | None = None  # the item that is first now, if no other can come before it
+    notes: Sequence[_format.Note] = ()  # on the items; empty if none had a note
 
 
 # --- the record of the queue
@@ -98,7 +99,7 @@ def bounds(txn: Txn, queue: Tables, number: int = CLASS) -> Bounds:
         return numbers(txn, queue).bounds()
     data = txn.get(_format.class_record(queue.name, number), db=queue.meta)
     if data is not None:
-        with suppress(ValueError):  # of a damaged one: its items can be removed, and a check finds it
+        with suppress(ValueError):  # a damaged record: its items can be removed, and a check reports it
             return Bounds.unpack(data)
     return Bounds.empty(number)
 
@@ -131,25 +132,25 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
 
 
 def count(txn: Txn, queue: Tables) -> int:
-    """Return how many items there are, from LMDB's own count."""
+    """Return the number of items, from LMDB's own count."""
     return txn.stat(queue.items)["entries"]
 
 
 def is_plain(txn: Txn, queue: Tables) -> bool:
-    """Return whether the items are just the keys from head to tail, and nothing is noted of any."""
+    """Return whether the items are exactly the keys from head to tail, and none has a note."""
     return _format.is_plain(queue_record(txn, queue))
 
 
 def owed(txn: Txn, queue: Tables) -> int:
-    """Return how many items the queue owes: those that wait, and those that are leased or delayed."""
+    """Return how many items the queue owes: the waiting, leased and delayed ones."""
     found = numbers(txn, queue)
     return count(txn, queue) + found.leased + found.delayed
 
 
 def count_after(txn: Txn, queue: Tables, key: bytes) -> int:
-    """Return how many items stand behind a key, of a queue whose items all are of one class.
+    """Return the number of items behind a key, in a queue whose items are all of one class.
 
-    By counting them, or those up to it, whichever are fewer, only if keys have no item there.
+    It counts them, or those before the key, whichever are fewer, but only if there are keys without items.
     """
     head, tail, skipped, _, returned, _ = bounds(txn, queue)
     following = unpack(key) + 1
@@ -168,7 +169,7 @@ def count_after(txn: Txn, queue: Tables, key: bytes) -> int:
 
 
 def first(txn: Txn, queue: Tables, n: int, max_bytes: int | None = None) -> list[Entry]:
-    """Return the first ``n`` entries, or as many as there are; of at most so many bytes of payload, but one always."""
+    """Return at most the first ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
     queue_record(txn, queue)
     with txn.cursor(queue.items) as cursor:
         entries = islice(cursor.iternext(), n)
@@ -198,7 +199,7 @@ def since(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Entry]:
 
 
 def at(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> list[Entry]:
-    """Return the entries of these keys that wait, in the order of their keys."""
+    """Return the waiting entries of these keys, in the order of their keys."""
     queue_record(txn, queue)
     found = ((key, txn.get(key, db=queue.items)) for key in sorted(keys))
     return [(key, value) for key, value in found if value is not None]
@@ -208,7 +209,7 @@ def at(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> list[Entry]:
 
 
 def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
-    """Insert items that were taken out, under the keys that they had; return how many there are."""
+    """Insert items that were taken out, under their old keys; return their number."""
     if not entries:
         return 0
     with txn.cursor(queue.items) as cursor:
@@ -238,14 +239,14 @@ def remove(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
 
 
 def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | None:
-    """Remove the first item if it is the one of ``keys``, and nothing else could have to come before it.
+    """Remove the first item if it is the one of ``keys``, and no other item could have to come before it.
 
-    Nothing but that may be noted of the queue. It is what nearly every ``pop`` does, and so kept short.
+    The queue must not have anything else recorded. Nearly every ``pop`` takes this path, so it is kept short.
     """
     before = queue_record(txn, queue)
     if before[HEAD_AT:TAIL_AT] != keys[0] or before[FLAGS_AT] or before[NOT_PLAIN] != NOTHING:
         return None
-    if queue.generation.content.asks:  # it has to be told
+    if queue.generation.content.asks:  # it wants to know the values
         return None
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != keys[0]:
@@ -260,7 +261,7 @@ def remove_if_plain(txn: Txn, queue: Tables, keys: list[bytes]) -> Removed | Non
 
 
 def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
-    """Take the first items out if their keys are ``keys``, keeping the notes on them; return whether they were."""
+    """Take out the first items if their keys are ``keys``, and keep their notes; return whether they were."""
     before = queue_record(txn, queue)
     if not keys:
         return False
@@ -281,7 +282,7 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
 
 
 def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
-    """Take out those items of these keys that are waiting, wherever they stand; return them."""
+    """Take out the waiting items of these keys, wherever they are; return them."""
     found = at(txn, queue, keys)
     for key, value in found:
         if queue.generation.content.is_running:
@@ -293,7 +294,7 @@ def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
 
 
 def _gone(txn: Txn, queue: Tables, keys: Sequence[bytes], size: int) -> None:
-    """Note that items, in the order of their keys, wait no more; ``size``: bytes of their payloads, if counted."""
+    """Record that items, ordered by key, no longer wait; ``size``: bytes of their payloads, if counted."""
     content = queue.generation.content
     if content.asks or content.remembers:
         content.remove(queue.name, keys)
@@ -310,7 +311,7 @@ def are_first(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
 
 
 def delete(txn: Txn, queue: Tables, n: int) -> int:
-    """Remove the first ``n`` items, or as many as there are; return how many went."""
+    """Remove at most the first ``n`` items; return their number."""
     before = queue_record(txn, queue)
     if _format.is_plain(before) and not queue.generation.content.asks:
         return _cut_off(txn, queue, before, min(n, count(txn, queue)))
@@ -323,7 +324,7 @@ def delete(txn: Txn, queue: Tables, n: int) -> int:
 
 
 def _cut_off(txn: Txn, queue: Tables, before: bytes, n: int) -> int:
-    """Remove the first ``n`` items, which are there, of a queue that is plain: quicker, since no key is looked at."""
+    """Remove the first ``n`` items, which exist, of a plain queue: faster, since no key is read."""
     with txn.cursor(queue.items) as cursor:
         cursor.first()
         content = queue.generation.content
@@ -334,21 +335,21 @@ def _cut_off(txn: Txn, queue: Tables, before: bytes, n: int) -> int:
         following = cursor.key()
     if n:
         tail = before[TAIL_AT : TAIL_AT + 8]
-        stop = max(before[HEAD_AT:TAIL_AT], min(following or tail, tail))  # whatever damage says
+        stop = max(before[HEAD_AT:TAIL_AT], min(following or tail, tail))  # even after damage
         now = before[:HEAD_AT] + stop + before[TAIL_AT:]
         weighed_records.replace_queue(txn, queue, before, now)
     return n
 
 
 def forget(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> Sequence[_format.Note]:
-    """Note that items left for good; return what was known of them, nothing if that was nothing of any."""
+    """Remove the notes of items that left for good; return the notes, an empty list if there were none."""
     notes = item_notes.forget(txn, queue, keys)
     reader_records.skip(txn, queue, keys)
     return notes
 
 
 def clear(txn: Txn, queue: Tables) -> int:
-    """Remove all items that wait; return how many went. Tails stay: no number is given twice."""
+    """Remove all waiting items; return their number. Tails stay: no number is used twice."""
     removed = count(txn, queue)
     if removed:
         before = queue_record(txn, queue)
@@ -400,13 +401,13 @@ def destroy(txn: Txn, queue: Tables) -> bool:
 
 
 def _by_class(keys: Iterable[bytes]) -> list[tuple[int, list[bytes]]]:
-    """Return keys by their classes; those that only damage can have made are left out: nothing counts them."""
+    """Return keys by their classes, except keys that only damage can have made, which are not counted."""
     sound = sorted(key for key in keys if len(key) == KEY_SIZE)
     return [(number, list(some)) for number, some in groupby(sound, class_of_key)]
 
 
 def absent(txn: Txn, queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bounds:
-    """Return the bounds once the keys, in their order, have no item any more; whatever damage there is."""
+    """Return the bounds after the items of these keys, in order, have left; never fails, even after damage."""
     head, tail = pack(now.head), pack(now.tail)
     behind = [key for key in keys if head <= key < tail]
     returned = [key for key in keys if key < head]
@@ -423,7 +424,7 @@ def absent(txn: Txn, queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bound
 
 
 def _advanced(txn: Txn, queue: Tables, now: Bounds, most: int) -> Bounds:
-    """Return the bounds with the head moved on to the next item, or past ``most`` keys that have none."""
+    """Return the bounds with the head moved on to the next item, or past at most ``most`` keys without one."""
     with txn.cursor(queue.items) as cursor:
         found = number_of(cursor.key()) if cursor.set_range(pack(now.head)) else now.tail
     head = min(found, now.tail, now.head + most)
@@ -435,7 +436,7 @@ def _advanced(txn: Txn, queue: Tables, now: Bounds, most: int) -> Bounds:
 
 
 def _present(queue: Tables, now: Bounds, keys: Sequence[bytes]) -> Bounds:
-    """Return the bounds once the keys have an item again."""
+    """Return the bounds after the items of these keys have returned."""
     head = pack(now.head)
     behind = [key for key in keys if key >= head]
     before = [key for key in keys if key < head]

@@ -1,7 +1,7 @@
-"""What "whole" means: the proof of every invariant, on a file as it stands.
+"""What "whole" means: the verification of every invariant, on a file as it is.
 
-Owns: the invariants. Law: it changes nothing, and nothing found means that all of them hold. Must not
-know: how the file came to be as it is, what is done about it.
+Owns: the invariants. Law: it changes nothing, and an empty result means that all invariants hold. Must not know: how
+the file came to be as it is, what is done about faults.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmdbqueue._values import NamedTuple
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes
-_SAID_BY_THE_BYTES: Final = (  # by records that nobody wrote like that; other errors are the system's, and no finding
+_SAID_BY_THE_BYTES: Final = (  # caused by invalid records; other errors are the system's, and not findings
     CorruptQueueError,
     ArithmeticError,
     AssertionError,
@@ -34,14 +34,14 @@ _SAID_BY_THE_BYTES: Final = (  # by records that nobody wrote like that; other e
 )
 Progress = Callable[[int, int], None]
 
-_FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its origin
+_FIRST_OF_A_COPY = 1  # number of the only transaction of a compacted copy, which keeps the stamp of its original
 
 
 class Damage(NamedTuple):
-    """An item whose checksum does not match, or something else that another snapshot may have in common."""
+    """An item with a wrong checksum, or another fault that another snapshot may share."""
 
     queue: str
-    seq: int  # _NO_ITEM for something else
+    seq: int  # _NO_ITEM for other faults
     what: str = ""
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Damage(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What is wrong with a file: with its structure and its records, and with single items."""
+    """The faults of a file: of its structure and records, and of single items."""
 
     problems: tuple[str, ...] = ()
     damaged: frozenset[Damage] = frozenset()
@@ -59,15 +59,15 @@ class Findings(NamedTuple):
         return bool(self.problems or self.damaged)
 
     def sentences(self) -> list[str]:
-        """Return one sentence for each."""
+        """Return one sentence for each fault."""
         return [*self.problems, *map(str, sorted(self.damaged))]
 
 
 def of_file(path: str, options: _format.Options, progress: Progress | None = None) -> Findings:
-    """Prove a file that nobody has open. LMDB sees it only once its structure is proven.
+    """Verify a file that no process has open. LMDB opens it only after its structure has been verified.
 
-    Only what the bytes say is found: an error of the system is raised.
-    ``progress(done, total)``: bytes, of the structure in one step and then of the items.
+    Findings come only from the bytes: an error of the system is raised. ``progress(done, total)``: bytes, first of the
+    structure in one step, then of the items.
     """
     total = 2 * os.stat(path).st_size
     if problems := problems_of(path):
@@ -88,7 +88,7 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
 
 
 def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
-    """Prove the records of all queues, as ``txn`` sees them; ``newest`` transaction: None for that of ``txn``."""
+    """Verify the records of all queues, as ``txn`` sees them; ``newest`` transaction: None for that of ``txn``."""
     try:
         return _of_records(txn, snapshot, newest)
     except _SAID_BY_THE_BYTES as error:
@@ -101,7 +101,7 @@ def _of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     transaction = txn.id() if newest is None else newest
     record, weight, _ = snapshot.last(txn)
     slots = meta_page.read(snapshot.path)
-    has_own_number = snapshot.options.durability != "off" and slots[0].body != slots[1].body  # else a recovery gave it
+    has_own_number = snapshot.options.durability != "off" and slots[0].body != slots[1].body  # else recovery gave it
     if has_own_number and transaction not in (record, _FIRST_OF_A_COPY):
         problems.append(f"its newest transaction is {transaction}, but its record says {record}")
     if weight is not None and (difference := weight - snapshot.weighed(txn)):
@@ -116,15 +116,15 @@ def _of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
 
 
 def _other(queue: str, what: str, *differences: int) -> Damage:
-    """Return a difference that counts as the same only where it is the same."""
+    """Return a fault that equals another only if the differences are the same."""
     return Damage(queue, _NO_ITEM, f"{what} (by {', '.join(f'{each % (1 << 64):x}' for each in differences)})")
 
 
 class _Items(NamedTuple):
-    """What was found among the items of a class."""
+    """The findings about the items of a class."""
 
     skipped: int
-    skipped_weight: int  # as far as they are no more than noted
+    skipped_weight: int  # only if they are not more than recorded
     returned: int
     returned_weight: int
     behind: int  # items behind the tail
@@ -145,7 +145,7 @@ def _add_queue(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
 
 
 def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage]) -> list[int]:
-    """Prove that the items are those that the records tell of; return which of them are damaged."""
+    """Verify that the items are those that the records describe; return the damaged ones."""
     damaged_items: list[int] = []
     total = 0
     for number in fifo.classes(txn, queue):
@@ -170,7 +170,7 @@ def _add_items(txn: Txn, queue: Tables, problems: list[str], damaged: set[Damage
                 noted.returned_weight - found.returned_weight,
             )
             if any(each % (1 << 64) for each in differences):
-                damaged.add(_other(queue.name, "its items are not those that its records tell of", *differences))
+                damaged.add(_other(queue.name, "its items are not those that its records describe", *differences))
     count = fifo.count(txn, queue)
     if total != count:
         problems.append(
@@ -215,7 +215,7 @@ def _items(txn: Txn, queue: Tables, noted: Bounds) -> _Items:
 
 
 def _size_problems(txn: Txn, queue: Tables) -> Iterator[str]:
-    """Yield whether the bytes that wait, where they are counted, are not those that are noted."""
+    """Yield a sentence if the bytes of the waiting items, where counted, differ from the record."""
     kept = reader_records.retention(txn, queue)
     if kept is not None and kept[0].bytes is not None:
         with txn.cursor(queue.items) as cursor:

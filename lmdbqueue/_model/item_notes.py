@@ -1,11 +1,11 @@
-"""What is known of the items of a queue beside their payloads: attempts, unique keys, when they expire.
+"""The notes on the items of a queue: attempts, unique keys, times of expiry.
 
-Owns: the notes on items that wait, the keys of ``unique``, the index of times of expiry. Law: an item without a note
-was never leased, has no key and never expires; a key stands for an item that waits, is leased or delayed, and for no
-other; the numbers in the record of the queue are those of the records. Must not know: the order of items, why
+Owns: the notes on waiting items, the keys of ``unique``, the index of times of expiry. Law: an item without a note was
+never leased, has no key and never expires; a key belongs to an item that is waiting, leased or delayed, and to no
+other; the counts in the record of the queue equal the numbers of records. Must not know: the order of items, why
 something is noted.
 
-A queue that never had a lease, a delay, a key or an expiry pays nothing for any of it.
+A queue that never had a lease, a delay, a key or an expiry pays nothing for them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _lift(txn: Txn, queue: Tables, key: bytes) -> Note | None:
 
 
 def put(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:
-    """Note something on an item that waits, if there is anything to note."""
+    """Store the note on a waiting item, unless it is empty."""
     if not note.attempts and not note.unique and not note.expires:
         return now
     weighed_records.put_away(txn, queue, away(queue.name, "note", key), note.pack())
@@ -47,7 +47,7 @@ def put(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Number
 
 
 def get(txn: Txn, queue: Tables, key: bytes) -> Note:
-    """Return the note on an item that waits."""
+    """Return the note on a waiting item."""
     name = away(queue.name, "note", key)
     value = txn.get(name, db=queue.away)
     data = None if value is None else opened(queue, name, value, _format.NOTE.size)
@@ -55,7 +55,7 @@ def get(txn: Txn, queue: Tables, key: bytes) -> Note:
 
 
 def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> Sequence[Note]:
-    """Forget what is known of items that waited and left for good; return it, nothing if nothing is known of any."""
+    """Remove the notes on items that have left for good; return the notes, an empty list if there are none."""
     before = weighed_records.queue_record(txn, queue)
     numbers = _format.numbers(before)
     if not numbers.noted:
@@ -68,7 +68,7 @@ def forget(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> Sequence[Note]:
 
 
 def remember(txn: Txn, queue: Tables, keys: Iterable[bytes], notes: Sequence[Note]) -> None:
-    """Undo ``forget`` for items that wait again. A unique key that another item has got since stays with that one."""
+    """Undo ``forget`` for items that wait again. A unique key that another item has by now stays with that one."""
     if not any(note != NONE for note in notes):
         return
     before = weighed_records.queue_record(txn, queue)
@@ -87,12 +87,12 @@ def remember(txn: Txn, queue: Tables, keys: Iterable[bytes], notes: Sequence[Not
 
 
 def forget_waiting(txn: Txn, queue: Tables) -> None:
-    """Forget what is known of all items that wait."""
+    """Remove the notes on all waiting items."""
     forget(txn, queue, [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "note"))])
 
 
 def settle(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:
-    """Give free what an item has that leaves for good: its unique key, its entry in the index of expiry."""
+    """Release the unique key and the expiry entry of an item that leaves for good."""
     if note.expires and weighed_records.delete_index(txn, queue, away(queue.name, "expires", note.expires, key)):
         now = now._replace(expiring=now.expiring - 1)
     if note.unique and held_by(txn, queue, note.unique) == key:
@@ -118,7 +118,7 @@ def where(txn: Txn, queue: Tables, unique: bytes) -> tuple[bytes | None, int]:
 
 
 def hold(txn: Txn, queue: Tables, unique: bytes, key: bytes, now: Numbers, due: int = 0) -> Numbers:
-    """Note that an item has a unique key, and when it is due; whatever had that before has it no more."""
+    """Give an item a unique key, with its due time; an item that had the key before loses it."""
     name = away(queue.name, "unique", unique)
     is_new = txn.get(name, db=queue.away) is None
     weighed_records.put_away(txn, queue, name, key + pack(due))
@@ -129,13 +129,13 @@ def hold(txn: Txn, queue: Tables, unique: bytes, key: bytes, now: Numbers, due: 
 
 
 def expire(txn: Txn, queue: Tables, time: int, key: bytes, now: Numbers, due: int = 0) -> Numbers:
-    """Note when the time of an item is over, and when it is due, if it is delayed."""
+    """Record when an item expires, and when it is due, if it is delayed."""
     name = away(queue.name, "expires", time, key)
     return now._replace(expiring=now.expiring + weighed_records.put_index(txn, queue, name, pack(due)))
 
 
 def moved(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers, due: int) -> Numbers:
-    """Note that an item waits again (0), or when it is due."""
+    """Record that an item waits again (0), or when it is due."""
     if note.unique and held_by(txn, queue, note.unique) == key:
         now = hold(txn, queue, note.unique, key, now, due)
     if note.expires:

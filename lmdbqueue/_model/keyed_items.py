@@ -1,7 +1,7 @@
-"""Pushes of items that do not just wait: with a delay, a unique key, an expiry or a priority; and items by their keys.
+"""Pushes with options (a delay, a unique key, an expiry or a priority), and access to items by their keys.
 
-Owns: which of two items with a key is stored. Law: at most one item that waits or is delayed has a key. Must not know:
-clocks, pickling, what a key is (it gets digests).
+Owns: which of two items with the same key is stored. Law: a key belongs to at most one waiting or delayed item. Must
+not know: clocks, pickling, what a key is (it gets digests).
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from lmdbqueue._values import NamedTuple
 
 
 class Apart(NamedTuple):
-    """How items are pushed that do not just wait."""
+    """The options of a push."""
 
     now: int  # ns since 1970
     trailer: bytes
     due: int = 0  # ns since 1970, 0 for no delay
     unique: Sequence[bytes] = ()  # digests of keys, b"" for none; empty: no item has one
-    replace: bool = False  # an item with a key takes the place of the one that has it
+    replace: bool = False  # a new item replaces the one that has its key
     expires: int = 0  # ns since 1970, 0 for never
     number: int = CLASS
     limits: Limits | None = None
-    bury_expired: bool = False  # what has a key of these, and has expired, is dead, not gone
+    bury_expired: bool = False  # expired items with one of these keys become dead letters instead of leaving
 
 
 class Pushed(NamedTuple):
-    """What became of an item that was pushed."""
+    """The outcome of a push, for one item."""
 
-    key: int  # its key, or that of the item that has its unique key
+    key: int  # its key, or that of the existing item with its unique key
     is_stored: bool
 
 
 def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> list[Pushed]:
-    """Append payloads that have a delay, unique keys, an expiry or a priority; return what became of each.
+    """Append payloads with a delay, unique keys, an expiry or a priority; return the outcome for each.
 
     Raises ``Full`` as ``_model.pushing.push``, ``OptionError`` for a priority beside readers or retention.
     """
     if apart.number != CLASS:
         pushing.refuse_priority(txn, queue)
     if apart.unique and _format.flags(queue_record(txn, queue)) & RETAINED:
-        retention.trim(txn, queue, apart.now, apart.bury_expired)  # what is too old has no key
+        retention.trim(txn, queue, apart.now, apart.bury_expired)  # items that are too old release their keys
     digests = apart.unique or [b""] * len(payloads)
     new: list[tuple[bytes, bytes]] = []  # payloads and digests
     places: dict[bytes, int] = {}  # in ``new``, of those with a digest
-    found: list[int | bytes] = []  # for each payload its place in ``new``, or the key of the item that has its digest
+    found: list[int | bytes] = []  # for each payload its place in ``new``, or the key of the item with its digest
     repeated: set[int] = set()
     for number, (payload, digest) in enumerate(zip(payloads, digests, strict=True)):
         holder = item_notes.held_by(txn, queue, digest) if digest and not apart.replace else None
@@ -61,7 +61,7 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
         found.append(place)
         if place == len(new):
             new.append((payload, digest))
-        elif apart.replace:  # the newest of a call wins, too
+        elif apart.replace:  # within a call the newest wins, too
             new[place] = payload, digest
         else:
             repeated.add(number)
@@ -85,7 +85,7 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
 
 
 def _is_over(txn: Txn, queue: Tables, digest: bytes, now: int) -> bool:
-    """Return whether the item with a unique key has expired, and is only not removed yet."""
+    """Return whether the item with a unique key has expired, but is not removed yet."""
     found = _here(txn, queue, digest)
     if found is None:
         return False
@@ -99,7 +99,7 @@ def _is_over(txn: Txn, queue: Tables, digest: bytes, now: int) -> bool:
 
 
 def _here(txn: Txn, queue: Tables, digest: bytes) -> tuple[bytes, int] | None:
-    """Return the item with a unique key, and when it is due, if it waits or is delayed; a leased one is elsewhere."""
+    """Return the item with a unique key and its due time, if it is waiting or delayed; leased ones are elsewhere."""
     key, due = item_notes.where(txn, queue, digest)
     if key is None:
         return None
@@ -110,7 +110,7 @@ def _here(txn: Txn, queue: Tables, digest: bytes) -> tuple[bytes, int] | None:
 
 
 def _drop(txn: Txn, queue: Tables, key: bytes, due: int) -> bool:
-    """Remove an item that waits, or is delayed until ``due``, for good; return whether it was there."""
+    """Remove for good an item that is waiting, or delayed until ``due``; return whether it existed."""
     if fifo.take_out(txn, queue, [key]):
         fifo.forget(txn, queue, [key])
         return True
@@ -148,24 +148,24 @@ def _push_new(txn: Txn, queue: Tables, new: Sequence[tuple[bytes, bytes]], apart
             now = item_notes.expire(txn, queue, apart.expires, key, now, apart.due)
     after = fifo.set_numbers(txn, queue, before, now)
     if not apart.due and _format.flags(after) & RETAINED:
-        retention.trim(txn, queue, apart.now, apart.bury_expired)  # once all is noted of what may go at once
+        retention.trim(txn, queue, apart.now, apart.bury_expired)  # after storing all notes of items that may go
     return given
 
 
 def find(txn: Txn, queue: Tables, digest: bytes) -> int | None:
-    """Return the number of the item that has a unique key."""
+    """Return the number of the item with a unique key."""
     key = item_notes.held_by(txn, queue, digest)
     return None if key is None else _format.seq_of(key)
 
 
 def cancel(txn: Txn, queue: Tables, digest: bytes) -> bool:
-    """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+    """Remove the item with a unique key, if it is waiting or delayed; return whether it was."""
     key, due = item_notes.where(txn, queue, digest)
     return key is not None and _drop(txn, queue, key, due)
 
 
 def delete_items(txn: Txn, queue: Tables, keys: Collection[bytes]) -> int:
-    """Remove the items of these keys that wait, wherever they stand, for good; return how many."""
+    """Remove for good the waiting items of these keys, wherever they are; return their number."""
     found = [key for key, _ in fifo.take_out(txn, queue, keys)]
     fifo.forget(txn, queue, found)
     return len(found)

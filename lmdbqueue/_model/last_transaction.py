@@ -1,32 +1,33 @@
-"""Whether the last transaction of a file is whole, given the one before it: what its records must say.
+"""Whether the last transaction of a file is whole, given the previous one: the requirements on its records.
 
-Owns: what ties the pages of a transaction k to each other, beyond what ``_lmdb.difference`` proves of them. Law: it
-reads no more than what changed; whatever the library itself commits is accepted. Must not know: the library ``lmdb``,
-what is done about a transaction that is torn.
+Owns: what ties the pages of a transaction k together, beyond what ``_lmdb.difference`` verifies. Law: it reads only
+what changed; everything that the library itself commits is accepted. Must not know: the library ``lmdb``, what is done
+about a torn transaction.
 
-A page of k that did not arrive shows what stood there before: a page of k-3 or earlier, of another tree, or of an
-attempt at k that was killed or failed. Such pages may fit each other by their numbers, keys and counts. Against each
-kind of mixture there is something that it cannot have:
+Where a page of k did not arrive, its old content shows: a page of k-3 or earlier, of another tree, or of an attempt at
+k that was killed or failed. Such pages may match each other by their numbers, keys and counts. Each kind of mixture is
+revealed by something that it cannot have:
 
 ====================================================  ===========================================================
-what is stale                                         what shows it
+what is stale                                         what reveals it
 ====================================================  ===========================================================
 all of k, or its records as a whole                   the record ``txn`` has the number of another transaction
-some leaf of META or AWAY                             the weight of all records there is not what that of k-1 and
-                                                      the difference come to
+some leaf of META or AWAY                             the weight of all records there differs from that of k-1
+                                                      plus the difference
 a leaf of items, of another queue, or from before     seals do not fit: they begin from the salt of the queue; keys
-the queue was dropped and made anew                   that k did not give
+the queue was dropped and created anew                that k did not use
 a leaf of items, of a time before k-1                 head, tail, skipped and returned keys, with the sums of their
                                                       weights, tell exactly which keys have an item; those that
-                                                      k-1 and k both have were never written anew
+                                                      k-1 and k share were never rewritten
 a leaf of items, of a killed attempt at k             the content weight: the sum of the weights of the items that k
                                                       added. The seals of other values would fit, and so would keys
-all of a killed attempt at k                          nothing; that attempt never answered, so it may be there, in
-                                                      the place of another that did not answer either. After a
+all of a killed attempt at k                          nothing; that attempt was never answered, so it may be there
+                                                      instead of another that was not answered either. After a
                                                       recovery there is none: the number advances (``_local.recovery``)
 ====================================================  ===========================================================
 
-A record of ``txn`` without a content weight is that of a file before it had its name: it was on the disk as a whole.
+A record of ``txn`` without a content weight belongs to a file before it had its final name: it was completely on the
+disk.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def check(difference: Difference, number: int, *, is_running: bool = False) -> N
 
 
 def check_weight(difference: Difference, records: dict[bytes, Changes], before: Last, last: Last) -> None:
-    """Raise ``Unsound`` unless the records of META and AWAY weigh what the transaction noted."""
+    """Raise ``Unsound`` unless the records of META and AWAY have the weight that the transaction recorded."""
 
     def weight(name: bytes, nodes: Iterable[Node], value: Callable[[Node], bytes]) -> int:
         return sum(_format.weigh_in(name == AWAY, node[0], value(node)) for node in nodes)
@@ -98,18 +99,18 @@ def check_weight(difference: Difference, records: dict[bytes, Changes], before: 
 
 
 def weigh_item(value: bytes) -> int:
-    """Return what an item adds to the content weight: of its seal, since a CRC over that would be the same for all."""
+    """Return the content weight of an item: that of its seal, since a CRC over the seal, too, would be constant."""
     return _format.weigh_sealed(value)
 
 
 def check_content(content: int, last: Last) -> None:
-    """Raise ``Unsound`` unless the items that were added weigh what the transaction noted."""
+    """Raise ``Unsound`` unless the added items have the weight that the transaction recorded."""
     if (content - (last.content or 0)) & _ALL:
         raise Unsound("the items that it added are not those that it recorded")
 
 
 class _Meta:
-    """The records of META, as they were and are."""
+    """The records of META, before and after."""
 
     def __init__(self, difference: Difference, changes: Changes) -> None:
         self._difference = difference
@@ -118,7 +119,7 @@ class _Meta:
         self.queues = {name for name, what in changed if what == "queue" or what.startswith("class/")}
 
     def record(self, key: bytes) -> tuple[bytes | None, bytes | None]:
-        """Return the value that a record had, and the one that it has."""
+        """Return the old and the new value of a record."""
         now, then = self._changes.added.get(key), (self._changes.removed or {}).get(key)
         if now is None and then is None:
             same = self._difference.find(self._changes.after, key)
@@ -130,7 +131,7 @@ class _Meta:
         )
 
     def last(self, number: int) -> tuple[Last, Last]:
-        """Return the record of the transaction before, and its own."""
+        """Return the record of the previous transaction, and its own."""
         before, now = self.record(LAST_TXN)
         if now is None or before == now or len(now) not in _LAST_SIZES:
             raise Unsound("it has no record of itself")
@@ -139,7 +140,7 @@ class _Meta:
         return Last.unpack(before), last
 
     def bounds(self, queue: str, number: int) -> tuple[Bounds, Bounds]:
-        """Return the bounds that a class of a queue had, and has."""
+        """Return the old and the new bounds of a class of a queue."""
         before, now = self.record(_format.class_record(queue, number))
         return (
             Bounds.empty(number) if before is None else Bounds.unpack(before),
@@ -147,7 +148,7 @@ class _Meta:
         )
 
     def classes(self, queue: str, *, changed: bool) -> set[int]:
-        """Return the classes of a queue that have bounds in a record of their own, or those that changed."""
+        """Return the classes of a queue with bounds in a record of their own; with ``changed``, only changed ones."""
         prefix = _format.record(queue, "class/")
         found: Iterable[bytes]
         if changed:
@@ -164,7 +165,7 @@ def check_number(last: Last, number: int) -> None:
 
 
 class _Queue:
-    """A queue of which the items or the bounds changed."""
+    """A queue whose items or bounds changed."""
 
     def __init__(
         self, difference: Difference, meta: _Meta, name: str, items: bytes | None, *, is_running: bool
@@ -173,11 +174,11 @@ class _Queue:
         self._is_running = is_running
         self._meta = meta
         self._name = name
-        self._items = items  # the key of its tree, None if that did not change
+        self._items = items  # the key of its tree, None if the tree did not change
         self._before, self._now = meta.record(_format.record(name, "queue"))
 
     def check(self) -> int:
-        """Raise ``Unsound`` unless its items are those that the records tell of; return the weight of the added."""
+        """Raise ``Unsound`` unless its items are those that the records describe; return the weight of added ones."""
         then, tree = self._there()
         if (then is None) != (self._before is None) or (tree is None) != (self._now is None):
             raise Unsound(f"the queue {self._name!r} has a record and no items, or items and no record")
@@ -195,7 +196,7 @@ class _Queue:
         return weight - self._weight_of(changes) if self._is_running else weight
 
     def _weight_of(self, changes: Changes) -> int:
-        """Return the weight of the items that left, as far as it counts."""
+        """Return the weight of the items that left, if it is needed."""
         if not self._is_running:
             return 0
         weight = 0
@@ -220,7 +221,7 @@ class _Queue:
         return _NOTHING if self._items is None else self._difference.changes(self._items, look=look)
 
     def _is_cleared(self) -> bool:
-        """Return whether the records tell that no key has an item: then nothing is to be seen in what left."""
+        """Return whether the records say that no key has an item: then the items that left need not be read."""
         if self._items is None or self._now is None:
             return False
         if (self._difference.named[self._items][1] or EMPTY).entries:
@@ -236,7 +237,7 @@ class _Queue:
         return True
 
     def _bounds(self, number: int) -> tuple[Bounds, Bounds]:
-        assert self._now is not None  # else nothing of it is looked at
+        assert self._now is not None  # otherwise none of it is read
         if number == CLASS:
             now = _format.numbers(self._now).bounds()
             before = Bounds.empty(CLASS) if self._before is None else _format.numbers(self._before).bounds()
@@ -245,8 +246,8 @@ class _Queue:
         return Bounds.empty(number) if self._is_new else before, now
 
     def _added(self, changes: Changes) -> tuple[set[bytes], int]:
-        """Return the keys of the items that were added, each of which has its seal, and their weight."""
-        assert self._now is not None  # else nothing of it is looked at
+        """Return the keys of the added items, all with correct seals, and their weight."""
+        assert self._now is not None  # otherwise none of it is read
         salt = _format.salt(self._now)
         weight = 0
         found = set()
@@ -254,7 +255,7 @@ class _Queue:
             value = self._difference.value(node)
             same = (changes.removed or {}).get(key)
             found.add(key)
-            if same is not None and self._difference.old_value(same) == value:  # in another overflow run now
+            if same is not None and self._difference.old_value(same) == value:  # unchanged, in another overflow run
                 continue
             if len(key) != KEY_SIZE:
                 raise Unsound(f"the queue {self._name!r} has an item under the key {key!r}")
@@ -279,13 +280,13 @@ class _Queue:
 
 
 def check_order(before: Bounds, now: Bounds) -> None:
-    """Raise ``Unsound`` unless head and tail are where they can be."""
+    """Raise ``Unsound`` unless head and tail have possible values."""
     if now.head > now.tail or now.head < before.head or now.tail < before.tail:
         raise Unsound(f"head and tail are {now.head} and {now.tail}, and were {before.head} and {before.tail}")
 
 
 def check_bounds(queue: str, now: Bounds, found: Bounds) -> None:
-    """Raise ``Unsound`` unless the bounds of a class are as found."""
+    """Raise ``Unsound`` unless the bounds of a class match those found."""
     if now != found:
         raise Unsound(f"the items of queue {queue!r} are not those that its record describes")
 
@@ -293,9 +294,10 @@ def check_bounds(queue: str, now: Bounds, found: Bounds) -> None:
 def expected(
     before: Bounds, now: Bounds, came: set[int], left: set[int], there: Callable[[int, int], Iterable[int]]
 ) -> Bounds:
-    """Return the bounds, with head and tail as they are now, once keys got an item or lost it.
+    """Return the bounds, with the present head and tail, after keys have gained or lost an item.
 
-    ``there(low, high)`` tells which keys of that range have an item now; it is asked for what the head passed.
+    ``there(low, high)`` returns the keys of that range that have an item now; it is called for keys that the head
+    passed.
     """
     skipped, skipped_weight, returned, returned_weight = before[2:]
     has_no_item = [key for key in left if now.head <= key < now.tail]
@@ -303,7 +305,7 @@ def expected(
     no_more_skipped = [key for key in came if before.head <= key < before.tail]
     no_more_returned = [key for key in left if key < before.head]
     passed = {key for key in range(before.head, min(now.head, before.tail)) if key not in left and key not in came}
-    if passed:  # those without an item, or with one that is behind the head now
+    if passed:  # keys without an item, or with one that is below the head now
         still_there = passed.intersection(there(before.head, now.head))
         came_back += still_there
         no_more_skipped += passed - still_there
