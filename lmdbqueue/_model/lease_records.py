@@ -1,23 +1,23 @@
 """The records of items held back: leases, and the items that are leased, delayed or dead.
 
-Owns: how AWAY is written and read, but for notes and unique keys. Law: a record that is damaged is known as such, and
-never taken for what it was. Must not know: why an item goes there or comes back (``_model.returns``), clocks.
+Owns: how AWAY is written and read, except notes and unique keys. Law: a damaged record is recognized as such, and never
+mistaken for an intact one. Must not know: why an item goes there or returns (``_model.returns``), clocks.
 
 The records, each under the queue's name (see ``_format.away``)::
 
-    lease    token                 owner, deadline, how many items it still holds, and the keys of those that it was
+    lease    token                 owner, deadline, the number of items left, and the keys of those that it was
                                    given, in ranges, if these are few
     held     token                 the ranges, if they are many
-    owner    owner, token          nothing: to find the leases of one that is dead
-    expiry   deadline, token       nothing, for a lease with a ttl: to find those whose time is over
+    owner    owner, token          nothing: to find the leases of a dead owner
+    expiry   deadline, token       nothing, for a lease with a ttl: to find expired leases
     leased   key                   token, note and value of an item
     delayed  due time, key         note and value
     dead     key                   note and value
-    expires  time, key             nothing: to find items whose time is over, wherever they are
+    expires  time, key             nothing: to find expired items, wherever they are
 
-Times are in ns: deadlines on the system-wide monotonic clock, all others on the wall clock. A token is given once in a
-directory. An item belongs to a lease as long as its record under ``leased`` has the token of that, so settling
-one item touches two small records, however many the lease holds.
+Times are in ns: deadlines on the system-wide monotonic clock, all others on the wall clock. A token is used once in a
+directory. An item belongs to a lease as long as its record under ``leased`` has the lease's token, so settling one item
+touches two small records, however many the lease holds.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
 from lmdbqueue._values import NamedTuple
 
-NEVER: Final = (1 << 64) - 1  # a deadline that does not come
+NEVER: Final = (1 << 64) - 1  # a deadline that never comes
 DAMAGED: Final = "its record was damaged"
 LEASE: Final = struct.Struct(">B3Q")
 _FEW: Final = 8 * 16  # bytes of ranges in the record of a lease
 _TOKEN: Final = 8  # bytes
 _NOTHING: Final = Note()
-Entry = tuple[bytes, bytes]  # key and value of a record, as they stand on disk
+Entry = tuple[bytes, bytes]  # key and value of a record, as they are on disk
 
 
 class Record(NamedTuple):
     """An item that is leased, delayed or dead."""
 
-    key: bytes  # that it has among the items
+    key: bytes  # its key among the items
     note: Note
     value: bytes
     token: int = 0  # of the lease that holds it
 
 
 class Lease(NamedTuple):
-    """A lease as it stands on disk."""
+    """A lease as it is on disk."""
 
     owner: int
     deadline: int
-    items: int  # that it still holds
-    ranges: bytes  # of the keys of those that it was given; none: they stand in a record of their own
+    items: int  # the number that it still holds
+    ranges: bytes  # of the keys of its original items; b"": they are in a record of their own
 
     def pack(self) -> bytes:
         """Return the record."""
@@ -81,7 +81,7 @@ def lease(txn: Txn, queue: Tables, token: int) -> Lease | None:
 
 
 def add_lease(txn: Txn, queue: Tables, token: int, owner: int, deadline: int, keys: Sequence[bytes]) -> None:
-    """Write a new lease down, with the keys of what it holds, and where it is found by its owner and its time."""
+    """Write a new lease, with the keys of its items and its entries in the indexes of owners and times."""
     ranges = _format.pack_ranges(_format.ranges(map(unpack, keys)))
     are_few = len(ranges) <= _FEW
     found = Lease(owner, deadline, len(keys), ranges if are_few else b"")
@@ -106,9 +106,9 @@ def set_deadline(txn: Txn, queue: Tables, token: int, before: Lease, deadline: i
 def release(
     txn: Txn, queue: Tables, token: int, wanted: Collection[bytes] | None, *, read: bool = True
 ) -> list[Record] | None:
-    """Take the items of these keys (None: all) that a lease holds out of it; None if it is gone.
+    """Take the items of these keys (None: all) out of a lease that holds them; None if the lease is gone.
 
-    It ends with the last of them. Without ``read`` their notes are not looked at, nor whether they are damaged.
+    The lease ends with its last item. Without ``read``, neither their notes are read nor their checksums verified.
     """
     found = lease(txn, queue, token)
     if found is None:
@@ -127,7 +127,7 @@ def release(
 
 
 def held(txn: Txn, queue: Tables, token: int, found: Lease) -> list[bytes]:
-    """Return the keys of the items that a lease was given; it may hold some of them no more."""
+    """Return the keys of the items that a lease was given; it may no longer hold some of them."""
     ranges: bytes | None = found.ranges
     if not ranges:
         key = away(queue.name, "held", token)
@@ -137,7 +137,7 @@ def held(txn: Txn, queue: Tables, token: int, found: Lease) -> list[bytes]:
 
 
 def _pop_leased(txn: Txn, queue: Tables, token: int, key: bytes, *, read: bool) -> Record | None:
-    """Remove and return an item if that lease holds it."""
+    """Remove and return an item if this lease holds it."""
     name = away(queue.name, "leased", key)
     value = weighed_records.pop_away(txn, queue, name)
     if value is None:
@@ -158,14 +158,14 @@ def _end(txn: Txn, queue: Tables, token: int, found: Lease) -> None:
 
 
 def take(txn: Txn, queue: Tables, key: bytes) -> Record:
-    """Remove and return a record of an item, which is there."""
+    """Remove and return the record of an existing item."""
     value = weighed_records.pop_away(txn, queue, key)
     assert value is not None  # by the invariants
     return record(queue, key, value)
 
 
 def record(queue: Tables, key: bytes, value: bytes) -> Record:
-    """Return the item that a record has."""
+    """Return the item in a record."""
     item, at = key[-_format.KEY_SIZE :], _TOKEN if _kind(queue.name, key) == b"leased" else 0
     data = weighed_records.opened(queue, key, value, at + _format.NOTE.size)
     token = unpack(value[:_TOKEN]) if at and len(value) >= at else 0
@@ -185,7 +185,7 @@ def leased(token: int, note: Note, value: bytes) -> bytes:
 
 
 def first_time(txn: Txn, queue: Tables, kind: str) -> int:
-    """Return the first number that an index of times has, ``NEVER`` if it is empty."""
+    """Return the first time in an index, ``NEVER`` if it is empty."""
     prefix = away(queue.name, kind)
     with txn.cursor(queue.away) as cursor:
         if cursor.set_range(prefix) and (key := cursor.key()).startswith(prefix):
@@ -194,7 +194,7 @@ def first_time(txn: Txn, queue: Tables, kind: str) -> int:
 
 
 def owners(txn: Txn, queue: Tables, after: int, most: int) -> list[int]:
-    """Return ``most`` owners of leases, each once, from the one behind ``after`` on and then from the first on."""
+    """Return up to ``most`` owners of leases, each once, from the one behind ``after`` on, then from the first on."""
     prefix = away(queue.name, "owner")
     found: list[int] = []
     with txn.cursor(queue.away) as cursor:
@@ -224,7 +224,7 @@ def keys(txn: Txn, queue: Tables, prefix: bytes, behind: bytes = b"") -> Iterato
 
 
 def entries(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
-    """Yield what is under keys that begin with ``prefix``, from ``prefix + first`` on."""
+    """Yield the records whose keys begin with ``prefix``, from ``prefix + first`` on."""
     with txn.cursor(queue.away) as cursor:
         if cursor.set_range(prefix + first):
             for key, value in cursor.iternext():
@@ -233,7 +233,7 @@ def entries(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[En
                 yield key, value
 
 
-# --- all of it
+# --- all records
 
 
 class Contents(NamedTuple):
@@ -255,7 +255,7 @@ class Contents(NamedTuple):
 
     @classmethod
     def nothing(cls) -> Contents:
-        """Return those of a queue that has none."""
+        """Return the contents of a queue without records."""
         return cls({}, {}, set(), set(), {}, {}, {}, {}, {}, set(), set(), {}, [])
 
     def keys_of(self, token: int) -> frozenset[bytes]:
@@ -265,7 +265,7 @@ class Contents(NamedTuple):
         return frozenset(self.held.get(token) or [pack(number) for each in found for number in each])
 
     def counts(self) -> tuple[int, ...]:
-        """Return how many there are: leased, delayed, noted, keys, expiring, dead."""
+        """Return the numbers of records: leased, delayed, noted, keys, expiring, dead."""
         records: tuple[Sized, ...] = (
             self.leased,
             self.delayed,
@@ -283,7 +283,7 @@ def contents(txn: Txn, queue: Tables) -> Contents:
 
 
 def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:
-    """Return what records are, all of which are of the queue ``name``."""
+    """Return the contents of records, which all belong to the queue ``name``."""
     found = Contents.nothing()
     start = len(_format.record(name, ""))
     for key, value in records:

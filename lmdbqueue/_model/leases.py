@@ -1,10 +1,10 @@
-"""Leases: how items go into one, and what its holder does with them.
+"""Leases: how items go into one, and how its holder settles them.
 
-Owns: tokens. Law: what a lease holds is changed by who has its token, or by who gives it back since its owner is dead
-or its time is over (``returns``), and by nobody else. Must not know: clocks, locks of owners, pickling.
+Owns: tokens. Law: the items of a lease are changed only with its token, or by returning them because its owner is dead
+or its time is over (``returns``). Must not know: clocks, locks of owners, pickling.
 
-A token is given once. A lease that is not there any more is gone for ever: an ack that comes late finds nothing,
-whoever has the items now.
+A token is used once. A lease that no longer exists is gone for ever: a late ack finds nothing, no matter who has the
+items now.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry, NamedTuple
 
-_FIRST: Final = Note(attempts=1).pack()  # of an item that is leased for the first time
+_FIRST: Final = Note(attempts=1).pack()  # note of an item that is leased for the first time
 
 
 class Terms(NamedTuple):
-    """Of a lease that is to be given."""
+    """The terms of a new lease."""
 
     owner: int
     deadline: int  # ns, ``NEVER`` for as long as the owner lives
     now: int  # ns since 1970
-    unreadable: dict[bytes, str]  # keys of items that go to the dead instead, and why
+    unreadable: dict[bytes, str]  # keys of items that become dead letters instead, with reasons
 
 
 class Given(NamedTuple):
-    """A lease as it was given."""
+    """A new lease."""
 
     token: int  # 0 if all items were unreadable
-    keys: list[bytes]  # of what was leased
+    keys: list[bytes]  # keys of the leased items
     attempts: list[int]
-    following: Entry | None = None  # the first item now, if all before it was just taken
+    following: Entry | None = None  # the item that is first now, if all before it were just taken
 
 
 def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
-    """Lease the first item, if it is this one, and nothing else could have to come before it. Else return None.
+    """Lease the first item if it is this one, and no other item could have to come before it; else return None.
 
-    Nothing may be noted of the queue. It is what a lone consumer does most of the time, and so kept short: the records
-    are those that ``lease`` writes.
+    The queue must not have anything else recorded. A lone consumer mostly takes this path, so it is kept short; it
+    writes the same records as ``lease``.
     """
     before = queue_record(txn, queue)
     ((key, value),) = entries
@@ -106,7 +106,7 @@ _new = tuple.__new__
 
 
 def lease_first(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
-    """Do as ``lease``, for one entry that can be read."""
+    """Like ``lease``, for one readable entry."""
     return lease_if_plain(txn, queue, entries, terms) or lease(txn, queue, entries, terms)
 
 
@@ -140,7 +140,7 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Gi
 
 
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
-    """Remove what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
+    """Remove all items of a lease, or those of ``seqs``; return their numbers, None if the lease is gone."""
     before = queue_record(txn, queue)
     if seqs is None and queue.weighed and not before[FLAGS_AT] and before[NOTED] == _NOT_NOTED:
         acked = _ack_whole(txn, queue, before, token)
@@ -166,7 +166,7 @@ _NOT_NOTED: Final = bytes(24)
 
 
 def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] | None:
-    """Remove the item of a lease of one, in a queue without notes; return None if it does not hold exactly one."""
+    """Remove the item of a lease of one, in a queue without notes; None if the lease does not hold exactly one."""
     number = pack(token)
     name = queue.lease + number
     value = txn.get(name, db=queue.away)
@@ -204,7 +204,7 @@ def _keys(seqs: Collection[int] | None) -> list[bytes] | None:
 
 
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
-    """Give back what a lease holds, or those of ``seqs`` that it holds; return which, None if the lease is gone."""
+    """Give back all items of a lease, or those of ``seqs``; return their numbers, None if the lease is gone."""
     released = lease_records.release(txn, queue, token, _keys(seqs))
     if released is None:
         return None
@@ -215,7 +215,7 @@ def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how:
 
 
 def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:
-    """Give back all that an owner holds; return how much it was."""
+    """Give back all items that an owner holds; return their number."""
     return returns.give_back_leases(txn, queue, away(queue.name, "owner", owner), how, NEVER)
 
 
@@ -229,7 +229,7 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 
 
 def clear(txn: Txn, queue: Tables) -> int:
-    """Remove all that waits, is leased, delayed or dead; return how many items went."""
+    """Remove all waiting, leased, delayed and dead items; return their number."""
     before = fifo.numbers(txn, queue)
     leased = [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"))]
     reader_records.skip(txn, queue, leased)

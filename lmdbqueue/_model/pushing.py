@@ -1,7 +1,8 @@
-"""How items come into a queue: at the tail of their class, with the time of their push behind them.
+"""How items are added to a queue: at the tail of their class, with the time of their push in the trailer.
 
-Owns: making a queue, appending, what "full" means. Law: a number is given once; all payloads of a call are stored or
-none; what is beyond what is retained goes in the same step. Must not know: clocks (it is told the time), pickling.
+Owns: making a queue, appending, what "full" means. Law: a number is used once; all payloads of a call are stored or
+none; items beyond the limits of retention leave in the same step. Must not know: clocks (it is told the time),
+pickling.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from lmdbqueue._values import NamedTuple
 
 _PAGE: Final = 4096  # bytes, of LMDB
 _BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload
-_OVERHEAD: Final = 20 + _BEHIND  # bytes of an item's node, key, index and what is behind its payload
-_PATHS: Final = 1 << 17  # bytes of the pages above the leaves, and of the other trees, that are written anew
+_OVERHEAD: Final = 20 + _BEHIND  # bytes of an item's node, key, index and trailer
+_PATHS: Final = 1 << 17  # bytes of the rewritten pages above the leaves, and of other trees
 
 
 class Limits(NamedTuple):
-    """Of what a push may add to."""
+    """The limits of a push."""
 
     maxsize: int = 0  # items, 0: no limit
     max_bytes: int | None = None  # of pages in use in the environment; None: no limit
-    bury_expired: bool = False  # what has expired, and goes since something comes, is dead, not gone
+    bury_expired: bool = False  # expired items that leave because of the push become dead letters
 
 
 class Target(NamedTuple):
-    """Of a move: the other queue."""
+    """The other queue of a move."""
 
     ref: Ref
     limits: Limits | None
@@ -53,7 +54,7 @@ class Target(NamedTuple):
 
 
 def create(txn: Txn, queue: Tables, salt: int, serializer: str) -> bytes:
-    """Make the record of an empty queue, and return it."""
+    """Create the record of an empty queue, and return it."""
     value = txn.get(_format.DIRECTORY, db=queue.meta)
     directory = _format.Directory.unpack(value)
     number = directory.queues + 1
@@ -72,10 +73,10 @@ def push(
     now: int | None,
     number: int = CLASS,
 ) -> range:
-    """Append payloads, each with the trailer, to a class, all or none; return their keys, as numbers.
+    """Append payloads to a class, each with the trailer, all or none; return their keys, as numbers.
 
-    Raises ``Full`` if the queue would owe more than it may, or more bytes of pages would be in use. What is not
-    retained any more goes at once; ``now`` None: the caller sees to that.
+    Raises ``Full`` if the queue would owe more items, or use more bytes of pages, than permitted. Items that are no
+    longer retained leave at once; ``now`` None: the caller takes care of that.
     """
     before = queue_record(txn, queue)
     if limits is not None:
@@ -115,9 +116,9 @@ def _append_to_class(txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer
 
 
 def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trailer: bytes, *, is_last: bool) -> int:
-    """Put items behind all others of their class; return how many it took. ``is_last``: and of all classes."""
+    """Put items behind all others of their class; return the number. ``is_last``: also behind those of all classes."""
     content = queue.generation.content
-    if len(given) == 1:  # kept short: most pushes are of one item
+    if len(given) == 1:  # kept short: most pushes add one item
         key, value = pack(given.start), payloads[0] + trailer
         if queue.sealed:
             checksum = crc32(value, crc32(key, queue.salt))
@@ -148,9 +149,9 @@ def refuse_full(
     now: int | None,
     leaving: Sequence[tuple[bytes, int]] = (),
 ) -> None:
-    """Raise ``Full`` if ``push`` has to, where items leave in the same step: their keys, and when they are due.
+    """Raise ``Full`` if ``push`` would, given the items that leave in the same step, with their due times.
 
-    What is not retained makes room; ``now`` None: nothing comes to wait, so nothing goes.
+    Items that are no longer retained make room; ``now`` None: no item will wait, so none leaves.
     """
     if limits.maxsize > 0 and (there := fifo.owed(txn, queue)) - len(leaving) + len(payloads) > limits.maxsize:
         owed = there - len(leaving) + len(payloads)
@@ -169,7 +170,7 @@ def refuse_full(
 
 
 def skip(txn: Txn, queue: Tables, n: int, number: int = CLASS) -> range:
-    """Give ``n`` keys of a class to items that do not wait here; return them, as numbers."""
+    """Use ``n`` keys of a class for items that do not wait; return them, as numbers."""
     before = fifo.bounds(txn, queue, number)
     given = range(before.tail, before.tail + n)
     grown = before._replace(tail=given.stop)
@@ -184,7 +185,7 @@ def move(
 ) -> int:
     """Append the first items to another queue if their keys are ``keys``; return the number moved.
 
-    ``payloads`` and ``trailers`` are theirs. They expire there when they would have here; unique keys are given free.
+    ``payloads`` and ``trailers`` are theirs. They expire there as they would have here; unique keys are released.
     Raises ``Full`` and ``OptionError`` as ``push``.
     """
     if not keys or not fifo.are_first(txn, queue, keys):
@@ -204,32 +205,32 @@ def move(
             fifo.set_numbers(txn, other, before, item_notes.put(txn, other, moved, Note(expires=time), now))
     if _format.flags(queue_record(txn, other)) & RETAINED:
         bury = target.limits is not None and target.limits.bury_expired
-        retention.trim(txn, other, target.now, bury)  # once all is noted of what may go at once
+        retention.trim(txn, other, target.now, bury)  # after storing all notes of items that may go
     fifo.remove(txn, queue, keys)
     return len(keys)
 
 
-ROOM: Final = 3 * _OVERHEAD + _PATHS  # bytes of pages that an item takes at the most, beside three times its payload
+ROOM: Final = 3 * _OVERHEAD + _PATHS  # the most bytes of pages that an item takes, beside three times its payload
 
 
 def room_for(payloads: Sequence[bytes]) -> int:
-    """Return the bytes of pages that the payloads take at the most, roughly: three times what they are.
+    """Return a rough upper bound for the bytes of pages that the payloads take: three times their size.
 
-    An item of up to half a page stands in a leaf, which may stay half empty; a longer one in pages of its
-    own, of which the last may be nearly empty.
+    An item of up to half a page is in a leaf, which may stay half empty; a longer one is in pages of its own, of which
+    the last may be nearly empty.
     """
     return 3 * (sum(map(len, payloads)) + _OVERHEAD * len(payloads)) + _PATHS
 
 
 def _space_for(payloads: Sequence[bytes], page: int) -> int:
-    """Return the bytes of pages that the payloads take at the most, appended to a tree of LMDB."""
+    """Return the most bytes of pages that the payloads take when appended to an LMDB tree."""
     header, node = 16, 8 + 8 + 2  # of a page; of an item: its node's header, key, index in the page
     overflow = 0
     leaves = 0
     largest = 0
     for payload in payloads:
         size = node + _BEHIND + len(payload) + 1  # rounded up to an even size
-        if size > page // 2 - header:  # in pages of its own, with a page number in the leaf
+        if size > page // 2 - header:  # in pages of its own, with the page number in the leaf
             overflow += -(-(header + _BEHIND + len(payload)) // page)
             size = node + 8
         leaves += size

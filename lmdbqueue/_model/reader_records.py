@@ -1,16 +1,16 @@
-"""Where the named readers of a queue are, and how much of it is kept for them.
+"""The positions of a queue's named readers, and the limits of retention.
 
-Owns: the records of readers, their index, the record of what is retained. Law: a reader that loses an item which it has
-not passed counts it. Must not know: the order of items, when a reader moves, clocks.
+Owns: the records of readers, their index, the record of retention. Law: a reader counts each item that leaves before it
+has passed it. Must not know: the order of items, when a reader moves, clocks.
 
-A reader has *passed* a key and all before it; what it reads next is the first item behind that. Each has a record of
-its own in META, and an entry in AWAY, ``passed`` with the key and its name, so that the last of them is found at once.
+A reader has *passed* a key and all before it; it next reads the first item behind that. Each reader has a record in
+META, and an entry in AWAY, ``passed`` with the key and its name, so that the last reader is found immediately.
 
-An item that leaves is counted once, however many readers have not passed it: under ``skips``, in AWAY, with the
-position of the foremost of these. What stands there counts for all readers that have passed at most that. So the record
-of a reader holds what it skipped less the sum of ``skips`` from its position on; a move adds what it leaves behind
-(``set_position``), and what no reader stands before any more goes. Nothing of it is in the record of the queue, which
-whoever removes an item may be about to write.
+An item that leaves is counted once, however many readers have not passed it: under ``skips``, in AWAY, at the position
+of the foremost of these readers. The count there applies to all readers that have passed at most this position. So the
+record of a reader contains what it skipped less the sum of ``skips`` from its position on; a move adds the counts that
+it leaves behind (``set_position``), and counts that no longer apply to any reader are removed. None of this is in the
+record of the queue, which the caller that removes an item may be about to write.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def exists(txn: Txn, queue: Tables, name: str) -> bool:
 
 
 def position(txn: Txn, queue: Tables, name: str) -> Position:
-    """Return where a reader is. Raises ``GoneError``, ``CorruptQueueError``."""
+    """Return the position of a reader. Raises ``GoneError``, ``CorruptQueueError``."""
     key = _key(queue, name)
     value = txn.get(key, db=queue.meta)
     if value is None:
@@ -60,9 +60,9 @@ def position(txn: Txn, queue: Tables, name: str) -> Position:
 
 
 def set_position(txn: Txn, queue: Tables, name: str, before: Position | None, now: Position) -> None:
-    """Write down where a reader is; ``before``: where it was, None for a new one.
+    """Write the position of a reader; ``before``: its old position, None for a new reader.
 
-    ``now.skipped`` is what it would be where it was; 0 for a new one, which has skipped nothing.
+    ``now.skipped`` is the value for its old position; 0 for a new reader, which has skipped nothing.
     """
     skipped = now.skipped
     if before is None:
@@ -81,7 +81,7 @@ def set_position(txn: Txn, queue: Tables, name: str, before: Position | None, no
 
 
 def remove(txn: Txn, queue: Tables, name: str) -> bool:
-    """Remove a reader, damaged or not; return whether it was there."""
+    """Remove a reader, damaged or not; return whether it existed."""
     if not weighed_records.delete_sealed(txn, queue, _key(queue, name)):
         return False
     for key in list(lease_records.keys(txn, queue, away(queue.name, "passed"))):
@@ -92,20 +92,20 @@ def remove(txn: Txn, queue: Tables, name: str) -> bool:
 
 
 def last_passed(txn: Txn, queue: Tables) -> bytes | None:
-    """Return what the last of all readers has passed, None if there are none."""
+    """Return the key that the last of all readers has passed, None if there are none."""
     prefix = away(queue.name, "passed")
     key = next(lease_records.keys(txn, queue, prefix), None)
     return None if key is None else key[len(prefix) : len(prefix) + _format.KEY_SIZE]
 
 
 def skip(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
-    """Count, for each reader, items that leave and that it has not passed."""
+    """Count, for each reader, leaving items that it has not passed."""
     if _flags(txn, queue) & READERS:
         _skip_each(txn, queue, sorted(keys))
 
 
 def skip_waiting(txn: Txn, queue: Tables) -> None:
-    """Count, for each reader, all items that wait and that it has not passed: they are about to leave."""
+    """Count, for each reader, all waiting items that it has not passed, since they are about to leave."""
     if _flags(txn, queue) & READERS:
         with txn.cursor(queue.items) as cursor:
             gone = list(cursor.iternext(values=False))
@@ -113,9 +113,9 @@ def skip_waiting(txn: Txn, queue: Tables) -> None:
 
 
 def _skip_each(txn: Txn, queue: Tables, gone: Sequence[bytes]) -> None:
-    """Count keys, which are in order, for the readers that have not passed them.
+    """Count keys, in order, for the readers that have not passed them.
 
-    At a cost that grows with the positions of readers between the keys, and not with the readers.
+    The cost grows with the number of readers' positions between the keys, not with that of readers.
     """
     prefix = away(queue.name, "passed")
     counts: dict[bytes, int] = {}
@@ -141,13 +141,13 @@ _NEGATIVE = 1 << 63
 
 
 def skipped(position: Position, found: Iterable[tuple[bytes, int]]) -> int:
-    """Return how many items a reader has skipped; ``found``: what ``skips`` returns."""
+    """Return how many items a reader has skipped; ``found``: the result of ``skips``."""
     total = position.skipped + sum(n for at, n in found if at >= position.passed) & _ALL
-    return total if total < _NEGATIVE else 0  # whatever damage says
+    return total if total < _NEGATIVE else 0  # even after damage
 
 
 def skips(txn: Txn, queue: Tables, begin: bytes = b"", end: bytes | None = None) -> list[tuple[bytes, int]]:
-    """Return the positions from ``begin`` to before ``end`` at which skipped items are counted, and how many."""
+    """Return the positions from ``begin`` to before ``end`` at which skipped items are counted, with the counts."""
     found = []
     for key, value in lease_records.entries(txn, queue, queue.skips, begin):
         passed = key[len(queue.skips) :]
@@ -158,13 +158,13 @@ def skips(txn: Txn, queue: Tables, begin: bytes = b"", end: bytes | None = None)
 
 
 def _counted(queue: Tables, key: bytes, value: bytes) -> int:
-    """Return what a record of ``skips`` says, 0 for a damaged one."""
+    """Return the count in a record of ``skips``, 0 for a damaged one."""
     data = weighed_records.opened(queue, key, value, _format.NUMBER.size)
     return 0 if data is None else unpack(data[: _format.NUMBER.size])
 
 
 def _drop_skips(txn: Txn, queue: Tables) -> None:
-    """Remove what is counted where no reader stands before any more."""
+    """Remove counts that no longer apply to any reader."""
     last = last_passed(txn, queue)
     while (key := next(lease_records.keys(txn, queue, queue.skips), None)) is not None:
         if last is not None and key[len(queue.skips) :] >= last:
@@ -173,7 +173,7 @@ def _drop_skips(txn: Txn, queue: Tables) -> None:
 
 
 def unskip(txn: Txn, queue: Tables, keys: Iterable[bytes]) -> None:
-    """Undo ``skip`` for items that wait again, for each reader that will meet them."""
+    """Undo ``skip`` for items that wait again, for each reader that will read them."""
     if _flags(txn, queue) & READERS:
         back, found = sorted(keys), skips(txn, queue)
         for name in _behind(txn, queue, back[-1]) if back else ():
@@ -192,7 +192,7 @@ def _behind(txn: Txn, queue: Tables, key: bytes) -> list[str]:
 
 
 def records(txn: Txn, queue: Tables) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the records of META that are sealed, but for the state, with their seals."""
+    """Yield the sealed records of META, except the state, with their seals."""
     for key in (*(_key(queue, name) for name in names(txn, queue)), queue.retain):
         value = txn.get(key, db=queue.meta)
         if value is not None:
@@ -211,11 +211,11 @@ def _flags(txn: Txn, queue: Tables) -> int:
     return _format.flags(weighed_records.queue_record(txn, queue))
 
 
-# --- what is kept
+# --- retention
 
 
 def retention(txn: Txn, queue: Tables) -> tuple[Retention, int] | None:
-    """Return what is retained, read or not, and the bytes of payloads that wait; None: no limit.
+    """Return the limits of retention and the bytes of the waiting payloads; None: no limit.
 
     A damaged record counts as none.
     """
@@ -227,7 +227,7 @@ def retention(txn: Txn, queue: Tables) -> tuple[Retention, int] | None:
 
 
 def set_retention(txn: Txn, queue: Tables, now: Retention | None, held: int) -> None:
-    """Write down what is kept."""
+    """Write the limits of retention."""
     before = weighed_records.queue_record(txn, queue)
     flags = _format.flags(before) & ~(RETAINED | SIZED)
     if now is None:
@@ -240,13 +240,13 @@ def set_retention(txn: Txn, queue: Tables, now: Retention | None, held: int) -> 
 
 
 def weigh_down(txn: Txn, queue: Tables, size: int) -> None:
-    """Add to the bytes of payloads that wait, or subtract from them."""
+    """Add to the bytes of the waiting payloads, or subtract from them."""
     found = retention(txn, queue)
     if found is not None and found[0].bytes is not None:
         set_held(txn, queue, max(0, found[1] + size))
 
 
 def set_held(txn: Txn, queue: Tables, held: int) -> None:
-    """Note how many bytes of payloads wait."""
+    """Record the bytes of the waiting payloads."""
     if (found := retention(txn, queue)) is not None:
         weighed_records.put_sealed(txn, queue, queue.retain, found[0].pack(held))

@@ -1,11 +1,12 @@
-"""Named readers: each reads the whole queue at its own pace. How one moves, and what goes when all have passed.
+"""Named readers, each of which reads the whole queue at its own pace: how one moves, and which items then leave.
 
 Owns: what a reader reads next. Law: a reader gets each item once, in the order of the queue, or counts it as skipped.
 Must not know: clocks (it is told the time), waiting, pickling.
 
-A reader's position is in the queue's own order, so that nothing may come in before it: while a queue has readers what
-comes due gets a new key at the tail (``_model.returns``), and a push with a priority is refused. What a consumer gives
-back has its place again; behind all readers it leaves with the next move of one, unless ``retain`` keeps it.
+A reader's position is in the queue's own order, so nothing may be inserted before it: while a queue has readers, items
+that come due get a new key at the tail (``_model.returns``), and pushes with a priority are refused. An item that a
+consumer gives back returns to its place; if all readers have passed that, it leaves with the next move of one, unless
+``retain`` keeps it.
 """
 
 from __future__ import annotations
@@ -40,19 +41,19 @@ from lmdbqueue._values import NEWEST, OLDEST, Entry, NamedTuple, ReaderStats
 
 
 class Move(NamedTuple):
-    """What a reader passed at once."""
+    """One move of a reader."""
 
     reader: str
     before: Position
     after: Position
     passed: int  # items
-    gone: int  # of these, that left the queue with it: the first
-    notes: Sequence[_format.Note] = ()  # on those
-    following: Entry | None = None  # what the reader reads next
+    gone: int  # the number of these, from the first on, that left the queue
+    notes: Sequence[_format.Note] = ()  # on the items that left
+    following: Entry | None = None  # the next entry of the reader
 
 
 def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:
-    """Make a reader unless it is there; return whether it was made."""
+    """Create a reader unless it exists; return whether it was created."""
     if reader_records.exists(txn, queue, name):
         return False
     refuse_beside_classes(txn, queue)
@@ -77,7 +78,7 @@ def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool
 
 
 def drop(txn: Txn, queue: Tables, name: str) -> bool:
-    """Remove a reader; return whether it was there."""
+    """Remove a reader; return whether it existed."""
     if not reader_records.remove(txn, queue, name):
         return False
     if reader_records.last_passed(txn, queue) is None:
@@ -86,7 +87,7 @@ def drop(txn: Txn, queue: Tables, name: str) -> bool:
 
 
 def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
-    """Return the next ``n`` entries of a reader, or as many as there are."""
+    """Return at most the next ``n`` entries of a reader."""
     position = reader_records.position(txn, queue, name)
     with txn.cursor(queue.items) as cursor:
         if not cursor.set_range(_next(position.passed)):
@@ -95,15 +96,15 @@ def first(txn: Txn, queue: Tables, name: str, n: int) -> list[Entry]:
 
 
 def advance_first(txn: Txn, queue: Tables, name: str, keys: list[bytes], now: int) -> Move | None:
-    """Do as ``advance``, for the key of one item."""
+    """Like ``advance``, for the key of one item."""
     return _advance_if_plain(txn, queue, name, keys[0], now) or advance(txn, queue, name, keys, now)
 
 
 def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) -> Move | None:
-    """Move a reader past its next item if that has the key ``key``, and nothing else is noted of the queue.
+    """Move a reader past its next item if that has the key ``key``, and the queue has nothing else recorded.
 
-    It is what a reader does most of the time, and so kept short: the records are those that ``_pass`` writes. The item
-    goes if this reader was the last that had not passed it.
+    A reader mostly takes this path, so it is kept short; it writes the same records as ``_pass``. The item leaves if
+    this reader was the last that had not passed it.
     """
     before = queue_record(txn, queue)
     if before[FLAGS_AT] != READERS or before[NOT_PLAIN] != NOTHING or not queue.weighed:
@@ -126,7 +127,7 @@ def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) 
         index = queue.passed + position.passed
         is_last = passed.set_range(queue.passed) and passed.key() == index + name.encode()
         if is_last and passed.next() and passed.key().startswith(queue.passed):
-            is_last = passed.key()[len(queue.passed) :][: len(key)] >= key  # else the next one has yet to pass it
+            is_last = passed.key()[len(queue.passed) :][: len(key)] >= key  # else the next has yet to pass it
         if is_last:
             if first != key:
                 return None
@@ -172,23 +173,23 @@ def retreat(txn: Txn, queue: Tables, move: Move, entries: Sequence[Entry], now: 
     known = {key for key, _ in entries}
     there = {*_between(txn, queue, _next(before), position.passed)}
     there.update(_leased_between(txn, queue, before, _next(position.passed)))
-    skipped = position.skipped + len(known - there) - len(there - known)  # left since; will be met again
+    skipped = position.skipped + len(known - there) - len(there - known)  # left since; will be read again
     reader_records.set_position(txn, queue, move.reader, position, Position(before, skipped, now))
     retention.trim(txn, queue, now)
     return True
 
 
 def delete(txn: Txn, queue: Tables, name: str, n: int, now: int) -> int:
-    """Move a reader past its next ``n`` items, or as many as there are; return their number."""
+    """Move a reader past at most its next ``n`` items; return their number."""
     position = reader_records.position(txn, queue, name)
     keys = _next_keys(txn, queue, position, n)
     return _pass(txn, queue, name, position, keys, now).passed if keys else 0
 
 
 def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: int) -> int:
-    """Move a reader past the last item of these numbers that it has not passed; return how many of them it passed.
+    """Move a reader past the last of these items that it has not passed; return how many of them it passed.
 
-    What else stands there is skipped.
+    Other items before that are skipped.
     """
     position = reader_records.position(txn, queue, name)
     wanted = {_format.key_of(seq) for seq in seqs}
@@ -203,18 +204,18 @@ def settle(txn: Txn, queue: Tables, name: str, seqs: Collection[int], now: int) 
 
 
 def come(txn: Txn, queue: Tables, name: str) -> int:
-    """Return the number before which a reader has passed all."""
+    """Return the number up to which a reader has passed all items."""
     passed = reader_records.position(txn, queue, name).passed
     return max(0, _format.seq_of(passed) + 1)
 
 
 def lag(txn: Txn, queue: Tables, name: str) -> int:
-    """Return how many items a reader has not passed."""
+    """Return the number of items that a reader has not passed."""
     return fifo.count_after(txn, queue, reader_records.position(txn, queue, name).passed)
 
 
 def stats(txn: Txn, queue: Tables) -> list[ReaderStats]:
-    """Return all readers, by their names."""
+    """Return the figures of all readers, by name."""
     if not _format.flags(queue_record(txn, queue)) & READERS:
         return []
     skips = reader_records.skips(txn, queue)
@@ -222,7 +223,7 @@ def stats(txn: Txn, queue: Tables) -> list[ReaderStats]:
 
 
 def stats_of(txn: Txn, queue: Tables, name: str, skips: Sequence[tuple[bytes, int]] | None = None) -> ReaderStats:
-    """Return what is known of a reader; ``skips``: those of the queue, if they are known."""
+    """Return the figures of a reader; ``skips``: those of the queue, if known."""
     skips = reader_records.skips(txn, queue) if skips is None else skips
     position = reader_records.position(txn, queue, name)
     keys = _next_keys(txn, queue, position, 1)
@@ -235,7 +236,7 @@ def stats_of(txn: Txn, queue: Tables, name: str, skips: Sequence[tuple[bytes, in
 
 
 def _passed(txn: Txn, queue: Tables, where: int | str) -> bytes:
-    """Return what a reader has passed that begins at a number, or at an end."""
+    """Return the key that a reader has passed if it begins at a number, or at an end."""
     if where == OLDEST:
         return BEFORE_ALL
     number = fifo.bounds(txn, queue).tail if where == NEWEST else int(where) + _format.BASE
@@ -288,7 +289,7 @@ def _between(txn: Txn, queue: Tables, first: bytes, last: bytes) -> Sequence[byt
 
 
 def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> list[bytes]:
-    """Return the keys of the items that are leased now, behind one key and before another."""
+    """Return the keys of the leased items behind one key and before another."""
     if not fifo.numbers(txn, queue).leased:
         return []
     found = (key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"), _next(passed)))

@@ -1,12 +1,12 @@
-"""What leaves a queue by itself: items that all readers have passed, and those beyond what is retained.
+"""Items that leave a queue by themselves: passed by all readers, or beyond the limits of retention.
 
-Owns: when an item is removed without being asked for. Law: an item that all readers have passed goes with the move of
-the last of them, unless it is retained; nothing beyond what is retained is there at the end of a transaction that
-added something. Must not know: clocks (it is told the time), who reads.
+Owns: when an item is removed without a call for it. Law: an item that all readers have passed leaves with the move of
+the last of them, unless it is retained; at the end of a transaction that added items, none exceeds the limits. Must not
+know: clocks (it is told the time), who reads.
 
-Trimming is a step of the same transaction that made it due. What all readers have passed goes in portions of
-``_AT_ONCE`` items; what is left goes with the next. What has expired goes before anything is counted, so it never takes
-the place of an item that is still wanted.
+Trimming is a step of the transaction that made it due. Items that all readers have passed leave in portions of
+``_AT_ONCE``; the rest leaves with the next. Expired items leave before anything is counted, so they never displace an
+item that is still wanted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AT_ONCE: Final = 10_000  # items
 
 
 def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None, bury: bool) -> bool:
-    """Set what is kept, whoever has passed it, and beyond which nothing is kept; ``bury`` as ``trim``.
+    """Set the limits up to which items are kept, read or not; ``bury`` as in ``trim``.
 
     Raises ``OptionError`` if the queue has, or had, items with a priority.
     """
@@ -42,9 +42,9 @@ def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None, bury:
 
 
 def trim(txn: Txn, queue: Tables, now: int, bury: bool | None = None) -> int:
-    """Remove what nobody needs any more; return how many items went.
+    """Remove items that are no longer retained; return their number.
 
-    ``bury``: what has expired is dead, not gone; None: nothing that could have expired was added.
+    ``bury``: expired items become dead letters; None: no item that could have expired was added.
     """
     found = reader_records.retention(txn, queue)
     if found is not None:
@@ -66,7 +66,7 @@ def trim(txn: Txn, queue: Tables, now: int, bury: bool | None = None) -> int:
 
 
 def is_beyond(txn: Txn, queue: Tables, now: int) -> bool:
-    """Return whether the first item is older than what is retained."""
+    """Return whether the first item is older than the limit."""
     found = reader_records.retention(txn, queue)
     return found is not None and found[0].age is not None and _older(txn, queue, now - found[0].age) > 0
 
@@ -79,13 +79,13 @@ def _trim_to(txn: Txn, queue: Tables, retention: Retention, now: int) -> int:
         while n := _older(txn, queue, now - retention.age):
             removed += fifo.delete(txn, queue, n)
     if retention.bytes is not None:
-        beyond = min(_beyond(txn, queue, retention.bytes), fifo.count(txn, queue) - 1)  # the newest stays in any case
+        beyond = min(_beyond(txn, queue, retention.bytes), fifo.count(txn, queue) - 1)  # the newest item always stays
         removed += fifo.delete(txn, queue, max(0, beyond))
     return removed
 
 
 def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Collection[bytes] = ()) -> int:
-    """Return how many items would wait once items of these sizes were pushed, and those of ``leaving`` had left."""
+    """Return how many items would wait after a push of items of these sizes, and after those of ``leaving`` left."""
     there = fifo.count(txn, queue) - len(leaving)
     waiting = there + len(sizes)
     found = reader_records.retention(txn, queue)
@@ -110,11 +110,11 @@ def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Co
             beyond += 1
     if limits.items is not None:
         beyond = max(beyond, waiting - limits.items)
-    return max(waiting - beyond, bool(sizes))  # the newest stays in any case
+    return max(waiting - beyond, bool(sizes))  # the newest item always stays
 
 
 def _beyond(txn: Txn, queue: Tables, size: int) -> int:
-    """Return how many of the first items must go so that the payloads of the rest fit into the limit of bytes."""
+    """Return how many of the first items must leave so that the payloads of the rest fit the limit of bytes."""
     found = reader_records.retention(txn, queue)
     over = 0 if found is None else found[1] - size
     n = 0
@@ -140,6 +140,6 @@ def _older(txn: Txn, queue: Tables, time: int) -> int:
 
 
 def pushed_at(queue: Tables, value: bytes) -> int:
-    """Return when an item was pushed, or its delay ended, in ns since 1970; in the far future for a damaged one."""
+    """Return the time of an item's push, or of the end of its delay, in ns since 1970; far in the future if damaged."""
     end = len(value) - (_format.SEAL_SIZE if queue.sealed else 0)
     return unpack(value[end - 8 : end]) & (1 << 63) - 1 if end >= _format.TRAILER else 1 << 63

@@ -1,15 +1,15 @@
-"""How what is held back comes back: from leases that nobody holds any more, from delays, and from the dead letters.
+"""How items held back return: from leases of dead owners or past their time, from delays, and from the dead letters.
 
-Owns: what has to come back, or go, before anybody reads. Law: an item is in one place at a time, and moves in one
-transaction. Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead), pickling.
+Owns: which items have to return, or leave, before anything is read. Law: an item is in one place at a time, and moves
+in one transaction. Must not know: clocks, locks of owners (it is told the time, and asks whether an owner is dead),
+pickling.
 
-There is no timer: a consumer that looks for work finds in its own snapshot what must come back, or go,
-before (``overdue``), and sees to it in a transaction of its own (``restore``). Killed before that commit it did
-nothing, and the next one finds the same; nothing is lost or doubled, since giving back is a move.
+There is no timer: a consumer that looks for work finds in its own snapshot which items must first return or leave
+(``overdue``), and does that in a transaction of its own (``restore``). If it is killed before that commit, nothing
+happened, and the next consumer finds the same; nothing is lost or duplicated, since giving back is a move.
 
-Times are in ns: deadlines on the system-wide monotonic clock, which a step of the wall clock does not move,
-and which a reboot begins anew, but then every owner is dead; all others on the wall clock, since they outlive a
-reboot.
+Times are in ns: deadlines on the system-wide monotonic clock, which steps of the wall clock do not affect; a reboot
+restarts it, but then every owner is dead. All others are on the wall clock, since they outlive a reboot.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ from lmdbqueue._values import Entry, Moment, NamedTuple
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_AT_ONCE: Final = 10_000  # items that come back in one transaction, about
-_LOOKED_AT: Final = 16  # owners that a look asks after, in turn with the others
+_AT_ONCE: Final = 10_000  # roughly the number of items restored in one transaction
+_LOOKED_AT: Final = 16  # owners tested at each reading, in rotation
 
 
 if TYPE_CHECKING:
 
     class Watch(Protocol):
-        """What knows which owners of leases are dead."""
+        """Knows which owners of leases are dead."""
 
-        after: int  # the owner that it was asked after last
+        after: int  # the owner that was tested last
 
         def dead_among(self, owners: Sequence[int]) -> tuple[int, ...]:
             """Return which of these are dead."""
 
 
 class Overdue(NamedTuple):
-    """There is something to be done first: for these owners, or since the time of something is over."""
+    """There is something to restore first: leases of these dead owners, or items that are due."""
 
     owners: tuple[int, ...]
 
@@ -64,14 +64,14 @@ class Overdue(NamedTuple):
 def look(
     txn: Txn, queue: Tables, watch: Watch, now: Moment, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts
 ) -> R | Overdue:
-    """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to be done before."""
+    """Return ``fn(txn, queue, *args)``, or ``Overdue`` if something has to be restored first."""
     if (found := overdue(txn, queue, watch, now)) is not None:
         return found
     return fn(txn, queue, *args)
 
 
 def overdue(txn: Txn, queue: Tables, watch: Watch, now: Moment) -> Overdue | None:
-    """Return what has to be done before anybody reads, if there is something."""
+    """Return what has to be restored before anything is read, None if nothing has."""
     record = queue_record(txn, queue)
     if _format.is_plain(record):
         return None
@@ -108,9 +108,9 @@ def restore(
     how: Return,
     most: int = _AT_ONCE,
 ) -> int:
-    """Requeue the items of these dead owners and those now due; remove what has expired.
+    """Requeue the items of these dead owners and those now due; remove expired ones.
 
-    Return how many items it was, about ``most`` at a time: it may have to be done again.
+    Return the number of items, about ``most`` at a time: it may have to be repeated.
     """
     changed = 0
     how = how._replace(reason="its consumer died")
@@ -121,13 +121,13 @@ def restore(
         changed += give_back_leases(txn, queue, away(queue.name, "expiry"), how, 1)
     changed += _restore_delayed(txn, queue, now.wall, most - changed)
     changed += expiry.expire(txn, queue, now.wall, most - changed, bury=how.bury_expired)
-    if _format.flags(queue_record(txn, queue)) & RETAINED:  # else what came back behind all readers would be gone
+    if _format.flags(queue_record(txn, queue)) & RETAINED:  # else items behind all readers would leave
         changed += retention.trim(txn, queue, now.wall, bury=how.bury_expired)
     return changed
 
 
 def give_back_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
-    """Give back leases that an index has under ``prefix``, until ``wanted`` items came back; return how many did."""
+    """Give back leases listed under ``prefix`` in an index, until ``wanted`` items returned; return their number."""
     changed = 0
     while changed < wanted and (key := next(lease_records.keys(txn, queue, prefix), None)) is not None:
         released = lease_records.release(txn, queue, unpack(key[-8:]), None)
@@ -153,7 +153,7 @@ def _restore_delayed(txn: Txn, queue: Tables, now: int, wanted: int) -> int:
 
 
 def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
-    """Make items wait whose time has come: in their places, or, where there are readers, with new keys at the tail."""
+    """Make due items wait: in their places or, if there are readers, with new keys at the tail."""
     entries = []
     for record in records:
         before = queue_record(txn, queue)
@@ -192,7 +192,7 @@ def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None
 
 
 def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) -> None:
-    """Make items that a lease held wait again, or delay them, or put them to the dead."""
+    """Make items released by a lease wait again, delay them, or make them dead letters."""
     before = queue_record(txn, queue)
     now = _format.numbers(before)
     now = now._replace(leased=now.leased - len(released))
@@ -205,7 +205,7 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
             note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
         if record.note.reason == DAMAGED:
             now = dead_letters.bury(txn, queue, record, how._replace(reason=DAMAGED), now)
-        elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it meanwhile
+        elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it
             reader_records.skip(txn, queue, [key])
             now = item_notes.settle(txn, queue, key, note, now)
         elif note.expires and note.expires <= how.now:
@@ -233,9 +233,9 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
 
 
 def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry], notes: Sequence[Note], now: int, bury: bool) -> int:
-    """Undo a removal: items wait again in their places, with what was known of them; return how many came back.
+    """Undo a removal: items wait again in their places, with their notes; return their number.
 
-    What is not retained any more goes. ``bury``: what has expired then is dead, not gone.
+    Items that are no longer retained leave. ``bury``: items that have expired by then become dead letters.
     """
     came = fifo.put_back(txn, queue, entries)
     keys = [key for key, _ in entries]
@@ -247,9 +247,9 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry], notes: Sequence[
 
 
 def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
-    """Make the dead, all or those of ``seqs``, wait again in their places, as if never tried; return how many did.
+    """Requeue dead letters, all or those of ``seqs``, in their places, as if never tried; return their number.
 
-    One whose unique key another item has by now stays dead.
+    A dead letter whose unique key another item has by now stays dead.
     """
     records = dead_letters.exhume(txn, queue, seqs)
     before = queue_record(txn, queue)

@@ -1,7 +1,7 @@
-"""``queue.stats()``: how much of everything there is.
+"""``queue.stats()``: the figures of a queue.
 
-Owns: where each figure comes from. Law: all of one snapshot, each at a cost that does not depend on the length
-of the queue. Must not know: LMDB.
+Owns: the source of each figure. Law: all figures belong to one snapshot, and the cost of none depends on the length of
+the queue. Must not know: LMDB.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lmdbqueue._values import Moment, Stats
 
 
 def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:
-    """Return the figures of a queue, but for the processes, which no transaction knows."""
+    """Return the figures of a queue, except the processes, which no transaction knows."""
     generation = queue.generation
-    assert isinstance(generation, Generation)  # nobody asks of a file at rest
+    assert isinstance(generation, Generation)  # figures are only asked of a live generation
     numbers = fifo.numbers(txn, queue)
     waiting = fifo.count(txn, queue)
     held_back = numbers.leased + numbers.delayed + numbers.dead
@@ -30,7 +30,7 @@ def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:
     age = _longest_wait(txn, queue, now.wall)
     used, page = generation.used(txn), txn.stat(queue.items)["psize"]
     file_size = os.stat(generation.path).st_size
-    needed = used + reserve(used // page - 1) * page  # the size of a file that was just written anew
+    needed = used + reserve(used // page - 1) * page  # the size of a freshly written file
     return Stats(
         waiting=waiting,
         leased=numbers.leased,
@@ -52,7 +52,7 @@ def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:
 
 
 def _longest_wait(txn: Txn, queue: Tables, now: int) -> int | None:
-    """Return for how long, in ns, the first item of a class has waited that has waited longest; None: none waits."""
+    """Return the longest waiting time, in ns, of the first items of all classes; None: no item waits."""
     with txn.cursor(queue.items) as cursor:
         found = [
             retention.pushed_at(queue, cursor.value())

@@ -1,19 +1,19 @@
-"""The records beside the items, their weight, and that of the items which a transaction adds.
+"""The records beside the items, their weight, and the weight of the items that a transaction adds.
 
-Owns: how META and AWAY are written, by every other file. Law: whatever changes there, the weight that is noted
-with the transaction changes with it. Must not know: what the records mean.
+Owns: how all other files write META and AWAY. Law: with every change there, the weight recorded with the transaction
+changes accordingly. Must not know: what the records mean.
 
 Why. A power cut may leave transaction k torn: its meta page is on the disk, and some of its pages are not
-(see ``_lmdb.durability``). What stands in the places of those then is what was there before: pages of k-3 or
-earlier, of another queue, or of an attempt at k that was killed before it was committed. Such a page fits: its
-number is right, its items have their checksums, and what it says was true once, or might have been. So each tree is
-tied to its transaction by something that a page of another time cannot have:
+(see ``_lmdb.durability``). In the places of the missing pages, the old content shows: pages of k-3 or earlier, of
+another queue, or of an attempt at k that was killed before it was committed. Such a page looks valid: its number is
+right, its items have their checksums, and its content was true once, or might have been. So each tree is tied to its
+transaction by something that a page of another time cannot have:
 
-- the record ``txn`` in META has the number of the transaction, which the meta page tells, too;
+- the record ``txn`` in META has the number of the transaction, which the meta page has, too;
 - it has the sum of the weights of all other records of META and AWAY, so that all of these are of that transaction;
 - it has the *content weight*: the sum of the weights of the items that this transaction added to any queue and that
-  are there at its end, but for those that were there, under the same key, at its beginning;
-- the records in META tell which keys have an item: head, tail, skipped and returned ones (``fifo``).
+  exist at its end, except those that existed under the same key at its beginning;
+- the records in META determine which keys have an item: head, tail, skipped and returned ones (``fifo``).
 
 A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
 since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
@@ -32,7 +32,7 @@ from lmdbqueue._lmdb.snapshot import Db, Tables, Txn
 
 
 def queue_record(txn: Txn, queue: Tables) -> bytes:
-    """Return the record of a queue. Raises ``GoneError`` if the queue was dropped, whatever has its name now."""
+    """Return the record of a queue. Raises ``GoneError`` if it was dropped, even if another has its name now."""
     found = txn.get(queue.queue, db=queue.meta)
     if found is None or found[4:16] != queue.identity:
         raise GoneError(queue.generation.directory, queue.name)
@@ -56,7 +56,7 @@ def put(txn: Txn, queue: Tables, key: bytes, value: bytes) -> None:
 
 
 def delete(txn: Txn, queue: Tables, key: bytes) -> bool:
-    """Delete a record of META that is not sealed; return whether it was there."""
+    """Delete a record of META that is not sealed; return whether it existed."""
     before = txn.pop(key, db=queue.meta)
     if before is not None and queue.weighed:
         queue.generation.weight -= weigh(key, before)
@@ -69,7 +69,7 @@ def put_sealed(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
 
 
 def delete_sealed(txn: Txn, queue: Tables, key: bytes) -> bool:
-    """Delete a record of META that has a seal; return whether it was there."""
+    """Delete a record of META that has a seal; return whether it existed."""
     return _pop_sealed(txn, queue, queue.meta, key) is not None
 
 
@@ -79,7 +79,7 @@ def put_away(txn: Txn, queue: Tables, key: bytes, data: bytes) -> None:
 
 
 def pop_away(txn: Txn, queue: Tables, key: bytes) -> bytes | None:
-    """Delete a record of AWAY, and return it with its seal, None if it was not there."""
+    """Delete a record of AWAY, and return it with its seal, None if there was none."""
     return _pop_sealed(txn, queue, queue.away, key)
 
 
@@ -112,7 +112,7 @@ def put_index(txn: Txn, queue: Tables, key: bytes, value: bytes = b"") -> bool:
 
 
 def delete_index(txn: Txn, queue: Tables, key: bytes) -> bool:
-    """Delete an entry of an index of AWAY; return whether it was there."""
+    """Delete an entry of an index of AWAY; return whether it existed."""
     before = txn.pop(key, db=queue.away)
     if before is not None and queue.weighed:
         queue.generation.weight -= weigh(key, before)
@@ -120,7 +120,7 @@ def delete_index(txn: Txn, queue: Tables, key: bytes) -> bool:
 
 
 def opened(queue: Tables, key: bytes, value: bytes, least: int = 0) -> bytes | None:
-    """Return what was written under a key with a seal, None if it is damaged; ``least``: bytes that it has."""
+    """Return the data sealed under a key, None if it is damaged; ``least``: its minimum size in bytes."""
     if not queue.sealed:
         return value if len(value) >= least else None
     return value[: -_format.SEAL_SIZE] if _format.is_intact(key, value) else None
