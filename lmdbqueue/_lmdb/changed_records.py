@@ -1,13 +1,12 @@
-"""Which records of a file changed between two of its snapshots, the earlier of which is kept.
+"""The records of a file that changed between two of its snapshots, the earlier of which is kept.
 
-Owns: how two snapshots are compared. Law: only pages that one of the two has and the other has not are
-read, and those on the way to them; a snapshot that is kept no more is compared with nothing. Must not know: what the
-records mean, who writes.
+Owns: how two snapshots are compared. Law: only pages that differ between the two are read, and those on the way to
+them; a snapshot that is no longer kept is never compared. Must not know: what the records mean, who writes.
 
-A transaction never writes on pages of a snapshot that somebody reads: while one is kept, a page number that both have
-is the same page, with all below it. So both versions of a tree are descended side by side, level by level, aligned at
-the leaves, and equal numbers cancel, as in ``_lmdb.difference``; but any two snapshots may be compared, and the pages
-that were freed and used in between are nobody's business.
+A transaction never overwrites pages of a snapshot that is being read: while one is kept, a page number that both have
+denotes the same page, with everything below it. So both versions of a tree are descended side by side, level by level,
+aligned at the leaves, and equal numbers cancel, as in ``_lmdb.difference``; but any two snapshots may be compared, and
+pages that were freed and used in between do not matter.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ from lmdbqueue._values import NamedTuple
 
 
 class ChangedTree(NamedTuple):
-    """A named tree that two snapshots have, and not the same."""
+    """A named tree that differs between two snapshots."""
 
     pages: SoundPages
     before: Tree
     now: Tree
 
     def records(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """Yield each record that differs, in order, as it is now; None for one that is gone."""
+        """Yield each record that differs, in order, with its present value; None for a deleted one."""
         new, old = _changed_leaves(self.pages, self.before, self.now)
         for key, node in _differences(_nodes(self.pages, new), _nodes(self.pages, old)):
             yield key, None if node is None else self.pages.value(node)
 
 
 def changed_trees(fd: int, before: MetaPage, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
-    """Yield the name of each named tree that changed, or came, and how; None for one that is gone.
+    """Yield the name of each named tree that changed or is new, with its changes; None for a deleted one.
 
-    ``before`` is kept, ``now`` is read by the caller. Raises ``Unsound`` for what LMDB would not have written.
+    ``before`` is kept, ``now`` is read by the caller. Raises ``Unsound`` for pages that LMDB would not have written.
     """
     pages = SoundPages(fd, now.page_size)
     new, old = _changed_leaves(pages, before.main, now.main)
@@ -74,7 +73,7 @@ def _nodes(pages: SoundPages, leaves: list[Child]) -> Iterator[Node]:
 
 
 def _differences(now: Iterator[Node], was: Iterator[Node]) -> Iterator[tuple[bytes, Node | None]]:
-    """Yield each key whose node differs, with what it is now, None for one that is gone; both are in order.
+    """Yield each key whose node differs, with the present node, None for a deleted one; both inputs are in order.
 
     Two nodes with the same overflow run are the same, since both snapshots have its pages.
     """

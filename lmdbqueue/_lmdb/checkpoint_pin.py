@@ -1,12 +1,12 @@
 """The pin of a checkpoint: an entry in LMDB's table of readers that belongs to no process.
 
-Owns: where it stands in the lock file of a generation, and how it comes to be there. Law: once it is there it stays for
-as long as anybody has the generation open; it holds a checkpoint that is on the disk, or nothing. Must not know: when a
-checkpoint is made (``_local.checkpoints``), what recovery does with it.
+Owns: its place in the lock file of a generation, and how it is created. Law: once created, it stays for as long as any
+process has the generation open; it holds a checkpoint that is on the disk, or nothing. Must not know: when a checkpoint
+is made (``_local.checkpoints``), what recovery does with it.
 
-LMDB uses a page again only if none of the entries in its table of readers can see it, whoever made them. An entry of a
-process of its own would stand as long as that process is stopped, and go when it is killed. This one goes on with
-the newest checkpoint, moved by whoever has made that, and nobody need be alive for it.
+LMDB reuses a page only if no entry in its table of readers can see it, no matter who made the entry. An entry owned by
+a process would stay for as long as that process is stopped, and vanish when it is killed. This one is moved to each new
+checkpoint by the process that has made it, and needs no living process.
 
 ====  =====================================================  ========================================================
 step  what the first to open a generation does, who holds    killed after it: the next to open
@@ -14,8 +14,8 @@ step  what the first to open a generation does, who holds    killed after it: th
 ====  =====================================================  ========================================================
 1     map the lock file; LMDB opens it, and sets it up anew  does the same: LMDB's own lock of the file died, too
       if nobody has it open
-2     ask LMDB for its readers: the pin is none of them.     the same
-      What is left of one from before goes
+2     list LMDB's readers: the pin is not among them.        the same
+      Remnants of an earlier pin are cleared
 3     begin two transactions, look where their entries are,  the same: LMDB sets the file up anew
       end both: one at least is free then, and in use as far
       as LMDB counts
@@ -23,12 +23,12 @@ step  what the first to open a generation does, who holds    killed after it: th
       the pid of nobody
 ====  =====================================================  ========================================================
 
-Whoever comes later finds it in step 2. LMDB's lock of the table is not needed: nobody else has the file open in the
-steps 2 to 4, since all who open it hold the directory lock, and the first of them has made the pin.
+Later processes find it in step 2. LMDB's lock of the table is not needed: no other process has the file open during
+steps 2 to 4, since every process that opens it holds the directory lock, and the first of them creates the pin.
 
-The pid of nobody is -1. LMDB clears the entries of those who are dead, which it finds out by a lock on the byte of the
-lock file that has the number of the pid; there is no such byte, so the system refuses the question (``EINVAL``), and
-LMDB lets the entry be (``mdb_reader_pid``, ``mdb_reader_check0``). That is tried at each opening.
+The pid of nobody is -1. LMDB clears the entries of dead processes, which it detects by a lock on the byte of the lock
+file with the number of the pid; there is no such byte, so the system refuses the request (``EINVAL``), and LMDB leaves
+the entry alone (``mdb_reader_pid``, ``mdb_reader_check0``). Each opening verifies this.
 
 An entry, at a multiple of 8, in the machine's byte order::
 
@@ -50,17 +50,17 @@ from lmdbqueue._host.descriptors import close, open_at
 NOTHING: Final = (1 << 64) - 1
 _NOBODY: Final = -1
 _MARK: Final = b"lmdbqpin"
-_THREAD: Final = 16  # where it stands in an entry
+_THREAD: Final = 16  # its offset in an entry
 _PID: Final = Struct("=i")
 _BEGIN: Final = Struct("=Qi")
 _WORD: Final = 8
 
 
 class Pin:
-    """The pin of one generation. To be mapped before LMDB opens the file, and closed after it."""
+    """The pin of one generation. Map it before LMDB opens the file, and close it afterwards."""
 
     def __init__(self, lock_file: str) -> None:
-        """Note the lock file. Whoever maps it must have this object, to close it if an interrupt comes amid that."""
+        """Note the lock file. The caller of ``map`` must already hold this object, to close it after an interrupt."""
         self._lock_file = lock_file
         self._at = -1
 
@@ -74,7 +74,7 @@ class Pin:
         self._words = memoryview(self._memory).cast("Q")
 
     def find(self, env: Any) -> None:
-        """Find the pin in an environment that only this thread knows, or make it. Raises ``OSError``."""
+        """Find the pin in an environment that only this thread knows, or create it. Raises ``OSError``."""
         if not _is_among(env.readers()):
             self._make(env)
         env.reader_check()
@@ -85,7 +85,7 @@ class Pin:
 
     def _make(self, env: Any) -> None:
         memory = self._memory
-        while (old := memory.find(_MARK)) >= 0:  # of before the file was set up anew: LMDB no longer looks at it
+        while (old := memory.find(_MARK)) >= 0:  # of before the file was set up anew: LMDB no longer reads it
             memory[old : old + len(_MARK)] = bytes(len(_MARK))
         transactions = [env.begin(), env.begin()]
         entry = _BEGIN.pack(transactions[0].id(), os.getpid())
@@ -101,19 +101,19 @@ class Pin:
 
     @property
     def transaction(self) -> int:
-        """The checkpoint that is kept, with all snapshots after it; ``NOTHING`` for none."""
+        """The protected checkpoint, ``NOTHING`` for none; all later snapshots are protected, too."""
         return self._words[self._at]
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds nothing: nobody has made a checkpoint since LMDB has set the file up."""
+        """Whether it holds nothing, since no checkpoint was made after LMDB set up the file."""
         return self.transaction == NOTHING
 
     def move(self, transaction: int) -> None:
-        """Keep this checkpoint, which is on the disk, and nothing before it; a newer one stays.
+        """Protect this checkpoint, which is on the disk, and nothing before it; a newer one stays.
 
-        Another process may move it to a newer one at the same time, and then it may be this one that stays, until the
-        next: that keeps more pages than are needed, and no less.
+        If another process moves it to a newer one at the same time, this one may stay until the next move: that
+        protects more pages than necessary, never fewer.
         """
         if self.is_empty or self.transaction < transaction:
             self._words[self._at] = transaction

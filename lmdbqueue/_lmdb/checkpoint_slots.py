@@ -1,13 +1,13 @@
-"""The file ``checkpoint``: the snapshot of a queue with ``durability="interval"`` that is on the disk in any case.
+"""The file ``checkpoint``: the snapshot of a queue with ``durability="interval"`` that is certainly on the disk.
 
-Owns: the bytes of its two slots, and its lanes. Law: a slot is written over only when the other one of its lane is
-newer and on the disk. Must not know: the library ``lmdb``, when a checkpoint is made (``_local.checkpoints``), what
-recovery does with it.
+Owns: the bytes of its two slots, and its lanes. Law: a slot is overwritten only when the other one of its lane is newer
+and on the disk. Must not know: the library ``lmdb``, when a checkpoint is made (``_local.checkpoints``), what recovery
+does with it.
 
-Lanes. Whoever writes a slot has the ``flock`` of the file, and waits for the disk with it. Another process does not
-wait for that one, which may be stopped: it takes the next file, ``checkpoint-1``, ``checkpoint-2``, ..., which it makes
-if need be, and if there is room. Each has slots of its own, and the newest of all counts. An older one that is written
-later does no harm.
+Lanes. A process that writes a slot holds the ``flock`` of the file, and waits for the disk while holding it. Another
+process does not wait for it, since it may be stopped: it takes the next file, ``checkpoint-1``, ``checkpoint-2``, ...,
+which it creates if necessary, and if there is room. Each file has slots of its own, and the newest of all counts. An
+older one that is written later does no harm.
 
 A slot, at 0 and at 4,096, so that none shares a sector or a page with the other, in the machine's byte order::
 
@@ -42,8 +42,8 @@ _SLOT: Final = Struct(f"=8s Q {BODY_SIZE}s")
 _SUM: Final = Struct("=I")
 _TRANSACTION: Final = Struct("=Q")
 _OFFSETS: Final = (0, SLOT_SIZE)
-_PATIENCE: Final = 1.0  # seconds: who is not stopped has written its slot by then
-_LOOK: Final = 0.001  # seconds between two looks whether it has
+_PATIENCE: Final = 1.0  # seconds within which a process that is not stopped has written its slot
+_LOOK: Final = 0.001  # seconds between two checks whether it has
 
 
 class Checkpoint(NamedTuple):
@@ -60,7 +60,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int]:
-        """What is greater of the newer one."""
+        """A value that is greater for the newer of two checkpoints."""
         return self.generation, self.transaction
 
 
@@ -68,7 +68,7 @@ class Slots:
     """The open lanes."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Open the first lane, the file at ``path``; make it if it is not there."""
+        """Open the first lane, the file at ``path``; create it if it is missing."""
         self._path = path
         self._folder = folder
         self._lanes = [_Lane(path, folder)]
@@ -79,9 +79,9 @@ class Slots:
             self._lanes.pop().close()
 
     def raise_to(self, checkpoint: Checkpoint) -> None:
-        """Return when this checkpoint, whose pages are on the disk, or a newer one is there. Raises ``OSError``.
+        """Store this checkpoint, whose pages are on the disk, durably, unless a newer one is. Raises ``OSError``.
 
-        A lane that another process has is waited for only where the disk has no room for one more, and for a moment.
+        It waits for a lane of another process only if the disk has no room for another lane, and only a moment.
         """
         deadline = time.monotonic() + _PATIENCE
         number = 0
@@ -110,7 +110,7 @@ class _Lane:
         self._path = path
         self._folder = folder
         self._fd = open_private(path, os.O_RDWR, folder=folder)
-        self._durable: Checkpoint | None = None  # that this process knows to be on the disk
+        self._durable: Checkpoint | None = None  # the checkpoint that this process knows to be on the disk
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -121,7 +121,7 @@ class _Lane:
         return _read(self._fd)
 
     def raise_to(self, checkpoint: Checkpoint) -> bool:
-        """Do as ``Slots.raise_to``, and return True; False if another process writes here, or was stopped amid that."""
+        """Like ``Slots.raise_to``; return False if another process is writing here, or was stopped while writing."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # here, since an interrupt may come as it returns
             self._raise_to(checkpoint)
@@ -137,8 +137,8 @@ class _Lane:
         found = self.read()
         newest = _newest(found)
         if newest is not None and newest != self._durable:
-            # who wrote it may have been killed before it was there; or its fsync failed: the next one would say
-            # that all is well, since the system drops what it could not write
+            # its writer may have been killed before it was on the disk, or its fsync failed: the next one would falsely
+            # succeed, since the system drops what it could not write
             self._write(_OFFSETS[found[0] != newest], newest)
             self._durable = newest
         if newest is None or newest.order < checkpoint.order:
@@ -146,7 +146,7 @@ class _Lane:
             self._durable = checkpoint
 
     def _complete(self) -> None:
-        """Bring the file to the disk, with its name: whoever has made it may have been killed before that."""
+        """Bring the file and its name to the disk, since its creator may have been killed before that."""
         size = os.fstat(self._fd).st_size
         if size < 2 * SLOT_SIZE:
             os.pwrite(self._fd, bytes(2 * SLOT_SIZE - size), size)
@@ -160,9 +160,9 @@ class _Lane:
 
 
 def read(path: str) -> tuple[bool, Checkpoint | None]:
-    """Return whether the lanes, of which the first is at ``path``, tell which checkpoints there are, and the newest.
+    """Return whether the lanes, the first of which is at ``path``, are readable, and the newest checkpoint.
 
-    One tells nothing if it is gone, and if it was damaged; one that is empty, or of zeros, tells that there is none.
+    A missing or damaged lane is not readable; an empty one, or one of zeros, says that there is no checkpoint.
     """
     newest: list[Checkpoint | None] = []
     try:
@@ -178,7 +178,7 @@ def read(path: str) -> tuple[bool, Checkpoint | None]:
 
 
 def forget(path: str) -> None:
-    """Let the lanes, those that are there, tell that there is no checkpoint, durably."""
+    """Record durably in all existing lanes that there is no checkpoint."""
     with suppress(FileNotFoundError):
         for each in reversed(_lanes(path)):
             fd = os.open(each, os.O_RDWR | os.O_CLOEXEC)

@@ -1,10 +1,10 @@
 """The items that a transaction adds, for the content weight in its record (see ``_model.weighed_records``).
 
-Owns: which of them count. Law: what a transaction both adds and removes is no part of it, nor is what it removes and
-puts back: what counts is the difference between its beginning and its end.
+Owns: which items count. Law: items that a transaction both adds and removes do not count, nor do those that it removes
+and puts back: the weight describes the difference between its beginning and its end.
 
-With checkpoints a transaction is proven against one that may be many before it. So what counts there is a running sum
-(``Running``): of each item that comes, less that of each that leaves, whichever transaction it came with.
+With checkpoints a transaction is verified against one that may be many before it. So there the weight is a running sum
+(``Running``): of each item that is added, less that of each that leaves, no matter which transaction added it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lmdbqueue._format import weigh_sealed
 class Content:
     """The items that a transaction has added so far.
 
-    A call does not put back what it removed itself. But a user's block may, and where several calls share a transaction
-    one may give back what another leased.
+    A single call never puts back what it has removed. But a user's block may, and if several calls share a transaction,
+    one may give back items that another leased.
     """
 
     __slots__ = ("added", "asks", "is_simple", "pending", "remembers", "removed", "weight")
-    is_running = False  # whether it has to be told the weights of the items that leave
+    is_running = False  # whether it needs the weights of leaving items
 
     def __init__(self) -> None:
         self.weight = 0
-        self.asks = False  # whether it has to be told which items are removed
-        self.is_simple = True  # whether it knows nothing but ``weight`` and ``pending``
-        self.remembers = False  # what it removed
+        self.asks = False  # whether it needs to know which items are removed
+        self.is_simple = True  # whether only ``weight`` and ``pending`` are used
+        self.remembers = False  # whether it remembers removed items
         self.pending: list[
             tuple[str, Sequence[bytes], Sequence[bytes]]
         ] = []  # queue, keys, values: not in ``added`` yet
@@ -66,24 +66,24 @@ class Content:
         """Note that a sealed item leaves. For a running sum only."""
 
     def enter_block(self) -> None:
-        """Be that of a user's block."""
+        """Begin a user's block."""
         self.enter_group()
         self.asks = True
 
     def enter_group(self) -> None:
-        """Be that of several calls. What is taken for good need not be told: no other call can put it back."""
+        """Begin a group of calls. Items taken for good need not be reported: no other call can put them back."""
         self.is_simple = False
         self.remembers = True
 
 
 class Running(Content):
-    """What a transaction changes of the running sum."""
+    """The change of the running sum by a transaction."""
 
     __slots__ = ()
     is_running = True
 
     def add(self, name: str, keys: Sequence[bytes], values: Sequence[bytes], weight: int) -> None:  # noqa: ARG002
-        """Note that sealed items came, whose weight is known."""
+        """Note that sealed items were added, whose weight is known."""
         self.asks = True  # so that the next transaction begins anew
         self.weight += weight
 
@@ -96,7 +96,7 @@ class Running(Content):
         self.weight -= weigh_sealed(value)
 
     def enter_block(self) -> None:
-        """Be that of a user's block."""
+        """Begin a user's block."""
 
     def enter_group(self) -> None:
-        """Be that of several calls."""
+        """Begin a group of calls."""

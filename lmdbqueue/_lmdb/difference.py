@@ -1,25 +1,27 @@
-"""What a snapshot k and the one before it do not have in common, read and proven page by page; nothing else is read.
+"""The difference between a snapshot k and the previous one, read and verified page by page; nothing else is read.
 
-Owns: which pages those are, and what of k they prove. Law: of k nothing is believed; of k-1 everything, and where that
+Owns: which pages differ, and what they prove about k. Law: nothing of k is trusted; everything of k-1 is, and if that
 turns out to be damaged ``Unprovable`` is raised, not ``Unsound``. Must not know: the library ``lmdb``, what the records
 mean.
 
-What it stands on. Transaction k never writes on a page of k-1 or of k-2, and k-1 was on the disk before the meta page
-of k was written. So every page of k-1 is intact, and only pages that k has and k-1 has not can be stale, each on its
-own: they may show whatever stood there before. Such a page can look sound by itself, so they are proven against k-1:
+Its foundation. Transaction k never overwrites a page of k-1 or k-2, and k-1 was on the disk before the meta page of k
+was written. So every page of k-1 is intact, and only pages that belong to k but not to k-1 can be stale, each
+independently: they may show any earlier content. Such a page can look sound by itself, so they are verified against
+k-1:
 
 - Both versions of a tree are descended level by level, aligned at the leaves, since its depth may have changed. A
-  number that both have on a level is the same page with all below it: it is read in neither, unless k gave it
-  narrower bounds, and then its first or last key is looked at.
-- What only k has must be sound (``_lmdb.sound_pages``), within its bounds, used once, and taken from pages that
-  k-1 had noted as free, in a record that k removed from the free list, or from behind the end of k-1.
-- The counts of each tree, of branches, leaves, overflow pages and records, move by just what was seen. That of the
-  leaves is compared before any of them is read: a stale root could lead through all that ever was.
-- The free list moves by just that. With N and O the pages that only k and only k-1 has, F0 and F1 those in
-  records of the free list that only k-1 and only k has, and G the pages behind the end of k-1 up to the end of k:
-  N and F1 have no page in common, nor have N and O, and N with F1 are O with F0 and G.
+  number that both have on a level denotes the same page with everything below it: it is read in neither, unless k gave
+  it narrower bounds; then its first or last key is checked.
+- Pages that only k has must be sound (``_lmdb.sound_pages``), within their bounds, used once, and taken from pages that
+  k-1 had listed as free, in a record that k removed from the free list, or from behind the end of k-1.
+- The counts of each tree, of branches, leaves, overflow pages and records, change by exactly the differences found.
+  That of the leaves is compared before any of them is read: a stale root could lead through the whole history of the
+  file.
+- The free list changes accordingly. With N and O the pages that only k and only k-1 has, F0 and F1 those in records of
+  the free list that only k-1 and only k has, and G the pages behind the end of k-1 up to the end of k: N and F1 have no
+  page in common, nor have N and O, and N with F1 are O with F0 and G.
 
-So the cost is that of what LMDB itself had to write for k, times the depth of the trees.
+So the cost is that of the pages that LMDB had to write for k, times the depth of the trees.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ from lmdbqueue._values import NamedTuple
 
 R = TypeVar("R")
 
-_SHORT = 64  # leaves that are read though all of them are gone
+_SHORT = 64  # leaves that are read although all of them are gone
 
 
 class Unprovable(Exception):
-    """The snapshot before is damaged, so nothing can be proven against it."""
+    """The previous snapshot is damaged, so nothing can be verified against it."""
 
 
 class Changes(NamedTuple):
@@ -47,7 +49,7 @@ class Changes(NamedTuple):
     before: Tree
     after: Tree
     added: dict[bytes, Node]
-    removed: dict[bytes, Node] | None  # None: all that there were, and they were not looked at
+    removed: dict[bytes, Node] | None  # None: all records, which were not read
 
 
 class Difference:
@@ -57,15 +59,15 @@ class Difference:
         self._old = before
         self._new = newest
         self._used = _Used(fd, before, newest)
-        self.named: dict[bytes, tuple[Tree | None, Tree | None]] = {}  # the trees that changed, as they were and are
+        self.named: dict[bytes, tuple[Tree | None, Tree | None]] = {}  # changed trees, before and after
 
     @property
     def bytes_read(self) -> int:
-        """How many bytes of the file were read."""
+        """The number of bytes read from the file."""
         return self._used.pages.bytes_read
 
     def trees(self) -> tuple[dict[bytes, tuple[Tree | None, Tree | None]], Changes]:
-        """Return the named trees that changed, as they were and are, None where there is none; and other records."""
+        """Return the changed named trees, before and after (None: no such tree), and the changes of other records."""
         if self._new.last_page < self._old.last_page:
             raise Unsound("it ends before the one before it")
         self._used.know_free(_changes(self._used, self._old.free, self._new.free, is_free_list=True))
@@ -82,12 +84,12 @@ class Difference:
         return self.named, marks
 
     def changes(self, name: bytes, *, look: bool = True) -> Changes:
-        """Return how a named tree changed; without ``look`` records may be left out where all of them are gone."""
+        """Return how a named tree changed; without ``look``, records may be left out if all are gone."""
         before, after = self.named.get(name, (None, None))
         return _changes(self._used, before or EMPTY, after or EMPTY, look=look)
 
     def settle(self) -> None:
-        """Raise ``Unsound`` unless the pages that were used and freed are just those that could be."""
+        """Raise ``Unsound`` unless the used and freed pages are exactly those that they must be."""
         self._used.settle()
 
     def value(self, node: Node) -> bytes:
@@ -95,10 +97,10 @@ class Difference:
         return self._used.pages.value(node)
 
     def old_value(self, node: Node) -> bytes:
-        """Return the value of a record that was there before."""
+        """Return the value of a record of the previous snapshot."""
         return known(self._used.pages.value, node)
 
-    # --- what was not changed, once the changes of its tree were looked at
+    # --- unchanged records, after the changes of their tree were read
 
     def tree(self, name: bytes) -> Tree | None:
         """Return a named tree of k."""
@@ -129,7 +131,7 @@ class Difference:
 
 
 def known(fn: Callable[..., R], *args: object, **options: bool) -> R:
-    """Return ``fn(*args)`` of what k-1 has, too: if that is not sound, nothing can be told of k."""
+    """Return ``fn(*args)`` on pages that k-1 has, too: if they are unsound, nothing can be said about k."""
     try:
         return fn(*args, **options)
     except Unsound as error:
@@ -137,7 +139,7 @@ def known(fn: Callable[..., R], *args: object, **options: bool) -> R:
 
 
 class _Used:
-    """Which pages were used and freed between the two."""
+    """The pages that were used and freed between the two snapshots."""
 
     def __init__(self, fd: int, before: MetaPage, newest: MetaPage) -> None:
         self.pages = SoundPages(fd, newest.page_size)
@@ -147,7 +149,7 @@ class _Used:
         self._transaction = newest.transaction
         self._only_new: set[int] = set()
         self._freed: set[int] = set()  # in records of the free list that only k has
-        self._free: set[int] | None = None  # in those that only k-1 has; None: not known yet
+        self._free: set[int] | None = None  # in records that only k-1 has; None: not known yet
 
     def take(self, number: int) -> None:
         """Note a page that only k has."""
@@ -159,20 +161,20 @@ class _Used:
         self._only_new.add(number)
 
     def take_run(self, node: Node) -> int:
-        """Note the pages of an overflow run that only k has; return how many there are."""
+        """Note the pages of an overflow run that only k has; return their number."""
         run = self.pages.run(node, self.last)
         for number in run:
             self.take(number)
         return len(run)
 
     def leave_run(self, node: Node) -> int:
-        """Note the pages of an overflow run that only k-1 has; return how many there are."""
+        """Note the pages of an overflow run that only k-1 has; return their number."""
         run = known(self.pages.run, node, self.old_last)
         self.only_old.update(run)
         return len(run)
 
     def know_free(self, changes: Changes) -> None:
-        """Take the records of the free list that changed; from here on a page must have been free to be used."""
+        """Add the changed records of the free list; from here on, a page must have been free to be used."""
         free: set[int] = set()
         for node in (changes.removed or {}).values():
             free.update(known(self.pages.free, node, self.old_last))
@@ -186,7 +188,7 @@ class _Used:
         if count != len(self._freed):
             raise Unsound("a page is free twice")
         self._free = free
-        for number in self._only_new:  # those of the list itself
+        for number in self._only_new:  # pages of the list itself
             self._check_free(number)
 
     def _check_free(self, number: int) -> None:
@@ -199,7 +201,7 @@ class _Used:
         if not self._only_new.isdisjoint(self._freed):
             raise Unsound("a page is both used and free")
         if not self._only_new.isdisjoint(self.only_old):
-            raise Unsound("a page of the transaction before was written over")
+            raise Unsound("a page of the previous transaction was overwritten")
         if self._only_new | self._freed != self.only_old.union(self._free or (), grown):
             raise Unsound("its free list is not the previous one without the pages it used and with those it freed")
 
@@ -224,7 +226,7 @@ def _changes(
 
 
 class _Both:
-    """Two versions of a tree, and what only one of them has: ``new`` and ``old`` count branches, leaves and so on."""
+    """Two versions of a tree, and their differences: ``new`` and ``old`` count branches, leaves and so on."""
 
     def __init__(self, used: _Used, before: Tree, after: Tree, *, is_free_list: bool, skips_old_leaves: bool) -> None:
         self._used = used
@@ -238,7 +240,7 @@ class _Both:
         self.removed: dict[bytes, Node] = {}
 
     def descend(self) -> None:
-        """Read all that only one of them has."""
+        """Read all pages that only one of them has."""
         new: list[Child] = []
         old: list[Child] = []
         for height in range(max(self._before.depth, self._after.depth) - 1, -1, -1):
@@ -254,12 +256,12 @@ class _Both:
         self._check_count(1)  # before any is read
         self._leaves(new, old)
         for key in [key for key, node in self.added.items() if self.removed.get(key) == node]:
-            del self.added[key], self.removed[key]  # on another page now, and with the same overflow run if it has one
+            del self.added[key], self.removed[key]  # the same record on another page
         self._new[2] = sum(self._used.take_run(node) for node in self.added.values() if node[1] == BIG)
         self._old[2] = sum(self._used.leave_run(node) for node in self.removed.values() if node[1] == BIG)
 
     def check_counts(self) -> None:
-        """Raise ``Unsound`` unless the counts of the tree moved by what was seen."""
+        """Raise ``Unsound`` unless the counts of the tree changed by the differences found."""
         for which in range(4 - self._skips_old_leaves):
             self._check_count(which)
         if self._skips_old_leaves and self._after.entries:
@@ -272,7 +274,7 @@ class _Both:
             raise Unsound(f"a tree does not have as many {what} as its record says")
 
     def _apart(self, new: list[Child], old: list[Child], height: int) -> tuple[list[Child], list[Child]]:
-        """Return what is left of one level of both without the pages that both have."""
+        """Return one level of both versions without the pages that both have."""
         others = {child[0]: child for child in old}
         rest = []
         for child in new:
@@ -284,7 +286,7 @@ class _Both:
         return rest, list(others.values())
 
     def _check_bounds(self, now: Child, then: Child, height: int) -> None:
-        """Raise ``Unsound`` if a page that both have has keys outside of its bounds in the later one."""
+        """Raise ``Unsound`` if a shared page has keys outside of its bounds in the later version."""
         number, low, high = now
         if low is not None and (then[1] is None or low > then[1]) and self._edge(number, height, 0) < low:
             raise Unsound(f"page {number}, an older one, has keys below its separator")
@@ -292,7 +294,7 @@ class _Both:
             raise Unsound(f"page {number}, an older one, has keys beyond its separator")
 
     def _edge(self, number: int, height: int, which: int) -> bytes:
-        """Return the first key below a page that both have (``which`` 0), or the last (-1)."""
+        """Return the first key below a shared page (``which`` 0), or the last (-1)."""
         child: Child = (number, None, None)
         for _ in range(height):
             branch = known(self._used.pages.branch, child, is_free_list=self._is_free_list)

@@ -1,29 +1,27 @@
 """When a transaction of a generation is durable: one flush a commit, or fewer.
 
-Owns: commits, flushes, and what is known to be on the disk. Law: a transaction that was secured is on the disk, and
-none is committed before the one before it is. Must not know: handles, which generation is the live one, who else has
-it open.
+Owns: commits, flushes, and what is known to be on the disk. Law: a secured transaction is on the disk, and none is
+committed before the previous one is. Must not know: handles, which generation is the live one, who else has it open.
 
 One flush a commit. LMDB's own durable commit flushes the data, and then the meta page, so that a meta
 page on the disk proves its data. Here the environment is open with ``sync=False``, and one flush after
-the commit covers both (``secure``); whether a meta page that a power cut left has its data is proven
-at the next opening instead (``_local.recovery``). That works because LMDB has two meta slots, written in
-turn, and transaction k never writes on pages of the snapshots k-1 and k-2. So a power cut amid the
-flush of k leaves k whole, or torn beside a whole k-1; and a torn k was never acknowledged, given that
+the commit covers both (``secure``); whether a meta page that survived a power cut has its data is verified at the next
+opening instead (``_local.recovery``). That works because LMDB has two meta slots, written in turn, and transaction k
+never overwrites pages of the snapshots k-1 and k-2. So a power cut during the flush of k leaves k whole, or torn beside
+a whole k-1; and a torn k was never acknowledged, given that
 
 - k-1 is on the disk before k is committed (``commit``): LMDB frees the write lock *inside* its commit,
-  so the next writer, of another process, can come before the flush of the one before has ended;
-- no reader hands out what it saw in k before k is on the disk (``view``).
+  so the next writer, in another process, can come before the previous one's flush has finished;
+- no reader hands out items that it saw in k before k is on the disk (``view``).
 
-Both look at a word that all processes share, the newest transaction known to be synced (``_host.session``),
-and flush themselves if it is too old. Where the proof would have nothing to hold on to, with
-``checksum=False``, the two flushes of LMDB stay. With ``durability="off"`` nothing is flushed,
-and with ``"interval"`` all commits of a while at once (``_local.checkpoints``).
+Both check a word that all processes share, the newest transaction known to be synced (``_host.session``), and flush
+themselves if it is too old. With ``checksum=False`` the verification would lack its basis, so LMDB's two flushes
+remain. With ``durability="off"`` nothing is flushed, and with ``"interval"`` all recent commits are flushed at once
+(``_local.checkpoints``).
 
-A flush that failed is never repeated: the second one would say that all is well, since the system
-drops what it could not write. The generation is *in doubt* then, for all processes: nothing is
-committed to it any more (``Doubtful``), until its content, as it stands in memory, was written to a
-new file (``_local.live`` sees to that). Reading goes on.
+A failed flush is never repeated: the second one would falsely succeed, since the system drops what it could not write.
+The generation is then *in doubt* for all processes: nothing more is committed (``Doubtful``) until its content, as it
+is in memory, has been written to a new file (by ``_local.live``). Reading continues.
 """
 
 from __future__ import annotations
@@ -42,25 +40,25 @@ from lmdbqueue._lmdb.preallocation import Room
 from lmdbqueue._lmdb.snapshot import Snapshot, Txn, is_proven_at_opening
 
 _ALL: Final = (1 << 64) - 1
-_CLOSED: Final = "closed/deleted/dropped"  # what the binding says of an environment that is closed: nothing was flushed
+_CLOSED: Final = "closed/deleted/dropped"  # the binding's message about a closed environment: nothing was flushed
 
 
 if TYPE_CHECKING:
 
     class Keeper(Protocol):
-        """What keeps the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
+        """Protects the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
 
         def pin(self) -> None:
-            """Return when this process may commit."""
+            """Wait until this process may commit."""
 
         def committed(self, granted: int) -> None:
             """Note a commit, for which ``granted`` bytes of pages were granted."""
 
         def renew(self) -> bool:
-            """Make freed pages usable again; return whether that may help."""
+            """Make freed pages reusable; return whether that may help."""
 
         def sync(self) -> None:
-            """Return when all that was committed is on the disk."""
+            """Wait until all commits are on the disk."""
 
         def close(self) -> None:
             """Make no more checkpoints."""
@@ -69,9 +67,9 @@ if TYPE_CHECKING:
 class Durable(Snapshot):
     """A file whose commits are flushed, one by one or several at once."""
 
-    _room: Room  # what was allocated, and granted to the transaction under way
+    _room: Room  # the room allocated, and granted to the transaction under way
     _fd: int
-    keeper: Keeper | None = None  # of checkpoints, if commits are not flushed one by one
+    keeper: Keeper | None = None  # keeper of checkpoints, if commits are not flushed one by one
 
     def __init__(self, path: str, number: int, options: _format.Options, session: Session) -> None:
         self.number = number
@@ -90,18 +88,18 @@ class Durable(Snapshot):
     def commit(self, txn: Txn) -> int:
         """Commit; return the transaction for ``secure``. The only way in which a verb changes anything.
 
-        Raises ``Doubtful``; ``CommitUnknownError`` when LMDB cannot tell; any other error: nothing was stored.
+        Raises ``Doubtful``; ``CommitUnknownError`` if LMDB does not know; after any other error nothing was stored.
         """
         transaction = self.secure_before(txn)
         try:
             self._commit(txn)
-        finally:  # also if it is not known: a checkpoint too many does no harm, and one too few would
+        finally:  # even if the outcome is unknown: a superfluous checkpoint does no harm, a missing one would
             if self.keeper is not None:
                 self.keeper.committed(self._room.granted)
         return transaction
 
     def secure_before(self, txn: Txn) -> int:
-        """Return the transaction when the one before it is on the disk. Raises ``Doubtful``, ``StorageError``."""
+        """Secure the previous transaction; return the stamp of this one. Raises ``Doubtful``, ``StorageError``."""
         transaction = self._first_stamp + txn.id()
         self.is_crowded = self._is_full and not self._session.is_ready(self.number, transaction - 1)
         if self.is_crowded:
@@ -113,7 +111,7 @@ class Durable(Snapshot):
         return transaction
 
     def supersede(self, txn: Txn) -> None:
-        """Announce in ``txn``, and commit, that the queue goes on in the next generation. Not durable by itself."""
+        """Record in ``txn`` that the queue continues in the next generation, and commit. Not durable by itself."""
         before = self.stamp(txn) - 1
         if not self.is_secured(before) and not self._session.is_in_doubt(self.number):
             self._sync(before)
@@ -122,7 +120,7 @@ class Durable(Snapshot):
             self._commit(txn)
 
     def _commit(self, txn: Txn) -> None:
-        if self._is_weighed and self._left[0] == (number := txn.id()) - 1:  # as note_last() does, most of the time
+        if self._is_weighed and self._left[0] == (number := txn.id()) - 1:  # like note_last() in the usual case
             weight = (self._left[1] or 0) + self.weight & _ALL
             content = self._left[2] + self.content.weight & _ALL
             self._leaves = number, weight, content if self.content.is_running else 0
@@ -147,11 +145,11 @@ class Durable(Snapshot):
     # --- flushes
 
     def is_secured(self, transaction: int) -> bool:
-        """Return whether a transaction is known to be on the disk, as far as it has to be."""
+        """Return whether a transaction is known to be on the disk, or need not be."""
         return not self._is_full or self._session.is_synced(transaction)
 
     def secure(self, transaction: int) -> None:
-        """Return when a transaction is on the disk. Raises ``CommitUnknownError`` if that cannot be had."""
+        """Wait until a transaction is on the disk. Raises ``CommitUnknownError`` if that fails."""
         if not self.is_secured(transaction):
             try:
                 if self._session.is_in_doubt(self.number):
@@ -159,14 +157,14 @@ class Durable(Snapshot):
                 self._sync(transaction)
             except StorageError as error:
                 raise CommitUnknownError(self.path, error.operation, error.reason) from error
-            except Superseded as error:  # a swap would have secured it: this process has left
+            except Superseded as error:  # a swap would have secured it: this process has closed it
                 raise CommitUnknownError(self.path, "sync", "the queue was closed meanwhile") from error
 
     def sync(self) -> None:
-        """Return when all that was committed is on the disk. Raises ``Doubtful``, ``Superseded``, ``StorageError``."""
+        """Wait until all commits are on the disk. Raises ``Doubtful``, ``Superseded``, ``StorageError``."""
         if self._session.is_in_doubt(self.number):
             raise Doubtful
-        if not self._is_full and self.is_superseded():  # others may have committed to the next one
+        if not self._is_full and self.is_superseded():  # others may have committed to the next generation
             raise Superseded
         if self.keeper is not None:
             self.keeper.sync()
@@ -174,14 +172,14 @@ class Durable(Snapshot):
             self._sync(newest)
 
     def newest(self) -> int:
-        """Return the transaction that was the last to be committed, as ``stamp`` does."""
+        """Return the last committed transaction, in the form of ``stamp``."""
         with self._translated("reading"):
             return self._first_stamp + int(self._env.info()["last_txnid"])
 
     def newest_meta(self) -> tuple[int, bytes]:
         """Return the number of the newest snapshot, and the body of its meta page.
 
-        What was read is of that snapshot if it is the newest one still: see ``_local.checkpoints``.
+        The body belongs to that snapshot if it is still the newest: see ``_local.checkpoints``.
         """
         with self._translated("reading"):
             while True:
@@ -194,13 +192,13 @@ class Durable(Snapshot):
         return self._newest_to_read() == number
 
     def _newest_to_read(self) -> int:
-        """Return the newest snapshot by what LMDB writes down when a commit is through, its meta page included."""
+        """Return the newest snapshot, from the word that LMDB writes after a commit is complete with its meta page."""
         with self._env.begin() as txn:
             return txn.id()
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether a flush of it failed: nothing is committed to it any more."""
+        """Whether a flush of it failed: then nothing more is committed to it."""
         return self._session.is_in_doubt(self.number)
 
     def settle(self) -> bool:
@@ -222,7 +220,7 @@ class Durable(Snapshot):
         self._session.set_synced(transaction)
 
     def flush_to_disk(self) -> None:
-        """Bring everything to the disk that was committed until now. Raises ``StorageError``: it is in doubt then."""
+        """Bring all commits so far to the disk. After a ``StorageError`` the generation is in doubt."""
         try:
             self._env.sync(True)  # noqa: FBT003  (as above)
         except lmdb.Error as error:
@@ -231,7 +229,7 @@ class Durable(Snapshot):
     def _refuse_failed(self, error: lmdb.Error) -> None:
         """Raise ``StorageError`` for a flush that failed, and put the generation in doubt."""
         if self._is_closed and (not self.is_broken or _CLOSED in str(error)):
-            raise Superseded from error  # by a swap, or this process has left: what was read counts no more
+            raise Superseded from error  # by a swap, or since this process has closed it: the reading no longer counts
         with suppress(OSError):  # the swap that follows insists (``_local.swap``)
             self._session.set_in_doubt(self.number)
         raise StorageError(self.path, "sync", str(error)) from error

@@ -1,6 +1,6 @@
-"""What LMDB raises, as errors of ours, and what only this library hears of.
+"""LMDB's errors as ours, and the errors that stay within this library.
 
-Owns: which error of LMDB's is damage, the system's or neither. Law: none of LMDB's reaches a user.
+Owns: which of LMDB's errors mean damage, a failure of the system, or neither. Law: none of them reaches a user.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ class Doubtful(Exception):
 
 
 def may_be_of_a_handler(error: BaseException) -> bool:
-    """Return whether what was raised amid a transaction is none of its own errors.
+    """Return whether an error raised during a transaction is not one of its own.
 
-    The handler of a signal may raise anything, anywhere, and that is for the thread that it came to.
+    A signal handler may raise anything, anywhere, and that is meant for the thread that it interrupted.
     """
     return not isinstance(error, (*_OF_A_TRANSACTION, Superseded, Doubtful)) or isinstance(error, NestedCallError)
 
 
 def came_after_the_commit(error: BaseException) -> bool:
-    """Return whether a transaction that has ended was committed, since only a handler can have raised this then."""
+    """Return whether an ended transaction was committed, since then only a signal handler can have raised this."""
     return not isinstance(error, (lmdb.Error, CommitUnknownError))
 
 
 def failure(path: str, error: Exception, operation: str) -> QueueError:
-    """Return our error for one of LMDB's that is about the system."""
+    """Return our error for one of LMDB's that concerns the system."""
     reason = str(error)
     if os.strerror(errno.EACCES) in reason:
         return AccessError(path, reason)
@@ -68,7 +68,7 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
     for number in _OF_THE_SYSTEM:
         if os.strerror(number) in reason:
             return explain(OSError(number, os.strerror(number)), path, operation)
-    with suppress(OSError):  # a swap may have taken the name of the file away
+    with suppress(OSError):  # a swap may have removed the name of the file
         if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
             return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
     return StorageError(path, operation, reason)

@@ -1,4 +1,4 @@
-"""How much of a file is free.
+"""The free space of a file.
 
 Owns: how LMDB's list of free pages is counted. Law: it only reads. Must not know: the library ``lmdb``, what the
 pages in use hold.
@@ -16,7 +16,7 @@ from lmdbqueue._lmdb.raw_pages import Pages
 
 
 def used(path: str, transaction: int) -> int | None:
-    """Return how many bytes the pages in use take that a transaction sees, None if that is not known any more.
+    """Return the bytes of the pages in use that a transaction sees, None if that is no longer known.
 
     A reading transaction has the number of its snapshot, a writing one the next number.
     """

@@ -334,7 +334,7 @@ def _letter(letter: DeadLetter[bytes]) -> bytes:
 @name_option
 @click.option("--all", "every", is_flag=True, help="All dead letters.")
 def requeue(path: str, seqs: tuple[int, ...], name: str, *, every: bool) -> int:
-    """Return dead letters to their places in the queue, as if they had never been tried."""
+    """Requeue dead letters in their places, as if never tried."""
     wanted = _wanted(seqs, every=every)
     with existing(path, name) as queue:
         found = queue.dead.requeue(wanted)
