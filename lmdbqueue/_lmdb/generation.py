@@ -1,28 +1,28 @@
 """One generation: a file that is an LMDB environment, and one transaction at a time on it.
 
-Owns: what LMDB demands of whoever uses a file, but for when a commit is durable (``_lmdb.durability``). Only this
-package imports ``lmdb``, so nothing else can be bitten by it. Law: functions of a transaction come in, results or our
-own errors go out. Must not know: which generation is the live one, who else has it open, what an item means.
+Owns: LMDB's requirements on the use of a file, except when a commit is durable (``_lmdb.durability``). Only this
+package imports ``lmdb``, so no other code can violate them. Law: functions of a transaction come in, results or our own
+errors go out. Must not know: which generation is the live one, who else has it open, what an item means.
 
-What else LMDB demands, and where it is answered:
+LMDB's further requirements, and where they are met:
 
-- Opening a file twice in one process breaks its locks: ``_local.environment`` keeps one Generation a file.
+- Opening a file twice in one process breaks its locks: ``_local.environment`` keeps one Generation for each file.
 - ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
   here inside a write transaction, whose begin frees the GIL.
-- Ending a transaction in a forked child damages the parent's: ``_local.sharing`` lets none be open at a fork.
-- A value cannot be written over 4 GiB; a map cannot be outgrown: it is larger than the file, and when the file comes
-  near its end the generation ``is_broken``, and opened anew with a larger one. It costs address space only, of which
-  47 bits are there for all directories of a process, and less where that is limited (``ulimit -v``).
-- A reader that was killed keeps its slot, and all pages from its snapshot on: slots of the dead are cleared before
-  the file grows.
-- Nobody may remove or replace a file in use, the lock file least of all: whoever opens the queue next would write at
-  the same time. So each writer looks (``_host.presence``).
-- Who opens a file as the only one sets its lock file up; one that is killed amid that may keep LMDB's lock
-  a moment longer than the directory lock, and who waits inside LMDB for it then takes a lock file that is
-  half made for whole: it loses every commit. So it is waited for before (``opening.await_set_up``).
+- Ending a transaction in a forked child damages the parent's: ``_local.sharing`` ensures that none is open at a fork.
+- A value cannot exceed 4 GiB, and a file cannot outgrow its map: the map is larger than the file, and when the file
+  approaches its end the generation ``is_broken`` and reopened with a larger one. A map costs only address space, of
+  which a process has 47 bits for all directories, or less if it is limited (``ulimit -v``).
+- A killed reader keeps its slot, and all pages from its snapshot on: slots of dead processes are cleared before the
+  file grows.
+- A file in use must not be removed or replaced, least of all the lock file: the next process to open the queue would
+  write at the same time. So each writer checks (``_host.presence``).
+- The only process to open a file sets up its lock file; if it is killed meanwhile, it may keep LMDB's lock a moment
+  longer than the directory lock, and a process that waits for that lock inside LMDB then mistakes a half-made lock file
+  for a complete one, and loses every commit. So that is waited for before (``opening.await_set_up``).
 - A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
-- When the meta page cannot be written every later call fails (``MDB_PANIC``): the generation ``is_broken``
-  then, and ``_local.live`` opens it anew.
+- If the meta page cannot be written, every later call fails (``MDB_PANIC``): then the generation ``is_broken``, and
+  ``_local.live`` reopens it.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ if TYPE_CHECKING:
     from lmdbqueue._lmdb.changed_records import ChangedTree
     from lmdbqueue._lmdb.checkpoint_pin import Pin
 
-_MAX_DBS: Final = 64  # handles at first; a process that needs more opens the file anew
+_MAX_DBS: Final = 64  # handles at first; a process that needs more reopens the file
 
 
 class _NotDone:
-    """What a lone call answers that could not be done the short way."""
+    """The result of a lone call that could not take the short way."""
 
 
 NOT_DONE: Final = _NotDone()
@@ -74,13 +74,13 @@ class Generation(Durable):
     def __init__(self, path: str, number: int, options: _format.Options, session: Session, max_dbs: int = 0) -> None:
         """Open the file at ``path``, which exists and is whole. ``max_dbs``: handles that may be open at once."""
         self._max_dbs = max(max_dbs, _MAX_DBS)
-        self.wanted_dbs = 0  # handles that it would have needed, once it was out of them
-        self._is_tight = False  # it lives on free pages, since the file cannot grow
-        self.is_prepared = False  # the handles are open for good, which takes a writing transaction
-        self._kept: list[weakref.ref[Txn]] = []  # what keeps snapshots, the oldest first
-        self.pin: Pin | None = None  # of the newest checkpoint, then
-        self._borrowing = threading.RLock()  # of the one transaction that opens handles for itself, or for good
-        self._fd = open_at(path, os.O_RDONLY)  # LMDB's own cannot be had
+        self.wanted_dbs = 0  # handles that it would need, after it has run out
+        self._is_tight = False  # whether it lives on free pages, since the file cannot grow
+        self.is_prepared = False  # whether the handles are open for good, which takes a write transaction
+        self._kept: list[weakref.ref[Txn]] = []  # the transactions that keep snapshots, oldest first
+        self.pin: Pin | None = None  # the pin, with durability "interval"
+        self._borrowing = threading.RLock()  # held by the one transaction that opens handles, for itself or for good
+        self._fd = open_at(path, os.O_RDONLY)  # LMDB's own descriptor is not accessible
         try:
             super().__init__(path, number, options, session)
             self._room = Room(path, self._env.stat()["psize"], self._map_size, self._env.reader_check)
@@ -119,16 +119,16 @@ class Generation(Durable):
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
-        if isinstance(error, lmdb.DbsFullError):  # it has to be opened anew, with room for more handles
+        if isinstance(error, lmdb.DbsFullError):  # it has to be reopened, with room for more handles
             self.wanted_dbs = 4 * self._max_dbs
             self.is_broken = True
         return super().explain(error, operation)
 
     def close(self) -> None:
-        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        """Close the environment, to which no thread is writing; for threads that read it, it is then superseded."""
         if self.keeper is not None:
             self.keeper.close()
-        if hasattr(self, "_env"):  # not if it could not be opened
+        if hasattr(self, "_env"):  # not set if it could not be opened
             super().close()
         if self.pin is not None:
             self.pin.close()
@@ -139,7 +139,7 @@ class Generation(Durable):
     # --- snapshots that are kept
 
     def keep(self) -> Kept:
-        """Keep the newest snapshot until ``let_go``, or until nobody has what this returns any more."""
+        """Keep the newest snapshot until ``let_go``, or until the result is no longer referenced."""
         while True:
             with self._translated("reading"):
                 txn = self._env.begin()
@@ -160,7 +160,7 @@ class Generation(Durable):
                 end(txn)
 
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
-        """Yield the trees that changed from a snapshot that is kept to a later one; a tree that is gone as None."""
+        """Yield the trees that changed between a kept snapshot and a later one; None for a deleted tree."""
         from lmdbqueue._lmdb.changed_records import changed_trees  # noqa: PLC0415  (only for compactions)
 
         return changed_trees(self._fd, before.meta, now)
@@ -170,7 +170,7 @@ class Generation(Durable):
         return self._slot(txn.id() - 1)
 
     def _slot(self, transaction: int) -> MetaPage | None:
-        for each in meta_page.read(self.path):  # no generator, whose end swallows an interrupt
+        for each in meta_page.read(self.path):  # not a generator, whose end swallows an interrupt
             if each.transaction == transaction:
                 return each
         return None
@@ -180,24 +180,24 @@ class Generation(Durable):
     def prepare(self, names: Iterable[str] | None) -> None:
         """Open the handles of these queues, or of all, for good; missing queues are passed over.
 
-        Takes the write lock, since LMDB wants it so, and writes nothing.
+        Takes the write lock, as LMDB requires, and writes nothing.
         """
         txn = self.begin("opening", pinned=False)
         try:
             with self._translated("opening"), self._borrowing:
                 self._open_shared(txn, create=False)
                 found = [self._existing(txn, name) for name in (self.names(txn) if names is None else names)]
-                txn.commit()  # of nothing; undone, it would close the handles
+                txn.commit()  # commits nothing; undoing would close the handles
                 self._keep(each for each in found if each is not None)
                 self.is_prepared = True
         finally:
             end(txn)
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
-        """Open the handle of a queue, which ``make`` makes if it is not there.
+        """Open the handle of a queue, which ``make`` creates if it is missing.
 
-        Return where its records are, its own record, and the transaction for ``secure``, 0 for none. Raises
-        ``Superseded`` if the handle of one that another process has dropped is open still: it is closed with the file.
+        Return its tables, its record, and the transaction for ``secure``, 0 for none. Raises ``Superseded`` if the
+        handle of a queue of that name, which another process has dropped, is still open: it is closed with the file.
         """
         txn = self.begin("opening", pinned=False)
         transaction = 0
@@ -206,14 +206,14 @@ class Generation(Durable):
                 self._open_shared(txn, create=False)
                 found = self._existing(txn, name)
                 if found is None and self.keeper is not None:
-                    txn.commit()  # of nothing; undone, it would close the handles
+                    txn.commit()  # commits nothing; undoing would close the handles
                     txn = self.begin("opening")
                     found = self._existing(txn, name)
                 if found is None:
                     if txn.get(_format.record(name, "items")) is not None:
                         raise CorruptQueueError(self.path, f"queue {name!r} has items but no record")
                     made = self._table(name, self._env.open_db(_format.record(name, "items"), txn=txn))
-                    if txn.get(_format.record(name, "items")) is None:  # LMDB found an open handle, and made nothing
+                    if txn.get(_format.record(name, "items")) is None:  # LMDB found an open handle, and created nothing
                         self.is_broken = True
                         raise Superseded
                     record = make(txn, made)
@@ -228,10 +228,10 @@ class Generation(Durable):
         return found, record, transaction
 
     def drop(self, name: str, destroy: Callable[[Txn, Tables], object]) -> int:
-        """Remove a queue with its handle, which nobody in this process may use meanwhile.
+        """Remove a queue with its handle, which no thread of this process may use meanwhile.
 
-        Return the transaction, 0 if there is no such queue. The handle is gone whatever comes of it: if that is not
-        committed, the file has to be opened anew.
+        Return the transaction, 0 if there is no such queue. The handle is closed in any case: if this is not committed,
+        the file has to be reopened.
         """
         txn = self.begin("dropping")
         has_handle = True
@@ -264,7 +264,7 @@ class Generation(Durable):
     # --- reading
 
     def view(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(txn, tables, *args)`` of a snapshot that is on the disk."""
+        """Return ``fn(txn, tables, *args)`` on a snapshot that is on the disk."""
         result, transaction = self._glance(ref, fn, args)
         if not self.is_secured(transaction) and not self._session.is_in_doubt(self.number):
             with suppress(StorageError):  # a disk that fails must not stop readers
@@ -272,7 +272,7 @@ class Generation(Durable):
         return result
 
     def glance(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Do as ``view``, of a snapshot that a power cut could take back; for what a commit will depend on."""
+        """Like ``view``, on a snapshot that a power cut could undo; for readings that a commit will confirm."""
         return self._glance(ref, fn, args)[0]
 
     def _glance(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
@@ -290,9 +290,9 @@ class Generation(Durable):
             raise self.explain(error, "reading") from error
 
     def _glance_by_itself(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
-        """Do as ``_glance``, with handles that end with the transaction, so that reading waits for no writer.
+        """Like ``_glance``, with handles that end with the transaction, so that reading waits for no writer.
 
-        LMDB allows that to one transaction of a process at a time.
+        LMDB allows this to one transaction of a process at a time.
         """
         try:
             with self._env.begin() as txn:
@@ -316,9 +316,9 @@ class Generation(Durable):
     def write(  # noqa: C901  (in one frame: every push passes it)
         self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int
     ) -> Any:
-        """Return what ``fn(txn, tables, *args)`` changed, durable: a lone call, the short way.
+        """Return what ``fn(txn, tables, *args)`` changed, durably: a lone call, the short way.
 
-        ``NOT_DONE`` if anything is in the way: then nothing was done. Raises ``CommitUnknownError``.
+        ``NOT_DONE`` if anything prevents it: then nothing was done. Raises ``CommitUnknownError``.
         """
         if not self.is_prepared:
             return NOT_DONE
@@ -344,7 +344,7 @@ class Generation(Durable):
                     raise
             if may_be_of_a_handler(error) and not (isinstance(error, KeyError) and ref not in self._tables):
                 raise
-            return NOT_DONE  # it will be met again, where it is dealt with, as a queue that is gone
+            return NOT_DONE  # the usual path will meet and handle it, for example a dropped queue
         if self._is_full:
             try:
                 self._sync(transaction)
@@ -353,9 +353,9 @@ class Generation(Durable):
         return result
 
     def begin(self, operation: str, *, pinned: bool = True) -> Txn:  # noqa: C901  (as ``write``)
-        """Begin a write transaction. To be ended by the caller, come what may. ``pinned``: something may be written.
+        """Begin a write transaction, which the caller must end in any case. ``pinned``: something may be written.
 
-        Raises ``Superseded``; ``GoneError`` when somebody has removed or replaced a file, or the directory.
+        Raises ``Superseded``; ``GoneError`` if a file, or the directory, was removed or replaced.
         """
         if self.keeper is not None and pinned:
             self.keeper.pin()
@@ -365,23 +365,23 @@ class Generation(Durable):
         content = self.content
         if content.asks or content.remembers:
             if content.is_simple:
-                content.pending.clear()  # before it asks no more, whatever interrupts
+                content.pending.clear()  # first, so that an interrupt cannot leave pending items behind
                 content.weight, content.asks = 0, False
             else:
                 self.content = Content()
         try:
             txn = self._begin_in_turn() if self._session.is_shared() else self._env.begin(write=True)
             try:
-                if txn.get(_format.NEXT_GENERATION) is not None:  # a swap removes the file too, but says so before
+                if txn.get(_format.NEXT_GENERATION) is not None:  # a swap removes the file, but sets the mark before
                     raise Superseded  # noqa: TRY301  (to end the transaction)
-                found = os.stat(self.directory)  # as refuse_gone() does, in one frame
+                found = os.stat(self.directory)  # like refuse_gone(), with one frame less
                 presence = self.presence
                 if found.st_ctime_ns != presence.since or found.st_ino != presence.inode:
                     presence.look_at_all(found)
             except BaseException:
                 txn.abort()
                 raise
-        except (lmdb.Error, SystemError) as error:  # not by _translated: this is done in every commit
+        except (lmdb.Error, SystemError) as error:  # not by _translated, since every commit passes here
             raise self.explain(error, operation) from error
         except (FileNotFoundError, NotADirectoryError):
             raise GoneError(self.directory) from None
@@ -392,17 +392,17 @@ class Generation(Durable):
         return txn
 
     def _begin_in_turn(self) -> Txn:
-        """Begin a write transaction, as the only process that waits for LMDB's lock.
+        """Begin a write transaction, as the only process waiting for LMDB's lock.
 
-        A waiter that is killed when it was just woken can leave others asleep before a lock that is free (a lost
-        wake-up of robust mutexes: seen once in some hundred kills). The kernel passes an ``flock`` on whoever dies.
-        While a process is alone it needs no turn, and spares the two calls: whoever joins says so some ms before it
-        waits for anything, and takes turns itself.
+        A waiter that is killed just after being woken can leave others asleep before a free lock (a lost wake-up of
+        robust mutexes, seen once in some hundred kills). The kernel passes on an ``flock`` no matter who dies. A
+        process that is alone needs no turn, and saves the two calls: a process that joins announces itself some ms
+        before it waits for anything, and takes turns itself.
         """
         try:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
-            except (OSError, ValueError) as error:  # it is being closed, which LMDB says, too
+            except (OSError, ValueError) as error:  # it is being closed, which LMDB reports, too
                 if is_of_a_handler(error) and self._fd >= 0:
                     raise
             return self._env.begin(write=True)
@@ -413,7 +413,7 @@ class Generation(Durable):
                 pass
 
     def grow_ahead(self) -> None:
-        """Raise ``Superseded``, to be opened anew with a larger map, if a long transaction could outgrow this one."""
+        """Raise ``Superseded``, to be reopened with a larger map, if a long transaction could outgrow this one."""
         if not self._is_confined and os.fstat(self._fd).st_size > self._map_size // 2:
             self.is_broken = True
             raise Superseded
@@ -425,7 +425,7 @@ class Generation(Durable):
         """
         pages = self._env.info()["last_pgno"] + 1
         room = self._room
-        if (pages + pages // 64 + 65) * room.page + room.granted + added <= room.allocated:  # as grant() has it
+        if (pages + pages // 64 + 65) * room.page + room.granted + added <= room.allocated:  # as in grant()
             room.granted += added
             return
         try:
@@ -439,7 +439,7 @@ class Generation(Durable):
             if self._is_confined:
                 raise Full("address space", self._map_size, self.extent(), added) from error
             with translated(self.path, "allocation"):
-                allocate(self.path, *error.args)  # by which the next map is measured
+                allocate(self.path, *error.args)  # which determines the size of the next map
             self.is_broken = True
             raise Superseded("the file has outgrown its map") from error
 
@@ -450,11 +450,11 @@ class Generation(Durable):
         return self._is_tight and self.extent() - super().used(txn) >= size
 
     def used_at_most(self, txn: Txn) -> int:
-        """Return a number of bytes that the pages in use do not exceed, with those that ``txn`` has added."""
+        """Return an upper bound for the bytes of the pages in use, with those that ``txn`` has added."""
         return super().used_at_most(txn) + self._room.granted
 
     def used(self, txn: Txn) -> int:
-        """Return how many bytes the pages in use take, with those that ``txn`` has added so far."""
+        """Return the bytes of the pages in use, with those that ``txn`` has added so far."""
         grown = 0
         with self._env.begin() as before:
             is_writing = txn.id() == before.id() + 1
@@ -464,13 +464,13 @@ class Generation(Durable):
                 grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
         try:
             return super().used(txn) + grown
-        except FileNotFoundError:  # a swap came after the snapshot, and took the name away
+        except FileNotFoundError:  # a swap came after the snapshot, and removed the name
             raise Superseded from None
 
     def renew(self) -> bool:
         """Make the pages freed by the last transaction usable for the next, if it may need them; return whether it may.
 
-        LMDB uses no page in the transaction after the one that freed it.
+        LMDB does not reuse a page in the transaction after the one that freed it.
         """
         if self.keeper is not None and self.keeper.renew():
             return True

@@ -1,7 +1,7 @@
-"""LMDB's two meta pages as bytes, for what must be known or done before LMDB may open a file.
+"""LMDB's two meta pages as bytes, for readings and changes that must precede opening by LMDB.
 
 Owns: the layout of a meta page of LMDB 0.9 (64-bit). Law: it reads, and only ``undo``, ``advance``, ``restore`` and
-``write`` write, each a single slot within a sector. Must not know: what the pages between them hold, ``lmdb``.
+``write`` write, each a single slot within a sector. Must not know: the content of the other pages, ``lmdb``.
 
 LMDB writes its meta pages in turn: transaction k goes to slot k modulo 2, and the higher number is the
 snapshot that counts. A slot, from the beginning of its page, in the machine's byte order::
@@ -29,7 +29,7 @@ from lmdbqueue._values import NamedTuple
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16
-BODY_SIZE: Final = 136  # what stands behind the header: MDB_meta
+BODY_SIZE: Final = 136  # size of MDB_meta, behind the page header
 _BODY: Final = 40  # where the records of the trees begin
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
@@ -50,12 +50,12 @@ class MetaPage(NamedTuple):
 
     @property
     def body(self) -> bytes:
-        """All that tells which snapshot it is, but for the number of its transaction."""
+        """Everything that identifies the snapshot, except the number of its transaction."""
         return self.raw[_BODY:-8]
 
     @property
     def whole_body(self) -> bytes:
-        """All that stands behind the header of the page."""
+        """All bytes behind the header of the page."""
         return self.raw[_HEADER:]
 
     @property
@@ -74,12 +74,12 @@ def read(path: str) -> tuple[MetaPage, MetaPage]:
 
 
 def body_of(fd: int, transaction: int, page_size: int) -> bytes:
-    """Return what stands behind the page header in the slot of a transaction, of a file that LMDB has open."""
+    """Return the bytes behind the page header in the slot of a transaction, of a file that LMDB has open."""
     return os.pread(fd, BODY_SIZE, transaction % 2 * page_size + _HEADER)
 
 
 def with_body(slot: MetaPage, body: bytes, number: int | None = None) -> MetaPage:
-    """Return what would stand in the place of ``slot`` with another body, as transaction ``number`` or as its own."""
+    """Return ``slot`` with another body, as transaction ``number`` or as its own."""
     raw = slot.raw[:_HEADER] + body
     return _slot("", slot.offset, raw if number is None else raw[:-8] + _TRANSACTION.pack(number))
 

@@ -1,6 +1,6 @@
-"""How a file becomes an environment of LMDB: its map, its lock file, what it would not survive; and how one is made.
+"""Opening a file as an LMDB environment: its map, its lock file, fatal faults; and creating one.
 
-Owns: with which options LMDB opens a file. Law: what LMDB would not survive is refused before it opens the file.
+Owns: the options with which LMDB opens a file. Law: files that would crash LMDB are refused before it opens them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.failures import failure
 from lmdbqueue._lmdb.preallocation import reserve
 
-MANY_DBS: Final = 1 << 15  # of a file at rest, where it costs some megabytes for a moment
-_LEAST_MAP: Final = 1 << 34  # bytes; 8,192 of them are in an address space of 47 bits
-_LEAST_OF_LITTLE: Final = 1 << 28  # bytes, where the address space is limited
-_GROWTH: Final = 4  # times the file: the larger, the less often it is opened anew
+MANY_DBS: Final = 1 << 15  # handles for a file at rest, at the cost of some megabytes for a moment
+_LEAST_MAP: Final = 1 << 34  # bytes; an address space of 47 bits has room for 8,192 of them
+_LEAST_OF_LITTLE: Final = 1 << 28  # bytes, if the address space is limited
+_GROWTH: Final = 4  # times the file: the larger, the less often the file is reopened
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
-_AT_A_TIME: Final = 1_000  # records in a transaction of a file that is being built
+_AT_A_TIME: Final = 1_000  # records in one transaction while a file is built
 
 
 def provide(path: str) -> None:
-    """Give a new file, which nobody has open yet, its reserve and its lock file."""
+    """Give a new file, which no process has open yet, its reserve and its lock file."""
     newest, _ = meta_page.read(path)
     allocate(path, newest.size + reserve(newest.last_page) * newest.page_size)
     allocate(path + "-lock", LOCK_FILE)
@@ -46,21 +46,21 @@ def build(
     contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]] = (),
     size: int = 0,
 ) -> None:
-    """Write a new environment to ``path``, where nothing is: databases with records in the order of their keys.
+    """Write a new environment to ``path``, which must not exist: databases with records in the order of their keys.
 
-    ``size``: about how many bytes they take.
+    ``size``: their approximate size in bytes.
 
-    The weight of its records is written down by the next transaction: until then nothing of it can be torn.
+    The next transaction records the weight of its records: until then nothing of it can be torn.
     """
     try:
         env, _ = open_environment(
             path, size, sync=False, lock=False, max_dbs=MANY_DBS
-        )  # a lock file without room would kill
+        )  # a lock file without room would kill the process
         try:
             for database, records in contents:
                 left = iter(records)
                 some = list(islice(left, _AT_A_TIME))
-                while True:  # once at the least, so that the database is there
+                while True:  # at least once, so that the database exists
                     with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
                         cursor.putmulti(some, append=True)
                     if not (some := list(islice(left, _AT_A_TIME))):
@@ -79,9 +79,9 @@ def build(
 
 
 def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Environment, int]:
-    """Open an environment of about ``size`` bytes, or what it has, with as large a map as it may need; return its size.
+    """Open an environment of about ``size`` bytes, or its present size, with a sufficient map; return the map's size.
 
-    It is smaller where there is no address space for that.
+    The map is smaller if the address space is limited.
     """
     map_size = wanted_map(path, size)
     while True:
@@ -104,7 +104,7 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
 
 
 def wanted_map(path: str, size: int = 0) -> int:
-    """Return how large a map of the file at ``path`` should be: it may grow to that without being opened anew."""
+    """Return the size of a map for the file at ``path``: it can grow to that without being reopened."""
     import resource  # noqa: PLC0415  (only to open a queue)
 
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -115,7 +115,7 @@ def wanted_map(path: str, size: int = 0) -> int:
 
 
 def await_set_up(lock_file: str) -> None:
-    """Return when nobody is at setting LMDB's lock file up. Under the directory lock: then nobody begins to."""
+    """Wait until no process is setting up LMDB's lock file. Under the directory lock, so that none begins to."""
     fd = open_at(lock_file, os.O_RDWR)
     try:
         fcntl.lockf(fd, fcntl.LOCK_SH, 1)
@@ -124,14 +124,14 @@ def await_set_up(lock_file: str) -> None:
 
 
 def refuse_cut_off(path: str) -> None:
-    """Raise ``CorruptQueueError`` for what LMDB would not survive: no meta page, or pages beyond the end.
+    """Raise ``CorruptQueueError`` for files that would crash LMDB: without meta page, or with pages beyond the end.
 
     LMDB maps the file and trusts its meta pages; reading behind the end kills the process (SIGBUS).
     """
     newest, _ = meta_page.read(path)
-    size = os.stat(path).st_size  # after the meta pages: a writer lets the file grow before its meta page tells
+    size = os.stat(path).st_size  # after the meta pages: a writer extends the file before it writes its meta page
     # it may end before its last page, if only free ones are missing: LMDB does not write pages that were
-    # allocated and freed in one transaction; the walk through all trees tells
+    # allocated and freed in one transaction; the walk through all trees finds out
     if size < newest.size and _has_problems(path):
         raise CorruptQueueError(path, f"it is truncated: {size:,} bytes, but its pages need {newest.size:,}")
 

@@ -1,7 +1,7 @@
-"""The options of a queue as its environment remembers them, for the case that ``queue.json`` is lost.
+"""The options of a queue as stored in its environment, in case ``queue.json`` is lost.
 
-Owns: where they stand, and reading them from a file that LMDB has not opened and nobody has proven. Law: what is
-returned has its checksum. Must not know: what the options are.
+Owns: their place, and reading them from a file that LMDB has not opened and that was not verified. Law: the returned
+bytes have a correct checksum. Must not know: what the options are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def options_of(path: str) -> _format.Options:
 
 
 def remembered(path: str) -> bytes:
-    """Return the content of ``queue.json`` that the environment at ``path`` remembers, b"" if none is whole.
+    """Return the content of ``queue.json`` stored in the environment at ``path``, b"" if it is not intact.
 
-    The snapshot before the newest has it, too: nothing ever changes it.
+    The previous snapshot has it, too, since it never changes.
     """
     with suppress(CorruptQueueError, FileNotFoundError):
         for slot in sorted(meta_page.whole(path), key=lambda slot: -slot.transaction):

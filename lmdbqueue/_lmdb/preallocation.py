@@ -1,11 +1,11 @@
-"""Room in a file: blocks that it has before they are used.
+"""Room in a file: blocks that are allocated before they are used.
 
-Owns: how far a file is allocated, and how much is kept for removals. Law: what was granted can be written, and so can
-what removals need after that, whoever fills the disk. Must not know: LMDB, what is written.
+Owns: how far a file is allocated, and how much is reserved for removals. Law: granted bytes can be written, and after
+them the pages that removals need, no matter who fills the disk. Must not know: LMDB, what is written.
 
-Removing needs pages too, since LMDB writes no page in place. So blocks are allocated ahead of what is used, and a
-push, which says how much it takes, is refused before it would use up the reserve that removals may need. On a full
-disk consumers go on; and when they have made free pages enough within the file, pushes do, too.
+Removing needs pages, too, since LMDB never writes a page in place. So blocks are allocated in advance, and a push,
+which states how much it takes, is refused before it would use the reserve that removals may need. On a full disk
+consumers continue; and once they have freed enough pages within the file, so do pushes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 from lmdbqueue._errors import Full
 from lmdbqueue._host.disk import allocate, is_of_a_handler, translated
 
-_RESERVE: Final = 64  # pages that removals may need at the least, and one more for each _RESERVE in use
+_RESERVE: Final = 64  # pages reserved for removals, and one more for each _RESERVE pages in use
 _AHEAD: Final = range(64, 4097)  # pages allocated at a time: at least, at most; between them a sixteenth of the file
 
 
@@ -30,21 +30,21 @@ class Outgrown(Exception):
 
 
 class Room:
-    """What one process knows of the room in a file, in one transaction after the other."""
+    """One process's account of the room in a file, across transactions."""
 
     def __init__(self, path: str, page: int, largest: int, before: Callable[[], object]) -> None:
-        """``page``: bytes of one; ``largest``: bytes that the map has; ``before``: what is tried before it grows."""
+        """``page``: its size; ``largest``: the size of the map; ``before``: is called before the file grows."""
         self._path = path
         self.page = page
         self._largest = largest
         self._before = before
-        self.allocated = 0  # bytes, as far as this process has seen to it
+        self.allocated = 0  # bytes allocated by this process
         self.granted = 0  # bytes, in the transaction under way
 
     def grant(self, pages: int, added: int, has_free: Callable[..., bool], *of: Any) -> None:
         """Make sure that ``added`` bytes can be written to a file of this number of pages, and after that removals.
 
-        Where it cannot grow, ``has_free(*of, bytes)`` returns whether they are free within it. Raises
+        If the file cannot grow, ``has_free(*of, bytes)`` says whether that many are free within it. Raises
         ``DiskFullError``, or ``Outgrown``.
         """
         kept = (_RESERVE + pages // _RESERVE) * self.page  # as reserve() has it
@@ -70,5 +70,5 @@ class Room:
             except OSError as error:
                 if is_of_a_handler(error):
                     raise
-                allocate(self._path, needed)  # less will do
+                allocate(self._path, needed)  # less is enough
                 self.allocated = needed

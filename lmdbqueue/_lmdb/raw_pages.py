@@ -1,7 +1,7 @@
 """LMDB's trees as bytes, for files that LMDB must not see or cannot read.
 
-Owns: the layout of the pages of LMDB 0.9 (64-bit). Law: it reads only, and never trusts: what does not
-fit is left out, and ``damaged`` tells. Must not know: the library ``lmdb``, what the records mean.
+Owns: the layout of the pages of LMDB 0.9 (64-bit). Law: it only reads, and trusts nothing: invalid parts are left out
+and listed in ``damaged``. Must not know: the library ``lmdb``, what the records mean.
 
 A page begins with a header: its number (8 bytes), 2 bytes, flags (2), the offsets at which the list of
 nodes ends and the nodes begin (2 each). Then come the offsets of its nodes, 2 bytes each, in order. The
@@ -36,7 +36,7 @@ Node = tuple[bytes, bytes]  # key and data
 
 
 class Tree(NamedTuple):
-    """What LMDB notes of a tree: its MDB_db."""
+    """LMDB's record of a tree: MDB_db."""
 
     pad: int
     flags: int
@@ -59,7 +59,7 @@ EMPTY: Final = Tree(0, 0, 0, 0, 0, 0, 0, NO_ROOT)
 
 
 def root_of(database: bytes) -> int:
-    """Return the root of the tree that a record of 48 bytes, LMDB's MDB_db, tells of."""
+    """Return the root of the tree described by a record of 48 bytes, LMDB's MDB_db."""
     return int.from_bytes(database[_ROOT], sys.byteorder)
 
 
@@ -96,7 +96,7 @@ class Pages:
     def _read(self, number: int, size: int) -> bytes:
         try:
             return os.pread(self._fd, size, number * self._size)
-        except (OSError, OverflowError):  # a sector that cannot be read; a number that is none
+        except (OSError, OverflowError):  # an unreadable sector, or an impossible number
             return b""
 
     def _header(self, number: int, page: bytes) -> tuple[int, tuple[int, ...]]:
@@ -110,7 +110,7 @@ class Pages:
 
     def _child(self, page: bytes, at: int) -> int:
         if at + _NODE.size > len(page):
-            return 0  # a meta page, which is no child
+            return 0  # a meta page, which cannot be a child
         low, high, _ = _NODE.unpack_from(page, at)
         return int(low | high << 32)
 

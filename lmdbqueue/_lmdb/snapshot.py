@@ -1,7 +1,7 @@
-"""A file at rest, which nobody writes to, and a draft, which nobody else has open.
+"""A file at rest, to which no process writes, and a draft, which no other process has open.
 
-Owns: where the records of the queues of a file are. Law: functions of a transaction come in, results or our own errors
-go out. Must not know: which generation is the live one, what an item means.
+Owns: the tables of the queues of a file. Law: functions of a transaction come in, results or our own errors go out.
+Must not know: which generation is the live one, what an item means.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lmdbqueue._values import NamedTuple
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
 else:
-    Txn = lmdb.Transaction  # which is generic in its stubs only
+    Txn = lmdb.Transaction  # generic only in lmdb's stubs
 Db = Any  # lmdb's class for a handle has no public name
 Cursor = Any  # generic in lmdb's stubs only
 
@@ -36,49 +36,49 @@ _ALL: Final = (1 << 64) - 1
 
 
 class Ref(NamedTuple):
-    """Which queue of a directory: a queue that was dropped and one that has its name since are two."""
+    """Identifies a queue of a directory: a dropped queue and a later one of the same name are different."""
 
     name: str
     identity: bytes
 
 
 class Tables(NamedTuple):
-    """Where one named queue's records are in one generation."""
+    """The places of one queue's records in one generation."""
 
     generation: Snapshot
     name: str
     identity: bytes
-    salt: int  # that the seals of its items begin with
+    salt: int  # from which the seals of its items start
     items: Db
     meta: Db
     away: Db
     queue: bytes  # key of its record
     seed: int  # checksum of that key
-    retain: bytes  # key of the record of what is retained
+    retain: bytes  # key of the record of retention
     sealed: bool
     weighed: bool
     behind: int  # bytes behind each payload
-    lease: bytes  # where keys of records in AWAY begin
+    lease: bytes  # prefix of its leases' keys in AWAY
     leased: bytes
     owner: bytes
     expiry: bytes
     passed: bytes
     skips: bytes
-    reader: bytes  # where keys of records of readers in META begin
+    reader: bytes  # prefix of the keys of readers' records in META
 
 
 class Kept(NamedTuple):
-    """A snapshot whose pages are not used again before its transaction has ended."""
+    """A snapshot whose pages are not reused before its transaction has ended."""
 
     txn: Txn
     meta: MetaPage
 
 
 class Snapshot:
-    """A file at rest: nobody writes to it. What can be read of a generation without taking part in it."""
+    """A file at rest, and the readings of a generation that do not need a part in it."""
 
     _env: lmdb.Environment
-    is_named = True  # else it is on the disk as a whole before it gets its name, and no content weight is noted
+    is_named = True  # if not, it is completely on the disk before it gets its name, and no content weight is recorded
 
     def __init__(self, path: str, options: _format.Options) -> None:
         """Open the file at ``path``, which exists, for reading."""
@@ -89,17 +89,17 @@ class Snapshot:
         self._written: set[Ref] = set()  # queues that the transaction under way may have written to
         self.meta: Db = None
         self.away: Db = None
-        self.weight = 0  # that the transaction under way adds to that of the records (see _model.weighed_records)
+        self.weight = 0  # added by the transaction under way to the weight of the records (see _model.weighed_records)
         self._is_weighed = is_weighed(options)
         self._is_full = options.durability == "full"
         self._new_content = Running if options.durability == "interval" else Content
         self.content = self._new_content()  # the items that it adds
-        # the last transaction committed here, the weight that it left, and its content weight if that goes on
+        # the last transaction committed here, the weight that it left, and its content weight if that is a running sum
         self._left: tuple[int, int | None, int] = (-1, None, 0)
         self._leaves: tuple[int, int | None, int] = (-1, None, 0)  # the same, of the transaction under way
         self._is_closed = False
-        self.is_broken = False  # LMDB refuses everything until the file was opened anew
-        self._is_confined = False  # there is no address space for a larger map
+        self.is_broken = False  # whether LMDB refuses everything until the file is reopened
+        self._is_confined = False  # whether there is no address space for a larger map
         with self._translated("opening"):
             self._env, self._map_size = self._open()
 
@@ -112,26 +112,26 @@ class Snapshot:
         self._env.close()
 
     def read(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Return ``fn(txn, self, *args)`` of a read transaction, whatever it says about the generation."""
+        """Return ``fn(txn, self, *args)`` in a read transaction, even if the generation is superseded."""
         with self._translated("reading"), self._env.begin() as txn:
             self._tables.clear()  # the handles of a reading transaction end with it
             self._keep(self.open_all(txn))
             return fn(txn, self, *args)
 
     def is_superseded(self) -> bool:
-        """Return whether the queue goes on in the next generation."""
+        """Return whether the queue continues in the next generation."""
         with self._translated("reading"), self._env.begin() as txn:
             return txn.get(_format.NEXT_GENERATION) is not None
 
     def table(self, ref: Ref) -> Tables:
-        """Return where the records of a queue are. Raises ``GoneError`` if it was dropped."""
+        """Return the tables of a queue. Raises ``GoneError`` if it was dropped."""
         try:
             return self._tables[ref]
         except KeyError:
             raise GoneError(self.directory, ref.name) from None
 
     def table_to_write(self, ref: Ref) -> Tables:
-        """Do as ``table``, in a transaction that may write to it."""
+        """Like ``table``, in a transaction that may write to it."""
         self._written.add(ref)
         return self.table(ref)
 
@@ -146,7 +146,7 @@ class Snapshot:
             return sorted(name for name in found if name is not None)
 
     def recorded(self, txn: Txn) -> set[str]:
-        """Return the names of all queues that have a record, which is not to say that they have items."""
+        """Return the names of all queues that have a record, even if they have no items."""
         with txn.cursor(self.meta) as cursor:
             found = [_format.split_record(key) for key in cursor.iternext(values=False)]
         return {name for name, what in found if what == "queue"}
@@ -156,11 +156,11 @@ class Snapshot:
         return list(self._tables.values())
 
     def last(self, txn: Txn) -> _format.Last:
-        """Return the record of the transaction that was the last to change anything."""
+        """Return the record of the last transaction that changed anything."""
         return _format.Last.unpack(txn.get(_format.LAST_TXN, db=self.meta))
 
     def weighed(self, txn: Txn) -> int:
-        """Return the weight of the records, which ``last`` should say, too."""
+        """Return the computed weight of the records, which should equal that in ``last``."""
         total = 0
         for db in (self.meta, self.away):
             with txn.cursor(db) as cursor:
@@ -168,7 +168,7 @@ class Snapshot:
         return total % (1 << 64)
 
     def note_last(self, txn: Txn) -> None:
-        """Write down which transaction changes something, and what it leaves."""
+        """Record the number of the transaction that changes something, and the weights that it leaves."""
         number = txn.id()
         weight = None
         base = 0
@@ -183,27 +183,27 @@ class Snapshot:
         txn.put(_format.LAST_TXN, _format.pack_last(number, weight, content), db=self.meta)
 
     def extent(self) -> int:
-        """Return how many bytes the file takes up to its last page; what was allocated ahead comes after it."""
+        """Return the bytes of the file up to its last page, without blocks allocated in advance."""
         return int(self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
 
     def used_at_most(self, _txn: Txn) -> int:
-        """Return a number of bytes that the pages in use do not exceed."""
+        """Return an upper bound for the bytes of the pages in use."""
         return self.extent()
 
     def used(self, txn: Txn) -> int:
-        """Return how many bytes the pages in use take that ``txn`` sees; the extent if it is too old for that."""
+        """Return the bytes of the pages in use that ``txn`` sees; the extent if it is too old to know."""
         found = free_pages.used(self.path, txn.id())
         return found if found is not None else self.extent()
 
     def used_by(self, txn: Txn, db: Db) -> int:
-        """Return how many bytes the pages of one database take."""
+        """Return the bytes of the pages of one database."""
         stat = txn.stat(db)
         return _pages(stat) * int(stat["psize"])
 
     def copy(self, fd: int, kept: Kept | None = None) -> bool:
-        """Write a compacted copy of a snapshot that is kept, or the newest one, to an open, empty file. Not synced.
+        """Write a compacted copy of a kept snapshot, or of the newest one, to an open, empty file. Not synced.
 
-        Return whether it is of the one that is kept: a build of LMDB without the patches of its binding cannot do that.
+        Return whether it is a copy of the kept one, which a build of LMDB without its binding's patches cannot make.
         """
         with self._translated("copying"):
             if kept is not None:
@@ -214,19 +214,19 @@ class Snapshot:
             return False
 
     def open_all(self, txn: Txn) -> list[Tables]:
-        """Open the handles of every queue that ``txn`` sees; return where their records are.
+        """Open the handles of every queue that ``txn`` sees; return their tables.
 
-        LMDB allows that to one transaction of a process at a time: a writing one, or any of a file at rest. What it
-        opens is for that one: LMDB closes it again if it is undone.
+        LMDB allows this to one transaction of a process at a time: a write transaction, or any of a file at rest. LMDB
+        closes these handles again if the transaction is undone.
         """
         self._open_shared(txn, create=False)
         found = [self._existing(txn, each) for each in self.names(txn)]
         return [each for each in found if each is not None]
 
     def open_to(self, txn: Txn) -> list[Tables]:
-        """Return where the records are of the queues that ``txn`` sees, as far as their handles are open.
+        """Return the tables of the queues that ``txn`` sees and whose handles are open.
 
-        Not of those that another process has dropped, whose handles may be open still.
+        Queues that another process has dropped are left out, though their handles may still be open.
         """
         records = ((name, txn.get(_format.record(name, "queue"), db=self.meta)) for name in self.names(txn))
         found = (self._tables.get(Ref(name, _format.identity(each))) for name, each in records if each is not None)
@@ -237,7 +237,7 @@ class Snapshot:
         self.away = self._env.open_db(_format.AWAY, txn=txn, create=create)
 
     def _existing(self, txn: Txn, name: str) -> Tables | None:
-        """Open the handle of a queue; return where its records are, None if there is no such queue."""
+        """Open the handle of a queue; return its tables, None if there is no such queue."""
         record = txn.get(_format.record(name, "queue"), db=self.meta)
         key = _format.record(name, "items")
         if record is None or txn.get(key) is None:
@@ -249,7 +249,7 @@ class Snapshot:
         return tables._replace(identity=_format.identity(record), salt=_format.salt(record))
 
     def _keep(self, found: Iterable[Tables]) -> None:
-        """Know queues from here on. Their handles have to be there for good: those of an undone transaction are not."""
+        """Remember queues. Their handles must be open for good, which those of an undone transaction are not."""
         for each in found:
             self._tables.setdefault(Ref(each.name, each.identity), each)
 
@@ -288,7 +288,7 @@ class Snapshot:
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
-        if isinstance(error, struct.error):  # nobody wrote it like that
+        if isinstance(error, struct.error):  # no version writes it like that
             return CorruptQueueError(self.path, f"one of its records cannot be read: {error}")
         if not isinstance(error, (lmdb.Error, SystemError)):
             return error
@@ -305,7 +305,7 @@ class Snapshot:
 
 
 class Draft(Snapshot):
-    """A copy that is being made: nobody else has it open."""
+    """An unfinished copy, which no other process has open."""
 
     is_named = False
 
@@ -313,11 +313,11 @@ class Draft(Snapshot):
         try:
             return open_environment(self.path, sync=False, lock=False, max_dbs=MANY_DBS)
         except lmdb.Error:
-            gc.collect()  # an interrupt may have left one behind that is open still
+            gc.collect()  # an interrupt may have left an open one behind
             return open_environment(self.path, sync=False, lock=False, max_dbs=MANY_DBS)
 
     def change(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Return what ``fn(txn, self, *args)`` changed in a transaction; nothing is written if that is nothing.
+        """Return what ``fn(txn, self, *args)`` changed in a transaction; if that is falsy, nothing is written.
 
         Not durable.
         """
@@ -337,17 +337,17 @@ class Draft(Snapshot):
             return result
 
     def weigh_as(self, txn: Txn, weight: int | None) -> None:
-        """Adopt the weight of the records of a file that has the same ones; recompute it if None."""
+        """Adopt the weight of the records of an identical file; recompute it if None."""
         before = self.last(txn).weight
         if before is not None:
             self.weight = (self.weighed(txn) if weight is None else weight) - before
 
     def database(self, txn: Txn, key: bytes) -> Db:
-        """Return the handle of a sub-database, which is made if it is not there."""
+        """Return the handle of a sub-database; create it if it is missing."""
         return self._env.open_db(key, txn=txn)
 
     def sync(self) -> None:
-        """Bring it to the disk."""
+        """Bring the file to the disk."""
         with self._translated("compaction"):
             self._env.sync(True)  # noqa: FBT003  (its name for it is force, and positional is what the stubs know)
 
@@ -357,7 +357,7 @@ class Draft(Snapshot):
 
 
 def is_proven_at_opening(options: _format.Options) -> bool:
-    """Return whether such a queue is flushed less often than LMDB needs, so that a power cut may leave it torn."""
+    """Return whether a queue with these options is flushed less than LMDB requires, hence verified after cuts."""
     return options.checksum or options.durability != "full"
 
 
@@ -367,7 +367,7 @@ def is_weighed(options: _format.Options) -> bool:
 
 
 def remember(path: str, options: _format.Options) -> None:
-    """Write these options into a copy that nobody else has open yet. Not durable."""
+    """Write these options into a copy that no other process has open yet. Not durable."""
     draft = Draft(path, options)
     try:
         draft.change(_remember, options)

@@ -1,18 +1,18 @@
-"""Pages of LMDB 0.9 that are read only if they are as LMDB writes them: what the proofs of a file stand on.
+"""Pages of LMDB 0.9, read only if they are as LMDB writes them: the foundation of all verification of a file.
 
-Owns: what a single page may look like. Law: whatever the bytes say that LMDB would not write raises ``Unsound``;
-what the system refuses (memory, descriptors, a sector that cannot be read) is raised as it is, and proves nothing.
-Must not know: the library ``lmdb``, how pages hang together, what the records mean.
+Owns: what a single page may look like. Law: bytes that LMDB would not write raise ``Unsound``; an error of the system
+(memory, descriptors, an unreadable sector) is raised unchanged, and proves nothing. Must not know: the library
+``lmdb``, how pages hang together, what the records mean.
 
-What LMDB does write, and a stricter reader would refuse (read from its source, 0.9.36):
+Things that LMDB does write, and that a stricter reader would refuse (from its source, 0.9.36):
 
-- An overflow run may be longer than its value, which may have shrunk to nothing: a value that was stored in the
-  same transaction is written over in place. So the length of a run is what its first page says.
+- An overflow run may be longer than its value, which may have shrunk to nothing: a value that was stored in the same
+  transaction is overwritten in place. So the length of a run is given by its first page.
 - A record of the free list may be longer than the list in it, on a page as in an overflow run: room is reserved before
-  it is known how much is left to note. A list that needs more than a page is such a run.
+  the number of pages to list is known. A list that needs more than a page is such a run.
 - A branch of the free list may have a single child; elsewhere LMDB itself gives up at one (its assertion).
 - The first separator of a branch counts for nothing, and may be any key or none.
-- What a page has beside its nodes, and 2 bytes of its header, are whatever they were.
+- The bytes of a page beside its nodes, and 2 bytes of its header, may be anything.
 - The flags of the free list's tree are 8 and some of the environment's (0x4000: it is no directory).
 - A page that a transaction allocated and freed again was never written: it is anything, or behind the file's end.
 """
@@ -51,11 +51,11 @@ _REVERSED: Final = sys.byteorder == "little"
 
 
 class Unsound(Exception):
-    """The bytes say what LMDB would not have written."""
+    """The bytes are not what LMDB would have written."""
 
 
 def check_tree(tree: Tree, *, is_free_list: bool = False) -> None:
-    """Raise ``Unsound`` if no tree can be as this record says."""
+    """Raise ``Unsound`` if no tree can match this record."""
     if tree.flags & _OF_KEYS != (_INTEGER_KEYS if is_free_list else 0):
         raise Unsound(f"its flags are {tree.flags:#x}")
     if tree.depth > MAX_DEPTH:
@@ -144,7 +144,7 @@ class SoundPages:
         return found
 
     def run(self, node: Node, last: int) -> range:
-        """Return the pages of an overflow run, of which none is behind page ``last``."""
+        """Return the pages of an overflow run, none of which is behind page ``last``."""
         _, _, size, _, number = node
         if not FIRST <= number <= last:
             raise Unsound(f"an overflow run begins at page {number}")
@@ -161,7 +161,7 @@ class SoundPages:
         return self.page(number, HEADER + size)[HEADER:] if flags == BIG else value
 
     def free(self, node: Node, last: int) -> tuple[int, ...]:
-        """Return the page numbers that a record of the free list has, from the highest to the lowest."""
+        """Return the page numbers in a record of the free list, from the highest to the lowest."""
         value = self.value(node)
         length, rest = divmod(len(value), 8)
         count = int.from_bytes(value[:8], sys.byteorder)
@@ -187,7 +187,7 @@ class SoundPages:
 
 
 def as_tree(node: Node) -> Tree:
-    """Return the record of a tree that a node has."""
+    """Return the record of a tree in a node."""
     _, flags, size, value, _ = node
     if flags != SUB or size != TREE_SIZE:
         raise Unsound("the record of a database has the wrong size")
@@ -197,7 +197,7 @@ def as_tree(node: Node) -> Tree:
 
 
 def _key(number: int, key: bytes, *, is_free_list: bool) -> bytes:
-    """Return a key so that the order of bytes is the order of keys."""
+    """Return a key in a form whose byte order is the order of keys."""
     if is_free_list:
         if len(key) != 8:  # noqa: PLR2004  (bytes of a number)
             raise Unsound(f"page {number}: the number of a transaction has {len(key)} bytes")

@@ -1,12 +1,12 @@
-"""The proof that the pages of a file are a sound snapshot: trees that LMDB can be trusted with.
+"""The verification that the pages of a file are a sound snapshot: trees that LMDB can safely read.
 
-Owns: what a sound structure is. Law: only what the bytes say is a finding; an error of the system is raised. It
-accepts all that LMDB's own code writes (``_lmdb.sound_pages``), which a judge of acknowledged data must. Memory:
-a byte for each page. Must not know: the library ``lmdb``, what the records mean.
+Owns: what a sound structure is. Law: findings come only from the bytes; an error of the system is raised. Everything
+that LMDB's own code writes is accepted (``_lmdb.sound_pages``), as it must be for acknowledged data. Memory: a byte for
+each page. Must not know: the library ``lmdb``, what the records mean.
 
-Proven: the meta page fits its slot; each tree's pages and records are what its record counts, at one depth, with
-keys in order and within their separators; every page up to the last one is in exactly one place, a tree or the free
-list.
+Verified: the meta page matches its slot; each tree's pages and records are as many as its record says, at one depth,
+with keys in order and within their separators; every page up to the last one is in exactly one place, a tree or the
+free list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 
 def problems_of(path: str, progress: Progress | None = None) -> list[str]:
-    """Return what is wrong with the newest snapshot in a file that nobody writes to meanwhile.
+    """Return the faults of the newest snapshot in a file to which no process writes meanwhile.
 
     ``progress(done, total)`` is called with pages now and then.
     """
@@ -50,13 +50,13 @@ class _Proof:
         self._progress = progress
         self._found: list[str] = []
         self._taken = bytearray()
-        self._count = 0  # of the pages that are taken
+        self._count = 0  # the number of pages in use
 
     def problems(self) -> list[str]:
-        """Return a sentence for each finding, as far as they are of use."""
+        """Return a sentence for each finding, up to a useful number."""
         newest = self._newest
         pages = self._file_size // newest.page_size
-        if not 1 <= self._last <= pages + self._file_size // 8:  # those behind the end are in the free list
+        if not 1 <= self._last <= pages + self._file_size // 8:  # pages behind the end are in the free list
             return [f"its last page is {self._last}, but it has {pages} pages"]
         if newest.transaction % 2 != bool(newest.offset):
             self._found.append(f"transaction {newest.transaction} is in the wrong meta page")
@@ -67,7 +67,7 @@ class _Proof:
         for name, tree in named:
             self._tree(name, tree)
         missing = self._last + 1 - FIRST - self._count
-        if missing and not self._found:  # else it would only follow
+        if missing and not self._found:  # otherwise it is only a consequence
             first = self._taken.index(0, FIRST)
             self._found.append(f"{missing} pages are neither in use nor free; the first is {first}")
         return self._found[:_MOST]
@@ -91,7 +91,7 @@ class _Proof:
         is_free_list: bool = False,
         may_nest: bool = False,
     ) -> None:
-        """Prove one tree; ``look`` is called with each record."""
+        """Verify one tree; ``look`` is called with each record."""
         known = len(self._found)
         counts = [0, 0, 0, 0]  # branches, leaves, overflow pages, records
 
@@ -123,7 +123,7 @@ class _Proof:
             self._found.append(f"{name}: it has {_counted(counts)}, but counts {_counted(tree[3:7])}")
 
     def _records(self, nodes: list[Node], *, may_nest: bool) -> int:
-        """Return how many overflow pages the records of a leaf have."""
+        """Return the number of overflow pages of the records of a leaf."""
         count = 0
         for node in nodes:
             if node[1] == BIG:
