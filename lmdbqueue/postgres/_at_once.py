@@ -1,11 +1,12 @@
-"""Pushes, pops, leases and acks outside of blocks: the ways that are one statement each.
+"""Pushes, pops, leases and acks outside of blocks: the short ways, of one statement each.
 
-Owns: when one statement does, and what is known of the next call. Law: where one statement has changed nothing, since
-more has to be done, the caller does it as a transaction. Must not know: SQL, how a connection is had.
+Owns: when one statement suffices, and what is known in advance for the next call. Law: if one statement has changed
+nothing because more has to be done, the caller does it as a transaction. Must not know: SQL, where connections come
+from.
 
-``pop`` and ``lease`` claim the first items that nobody else has claimed, decode them, and remove or lease them, in one
-transaction. So the user's ``loads`` runs inside of it, other than with LMDB: there everybody would wait, here nobody
-does, since what is claimed is passed over. What cannot be decoded never left.
+``pop`` and ``lease`` claim the first unclaimed items, decode them, and remove or lease them, in one transaction. So the
+user's ``loads`` runs inside it, unlike with LMDB: there all others would wait, here none does, since claimed items are
+skipped. Items that cannot be decoded never leave.
 """
 
 import time
@@ -28,7 +29,7 @@ from lmdbqueue.postgres._step import Step
 T = TypeVar("T")
 R = TypeVar("R")
 
-_BLIND: Final = 16  # pops that do not look ahead after one whose item was taken by others
+_BLIND: Final = 16  # pops that do not look ahead after one whose item others had taken
 _NO_NOTES: Final = (0, None, None, None, None)
 
 
@@ -36,13 +37,13 @@ class Pushes:
     """The pushes of one queue object that have no options."""
 
     def __init__(self, hold: Hold, sequence: str) -> None:
-        """``sequence``: what numbers come from, "" in the order of commits."""
+        """``sequence``: the source of numbers, "" in the order of commits."""
         self._hold = hold
         self._sequence = sequence
-        self._page = b""  # where the row of the tail is
+        self._page = b""  # the page of the tail's row
 
     def append(self, payloads: Sequence[bytes]) -> range | None:
-        """Append as one statement; None: more than that has to be done, or somebody has renewed the tail."""
+        """Append by one statement; None if more has to be done, or if the tail was renewed."""
         place, n, size = self._hold.place, len(payloads), sum(map(len, payloads))
         values: dict[str, Any] = {"n": n, "size": size, "class": 0}
         if n == 1:
@@ -69,7 +70,7 @@ class Pushes:
         return range(start, start + n)
 
     def _renew_tail(self, page: bytes) -> None:
-        """Replace the row of the tail when it has left its page, since no old version of it can be pruned."""
+        """Replace the row of the tail if it has left its page, since its old versions cannot be pruned."""
         before, self._page = self._page, page
         if before:
             self._page = b""
@@ -81,20 +82,21 @@ class Takes:
 
     def __init__(self, hold: Hold) -> None:
         self._hold = hold
-        self._ahead: Ahead | None = None  # what was first when the last item left; each pop takes it, or drops it
-        self._misses = 0  # pops for which it is not worth to look ahead, since others take items, too
+        self._ahead: Ahead | None = None  # first when the last item left; each pop takes it, or drops it
+        self._misses = 0  # pops for which looking ahead is not worthwhile, since others take items, too
 
     def begin_anew(self) -> None:
-        """Know nothing, in a forked child."""
+        """Forget everything in a forked child."""
         self._ahead = None
 
     def take(
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
-        """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction.
+        """Claim the first unclaimed items, decode them, and remove them, as one transaction.
 
-        One item that was seen ahead, when the one before it left, is decoded first and removed by one statement. Where
-        fewer can be decoded than were claimed, or more were claimed than fit, all is undone, and done again for those.
+        An item that was seen ahead, when the previous one left, is decoded first and removed by one statement. If fewer
+        items can be decoded than were claimed, or more were claimed than fit, everything is undone, and repeated for
+        those.
         """
         if max_bytes is not None:
             return self.take(self._hold.that_fit(n, max_bytes), least, partial(_fitting, decode, max_bytes))
@@ -124,7 +126,7 @@ class Takes:
         return found.entries, items
 
     def _take_known(self, ahead: Ahead, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
-        """Take the item that was seen ahead, if it is the first; so it was decoded before it leaves."""
+        """Take the item that was seen ahead, and decoded, if it is still the first."""
         entry = Taken((_items.pack(ahead.seq), ahead.payload))
         try:
             items = decode([entry])
@@ -152,7 +154,7 @@ class Takes:
         return [entry], items
 
     def _claimed(self, n: int, fn: Callable[[Step, bool, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
-        """Return what ``fn`` claims and makes of it, once all that has to come back has."""
+        """Return the claim of ``fn`` and its result, after all due items have returned."""
         deaths = self._hold.is_time_to_look()
         insists = False
         while True:
@@ -160,7 +162,7 @@ class Takes:
                 place = self._hold.place.id
                 found, result = self._hold.database.attempt(self._hold.patience, place, fn, deaths, insists)
             except DecodeError:
-                self._hold.tell()  # others have passed it over meanwhile
+                self._hold.tell()  # others have skipped it meanwhile
                 raise
             if not found.is_there:
                 raise GoneError(self._hold.path, self._hold.name)
@@ -183,9 +185,9 @@ class Leases:
     def lease(
         self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
     ) -> tuple[list[T], Leased] | None:
-        """Lease the first items that nobody else has claimed, by one statement; what cannot be decoded dies then.
+        """Lease the first unclaimed items by one statement; those that cannot be decoded then become dead letters.
 
-        What does not fit, since others were faster than the look at what does, is given back at once.
+        Items that do not fit, because others were faster than the estimate, are given back at once.
         """
         n = self._hold.that_fit(n, max_bytes)
         deaths = self._hold.is_time_to_look()
@@ -222,15 +224,15 @@ class Leases:
             try:
                 found = self._without_surplus(token, found, max_bytes)
                 lease = self._lease_of(token, found, deadline, sort_out)
-            except BaseException:  # nobody gets the lease
+            except BaseException:  # the lease is not handed out
                 self._hold.holder.doubtful.append(token)
                 raise
             if lease is not None:
                 return lease
 
     def _values(self, tokens: list[Token], others: dict[str, Any]) -> dict[str, Any]:
-        """Return the values of a try, with a new token: what another process forgot with its owner is not of use."""
-        self._hold.refuse_if_closed()  # before a connection is opened, which nobody would close
+        """Return the values of an attempt, with a new token, since another process may have forgotten the old owner."""
+        self._hold.refuse_if_closed()  # before a connection is opened that would never be closed
         tokens.append(self._hold.holder.token(self._hold.patience))
         return {**others, "lease": tokens[-1]}
 
@@ -241,7 +243,7 @@ class Leases:
         database, place = self._hold.database, self._hold.place
         statement = _away.LEASE_ONE if is_short else _away.LEASE if deaths else _away.LEASE_NOW
         rows = database.once(self._hold.patience, statement, *place, values)
-        if isinstance(rows, Settled):  # nothing is held if its ttl was over before another connection could be had
+        if isinstance(rows, Settled):  # nothing is held if its ttl ended before another connection was available
             rows = self._hold.view(_away.held, tokens[-1])
             return rows or self._leased(values, tokens, deaths=deaths, is_short=is_short)
         return rows if rows or not is_short else self._leased(values, tokens, deaths=deaths, is_short=False)
@@ -249,7 +251,7 @@ class Leases:
     def _lease_of(
         self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
     ) -> tuple[list[T], Leased] | None:
-        """Return the lease of what was claimed; what cannot be decoded is dead. None if nothing can."""
+        """Return the lease of the claimed items; undecodable ones become dead letters. None if all are."""
         items, unreadable = sort_out(found.entries)
         seqs = [_items.number(key) for key, _ in found.entries]
         attempts = found.attempts
@@ -263,7 +265,7 @@ class Leases:
         return (items, Leased(token, seqs, attempts, deadline, entries)) if items else None
 
     def _without_surplus(self, token: Token, found: _away.Claimed, max_bytes: int | None) -> _away.Claimed:
-        """Give back what does not fit; return the rest."""
+        """Give back items that do not fit; return the rest."""
         if max_bytes is None:
             return found
         fits = len(fitting(found.entries, size_of, max_bytes))
@@ -274,7 +276,7 @@ class Leases:
         return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
 
     def _give_back_doubtful(self) -> None:
-        """Give back what leases hold of which this object has never heard whether they were given."""
+        """Give back the items of leases whose outcome this object never learned."""
         doubtful, self._hold.holder.doubtful = self._hold.holder.doubtful, []
         if doubtful:
             try:
@@ -297,7 +299,7 @@ class Leases:
         return leases
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Remove what leases hold, all of it or none; return which of each."""
+        """Remove items of several leases, all or none; return the numbers for each."""
         pairs = [[(seq, int(token)) for seq in wanted(token, seqs)] for token, seqs in asked]
         together = list(dict.fromkeys(chain.from_iterable(pairs)))
         if together and blocks.current() is None:
@@ -308,7 +310,7 @@ class Leases:
             if isinstance(rows, Settled):
                 there = self._hold.view(_away.still_there, values["seqs"])
                 gone = {pair for pair in together if pair[0] not in there}
-            elif rows and not rows[0][2]:  # no reader has to know
+            elif rows and not rows[0][2]:  # no reader has to be informed
                 gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
             if gone is not None:
                 return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
@@ -316,7 +318,7 @@ class Leases:
         return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+        """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         asked = wanted(token, seqs)
         if blocks.current() is None and asked:
             database, place = self._hold.database, self._hold.place
@@ -335,14 +337,14 @@ class Leases:
 
 
 def refuse_large(payload: bytes) -> None:
-    """Raise ``ValueError`` for what no row of the server's can have."""
+    """Raise ``ValueError`` for a payload that is too large for a row of the server."""
     if len(payload) > _items.MAX_SIZE:
         message = f"an item of {len(payload):,} bytes; PostgreSQL stores at most {_items.MAX_SIZE:,}"
         raise ValueError(message)
 
 
 def wanted(token: int, seqs: Collection[int] | None) -> list[int]:
-    """Return which items of a lease are meant: those of ``seqs``, or all that it was given."""
+    """Return the items of a lease that are meant: those of ``seqs``, or all that it was given."""
     return sorted(token.seqs if seqs is None and isinstance(token, Token) else seqs or ())
 
 

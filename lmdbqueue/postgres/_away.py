@@ -1,13 +1,13 @@
-"""Items held back: leased, delayed, dead; and how they come back to their places.
+"""Items held back (leased, delayed or dead), and how they return to their places.
 
-Owns: leases. Law: a lease is a token in the rows of its items, which only ``lease`` writes: whoever
-acknowledges, gives back or takes back an item changes its row where it has that token, so it is settled once, and what
-others have got meanwhile is left alone. Leases of items that a call took together share a token. Must not know:
-connections, who lives but for the lock of an owner, pickling.
+Owns: leases. Law: a lease is a token in the rows of its items, which only ``lease`` writes: an ack, a nack or a restore
+changes an item's row only if it has that token, so the item is settled once, and items that others have by now are left
+alone. Leases of items that a call took together share a token. Must not know: connections, which owners live (except by
+their locks), pickling.
 
-There is no timer. Whoever looks for work sees in the same statement whether something has to come back, and lets it
-come back in a transaction of its own (``restore``); killed before its commit, it did nothing. All times are those of
-the server.
+There is no timer. A consumer that looks for work sees in the same statement whether items are due to return, and
+returns them in a transaction of its own (``restore``); if it is killed before the commit, nothing happened. All times
+are the server's.
 """
 
 from collections.abc import Collection, Sequence
@@ -228,13 +228,13 @@ class Return(NamedTuple):
 
     reason: str
     delay: float = 0.0  # seconds
-    max_attempts: int | None = None  # with so many an item is dead
-    trace: str = ""  # the traceback of what happened
-    is_undone: bool = False  # the lease was no attempt, and nothing is noted of it
+    max_attempts: int | None = None  # attempts after which an item is dead
+    trace: str = ""  # the traceback of the failure
+    is_undone: bool = False  # the lease does not count as an attempt, and leaves no note
 
 
 class Claimed(NamedTuple):
-    """What a lease was given, by the rows of ``LEASE``."""
+    """The items of a lease, from the rows of ``LEASE``."""
 
     entries: list[Entry]
     attempts: list[int]
@@ -243,7 +243,7 @@ class Claimed(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """How much of everything there is in a queue."""
+    """The figures of a queue."""
 
     tail: int
     pushed: int
@@ -253,7 +253,7 @@ class Figures(NamedTuple):
     dead: int
     expired: int
     dropped: int
-    head: int  # number of the first item that waits, the tail if there is none
+    head: int  # number of the first waiting item, the tail if there is none
     oldest_age: float | None  # seconds, of that item
 
 
@@ -261,7 +261,7 @@ class Figures(NamedTuple):
 
 
 def claimed(rows: Sequence[Any]) -> Claimed:
-    """Return what the rows of a lease say."""
+    """Return the content of the rows of a lease."""
     status = rows[-1] if rows and rows[-1][0] is None else None
     held = sorted((row for row in rows if row[0] is not None), key=_by_seq)
     return Claimed(
@@ -288,7 +288,7 @@ def lease(step: Step, place: Place, values: dict[str, Any]) -> Claimed:
 
 
 def held(step: Step, place: Place, token: int) -> list[Any]:
-    """Return the rows of what a lease holds."""
+    """Return the rows of a lease's items."""
     return step.execute(_HELD, queue=place.id, lease=token).fetchall()
 
 
@@ -312,23 +312,23 @@ def bury_item(step: Step, place: Place, seq: int, reason: str) -> bool:
 
 
 def _as_bytes(reason: str, trace: str = "") -> bytes:
-    """Return what is kept of a reason, in whatever encoding the database is, and behind a NUL of its traceback."""
+    """Return the stored form of a reason, in any encoding of the database, with its traceback behind a NUL."""
     kept = reason[:_MAX_REASON].replace("\0", " ") + ("\0" + trace[-_MAX_TRACE:] if trace else "")
     return kept.encode(errors="replace")
 
 
 def still_there(step: Step, place: Place, seqs: Sequence[int]) -> list[int]:
-    """Return which of these items the queue has, wherever they are."""
+    """Return which of these items the queue has, in any state."""
     return [seq for (seq,) in step.execute(STILL_THERE, queue=place.id, seqs=list(seqs)).fetchall()]
 
 
 def ack(step: Step, place: Place, token: int, seqs: Collection[int]) -> list[int]:
-    """Remove those items that a lease holds; return which."""
+    """Remove those of these items that a lease holds; return their numbers."""
     return sorted(seq for seq, _ in ack_pairs(step, place, [(seq, token) for seq in sorted(seqs)]))
 
 
 def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Remove items, each given with the token of its lease, as far as those hold them; return which."""
+    """Remove items, given with the tokens of their leases, if those still hold them; return which."""
     seqs, leases = [seq for seq, _ in pairs], [token for _, token in pairs]
     settled: list[tuple[int, int]] = step.execute(_ACK_SLOWLY, queue=place.id, seqs=seqs, leases=leases).fetchall()
     if settled:
@@ -339,7 +339,7 @@ def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> lis
 
 
 def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Return) -> list[int]:
-    """Give back those items that a lease holds; return which."""
+    """Give back those of these items that a lease holds; return their numbers."""
     return _given_back(step, place, _NACK, how, lease=token, seqs=sorted(seqs))
 
 
@@ -348,12 +348,12 @@ def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: flo
     is_there = step.changed(_EXTEND, queue=place.id, lease=token, seqs=sorted(seqs), ttl=ttl) > 0
     step.has_changed = step.has_changed or is_there
     if is_there:
-        tell(step, place)  # sleepers that sleep until the old one
+        tell(step, place)  # wakes sleepers that sleep until the old deadline
     return is_there
 
 
 def give_up(step: Step, place: Place, holders: Sequence[int], how: Return) -> int:
-    """Give back all that holders have, who hold nothing any more; return how much it was."""
+    """Give back all items of holders, which then hold nothing; return their number."""
     returned = _given_back(step, place, _GIVE_UP, how, holders=list(holders))
     step.execute(_FORGET, holders=list(holders))
     step.has_changed = True
@@ -361,7 +361,7 @@ def give_up(step: Step, place: Place, holders: Sequence[int], how: Return) -> in
 
 
 def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> None:
-    """Give back what leases hold of which nobody knows: their calls have failed."""
+    """Give back the items of unknown leases, whose calls have failed."""
     for token in doubtful:
         how = Return("nobody knew of its lease")
         _given_back(step, place, _GIVE_BACK, how, lease=token)
@@ -404,7 +404,7 @@ def restore(
     how = Return("its lease expired", max_attempts=max_attempts)
     changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
     if is_kept:
-        _removal.expire_all(step, place, buries=buries_expired)  # what came back and is over, too
+        _removal.expire_all(step, place, buries=buries_expired)  # including items that have just returned
         changed += _readers.trim_kept(step, place)
     return changed
 
@@ -412,9 +412,9 @@ def restore(
 def _bequeath(step: Step, place: Place, dead: Sequence[tuple[int, int]], how: Return) -> int:
     """Requeue the items of dead holders, given with their owners; return their number.
 
-    A lease of theirs that is under way, or comes late, is not seen here. So the sessions of their processes are shut
-    out first; while one cannot be, since it is amid a change, its holder is not forgotten. A block shuts nobody out: a
-    process that lives, and has lost only its owner, would wait for the end of the block.
+    A lease of theirs that is under way, or comes late, is not visible here. So the sessions of their processes are shut
+    out first; as long as one cannot be, since it is in the middle of a change, its holder is not forgotten. A block
+    shuts out none: a living process that has only lost its owner would wait for the end of the block.
     """
     programs = list({program_of(owner) for _, owner in dead})
     if not step.is_block:
@@ -427,18 +427,18 @@ def _bequeath(step: Step, place: Place, dead: Sequence[tuple[int, int]], how: Re
 
 
 def next_time(step: Step, place: Place, holders: Sequence[int]) -> tuple[float | None, bool]:
-    """Return in how many seconds something has to come back, and whether others than ``holders`` hold leases."""
+    """Return the seconds until items are due to return, and whether others than ``holders`` hold leases."""
     row = step.execute(_NEXT_TIME, queue=place.id, holders=list(holders)).fetchone()
     assert row is not None  # of functions
     seconds, has_others = row
     return seconds, has_others
 
 
-# --- all of it
+# --- the whole queue
 
 
 def clear(step: Step, place: Place) -> int:
-    """Remove all that waits, is leased, delayed or dead; return how many items went."""
+    """Remove all waiting, leased, delayed and dead items; return their number."""
     gone = step.execute(_CLEAR_ITEMS, queue=place.id).fetchall()
     for state, n, size, seqs in gone:
         kind = "leased" if state == _LEASED else _NAMES[state]
@@ -451,7 +451,7 @@ def clear(step: Step, place: Place) -> int:
 
 
 def figures(step: Step, place: Place) -> Figures | None:
-    """Return how much of everything there is, None if the queue is gone."""
+    """Return the figures of the queue, None if it is gone."""
     row: Any = step.execute(_STATS, queue=place.id).fetchone()
     if row is None:
         return None

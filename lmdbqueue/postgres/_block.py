@@ -1,7 +1,7 @@
-"""The block of a user as one transaction of the database.
+"""The block of a ``transaction()`` as one transaction of the database.
 
-Owns: what the statements of a user do to a block. Law: what the calls and the statements of a block change is
-committed together or not at all. Must not know: how a transaction is committed, what a call means.
+Owns: the effect of a user's statements on a block. Law: the changes by calls and statements of a block are committed
+together or not at all. Must not know: how a transaction is committed, what a call means.
 
 A forked child has no part in its parent's block: its calls there raise ``ForkError``, and so does leaving it.
 """
@@ -35,12 +35,12 @@ class Block(block.Block):
         self.step = step
         self.was_shown = False  # its connection, to the user
         self.is_over = False  # its thread ended without leaving it
-        self._is_busy = False  # amid a call of several statements
+        self._is_busy = False  # whether a call of several statements is under way
         self._drop = drop
         self._thread = threading.get_ident()
 
     def end(self) -> None:
-        """End it without that it was left: its thread ends. This is called amid anything, so another one does it."""
+        """End it because its thread ends without leaving it. It is called anywhere, so another thread does the work."""
         self.is_over = True
         blocks.leave(self)
         departures.defer(self._drop)
@@ -58,7 +58,7 @@ class Block(block.Block):
                 yield
                 self._refuse_elsewhere()
         finally:
-            blocks.leave(self)  # if an interrupt came before that was done
+            blocks.leave(self)  # in case an interrupt came before
             if self.is_of_parent:
                 raise ForkError(self.path)
 
@@ -71,7 +71,7 @@ class Block(block.Block):
             )
 
     def call(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(step, *args)``, which looks before it writes, and calls nothing of a user's."""
+        """Return ``fn(step, *args)``, which checks before it writes, and calls no user code."""
         self._refuse_nested()
         try:
             self._is_busy = True
@@ -80,7 +80,7 @@ class Block(block.Block):
             self._is_busy = False
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` amid a call of the block, as a signal's handler may come, which is half done."""
+        """Raise ``NestedCallError`` if a call of the block is half done, which a signal handler may interrupt."""
         if self._is_busy or self.step.connection.lock.locked():
             raise NestedCallError(self.path)
 
@@ -106,7 +106,7 @@ class Block(block.Block):
             raise
 
     def attempt(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Do as ``call``, for what decodes what it has taken: it is undone if that fails, or changes nothing."""
+        """Like ``call``, for functions that decode what they take: undone if they fail, or change nothing."""
         self._refuse_nested()
         return self._called(database, _attempted, (fn, args))
 
@@ -147,7 +147,7 @@ def _leave_to_the_parent() -> None:
     mine = blocks.current()
     blocks.leave_to_the_parent()
     if mine is not None:
-        blocks.enter(mine)  # so that its calls are refused
+        blocks.enter(mine)  # so that calls in it are refused
 
 
 at_fork("PostgreSQL blocks", in_child=_leave_to_the_parent)

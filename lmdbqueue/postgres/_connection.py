@@ -1,8 +1,8 @@
-"""How a connection is opened, and what is set on it.
+"""Opening a connection, and its settings.
 
-Owns: the settings that our statements need, and how values are sent. Law: whatever a user has set on the server, the
-role or the database, our statements mean the same; what a user sets on a connection in a block is gone afterwards.
-Must not know: what a connection is used for.
+Owns: the settings that our statements need, and how values are sent. Law: our statements mean the same under all
+settings of the server, the role or the database; settings that a user makes on a connection in a block end with the
+block. Must not know: what a connection is used for.
 """
 
 import os
@@ -23,7 +23,7 @@ from psycopg.types.string import BytesBinaryDumper
 from lmdbqueue._errors import VersionError
 
 _OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained
-_LONG: Final = 130  # seconds to connect, as psycopg has it where there is no limit
+_LONG: Final = 130  # seconds to connect, psycopg's own default
 _MAX_TIMEOUT: Final = (1 << 31) - 1  # ms
 
 _DEFAULTS: Final = {"application_name": "lmdbqueue", "connect_timeout": "5"}
@@ -32,9 +32,9 @@ _DEFAULTS: Final = {"application_name": "lmdbqueue", "connect_timeout": "5"}
 # patience is over, down to half a second; unless the address says otherwise
 SILENCE: Final = 25.0  # seconds
 _SHORTEST_SILENCE: Final = 0.5
-_PART: Final = 5 / 6  # of the patience: there has to be time for another connection
+_PART: Final = 5 / 6  # of the patience, to leave time for another connection
 _OF_SILENCE: Final = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "keepalives")
-# Whatever the database is encoded in, names and messages come and go as UTF-8
+# In any encoding of the database, names and messages are exchanged as UTF-8
 _ENCODING: Final = {"client_encoding": "UTF8"}
 
 # Settings of the user's that hold in a block again
@@ -77,7 +77,7 @@ def shown(conninfo: str) -> str:
 
 
 def silence(patience: float) -> float:
-    """Return after how many seconds of silence a connection is given up amid calls of this patience."""
+    """Return the seconds of silence after which a connection is given up, in calls with this patience."""
     return min(SILENCE, max(_SHORTEST_SILENCE, _PART * patience))
 
 
@@ -98,20 +98,20 @@ def connect(conninfo: str, path: str, seconds: float, silent: float) -> psycopg.
 
 
 def _limits(silent: float) -> dict[str, str]:
-    """Return the settings by which a host that is silent counts as gone after so many seconds."""
+    """Return the settings that make a silent host count as gone after this many seconds."""
     idle, interval = max(1, round(0.4 * silent)), max(1, round(0.2 * silent))
     names = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count")
     return dict(zip(names, map(str, (int(silent * 1000), idle, interval, 3)), strict=True))
 
 
 def listen_for(connection: psycopg.Connection[Any], conninfo: str, silent: float) -> None:
-    """Set after how many seconds of silence a host counts as gone, unless the address says it."""
+    """Set the seconds of silence after which a host counts as gone, unless the address sets them."""
     if connection.info.host.startswith(("/", "@")) or not conninfo_to_dict(conninfo).keys().isdisjoint(_OF_SILENCE):
         return
     kinds = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL")
     with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:  # libpq's own stays open
         for kind, value in zip(kinds, _limits(silent).values(), strict=False):
-            if hasattr(socket, kind):  # which a system may lack
+            if hasattr(socket, kind):  # not every system has it
                 same.setsockopt(socket.IPPROTO_TCP, getattr(socket, kind), int(value))
 
 
@@ -122,12 +122,12 @@ def settle_in(connection: psycopg.Connection[Any], patience: float) -> None:
 
 
 def attributes(connection: psycopg.Connection[Any]) -> dict[str, Any]:
-    """Return what ``reset`` wants to know: psycopg's own settings of a connection."""
+    """Return psycopg's own settings of a connection, for ``reset``."""
     return {name: getattr(connection, name) for name in _ATTRIBUTES}
 
 
 def reset(connection: psycopg.Connection[Any], before: dict[str, Any], patience: float) -> None:
-    """Undo what a user may have set on a connection, which was in their hands."""
+    """Undo all settings that a user may have made on a connection."""
     for name, value in before.items():
         if getattr(connection, name) is not value:
             setattr(connection, name, value)
@@ -139,10 +139,10 @@ def _settings(patience: float) -> LiteralString:
 
 
 def _adapters() -> adapt.AdaptersMap:
-    """Return how values are sent, and times received.
+    """Return the adapters for sending values and receiving times.
 
-    Every number goes as a bigint, whatever its size, and lists as binary. A time comes as the number that the server
-    has of it, microseconds since 2000: of thousands of items at once no other form is as cheap, and it is exact.
+    Every number is sent as a bigint, whatever its size, and lists are sent as binary. A time is received as the
+    server's own number, microseconds since 2000: for thousands of items no other form is as cheap, and it is exact.
     """
     found = adapt.AdaptersMap(psycopg.adapters)
     for kind, dumper in ((int, Int8BinaryDumper), (bytes, BytesBinaryDumper), (list, ListBinaryDumper)):
@@ -155,7 +155,7 @@ _ADAPTERS: Final = _adapters()
 
 
 class Cursor(psycopg.Cursor[Any]):
-    """A cursor for our own statements, whatever a user has set on the connection."""
+    """A cursor for our own statements, independent of a user's settings of the connection."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         super().__init__(connection, row_factory=tuple_row)
@@ -168,7 +168,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def is_readable(fd: int) -> bool:
-    """Return whether something can be read now. Not by ``select``, which knows 1,024 descriptors only."""
+    """Return whether there is something to read. Not by ``select``, which is limited to 1,024 descriptors."""
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
     return bool(waiting.poll(0))
@@ -182,7 +182,7 @@ def together(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Pipeline]:
         with connection.pipeline() as pipeline:
             try:
                 yield pipeline
-            except BaseException as error:  # psycopg would log what it meets while this one unwinds
+            except BaseException as error:  # psycopg would log further errors while this one unwinds
                 ended_by = error
     except Exception as error:
         if ended_by is None:

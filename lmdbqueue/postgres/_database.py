@@ -1,8 +1,8 @@
-"""A database as this process has it: its connections, and what is done when one of them is lost.
+"""A database in this process: its connections, and what is done when one of them is lost.
 
 Owns: the pool, shared by all queue objects of one address and schema; retrying; forks. Law: a change is repeated only
-if it is known that it did not take place; what is not known within ``patience`` is said (``CommitUnknownError``).
-Must not know: what a queue is.
+if it certainly did not take place; if that cannot be found out within ``patience``, the call says so
+(``CommitUnknownError``). Must not know: what a queue is.
 
 What is lost, and when:
 
@@ -13,16 +13,16 @@ while connecting, or in a reading     another connection, again
 in a change                           another connection shuts the old session out, which waits until the server has
                                       undone or committed what was under way, and reads its token: the change took
                                       place, and its result is returned; or it did not, and is done again
-... and nobody can be asked           after ``patience`` seconds ``CommitUnknownError``, if its commit was awaited, else
+... and no server can be asked        after ``patience`` seconds ``CommitUnknownError``, if its commit was awaited, else
                                       ``ServerError``
 ====================================  =========================================================================
 
-Whatever is lost elsewhere, by an interrupt, in a block, amid an undoing, is settled in this way before the next change:
-until then it might hold what it has claimed, and the change would pass that over, since it passes over what others
-are taking.
+Connections lost elsewhere (by an interrupt, in a block, while undoing) are settled in this way before the next change:
+until then they might hold the items that they have claimed, and the change would skip those as it skips all items that
+others are taking.
 
-Another connection may be one to another server, after a failover. What it says is so there: a change that the old
-primary had acknowledged to nobody is there with its token, or not there and without it.
+Another connection may lead to another server, after a failover. Its answer holds there: a change that the old primary
+had not acknowledged exists there with its token, or does not exist, and neither does its token.
 """
 
 import os
@@ -51,15 +51,15 @@ from lmdbqueue.postgres._session import Session, Values
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
-_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each try, the last for all others
+_PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each attempt; the last one repeats
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_OTHERS: Final = 2  # connections in transactions, which take what a pooler has free
-_SLOW: Final = 2.5  # seconds that it takes to connect to a server that is there, at the most
+_OTHERS: Final = 2  # connections in transactions, which occupy the free ones of a pooler
+_SLOW: Final = 2.5  # the most seconds that connecting to a reachable server takes
 _databases: dict[tuple[str, str], "Database"] = {}
-_registry = threading.RLock()  # as all locks here: a call from within a call of the same thread must not wait for it
+_registry = threading.RLock()  # reentrant, like all locks here: a nested call of the same thread must not wait for it
 
 
 def open_database(conninfo: str, schema: str, patience: float, pool: int | None = None) -> "Database":
@@ -88,18 +88,18 @@ class Database:
         self.sql = Sql(schema)
         self.path = shown(conninfo)
         self.uuid = ""
-        self._amid: set[int] = set()  # threads that are amid a transaction of several statements
-        self._using: set[int] = set()  # threads that are amid a use of a connection of the pool
-        self._is_apart = False  # each connection has one of the server's, as a pooler of sessions gives it
-        self._is_lost = False  # the last connection that was used, or tried
-        self._connecting: float | None = None  # since when, on time.monotonic()
+        self._amid: set[int] = set()  # threads in a transaction of several statements
+        self._using: set[int] = set()  # threads using a connection of the pool
+        self._is_apart = False  # whether each connection has its own server connection, as with session pooling
+        self._is_lost = False  # whether the last connection used, or attempted, was lost
+        self._connecting: float | None = None  # since when a connection is being opened, on time.monotonic()
         self.handles = 0
-        self._unsettled: set[int] = set()  # sessions of which something may be under way though they were lost
+        self._unsettled: set[int] = set()  # lost sessions that may still have something under way
         self.owner = Owner(self.entered, self.sql)
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Have no connections: at first, and in a forked child."""
+        """Start without connections: initially, and in a forked child."""
         self._pool = Pool(self.limit)
         self._program = Program()
         self._unsettled.clear()
@@ -107,7 +107,7 @@ class Database:
             self.ear = Ear(self._connected_for_listening, self.sql)
 
     def abandon(self) -> None:
-        """Give up what is the parent's."""
+        """Give up the parent's connections."""
         for session in self._pool.all:
             session.abandon()
         self.ear.abandon()
@@ -115,7 +115,7 @@ class Database:
 
     @property
     def is_away(self) -> bool:
-        """Whether the server is away, judging by the last call still unanswered."""
+        """Whether the server is unreachable, judging by the last unanswered call."""
         since = self._connecting
         return self._is_lost or (since is not None and time.monotonic() - since > _SLOW)
 
@@ -133,7 +133,7 @@ class Database:
         try:
             uuid = _schema.prepare(session.connection, self.sql, self.path)
             session.sweep()
-        except psycopg.errors.UniqueViolation as error:  # two made the schema at the same moment
+        except psycopg.errors.UniqueViolation as error:  # two processes created the schema at the same moment
             raise Lost(error) from error
         return uuid
 
@@ -145,13 +145,13 @@ class Database:
                 return
             if _databases.get((self.conninfo, self.sql.schema)) is self:
                 del _databases[self.conninfo, self.sql.schema]
-        with ExitStack() as ending:  # whatever fails, or interrupts it: nobody else will close the rest
+        with ExitStack() as ending:  # in spite of failures and interrupts: nothing else will close the rest
             for session in self._pool.close():
                 ending.callback(session.leave)
             ending.callback(self.owner.leave)
             ending.callback(self.ear.close)
 
-    # --- what is done
+    # --- running steps
 
     def view(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, *args)``, which changes nothing; in the block of this thread, if it is in one."""
@@ -177,14 +177,14 @@ class Database:
         return result
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` amid a transaction of this thread, which may hold what the call would wait for."""
+        """Raise ``NestedCallError`` in a transaction of this thread, which may hold what the call would wait for."""
         if threading.get_ident() in self._amid:
             raise NestedCallError(self.path)
 
     def attempt(self, patience: float, queue: int, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
-        """Do as ``run``, for a function whose first statement notes its token in the ledger's row of a queue.
+        """Like ``run``, for a function whose first statement writes its token to the ledger's row of a queue.
 
-        What it did is undone if it does not say that it ``has_changed`` anything, inside of a block, too.
+        Its effects are undone, even inside a block, unless it says that it ``has_changed`` something.
         """
         if (block := blocks.current()) is not None:
             joined: R = block.attempt(self, fn, args)
@@ -206,8 +206,8 @@ class Database:
 
         ``values`` may be a function that makes them for each try.
 
-        ``Settled`` if they were lost, and the change took place. ``is_awaited``: whether the rows say that somebody
-        sleeps until it has.
+        ``Settled`` if the rows were lost and the change took place. ``is_awaited``: whether the rows say that there are
+        sleepers.
         """
 
         def act(session: Session) -> list[Any]:
@@ -222,12 +222,12 @@ class Database:
         return done
 
     def alone(self, patience: float, text: LiteralString, values: dict[str, Any]) -> None:
-        """Execute a statement of which it does not matter whether it is done, or done twice."""
+        """Execute a statement that may be done once, twice or not at all."""
         with suppress(QueueError):
             self._done_with("a change", patience, lambda session: session.alone(text, values))
 
     def connect(self, patience: float = 5.0, seconds: float | None = None, *, is_steady: bool = True) -> Session:
-        """Open a connection that is not of the pool, as ``Session`` does."""
+        """Open a connection outside of the pool, as ``Session`` does."""
         number = self._program.session()
         session = Session(self.conninfo, self.sql, self.path, number, patience, seconds, is_steady=is_steady)
         if session.is_pooled:
@@ -240,9 +240,9 @@ class Database:
         return session
 
     def _refuse_shared(self, session: Session) -> None:
-        """Raise ``ServerError`` if a pooler gives each transaction another connection of the server's.
+        """Raise ``ServerError`` if a pooler gives each transaction another server connection.
 
-        What a session is then belongs to whoever comes next: its locks, its settings, what it listens to.
+        Then a session's locks, settings and channels would belong to the next user of the connection.
         """
         if self._is_apart:
             return
@@ -251,7 +251,7 @@ class Database:
             for _ in range(_OTHERS):
                 other = Session(self.conninfo, self.sql, self.path, self._program.session())
                 stack.enter_context(closing(other))
-                stack.enter_context(other.connection.transaction())  # which keeps what it has got
+                stack.enter_context(other.connection.transaction())  # which occupies its server connection
                 sessions.append(other)
             pids = [each.connection.execute("SELECT pg_backend_pid()").fetchall()[0][0] for each in reversed(sessions)]
         backends = [each.backend for each in reversed(sessions)]
@@ -265,7 +265,7 @@ class Database:
         return self.entered(0.0)
 
     def entered(self, patience: float) -> Session:
-        """Open a connection that is not of the pool, and known to others."""
+        """Open a connection outside of the pool, and make it known to others."""
         deadline = time.monotonic() + patience
         number = 0
         while True:
@@ -333,7 +333,7 @@ class Database:
             self._give_back_used(session, block)
 
     def _give_back_used(self, session: Session, block: Block) -> None:
-        """Give a connection back that was in a user's hands: what they set on it is undone, or it is dropped."""
+        """Return a connection that a user has used: its settings are undone, or it is dropped."""
         if block.was_shown:
             try:
                 session.reset()
@@ -345,16 +345,16 @@ class Database:
     # --- connections
 
     def _done_with(self, operation: str, patience: float, act: Callable[[Session], Any]) -> Any:
-        """Return what ``act`` returns for a session, and give that back."""
+        """Return the result of ``act`` for a session, and return the session to the pool."""
         session, result = self._done(operation, patience, act)
         if session is not None:
             self._give_back(session)
         return result
 
     def _done(self, operation: str, patience: float, act: Callable[[Session], Any]) -> tuple[Any, Any]:
-        """Return a session and what ``act`` returns for it; repeat it with another as long as it may be.
+        """Return a session and the result of ``act`` for it; repeat it with another session as long as permitted.
 
-        The session is None if it was lost, when what it did was done.
+        The session is None if it was lost after its change had taken place.
         """
         deadline = time.monotonic() + patience
         number = 0
@@ -371,20 +371,20 @@ class Database:
                         return None, settled if lost.result is None else lost.result
                 if time.monotonic() >= deadline or is_hopeless(lost.cause):
                     self._refuse(operation, lost.cause)
-            except psycopg.Error as error:  # what psycopg believes to be prepared may not be: a new connection knows
+            except psycopg.Error as error:  # psycopg may be wrong about prepared statements: use a new connection
                 self._retire(session)
                 raise explained(error, self.path, operation) from error
             except Exception:
                 if session is not None:
                     self._give_back(session)
                 raise
-            except BaseException:  # an interrupt: who knows where
+            except BaseException:  # an interrupt, at an unknown point
                 self._abort(session)
                 raise
             number = _pause(number, deadline, session)
 
     def _acted(self, act: Callable[[Session], Any], session: Session) -> Any:
-        """Return what ``act`` returns for a session, which this thread uses meanwhile."""
+        """Return the result of ``act`` for a session, which this thread uses meanwhile."""
         thread = threading.get_ident()
         if thread in self._using:
             return act(session)
@@ -445,14 +445,14 @@ class Database:
             self._retire(session)
 
     def _retire(self, session: Session | None) -> None:
-        """End a connection that stands."""
+        """End an intact connection."""
         if session is not None and session.process == os.getpid() and self._pool.lose(session):
             if session.is_known and not session.is_idle:
                 self._unsettled.add(session.id)
             session.leave()
 
     def _drop(self, session: Session | None) -> None:
-        """Forget a connection that is lost; None: there was none to be had."""
+        """Forget a lost connection; None: there was none."""
         self._is_lost = True
         if session is not None and self._pool.lose(session):
             if session.is_known:
@@ -460,7 +460,7 @@ class Database:
             session.close()
 
     def _abort(self, session: Session | None) -> None:
-        """Forget a connection after an interrupt, and what it has claimed."""
+        """Forget a connection after an interrupt, with everything that it has claimed."""
         try:
             if session is not None:
                 session.undo_at_once()
@@ -468,7 +468,7 @@ class Database:
             self._drop(session)
 
     def _after(self, session: Session, lost: Lost, operation: str, patience: float) -> Settled | None:
-        """Wait until a lost session's change took place, or cannot any more; return what it noted."""
+        """Wait until a lost session's change has taken place, or no longer can; return its notes."""
         try:
             return self._settled(session.id, session.token, patience, lost.cause)
         except CommitUnknownError:
@@ -477,7 +477,7 @@ class Database:
             self._refuse(operation, lost.cause)
 
     def _settled(self, session: int, token: int, patience: float, cause: Exception) -> Settled | None:
-        """Find out whether a change took place; return what it noted, None if it did not."""
+        """Find out whether a change took place; return its notes, None if it did not."""
         try:
             return self._shut_out(session, token, patience)
         except (Lost, psycopg.Error) as error:
@@ -485,9 +485,9 @@ class Database:
             raise CommitUnknownError(self.path, "the commit", reason) from cause
 
     def _shut_out(self, session: int, token: int, patience: float) -> Settled | None:
-        """Wait until nothing of a lost session is under way; return what it noted of a change, None if nothing.
+        """Wait until nothing of a lost session is under way; return its notes on a change, None if there are none.
 
-        Raises what came of the last try.
+        Raises the error of the last attempt.
         """
         deadline = time.monotonic() + patience
         number = 0
@@ -508,7 +508,7 @@ class Database:
                 return settled
 
     def settle(self, patience: float) -> float:
-        """Wait until nothing is under way of sessions that were lost, and not settled; return the patience left."""
+        """Wait until nothing of lost, unsettled sessions is under way; return the patience left."""
         if not self._unsettled or blocks.current() is not None:
             return patience
         deadline = time.monotonic() + patience
@@ -516,7 +516,7 @@ class Database:
             try:
                 self._shut_out(session, 0, deadline - time.monotonic())
             except (Lost, psycopg.Error) as error:
-                if is_final(_sqlstate(error)):  # the ledger is not there any more, or not for us
+                if is_final(_sqlstate(error)):  # the ledger no longer exists, or is not accessible
                     self._unsettled.discard(session)
                     continue
                 if not isinstance(error, psycopg.errors.LockNotAvailable):
@@ -534,14 +534,14 @@ class Database:
 
 
 def is_hopeless(error: Exception) -> bool:
-    """Return whether another try meets the same."""
+    """Return whether another attempt would fail in the same way."""
     return isinstance(error, psycopg.OperationalError) and error.sqlstate is None and is_refused(error)
 
 
 def _pause(number: int, deadline: float, lost: Session | None = None) -> int:
-    """Sleep before another try; return the number of the next pause.
+    """Sleep before another attempt; return the number of the next pause.
 
-    One that has waited in the pool may have been of no use for long, as all others there: that is no reason to wait.
+    A connection from the pool may have been dead for long, like all others there: that is no reason to wait.
     """
     if lost is not None and lost.used_at:
         return number

@@ -1,8 +1,8 @@
-"""Dead letters: items that nobody is handed any more, until they are told to wait again.
+"""Dead letters: items that no consumer gets any more, until they are requeued.
 
-Owns: how they are read, requeued and forgotten. Law: an item that waits again has its place, and no attempts; it has
-the unique key that it had, which a dead letter keeps and leaves to others, or stays dead while another has that. Must
-not know: why items die.
+Owns: how they are read, requeued and removed. Law: a requeued item has its old place, and no attempts; it gets its
+unique key back, which others may use while it is dead, or stays dead while another item has the key. Must not know: why
+items die.
 """
 
 from collections.abc import Collection
@@ -35,13 +35,13 @@ _SIZES: Final = " RETURNING octet_length(payload)"
 
 
 class Letter(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
-    """An entry of a dead letter, with what else is known of it: nobody has to ask again, within an event loop."""
+    """An entry of a dead letter with all its facts, so that nothing has to be asked again within an event loop."""
 
     trailer: Trailer
 
 
 def since(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
-    """Return some dead letters from number ``seq`` on; none only if there are none."""
+    """Return some dead letters from number ``seq`` on; an empty list only if there are no more."""
     rows = step.execute(_LETTERS, queue=place.id, seq=seq, size=BROWSE_BYTES).fetchall()
     letters: list[tuple[Entry, Note]] = []
     for number, payload, attempts, reason, changed, pushed_at, headers in rows:
@@ -52,11 +52,11 @@ def since(step: Step, place: Place, seq: int) -> list[tuple[Entry, Note]]:
 
 
 def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Return dead letters, all or those of ``seqs``, to their places in the queue; return how many went.
+    """Return dead letters, all or those of ``seqs``, to their places in the queue; return their number.
 
     One whose unique key another item has by now stays dead.
     """
-    _positions.lock_tail(step, place.id)  # so that nobody pushes a key meanwhile
+    _positions.lock_tail(step, place.id)  # so that no key is pushed meanwhile
     staying = _without_key(step, place, seqs)
     sizes = [size for (size,) in _of_the_dead(step, place, _REQUEUE, seqs, _OTHERS + _SIZES, staying=staying)]
     if sizes:
@@ -66,7 +66,7 @@ def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
 
 
 def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:
-    """Remove the dead, all or those of ``seqs``; return how many there were."""
+    """Remove dead letters, all or those of ``seqs``; return their number."""
     gone = len(_of_the_dead(step, place, _FORGET, seqs, _SIZES))
     if gone:
         step.count(place.id, dead=-gone)
@@ -74,7 +74,7 @@ def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:
 
 
 def _without_key(step: Step, place: Place, seqs: Collection[int] | None) -> list[int]:
-    """Return which of the dead would wait with a unique key that another item has, or one before them gets."""
+    """Return the dead letters whose unique key another item has, or an earlier one of them gets."""
     rows = _of_the_dead(step, place, _KEYS, seqs, _WITH_KEYS)
     held = set(with_keys(step, place, [key for _, key in rows]))
     staying = []
@@ -88,7 +88,7 @@ def _without_key(step: Step, place: Place, seqs: Collection[int] | None) -> list
 def _of_the_dead(
     step: Step, place: Place, statement: Any, seqs: Collection[int] | None, rest: Any, **values: Any
 ) -> list[Any]:
-    """Return the rows of a statement about the dead, all or those of ``seqs``."""
+    """Return the rows of a statement about dead letters, all or those of ``seqs``."""
     if seqs is None:
         return step.execute(statement + _ALL + rest, queue=place.id, **values).fetchall()
     return step.execute(statement + _ONLY + rest, queue=place.id, seqs=sorted(seqs), **values).fetchall()

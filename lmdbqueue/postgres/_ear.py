@@ -1,14 +1,13 @@
-"""Hearing that something changed, from whatever process.
+"""Hearing of changes by any process.
 
-Owns: the connection that listens, the thread that reads it, and the rows that say who listens now. Law: whoever
-changes a queue looks for such a row, and only where there is one it tells, after its commit: who commits a notice
-holds a lock of the whole cluster until then. A change that looked before the row was there tells nobody, so whoever
-has just come to listen looks again, some moments later; and nobody sleeps for longer than ``CEILING`` without a look,
-since a notice may be lost with a connection, and the death of a consumer is told by nobody. Must not know: what is
-waited for.
+Owns: the connection that listens, the thread that reads it, and the rows that say who is listening. Law: a change of a
+queue looks for such a row, and only if there is one sends a notification, after its commit: committing a notification
+holds a lock of the whole cluster. A change that looked before the row existed notifies nobody, so a new listener checks
+again some moments later; and no listener sleeps longer than ``CEILING`` without checking, since a notification may be
+lost with a connection, and the death of a consumer is not announced. Must not know: what is waited for.
 
-The thread waits for notices and for calls to listen to more; it starts with the first sleeper. When the connection is
-lost, everybody is woken, to look, and it connects again.
+The thread waits for notifications and for calls to listen to more channels; it starts with the first sleeper. When the
+connection is lost, all sleepers are woken to check, and it connects again.
 """
 
 import os
@@ -28,9 +27,9 @@ from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._sql import Sql
 
 CEILING: Final = 1.0  # seconds
-_PAUSE: Final = 0.25  # seconds between two tries to connect
-_LINGER: Final = 2.0  # seconds after the last sleep until nobody has to tell any more
-_ECHOES: Final = (0.02, 0.1, 0.4)  # seconds after it came to listen at which it looks again
+_PAUSE: Final = 0.25  # seconds between two attempts to connect
+_LINGER: Final = 2.0  # seconds after the last sleep for which notifications are still sent
+_ECHOES: Final = (0.02, 0.1, 0.4)  # seconds after beginning to listen at which it checks again
 
 _SLEEP: Final = """
 WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
@@ -43,30 +42,30 @@ DELETE FROM {sleepers} WHERE queue = %(queue)s AND session = %(session)s AND EXI
 
 
 class Ear:
-    """What a process hears from one database."""
+    """The notifications that a process hears from one database."""
 
     def __init__(self, connect: Callable[[], Session], statements: Sql) -> None:
         self._connect = connect
         self._sql = statements
         self._lock = threading.RLock()
-        self._sleepers = Resting()  # told when anything was heard, and at the end
-        self._heard: dict[str, int] = {}  # how much, by channel
-        self._slept: dict[str, float] = {}  # when somebody did last, by channel; on time.monotonic()
-        self._known: set[str] = set()  # what the server knows to be listened to
-        self._echoes: list[float] = []  # when to look again; on time.monotonic()
+        self._sleepers = Resting()  # woken when anything was heard, and at the end
+        self._heard: dict[str, int] = {}  # number of notifications, by channel
+        self._slept: dict[str, float] = {}  # the time of the last sleep, by channel; on time.monotonic()
+        self._known: set[str] = set()  # channels that are registered at the server
+        self._echoes: list[float] = []  # when to check again; on time.monotonic()
         self._is_away = False  # the server
         self._is_closed = False
-        self._has_begun = False  # the thread
+        self._has_begun = False  # whether the thread has started
         self._session: Session | None = None
         self._bell, self._hammer = os.pipe()  # ends the thread's wait
-        os.set_blocking(self._hammer, False)  # the striker holds the lock, and the thread may be away for hours
+        os.set_blocking(self._hammer, False)  # the writer holds the lock, and the thread may not read for hours
 
     def listen(self, channel: str) -> int:
-        """Begin to notice what is told; return what ``wait`` wants to know."""
+        """Begin to notice notifications; return a ticket for ``wait``."""
         with self._lock:
             self._slept[channel] = time.monotonic()
             self._heard.setdefault(channel, 0)
-            if channel in self._known or self._is_closed:  # by another thread: the pipe may be somebody else's by now
+            if channel in self._known or self._is_closed:  # the pipe's descriptor may be reused by now
                 return self._heard[channel]
             if not self._has_begun:
                 self._begin()
@@ -78,18 +77,18 @@ class Ear:
         self._has_begun = True
         try:
             start_new_thread(self._run, ())
-        except RuntimeError:  # there are too many: whoever waits looks now and then, and the next one tries again
+        except RuntimeError:  # there are too many threads: waiters check now and then, and the next one tries again
             self._has_begun = False
 
     def wait(self, channel: str, ticket: int, timeout: float) -> None:
-        """Sleep until something was told after ``ticket`` was given, at most ``timeout`` s and ``CEILING``."""
+        """Sleep until a notification after ``ticket`` was given, at most ``timeout`` seconds and ``CEILING``."""
         self._sleepers.wait_for(
             self._lock, lambda: self._heard[channel] != ticket or self._is_closed, min(timeout, CEILING)
         )
         self._slept[channel] = time.monotonic()
 
     def ring(self) -> None:
-        """End the sleep of everybody in this process."""
+        """End the sleep of every waiter in this process."""
         with self._lock:
             self._hear(list(self._heard))
 
@@ -101,10 +100,10 @@ class Ear:
             if not self._has_begun:
                 self._close_pipe()
             else:
-                self._strike()  # and the thread closes it, when it is back from wherever it is
+                self._strike()  # the thread closes the pipe when it gets there
 
     def abandon(self) -> None:
-        """Give up what is the parent's: a forked child has no thread of it."""
+        """Give up the parent's connection in a forked child, which lacks its thread."""
         self._close_pipe()
         if self._session is not None:
             self._session.abandon()
@@ -119,7 +118,7 @@ class Ear:
     def _strike(self) -> None:
         """End the thread's wait. With the lock, without which the thread does not close the pipe."""
         if self._hammer >= 0:
-            with suppress(BlockingIOError):  # it is full: so the thread will not wait
+            with suppress(BlockingIOError):  # the pipe is full, so the thread will not wait
                 os.write(self._hammer, b"\0")
 
     def _hear(self, channels: list[str]) -> None:
@@ -150,15 +149,15 @@ class Ear:
                 session.leave()
             else:
                 session.close()
-                time.sleep(max(0.0, began + _PAUSE - time.monotonic()))  # if the server refuses to listen
-        with self._lock:  # whoever closes this may not have struck yet, and the number may be another file's then
+                time.sleep(max(0.0, began + _PAUSE - time.monotonic()))  # in case the server refuses LISTEN
+        with self._lock:  # close() may not have written yet, and the descriptor could be reused
             self._close_pipe()
 
     def _follow(self, session: Session) -> None:
         """Listen until the end, or until the connection is lost."""
         connection = session.connection
         listened: set[str] = set()
-        waiting = select.poll()  # not by select, which knows 1,024 descriptors only
+        waiting = select.poll()  # not by select, which is limited to 1,024 descriptors
         for fd in (connection.fileno(), self._bell):
             waiting.register(fd, select.POLLIN)
         while not self._is_closed:
@@ -178,7 +177,7 @@ class Ear:
                 self._known |= new
                 if new:
                     self._echoes = [time.monotonic() + each for each in _ECHOES]
-                    self._hear(list(new))  # what came before, or amid the statement, is not known
+                    self._hear(list(new))  # notifications before, or during, the statement are not known
             self._rest(waiting)
             told = [notify.channel for notify in connection.notifies(timeout=0)]
             if connection.closed:
@@ -187,7 +186,7 @@ class Ear:
                 self._hear(told)
 
     def _rest(self, waiting: select.poll) -> None:
-        """Wait for a notice, a call, or the next thing to do."""
+        """Wait for a notification, a call, or the next thing to do."""
         seconds = _LINGER / 2 if self._known else None
         if self._echoes:
             seconds = max(0.0, self._echoes[0] - time.monotonic())
@@ -201,6 +200,6 @@ class Ear:
                 self._hear(list(self._heard))
 
     def _announce(self, session: Session, statement: str, channel: str) -> None:
-        """Record the listener of a channel, or that nobody here listens to it any more."""
+        """Register the listener of a channel, or remove it."""
         values = {"queue": self._sql.queue(channel), "session": session.id}
         session.connection.execute(self._sql(statement), values)

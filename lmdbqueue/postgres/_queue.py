@@ -1,7 +1,7 @@
 """``PostgresQueue``: the verbs on tables of PostgreSQL.
 
-Owns: what a user opens and passes around; what concerns a queue as a whole. Law: what a verb means stands in
-``lmdbqueue._verbs.queue``, what its steps are in ``_engine``. Must not know: SQL, connections.
+Owns: the object that users open and pass around; verbs that concern a queue as a whole. Law: the meaning of a verb is
+in ``lmdbqueue._verbs.queue``, its steps are in ``_engine``. Must not know: SQL, connections.
 """
 
 import pickle
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 
-_LONGEST_SCHEMA: Final = 50  # bytes, so that a channel's name has room
+_LONGEST_SCHEMA: Final = 50  # bytes, to leave room for the name of a channel
 _DAY: Final = 86_400  # seconds that the rows of dead sessions are kept
 
 
 class Transaction:
-    """The block of a ``transaction()``, for statements of your own. ``queue.transaction()`` makes it."""
+    """The block of a ``transaction()``, for statements of your own. ``queue.transaction()`` returns it."""
 
     def __init__(self, block: Block) -> None:
         self._block = block
 
     @property
     def connection(self) -> "psycopg.Connection[Any]":
-        """The connection of the block. What is set on it lasts until the end of the block."""
+        """The connection of the block. Settings made on it last until the end of the block."""
         return self._block.shown()
 
 
@@ -74,7 +74,7 @@ class PostgresQueue(Queue[T]):
         maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
             What ``retain`` drops makes room first.
         max_attempts: Leases of an item after which this object makes it a dead letter; None: no limit.
-        expired: What becomes of expired items, as for ``PersistentQueue``.
+        expired: What this object does with expired items, as for ``PersistentQueue``.
         schema: The schema of the tables.
         patience: Seconds to reconnect, and to wait for a lock, before a call raises ``ServerError``.
         order: ``"commit"``: items leave in the order of the commits, so pushes take turns. ``"relaxed"``: pushes never
@@ -82,7 +82,7 @@ class PostgresQueue(Queue[T]):
         pool: The largest number of connections of this process for calls; None: one for each thread that calls.
 
     Raises:
-        ServerError: The server refuses, or did not answer for ``patience`` seconds.
+        ServerError: The server refused, or did not answer for ``patience`` seconds.
         OptionError: The queue was created with another ``order``.
         VersionError: The schema is of another version of the library.
     """
@@ -150,10 +150,10 @@ class PostgresQueue(Queue[T]):
         return _reopen, (type(self), self.conninfo, self._options())
 
     def flush(self, force: bool = False) -> int:  # noqa: ARG002  (as the other engine has it)
-        """Vacuum the table of items. The server does so by itself, often; free space is reused in any case.
+        """Vacuum the table of items. The server does this often by itself; free space is reused in any case.
 
         Args:
-            force: It changes nothing; ``PersistentQueue.flush`` has it.
+            force: Has no effect here; it exists for ``PersistentQueue.flush``.
 
         Returns:
             The number of bytes returned to the file system.
@@ -194,8 +194,8 @@ class PostgresQueue(Queue[T]):
         exception that leaves the block undoes all of it, and so does a kill. Calls in the block see the effects of
         earlier ones; nobody else does until the end. An inner block is a part of the outer one.
 
-        Other consumers pass over the items that it takes. A queue that it pushes to is locked for other pushes until
-        the end, so keep blocks short. Two blocks that push to two queues in different orders can block each other: the
+        Other consumers skip the items that it takes. A queue that it pushes to is locked for other pushes until the
+        end, so keep blocks short. Two blocks that push to two queues in different orders can block each other: the
         server undoes one of them, which raises ``ServerError``.
 
         Example:
@@ -279,7 +279,7 @@ class PostgresQueue(Queue[T]):
     def check(self) -> list[str]:
         """Verify the counts, leases and items of all queues of the schema.
 
-        The server's files are the business of its own tools.
+        The server's files are checked by its own tools.
 
         Returns:
             A sentence for each fault; an empty list if there is none.
@@ -300,7 +300,7 @@ def _tell(step: Step, place: Place) -> None:
 
 
 def postgres_engine_of(queue: PostgresQueue[Any]) -> PostgresEngine:
-    """Return the engine of a queue in a database, for code that does with its items what no verb does."""
+    """Return the engine of a queue in a database, for work on its items for which there is no verb."""
     return queue._engine  # noqa: SLF001  (the one way in)
 
 

@@ -3,13 +3,13 @@
 Owns: how a queue in a database is opened for an event loop. Law: a verb means what its namesake in ``PostgresQueue``
 means. Must not know: what the verbs do, threads.
 
-The calls of a loop are carried by the two threads of ``lmdbqueue.aio._courier``, and not by psycopg's asynchronous
-connections, for three reasons. Pushes to one queue take turns, one commit at a time, whoever makes them: a thousand
-tasks with a connection each would commit a thousand times, one after the other, where the courier makes one statement
-of them. A task that waits costs a future, and no connection, which the server pays for with a process. And that a
-change is done once though its connection is lost, or its caller cancelled, is proven for the synchronous steps; a
-second set of them would have to be proven again. So however many tasks wait, there are two threads, the one that
-hears the server's notices, and a connection for each of the three at most.
+The calls of a loop are carried out by the two threads of ``lmdbqueue.aio._courier``, not by psycopg's asynchronous
+connections, for three reasons. Pushes to one queue take turns, one commit at a time: a thousand tasks with a connection
+each would commit a thousand times, one after the other, where the courier makes one statement of them. A waiting task
+costs a future, not a connection, for which the server needs a process. And for the synchronous steps it is tested that
+a change is made once even if its connection is lost or its caller cancelled; a second set of steps would have to be
+tested again. So for any number of waiting tasks there are two threads, a third that hears the server's notifications,
+and at most one connection for each of the three.
 """
 
 from functools import partial
@@ -44,7 +44,7 @@ class AsyncPostgresQueue(AsyncQueue[T]):
     queue: PostgresQueue[T]
 
     def __init__(self, queue: PostgresQueue[T] | str, name: str = "queue", **options: Any) -> None:
-        """Take the arguments of ``PostgresQueue``, to be opened by ``async with``, or one that is open."""
+        """Take the arguments of ``PostgresQueue``, which ``async with`` opens, or an open one."""
         super().__init__(queue if isinstance(queue, PostgresQueue) else partial(PostgresQueue, queue, name, **options))
 
     @classmethod
