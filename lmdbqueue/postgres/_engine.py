@@ -1,7 +1,7 @@
 """``PostgresEngine``: the steps of the verbs, on tables of PostgreSQL.
 
-Owns: which function of a transaction a step is. Law: each step is one call of the database. Must not know: SQL, how a
-queue is opened.
+Owns: the function of a transaction behind each step. Law: each step is one call of the database. Must not know: SQL,
+how a queue is opened.
 """
 
 import time
@@ -31,9 +31,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_AGAIN: Final = 3  # tries of a push as one statement
-_LAST_PATIENCE: Final = 1.0  # seconds, of an object that is closed and holds leases
-_FAILED_LOOK: Final = 0.05  # seconds until a sleeper tries again what could not come back
+_AGAIN: Final = 3  # attempts of a push by one statement
+_LAST_PATIENCE: Final = 1.0  # seconds, for closing an object that holds leases
+_FAILED_LOOK: Final = 0.05  # seconds until a sleeper retries to restore items that could not return
 
 _engines: "weakref.WeakSet[PostgresEngine]" = weakref.WeakSet()
 
@@ -53,7 +53,7 @@ class PostgresEngine:
         patience: float = 30.0,
         is_relaxed: bool = False,
     ) -> None:
-        """Use a database, which is released when this object is closed, or gone."""
+        """Use a database, which is released when this object is closed or collected."""
         self._hold = Hold(database, name, patience, max_attempts)
         self._hold.buries_expired = buries_expired
         self.name = name
@@ -81,7 +81,7 @@ class PostgresEngine:
 
     @property
     def database(self) -> Database:
-        """The database; once closed, what raises ``ClosedError``."""
+        """The database; after ``close()``, an object that raises ``ClosedError``."""
         return self._hold.database
 
     @property
@@ -91,12 +91,12 @@ class PostgresEngine:
 
     @property
     def patience(self) -> float:
-        """For how many seconds a call of this thread goes on while the server is away."""
+        """Seconds for which a call of this thread continues while the server is unreachable."""
         return self._hold.patience
 
     @property
     def is_away(self) -> bool:
-        """Whether a call waits for a server that is away."""
+        """Whether a call is waiting for an unreachable server."""
         return not self.is_closed and self._hold.database.is_away
 
     def hurry(self, deadline: float) -> None:
@@ -105,7 +105,7 @@ class PostgresEngine:
 
     @property
     def max_attempts(self) -> int | None:
-        """The number of attempts after which an item is dead."""
+        """The number of leases after which an item becomes a dead letter."""
         return self._hold.max_attempts
 
     @max_attempts.setter
@@ -114,7 +114,7 @@ class PostgresEngine:
 
     @property
     def buries_expired(self) -> bool:
-        """What has expired goes to the dead letters."""
+        """Whether expired items become dead letters."""
         return self._hold.buries_expired
 
     @buries_expired.setter
@@ -122,11 +122,11 @@ class PostgresEngine:
         self._hold.buries_expired = buries
 
     def count(self) -> int:
-        """Return how many items wait in the queue, at a cost that does not depend on it."""
+        """Return the number of waiting items, in constant time."""
         return self._hold.figures().waiting
 
     def owed(self) -> int:
-        """Return how many items ``maxsize`` counts: those that wait, are leased or delayed."""
+        """Return the number of items that ``maxsize`` counts: waiting, leased and delayed ones."""
         found = self._hold.figures()
         return found.waiting + found.leased + found.delayed
 
@@ -155,22 +155,22 @@ class PostgresEngine:
         return self._hold.view(_items.find, key)
 
     def cancel(self, key: bytes) -> bool:
-        """Remove the item with a unique key, if it waits or is delayed."""
+        """Remove the item with a unique key, if it is waiting or delayed."""
         self._hold.restored()
         return self._hold.run(_removal.cancel, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the first ``n`` entries, or as many as there are; of at most so many payload bytes, but always one."""
+        """Return at most the first ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         if max_bytes is not None:
             return within(self.first, size_of, n, max_bytes)
         return self._hold.seen(n, _items.first, n)
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Do as ``first``, for entries that are to be taken: they need not be durable yet."""
+        """Like ``first``, for entries that will be taken: they need not be durable yet."""
         return self._hold.candidates(n, max_bytes)
 
     def since(self, key: bytes) -> list[Entry]:
-        """Return some entries behind that of ``key``, b"" for all; none only if there are none."""
+        """Return some entries behind ``key``, from the head for b""; an empty list only if there are no more."""
         return self._hold.seen(1, _items.since, key)
 
     # --- taking
@@ -178,11 +178,11 @@ class PostgresEngine:
     def take(
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
-        """Claim the first items that nobody else has claimed, decode them, and remove them, as one transaction."""
+        """Claim the first unclaimed items, decode them, and remove them, as one transaction."""
         return self._takes.take(n, least, decode, max_bytes)
 
     def trailers(self, entries: Sequence[Entry]) -> list[Trailer]:
-        """Return when each was pushed, and its headers; those of an item that has left are missing."""
+        """Return the trailer of each item; for an item that has left, the headers are missing."""
         letters = [entry.trailer for entry in entries if isinstance(entry, _dead.Letter)]
         if len(letters) == len(entries):
             return letters
@@ -194,19 +194,19 @@ class PostgresEngine:
     def lease(
         self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
     ) -> tuple[list[T], Leased] | None:
-        """Lease the first items that nobody else has claimed; what cannot be decoded dies then."""
+        """Lease the first unclaimed items; those that cannot be decoded become dead letters."""
         return self._leases.lease(n, ttl, sort_out, max_bytes)
 
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
-        """Lease the first ``n`` items, or as many as there are, each by itself."""
+        """Lease at most the first ``n`` items, each with a lease of its own."""
         return self._leases.lease_each(n, ttl, sort_out)
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Do as ``ack`` for leases and items of theirs, by one statement; return what it would for each."""
+        """Like ``ack``, for several leases by one statement; return the result of each."""
         return self._leases.ack_each(asked)
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        """Remove what a lease holds, None for all, for good; return which, None if the lease is gone."""
+        """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         return self._leases.ack(token, seqs)
 
     def nack(
@@ -218,7 +218,7 @@ class PostgresEngine:
         max_attempts: int | None,
         trace: str = "",
     ) -> list[int] | None:
-        """Give back what a lease holds, None for all; return which, None if the lease is gone."""
+        """Give back items of a lease, None for all; return their numbers, None if the lease is gone."""
         how = _away.Return(reason, delay, self._hold.max_attempts if max_attempts is None else max_attempts, trace)
         return self._hold.run(_away.nack, token, wanted(token, seqs), how) or None
 
@@ -234,7 +234,7 @@ class PostgresEngine:
         return (deadline,)
 
     def count_dead(self) -> int:
-        """Return how many there are."""
+        """Return the number of dead letters."""
         return self._hold.figures().dead
 
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
@@ -243,27 +243,27 @@ class PostgresEngine:
         return self._hold.view(_dead.since, seq)
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Return dead letters, None for all, to the queue; return how many went."""
-        self._hold.restored()  # so that nothing that has expired has a key
+        """Return dead letters, None for all, to the queue; return their number."""
+        self._hold.restored()  # so that no expired item holds a key
         return self._hold.run(_dead.requeue, seqs)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
-        """Remove dead letters, None for all; return how many there were."""
+        """Remove dead letters, None for all; return their number."""
         return self._hold.run(_dead.forget, seqs)
 
     # --- readers
 
     def reader(self, name: str) -> PostgresReaderEngine:
-        """Return the steps of a reader, which may not be there yet."""
+        """Return the engine of a reader, which need not exist yet."""
         return PostgresReaderEngine(self._hold, self.name, name)
 
     def readers(self) -> list[ReaderStats]:
-        """Return what is known of all readers."""
+        """Return the figures of all readers."""
         self._hold.restored()
         return self._hold.view(_readers.stats, None)
 
     def retain(self, retention: Retention | None) -> None:
-        """Set what is kept, whoever has passed it."""
+        """Set the limits up to which items are kept, read or not."""
         self._hold.restored()
         if not self._hold.run(_readers.retain, retention):
             raise GoneError(self.path, self.name)
@@ -271,7 +271,7 @@ class PostgresEngine:
     # --- removing
 
     def delete_item(self, seq: int) -> bool:
-        """Remove the item of this number, if it waits; return whether it did."""
+        """Remove the item of this number, if it is waiting; return whether it was."""
         self._hold.restored()
         return self._hold.run(_removal.delete_item, seq)
 
@@ -281,13 +281,14 @@ class PostgresEngine:
         return self._hold.run(_away.bury_item, seq, reason)
 
     def put_back(self, entries: list[Entry]) -> None:
-        """Undo ``take``: the items have their old numbers again, whatever has left after them."""
+        """Undo ``take``: the items get their old numbers back, even if later items have left since."""
         self._hold.run(partial(_readers.put_back, buries=self._hold.buries_expired), entries)
 
     def delete(self, n: int) -> int:
-        """Remove the first ``n`` items, or as many as there are; return how many went.
+        """Remove at most the first ``n`` items; return their number.
 
-        What was seen first is what goes: were expired items removed before, others would go that nobody has seen.
+        The items that were seen first are removed: if expired ones were removed before, others would go that no caller
+        has seen.
         """
         removed = self._hold.run(_removal.delete, n)
         if not removed:
@@ -295,7 +296,7 @@ class PostgresEngine:
         return removed
 
     def clear(self) -> int:
-        """Remove all items that wait."""
+        """Remove all waiting items."""
         self._hold.restored()
         return self._hold.run(_removal.clear)
 
@@ -304,7 +305,7 @@ class PostgresEngine:
         return self._hold.run(_away.clear)
 
     def move(self, n: int, to: "PostgresEngine") -> int:
-        """Move the first ``n`` items, or as many as there are, to the tail of another queue; return how many."""
+        """Move at most the first ``n`` items to the tail of another queue; return their number."""
         self._hold.restored()
         moved = self._hold.run(partial(_readers.move, buries=to.buries_expired), to.place, n, to.maxsize)
         if moved is None:
@@ -312,7 +313,7 @@ class PostgresEngine:
         return moved
 
     def payloads(self, entries: list[Entry]) -> list[bytes]:
-        """Return the payloads of the entries, found undamaged (``CorruptItemError``)."""
+        """Return the payloads of the entries."""
         return [payload for _, payload in entries]
 
     def opened(self, entry: Entry) -> tuple[int, bytes]:
@@ -333,11 +334,11 @@ class PostgresEngine:
     def listen(self) -> int:
         """Return a ticket for ``sleep``."""
         database = self._hold.database
-        blocks.refuse_inside(self.path, "a call would wait", "what was taken in it is locked meanwhile: use timeout=0")
+        blocks.refuse_inside(self.path, "a call would wait", "items taken in it are locked meanwhile: use timeout=0")
         return database.ear.listen(self._hold.place.channel)
 
     def sleep(self, ticket: int, timeout: float) -> None:
-        """Sleep until something changed after the ticket was given, or for ``timeout`` s, or a while."""
+        """Sleep until something changes after the ticket was given, at most ``timeout`` seconds; may return early."""
         database = self._hold.database
         seconds, has_others = self._hold.view(_away.next_time, self._hold.holder.numbers)
         if seconds is not None:
@@ -357,7 +358,7 @@ class PostgresEngine:
         """Return False: no move waits for the flush of another process."""
         return False
 
-    # --- the whole
+    # --- the queue as a whole
 
     def stats(self) -> Stats:
         """Return the figures of the queue."""
@@ -371,7 +372,7 @@ class PostgresEngine:
         self.refuse_if_closed()
 
     def close(self) -> None:
-        """Give back what is leased, and the database."""
+        """Give back leased items, and release the database."""
         database = self._hold.database
         was_closed, self.is_closed = self.is_closed, True
         if was_closed:
@@ -381,20 +382,20 @@ class PostgresEngine:
         database.ear.ring()
         if numbers := self._hold.holder.numbers:
             how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
-            with suppress(QueueError):  # else whoever looks when the process is gone finds a dead owner
+            with suppress(QueueError):  # otherwise a reading after the end of the process finds a dead owner
                 database.run(_LAST_PATIENCE, _away.give_up, self._hold.place, numbers, how)
             self._hold.holder.begin_anew()
-        if self._release.detach():  # else the collector was faster
+        if self._release.detach():  # otherwise the garbage collector was faster
             database.release()
 
     def begin_anew(self) -> None:
-        """Hold no leases, in a forked child, whose parent may hold some."""
+        """Hold no leases in a forked child; its parent may hold some."""
         self._hold.holder.begin_anew()
         self._takes.begin_anew()
 
 
 class _Closed:
-    """What stands for the database of a closed queue."""
+    """Stands in for the database of a closed queue."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -404,9 +405,9 @@ class _Closed:
 
 
 def _let_go(database: Database, holder: Holder) -> None:
-    """Give back what a forgotten object held, and let go of the database.
+    """Give back the items of a dropped object, and release the database.
 
-    As the program ends, and nobody could end a wait for the server, it comes back with the end of its connection.
+    While the program ends, when nothing could end a wait for the server, they return with the end of their connection.
     """
     try:
         if holder.numbers and departures.patience() < 0:
@@ -418,7 +419,7 @@ def _let_go(database: Database, holder: Holder) -> None:
 
 
 def refuse_other_order(path: str, *, stored: bool, given: bool) -> None:
-    """Raise ``OptionError`` if a queue was made with another order."""
+    """Raise ``OptionError`` if a queue was created with another order."""
     if stored != given:
         order = {True: "relaxed", False: "commit"}
         raise OptionError(path, "order", order[stored], order[given])

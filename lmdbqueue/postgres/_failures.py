@@ -1,6 +1,6 @@
-"""What the server's errors mean.
+"""The meaning of the server's errors.
 
-Owns: which errors say that a connection is of no use any more, which hide an interrupt, and which of ours stands for
+Owns: which errors mean that a connection is no longer usable, which hide an interrupt, and which of our errors replaces
 the others. Law: no exception of psycopg reaches a user of a queue. Must not know: what was being done.
 """
 
@@ -12,16 +12,16 @@ import psycopg
 
 from lmdbqueue._errors import QueueError, ServerError
 
-# The server goes, comes, or is one that only reads now: another connection may find one that writes
+# The server is stopping, starting, or now read-only: another connection may find one that accepts writes
 _GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
 
-# It has undone a transaction for the sake of another: do it again
+# It has undone a transaction in favour of another: repeat it
 _AGAIN: Final = {"40001", "40P01"}
 
-# What does not pass by waiting: values that do not fit, a constraint, what is not permitted, a limit of the server's
+# Errors that waiting does not cure: values that do not fit, a constraint, a missing permission, a limit of the server
 _FINAL: Final = ("22", "23", "42", "54")
 
-# The same, of a connection that was refused: libpq gives no code for that, only the server's words
+# The same for a refused connection: libpq gives no code for that, only the server's message
 _REFUSED: Final = re.compile(
     "role .* does not exist|database .* does not exist|authentication failed|no password supplied"
     "|no pg_hba.conf entry|is not permitted to log in|permission denied|invalid connection option"
@@ -29,10 +29,10 @@ _REFUSED: Final = re.compile(
 
 
 class Lost(Exception):
-    """A connection was lost, or the server undid what was done; ``is_unknown``: perhaps after the commit.
+    """A connection was lost, or the server undid the transaction; ``is_unknown``: perhaps after the commit.
 
-    ``has_begun``: the server may not have noticed yet, and still hold what was claimed. ``result`` is what the change
-    returns if it took place.
+    ``has_begun``: the server may not have noticed yet, and may still hold the claimed items. ``result`` is the result
+    of the change if it took place.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class Lost(Exception):
 
 
 def is_lost(error: Exception, connection: psycopg.Connection[Any] | None) -> bool:
-    """Return whether an error ended the connection, or says that it is of no use."""
+    """Return whether an error ended the connection, or says that it is not usable."""
     if not isinstance(error, psycopg.Error):
         return False
     if connection is None or any(each.sqlstate in _GOING for each in _chain(error)):
         return True
-    if connection.pgconn.pipeline_status:  # it could not be left: an answer is missing
+    if connection.pgconn.pipeline_status:  # the pipeline could not be left: an answer is missing
         return True
     return connection.closed and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
 def _chain(error: BaseException) -> Iterator[psycopg.Error]:
-    """Yield an error and those amid which it was raised: psycopg may end with that it cannot leave a pipeline."""
+    """Yield an error and those during which it was raised: psycopg may end by reporting an open pipeline."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, psycopg.Error):
@@ -66,9 +66,9 @@ def _chain(error: BaseException) -> Iterator[psycopg.Error]:
 
 
 def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseException | None:
-    """Return the interrupt that an error hides: psycopg says that it cannot leave a block, and drops why.
+    """Return the interrupt that an error hides: psycopg reports that it cannot leave a block, and drops the reason.
 
-    ``handled`` is what the caller was dealing with before.
+    ``handled`` is the error that the caller was handling before.
     """
     found: BaseException | None = error
     while found is not None and found is not handled:
@@ -79,17 +79,17 @@ def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseE
 
 
 def is_final(sqlstate: str) -> bool:
-    """Return whether an error of the server will be the same however often the statement is repeated."""
+    """Return whether repeating the statement would only meet the same error of the server."""
     return sqlstate[:2] in _FINAL
 
 
 def is_refused(error: psycopg.Error) -> bool:
-    """Return whether a connection was refused for a reason that does not pass by waiting."""
+    """Return whether a connection was refused for a reason that waiting does not cure."""
     return _REFUSED.search(str(error)) is not None
 
 
 def is_answered(error: Exception) -> bool:
-    """Return whether an error is the server's answer to one statement, which did nothing, and the connection stands."""
+    """Return whether an error is the server's answer to one statement that did nothing, on an intact connection."""
     return isinstance(error, psycopg.Error) and error.sqlstate is not None and error.sqlstate[:2] not in ("57", "08")
 
 
@@ -106,6 +106,6 @@ def is_shut_out(error: Exception) -> bool:
 
 
 def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
-    """Return what a user gets instead of an error of psycopg."""
+    """Return our error for one of psycopg."""
     reason = error.diag.message_primary or str(error).strip() or type(error).__name__
     return ServerError(path, operation, " ".join(reason.split()), error.sqlstate or "")

@@ -1,7 +1,7 @@
-"""What the steps of one queue object share: its queue, its database, and a look at what has to come back first.
+"""The base of one queue object's steps: its queue, its database, and restoring items that are due.
 
-Owns: how long an object's calls go on, whether it is closed. Law: before a step tells what is there, everything that
-has to come back has. Must not know: what the steps do.
+Owns: how long an object's calls continue, whether it is closed. Law: before a step reports on the queue, all items that
+are due to return have returned. Must not know: what the steps do.
 """
 
 import threading
@@ -23,7 +23,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _MUCH: Final = 0.9  # of the patience
-DEATH_LOOK: Final = 0.25  # seconds between two looks for dead owners of leases
+DEATH_LOOK: Final = 0.25  # seconds between two checks for dead owners of leases
 
 
 class Hold:
@@ -32,22 +32,22 @@ class Hold:
     place: Place
 
     def __init__(self, database: Database, name: str, patience: float, max_attempts: int | None) -> None:
-        self.database = database  # once closed, what raises ClosedError
+        self.database = database  # after close(), an object that raises ClosedError
         self.name = name
         self.path = database.path
         self._patience = patience
-        self._deadline = threading.local()  # of the calls of a thread
+        self._deadline = threading.local()  # deadlines of the calls of each thread
         self.max_attempts = max_attempts
         self.buries_expired = False
         self.is_closed = False
         self.holder = Holder(database.owner)
-        self._deaths_seen = 0.0  # when it was looked for dead owners last
+        self._deaths_seen = 0.0  # when dead owners were last looked for
 
     @property
     def patience(self) -> float:
-        """For how many seconds a call of this thread goes on while the server is away, from now on.
+        """Seconds, from now, for which a call of this thread continues while the server is unreachable.
 
-        All of them unless much of them is gone: another limit for locks has to be told to the server.
+        The full patience unless much of it is gone, since the server must be told of a different limit for locks.
         """
         until = getattr(self._deadline, "until", None)
         left = self._patience if until is None else until - time.monotonic()
@@ -75,7 +75,7 @@ class Hold:
         self.view(_items.tell)
 
     def seen(self, wanted: int, read: Callable[..., Found], *args: Any) -> list[Entry]:
-        """Return what ``read``, of a step, finds, once everything that has to come back has."""
+        """Return what ``read``, called with a step, finds after all due items have returned."""
 
         def look(*args: Any, deaths: bool) -> Found:
             found: Found = self.view(partial(read, deaths=deaths), *args)
@@ -84,7 +84,7 @@ class Hold:
         return self.found(wanted, look, *args)
 
     def found(self, wanted: int, look: Callable[..., Found], *args: Any) -> list[Entry]:
-        """Return what ``look`` finds, once everything that has to come back has."""
+        """Return what ``look`` finds after all due items have returned."""
         deaths = self.is_time_to_look()
         while True:
             found = look(*args, deaths=deaths)
@@ -95,13 +95,13 @@ class Hold:
             deaths = True
 
     def has_to_look_again(self, found: Found, deaths: bool, wanted: int) -> bool:
-        """Requeue what is due; return whether to look again: if too little was found, for dead owners, too."""
+        """Requeue due items; return whether to look again (if too little was found, also for dead owners)."""
         if found.is_overdue:
             return self._restore(deaths=True) > 0
         return not deaths and len(found.entries) < wanted
 
     def again(self, found: Found, wanted: int, *, deaths: bool, insists: bool) -> tuple[bool, bool] | None:
-        """Requeue what is due; return whether to look again for dead owners, and past what is due and is locked.
+        """Requeue due items; return whether to look again for dead owners, and past due items that are locked.
 
         None: not to look again.
         """
@@ -110,7 +110,7 @@ class Hold:
         return (deaths, True) if found.is_overdue and not insists else None
 
     def is_time_to_look(self) -> bool:
-        """Return whether to look for dead owners now, which is not done with each call."""
+        """Return whether to look for dead owners now, which not every call does."""
         now = time.monotonic()
         is_time = now - self._deaths_seen >= DEATH_LOOK
         if is_time:
@@ -121,12 +121,12 @@ class Hold:
         return self.run(partial(_away.restore, buries_expired=self.buries_expired, deaths=deaths), self.max_attempts)
 
     def restored(self) -> None:
-        """Return everything that is due to the queue, for verbs that do not look for it themselves."""
-        self._deaths_seen = 0.0  # so that it looks for the dead, too
+        """Requeue all due items, for verbs that do not look for them themselves."""
+        self._deaths_seen = 0.0  # so that dead owners are looked for, too
         self.seen(0, _items.status)
 
     def figures(self) -> _away.Figures:
-        """Return how much of everything there is."""
+        """Return the figures of the queue."""
         self.restored()
         found = self.view(_away.figures)
         if found is None:
@@ -134,21 +134,21 @@ class Hold:
         return found
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the first ``n`` entries that nobody else has claimed."""
+        """Return the first ``n`` unclaimed entries."""
         if max_bytes is not None:
             return within(self.candidates, size_of, n, max_bytes)
 
         self.database.settle(self.patience)
 
         def glance(n: int, *, deaths: bool) -> Found:
-            """Claim and let go at once: what others have claimed is not there."""
+            """Claim and release immediately: items claimed by others are left out."""
             found: Found = self.view(partial(_items.glance, deaths=deaths), n)
             return found
 
         return self.found(n, glance, n)
 
     def that_fit(self, n: int, max_bytes: int | None) -> int:
-        """Return how many of the first ``n`` items fit, at least one."""
+        """Return how many of the first ``n`` items fit, but at least 1."""
         return n if max_bytes is None else len(self.candidates(n, max_bytes)) or 1
 
 

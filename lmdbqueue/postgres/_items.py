@@ -1,10 +1,10 @@
-"""What waits in a queue, and how it is seen.
+"""The waiting items of a queue, and how they are read.
 
-Owns: the place of an item, what looks at a queue tell, what is counted. Law: a look for items sees in the same
-statement what has to come back first, and whether somebody sleeps. Must not know: connections, retries, pickling.
+Owns: the place of an item, the results of reading a queue, what is counted. Law: a reading of items sees in the same
+statement what has to return first, and whether there are sleepers. Must not know: connections, retries, pickling.
 
-``seq`` is the order of delivery, priority first, and stays the same for as long as the item is in the queue; only in a
-queue with readers, which have passed its place, an item that comes due gets a new number at the tail.
+``seq`` is the order of delivery, priority first, and stays the same for as long as the item is in the queue. Only in a
+queue with readers, which may have passed its place, does an item that comes due get a new number at the tail.
 """
 
 import json
@@ -17,8 +17,8 @@ from lmdbqueue._format import Trailer
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres._step import Step
 
-BROWSE_BYTES: Final = 1 << 18  # of items that iteration reads at a time
-AT_ONCE: Final = 10_000  # items that come back, or go, in one statement
+BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration
+AT_ONCE: Final = 10_000  # items that return, or leave, in one statement
 _BROWSE_ITEMS: Final = 2_000
 CLASS: Final = 56  # bits of a number in its class
 _FIRST_SEQ: Final = -(1 << 63)
@@ -33,29 +33,29 @@ class Place(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found in a queue, and what was seen of it on the way."""
+    """The entries found in a queue, and the facts seen on the way."""
 
     entries: list[Entry]
     is_there: bool = False
-    is_overdue: bool = False  # something has to come back first
+    is_overdue: bool = False  # items have to return first
     is_followed: bool = False  # the queue has readers, which count what they lose
-    is_awaited: bool = False  # somebody sleeps until it changes
+    is_awaited: bool = False  # there are sleepers
     ahead: "Ahead | None" = None
 
 
 class Ahead(NamedTuple):
-    """The first item of a queue, as it was seen: ``version`` changes with the item."""
+    """The first item of a queue, as it was seen; ``version`` changes when the item does."""
 
     seq: int
     payload: bytes
     version: str
 
 
-# Whether a claim goes on: what has to come back comes first, but what cannot, since somebody else has it locked, does
-# not keep the rest from being there
+# Whether a claim proceeds: due items return first, but those that cannot, because others have locked them, do
+# not hide the rest
 IN_ORDER: Final = """((SELECT NOT is_overdue FROM look)
         OR %(insists)s AND (expires_at IS NULL OR expires_at > {now}))"""
-# What has to come back: leases and delays whose time is over, and, if that is asked, leases whose owner is dead. An
+# Items that are due: leases and delays whose time is over, and, on request, leases whose owner is dead. An
 # empty range costs less than to fetch the first row of the index and to compare it: 35 of 205 us of a lease
 OVERDUE: Final = """
     EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND until <= {now})
@@ -63,7 +63,7 @@ OVERDUE: Final = """
 ORPHANED: Final = """
     OR %(deaths)s AND EXISTS (SELECT FROM {owners} WHERE queue = %(queue)s AND owner NOT IN ({alive}))"""
 AWAITED: Final = "EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s)"
-# More waits than is kept, since something came back, or it is too old: asked only where something is kept
+# More items wait than are kept, since some returned, or are too old; asked only with retention
 _BEYOND: Final = """
     OR (q.kept_items IS NOT NULL OR q.kept_bytes IS NOT NULL) AND EXISTS (
         SELECT FROM (
@@ -78,8 +78,8 @@ LOOK: Final = (
     "look AS MATERIALIZED (SELECT is_followed, " + AWAITED + " AS is_awaited, (" + OVERDUE + ORPHANED + _BEYOND + ")"
     " AS is_overdue FROM {queues} AS q WHERE id = %(queue)s)"
 )
-# A session that was shut out claims nothing, though its statement arrives late: it fails, and tells nobody that nothing
-# is there
+# A session that was shut out claims nothing, even if its statement arrives late: it fails, so it cannot report that
+# there is nothing
 MINE: Final = """,
 mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE)"""
 STANDS: Final = "1 / coalesce((SELECT 1 FROM mine), 0) = 1"
@@ -93,7 +93,7 @@ WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s)
 UNION ALL """
     + STATUS
 )
-# Where nothing waits nothing is written, not even a lock
+# If no item waits, nothing is written, not even a lock
 _CLAIM: Final = (
     "WITH "
     + LOOK
@@ -145,12 +145,12 @@ _IS_FOLLOWED: Final = "SELECT is_followed FROM {queues} WHERE id = %(queue)s"
 
 
 def hurried(statement: LiteralString) -> LiteralString:
-    """Return a statement without its look for dead owners, whose plan takes time though it is not executed."""
+    """Return a statement without its search for dead owners, which takes planning time even if not executed."""
     return statement.replace(ORPHANED, "")
 
 
 def pack(seq: int) -> bytes:
-    """Return the key of an item, whose order is that of the numbers."""
+    """Return the key of an item; the order of keys is that of the numbers."""
     return (seq - _FIRST_SEQ).to_bytes(8)
 
 
@@ -160,7 +160,7 @@ def number(key: bytes) -> int:
 
 
 def class_of(priority: int) -> int:
-    """Return what is added to the number of an item with a priority."""
+    """Return the offset of the numbers of items with a priority."""
     return priority << CLASS
 
 
@@ -176,12 +176,12 @@ def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 
 def glance(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
-    """Return the first ``n`` entries that nobody else has claimed."""
+    """Return the first ``n`` unclaimed entries."""
     return seen(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, row=step.row(0)).fetchall())
 
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
-    """Return some entries behind a key, b"" for all; none only if there are none."""
+    """Return some entries behind a key, from the head for b""; an empty list only if there are no more."""
     seq = number(after) + 1 if after else _FIRST_SEQ
     return seen(
         step.execute(_SINCE, queue=place.id, seq=seq, n=_BROWSE_ITEMS, size=BROWSE_BYTES, deaths=deaths).fetchall()
@@ -189,12 +189,12 @@ def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
 
 
 def status(step: Step, place: Place, *, deaths: bool) -> Found:
-    """Return what there is to see but the entries."""
+    """Return the facts of a reading without entries."""
     return seen(step.execute(_STATUS, queue=place.id, deaths=deaths).fetchall())
 
 
 def seen(rows: list[Any]) -> Found:
-    """Return what the rows say of which the last is that of ``STATUS``."""
+    """Return the content of rows, the last of which is that of ``STATUS``."""
     if not rows or rows[-1][0] is not None:
         return Found([])
     *_, is_overdue, is_followed, is_awaited = rows[-1]
@@ -203,7 +203,7 @@ def seen(rows: list[Any]) -> Found:
 
 
 def trailers(step: Step, place: Place, seqs: Sequence[int]) -> dict[int, Trailer]:
-    """Return when items of these numbers were pushed, and their headers, wherever they are."""
+    """Return the trailers of items of these numbers, in any state."""
     rows = step.execute(_TRAILERS, queue=place.id, seqs=list(seqs)).fetchall()
     return {seq: trailer_of(pushed_at, headers) for seq, pushed_at, headers in rows}
 
@@ -226,7 +226,7 @@ def with_keys(step: Step, place: Place, keys: Sequence[bytes]) -> dict[bytes, tu
 
 
 def owed(step: Step, place: Place) -> int:
-    """Return how many items wait, are leased or delayed. The queue is there."""
+    """Return the number of waiting, leased and delayed items. The queue must exist."""
     row = step.execute(_OWED, queue=place.id).fetchone()
     assert row is not None
     here = step.counts.get(place.id, {})
@@ -235,7 +235,7 @@ def owed(step: Step, place: Place) -> int:
 
 
 def extent(step: Step, place: Place) -> tuple[int, int]:
-    """Return how many items wait, and their bytes. The queue is there."""
+    """Return the number of waiting items, and their bytes. The queue must exist."""
     row = step.execute(_LENGTH, queue=place.id).fetchone()
     assert row is not None
     here = step.counts.get(place.id, {})
@@ -243,7 +243,7 @@ def extent(step: Step, place: Place) -> tuple[int, int]:
 
 
 def tail(step: Step, place: Place) -> int:
-    """Return the number that the next item gets, 0 if the queue is gone."""
+    """Return the number of the next item, 0 if the queue is gone."""
     row = step.execute(_NEXT_NUMBER, queue=place.id).fetchone()
     return 0 if row is None else row[0]
 

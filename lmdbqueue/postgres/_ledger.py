@@ -1,7 +1,7 @@
-"""What each session notes of itself and its changes: its rows in the ledger.
+"""The notes of each session on itself and its changes: its rows in the ledger.
 
-Owns: the rows of a session, and what becomes of those of dead ones. Law: a row that cannot be pruned is replaced, so
-that no chain of its versions is longer than a page; what a dead session has counted goes to its queues once. Must not
+Owns: the rows of a session, and the fate of those of dead ones. Law: a row that cannot be pruned is replaced, so that
+no chain of its versions is longer than a page; the counts of a dead session are added to its queues once. Must not
 know: what is counted, when a change is repeated.
 """
 
@@ -40,7 +40,7 @@ SELECT %(row)s, session, queue, token, result, pushed, waiting, size, leased, de
 """
 )
 FENCE: Final = "SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE"
-# Fails if the session is fenced, so that what was sent together with it, and arrives late, claims nothing meanwhile
+# Fails if the session is fenced, so that statements sent together with it, and arriving late, claim nothing
 STAND: Final = "SELECT 1 / count(*) FROM (" + FENCE + ") AS mine"
 NOTE: Final = "UPDATE {ledger} SET token = %(token)s, result = NULL WHERE id = %(row)s RETURNING ctid"
 COUNT: Final = """
@@ -63,8 +63,8 @@ _SETTLE_REST: Final = """
 UPDATE {ledger} SET is_fenced = true WHERE session = %(session)s AND queue <> 0 RETURNING token, result
 """
 
-# The sessions of processes whose owner is dead: one may have a lease under way, or in a buffer that the server reads
-# later. A row that is locked is left: something is under way there
+# The sessions of processes with a dead owner: one may have a lease under way, or in a buffer that the server reads
+# later. A locked row is left alone: something is under way there
 _OF_THE_DEAD: Final = """
 ledger.session BETWEEN dead.program << 23 AND (dead.program << 23) + 8388607
 AND ledger.queue IN (0, %(queue)s) AND NOT ledger.is_fenced"""
@@ -83,8 +83,8 @@ ARE_OUT: Final = (
     + ")"
 )
 
-# What dead sessions have counted goes to the queues, some rows at a time; their rows stay for a day, for those who may
-# ask for a token. A queue that is locked is left for the next time: nobody waits for this, and it waits for nobody
+# The counts of dead sessions are added to the queues, some rows at a time; their rows stay for a day, for processes
+# that may ask for a token. A locked queue is left for the next time, so that nothing waits here
 _FOLD: Final = """
 WITH dead AS MATERIALIZED (
     SELECT id, queue FROM {ledger} WHERE NOT is_folded AND session NOT IN ({alive})
@@ -116,9 +116,9 @@ DELETE FROM {ledger} WHERE id = ANY(ARRAY(
 """
 _FORGET_SLEEPERS: Final = "DELETE FROM {sleepers} WHERE session NOT IN ({alive})"
 _SWEEPER: Final = "SELECT pg_try_advisory_xact_lock({sweeper})"
-_ROUNDS: Final = 20  # of a sweep at once: the next opening goes on
+_ROUNDS: Final = 20  # of one sweep: the next opening continues
 
-# Of this session, which has nothing under way
+# For this session, which has nothing under way
 _LEAVE: Final = """
 WITH gone AS (DELETE FROM {ledger} WHERE session = %(session)s AND queue = %(queue)s RETURNING *)
 UPDATE {queues} SET pushed = queues.pushed + gone.pushed, waiting = queues.waiting + gone.waiting,
@@ -131,7 +131,7 @@ CHEAP: Final = "SELECT set_config('synchronous_commit', 'off', false), set_confi
 
 
 class Settled(NamedTuple):
-    """What is known of a change whose reply was lost and which took place."""
+    """The notes on a change that took place although its reply was lost."""
 
     result: int | None
 
@@ -144,13 +144,13 @@ class Ledger:
         self._sql = sql
         self.session = session
         self._worn: set[int] = set()  # queues whose row has left its page
-        self._pages: dict[int, bytes] = {}  # where the row of a queue is
+        self._pages: dict[int, bytes] = {}  # the page of each queue's row
         self.rows: dict[int, int] = {}  # their keys, by queue; 0: the session's own
 
     def enter(self) -> None:
         """Make the session known to others; it lives until its connection ends."""
         row = random_id()
-        self._cursor.execute(LOCK, {"session": self.session})  # first: a row without it is of a dead one
+        self._cursor.execute(LOCK, {"session": self.session})  # first: a row without the lock belongs to a dead session
         self._cursor.execute(self._sql(ENTER), {"session": self.session, "row": row, "queue": 0})
         self.rows[0] = row
 
@@ -176,7 +176,7 @@ class Ledger:
             self._pages.pop(queue, None)
 
     def look_at(self, queue: int, ctid: bytes | None) -> None:
-        """Note where the new version of a row is: while it can be pruned it stays in its page."""
+        """Note the place of a row's new version: while it can be pruned, it stays in its page."""
         if ctid is not None and self._pages.setdefault(queue, ctid[:4]) != ctid[:4]:
             self._worn.add(queue)
 
@@ -188,14 +188,14 @@ class Ledger:
             return False
 
     def settle(self, session: int, token: int) -> Settled | None:
-        """Shut out another session; return what it noted of a change, None if that is undone."""
+        """Shut out another session; return its notes on a change, None if that is undone."""
         rows = []
-        for statement in (_SETTLE_OWN, _SETTLE_REST):  # its own first: a change of a queue may hold it already
+        for statement in (_SETTLE_OWN, _SETTLE_REST):  # its own row first: a change of a queue may hold it already
             rows += self._cursor.execute(self._sql(statement), {"session": session}).fetchall()
         return next((Settled(result) for last, result in rows if last == token), None)
 
     def leave(self) -> None:
-        """Remove the rows: nothing is to be settled. It may fail: others sweep."""
+        """Remove the rows, since nothing has to be settled. It may fail: other sessions sweep."""
         for queue in sorted(self.rows):
             if queue:
                 with suppress(psycopg.errors.LockNotAvailable):
@@ -219,7 +219,7 @@ def sweep(connection: psycopg.Connection[Any], sql: Sql) -> None:
 
 
 class Program:
-    """A process as others see it: the numbers of its sessions begin with one of its own, so they are a range."""
+    """A process as others see it: the numbers of its sessions have a common prefix, so they are a range."""
 
     def __init__(self) -> None:
         start = random_id()
@@ -232,10 +232,10 @@ class Program:
 
 
 def program_of(session: int) -> int:
-    """Return what the numbers of all sessions of the same process begin with."""
+    """Return the common prefix of the numbers of all sessions of the same process."""
     return session >> _BITS
 
 
 def random_id() -> int:
-    """Return a number that nobody else has: 63 random bits."""
+    """Return a unique number: 63 random bits."""
     return int.from_bytes(os.urandom(8)) >> 1

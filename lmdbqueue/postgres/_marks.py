@@ -1,11 +1,11 @@
-"""A queue of PostgreSQL as what a forwarder fills.
+"""A queue of PostgreSQL as the target of a forwarder.
 
-Owns: the table of marks, and the lock of a forwarded source. Law: a batch and its mark are one transaction, and a
-mark follows only the one before; so a batch is stored once, whoever tries to store it again, and whenever. Must not
-know: the source.
+Owns: the table of marks, and the lock of a forwarded source. Law: a batch and its mark are one transaction, and a mark
+follows only the previous one; so a batch is stored once, no matter who tries to store it again, or when. Must not know:
+the source.
 
-The lock (of the session, advisory) makes a second forwarder wait. It is for order only: should its connection be lost
-and another go on, the mark refuses the batch that comes twice.
+The lock (of the session, advisory) makes a second forwarder wait. It only serves order: if its connection is lost and
+another forwarder continues, the mark refuses the repeated batch.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ WHERE source = %(source)s AND name = %(name)s AND queue = %(queue)s AND number =
 """
 
 
-# what a server says that waiting does not change; of a connection that failed psycopg knows no sqlstate
+# messages of errors that waiting does not cure; for a failed connection psycopg knows no sqlstate
 _FOR_GOOD: Final = re.compile(r'(database|role) ".*" does not exist|authentication failed|no pg_hba\.conf entry')
 
 
 class PostgresTarget(Target):
-    """A target that gives each item, with its headers, to a ``PostgresQueue`` exactly once.
+    """A target that stores each item, with its headers, in a ``PostgresQueue`` exactly once.
 
     Args:
         queue: An open queue, which the caller closes; or a function that opens it, so that a server that does not
@@ -65,7 +65,7 @@ class PostgresTarget(Target):
 
     @property
     def identity(self) -> str:
-        """The schema, which a restored database has from its backup, and the queue."""
+        """The schema, by its uuid, which a restored database keeps, and the queue."""
         if self._queue is None:
             return ""
         engine = postgres_engine_of(self._queue)
@@ -81,7 +81,7 @@ class PostgresTarget(Target):
             BusyError: Another forwarder has the lock.
         """
         if self._queue is None:
-            assert self._open_queue is not None  # one of the two
+            assert self._open_queue is not None  # one of the two is set
             try:
                 self._queue = self._open_queue()
             except ServerError as error:
@@ -101,8 +101,8 @@ class PostgresTarget(Target):
             batch: The items and their mark.
 
         Raises:
-            BusyError: Another forwarder stored this batch, or the one before.
-            RefusedError: The server will never take some of the items.
+            BusyError: Another forwarder has stored this batch, or the previous one.
+            RefusedError: The server will never accept some of the items.
         """
         assert self._queue is not None  # ``last`` comes first
         engine = postgres_engine_of(self._queue)
@@ -124,7 +124,7 @@ class PostgresTarget(Target):
             raise GoneError(database.path, self._queue.name)
 
     def _refuse(self, batch: Batch, error: ServerError, database: Database, place: Place) -> NoReturn:
-        """Raise ``RefusedError`` for the items that the server will never take, ``ForwardError`` if it takes none."""
+        """Raise ``RefusedError`` for items that the server will never accept, ``ForwardError`` if it accepts none."""
         refused = {}
         for envelope, payload in batch.enveloped():
             try:
@@ -133,13 +133,13 @@ class PostgresTarget(Target):
                 if not is_final(found.sqlstate):
                     raise
                 refused[envelope.seq] = str(found)
-        if not refused or error.sqlstate.startswith("42"):  # no fault of theirs
+        if not refused or error.sqlstate.startswith("42"):  # not the fault of the items
             reason = f"items from {batch.mark.seqs[0]} on cannot be stored: {error}"
             raise ForwardError(database.path, reason, "check the server, and start again") from error
         raise RefusedError(refused) from error
 
     def close(self) -> None:
-        """Free the lock; close the queue if it was opened here."""
+        """Release the lock; close the queue if it was opened here."""
         self._let_go()
         if self._open_queue is not None and self._queue is not None:
             self._queue.close()
@@ -208,6 +208,6 @@ def _store(step: Step, place: Place, batch: Batch, buries: bool) -> bool:
 
 
 def _tried(step: Step, place: Place, payload: bytes, envelope: Envelope) -> None:
-    """Store an item, and undo it."""
+    """Store an item as a trial, and undo it."""
     _readers.push(step, place, [payload], Push(headers=envelope.headers), 0)
     step.has_changed = False

@@ -1,12 +1,12 @@
-"""Who holds leases, and whether they live.
+"""The holders of leases, and whether they live.
 
-Owns: the connection that a process keeps open for as long as it holds leases, and the numbers of its holders. Law:
-whoever has leases holds the advisory lock of the session of that connection, and the server frees it when the
-connection ends, however it ends; so a lease never outlives the connection that it was given under, and a new
-connection is a new owner. Must not know: leases, but for how their tokens begin.
+Owns: the connection that a process keeps open for as long as it holds leases, and the numbers of its holders. Law: a
+process with leases holds the advisory lock of that connection's session, and the server frees it when the connection
+ends, in whatever way; so a lease never outlives the connection under which it was given, and a new connection is a new
+owner. Must not know: leases, except the prefix of their tokens.
 
-A holder is a queue object: the tokens of its leases begin with its number, so what it holds is a range of tokens. It
-gets another number when the tokens of one are used up, or its owner's connection was lost.
+A holder is a queue object: the tokens of its leases begin with its number, so its leases are a range of tokens. It gets
+another number when the tokens of one are used up, or its owner's connection is lost.
 """
 
 import os
@@ -23,7 +23,7 @@ from lmdbqueue.postgres._failures import is_lost as is_of_no_use
 from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._sql import Sql
 
-_BITS: Final = 20  # of a token that count the leases of a holder
+_BITS: Final = 20  # of a token that number the leases of a holder
 
 _REGISTER: Final = "INSERT INTO {owners} (holder, queue, owner) VALUES (%(holder)s, %(queue)s, %(owner)s)"
 
@@ -31,13 +31,13 @@ _LIVES: Final = "SELECT WHERE %(owner)s IN ({alive})"
 
 
 class Token(int):
-    """The number of a lease, which knows its items."""
+    """The token of a lease, with its items."""
 
     seqs: list[int]
 
 
 class Owner:
-    """The life-sign of a process."""
+    """The connection whose lock shows that a process is alive."""
 
     def __init__(self, connect: Callable[[float], Session], statements: Sql) -> None:
         self._connect = connect
@@ -45,18 +45,18 @@ class Owner:
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._is_over = False
-        self._dead = 0  # the last one that the server believed to be dead
+        self._dead = 0  # the last owner that the server considered dead
 
     @property
     def known(self) -> int:
-        """The number of this owner, 0 if it has held nothing yet."""
+        """The number of this owner, 0 if there have been no leases yet."""
         session = self._session
         return 0 if session is None else session.id
 
     def join(self, holder: int, owner: int, queue: int, patience: float) -> tuple[int, int]:
-        """Return the number of a holder and of its owner, whose connection stands: those given, or new ones.
+        """Return the numbers of a holder and of its owner, whose connection is intact: the given ones, or new ones.
 
-        ``patience``: for how many seconds to try.
+        ``patience``: seconds for which to try.
         """
         with self._lock:
             is_lost = False
@@ -79,7 +79,7 @@ class Owner:
                     return holder, session.id
 
     def _standing(self, patience: float) -> Session:
-        """Return the connection, which stands; raise ``NestedCallError`` amid a call of this thread that uses it."""
+        """Return the intact connection; raise ``NestedCallError`` inside a call of this thread that uses it."""
         session = self._session
         if session is not None:
             if session.connection.lock.locked():
@@ -89,27 +89,27 @@ class Owner:
             self._session = None
             session.close()
         session = self._connect(patience)
-        if self._is_over:  # the database was closed by another thread
+        if self._is_over:  # another thread has closed the database
             session.leave()
             raise ClosedError(session.path)
-        if self._session is not None:  # of a call from within that one
+        if self._session is not None:  # opened by a nested call
             session.leave()
             return self._session
         self._session = session
         return session
 
     def refuse_if_dead(self, session: Session) -> None:
-        """Use another connection for the next lease if the server does not know of this one any more.
+        """Use another connection for the next lease if the server no longer knows this one.
 
-        Its end may not have been heard of here. It is asked by each new session, after that can be shut out: whoever
-        finds this owner dead, and forgets it, shuts out all sessions that were before.
+        Its end may not have been noticed here. Each new session asks, once it can be shut out: a process that finds
+        this owner dead, and forgets it, shuts out all earlier sessions.
         """
         known = self.known
         if known and not session.connection.execute(self._sql(_LIVES), {"owner": known}).fetchall():
             self._dead = known
 
     def leave(self) -> None:
-        """End the connection, for good: what is held comes back."""
+        """End the connection for good: leased items return."""
         with self._lock:
             self._is_over = True
             session, self._session = self._session, None
@@ -117,7 +117,7 @@ class Owner:
             session.leave()
 
     def begin_anew(self) -> None:
-        """Be nobody, in a forked child: the connection is the parent's."""
+        """Stop being an owner in a forked child: the connection belongs to the parent."""
         session, self._session = self._session, None
         self._lock = threading.RLock()
         if session is not None:
@@ -133,13 +133,13 @@ class Holder:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._lock = threading.RLock()
-        self._joined = 0  # the owner whose the last number is
-        self.numbers: list[int] = []  # by which it has held leases; new ones begin with the last
-        self._free: Iterator[int] = iter(())  # tokens that are not given yet
-        self.doubtful: list[int] = []  # tokens of leases of which nobody knows whether they were given
+        self._joined = 0  # the owner to which the last number belongs
+        self.numbers: list[int] = []  # numbers under which it has held leases; new tokens begin with the last
+        self._free: Iterator[int] = iter(())  # unused tokens
+        self.doubtful: list[int] = []  # tokens of leases with an unknown outcome
 
     def token(self, patience: float) -> Token:
-        """Return a token for a lease, under a connection that stands, or that can be made within the time given."""
+        """Return a token for a lease, under an intact connection, or one that can be made within ``patience``."""
         with self._lock:
             while True:
                 number = self.numbers[-1] if self.numbers else 0
@@ -148,13 +148,13 @@ class Holder:
                     self.numbers.append(number)
                     self._free = iter(range(number << _BITS, (number + 1) << _BITS))
                     self._joined = owner
-                given = next(self._free, None)  # in one step: a call from within this one has another
+                given = next(self._free, None)  # in one step, so that a nested call gets another
                 if given is not None:
                     return Token(given)
-                self._joined = 0  # they are used up
+                self._joined = 0  # the tokens are used up
 
     def begin_anew(self) -> None:
-        """Hold nothing, in a forked child."""
+        """Hold nothing in a forked child."""
         self._lock = threading.RLock()
         self._joined = 0
         self.numbers = []

@@ -1,8 +1,8 @@
-"""The connections of a process, and which of them wait for their next use.
+"""The connections of a process, and which of them are idle.
 
 Owns: how many there are. Law: as many are kept as were in use at the same time, so threads that take turns with a
-database do not connect again and again; one that nobody has used for a while is ended. With a limit whoever finds all
-of them in use waits for one. Must not know: what they are used for.
+database need not connect again and again; an idle one is ended after a while. With a limit, a thread that finds all of
+them in use waits for one. Must not know: what they are used for.
 """
 
 import threading
@@ -16,7 +16,7 @@ from lmdbqueue._host.threads import Resting
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._session import Session
 
-_IDLE: Final = 60.0  # seconds after which a connection that nobody has used is ended
+_IDLE: Final = 60.0  # seconds after which an idle connection is ended
 
 
 class Pool:
@@ -25,25 +25,25 @@ class Pool:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._lock = threading.RLock()
-        self._waiting = Resting()  # for a connection; told when one is put back, or is gone
-        self._idle: list[Session] = []  # the last used is the last
+        self._waiting = Resting()  # threads waiting for a connection; woken when one is put back, or lost
+        self._idle: list[Session] = []  # the most recently used one is last
         self._used: weakref.WeakSet[Session] = weakref.WeakSet()
         self._opening = 0
         self._is_closed = False
 
     @property
     def all(self) -> list[Session]:
-        """All that are open."""
+        """All open connections."""
         return [*self._idle, *self._used]
 
     def take(self, open_: Callable[[], Session], deadline: float) -> tuple[Session, bool]:
-        """Return one that waits, or one that ``open_`` opens, and whether it was opened.
+        """Return an idle connection, or one that ``open_`` opens, and whether it was opened.
 
-        Raises ``Lost`` if all that there may be are in use until the deadline, and what ``open_`` raises.
+        Raises ``Lost`` if all permitted ones are in use until the deadline, and the errors of ``open_``.
         """
         while True:
             with self._lock:
-                with suppress(IndexError):  # there is none
+                with suppress(IndexError):  # none is idle
                     session = self._idle.pop()
                     self._used.add(session)
                     return session, False
@@ -68,7 +68,7 @@ class Pool:
         return self.limit is None or len(self._used) + self._opening < self.limit
 
     def put(self, session: Session) -> list[Session]:
-        """Put a session back for its next use; return those that have been idle too long, after ``close`` this one."""
+        """Put a session back; return the sessions to end: those idle for too long or, after ``close``, this one."""
         old = []
         with self._lock:
             self._used.discard(session)
@@ -82,7 +82,7 @@ class Pool:
         return old
 
     def lose(self, session: Session) -> bool:
-        """Forget one that was in use; return whether it was."""
+        """Forget a connection that was in use; return whether it was."""
         with self._lock:
             if session not in self._used:
                 return False
@@ -91,7 +91,7 @@ class Pool:
             return True
 
     def close(self) -> list[Session]:
-        """Return all that wait. Those in use are returned by ``put``."""
+        """Return all idle connections. Those in use are returned by ``put``."""
         with self._lock:
             self._is_closed = True
             idle, self._idle = self._idle, []

@@ -1,12 +1,11 @@
-"""Where the named readers of a queue are, and what is kept for them.
+"""The positions of a queue's named readers, and the limits of retention.
 
-Owns: the table ``readers``, and what a queue's row says of retention. Law: a reader that loses an item which it has not
-passed counts it, in the transaction that removes it; whoever moves a reader has locked all readers of the queue
-before, so the last one to move sees where the others are. Must not know: the order of items, when a reader
-moves.
+Owns: the table ``readers``, and retention in a queue's row. Law: a reader counts each item that leaves before it has
+passed it, in the transaction that removes it; a move first locks all readers of the queue, so the last one to move sees
+the positions of the others. Must not know: the order of items, when a reader moves.
 
-Locks are taken in this order: the queue's tail, its row, items, readers. Whoever moves holds the readers, and passes
-over items that others have locked; so nobody waits in a circle.
+Locks are taken in this order: the queue's tail, its row, items, readers. A move holds the readers, and skips items that
+others have locked; so there is no deadlock.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,14 +22,14 @@ UPDATE {readers} SET skipped = skipped + (
     SELECT count(*) FROM unnest(%(seqs)s::bigint[]) AS gone (seq) WHERE gone.seq > readers.passed)
 WHERE queue = %(queue)s
 """
-# For each reader that will meet them
+# For each reader that will read them
 _UNSKIP: Final = """
 UPDATE {readers} SET skipped = greatest(0, skipped - (
     SELECT count(*) FROM unnest(%(seqs)s::bigint[]) AS back (seq) WHERE back.seq > readers.passed))
 WHERE queue = %(queue)s
 """
 LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s ORDER BY name FOR NO KEY UPDATE"
-# Pushes wait, and see what is changed here
+# Pushes wait, and then see the change
 _LOCK_TAIL: Final = """
 SELECT next, is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
 """
@@ -58,7 +57,7 @@ _BE_SLOW: Final = "UPDATE {tails} SET is_slow = %(is_slow)s WHERE queue = %(queu
 
 
 class Reach(NamedTuple):
-    """What a queue retains, read or not; None: no limit of that kind."""
+    """The limits up to which a queue keeps items, read or not; None: no limit of that kind."""
 
     items: int | None
     bytes: int | None
@@ -68,7 +67,7 @@ class Reach(NamedTuple):
 def lock_tail(step: Step, queue: int) -> tuple[int, bool] | None:
     """Lock the tail of a queue; return the next number, and whether a push has more to do. None: the queue is gone.
 
-    Whoever waits for a row that is renewed meanwhile finds it gone, and looks for the new one.
+    If the row is renewed while this waits for it, it is gone, and the new one is looked up.
     """
     while True:
         row = step.execute(_LOCK_TAIL, queue=queue).fetchone()
@@ -82,7 +81,7 @@ def lock_tail(step: Step, queue: int) -> tuple[int, bool] | None:
 
 
 def skip(step: Step, queue: int, gone: Iterable[int]) -> None:
-    """Count, for each reader, items that leave and that it has not passed."""
+    """Count, for each reader, leaving items that it has not passed."""
     step.execute(_SKIP, queue=queue, seqs=list(gone))
 
 
@@ -92,22 +91,22 @@ def unskip(step: Step, queue: int, back: Iterable[int]) -> None:
 
 
 def lock(step: Step, queue: int) -> dict[str, int]:
-    """Lock all readers of a queue; return what each has passed."""
+    """Lock all readers of a queue; return the number that each has passed."""
     return places(step.execute(LOCK, queue=queue).fetchall())
 
 
 def places(rows: Iterable[tuple[str, int, int]]) -> dict[str, int]:
-    """Return what each reader has passed, by the rows of ``LOCK``."""
+    """Return the number that each reader has passed, from the rows of ``LOCK``."""
     return {name: passed for name, passed, _ in rows}
 
 
 def moves(rows: Iterable[tuple[str, int, int]], name: str) -> int | None:
-    """Return the number of a reader's last move, None if it is not there, by the rows of ``LOCK``."""
+    """Return the number of a reader's last move, None if there is no such reader, from the rows of ``LOCK``."""
     return next((count for each, _, count in rows if each == name), None)
 
 
 def refuse_readers(step: Step, queue: int) -> None:
-    """Raise ``OptionError`` if an item may come in before the place that a reader has reached."""
+    """Raise ``OptionError`` if items may arrive before the position of a reader."""
     row = step.execute(_OPTIONS, queue=queue).fetchone()
     is_relaxed, has_classes = row or (False, False)
     if is_relaxed:
@@ -148,25 +147,25 @@ def put(step: Step, queue: int, name: str, passed: int, skipped: int = 0) -> Non
 
 
 def before(number: int) -> int:
-    """Return what comes before a number."""
+    """Return the position before a number."""
     return max(number - 1, NOTHING)
 
 
-# --- what is kept
+# --- retention
 
 
 def retention(step: Step, queue: int) -> Reach | None:
-    """Return what is kept; None: what some reader has not passed."""
+    """Return the limits of retention; None: items stay only until all readers have passed them."""
     return reach(step.execute(RETENTION, queue=queue).fetchall())
 
 
 def reach(rows: Sequence[tuple[int | None, int | None, int | None]]) -> Reach | None:
-    """Return what is kept, by the rows of ``RETENTION``."""
+    """Return the limits of retention, from the rows of ``RETENTION``."""
     return Reach(*rows[0]) if rows and any(each is not None for each in rows[0]) else None
 
 
 def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
-    """Record what is retained; return whether the queue exists."""
+    """Store the limits of retention; return whether the queue exists."""
     if lock_tail(step, queue) is None:
         return False
     if now is not None and step.execute(_OPTIONS, queue=queue).fetchall()[0][1]:

@@ -1,8 +1,8 @@
-"""How items come to the tail of a queue: pushed, moved from another, or due where readers have passed their places.
+"""How items arrive at the tail of a queue: pushed, moved from another, or due after readers have passed their places.
 
-Owns: the numbers of items. Law: a number is given once. In the order of commits it is given under the lock of the
-queue's tail, which is held until the commit; in relaxed order it comes from a sequence, and nobody waits for anybody.
-Must not know: connections, retries, pickling.
+Owns: the numbers of items. Law: a number is used once. In the order of commits it is assigned under the lock of the
+queue's tail, which is held until the commit; in relaxed order it comes from a sequence, and pushes never wait for each
+other. Must not know: connections, retries, pickling.
 """
 
 import json
@@ -32,14 +32,14 @@ BLOCK: Final = 12  # bits of a number in relaxed order that count items of one p
 
 
 class Appended(NamedTuple):
-    """What was appended; ``is_kept``: something may be beyond what is kept now."""
+    """The appended items; ``is_kept``: some items may now exceed the limits of retention."""
 
     items: list[Pushed]
     is_kept: bool
 
 
 # If the session is fenced there is no number for an item, and the server undoes all of it: ``Session.once`` knows that.
-# Where more has to be done, since the queue keeps only so much, or is gone, nothing is done and no row returned.
+# If more has to be done, since the queue has retention, or is gone, nothing is done and no row returned.
 # The tail is locked before the row of the ledger, which only this session writes
 _GIVEN: Final = """
 WITH given AS (
@@ -96,7 +96,7 @@ SELECT %(class)s + result, """
     + AWAITED
     + ", NULL::tid, at FROM noted"
 )
-# Under an old snapshot the versions of a row cannot be pruned: another row with no past takes its place
+# Under an old snapshot the versions of a row cannot be pruned: a new row without history takes its place
 RENEW_TAIL: Final = """
 WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
 old AS (
@@ -177,7 +177,7 @@ def append(
         newest = {key: payload for key, payload in zip(keys, payloads, strict=True) if key}
         payloads = [newest.get(key, payload) for key, payload in zip(keys, payloads, strict=True)]
     held = _held(step, place, keys, buries=buries)
-    fresh = []  # which of them are stored
+    fresh = []  # the payloads that are stored
     first_of: dict[bytes, int] = {}
     for index, key in enumerate(keys):
         if not key or (key not in held and first_of.setdefault(key, index) == index):
@@ -219,12 +219,12 @@ def append(
 
 
 def _stored(headers: Mapping[str, str] | None) -> bytes | None:
-    """Return headers as they are stored, None for none."""
+    """Return headers in their stored form, None for none."""
     return json.dumps(dict(headers)).encode() if headers else None
 
 
 def _held(step: Step, place: Place, keys: Sequence[bytes], *, buries: bool) -> dict[bytes, int]:
-    """Return the numbers of the items that have these keys, once those of them that have expired are gone."""
+    """Return the numbers of the items with these keys, after expired ones have been removed."""
     while True:
         held = with_keys(step, place, keys)
         if not any(is_over for _, is_over in held.values()):
@@ -237,7 +237,7 @@ def _no_priority(step: Step, *, is_followed: bool) -> OptionError:
 
 
 def _locked(step: Step, place: Place) -> tuple[tuple[int, bool] | None, Any]:
-    """Lock the tail of a queue; return what ``lock_tail`` does, and the options that hold from now on."""
+    """Lock the tail of a queue; return the result of ``lock_tail``, and the options that apply from now on."""
     locked = _positions.lock_tail(step, place.id)
     return locked, step.execute(_OPTIONS, queue=place.id).fetchone()
 
@@ -248,7 +248,7 @@ def _numbers(step: Step, place: Place, n: int, tail: int, *, is_relaxed: bool) -
         return []
     if is_relaxed:
         blocks = 1 + (n - 1 >> BLOCK)
-        while True:  # until no other process took a block amid ours
+        while True:  # until no other process has taken a block in between
             rows = step.execute(_BLOCKS, sequence=sequence(step.sql, place.id), n=blocks).fetchall()
             first, last = rows[0][0], rows[-1][0]
             if last - first == blocks - 1:
@@ -258,7 +258,7 @@ def _numbers(step: Step, place: Place, n: int, tail: int, *, is_relaxed: bool) -
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
-    """Return which of so large payloads go together in a statement, which takes less than a gigabyte."""
+    """Return slices of payloads, by size, that fit into one statement of less than a gigabyte each."""
     parts = []
     start = total = 0
     for index, size in enumerate(sizes):
@@ -271,9 +271,9 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
 
 
 def refuse_full(step: Step, place: Place, maxsize: int, sizes: Sequence[int], *, is_kept: bool) -> None:
-    """Raise ``Full`` if items of these sizes do not fit. The queue's tail is locked, so nobody else adds any.
+    """Raise ``Full`` if items of these sizes do not fit. The queue's tail is locked, so no one else adds any.
 
-    ``is_kept``: only so much is, and what is beyond it makes room.
+    ``is_kept``: the queue has retention, so older items make room.
     """
     if maxsize > 0 and (there := owed(step, place)) + len(sizes) > maxsize:
         kept = _positions.retention(step, place.id) if is_kept else None
@@ -282,7 +282,7 @@ def refuse_full(step: Step, place: Place, maxsize: int, sizes: Sequence[int], *,
 
 
 def come_due(step: Step, place: Place) -> int:
-    """Move some items whose time has come to their places in the queue; return their number."""
+    """Move some due items to their places in the queue; return their number."""
     row = step.execute(_COME_DUE, queue=place.id, n=AT_ONCE).fetchone()
     assert row is not None
     come: int = row[0]
@@ -293,7 +293,7 @@ def come_due(step: Step, place: Place) -> int:
 
 
 def come_last(step: Step, place: Place) -> Appended | None:
-    """Do as ``come_due``, but let them wait at the tail, with new numbers. None: the queue is gone."""
+    """Like ``come_due``, but the items wait at the tail, with new numbers. None: the queue is gone."""
     locked = _positions.lock_tail(step, place.id)
     if locked is None:
         return None
@@ -310,7 +310,7 @@ def come_last(step: Step, place: Place) -> Appended | None:
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:
-    """Move the first ``n`` items to the tail of another queue; return what came there, None if that is gone.
+    """Move the first ``n`` items to the tail of another queue; return the appended items, None if it is gone.
 
     They keep their priorities.
     """

@@ -1,7 +1,7 @@
-"""The queues of a schema: making, listing, copying, dropping, proving them.
+"""The queues of a schema: creating, listing, copying, dropping, verifying them.
 
-Owns: what concerns a queue as a whole. Law: whoever uses a queue that was dropped finds its row gone; no number of a
-queue is given twice. Must not know: connections, what is in an item.
+Owns: operations on a queue as a whole. Law: a call on a dropped queue finds its row gone; no number of a queue is used
+twice. Must not know: connections, what is in an item.
 """
 
 from typing import Final, LiteralString, NamedTuple
@@ -107,7 +107,7 @@ SELECT q.name FROM {queues} AS q WHERE is_followed <> EXISTS (SELECT FROM {reade
 
 
 class Known(NamedTuple):
-    """What is known of a queue that is there."""
+    """The facts of an existing queue."""
 
     id: int
     is_relaxed: bool
@@ -115,7 +115,7 @@ class Known(NamedTuple):
 
 
 def find(step: Step, name: str) -> Known | None:
-    """Return the number of a queue and its options, None if it is not there."""
+    """Return the number of a queue and its options, None if it does not exist."""
     row = step.execute(_FIND, name=name).fetchone()
     return None if row is None else Known(*row)
 
@@ -128,12 +128,12 @@ def make(step: Step, name: str, *, is_relaxed: bool, serializer: str) -> Known:
         if is_relaxed:
             _with_sequence(step, _MAKE_SEQUENCE, made[0][0])
     found = find(step, name)
-    assert found is not None  # nobody drops what is not committed
+    assert found is not None  # an uncommitted queue cannot be dropped
     return found
 
 
 def _with_sequence(step: Step, statement: LiteralString, queue: int) -> None:
-    """Make or drop the sequence of a queue."""
+    """Create or drop the sequence of a queue."""
     step.connection.execute(sql.SQL(statement).format(sql.Identifier(step.sql.schema, f"numbers_{queue}")))
 
 
@@ -143,7 +143,7 @@ def names(step: Step) -> list[str]:
 
 
 def drop(step: Step, name: str) -> int | None:
-    """Remove a queue and all that belongs to it; return its number, None if it was not there."""
+    """Remove a queue with everything that belongs to it; return its number, None if it did not exist."""
     row = step.execute(_DROP, name=name).fetchone()
     if row is None:
         return None
@@ -159,8 +159,8 @@ def drop(step: Step, name: str) -> int | None:
 def copy(step: Step, place: Place, name: str) -> int | None:
     """Make a copy of a queue, in which no item is leased; return its number, None if the name is taken.
 
-    No item is pushed meanwhile (in relaxed order: what is not committed yet is not in it), and what leaves is in the
-    copy or not.
+    No item is pushed meanwhile (in relaxed order, uncommitted items are not in the copy), and items that leave
+    meanwhile may or may not be in it.
     """
     tail = lock_tail(step, place.id)
     row = step.execute(_COPY, queue=place.id, name=name).fetchone()
@@ -180,7 +180,7 @@ def copy(step: Step, place: Place, name: str) -> int | None:
 
 
 def vacuum(step: Step) -> int:
-    """Make the space of removed items usable again; return the number of bytes returned to the file system."""
+    """Make the space of removed items reusable; return the number of bytes returned to the file system."""
     before = _size(step)
     step.execute(_VACUUM)
     return max(0, before - _size(step))
@@ -194,7 +194,7 @@ def _size(step: Step) -> int:
 
 
 def problems(step: Step) -> list[str]:
-    """Return what is wrong with the tables: a sentence for each problem."""
+    """Return a sentence for each fault of the tables."""
     found = [
         f"queue {name!r}: {counted} items are counted as {kind}, but {there} are"
         for name, kind, counted, there in step.execute(_WRONG_COUNTS).fetchall()

@@ -1,7 +1,7 @@
 """``PostgresReaderEngine``: the steps of one named reader, on tables of PostgreSQL.
 
-Owns: which function of a transaction a step of a reader is. Law: each step is one call of the database. Must not know:
-SQL.
+Owns: the function of a transaction behind each step of a reader. Law: each step is one call of the database. Must not
+know: SQL.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ class PostgresReaderEngine:
         self._path = hold.database.path
 
     def create(self, where: Start) -> None:
-        """Make the reader unless it is there."""
+        """Create the reader unless it exists."""
         self._hold.restored()
         if self._hold.run(_readers.create, self.name, where) is None:
             raise GoneError(self._path, self._queue)
 
     def drop(self) -> bool:
-        """Remove the reader; return whether it was there."""
+        """Remove the reader; return whether it existed."""
         return self._hold.run(_readers.drop, self.name)
 
     def seek(self, where: Start) -> None:
@@ -46,7 +46,7 @@ class PostgresReaderEngine:
         self._moved(_readers.seek, self.name, where)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries; of at most so many payload bytes, but always one."""
+        """Return at most the next ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         if max_bytes is not None:
             return within(self.first, size_of, n, max_bytes)
 
@@ -59,7 +59,7 @@ class PostgresReaderEngine:
         return self._hold.found(n, look)
 
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
-        """Return the next ``n`` entries: what is seen is durable."""
+        """Return the next ``n`` entries; everything visible is durable."""
         return self.first(n, max_bytes)
 
     def advance(self, keys: list[bytes]) -> Move | None:
@@ -68,19 +68,19 @@ class PostgresReaderEngine:
         return move if move and move.passed else None
 
     def retreat(self, move: Move, entries: list[Entry]) -> bool:
-        """Undo a move past ``entries`` if nobody has moved the reader since; return whether it was undone."""
+        """Undo a move past ``entries`` if the reader has not been moved since; return whether it was undone."""
         return self._moved(_readers.retreat, move, entries)
 
     def delete(self, n: int) -> int:
-        """Move the reader past its next ``n`` items, or as many as there are; return their number."""
-        return self._moved(_readers.delete, self.name, n)  # as ``delete``: of what was seen before
+        """Move the reader past at most its next ``n`` items; return their number."""
+        return self._moved(_readers.delete, self.name, n)  # like ``delete``, for items that were seen before
 
     def lag(self) -> int:
-        """Return how many items the reader has not passed."""
+        """Return the number of items that the reader has not passed."""
         return self.stats().lag
 
     def stats(self) -> ReaderStats:
-        """Return what is known of the reader."""
+        """Return the figures of the reader."""
         self._hold.restored()
         found = self._hold.view(_readers.stats, self.name)
         if not found:

@@ -1,12 +1,12 @@
-"""Named readers: each reads the whole queue at its own pace. How one moves, and what goes when all have passed.
+"""Named readers, each of which reads the whole queue at its own pace: how one moves, and which items then leave.
 
-Owns: what a reader reads next, when an item is removed by itself. Law: a reader gets each item once, in the order of
-the queue, or counts it as skipped; an item that all readers have passed goes with the move of the last of them, unless
-it is retained. Must not know: connections, waiting, pickling.
+Owns: what a reader reads next, when an item is removed without a call for it. Law: a reader gets each item once, in the
+order of the queue, or counts it as skipped; an item that all readers have passed leaves with the move of the last of
+them, unless it is retained. Must not know: connections, waiting, pickling.
 
-A move locks the readers of its queue, looks again, in one snapshot, at what is next and what is leased on the way,
-writes where it is, and removes what all have passed. So moves of the readers of one queue take turns; who only looks
-waits for nobody.
+A move locks the readers of its queue, reads again, in one snapshot, the next items and the leased ones on the way,
+writes the new position, and removes items that all have passed. So moves of the readers of one queue take turns; mere
+readings never wait.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,7 @@ UNION ALL """
     + STATUS
     + " WHERE EXISTS (SELECT FROM mine)"
 )
-# What is next, and how much is leased before the last of it
+# The next items, and the number of leased ones before the last of them
 _NEXT: Final = (
     "WITH mine AS MATERIALIZED ("
     + _PASSED
@@ -47,7 +47,7 @@ UNION ALL SELECT NULL, count(*) FROM {items}
 WHERE queue = %(queue)s AND state = 1 AND seq > (SELECT passed FROM mine) AND seq < (SELECT max(seq) FROM next)
 """
 )
-# What lags is counted on the shorter side, by numbers: a reader far behind has little before it
+# The lag is counted on the shorter side, by numbers: a reader far behind has few items before it
 _STATS: Final = """
 SELECT r.name, coalesce((
         SELECT seq FROM {items} WHERE queue = q.id AND state = 0 AND seq > r.passed ORDER BY seq LIMIT 1), t.next),
@@ -71,26 +71,26 @@ _END: Final = (1 << 63) - 1  # behind all items
 
 
 class Move(NamedTuple):
-    """What a reader passed at once."""
+    """One move of a reader."""
 
     reader: str
     before: int
     after: int
     number: int  # of the reader's moves
     passed: int = 0  # items
-    gone: Mapping[int, Any] = {}  # numbers of what left the queue with it, each with what was known of it
+    gone: Mapping[int, Any] = {}  # numbers of the items that left the queue with it, with their notes
 
 
-# --- looking
+# --- reading
 
 
 def first(step: Step, place: Place, name: str, n: int, *, deaths: bool) -> Found:
-    """Return the next ``n`` entries of a reader; it is not there if the reader is not."""
+    """Return the next ``n`` entries of a reader, marked as missing if there is no such reader."""
     return _items.seen(step.execute(_FIRST, queue=place.id, name=name, n=n, deaths=deaths).fetchall())
 
 
 def stats(step: Step, place: Place, name: str | None) -> list[ReaderStats]:
-    """Return what is known of a reader, None for all, by their names."""
+    """Return the figures of a reader, None for all, ordered by name."""
     here = step.counts.get(place.id, {}).get("waiting", 0)
     return [ReaderStats(*row) for row in step.execute(_STATS, queue=place.id, name=name, here=here).fetchall()]
 
@@ -110,7 +110,7 @@ def create(step: Step, place: Place, name: str, where: int | str) -> bool | None
 
 
 def drop(step: Step, place: Place, name: str) -> bool:
-    """Remove a reader, and what only it had not passed; return whether it existed."""
+    """Remove a reader, and the items that only it had not passed; return whether it existed."""
     was_there = _positions.remove(step, place.id, name)
     if was_there:
         trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
@@ -135,7 +135,7 @@ def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> Move 
 
 
 def delete(step: Step, place: Place, name: str, n: int) -> int | None:
-    """Move a reader past its next ``n`` items, or as many as there are; return their number, None if it is gone."""
+    """Move a reader past at most its next ``n`` items; return their number, None if the reader is gone."""
     move = _move(step, place, name, n, None)
     return None if move is None else move.passed
 
@@ -143,7 +143,7 @@ def delete(step: Step, place: Place, name: str, n: int) -> int | None:
 def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> bool | None:
     """Undo a move past ``entries`` if it is the reader's last; return whether it was, None if the reader is gone.
 
-    What left with it is put back.
+    Items that left with it are put back.
     """
     _positions.lock_tail(step, place.id)  # before its readers
     rows = step.execute(_positions.LOCK, queue=place.id).fetchall()
@@ -156,7 +156,7 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     between = step.execute(_THERE, queue=place.id, seq=move.before, last=move.after).fetchall()
     there = {seq for (seq,) in between}
     known = {_items.number(key) for key, _ in entries}
-    lost = len(known - there) - len(there - known)  # left since; will be met again
+    lost = len(known - there) - len(there - known)  # left since; will be read again
     _positions.put(step, place.id, move.reader, move.before, lost)
     readers = {**_positions.places(rows), move.reader: move.before}
     trim(step, place, readers, _positions.retention(step, place.id))
@@ -187,11 +187,11 @@ def _number(where: int | str) -> int | None:
     return None if where == NEWEST else 0 if where == OLDEST else int(where)
 
 
-# --- what goes by itself
+# --- items that leave by themselves
 
 
 def retain(step: Step, place: Place, now: Retention | None) -> bool:
-    """Set what is retained, read or not, and beyond which nothing is kept; return whether the queue exists."""
+    """Set the limits up to which items are kept, read or not; return whether the queue exists."""
     is_there = _positions.set_retention(step, place.id, now)
     if is_there:
         trim(step, place, _positions.lock(step, place.id), _positions.retention(step, place.id))
@@ -201,22 +201,22 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
 def push(
     step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int, *, buries: bool = False
 ) -> list[Pushed] | None:
-    """Do as ``_pushing.append``, and remove what is not retained any more; return what became of each."""
+    """Like ``_pushing.append``, and remove items that are no longer retained; return the outcome for each."""
     if how.keys and begin_trimming(step, place):
         _removal.expire_all(step, place, buries=buries)
-        trim_kept(step, place)  # what is too old has no key
+        trim_kept(step, place)  # items that are too old release their keys
     what = _pushing.append(step, place, payloads, how, maxsize, buries=buries)
     return None if what is None else _appended(step, place, what, buries=buries)
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int, *, buries: bool) -> int | None:
-    """Do as ``_pushing.move``, and remove what is not retained any more; return how many items went."""
+    """Like ``_pushing.move``, and remove items that are no longer retained; return the number moved."""
     what = _pushing.move(step, place, target, n, maxsize)
     return None if what is None else len(_appended(step, target, what, buries=buries))
 
 
 def come_due(step: Step, place: Place) -> int:
-    """Move some items whose time has come to the queue, to the tail if it has readers; return their number."""
+    """Move some due items to the queue, to the tail if it has readers; return their number."""
     if not _items.is_followed(step, place):
         return _pushing.come_due(step, place)
     what = _pushing.come_last(step, place)  # ``restore`` trims at its end
@@ -225,17 +225,17 @@ def come_due(step: Step, place: Place) -> int:
 
 def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list[Pushed]:
     if what.is_kept:
-        _removal.expire_all(step, place, buries=buries)  # it takes the place of nothing that is still wanted
+        _removal.expire_all(step, place, buries=buries)  # an expired item displaces none that is still wanted
     if what.is_kept and (kept := _positions.retention(step, place.id)) is not None:
         _trim_beyond(step, place, kept)
     return what.items
 
 
 def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool) -> None:
-    """Undo a take, and remove what is not retained any more; ``buries``: what has expired then is dead, not gone."""
+    """Undo a take, and remove items no longer retained; ``buries``: those expired by then become dead letters."""
     is_kept = begin_trimming(step, place)
     if not is_kept and _taking.have_keys(entries):
-        _positions.lock_tail(step, place.id)  # so that nobody pushes a key meanwhile
+        _positions.lock_tail(step, place.id)  # so that no key is pushed meanwhile
     _taking.put_back(step, place, entries)
     if _items.is_followed(step, place):
         _positions.unskip(step, place.id, [_items.number(key) for key, _ in entries])
@@ -245,7 +245,7 @@ def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool
 
 
 def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) -> dict[int, Any]:
-    """Remove what nobody needs any more; return the numbers of what went. ``readers``: where they are, locked."""
+    """Remove items that are no longer retained; return their numbers. ``readers``: locked positions."""
     if kept is not None:
         return _trim_beyond(step, place, kept)
     if readers and (passed := min(readers.values())) != NOTHING:
@@ -254,7 +254,7 @@ def trim(step: Step, place: Place, readers: dict[str, int], kept: Reach | None) 
 
 
 def begin_trimming(step: Step, place: Place) -> bool:
-    """Return whether only so much is kept; then nobody pushes until the end, and so may lock items in another order."""
+    """Return whether there is retention; if so, lock out pushes until the end, as they lock in another order."""
     is_kept = _positions.retention(step, place.id) is not None
     if is_kept:
         _positions.lock_tail(step, place.id)
@@ -272,7 +272,7 @@ def trim_kept(step: Step, place: Place) -> bool:
 
 
 def _trim_beyond(step: Step, place: Place, kept: Reach) -> dict[int, Any]:
-    """Remove what is beyond what is kept."""
+    """Remove items beyond the limits."""
     went: dict[int, Any] = {}
     before = None
     while (last := _removal.beyond(step, place, kept)) not in (NOTHING, before):

@@ -1,7 +1,7 @@
-"""How items leave a queue that nobody is handed: deleted, expired, replaced, read by all, or beyond what is kept.
+"""How items leave without a consumer: deleted, expired, replaced, read by all, or beyond the limits of retention.
 
-Owns: what is beyond what a queue keeps. Law: whatever leaves is counted in the transaction that removes it, also by
-the readers that have not passed it. Must not know: connections, retries, pickling.
+Owns: which items exceed the limits of retention. Law: every leaving item is counted in the transaction that removes it,
+also by the readers that have not passed it. Must not know: connections, retries, pickling.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import AT_ONCE, Place, extent, tell
 from lmdbqueue.postgres._step import Step
 
-# Items whose time is over, and those whose key another item gets: what a lease holds of them goes when it comes back.
+# Expired items, and those whose key another item gets: leased ones among them leave when they return.
 # The second are outdated, and neither dead letters nor counted
 _IS_OUTDATED: Final = "expires_at = '-infinity'"
 _OVER: Final = """
@@ -44,7 +44,7 @@ _REPLACE: Final = (
     "DELETE FROM {items} " + _WITH_KEYS + " AND state + 0 <> 1 RETURNING seq, state, octet_length(payload)"
 )
 _OUTDATE: Final = "UPDATE {items} SET key = NULL, expires_at = '-infinity' " + _WITH_KEYS + " AND state + 0 = 1"
-# How many went, and which they were, if readers have to know
+# The number of items that left, and which they were, if readers have to count them
 _COUNTED: Final = """
 SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is_followed)
 FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
@@ -70,8 +70,8 @@ WITH gone AS (
 """
     + _COUNTED
 )
-# What all have passed, or what is beyond what is kept. What others are taking leaves with them, or else the next time.
-# If readers have to know, also which they were, and what was known of them, for who puts them back
+# Items that all have passed, or that exceed the limits. Items that others are taking leave with them, or next time.
+# If readers have to count them, also which they were, and their notes, to put them back
 _TRIM: Final = """
 WITH first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq <= %(last)s
@@ -87,7 +87,7 @@ SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is
     array_agg(headers) FILTER (WHERE is_followed)
 FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
 """
-# The last item that is beyond what is kept: too many come after it, or too much, or it is too old
+# The last item beyond the limits: too many items, or bytes, come after it, or it is too old
 _BEYOND_ITEMS: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq OFFSET %(n)s LIMIT 1
 """
@@ -100,7 +100,7 @@ SELECT seq FROM (
         SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s) AS first)
 ORDER BY seq LIMIT 1
 """
-# How many of the newest would stay
+# The number of the newest items that would stay
 _STAYING: Final = """
 SELECT count(*) FROM (
     SELECT sum(octet_length(payload)) OVER (ORDER BY seq DESC) AS through
@@ -121,7 +121,7 @@ SELECT coalesce(
 
 
 def staying(step: Step, place: Place, kept: _positions.Reach, sizes: Sequence[int]) -> int:
-    """Return how many items would wait once payloads of these sizes were pushed."""
+    """Return how many items would wait after a push of payloads of these sizes."""
     stay, room = 0, kept.bytes
     for size in reversed(sizes):
         if stay and ((room is not None and size > room) or stay == kept.items):
@@ -138,13 +138,13 @@ def staying(step: Step, place: Place, kept: _positions.Reach, sizes: Sequence[in
 
 
 def expire_all(step: Step, place: Place, *, buries: bool) -> None:
-    """Do as ``expire``, for all that nobody has locked."""
+    """Like ``expire``, for all unlocked items."""
     while expire(step, place, buries=buries):
         pass
 
 
 def expire(step: Step, place: Place, *, buries: bool) -> int:
-    """Remove items whose time is over, or put them to the dead; return how many."""
+    """Remove expired items, or make them dead letters; return their number."""
     if buries:
         outdated = step.execute(_EXPIRE_OUTDATED, queue=place.id).fetchall()
         buried = step.execute(_BURY_EXPIRED, queue=place.id, n=AT_ONCE, reason=b"it expired").fetchall()
@@ -166,29 +166,29 @@ def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> None:
 
 
 def cancel(step: Step, place: Place, key: bytes) -> bool:
-    """Remove the item with a unique key, if it waits or is delayed; return whether it did."""
+    """Remove the item with a unique key, if it is waiting or delayed; return whether it was."""
     return _left(step, place, step.execute(_REPLACE, queue=place.id, keys=[key]).fetchall()) > 0
 
 
 def delete_item(step: Step, place: Place, seq: int) -> bool:
-    """Remove the item of this number, if it waits; return whether it did."""
+    """Remove the item of this number, if it is waiting; return whether it was."""
     return _left(step, place, step.execute(_DELETE_ITEM, queue=place.id, seq=seq).fetchall()) > 0
 
 
 def delete(step: Step, place: Place, n: int) -> int:
-    """Remove the first ``n`` items, or as many as there are; return how many went."""
+    """Remove at most the first ``n`` items; return their number."""
     return _gone(step, place, step.execute(_DELETE, queue=place.id, n=n).fetchone())
 
 
 def clear(step: Step, place: Place) -> int:
-    """Remove all items that wait; return how many went."""
+    """Remove all waiting items; return their number."""
     return _gone(step, place, step.execute(_CLEAR, queue=place.id).fetchone())
 
 
 def trim(step: Step, place: Place, last: int, *, is_read: bool) -> dict[int, Any]:
-    """Remove the items up to a number that nobody is taking, which all readers have passed or not.
+    """Remove the items up to a number, passed by all readers or not, except items being taken.
 
-    Returns the numbers of what went, if there are readers, each with what was known of it, as ``_taking.put_back``.
+    Returns their numbers, if there are readers, with the notes that ``_taking.put_back`` needs.
     """
     went: dict[int, Any] = {}
     while True:
@@ -203,7 +203,7 @@ def trim(step: Step, place: Place, last: int, *, is_read: bool) -> dict[int, Any
 
 
 def beyond(step: Step, place: Place, kept: _positions.Reach) -> int:
-    """Return the number of the last item that is beyond what is kept, or some of which are."""
+    """Return the number of the last item beyond the limits, or of an earlier one beyond them."""
     last = _positions.NOTHING
     items, size = extent(step, place)
     if kept.items is not None and items > kept.items:

@@ -1,10 +1,10 @@
-"""The tables, and how they come about.
+"""The tables, and their creation.
 
 Owns: the data definitions and their version. Law: a schema is created in one transaction, under an advisory lock, by
-whoever needs it first; one that is newer than this library is refused and not touched. Must not know: what the
+the first process that needs it; one that is newer than this library is refused and not touched. Must not know: what the
 tables are used for, beyond their comments here.
 
-What is in them, each row by the number of its queue::
+Their content, where each row has the number of its queue::
 
     meta      the version of the schema, and its uuid
     queues    name, options, retention; counts that no living session keeps
@@ -20,18 +20,19 @@ What is in them, each row by the number of its queue::
 **Numbers.** ``seq`` is the class of an item (its priority, -128 to 127) times 2^56 plus its number, so its order is
 that of delivery. It never changes while the item is in a queue without readers.
 
-**Indexes.** An item is in one of two: those that wait, or those that do not. So a push writes one entry, and whatever
-holds items back costs those nothing that look for work. There is no primary key, which would be a third; for logical
-replication the whole row identifies an item.
+**Indexes.** An item is in one of two: that of waiting items, or that of all others. So a push writes one entry, and
+items held back cost consumers nothing. There is no primary key, which would be a third index; for logical replication
+the whole row identifies an item.
 
 **Rows that are written often** (``tails``, ``ledger``) are written in place: with room left in the page
-(``fillfactor``) the new version goes beside the old, no index is touched (HOT), and the old one is pruned at once.
-While an old snapshot is open nothing can be pruned; then the chain of versions grows, until the page is full. Whoever
-sees its row go to another page puts a new row with a new key in its place, so no chain is longer than a page.
+(``fillfactor``) the new version goes beside the old one, no index is touched (HOT), and the old one is pruned
+immediately. While an old snapshot is open nothing can be pruned; then the chain of versions grows until the page is
+full. A session whose row moves to another page replaces it by a new row with a new key, so no chain is longer than a
+page.
 
 Items come and go, so their table is vacuumed after every few thousand of them, by count and not by share, as fast as
-the disk allows. The server may believe that the table is empty when it is not, since it was when it was vacuumed; so
-each statement has one index that fits, and sessions plan without scans of tables, sorts and hashes.
+the disk allows. The server may consider the table empty because it was when last vacuumed; so each statement has one
+suitable index, and sessions plan without table scans, sorts and hashes.
 """
 
 import os
@@ -46,7 +47,7 @@ VERSION: Final = 1
 
 _LOCK: Final = 0x6C6D_6462_7175_6575  # held while a schema is created, in any database: "lmdbqueu"
 
-# From the tables, since what a session remembers of names may be older than the lock that it waited for
+# From the tables, since a session's cache of names may be older than the lock that it waited for
 _HAS_SCHEMA: Final = "SELECT 1 FROM pg_namespace WHERE nspname = %(schema)s"
 _HAS_META: Final = """
 SELECT 1 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
@@ -178,7 +179,7 @@ CREATE TABLE {readers} (
 
 
 def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
-    """Create the schema if it is not there; return its uuid. ``path`` is for errors."""
+    """Create the schema if it is missing; return its uuid. ``path`` is for errors."""
     version, uuid = _found(connection, sql)
     if not version:
         with connection.transaction():
@@ -196,7 +197,7 @@ def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
 
 
 def _found(connection: psycopg.Connection[Any], sql: Sql) -> tuple[int, str]:
-    """Return the version of the schema, 0 if it is not there, and its uuid."""
+    """Return the version of the schema, 0 if there is none, and its uuid."""
     if connection.execute(_HAS_META, {"schema": sql.schema}).fetchone() is None:
         return 0, ""
     found = connection.execute(sql(_VERSION)).fetchone()
@@ -206,6 +207,6 @@ def _found(connection: psycopg.Connection[Any], sql: Sql) -> tuple[int, str]:
 
 
 def _create(connection: psycopg.Connection[Any], sql: Sql) -> None:
-    """Create the schema, if nobody has done so for us: a role may own a schema and not be allowed to make one."""
+    """Create the schema unless it exists: a role may own a schema without being allowed to create one."""
     if connection.execute(_HAS_SCHEMA, {"schema": sql.schema}).fetchone() is None:
         connection.execute(sql(_CREATE_SCHEMA))

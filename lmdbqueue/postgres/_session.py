@@ -1,20 +1,20 @@
-"""One connection: its transactions, and the proof of which of them took place.
+"""One connection: its transactions, and finding out which of them took place.
 
 Owns: the one statement or the one transaction that a change is. Law: nothing is committed before a row of the session
-was seen not to be fenced, and is locked; and who asks what became of a change locks those rows too, so that the answer
+is locked and known not to be fenced; finding out what happened to a change locks those rows, too, so that the answer
 cannot change any more. Must not know: threads, the rules of queues, what to do when a connection is lost.
 
 Each session has a number of its own, which begins with one of its process, chosen at random, and holds the advisory
-lock of that number as long as its connection lives: so others can tell that it is dead. It has a row in the ledger, and
+lock of that number as long as its connection lives: so others can see when it is dead. It has a row in the ledger, and
 one more for each queue that it changes. Each change gets the next token, which its own transaction writes to one of
 these rows. If the connection is lost while the reply to a commit is awaited, another connection fences the rows
-(``settled``): that waits for a transaction that is still under way, refuses one that a server may still find in the
-buffer of a dead connection, and reads the tokens, which tell whether the change took place.
+(``settled``): that waits for a transaction still under way, blocks one that a server may still find in the buffer of a
+dead connection, and reads the tokens, which show whether the change took place.
 
-A change that is one statement (``once``) writes its token to the row of its queue, together with what it counts, and
-fails if that is fenced: it divides by the number of rows that it found, or has no number for an item. A change of
-several statements (``run``) locks the session's own row first, by a statement that fails if that is fenced: the others
-are sent together with it, and must not claim anything if they arrive after the session was shut out.
+A change of one statement (``once``) writes its token to the row of its queue, together with its counts, and fails if
+that is fenced: it divides by the number of rows found, or has no number for an item. A change of several statements
+(``run``) locks the session's own row first, by a statement that fails if that is fenced: the others are sent together
+with it, and must not claim anything if they arrive after the session has been shut out.
 """
 
 import os
@@ -49,7 +49,7 @@ from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
-# Outside of the transaction that changed something: who commits a notice holds a lock of the whole cluster until then
+# Outside of the changing transaction: committing a notification holds a lock of the whole cluster
 _TELL: Final = (
     "WITH mine AS MATERIALIZED (" + ASYNC + ") SELECT pg_notify(each, '') FROM mine, unnest(%(channels)s::text[]) each"
 )
@@ -72,9 +72,9 @@ class Session:
         *,
         is_steady: bool = True,
     ) -> None:
-        """Connect, in ``seconds``, or in ``patience``, which holds for locks. Raises what psycopg raises.
+        """Connect within ``seconds``, or ``patience``, which also applies to locks. Raises psycopg's errors.
 
-        ``path`` is for errors; ``number`` is the session's. ``is_steady``: it stands a silence that is longer than the
+        ``path`` is for errors; ``number`` is the session's. ``is_steady``: it tolerates a silence longer than the
         patience of a call.
         """
         self._sql = sql
@@ -84,12 +84,12 @@ class Session:
         self._patience = patience
         self.id = number
         self.process = os.getpid()
-        self.used_at = 0.0  # by the pool
+        self.used_at = 0.0  # set by the pool
         self._conninfo = conninfo
         silent = SILENCE if is_steady else silence(patience)
         self.connection = connect(conninfo, path, patience if seconds is None else seconds, silent)
         try:
-            self._cursor = Cursor(self.connection)  # for what has one statement
+            self._cursor = Cursor(self.connection)  # for changes of one statement
             self._ledger = Ledger(self._cursor, sql, self.id)
             self._is_near = self.connection.info.host.startswith(("/", "@"))
             row = self.connection.execute(OPENED, prepare=False).fetchone()
@@ -119,14 +119,14 @@ class Session:
         return self
 
     def wait_at_most(self, patience: float) -> None:
-        """Set how many seconds a statement waits for a lock, and a silent host is waited for at the most."""
+        """Set the most seconds that a statement waits for a lock, or for a silent host."""
         if patience != self._patience:
             listen_for(self.connection, self._conninfo, silence(patience))
             self._cursor.execute(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
             self._patience = patience
 
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Return ``fn(step, *args)``, in which each statement is on its own and changes nothing."""
+        """Return ``fn(step, *args)``, in which each statement is independent and changes nothing."""
         step = self._step()
         try:
             result = fn(step, *args)
@@ -188,7 +188,7 @@ class Session:
         return result
 
     def begin(self) -> Step:
-        """Begin a transaction that goes on until ``commit``, or ``undo``."""
+        """Begin a transaction that lasts until ``commit`` or ``undo``."""
         try:
             self._ledger.renew()
             self._token += 1
@@ -207,12 +207,12 @@ class Session:
         return step
 
     def _users_limits(self) -> list[str]:
-        """Return the limits that hold in a block: the user's, and for locks our patience where they have none."""
+        """Return the limits that apply in a block: the user's or, for locks without such a limit, our patience."""
         lock, *others = self._users
         return [milliseconds(self._patience) if lock == "0" else lock, *others]
 
     def commit(self, step: Step) -> None:
-        """Commit the transaction that ``begin`` began, with what the user's own statements did."""
+        """Commit the transaction that ``begin`` began, including the user's own statements."""
         step.execute(NOTE, row=self._ledger.rows[0], token=self._token).fetchall()
         made = step.execute(ARE_THERE, rows=list(step.rows.values())).fetchall() if step.rows else []
         assert self._transaction is not None  # begun
@@ -230,19 +230,19 @@ class Session:
         self._undo()
 
     def undo_at_once(self) -> None:
-        """End what is under way if the server waits for this side.
+        """End the transaction under way if the server is waiting for this side.
 
-        The end of the connection reaches the server a moment later, until which what was claimed is passed over.
+        The end of the connection reaches the server a moment later; until then, others skip the claimed items.
         """
         if self.connection.pgconn.transaction_status in {pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR}:
             self._undo()
 
     def reset(self) -> None:
-        """Undo what a user may have set on the connection, which was in their hands."""
+        """Undo all settings that a user may have made on the connection."""
         reset(self.connection, self._attributes, self._patience)
 
     def tell(self, channels: set[str]) -> None:
-        """Wake the waiters of these queues. If it fails, they look by themselves, a second later."""
+        """Wake the waiters of these queues. If it fails, they check by themselves within a second."""
         if channels:
             with suppress(psycopg.Error):
                 self._cursor.execute(_TELL, {"channels": sorted(channels)})
@@ -251,17 +251,17 @@ class Session:
         return Step(self.connection, self._ledger, self._sql, self.path, self._token, is_block=is_block)
 
     def _together(self, is_one: bool) -> AbstractContextManager[psycopg.Pipeline | None]:
-        """Return what sends statements together. It costs more than the one exchange that it saves, if that is near."""
+        """Return a pipeline. With a nearby server it costs more than the round trip that it saves, so then None."""
         return nullcontext() if is_one and self._is_near else together(self.connection)
 
     def _send(self, step: Step, text: LiteralString) -> None:
         (self.connection if step.pipeline else self._cursor).execute(text)
 
     def once(self, text: LiteralString, queue: int, values: Values) -> list[Any]:
-        """Return the rows of a change that is one statement, which looks at the fence and notes its token and result.
+        """Return the rows of a change of one statement, which checks the fence and writes its token and result.
 
-        The last column of its last row is where the row of the ledger is now, None if that was not written. ``values``
-        may be a function that makes them when this session has its rows.
+        The last column of its last row is the new place of the ledger's row, None if that was not written. ``values``
+        may be a function that makes them once this session has its rows.
         """
         try:
             self._ledger.renew()
@@ -292,36 +292,36 @@ class Session:
         return rows
 
     def alone(self, text: LiteralString, values: dict[str, Any]) -> None:
-        """Execute a statement of which it does not matter whether it is done, or done twice."""
+        """Execute a statement that may be done once, twice or not at all."""
         self._cursor.execute(self._sql(text), values)
 
     @property
     def token(self) -> int:
-        """Of the last change."""
+        """The token of the last change."""
         return self._token
 
     @property
     def is_known(self) -> bool:
-        """Whether others know of it."""
+        """Whether others know this session."""
         return bool(self._ledger.rows)
 
     @property
     def is_idle(self) -> bool:
-        """Return whether it can be used for the next step."""
+        """Return whether this session can be used for the next step."""
         return self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
 
     @property
     def is_alive(self) -> bool:
-        """Return whether the connection stands, as far as this side knows."""
+        """Return whether the connection is intact, as far as this side knows."""
         if self.connection.closed:
             return False
-        if is_readable(self.connection.fileno()):  # the other end has said good-bye, or is gone; or it is a notice
+        if is_readable(self.connection.fileno()):  # the other end has closed it, or is gone; or it is a notification
             with suppress(psycopg.Error):
                 self.connection.execute("")
         return not self.connection.closed
 
     def settled(self, session: int, token: int, timeout: float) -> Settled | None:
-        """Shut out a session that lost its connection; return what it noted of a change, None if that is undone."""
+        """Shut out a session that lost its connection; return its notes on a change, None if that is undone."""
         self.wait_at_most(max(0.001, timeout))
         return self._ledger.settle(session, token)
 
@@ -330,9 +330,9 @@ class Session:
         sweep(self.connection, self._sql)
 
     def leave(self) -> None:
-        """End an entered session: nothing is to be settled, so its rows go too. It may fail: others sweep.
+        """End an entered session and remove its rows, since nothing has to be settled. It may fail: others sweep.
 
-        They do, too, where nobody could end a wait for a server that does not answer, as the program ends.
+        Others also sweep if, while the program ends, nothing could end a wait for a server that does not answer.
         """
         with suppress(psycopg.Error):
             if self.is_idle and self._ledger.rows and departures.patience() < 0:
@@ -345,7 +345,7 @@ class Session:
         self.connection.close()
 
     def abandon(self) -> None:
-        """Give up the descriptor of a connection that is the parent's, without a word to the server."""
+        """Close the descriptor of the parent's connection without sending anything to the server."""
         with suppress(OSError, psycopg.Error):
             os.close(self.connection.fileno())
 

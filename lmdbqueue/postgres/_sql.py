@@ -1,7 +1,7 @@
 """Statements with the names of one schema filled in.
 
-Owns: how a name of the schema gets into a statement, and what several of them have in common. Law: names are quoted
-by psycopg and values are parameters, so nothing that a user gives becomes SQL. Must not know: what a statement does.
+Owns: how a name of the schema gets into a statement, and the common parts of statements. Law: names are quoted by
+psycopg and values are parameters, so no user input becomes SQL. Must not know: what a statement does.
 """
 
 from typing import Final, LiteralString
@@ -10,7 +10,7 @@ from psycopg import sql
 
 TABLES: Final = ("meta", "queues", "tails", "items", "ledger", "owners", "sleepers", "state", "marks", "readers")
 
-# The sessions and owners that live, as the server's lock table shows them: a lock is not taken to find out, since
+# The living sessions and owners, according to the server's lock table: no lock is taken to find out, since
 # thousands of dead ones would fill that table
 _ALIVE: Final = """
 SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
@@ -28,7 +28,7 @@ class Sql:
         self._names["schema"] = sql.Identifier(schema)
         self._names["now"] = sql.SQL("statement_timestamp()")
         self._names["alive"] = sql.SQL(_ALIVE)
-        # of the advisory lock of a sweep
+        # the key of the advisory lock of a sweep
         self._names["sweeper"] = sql.SQL("hashtextextended({}, 0)").format(sql.Literal(f"lmdbqueue sweep {schema}"))
         self._rendered: dict[str, bytes] = {}
 

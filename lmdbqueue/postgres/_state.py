@@ -1,7 +1,7 @@
 """``queue.state`` in a table.
 
 Owns: the rows of the state. Law: each method is one atomic step, and joins the transaction that it is called in. Must
-not know: what is done with it.
+not know: what it is used for.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ _CLEAR: Final = "DELETE FROM {state} WHERE queue = %(queue)s"
 class TableState(StateMapping):
     """The mapping of a queue of a database.
 
-    ``update``, ``pop`` and the like are blocks of a transaction: they raise ``ServerError``, and have changed nothing,
-    when their connection is lost.
+    ``update``, ``pop`` and the like are transactions of several statements: if their connection is lost, they raise
+    ``ServerError``, and nothing was changed.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""A transaction under way, or a reading: what functions of it use.
+"""A transaction under way, or a reading, as its functions use it.
 
-Owns: how their statements are sent, and what they count and tell until the commit. Law: what was counted is written
-down in the transaction that changed it. Must not know: how a transaction begins and ends.
+Owns: how statements are sent, and the counts and notifications collected until the commit. Law: counts are written in
+the transaction that makes the change. Must not know: how a transaction begins and ends.
 """
 
 from typing import Any, LiteralString
@@ -26,16 +26,16 @@ class Step:
         *,
         is_block: bool = False,
     ) -> None:
-        """``path`` is for errors, ``token`` that of the change."""
+        """``path`` is for errors; ``token`` is that of the change."""
         self.connection = connection
         self.sql = sql
         self.path = path
         self.token = token
-        self.pipeline: psycopg.Pipeline | None = None  # statements are sent together, up to the next result
+        self.pipeline: psycopg.Pipeline | None = None  # sends statements together, up to the next result
         self.has_changed = False
         self.counts: dict[int, dict[str, int]] = {}
-        self.told: set[str] = set()  # channels of those to be woken after the commit
-        self.rows: dict[int, int] = {}  # of the ledger, made in this transaction
+        self.told: set[str] = set()  # channels to be notified after the commit
+        self.rows: dict[int, int] = {}  # rows of the ledger, created in this transaction
         self.is_block = is_block
         self._ledger = ledger
 
@@ -44,16 +44,16 @@ class Step:
         return Cursor(self.connection).execute(self.sql(text), values)
 
     def changed(self, text: LiteralString, /, **values: Any) -> int:
-        """Execute a statement; return how many rows it changed."""
+        """Execute a statement; return the number of rows that it changed."""
         cursor = self.execute(text, **values)
         if self.pipeline is not None:
             self.pipeline.sync()
         return cursor.rowcount
 
     def count(self, queue: int, **changes: int) -> None:
-        """Note that so much more, or less, was pushed, waits (and its bytes), is leased, delayed, dead.
+        """Count changes of pushed, waiting (and its bytes), leased, delayed and dead items.
 
-        In a user's block it is written down at once: a savepoint that undoes the change undoes that, too.
+        In a user's block the counts are written immediately, so a savepoint that undoes the change undoes them, too.
         """
         self.has_changed = True
         known = self.counts.setdefault(queue, dict.fromkeys(KINDS, 0))
@@ -67,17 +67,17 @@ class Step:
         self.told.add(channel)
 
     def row(self, queue: int) -> int:
-        """Return the key of this session's row of a queue in the ledger, which is there."""
+        """Return the key of this session's existing row for a queue in the ledger."""
         return self._ledger.rows[queue]
 
     def note(self) -> None:
-        """Write down the token, and what was counted, in a transaction of several statements."""
+        """Write the token and the counts, in a transaction of several statements."""
         if not any(map(any, (each.values() for each in self.counts.values()))):
             self.execute(NOTE, row=self._ledger.rows[0], token=self.token)
         self.note_counts()
 
     def note_counts(self) -> None:
-        """Write down what was counted."""
+        """Write the counts."""
         for queue, changes in sorted(self.counts.items()):
             if not any(changes.values()):
                 continue
@@ -85,7 +85,7 @@ class Step:
             is_there = row is not None
             if is_there:
                 written = self.execute(COUNT, row=row, token=self.token, **changes)
-                is_there = not self.is_block or bool(written.fetchall())  # else it was undone with a savepoint
+                is_there = not self.is_block or bool(written.fetchall())  # otherwise it was undone with a savepoint
             if not is_there:
                 row = self.rows[queue] = random_id()
                 self.execute(

@@ -1,8 +1,7 @@
 """How items are taken from a queue, and put back.
 
-Owns: what a pop claims. Law: what somebody else is taking at this moment is passed over, never waited for; an item
-that is put back has the place that it had, with all that was known of it. Must not know: connections, retries,
-pickling.
+Owns: the items that a pop claims. Law: items that others are taking at the moment are skipped, never waited for; an
+item that is put back gets its old place, with its notes. Must not know: connections, retries, pickling.
 """
 
 from collections.abc import Sequence
@@ -66,7 +65,7 @@ _TAKE_IN_BLOCK: Final = (
     + " FROM gone UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
     " is_overdue, is_followed, is_awaited, NULL FROM look"
 )
-# The first item, if it is the one whose payload was decoded already; and the one that is first then
+# The first item, if it is the one whose payload was already decoded; and the one that is first after that
 TAKE_KNOWN: Final = (
     "WITH "
     + LOOK
@@ -96,7 +95,7 @@ FROM look LEFT JOIN gone ON true LEFT JOIN next ON true"""
 )
 TAKE_KNOWN_NOW: Final = hurried(TAKE_KNOWN)
 _TAKE_NOW: Final = hurried(_TAKE)
-# A key that another item has got meanwhile stays with that one
+# A key that another item has by now stays with that one
 _PUT_BACK: Final = """
 INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, headers)
 SELECT id, seq, payload, attempts,
@@ -113,10 +112,10 @@ FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
 
 
 def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool, looks_ahead: bool) -> Found:
-    """Remove and return the first ``n`` entries that nobody else has locked, and note the token.
+    """Remove and return the first ``n`` unlocked entries, and write the token.
 
-    It is undone unless the caller calls ``keep``. ``insists``: though something has to come back first that
-    did not. ``looks_ahead``: what is first then is returned, too.
+    It is undone unless the caller calls ``keep``. ``insists``: even if items that are due could not return first.
+    ``looks_ahead``: also return the item that is first afterwards.
     """
     asked = {"queue": place.id, "n": n, "deaths": deaths, "insists": insists}
     if step.is_block:
@@ -143,7 +142,7 @@ def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool, looks
 
 
 def keep(step: Step, place: Place, taken: Found) -> None:
-    """Delete what was taken. Only now readers count it, since that locks them: a user's ``loads`` came before."""
+    """Delete the taken items. Readers count them only now, after the user's ``loads``, since that locks them."""
     step.has_changed = True
     if step.is_block:
         step.count(place.id, waiting=-len(taken.entries), size=-sum(len(payload) for _, payload in taken.entries))
@@ -154,12 +153,12 @@ def keep(step: Step, place: Place, taken: Found) -> None:
 
 
 def have_keys(entries: Sequence[Entry]) -> bool:
-    """Return whether some of what was taken has a unique key."""
+    """Return whether any of the taken items has a unique key."""
     return any(isinstance(entry, Taken) and entry.notes[3] is not None for entry in entries)
 
 
 def put_back(step: Step, place: Place, entries: Sequence[Entry]) -> None:
-    """Insert items that were taken at the places that they had, with all that was known of them."""
+    """Insert taken items at their old places, with their notes."""
     notes = [entry.notes if isinstance(entry, Taken) else (0, None, None, None, None) for entry in entries]
     attempts, pushed, expire, keys, headers = map(list, zip(*notes, strict=True))
     inserted = step.changed(
