@@ -90,12 +90,12 @@ def open_directory(
     With ``fresh`` an existing queue is refused (``ExistsError``). A lost ``queue.json`` is written anew. The caller
     closes the directory.
     """
-    with _door(path), translated(path, "opening"):
+    with translated(path, "opening"):
         _refuse_file(path)
         _make(path)
         folder = open_folder(path)
         try:
-            with flock.exclusive(os.path.join(path, "."), folder):
+            with _door(path, folder), flock.exclusive(os.path.join(path, "."), folder):
                 there = os.listdir(folder)
                 if not _is_queue(there):
                     _create(path, folder, there, wanted, build)
@@ -107,16 +107,19 @@ def open_directory(
             raise
 
 
-_doors: dict[str, threading.RLock] = {}  # of directories: the threads of this process enter one at a time
+# of directories, by device and inode, since a directory can have several paths (a bind mount) or be renamed: the
+# threads of this process enter one at a time
+_doors: dict[tuple[int, int], threading.RLock] = {}
 
 
 @holding
-def _door(path: str, patience: float = -1) -> Iterator[None]:
+def _door(path: str, folder: int, patience: float = -1) -> Iterator[None]:
     """Hold the door of a directory; raise ``NestedCallError`` inside a call of this thread that holds it.
 
     Raises ``BlockingIOError`` after ``patience`` seconds; -1: never.
     """
-    door = _doors.setdefault(os.path.realpath(path), threading.RLock())
+    status = os.fstat(folder)
+    door = _doors.setdefault((status.st_dev, status.st_ino), threading.RLock())
     if is_mine(door):  # it would wait for its own flock
         raise NestedCallError(path)
     with held(door, patience=patience) as is_held:
@@ -238,7 +241,7 @@ class Directory:
         """
         with (
             translated(self.path, "locking"),
-            _door(self.path, patience),
+            _door(self.path, self.folder, patience),
             flock.exclusive(self.file("."), self.folder, parking, patience),
         ):
             self.refuse_another()
@@ -262,7 +265,9 @@ class Directory:
         """
         if is_mine(self._compacting):
             raise NestedCallError(self.path)
-        if _OPTIONS_FILE not in os.listdir(self.folder):
+        with translated(self.path, "listing"):
+            is_lost = _OPTIONS_FILE not in os.listdir(self.folder)
+        if is_lost:
             with self.lock():
                 _write_options(self.path, self.folder, self.options)
         with (

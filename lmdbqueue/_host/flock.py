@@ -131,9 +131,9 @@ class LeftFile:
         """
         if self._fd < 0:
             return None
-        status = os.fstat(self._fd)
-        file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
         try:
+            status = os.fstat(self._fd)
+            file = f" {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
             with open("/proc/locks", encoding="ascii") as lines:
                 found = {line.split()[4] for line in lines if file in line and line.split()[1] == "POSIX"}
         except OSError:

@@ -42,6 +42,7 @@ import mmap
 import os
 import re
 import sys
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
@@ -73,11 +74,14 @@ class Pin:
             close(fd)
         self._words = memoryview(self._memory).cast("Q")
 
-    def find(self, env: Any) -> None:
-        """Find the pin in an environment that only this thread knows, or create it. Raises ``OSError``."""
+    def find(self, env: Any, clear_readers: Callable[[Any], object]) -> None:
+        """Find the pin in an environment that only this thread knows, or create it. Raises ``OSError``.
+
+        ``clear_readers`` makes LMDB clear dead readers, which must not clear the pin.
+        """
         if not _is_among(env.readers()):
             self._make(env)
-        env.reader_check()
+        clear_readers(env)
         at = self._memory.find(_MARK)
         if at < 0 or not _is_among(env.readers()):
             raise OSError(errno.ENOTSUP, "the table of readers does not keep the pin of a checkpoint")

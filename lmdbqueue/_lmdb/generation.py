@@ -19,7 +19,9 @@ LMDB's further requirements, and where they are met:
   write at the same time. So each writer checks (``_host.presence``).
 - The only process to open a file sets up its lock file; if it is killed meanwhile, it may keep LMDB's lock a moment
   longer than the directory lock, and a process that waits for that lock inside LMDB then mistakes a half-made lock file
-  for a complete one, and loses every commit. So that is waited for before (``opening.await_set_up``).
+  for a complete one, and loses every commit. So that is waited for before (``_lmdb.opening``).
+- A process loses LMDB's locks on the lock file when anything in it opens and closes that file. So it holds further ones
+  (``_lmdb.opening``).
 - A lock file with holes on a full disk kills the process (SIGBUS): it is allocated before LMDB opens it.
 - If the meta page cannot be written, every later call fails (``MDB_PANIC``): then the generation ``is_broken``, and
   ``_local.live`` reopens it.
@@ -34,6 +36,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
@@ -50,7 +53,7 @@ from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.durability import Durable
 from lmdbqueue._lmdb.failures import Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.meta_page import MetaPage
-from lmdbqueue._lmdb.opening import LOCK_FILE, await_set_up, open_environment, refuse_cut_off, wanted_map
+from lmdbqueue._lmdb.opening import LOCK_FILE, LockFile, open_environment, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
 from lmdbqueue._lmdb.snapshot import Kept, Ref, Tables, Txn, end, is_open
 
@@ -80,10 +83,12 @@ class Generation(Durable):
         self._kept: list[weakref.ref[Txn]] = []  # the transactions that keep snapshots, oldest first
         self.pin: Pin | None = None  # the pin, with durability "interval"
         self._borrowing = threading.RLock()  # held by the one transaction that opens handles, for itself or for good
+        self._lock_file = LockFile(path + "-lock")
         self._fd = open_at(path, os.O_RDONLY)  # LMDB's own descriptor is not accessible
         try:
             super().__init__(path, number, options, session)
-            self._room = Room(path, self._env.stat()["psize"], self._map_size, self._env.reader_check)
+            clear_readers = partial(self._lock_file.clear_readers, self._env)
+            self._room = Room(path, self._env.stat()["psize"], self._map_size, clear_readers)
             self.presence = Presence(self.directory, (path, path + "-lock", session.path))
         except BaseException:
             self.close()
@@ -93,18 +98,19 @@ class Generation(Durable):
         refuse_cut_off(self.path)
         with translated(self.path, "opening"):
             allocate(self.path + "-lock", LOCK_FILE)
-            await_set_up(self.path + "-lock")
+            self._lock_file.open()
             if self.options.durability == "interval":
                 self._map_pin()
         env = None
         try:
             env, map_size = open_environment(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
             self._is_confined = map_size < wanted_map(self.path)
-            if self.pin is None:
-                env.reader_check()
-            else:
-                with translated(self.path, "opening"):
-                    self.pin.find(env)
+            with translated(self.path, "opening"):
+                self._lock_file.hold()
+                if self.pin is None:
+                    self._lock_file.clear_readers(env)
+                else:
+                    self.pin.find(env, self._lock_file.clear_readers)
         except BaseException:
             if env is not None:
                 env.close()
@@ -132,9 +138,14 @@ class Generation(Durable):
             super().close()
         if self.pin is not None:
             self.pin.close()
+        self.let_go_of_locks()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)
+
+    def let_go_of_locks(self) -> None:
+        """Have none of the locks beside LMDB any more. In a forked child they are the parent's, who keeps them."""
+        self._lock_file.close()
 
     # --- snapshots that are kept
 
@@ -414,7 +425,7 @@ class Generation(Durable):
 
     def grow_ahead(self) -> None:
         """Raise ``Superseded``, to be reopened with a larger map, if a long transaction could outgrow this one."""
-        if not self._is_confined and os.fstat(self._fd).st_size > self._map_size // 2:
+        if not self._is_confined and self.size() > self._map_size // 2:
             self.is_broken = True
             raise Superseded
 
@@ -462,10 +473,12 @@ class Generation(Durable):
             trees = [self.meta, self.away, *written]
             if is_writing:
                 grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
-        try:
-            return super().used(txn) + grown
-        except FileNotFoundError:  # a swap came after the snapshot, and removed the name
-            raise Superseded from None
+        return super().used(txn) + grown
+
+    def size(self) -> int:
+        """Return the size of the file in bytes."""
+        with translated(self.path, "reading"):
+            return os.fstat(self._fd).st_size
 
     def renew(self) -> bool:
         """Make the pages freed by the last transaction usable for the next, if it may need them; return whether it may.

@@ -1,6 +1,22 @@
 """Opening a file as an LMDB environment: its map, its lock file, fatal faults; and creating one.
 
-Owns: the options with which LMDB opens a file. Law: files that would crash LMDB are refused before it opens them.
+Owns: the options with which LMDB opens a file, and the locks on its lock file. Law: files that would crash LMDB are
+refused before it opens them; no descriptor of a lock file is closed while LMDB has it open in this process.
+
+LMDB's own locks on that file are POSIX record locks. A process loses all of them when *anything* in it closes a
+descriptor of the file, for example a backup that copies the directory (``shutil.copytree``). Then LMDB would let the
+next process that opens the queue set up the mutexes anew during a transaction of the first one, and both would write at
+the same time. So each process also holds locks of an open file description (OFD), which end only with its own
+descriptor, and which LMDB takes for those of another process:
+
+==============  =============================  ======================================================================
+byte            LMDB's lock                    this library's lock
+==============  =============================  ======================================================================
+0               shared: the file is set up     the same; LMDB sets the file up only if it can lock it exclusively
+pid             exclusive: the process lives   none, since LMDB could not take its own
+2^32 + pid      none                           shared: the process lives. If it holds this one without LMDB's, it has
+                                               lost that, and LMDB must not look for dead readers
+==============  =============================  ======================================================================
 """
 
 from __future__ import annotations
@@ -12,6 +28,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
+from struct import Struct
 from typing import Any, Final
 
 import lmdb
@@ -31,6 +48,10 @@ _GROWTH: Final = 4  # times the file: the larger, the less often the file is reo
 _MAX_READERS: Final = 1022  # 64 bytes each in the lock file
 LOCK_FILE: Final = 64 * (_MAX_READERS + 2)  # bytes
 _AT_A_TIME: Final = 1_000  # records in one transaction while a file is built
+_SET_UP: Final = 0  # bytes of the lock file, as above
+_LIVES: Final = 1 << 32
+_RECORD: Final = Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+_HAS_THEM: Final = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
 
 
 def provide(path: str) -> None:
@@ -114,13 +135,45 @@ def wanted_map(path: str, size: int = 0) -> int:
     return 1 << (max(_LEAST_MAP if is_large else _LEAST_OF_LITTLE, _GROWTH * size) - 1).bit_length()
 
 
-def await_set_up(lock_file: str) -> None:
-    """Wait until no process is setting up LMDB's lock file. Under the directory lock, so that none begins to."""
-    fd = open_at(lock_file, os.O_RDWR)
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_SH, 1)
-    finally:
-        close(fd)
+class LockFile:
+    """The lock file of one generation. To be opened before LMDB opens it, and closed after LMDB."""
+
+    def __init__(self, path: str) -> None:
+        """Remember the path. The caller keeps this object before ``open``, to close it if an interrupt comes."""
+        self._path = path
+        self._fd = -1
+
+    def open(self) -> None:
+        """Wait until no process is setting up the file. Under the directory lock, so that none begins to."""
+        self._fd = open_at(self._path, os.O_RDWR)
+        fcntl.lockf(self._fd, fcntl.LOCK_SH, 1)
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1)
+
+    def hold(self) -> None:
+        """Take the locks of this library, after LMDB has taken its own."""
+        for byte in (_SET_UP, _LIVES + os.getpid()) if _HAS_THEM else ():
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+
+    def clear_readers(self, env: Any) -> None:
+        """Let LMDB clear the entries of dead readers, unless it would clear those of a living process."""
+        pids = {int(line.split()[0]) for line in env.readers().splitlines()[1:]}
+        if not any(pid > 0 and self._has_lost(pid) for pid in pids - {os.getpid()}):
+            env.reader_check()
+
+    def _has_lost(self, pid: int) -> bool:
+        """Return whether another process lives that LMDB takes for dead."""
+        return _HAS_THEM and self._is_locked(_LIVES + pid) and not self._is_locked(pid)
+
+    def _is_locked(self, byte: int) -> bool:
+        asked = _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+        found: int = _RECORD.unpack(fcntl.fcntl(self._fd, fcntl.F_OFD_GETLK, asked))[0]
+        return found != fcntl.F_UNLCK
+
+    def close(self) -> None:
+        """Free the descriptor and its locks; idempotent. In a forked child the parent keeps the locks."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            close(fd)
 
 
 def refuse_cut_off(path: str) -> None:

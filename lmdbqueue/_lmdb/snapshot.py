@@ -18,6 +18,7 @@ import lmdb
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, Full, GoneError
+from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb import free_pages
 from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
@@ -192,7 +193,11 @@ class Snapshot:
 
     def used(self, txn: Txn) -> int:
         """Return the bytes of the pages in use that ``txn`` sees; the extent if it is too old to know."""
-        found = free_pages.used(self.path, txn.id())
+        with translated(self.path, "reading"):
+            try:
+                found = free_pages.used(self.path, txn.id())
+            except FileNotFoundError:  # a swap came after the snapshot, and removed the name
+                raise Superseded from None
         return found if found is not None else self.extent()
 
     def used_by(self, txn: Txn, db: Db) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Full
 from lmdbqueue._format import BASE, Note, Trailer, pack
+from lmdbqueue._host.disk import translated
 from lmdbqueue._local.hold import LocalHold
 from lmdbqueue._model import (
     dead_letters,
@@ -353,13 +354,15 @@ class LocalEngine(LocalHold):
 
     def reader(self, name: str) -> LocalReaderEngine:
         """Return the engine of a reader."""
-        from lmdbqueue._local.reader_engine import LocalReaderEngine  # noqa: PLC0415  (most queues have no readers)
+        with translated(self.path, "opening"):  # a late import needs a descriptor
+            from lmdbqueue._local.reader_engine import LocalReaderEngine  # noqa: PLC0415  (most queues have no readers)
 
         return LocalReaderEngine(self, name)
 
     def readers(self) -> list[ReaderStats]:
         """Return the figures of all readers."""
-        from lmdbqueue._model import readers  # noqa: PLC0415  (as above)
+        with translated(self.path, "reading"):
+            from lmdbqueue._model import readers  # noqa: PLC0415  (as above)
 
         return self.view(readers.stats)
 
@@ -402,7 +405,8 @@ class LocalEngine(LocalHold):
 
     def stats(self) -> Stats:
         """Return the figures of the queue, and of its directory."""
-        from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (only when asked)
+        with translated(self.path, "reading"):
+            from lmdbqueue._model.stats import of_queue  # noqa: PLC0415  (only when asked)
 
         environment = self.environment
         found = self.view(of_queue, self.clock())

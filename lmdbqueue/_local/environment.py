@@ -414,13 +414,23 @@ class Environment(Live):
             record = block.read(ref, queue_record, ())
         else:
             self._refuse_nested()
-            with self._writer:
-                queue, record, transaction, generation = self._in_live(_open_queue, name, make)
-                generation.secure(transaction)
-            ref = Ref(name, queue.identity)
+            self._coming.append(name)  # another thread may open the next generation before it is counted
+            try:
+                with self._writer:
+                    queue, record, transaction, generation = self._in_live(_open_queue, name, make)
+                    generation.secure(transaction)
+                ref = Ref(name, queue.identity)
+                self._count(ref)
+            finally:
+                self._coming.remove(name)
+            return ref, record
+        self._count(ref)
+        return ref, record
+
+    def _count(self, ref: Ref) -> None:
+        """Count a queue object that uses a queue."""
         with opening:
             self._queues[ref] += 1
-        return ref, record
 
     def open_every_queue(self) -> None:
         """Open the handles of all queues of the directory, until the next swap."""

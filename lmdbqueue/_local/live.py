@@ -76,6 +76,7 @@ class Live:
         self.directory = directory
         self.handles = 0  # queue objects that use it
         self._queues: Counter[Ref] = Counter()  # the number of queue objects for each queue
+        self._coming: list[str] = []  # names of queues that are being opened and not counted yet
         self._torn = False  # in a child: whether a transaction of the parent was open at the fork
         self.interval = math.inf  # seconds between checkpoints, the shortest that a queue object asks for
         self._frozen = Ending()  # the steps that end holding this process still during a fork
@@ -142,7 +143,7 @@ class Live:
                 continue
             try:
                 if not generation.is_prepared:
-                    generation.prepare([ref.name for ref in list(self._queues)])
+                    generation.prepare([*(ref.name for ref in list(self._queues)), *self._coming])
                 return fn(generation, *args)
             except Superseded:
                 if not generation.is_broken:
@@ -211,9 +212,7 @@ class Live:
                 raise ClosedError(self.directory.path)
             if old is not None and old.keeper is not None:
                 old.keeper.close()
-            self._generation = self._open_live(1 if old is None else old.number + 1, progress)
-            if old is not None:
-                self._retired.append(old)
+            self._open_live(old, progress)
         if self._retired and not is_mine(self._writer):  # otherwise this thread does it after writing
             departures.defer(self._clear_away)
 
@@ -228,10 +227,10 @@ class Live:
         while self._retired:
             self._retired.pop().close()
 
-    def _open_live(self, number: int, progress: Progress | None) -> Generation:
+    def _open_live(self, old: Generation | None, progress: Progress | None) -> None:
         """Open the live generation, for reading: the first write opens its handles for good."""
         with self.directory.lock(self.directory.parking):
-            number = self._published(number)
+            number = self._published(1 if old is None else old.number + 1)
             joins = self._session is None
             session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
             try:
@@ -251,7 +250,9 @@ class Live:
                     session.leave()
                 raise
             self._session = session
-            return generation
+            self._generation = generation  # here: an interrupt may come as the lock is let go
+            if old is not None:
+                self._retired.append(old)
 
     def _keep_checkpoints(self, generation: Generation, session: Session) -> None:
         """Keep the pages of a checkpoint while this process commits. Under the directory lock."""
@@ -382,6 +383,9 @@ class Live:
         self._close_slots()
         if self._torn:
             self._inherited += inherited
+            for generation in inherited:
+                if generation is not None:
+                    generation.let_go_of_locks()
         else:
             for generation in inherited:
                 if generation is not None:

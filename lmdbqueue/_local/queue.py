@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args
 
 from lmdbqueue import _format
 from lmdbqueue._errors import TransactionError
+from lmdbqueue._host.disk import translated
 from lmdbqueue._host.threads import holding
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
@@ -162,7 +163,8 @@ class PersistentQueue(Queue[T]):
             DiskFullError: There is no room for a copy of the data in use.
             TransactionError: It was called in a ``transaction()``.
         """
-        from lmdbqueue._local import compaction  # noqa: PLC0415  (few ever need it)
+        with translated(self._engine.path, "opening"):
+            from lmdbqueue._local import compaction  # noqa: PLC0415  (few ever need it)
 
         return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else max(0, self.flush_limit))
 
@@ -184,7 +186,8 @@ class PersistentQueue(Queue[T]):
             DiskFullError: There is no room for the copy.
         """
         target = os.path.dirname(self._engine.path) if path is None else path
-        from lmdbqueue._local import compaction  # noqa: PLC0415
+        with translated(self._engine.path, "opening"):
+            from lmdbqueue._local import compaction  # noqa: PLC0415
 
         compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
@@ -219,7 +222,8 @@ class PersistentQueue(Queue[T]):
     def state(self) -> State:
         """A persistent mapping of this queue, for totals and offsets; it takes part in transactions."""
         self._engine.refuse_if_closed()
-        from lmdbqueue._local.state import State  # noqa: PLC0415  (most queues have no state)
+        with translated(self._engine.path, "opening"):
+            from lmdbqueue._local.state import State  # noqa: PLC0415  (most queues have no state)
 
         return State(self._engine, self.dumps, self.loads)
 
@@ -290,7 +294,8 @@ class PersistentQueue(Queue[T]):
         Returns:
             A sentence for each fault, and for what a repair lost; an empty list if there is none.
         """
-        from lmdbqueue._local.check import check_open  # noqa: PLC0415  (only for checks)
+        with translated(self._engine.path, "opening"):
+            from lmdbqueue._local.check import check_open  # noqa: PLC0415  (only for checks)
 
         return check_open(self._engine.environment, repair=repair)
 

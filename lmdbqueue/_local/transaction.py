@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from lmdbqueue._errors import Full, NestedCallError, StorageError
+from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Ending
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
@@ -100,7 +101,8 @@ class Transaction(Block):
         self.refuse_if_spoiled()
         if not self._has_changed:
             return 0
-        self.generation.presence.refuse_gone()  # the block may have lasted long
+        with translated(self.path, "commit"):
+            self.generation.presence.refuse_gone()  # the block may have lasted long
         try:
             return self.generation.commit(self._txn)
         except Exception as error:

@@ -6,8 +6,6 @@ the queue. Must not know: LMDB.
 
 from __future__ import annotations
 
-import os
-
 from lmdbqueue import _format
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.preallocation import reserve
@@ -29,7 +27,7 @@ def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:
     )
     age = _longest_wait(txn, queue, now.wall)
     used, page = generation.used(txn), txn.stat(queue.items)["psize"]
-    file_size = os.stat(generation.path).st_size
+    file_size = generation.size()
     needed = used + reserve(used // page - 1) * page  # the size of a freshly written file
     return Stats(
         waiting=waiting,

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from processes import DEADLINE, forked, in_a_small_process, status_of
 
-from lmdbqueue import AccessError, PersistentQueue, StorageError
+from lmdbqueue import PersistentQueue, QueueError, StorageError
 from lmdbqueue._host import departures
 from lmdbqueue._local import environment as _env
 
@@ -112,8 +112,17 @@ def _lease(queue):
     lease.nack()
 
 
+def _push_within_bytes(queue):
+    queue.max_bytes = 1
+    try:
+        queue.push("more")
+    finally:
+        queue.max_bytes = None
+
+
 VERBS = {
     "push": lambda queue: queue.push("more"),
+    "push within a limit of bytes": _push_within_bytes,
     "pop": lambda queue: queue.pop(),
     "get": lambda queue: queue.get(timeout=0.001),
     "peek": lambda queue: queue.peek(3),
@@ -133,7 +142,7 @@ def _run_out_in_a_verb(place, verb):
             queue.clear(all=True)
             queue.push(["a", "b"])
             for _ in range(2):
-                with _free(count), suppress(StorageError, AccessError, KeyError, Exception):
+                with _free(count), suppress(QueueError, KeyError):
                     VERBS[verb](queue)
             queue.clear(all=True)
             queue.push("c")

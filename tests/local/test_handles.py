@@ -1,12 +1,15 @@
 """LMDB's handles of queues: there as long as somebody uses them, and never those of another queue."""
 
 import sys
+from contextlib import contextmanager
 
 import pytest
 from processes import forked, status_of
 
 from lmdbqueue import PersistentQueue, StorageError
+from lmdbqueue._host.directory import Directory
 from lmdbqueue._lmdb.generation import Generation
+from lmdbqueue._local.environment import Environment
 
 
 def _in_another_process(fn, *args):
@@ -130,3 +133,43 @@ def test_a_forked_child_has_as_many_queues_open_as_its_parent(open_queue):
         queue.push(number)
     _in_another_process(_pop_each, queues)
     assert [len(queue) for queue in queues] == [0] * 100
+
+
+def _flush(queue):
+    queue.flush(force=True)
+
+
+def test_a_queue_that_is_opened_as_another_thread_goes_on_to_the_next_file_is_known_there(open_queue, monkeypatch):
+    queue = open_queue()
+    count = Environment._count
+
+    def count_when_others_have_gone_on(environment, ref):
+        monkeypatch.undo()
+        _in_another_process(_flush, queue)
+        queue.push("as another thread would")  # which opens the handles of all queues of this process
+        count(environment, ref)
+
+    monkeypatch.setattr(Environment, "_count", count_when_others_have_gone_on)
+    other = open_queue(name="other")
+    other.push("a")
+    assert list(other) == ["a"]
+
+
+def test_an_interrupt_as_the_next_file_was_opened_leaves_it_open_for_the_next_call(open_queue, monkeypatch):
+    queue = open_queue()
+    _in_another_process(_flush, queue)
+    lock = Directory.lock
+
+    @contextmanager
+    def lock_that_is_interrupted_as_it_is_let_go(directory, *parking):
+        with lock(directory, *parking):
+            yield
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Directory, "lock", lock_that_is_interrupted_as_it_is_let_go)
+    with pytest.raises(KeyboardInterrupt) as kept:  # with its traceback, and all that its frames refer to
+        queue.push("a")
+    queue.push("b")
+    assert list(queue) == ["b"]
+    assert kept

@@ -20,7 +20,7 @@ import pytest
 from processes import DEADLINE, STEP, Moments, eventually, forked, status_of
 
 from lmdbqueue import ClosedError, Empty, NestedCallError, PersistentQueue, QueueError
-from lmdbqueue._host import departures
+from lmdbqueue._host import departures, directory
 from lmdbqueue._host.threads import is_taken
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import environment as _env
@@ -125,6 +125,33 @@ def _run(place, outer, nested):
 @pytest.mark.parametrize("outer", OUTER)
 def test_no_call_waits_for_the_call_of_the_same_thread_that_it_came_amid(tmp_path, outer, nested):
     assert status_of(forked(_run, tmp_path, outer, nested), DEADLINE) == 0
+
+
+def _open_by_another_path(place):
+    told = []
+    refuse = directory.refuse_read_only
+
+    def refuse_amid_which_a_signal_comes(path):  # with the lock of the directory
+        directory.refuse_read_only = refuse
+        os.rename(place / "queue", place / "renamed")
+        try:
+            PersistentQueue("renamed", place)
+        except NestedCallError as error:
+            told.append(error)
+        finally:
+            os.rename(place / "renamed", place / "queue")
+        refuse(path)
+
+    PersistentQueue("queue", place).close()
+    directory.refuse_read_only = refuse_amid_which_a_signal_comes
+    with PersistentQueue("queue", place) as queue:
+        queue.push("a")
+        assert list(queue) == ["a"]
+    assert told
+
+
+def test_no_opening_waits_for_one_of_the_same_thread_and_directory_by_another_path(tmp_path):
+    assert status_of(forked(_open_by_another_path, tmp_path), 20) == 0
 
 
 @pytest.mark.parametrize("nested", ["push", "read", "open", "block"])
