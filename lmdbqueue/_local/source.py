@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import Empty
+from lmdbqueue._host import flock
 from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb.options_record import options_of
@@ -222,17 +223,21 @@ class QueueSource(Source):
             target: The name of the target.
             number: The number of the batch.
         """
-        notes = self._notes() | {self._key(target): max(number, self.noted(target))}  # another may be ahead
         path = os.path.join(self.path, FORWARDED)
         syncs = self._options.durability != "off"
         with suppress(OSError):
-            fd = open_private(path + ".tmp", os.O_WRONLY | os.O_TRUNC)
-            with open(fd, "w", encoding="utf-8") as file:
-                json.dump(notes, file)
-                file.flush()
+            fd = _draft_of(path)
+            try:
+                notes = self._notes()  # those of forwarders of other queues and readers, too
+                notes[self._key(target)] = max(number, self.noted(target))  # another may have come further
+                os.ftruncate(fd, 0)
+                with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                    json.dump(notes, file)
                 if syncs:
                     sync_file(fd)
-            os.replace(path + ".tmp", path)
+                os.replace(path + ".tmp", path)
+            finally:
+                flock.release(fd)
             if syncs:
                 sync_directory(self.path)
 
@@ -290,6 +295,17 @@ class QueueSource(Source):
     def close(self) -> None:
         """Close the queue."""
         self._queue.close()
+
+
+def _draft_of(path: str) -> int:
+    """Open and lock the file that is to replace the one at ``path``; its lock goes with ``flock.release``."""
+    while True:
+        fd = open_private(path + ".tmp", os.O_WRONLY)
+        flock.adopt(fd)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path + ".tmp")):
+                return fd
+        flock.release(fd)  # who had it before has put it in its place
 
 
 class ReaderSource(QueueSource):

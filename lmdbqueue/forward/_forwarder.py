@@ -8,7 +8,8 @@ bytes.
 ====  ==================================================  =======================================================
 step  what is done                                        killed after it, or the target is lost: the next run
 ====  ==================================================  =======================================================
-1     ask the target for the mark of this source          does the same
+1     ask the target for the mark of this source; again   does the same
+      if another forwarder has noted a later batch here
 2     compare it with the source: if items are missing    does the same
       or extra, one side was restored from a backup: stop
 3     remove here the items that the mark lists           finds none of them here any more
@@ -163,7 +164,7 @@ class Forwarder:
     def _try(self) -> bool:
         """Forward until something fails; return whether to start again."""
         try:
-            mark = self._target.last(self._source.origin)
+            mark, noted = self._last()
         except BusyError:
             self._stopped.wait(_TURN)
             return True
@@ -171,7 +172,7 @@ class Forwarder:
             self._tell("last", error)
             return True
         self._answered("last")
-        self._take_up(mark)
+        self._take_up(mark, noted)
         number = 0 if mark is None else mark.number
         while not self._stopped.is_set():
             number += 1
@@ -202,10 +203,19 @@ class Forwarder:
             self._count(batch)
         return False
 
-    def _take_up(self, mark: Mark | None) -> None:
+    def _last(self) -> tuple[Mark | None, int]:
+        """Return the mark of the target, and the last batch that was noted here before the target was asked for it."""
+        mark = self._target.last(self._source.origin)
+        identity = self._target.identity
+        noted = self._source.noted(identity) if identity else 0
+        if noted > (0 if mark is None else mark.number):  # another forwarder may have stored a batch since
+            mark = self._target.last(self._source.origin)
+        return mark, noted
+
+    def _take_up(self, mark: Mark | None, noted: int) -> None:
         """Remove items that the target has already; refuse a source or a target restored from an older copy."""
-        identity, number = self._target.identity, 0 if mark is None else mark.number
-        if identity and (noted := self._source.noted(identity)) > number:
+        number = 0 if mark is None else mark.number
+        if noted > number:
             reason = f"the target had stored {noted} batches of it, and now has {number}"
             advice = (
                 "it seems to be an older copy, and the items that it got since are no longer here, either: to continue "

@@ -192,6 +192,48 @@ def test_what_is_noted_of_a_target_does_not_go_back(open_queue):
     source.close()
 
 
+def test_forwarders_of_a_directory_that_note_at_once_lose_none_of_their_notes(open_queue):
+    queue = open_queue(durability="off")
+    names = ["a", "b", "c"]
+    for name in names:
+        queue.reader(name)
+    path = queue._engine.path
+
+    def note(name):
+        source = ReaderSource(path, "queue", name)
+        for number in range(1, 301):
+            source.note("t", number)
+        source.close()
+
+    assert [status_of(child) for child in [forked(lambda name=name: note(name)) for name in names]] == [0, 0, 0]
+    found = []
+    for name in names:
+        source = ReaderSource(path, "queue", name)
+        found.append(source.noted("t"))
+        source.close()
+    assert found == [300, 300, 300]
+
+
+def test_a_batch_that_another_forwarder_stores_and_notes_meanwhile_makes_no_target_an_older_copy(open_queue):
+    queue, there = open_queue(), open_queue("there")
+    queue.push([1, 2])
+
+    class Overtaken(QueueTarget):
+        asked = 0
+
+        def last(self, origin):
+            mark = super().last(origin)
+            self.asked += 1
+            if self.asked == 1:  # the answer comes late
+                super().close()
+                Forwarder(queue, there).run()
+            return mark
+
+    target = Overtaken(there)
+    assert Forwarder(queue, target).run().items == 0
+    assert (list(there), target.asked) == ([1, 2], 2)
+
+
 def test_the_command_fills_another_directory(open_queue, tmp_path):
     queue = open_queue()
     queue.push("a", headers={"traceparent": "00-4bf9"})
