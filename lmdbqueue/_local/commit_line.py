@@ -41,6 +41,12 @@ class Line:
     def __len__(self) -> int:
         return len(self.waiting)
 
+    def awaits(self, thread: int) -> bool:
+        """Return whether calls may wait for a thread, which stands in the line, or has led and is to hand it on."""
+        return bool(self.waiting) and any(
+            call.thread == thread for call in (*self.waiting.copy(), *self._leader.values())
+        )
+
     def pass_through(self, call: Call) -> None:
         """Wait until a call is done, by this thread or another."""
         self.waiting.append(call)  # before checking for a leader: a leader does it the other way round
@@ -62,10 +68,10 @@ class Line:
                 self.waiting.remove(call)
             raise
         finally:
+            if self.waiting and self._leader.get("", call) is call:
+                self._hand_on()  # and only then be none who leads: a handler amid this must not wait for the others
             if self._leader.get("") is call:
                 self._leader.pop("", None)
-            if self.waiting and not self._leader:
-                self._hand_on()
 
     def _lead(self) -> None:
         """Run all waiting calls. The caller holds the right."""

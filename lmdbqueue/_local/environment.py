@@ -317,7 +317,8 @@ class Environment(Live):
         """Return whether this thread is in a transaction or a call here: then writers wait for it."""
         block = blocks.current()
         is_of_a_block = block is not None and block.owner is self
-        return is_of_a_block or self._holds() or self._covers() or is_mine(self._moving)
+        is_awaited = self._line.awaits(threading.get_ident())
+        return is_of_a_block or self._holds() or self._covers() or is_mine(self._moving) or is_awaited
 
     def _hold(self, ending: Ending) -> None:
         """Stay open until ``ending`` is closed, even if queue objects are closed before."""

@@ -48,22 +48,6 @@ class Collector(logging.Handler):
         return [record.getMessage() for record in self.records]
 
 
-@pytest.fixture
-def log(tmp_path):
-    """Return a function that makes a logger of its own, with a handler on the queue ``log``."""
-    handlers = []
-
-    def log_(**options):
-        logger = logging.Logger("app")  # noqa: LOG001  (getLogger would give it to the next test too)
-        logger.addHandler(DurableHandler(tmp_path / "log", **options))
-        handlers.extend(logger.handlers)
-        return logger
-
-    yield log_
-    for handler in handlers:
-        handler.close()
-
-
 def listened(place, *handlers, **options):
     with DurableListener(place / "log", *handlers, **options):
         pass

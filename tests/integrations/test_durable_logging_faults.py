@@ -29,22 +29,6 @@ class Collector(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-@pytest.fixture
-def log(tmp_path):
-    """Return a function that makes a logger of its own, with a handler on the queue ``log``."""
-    handlers = []
-
-    def log_(**options):
-        logger = logging.Logger("app")  # noqa: LOG001  (getLogger would give it to the next test too)
-        logger.addHandler(DurableHandler(tmp_path / "log", **options))
-        handlers.extend(logger.handlers)
-        return logger
-
-    yield log_
-    for handler in handlers:
-        handler.close()
-
-
 def stored(place):
     collector = Collector()
     with DurableListener(place / "log", collector):
@@ -135,6 +119,49 @@ def test_amid_a_call_on_the_directory_a_record_is_handed_over_and_a_flush_does_n
     assert ends(amid)
     handler.flush()
     assert stored(tmp_path) == ["handed over"]
+
+
+@pytest.mark.parametrize("when", ["before it leads", "before it hands on"])
+def test_a_flush_amid_a_call_that_leads_others_waits_for_none_of_them(log, tmp_path, monkeypatch, when):
+    logger = log()
+    handler = logger.handlers[0]
+    logger.info("first")
+    environment = handler.queue._engine.environment
+    line = environment._line
+    run, began = line._run, []
+
+    def log_once():  # a signal's handler comes just there
+        if not began:
+            began.append(1)
+            logger.info("signal")
+            eventually(lambda: len(line.waiting) == 2 and line.waiting[1].turn)
+
+    class Right:
+        def __enter__(self):
+            if when == "before it leads" and not began:
+                log_once()
+                handler.flush()
+            return environment._writer.__enter__()
+
+        def __exit__(self, *error):
+            environment._writer.__exit__(*error)
+            if when == "before it hands on" and len(began) == 1:
+                began.append(2)
+                handler.flush()
+
+    def run_with_another(calls):
+        if when == "before it hands on":
+            log_once()
+        run(calls)
+
+    monkeypatch.setattr(line, "_right", Right())
+    monkeypatch.setattr(line, "_run", run_with_another)
+    monkeypatch.setattr("lmdbqueue._local.commit_line._PATIENCE", 3600.0)
+    environment._lone[""] = 0  # so that it stands in the line
+    assert ends(lambda: logger.info("program"))
+    environment._lone.clear()
+    assert ends(handler.flush)
+    assert sorted(stored(tmp_path)) == ["first", "program", "signal"]
 
 
 @pytest.mark.parametrize("linger", [0.0, 0.001])
