@@ -4,6 +4,7 @@
 ``follow``         the items that arrive in a queue, seen without taking them
 ``source``         the queue that a forwarder drains
 ``target``         the queue in another directory that a forwarder fills
+``relay``          the end of one lease and the beginning of the next, in one commit
 ``queue``          ``PersistentQueue``: opening, closing, the verbs on an environment
 ``state``          ``state``: a mapping beside the items
 ``engine``         the steps of the verbs, each as one call of an environment

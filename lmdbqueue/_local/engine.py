@@ -241,7 +241,9 @@ class LocalEngine(LocalHold):
             return None
         moment = self.clock()
         deadline = NEVER if ttl is None else moment.monotonic + int(ttl * _SECOND)
-        terms = _make_terms(leases.Terms, (self.owners.mine or self.owners.join(), deadline, moment.wall, unreadable))
+        terms = _make_terms(
+            leases.Terms, (self.owners.mine or self.owners.join(), deadline, moment.wall, unreadable, False)
+        )
         room = 3 * len(entries[0][1]) + pushing.ROOM + 3 * _AWAY_OVERHEAD
         try:
             given = self.environment.update(self.ref, leases.lease_if_plain, entries, terms, room=room)
@@ -261,7 +263,7 @@ class LocalEngine(LocalHold):
         environment = self.environment
         moment = self.clock()
         deadline = _deadline(moment, ttl)
-        terms = leases.Terms(self.owners.join(), deadline, moment.wall, unreadable)
+        terms = leases.Terms(self.owners.join(), deadline, moment.wall, unreadable, has_looked=True)
         room = _room_away([value for _, value in entries])
         lease = leases.lease_first if len(entries) == 1 and not unreadable else leases.lease
         try:

@@ -6,18 +6,20 @@ know: LMDB, what the mapping is used for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import SEAL_SIZE
-from lmdbqueue._lmdb.snapshot import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, pushing, weighed_records
 from lmdbqueue._verbs.state import StateMapping
+
+Put = tuple[Ref, bytes, bytes]  # what is to be put: of which queue, under which key of META, and what it holds
 
 
 class State(StateMapping):
@@ -61,6 +63,18 @@ class State(StateMapping):
         return self._environment.transaction()
 
 
+def prepared(state: State, key: str, value: Any) -> Put:
+    """Return what sets a key, for a step that does so beside something else (``_local.relay``)."""
+    return state._ref, state._checked(key), bytes(memoryview(state._dumps(value)))  # noqa: SLF001  (of this file)
+
+
+def some_of(state: State, keys: Sequence[str]) -> list[Any]:
+    """Return the values of keys, of one snapshot; None for those that are not there."""
+    records = [state._checked(key) for key in keys]  # noqa: SLF001  (of this file)
+    found = state._environment.view(state._ref, _get_some, records)  # noqa: SLF001
+    return [None if value is None else state._loads(value) for value in found]  # noqa: SLF001
+
+
 def _get(txn: Txn, queue: Tables, record: bytes) -> bytes | None:
     value: bytes | None = txn.get(record, db=queue.meta)
     if value is None or not queue.sealed:
@@ -68,6 +82,10 @@ def _get(txn: Txn, queue: Tables, record: bytes) -> bytes | None:
     if not _format.is_intact(record, value):
         raise CorruptQueueError(queue.generation.path, f"the state {record.decode()!r}: its checksum does not match")
     return value[:-SEAL_SIZE]
+
+
+def _get_some(txn: Txn, queue: Tables, records: Sequence[bytes]) -> list[bytes | None]:
+    return [_get(txn, queue, record) for record in records]
 
 
 def _has(txn: Txn, queue: Tables, record: bytes) -> bool:

@@ -10,7 +10,7 @@ items now.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from lmdbqueue import _format
@@ -22,6 +22,7 @@ from lmdbqueue._format import (
     NOT_PLAIN,
     NOTED,
     NOTHING,
+    OUT_OF_ORDER,
     RESIDUE,
     SEAL_SIZE,
     TAIL_AT,
@@ -31,12 +32,15 @@ from lmdbqueue._format import (
     pack,
     unpack_from,
 )
-from lmdbqueue._lmdb.snapshot import Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, reader_records, returns, weighed_records
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, NamedTuple
+from lmdbqueue._values import Entry, Moment, NamedTuple
+
+if TYPE_CHECKING:
+    from lmdbqueue._model.returns import Watch
 
 _FIRST: Final = Note(attempts=1).pack()  # note of an item that is leased for the first time
 
@@ -48,6 +52,7 @@ class Terms(NamedTuple):
     deadline: int  # ns, ``NEVER`` for as long as the owner lives
     now: int  # ns since 1970
     unreadable: dict[bytes, str]  # keys of items that become dead letters instead, with reasons
+    has_looked: bool = False  # a moment ago nothing that is leased or delayed had to return
 
 
 class Given(NamedTuple):
@@ -62,25 +67,31 @@ class Given(NamedTuple):
 def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
     """Lease the first item if it is this one, and no other item could have to come before it; else return None.
 
-    The queue must not have anything else recorded. A lone consumer mostly takes this path, so it is kept short; it
-    writes the same records as ``lease``.
+    Nothing may be recorded about the waiting items. Consumers mostly take this path, so it is kept short; it writes the
+    same records as ``lease``.
     """
     before = queue_record(txn, queue)
     ((key, value),) = entries
-    if before[HEAD_AT:TAIL_AT] != key or before[FLAGS_AT] or before[NOT_PLAIN] != NOTHING or not queue.weighed:
+    if before[HEAD_AT:TAIL_AT] != key or before[FLAGS_AT] or not queue.sealed:
+        return None
+    if before[NOT_PLAIN] != NOTHING and not (
+        terms.has_looked and before[OUT_OF_ORDER] == _IN_ORDER and before[NOTED] == _NOT_NOTED
+    ):
         return None
     generation = queue.generation
-    if generation.content.asks or generation.content.remembers:
-        return None
+    content = generation.content
     with txn.cursor(queue.items) as cursor:
         if not cursor.first() or cursor.key() != key:
             return None
-        if generation.content.is_running:
-            generation.content.leave(value)
+        if content.is_running:
+            content.leave(value)
+        elif content.asks or content.remembers:
+            content.remove(queue.name, [key])
         cursor.delete()
         following = cursor.item() if cursor.key() else None
-    head, token = unpack_from(before, HEAD_AT)[0], unpack_from(before, TOKENS_AT)[0] + 1
-    number = pack(token)
+    head, last = unpack_from(before, HEAD_AT)[0], unpack_from(before, TOKENS_AT)[0]
+    (leased,) = unpack_from(before, LEASED_AT)
+    number = pack(last + 1)
     ranges = key + pack(head + 1)
     for name, data in (
         (queue.leased + key, number + _FIRST + value),
@@ -96,9 +107,10 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
         checksum = crc32(index)
         generation.weight += checksum * checksum
         txn.put(index, b"", db=queue.away)
-    now = before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:LEASED_AT] + pack(1) + before[LEASED_AT + 8 : TOKENS_AT]
-    weighed_records.replace_queue(txn, queue, before, now + number + before[TOKENS_AT + 8 :])
-    return _new(Given, (token, [key], _ONCE, following))
+    now = before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:LEASED_AT] + pack(min(leased + 1, NEVER))
+    now += before[LEASED_AT + 8 : TOKENS_AT] + number + before[TOKENS_AT + 8 :]
+    weighed_records.replace_queue(txn, queue, before, now)
+    return _new(Given, (last + 1, [key], _ONCE, following))
 
 
 _ONCE: Final = [1]
@@ -142,8 +154,9 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Gi
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove all items of a lease, or those of ``seqs``; return their numbers, None if the lease is gone."""
     before = queue_record(txn, queue)
-    if seqs is None and queue.weighed and not before[FLAGS_AT] and before[NOTED] == _NOT_NOTED:
-        acked = _ack_whole(txn, queue, before, token)
+    is_whole = seqs is None or len(seqs) == 1
+    if is_whole and queue.sealed and not before[FLAGS_AT] and before[NOTED] == _NOT_NOTED:
+        acked = _ack_whole(txn, queue, before, token, seqs)
         if acked is not None:
             return acked
     now = _format.numbers(before)
@@ -162,11 +175,56 @@ def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> li
     return list(map(_format.seq_of, keys))
 
 
+class Want(NamedTuple):
+    """What is to be leased when another lease ends."""
+
+    items: int  # at most
+    size: int  # bytes of them, at most
+    terms: Terms
+    now: Moment
+
+
+class Relayed(NamedTuple):
+    """What came of that."""
+
+    acked: list[int]
+    entries: list[Entry]  # that are leased
+    given: Given | None
+
+
+def relay(
+    txn: Txn,
+    queue: Tables,
+    token: int,
+    seqs: Collection[int] | None,
+    puts: Sequence[tuple[Ref, bytes, bytes]],
+    want: Want,
+    watch: Watch,
+) -> Relayed | None:
+    """Do as ``ack``, put records of states, and lease the first items; None, and nothing done, if the lease is gone.
+
+    None are leased if something has to come back first. ``puts``: each of a queue, with its key and what it holds.
+    """
+    acked = ack(txn, queue, token, seqs)
+    if acked is None:
+        return None
+    for ref, name, payload in puts:
+        weighed_records.put_sealed(txn, queue.generation.table(ref), name, payload)
+    if not want.items or returns.overdue(txn, queue, watch, want.now) is not None:
+        return Relayed(acked, [], None)
+    entries = fifo.first(txn, queue, want.items, want.size)
+    if not entries or len(entries[0][1]) > want.size:
+        return Relayed(acked, [], None)
+    given = (lease_first if len(entries) == 1 else lease)(txn, queue, entries, want.terms)
+    return Relayed(acked, entries, given)
+
+
 _NOT_NOTED: Final = bytes(24)
+_IN_ORDER: Final = bytes(32)
 
 
-def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] | None:
-    """Remove the item of a lease of one, in a queue without notes; None if the lease does not hold exactly one."""
+def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int, seqs: Collection[int] | None) -> list[int] | None:
+    """Remove the item of a lease of one, in a queue without notes; None if the lease does not hold exactly that."""
     number = pack(token)
     name = queue.lease + number
     value = txn.get(name, db=queue.away)
@@ -175,7 +233,8 @@ def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] 
     _, owner, deadline, items = LEASE.unpack_from(value)
     key = value[LEASE.size : LEASE.size + 8]
     held = txn.get(queue.leased + key, db=queue.away)
-    if items != 1 or held is None or held[:8] != number:
+    acked = [unpack_from(key, 0)[0] - BASE]
+    if items != 1 or held is None or held[:8] != number or acked[0] not in (seqs or acked):
         return None
     weight = 0
     for each, data in ((name, value), (queue.leased + key, held)):
@@ -193,7 +252,7 @@ def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int) -> list[int] 
     (leased,) = unpack_from(before, LEASED_AT)
     now = before[:LEASED_AT] + pack(max(0, leased - 1)) + before[LEASED_AT + 8 :]
     weighed_records.replace_queue(txn, queue, before, now)
-    return [unpack_from(key, 0)[0] - BASE]
+    return acked
 
 
 _OF_ONE: Final = LEASE.size + 16 + SEAL_SIZE  # bytes of the record of a lease of one item

@@ -7,7 +7,7 @@ transaction that it was settled in may be undone. Must not know: how leases are 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
@@ -232,6 +232,16 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
         except LeaseExpiredError as error:
             errors[index] = error
     return errors
+
+
+def settle_by(
+    lease: Lease[Any],
+    seqs: int | Iterable[int] | None,
+    step: Callable[[int, Collection[int] | None], list[int] | None],
+) -> None:
+    """Acknowledge as ``lease.ack(seqs)`` does, by a step that gets the token and the numbers and does more besides."""
+    wanted = lease._wanted(seqs)  # noqa: SLF001  (of this file)
+    lease._be_acked(wanted, step(lease._token, wanted))  # noqa: SLF001
 
 
 def undo(lease: Lease[Any]) -> None:

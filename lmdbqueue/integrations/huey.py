@@ -45,10 +45,12 @@ from huey.constants import EmptyData
 from huey.signals import SIGNAL_INTERRUPTED
 from huey.storage import BaseStorage
 
-from lmdbqueue._errors import Empty, FormatError, LeaseExpiredError, QueueError
+from lmdbqueue._errors import Empty, FormatError, Full, LeaseExpiredError, QueueError
 from lmdbqueue._format import Durability
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.relay import relay
+from lmdbqueue._local.state import Put, State, prepared, some_of
 from lmdbqueue._verbs.lease import Lease
 
 __all__ = ["LmdbHuey", "LmdbStorage"]
@@ -60,13 +62,26 @@ _PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes 
 _AGAIN: Final = 60.0  # seconds until the scheduler gets a due task that it has not enqueued again
 
 
-class _Queues(NamedTuple):
-    """The queues of one Huey, in one directory; each has a state and items."""
+class _Opened(NamedTuple):
+    """The directory of one Huey: a queue, and the states of three more."""
 
     tasks: PersistentQueue[bytes]
-    schedule: PersistentQueue[bytes]  # its state: tasks by their time
-    results: PersistentQueue[bytes]  # its state: results, locks, revocations
-    counters: PersistentQueue[bytes]  # its state
+    schedule: State  # tasks by their time
+    results: State  # results, locks, revocations
+    counters: State
+    queues: tuple[PersistentQueue[bytes], ...]  # all four
+
+
+class _Put:
+    """A step that stores a value, with the end of a task."""
+
+    def __init__(self, results: State, key: str, record: bytes) -> None:
+        self.prepared = prepared(results, key, record)
+        self._step = results, key, record
+
+    def __call__(self) -> None:
+        results, key, record = self._step
+        results[key] = record
 
 
 class LmdbStorage(BaseStorage):  # type: ignore[misc]
@@ -99,20 +114,20 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._durability: Durability = durability
         self._timeout = read_timeout
         self._max_attempts = max_attempts
-        self._opened: _Queues | None = None
+        self._opened: _Opened | None = None
         self._opening = threading.RLock()  # reentrant: a signal handler may interrupt it
         self._here = threading.local()  # .box: the results of this thread's task; .moving: see ``moving``
         assert self._queues  # an invalid path is reported now
 
     @property
-    def _queues(self) -> _Queues:
+    def _queues(self) -> _Opened:
         opened = self._opened
         if opened is None:
             with self._opening:
                 opened = self._opened = self._opened or self._open()
         return opened
 
-    def _open(self) -> _Queues:
+    def _open(self) -> _Opened:
         durability, checksum = self._durability, True
         with suppress(FormatError):
             found = options_of(self.path)
@@ -129,7 +144,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
                 checksum=checksum,
             )
 
-        return _Queues(*map(queue, _Queues._fields))
+        queues = tasks, *others = [queue(part) for part in ("tasks", "schedule", "results", "counters")]
+        schedule, results, counters = (each.state for each in others)
+        return _Opened(tasks, schedule, results, counters, tuple(queues))
 
     @property
     def tasks(self) -> PersistentQueue[bytes]:
@@ -140,7 +157,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Close the queues; they are opened again when they are needed, also in a forked child."""
         with self._opening:
             opened, self._opened = self._opened, None
-        for queue in opened or ():
+        for queue in opened.queues if opened is not None else ():
             queue.close()
 
     # --- tasks
@@ -153,7 +170,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             self._do(lambda: self._queues.tasks.push(data, priority=place))
             return
         with self._queues.tasks.transaction():
-            if self._queues.schedule.state.pop(moved, None) is not None:  # otherwise another scheduler did it
+            if self._queues.schedule.pop(moved, None) is not None:  # otherwise another scheduler did it
                 self._queues.tasks.push(data, priority=place)
 
     def dequeue(self) -> bytes | None:
@@ -239,9 +256,10 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._here.ended = None
         lease, box = ended
         try:
-            if not is_taking and not (box.steps or box.marks or box.deleted or box.uncounted):
-                lease.ack()
-                return None
+            puts = box.puts()
+            if puts is not None:
+                with suppress(Full):  # then a lease may have room where both have none
+                    return relay(self._queues.tasks, lease, None, int(is_taking), puts)
             with self._queues.tasks.transaction():
                 box.run()
                 self._remove([*box.marks, *box.uncounted], box.deleted)
@@ -265,9 +283,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def _remove(self, counters: Iterable[str], results: Iterable[str]) -> None:
         for key in counters:
-            self._queues.counters.state.pop(key, None)
+            self._queues.counters.pop(key, None)
         for key in results:
-            self._queues.results.state.pop(key, None)
+            self._queues.results.pop(key, None)
 
     def _open_box(self) -> "_Box | None":
         """Return the box of the task that this thread has run; None while it runs, or if there is none."""
@@ -282,7 +300,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         else:
             step()
 
-    def _settled(self) -> _Queues:
+    def _settled(self) -> _Opened:
         """Return the queues for reading, including what this thread's task has written so far."""
         box: _Box | None = getattr(self._here, "box", None)
         queues = self._queues
@@ -296,7 +314,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     def add_to_schedule(self, data: bytes, ts: Any) -> None:
         """Store a task until it is due."""
         key = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}-{time.time_ns():020d}-{os.urandom(4).hex()}"
-        self._do(lambda: self._queues.schedule.state.__setitem__(key, data))
+        self._do(lambda: self._queues.schedule.__setitem__(key, data))
 
     def due(self, ts: Any) -> list[tuple[str, bytes]]:
         """Return the due tasks, each with its key in the schedule.
@@ -305,7 +323,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             ts: The time, a ``datetime``.
         """
         last = f"{round(ts.timestamp() * 1e6) + (1 << 62):020d}~"
-        state = self._settled().schedule.state
+        state = self._settled().schedule
         found = []
         for key in state:
             if key > last:
@@ -333,7 +351,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         with self._queues.tasks.transaction():
             found = self.due(ts)
             for key, _ in found:
-                del self._queues.schedule.state[key]
+                del self._queues.schedule[key]
         return [data for _, data in found]
 
     def unschedule(self, key: str) -> None:
@@ -342,20 +360,20 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         Args:
             key: The key of the task in the schedule.
         """
-        self._settled().schedule.state.pop(key, None)
+        self._settled().schedule.pop(key, None)
 
     def schedule_size(self) -> int:
         """Return the number of scheduled tasks."""
-        return len(self._settled().schedule.state)
+        return len(self._settled().schedule)
 
     def scheduled_items(self, limit: int | None = None) -> list[bytes]:
         """Return the scheduled tasks, soonest first."""
-        state = self._settled().schedule.state
+        state = self._settled().schedule
         return [data for key in list(state)[:limit] if (data := state.get(key)) is not None]
 
     def flush_schedule(self) -> None:
         """Remove all scheduled tasks."""
-        self._settled().schedule.state.clear()
+        self._settled().schedule.clear()
 
     # --- results, locks, revocations
 
@@ -365,16 +383,23 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         record = _UNTIL.pack(0.0) + value
         if (box := self._open_box()) is not None:
             box.deleted.discard(_key(key))
-        self._do(lambda: self._queues.results.state.__setitem__(_key(key), record))
+        self._do(_Put(self._queues.results, _key(key), record))
 
     def peek_data(self, key: str | bytes) -> Any:
         """Return a value, or ``EmptyData``."""
-        record = None if self._is_deleted(key) else self._settled().results.state.get(_key(key))
+        record = None if self._is_deleted(key) else self._settled().results.get(_key(key))
         return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
+
+    def peek_many(self, keys: Iterable[str | bytes]) -> dict[str | bytes, bytes]:
+        """Return those of the values that are there, by their keys."""
+        wanted = [key for key in keys if not self._is_deleted(key)]
+        records = some_of(self._settled().results, list(map(_key, wanted)))
+        found = zip(wanted, records, strict=True)
+        return {key: record[_UNTIL.size :] for key, record in found if record is not None and not _is_over(record)}
 
     def pop_data(self, key: str | bytes) -> Any:
         """Remove a value and return it, or ``EmptyData``."""
-        state = self._settled().results.state
+        state = self._settled().results
         if self._is_deleted(key) or _key(key) not in state:
             return EmptyData
         record = state.pop(_key(key), None)
@@ -385,7 +410,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         box = self._open_box()
         if box is None:
             return self.pop_data(key) is not EmptyData
-        if self._is_deleted(key) or not (box.steps or _key(key) in self._queues.results.state):
+        if self._is_deleted(key) or not (box.steps or _key(key) in self._queues.results):
             return False
         box.deleted.add(_key(key))  # an earlier step may store it
         return True
@@ -408,21 +433,21 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             until = 0.0 if ttl is None else time.time() + ttl
             if (box := self._open_box()) is not None:
                 box.deleted.discard(_key(key))
-            queues.results.state[_key(key)] = _UNTIL.pack(until) + value
+            queues.results[_key(key)] = _UNTIL.pack(until) + value
             return True
 
     def result_store_size(self) -> int:
         """Return the number of values."""
-        return len(self._settled().results.state)
+        return len(self._settled().results)
 
     def result_items(self) -> dict[str, bytes]:
         """Return all values by their keys."""
-        found = dict(self._settled().results.state)
+        found = dict(self._settled().results)
         return {key: record[_UNTIL.size :] for key, record in found.items() if not _is_over(record)}
 
     def flush_results(self) -> None:
         """Remove all values."""
-        self._settled().results.state.clear()
+        self._settled().results.clear()
 
     # --- counters
 
@@ -432,14 +457,14 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         box = self._open_box()
         mark = None if box is None else box.mark()
         with queues.tasks.transaction():
-            known = None if mark is None else queues.counters.state.get(mark)
+            known = None if mark is None else queues.counters.get(mark)
             if known is not None:  # the task comes again
                 return int(known)
             is_gone = box is not None and _key(key) in box.uncounted
-            number = amount + (0 if is_gone else int(queues.counters.state.get(_key(key), b"0")))
-            queues.counters.state[_key(key)] = b"%d" % number
+            number = amount + (0 if is_gone else int(queues.counters.get(_key(key), b"0")))
+            queues.counters[_key(key)] = b"%d" % number
             if mark is not None:
-                queues.counters.state[mark] = b"%d" % number
+                queues.counters[mark] = b"%d" % number
         if box is not None:
             box.uncounted.discard(_key(key))
         return number
@@ -448,13 +473,13 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Remove a counter."""
         box = self._open_box()
         if box is None:
-            self._queues.counters.state.pop(_key(key), None)
+            self._queues.counters.pop(_key(key), None)
         else:
             box.uncounted.add(_key(key))
 
     def flush_counters(self) -> None:
         """Remove all counters."""
-        self._settled().counters.state.clear()
+        self._settled().counters.clear()
 
 
 class _Box:
@@ -475,6 +500,13 @@ class _Box:
         mark = f"\0{self._seq}/{len(self.marks)}"
         self.marks.append(mark)
         return mark
+
+    def puts(self) -> list[Put] | None:
+        """Return what its end is to store, None if that is more than values."""
+        if self.marks or self.deleted or self.uncounted:
+            return None
+        puts = [step.prepared for step in self.steps if isinstance(step, _Put)]
+        return puts if len(puts) == len(self.steps) else None
 
     def run(self) -> None:
         """Do all steps, in order; if the transaction is undone, they are lost together with the task's end."""

@@ -180,7 +180,7 @@ def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, 
     assert result.callback.get() == 3
     assert figures(huey) == (0, 0, 0)
     assert huey.storage.result_store_size() == 3, "those of the tasks themselves"
-    assert len(huey.storage._queues.counters.state) == 0
+    assert len(huey.storage._queues.counters) == 0
 
 
 def test_a_hook_sees_the_result_of_the_task(huey):

@@ -6,10 +6,13 @@ import time
 
 import pytest
 
+from lmdbqueue._local.relay import relay
+
 CALLS = {  # and their budgets, with a flush a commit and with checkpoints
     "push": (20, 21, lambda queue, _: queue.push("item")),
     "pop": (25, 24, lambda queue, _: queue.pop()),
     "lease + ack": (45, 49, lambda queue, _: queue.lease().ack()),
+    "relay": (54, 57, lambda queue, leases: leases.append(relay(queue, leases.pop()))),
     "reader's pop": (45, 45, lambda _, reader: reader.pop()),
 }
 
@@ -25,8 +28,8 @@ def test_a_lone_call_passes_few_frames(open_queue, call, durability):
     *budgets, verb = CALLS[call]
     budget = budgets[durability == "interval"]
     queue = open_queue(durability=durability, interval=3600.0)
-    reader = queue.reader("billing") if call.startswith("reader") else None
     queue.push(list(range(100)))
+    other = queue.reader("billing") if call.startswith("reader") else [queue.lease()] if call == "relay" else None
     frames = []
 
     def count(frame, event, _):
@@ -35,14 +38,14 @@ def test_a_lone_call_passes_few_frames(open_queue, call, durability):
 
     directory = queue._engine.environment.directory.path
     for _ in range(50):
-        verb(queue, reader)
+        verb(queue, other)
         if _is_settled(queue, directory):
             break
         time.sleep(0.02)  # a file system's times are that coarse
-    verb(queue, reader)
+    verb(queue, other)
     sys.setprofile(count)
     try:
-        verb(queue, reader)
+        verb(queue, other)
     finally:
         sys.setprofile(None)
     assert len(frames) - 1 <= budget, " ".join(frames)  # less that of the test's own function

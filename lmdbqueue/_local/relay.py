@@ -1,0 +1,92 @@
+"""The end of one lease and the beginning of the next, in one commit.
+
+Owns: what a consumer that goes from item to item stores at once. Law: what is acknowledged, what is put into a state
+beside it and what is leased next is there as a whole or not at all. Must not know: who consumes, what is put.
+
+====  ==================================================  =================================================
+step  what is done, in one transaction                    killed before the commit; after it
+====  ==================================================  =================================================
+1     remove the items that are acknowledged; if the      before: the lease is the consumer's, who is dead:
+      lease is over, do nothing at all                    its items return. After: they are gone for good,
+2     put the records of a state                          the records are there, and what was leased next
+3     lease the next items, unless something has to       returns, since its owner is dead
+      come back first
+====  ==================================================  =================================================
+
+Items are decoded after it: one that cannot be becomes a dead letter then, as it would have before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from lmdbqueue._format import seq_of
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._model import leases, pushing
+from lmdbqueue._model.lease_records import NEVER
+from lmdbqueue._values import NOTHING, Leased
+from lmdbqueue._verbs.lease import Lease, settle_by
+from lmdbqueue._verbs.reading import head_of
+
+if TYPE_CHECKING:
+    from lmdbqueue._local.state import Put
+
+T = TypeVar("T")
+
+_MOST: Final = 1 << 16  # bytes of items that are leased so; larger ones wait for a lease of their own
+_RECORDS: Final = 300  # bytes of the records of a lease and of an item
+
+
+def relay(
+    queue: PersistentQueue[T],
+    lease: Lease[Any],
+    seqs: int | Iterable[int] | None = None,
+    items: int = 1,
+    puts: Sequence[Put] = (),
+) -> Lease[T]:
+    """Acknowledge, put, and lease the next items, as one step, durable when this returns.
+
+    Args:
+        queue: The queue.
+        lease: A lease of it.
+        seqs: The items to acknowledge; None: all that the lease still holds.
+        items: The number of items to lease, at most; 0: none.
+        puts: What to put into states of the directory.
+
+    Returns:
+        The next lease. It may be empty although items wait: ``queue.lease`` gets them.
+
+    Raises:
+        LeaseExpiredError: The lease is over; nothing was changed.
+        Full: There is no room; nothing was changed.
+    """
+    engine = local_engine_of(queue)
+    moment = engine.clock()
+    owner = engine.owners.join() if items else 0
+    want = leases.Want(items, _MOST, leases.Terms(owner, NEVER, moment.wall, {}, has_looked=True), moment)
+    room = pushing.room_for([payload for _, _, payload in puts]) + 3 * (_MOST + items * _RECORDS)
+    relayed: leases.Relayed | None = None
+
+    def step(token: int, wanted: Collection[int] | None) -> list[int] | None:
+        nonlocal relayed
+        arguments = (token, wanted, puts, want, engine.owners)
+        relayed = engine.environment.update(engine.ref, leases.relay, *arguments, room=room)
+        return None if relayed is None else relayed.acked
+
+    settle_by(lease, seqs, step)
+    if relayed is None or relayed.given is None:
+        return Lease(engine, [], NOTHING)
+    engine.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
+    given, entries = relayed.given, relayed.entries
+    found, unreadable = head_of(queue).sort_out(entries)
+    following = Leased(given.token, list(map(seq_of, given.keys)), given.attempts, None, entries)
+    if not unreadable:
+        return Lease(engine, found, following)
+    for key, reason in unreadable.items():
+        engine.nack(given.token, [seq_of(key)], 0.0, reason, 0)
+    rest = [each for each in zip(entries, following.seqs, given.attempts, strict=True) if each[0][0] not in unreadable]
+    if not rest:
+        return Lease(engine, [], NOTHING)
+    kept, numbers, attempts = map(list, zip(*rest, strict=True))
+    return Lease(engine, found, Leased(given.token, numbers, attempts, None, kept))
