@@ -95,10 +95,10 @@ def _readme(run: Run, place: str) -> str:
     if awaited and single:
         rows.insert(3, ["`await push`, 1,000 at once", _short(awaited), f"{_short(single)} (one push)", "", ""])
     rows += [_beside(run, "off", measure, words) for measure, words in _OFF.items()]
-    head = ["items a second", _OURS, "bare LMDB", "the best other queue", "lmdbqueue against it"]
+    head = ["items a second", _OURS, "bare LMDB", "the best other queue", "ratio to it"]
     wake = run.median("durable", "wake latency, p50", _OURS)
     woken = (
-        f" A waiting consumer in another process has the item {wake / 1000:.2g} ms after its commit." if wake else ""
+        f" A waiting consumer in another process gets the item {wake / 1000:.2g} ms after its commit." if wake else ""
     )
     told = f"{_machine(run)} The median of {run.content['scale']['rounds']} rounds.{woken}"
     return "\n\n".join(

@@ -1,7 +1,7 @@
 """How Sphinx makes the site of README, docs and the docstrings.
 
-Owns: what is a page, and that how the reference reads. Law: the documents are written for whoever
-reads them as files; nothing in them is for Sphinx. Must not know: what they say.
+Owns: which files are pages, and how the reference looks. Law: the documents are written to be read as
+files; nothing in them is for Sphinx. Must not know: what they say.
 
 Build it from the root of the repository: ``python -m sphinx -W -c docs . site`` (extra ``docs``); begin at
 ``site/index.html``.
@@ -31,7 +31,7 @@ include_patterns = [
     "docs/**",
 ]
 exclude_patterns = ["docs/conf.py"]
-suppress_warnings = ["toc.not_included"]  # results of the bench are linked, and in no table of contents
+suppress_warnings = ["toc.not_included"]  # results of the bench are linked, but not in a table of contents
 
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
@@ -77,7 +77,7 @@ PAGES = {
 
 
 def add_contents(_app, name, source):
-    """Add a table of contents to README, hidden from its readers elsewhere: pages by what readers need them for."""
+    """Add a table of contents to README, visible only on the site: pages grouped by need."""
     if name == root_doc:
         for caption, pages in PAGES.items():
             source[0] += CONTENTS.format(caption=caption, pages="\n".join(f"docs/{page}" for page in pages))
