@@ -142,7 +142,7 @@ class Reader(Reading[T]):
 
     A reader that keeps up with busy writers would commit once for each item, and writers wait for each of its commits.
     So after a move that had read everything, and that had to wait for another process's flush, a blocking verb lets
-    several items gather: until moves take only a hundredth of the time, but for at most 50 ms.
+    items gather while more than one arrives: until moves take only a hundredth of the time, but for at most 50 ms.
     """
 
     __module__ = "lmdbqueue"  # set here, since the public module imports it only at first use

@@ -73,7 +73,7 @@ def forward(
     linger: float,
     **how: Any,
 ) -> None:
-    """Drain a queue into PostgreSQL, a directory, a URL or a topic of MQTT.
+    """Drain a queue into PostgreSQL, a directory, HTTP or MQTT.
 
     URL is postgresql://, file:///DIRECTORY, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in
     order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers become

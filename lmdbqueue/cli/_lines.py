@@ -68,7 +68,7 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 @click.option("--json", "form", flag_value="json", help="Store decoded items as JSON texts.  [default: as pickles]")
 @click.option("--table", help="The queue to import, if another library's database has several.")
 def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
-    """Push the items of an export, or of another library's queue, to DEST.
+    """Import an export, or another library's queue, into DEST.
 
     All of them or none. If FILE is -, an export is read from standard input. Decoded items are encoded by the queue's
     serializer; in a new queue as pickles, or with --json as JSON texts. Queues of python-persistent-queue,
