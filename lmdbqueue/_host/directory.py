@@ -30,7 +30,7 @@ step  what is done                                      a crash after it leaves
 2     write 00000001.mdb.tmp, fsync it and the          leftovers, no queue
       directory
 3     write queue.json.tmp, fsync it                    leftovers, no queue
-4     rename it to queue.json, fsync the directory      the queue: whoever opens it does step 5
+4     rename it to queue.json, fsync the directory      the queue: the next to open it does step 5
 5     rename 00000001.mdb.tmp to 00000001.mdb, fsync    the queue
       the directory
 ====  ================================================  =======================================

@@ -35,7 +35,7 @@ class Superseded(Exception):
 
 
 class Doubtful(Exception):
-    """A flush of the generation failed: it must be written anew before anything is committed; nothing was done."""
+    """A flush of the generation failed: it must be rewritten before anything is committed; nothing was done."""
 
 
 def may_be_of_a_handler(error: BaseException) -> bool:

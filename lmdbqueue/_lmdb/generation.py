@@ -118,7 +118,7 @@ class Generation(Durable):
         return env, map_size
 
     def _map_pin(self) -> None:
-        from lmdbqueue._lmdb.checkpoint_pin import Pin  # noqa: PLC0415  (for who has checkpoints)
+        from lmdbqueue._lmdb.checkpoint_pin import Pin  # noqa: PLC0415  (only with checkpoints)
 
         self.pin = Pin(self.path + "-lock")
         self.pin.map()

@@ -108,7 +108,7 @@ class Snapshot:
         return open_environment(self.path, readonly=True, lock=False, max_dbs=MANY_DBS)
 
     def close(self) -> None:
-        """Close the environment, which nobody writes to; other threads that read it are told that it is superseded."""
+        """Close the environment, to which no thread is writing; for threads that read it, it is then superseded."""
         self._is_closed = True
         self._env.close()
 

@@ -54,8 +54,8 @@ class Line:
             while not call.done:
                 leader = self._leader.setdefault("", call)
                 if leader.done or leader.thread == call.thread:
-                    # it is through, or was interrupted and may never say so, or this call came amid it, as of a
-                    # signal's handler, before it took the right; two leaders do no harm
+                    # the leader has finished, or was interrupted and may never say so, or this call interrupted it (in
+                    # a signal handler) before it took the right; two leaders do no harm
                     self._leader[""] = leader = call
                 if leader is call:
                     with self._right:

@@ -9,13 +9,13 @@ step  what is done; N is the live generation              killed after it: who p
 ====  ==================================================  ======================================
 1     take the write lock of N: nobody else writes        the kernel frees the lock
 2     remove an old draft of N+1; write N to the draft,   N is live; the draft is worthless: the
-      or let a copy catch up that was made before         next swap, or the next process to open
-      (``_local.catch_up``); allocate its reserve and lock file    the queue alone, removes it
+      or let an earlier copy catch up with N              next swap, or the next process to open
+      (``catch_up``); allocate reserve and lock file      the queue alone, removes it
 3     fsync the draft and the directory                   as 2
 4     take the directory lock: nobody opens meanwhile     as 2
 5     commit the mark "next = N+1" to N. *The switch.*    N is closed for ever, the draft whole:
-                                                          whoever sees the mark does step 6
-6     rename the draft to N+1, fsync the directory        N+1 is live: whoever opens the queue
+                                                          a process that sees the mark does 6
+6     rename the draft to N+1, fsync the directory        N+1 is live: the next to open the queue
                                                           does step 7
 7     remove N and its lock file                          nothing is left to do
 ====  ==================================================  ======================================

@@ -1,7 +1,7 @@
 """Items and keys as bytes, before a transaction begins.
 
 Owns: what ``dumps`` may return, what a key of ``unique`` may be. Law: no user code runs inside a transaction, or is
-called by a ``map`` or generator of ours, which would take its StopIteration for the end of the iteration. Must not
+called by our own ``map`` or generator, which would take its StopIteration for the end of the iteration. Must not
 know: who stores the bytes.
 """
 
@@ -19,7 +19,7 @@ Key = str | bytes  # of ``unique``
 
 _CENTURY: Final = 100 * 365 * 86400.0  # seconds
 _MOST: Final = 1 << 63  # items, or bytes
-_LOWEST: Final = 128  # added to a priority, it is never negative
+_LOWEST: Final = 128  # the magnitude of the lowest priority
 _LONGEST_HEADER: Final = 65_535  # bytes
 
 

@@ -70,8 +70,8 @@ def _line(seq: int, payload: bytes, line: Callable[[bytes], bytes] | None) -> by
 def import_(file: str, path: str, name: str, form: Form, table: str | None) -> None:
     """Import an export, or another library's queue, into DEST.
 
-    All of them or none. If FILE is -, an export is read from standard input. Decoded items are encoded by the queue's
-    serializer; in a new queue as pickles, or with --json as JSON texts. Queues of python-persistent-queue,
+    All items are imported, or none. If FILE is -, an export is read from standard input. Decoded items are encoded by
+    the queue's serializer; in a new queue as pickles, or with --json as JSON texts. Queues of python-persistent-queue,
     persist-queue, litequeue and queuelib are not changed.
     """
     if not _is_json_lines(file):

@@ -178,7 +178,7 @@ WITH orphaned AS MATERIALIZED (
     + "WHERE ctid = ANY(ARRAY(SELECT at FROM orphaned))"
     + _RETURNING
 )
-# A holder that has something yet, which somebody else had locked, is left for the next to look; so is one whose
+# A holder that still has items, because others had locked them, is left for the next reading; so is one whose
 # process may have a lease under way
 _FORGET_HOLDERS: Final = """
 DELETE FROM {owners} WHERE holder = ANY(%(holders)s::bigint[])

@@ -111,7 +111,7 @@ class Block(block.Block):
         return self._called(database, _attempted, (fn, args))
 
     def refuse_if_spoiled(self) -> None:
-        """Raise ``TransactionError`` if the block cannot go on."""
+        """Raise ``TransactionError`` if the block is spoiled."""
         super().refuse_if_spoiled()
         if self.is_over:
             raise TransactionError(self.path, "the thread in which it began has ended", "end it in the same thread")

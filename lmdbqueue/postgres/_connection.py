@@ -49,7 +49,7 @@ SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalive
        set_config('statement_timeout', '0', false), set_config('lock_timeout', '{}', false),
        set_config('default_transaction_isolation', 'read committed', false)
 """
-# A plan that was made when a table was nearly empty is kept, and must not read the whole of it later; to make one anew
+# A plan that was made when a table was nearly empty is kept, and must not read the whole table later; making a new one
 # for each call took more time than to execute it
 _PLANNER: Final = """
 SELECT set_config('enable_seqscan', {0}, {1}), set_config('enable_sort', {0}, {1}),
