@@ -17,13 +17,14 @@ So k is verified, and if that fails k-1 is made to count again. Since k-1 is kno
 are read, which takes a few milliseconds for a queue of any length. ``_lmdb.difference`` describes the proof of its
 pages, ``_model.last_transaction`` that of its records.
 
-When nothing is proven. Opening happens under the directory lock, and the first to open knows that it is alone
+When nothing is verified. Opening happens under the directory lock, and the first to open knows that it is alone
 (``_host.session``). Then, in this order:
 
 1. The page cache into which everything was written still exists (same boot, same mount): every commit is there, flushed
-or not. This is the case after ``kill -9``. 2. The last process closed the queue, and the directory is not a copy. 3.
-Each commit is flushed as LMDB wants it (``checksum=False``). 4. Both slots have the same body: nothing was committed
-since the last recovery. Or the newest transaction is the first
+   or not. This is the case after ``kill -9``.
+2. The last process closed the queue, and the directory is not a copy.
+3. Each commit is flushed as LMDB wants it (``checksum=False``).
+4. Both slots have the same body: nothing was committed since the last recovery. Or the newest transaction is the first
    of its file: files get their name when they are on the disk.
 
 The whole file is read instead (``_model.invariants``) if k-1 may not be whole, either: for a copy made by other means;
@@ -44,7 +45,7 @@ step  what is done                                        a crash after it: the 
 3     write k over k-1 as k+1, fsync                      finds the same body twice, or does 2 again
 2'    k is torn: write k-1 over k as k, fsync             verifies k, or finds the same body twice
 3'    write k-1 over k-1 as k+1, fsync                    finds the same body twice
-4     note that the files stand in this page cache        begins after the next power cut only
+4     note that the files are in this page cache          begins after the next power cut only
 ====  ==================================================  ===========================================
 
 Each write is one of 160 bytes within a sector. When the whole file is read, LMDB itself must see k-1 as the newest
@@ -66,7 +67,7 @@ step  what is done, with checkpoints                      a crash after it: the 
 2     fsync, so that what counts is on the disk           does the same
 3     write it over each slot that holds anything else,   finds it in the newest slot, which needs no
       the newest first, each with an fsync                proof if it is c, or in both; else does 1
-4     note that the files stand in this page cache        begins after the next power cut only
+4     note that the files are in this page cache          begins after the next power cut only
 ====  ==================================================  ===========================================
 
 A file without a checkpoint of its own generation is as it was when it got its name: no process commits before there is
