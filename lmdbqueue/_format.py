@@ -55,9 +55,14 @@ _MAX_KEY: Final = 511  # bytes, of LMDB
 _MAX_NAME: Final = 200  # bytes
 
 
+def is_name(name: str) -> bool:
+    """Return whether a queue or a reader may be called so."""
+    return re.fullmatch(_NAME, name) is not None and _is_utf8(name) and len(name.encode()) <= _MAX_NAME
+
+
 def check_name(name: str) -> str:
-    """Return ``name`` if it is a valid name of a queue, else raise ``ValueError``."""
-    if not re.fullmatch(_NAME, name) or len(name.encode(errors="surrogateescape")) > _MAX_NAME or not _is_utf8(name):
+    """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
+    if not is_name(name):
         message = f"the name of a queue or reader is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
         raise ValueError(message)
     return name

@@ -37,6 +37,9 @@ from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.salvage import Quarantine, rebuild
 from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import invariants
+from lmdbqueue._verbs import options
+
+_RULES = {"path": options.PATH, "repair": options.FLAG}
 
 
 def check(path: str, *, repair: bool = False) -> list[str]:
@@ -54,6 +57,7 @@ def check(path: str, *, repair: bool = False) -> list[str]:
     Raises:
         FormatError: There is no queue at the path.
     """
+    options.check(_RULES, path=path, repair=repair)
     path = os.path.abspath(path)  # the quarantine's directory is made durable
     directory = find_directory(path, remembered)
     found = [f"{directory.finding}: it was restored from the queue's file"] if directory.finding else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args
 
 from lmdbqueue import _format
@@ -19,8 +20,9 @@ from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._values import Expired
-from lmdbqueue._verbs.queue import Queue, checked_expired
-from lmdbqueue._verbs.reading import checked_count, head_of
+from lmdbqueue._verbs.options import FLAG, HOOK, OPENING, PATH, VERBS, Rule, check, one_of, seconds, whole
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import head_of
 from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 
 if TYPE_CHECKING:
@@ -32,7 +34,17 @@ if TYPE_CHECKING:
 else:
     T = TypeVar("T")
 
-_LONGEST: Final = 3600.0  # seconds between two checkpoints
+_OPENING: Final = {
+    **OPENING,
+    "filename": PATH,
+    "path": PATH,
+    "flush_limit": whole("a number of bytes", 0),
+    "max_bytes": whole("a number of bytes", 1, or_none=True),
+    "durability": one_of(*get_args(_format.Durability)),
+    "interval": seconds(more_than_0=True, most=3600.0),
+    "checksum": FLAG,
+    "progress": HOOK,
+}
 
 
 class PersistentQueue(Queue[T]):
@@ -102,8 +114,12 @@ class PersistentQueue(Queue[T]):
         checksum: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        _check(durability, interval, checksum=checksum)
-        _format.check_name(name)
+        limits = {"flush_limit": flush_limit, "maxsize": maxsize, "max_bytes": max_bytes, "max_attempts": max_attempts}
+        check(_OPENING, filename=filename, path=path, dumps=dumps, loads=loads, name=name, expired=expired, **limits)
+        check(_OPENING, durability=durability, interval=interval, checksum=checksum, progress=progress)
+        if durability == "interval" and not checksum:
+            message = "durability='interval' needs checksum=True: recovery verifies the file by its checksums"
+            raise ValueError(message)
         self.serializer, dumps, loads = chosen(serializer, dumps, loads)
         directory = os.path.abspath(os.path.join(path, filename))
         options = _format.Options(checksum=checksum, durability=durability)
@@ -117,7 +133,7 @@ class PersistentQueue(Queue[T]):
                 maxsize=maxsize,
                 max_bytes=max_bytes,
                 max_attempts=max_attempts,
-                buries_expired=checked_expired(expired),
+                buries_expired=expired == "dead",
             ),
             dumps,
             loads,
@@ -136,6 +152,7 @@ class PersistentQueue(Queue[T]):
 
     @max_bytes.setter
     def max_bytes(self, size: int | None) -> None:
+        check(_OPENING, max_bytes=size)
         self._engine.max_bytes = size
 
     def __repr__(self) -> str:
@@ -163,6 +180,7 @@ class PersistentQueue(Queue[T]):
             DiskFullError: There is no room for a copy of the data in use.
             TransactionError: It was called in a ``transaction()``.
         """
+        check(VERBS, force=force)
         with translated(self._engine.path, "opening"):
             from lmdbqueue._local import compaction  # noqa: PLC0415  (few ever need it)
 
@@ -185,6 +203,7 @@ class PersistentQueue(Queue[T]):
             FormatError: There is something else.
             DiskFullError: There is no room for the copy.
         """
+        check(_COPY, new_filename=new_filename, path=path)
         target = os.path.dirname(self._engine.path) if path is None else path
         with translated(self._engine.path, "opening"):
             from lmdbqueue._local import compaction  # noqa: PLC0415
@@ -245,8 +264,8 @@ class PersistentQueue(Queue[T]):
             TransactionError: ``to`` is in another directory.
             ValueError: ``to`` is this queue.
         """
-        n = checked_count(items)
-        target = local_engine_of(to)
+        check(_MOVE, items=items, to=to)
+        n, target = index(items), local_engine_of(to)
         self._engine.refuse_if_closed()
         head_of(to).refuse_push()
         if target.environment is not self._engine.environment:
@@ -276,6 +295,7 @@ class PersistentQueue(Queue[T]):
         Raises:
             KeyError: There is no such queue.
         """
+        check(OPENING, name=name)
         if not self._engine.environment.drop_queue(name):
             raise KeyError(name)
 
@@ -294,6 +314,7 @@ class PersistentQueue(Queue[T]):
         Returns:
             A sentence for each fault, and for what a repair lost; an empty list if there is none.
         """
+        check(VERBS, repair=repair)
         with translated(self._engine.path, "opening"):
             from lmdbqueue._local.check import check_open  # noqa: PLC0415  (only for checks)
 
@@ -305,17 +326,8 @@ class PersistentQueue(Queue[T]):
         return {name: getattr(self, name) for name in ("name", *codec, *limits, "durability", "interval", "checksum")}
 
 
-def _check(durability: object, interval: float, *, checksum: bool) -> None:
-    """Raise ``ValueError`` for invalid options of a directory."""
-    if durability not in get_args(_format.Durability):
-        message = f"durability is 'full', 'interval' or 'off', not {durability!r}"
-        raise ValueError(message)
-    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0 < interval <= _LONGEST:
-        message = f"interval is a number of seconds, more than 0 and at most {_LONGEST:g}, not {interval!r}"
-        raise ValueError(message)
-    if durability == "interval" and not checksum:
-        message = "durability='interval' needs checksum=True: recovery verifies the file by its checksums"
-        raise ValueError(message)
+_COPY: Final = {"new_filename": PATH, "path": PATH._replace(or_none=True)}
+_MOVE: Final = {**VERBS, "to": Rule("an open PersistentQueue", (PersistentQueue,), fits=lambda _: True)}
 
 
 def _names(txn: Txn, queue: Tables) -> list[str]:

@@ -14,6 +14,7 @@
 ``state``        ``state``: a mapping beside the items, on any engine
 ``encoding``     items and keys as bytes
 ``serializers``  pickle, JSON and others, by name
+``options``      the values that each option may have
 ``engine``       the ``Engine`` protocol: the steps that the verbs are made of
 ``block``        the block of a ``transaction()``: which thread is in one, what spoils it
 ===============  ==========================================================================================

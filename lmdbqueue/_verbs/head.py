@@ -6,14 +6,15 @@ before it is decoded. Must not know: how items are kept, who waits.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from operator import index
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
 from lmdbqueue._values import Entry, NamedTuple
+from lmdbqueue._verbs.options import VERBS, check
 
 if TYPE_CHECKING:
     from lmdbqueue._verbs.engine import Engine
@@ -155,9 +156,6 @@ class Head(Generic[T]):
 
     def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
         """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
-        if timeout is not None and timeout < 0:
-            message = "'timeout' must be a non-negative number"
-            raise ValueError(message)
         result = attempt()
         if timeout == 0:
             return result
@@ -190,14 +188,9 @@ class Batch(NamedTuple):
 
 
 def checked_batch(items: int, max_bytes: int | None, linger: float) -> Batch:
-    """Return the batch that a lease waits for; raise ``ValueError`` for invalid numbers."""
-    if max_bytes is not None and operator.index(max_bytes) < 1:
-        message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
-        raise ValueError(message)
-    if not 0 <= linger < float("inf"):
-        message = f"'linger' is a non-negative number of seconds, not {linger!r}"
-        raise ValueError(message)
-    return Batch(items, max_bytes, linger)
+    """Return what a lease waits for; raise ``TypeError`` or ``ValueError`` for what cannot be."""
+    check(VERBS, items=items, max_bytes=max_bytes, linger=linger)
+    return Batch(index(items), max_bytes, linger)
 
 
 def remaining(deadline: float | None) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
-from lmdbqueue._verbs.encoding import checked_delay, checked_ttl
+from lmdbqueue._verbs.options import VERBS, check, numbers_of
 
 if TYPE_CHECKING:
     from lmdbqueue._verbs.engine import Decode, Engine
@@ -137,9 +137,9 @@ class Lease(Sequence[T]):
             LeaseExpiredError: The lease is over; nothing was changed.
             ValueError: An item is not in this lease.
         """
-        checked_delay(delay)
-        wanted = self._wanted(seqs)
         reason = "it was given back" if reason is None else reason
+        check(VERBS, delay=delay, reason=reason, max_attempts=max_attempts, trace=trace)
+        wanted = self._wanted(seqs)
         if self._token:
             self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts, trace))
 
@@ -172,6 +172,7 @@ class Lease(Sequence[T]):
         Returns:
             The number of leases after which an item becomes a dead letter; None: no limit.
         """
+        check(VERBS, max_attempts=max_attempts)
         return self._engine.max_attempts if max_attempts is None else max_attempts
 
     def extend(self, ttl: float | None) -> None:
@@ -183,7 +184,7 @@ class Lease(Sequence[T]):
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
         """
-        checked_ttl(ttl)
+        check(VERBS, ttl=ttl)
         if not self._token:
             return
         self._refuse_child()
@@ -195,10 +196,10 @@ class Lease(Sequence[T]):
 
     def _wanted(self, seqs: int | Iterable[int] | None) -> Collection[int] | None:
         self._refuse_child()
-        if seqs is None:
+        wanted = numbers_of(seqs)
+        if wanted is None:
             return None
-        wanted = {seqs} if isinstance(seqs, int) else set(seqs)
-        if unknown := sorted(wanted.difference(self.seqs), key=repr):  # of any type
+        if unknown := sorted(wanted.difference(self.seqs)):
             message = f"items {unknown} are not in this lease, which holds {self.seqs}"
             raise ValueError(message)
         return wanted
@@ -327,7 +328,7 @@ class DeadLetters(Generic[T]):
         Returns:
             The number of items requeued.
         """
-        return self._engine.requeue(_some(seqs))
+        return self._engine.requeue(numbers_of(seqs))
 
     def delete(self, seqs: int | Iterable[int] | None = None) -> int:
         """Remove dead letters for good.
@@ -338,7 +339,7 @@ class DeadLetters(Generic[T]):
         Returns:
             The number of items removed.
         """
-        return self._engine.delete_dead(_some(seqs))
+        return self._engine.delete_dead(numbers_of(seqs))
 
 
 def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLetter[T]]:
@@ -349,7 +350,3 @@ def letters_since(engine: Engine, decode: Decode[T], seq: int) -> list[DeadLette
     """
     found = [DeadLetter(engine, entry, note, decode) for entry, note in engine.dead_since(seq)]
     return [each for each in found if each.seq >= seq]
-
-
-def _some(seqs: int | Iterable[int] | None) -> Collection[int] | None:
-    return {seqs} if isinstance(seqs, int) else None if seqs is None else set(seqs)

@@ -7,22 +7,22 @@ differences that follow from items outliving the process are stated at each verb
 
 from __future__ import annotations
 
-import operator
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
-from lmdbqueue._format import Retention, check_name
+from lmdbqueue._format import Retention
 from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
-from lmdbqueue._verbs.encoding import checked_limits, checked_ttl, payload_of
+from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.hands import Hands
-from lmdbqueue._verbs.head import Head, checked_batch, is_over, remaining
+from lmdbqueue._verbs.head import Batch, Head, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease
-from lmdbqueue._verbs.reading import checked_count
+from lmdbqueue._verbs.options import OPENING, RETAINED, VERBS, WORK, check
 from lmdbqueue._verbs.writing import Writing, append_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECOND: Final = 10**9  # ns
-_NUMBERS: Final = 1 << 62  # greater than any number of items
 
 
 class Queue(Writing[T], ABC):
@@ -73,6 +72,7 @@ class Queue(Writing[T], ABC):
 
     @maxsize.setter
     def maxsize(self, items: int) -> None:
+        check(OPENING, maxsize=items)
         self._engine.maxsize = items
 
     @property
@@ -82,6 +82,7 @@ class Queue(Writing[T], ABC):
 
     @max_attempts.setter
     def max_attempts(self, times: int | None) -> None:
+        check(OPENING, max_attempts=times)
         self._engine.max_attempts = times
 
     @property
@@ -91,7 +92,8 @@ class Queue(Writing[T], ABC):
 
     @expired.setter
     def expired(self, what: Expired) -> None:
-        self._engine.buries_expired = checked_expired(what)
+        check(OPENING, expired=what)
+        self._engine.buries_expired = what == "dead"
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +159,7 @@ class Queue(Writing[T], ABC):
             DiskFullError: At once in any case.
             ShutDown: ``shutdown()`` was called.
         """
+        check(VERBS, block=block, timeout=timeout if block else None)  # ignored, as queue.Queue does
         head, payloads = self._head, [payload_of(self.dumps, item)]
         append = append_of(head.engine, priority)
         refusal: Full | None = None
@@ -191,6 +194,7 @@ class Queue(Writing[T], ABC):
             ShutDown: The queue is empty after ``shutdown()``.
             DecodeError, CorruptItemError: As ``pop``; nothing was removed.
         """
+        check(VERBS, block=block, timeout=timeout if block else None)  # ignored, as queue.Queue does
         taken = self._head.wait(self._reach, timeout) if block else self._reach()
         if taken is None:
             raise Empty(1, timeout if block else None)
@@ -262,9 +266,10 @@ class Queue(Writing[T], ABC):
             immediate: ``get`` raises at once, too.
         """
         engine = self._engine
+        check(VERBS, immediate=immediate)
         engine.refuse_if_closed()
         engine.is_shut_down = True
-        engine.is_drained = engine.is_drained or immediate
+        engine.is_drained = engine.is_drained or bool(immediate)
         engine.wake()
 
     def close(self) -> None:
@@ -315,16 +320,16 @@ class Queue(Writing[T], ABC):
                 Otherwise one item can be leased on a full disk.
             ShutDown: It would wait after ``shutdown()``.
         """
-        head, n = self._head, checked_count(items)
-        batch = checked_batch(n, max_bytes, linger) if linger or max_bytes is not None else None
-        checked_ttl(ttl)
+        wait = {"linger": linger, "blocking": blocking, "timeout": timeout}
+        check(VERBS, items=items, ttl=ttl, max_bytes=max_bytes, **wait)
+        head, n = self._head, index(items)
         if not n:
             head.refuse_if_closed()
             return Lease(head.engine, [], NOTHING)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if batch is not None and linger:
-                head.fill(batch, remaining(deadline) if blocking else 0.0)
+            if linger:
+                head.fill(Batch(n, max_bytes, linger), remaining(deadline) if blocking else 0.0)
             if blocking:
                 lease = partial(head.engine.lease, n, ttl, head.sort_out, max_bytes)
                 found = head.wait(partial(head.if_enough, 1, lease), 0 if linger else timeout)
@@ -428,13 +433,11 @@ class Queue(Writing[T], ABC):
         """
         from lmdbqueue._verbs import worker  # noqa: PLC0415  (only workers need it)
 
-        n, threads = max(1, checked_count(items)), operator.index(concurrency)
-        if threads < 1:
-            message = f"'concurrency' is a number of threads, not {concurrency!r}"
-            raise ValueError(message)
+        hooks = {"stop": stop, "progress": progress, "on_retry": on_retry, "on_dead": on_dead}
+        check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
+        retry = worker.DEFAULT_RETRY if retry is None else worker.checked_retry(retry)
         takes_job = worker.takes_job(handler, is_awaited=False)
-        batch = checked_batch(n, max_bytes, linger)
-        retry = retry or worker.DEFAULT_RETRY
+        batch, threads = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)
         plan = worker.Plan(handler, takes_job, batch, ttl, retry, stop, progress, on_retry, on_dead)
         tally = worker.Tally(progress)
         self._engine.refuse_if_closed()
@@ -464,10 +467,11 @@ class Queue(Writing[T], ABC):
         Raises:
             OptionError: The queue has items with priorities, or is one of PostgreSQL with ``order="relaxed"``.
         """
+        check(VERBS, name=name, start=start)
         self._engine.refuse_if_closed()
-        from lmdbqueue._verbs.reader import Reader, checked_start  # noqa: PLC0415  (most queues have no readers)
+        from lmdbqueue._verbs.reader import Reader  # noqa: PLC0415  (most queues have no readers)
 
-        self._engine.reader(check_name(name)).create(checked_start(start))
+        self._engine.reader(name).create(start)
         return Reader(self, name)
 
     def readers(self) -> list[ReaderStats]:
@@ -483,6 +487,7 @@ class Queue(Writing[T], ABC):
         Raises:
             KeyError: There is no such reader.
         """
+        check(VERBS, name=name)
         if not self._engine.reader(name).drop():
             raise KeyError(name)
 
@@ -514,18 +519,10 @@ class Queue(Writing[T], ABC):
         Raises:
             OptionError: The queue has, or had, items with a priority: its first items are the most urgent.
         """
+        check(RETAINED, items=items, bytes=bytes, seconds=seconds)
         limits = (items, bytes, seconds)
-        checked_limits(*limits)
         age = None if seconds is None else int(seconds * _SECOND)
         self._engine.retain(None if limits == (None, None, None) else Retention(items, bytes, age))
-
-
-def checked_expired(what: Expired) -> bool:
-    """Return whether expired items become dead letters; raise ``ValueError`` for an invalid choice."""
-    if what not in ("drop", "dead"):
-        message = f"'expired' is 'drop' or 'dead', not {what!r}"
-        raise ValueError(message)
-    return what == "dead"
 
 
 def is_empty(engine: Engine) -> bool:

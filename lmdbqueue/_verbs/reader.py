@@ -12,9 +12,10 @@ from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
 from lmdbqueue._errors import ClosedError, ShutDown
-from lmdbqueue._values import NEWEST, OLDEST, Entry, ReaderStats, Start
+from lmdbqueue._values import Entry, ReaderStats, Start
 from lmdbqueue._verbs.engine import Engine, Move
 from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.options import VERBS, check
 from lmdbqueue._verbs.reading import Reading, head_of
 
 T = TypeVar("T")
@@ -212,8 +213,9 @@ class Reader(Reading[T]):
         Raises:
             GoneError: The reader was dropped.
         """
+        check(VERBS, where=where)
         self._head.refuse_if_closed()
-        self._head.steps.seek(checked_start(where))
+        self._head.steps.seek(where)
 
     def close(self) -> None:
         """Close this object; its waiting calls and all later ones raise ``ClosedError``. The reader itself stays."""
@@ -226,11 +228,3 @@ class Reader(Reading[T]):
 def position_of(reader: Reader[T]) -> Position[T]:
     """Return the position of a reader, for code that waits and passes differently than its verbs do."""
     return reader._head  # noqa: SLF001  (as ``head_of``)
-
-
-def checked_start(where: Start) -> Start:
-    """Return where a reader is to begin; raise ``ValueError`` for an invalid choice."""
-    if where in (OLDEST, NEWEST) or (isinstance(where, int) and 0 <= where < 1 << 63):
-        return where
-    message = f"a reader begins at 'oldest', 'newest' or the number of an item, not at {where!r}"
-    raise ValueError(message)

@@ -6,12 +6,12 @@ Must not know: how items are kept, or anything beyond the items in their order.
 
 from __future__ import annotations
 
-import operator
-import sys
+from operator import index
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from lmdbqueue._values import NamedTuple
 from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.options import VERBS, check
 
 T = TypeVar("T")
 
@@ -47,9 +47,10 @@ class Reading(Generic[T]):
             DecodeError, CorruptItemError: The first item cannot be decoded, or is damaged; the error has its ``seq``.
             ShutDown: It would wait after ``shutdown()``.
         """
-        n = checked_count(items)
+        check(VERBS, items=items, blocking=blocking, timeout=timeout)
+        n = index(items)
         if n != 1:
-            return self.peek_many(n, at_least=n if blocking else 1, blocking=blocking, timeout=timeout)
+            return self.peek_many(n, at_least=max(1, n) if blocking else 1, blocking=blocking, timeout=timeout)
         head = self._head
         found = head.awaited(1, lambda: head.look(1, 1), timeout) if blocking else head.look(1, 0)
         return found[0] if found else None
@@ -79,9 +80,10 @@ class Reading(Generic[T]):
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``; nothing was removed.
         """
-        n = checked_count(items)
+        check(VERBS, items=items, blocking=blocking, timeout=timeout)
+        n = index(items)
         if n != 1:
-            return self.pop_many(n, at_least=n if blocking else 1, blocking=blocking, timeout=timeout)
+            return self.pop_many(n, at_least=max(1, n) if blocking else 1, blocking=blocking, timeout=timeout)
         head = self._head
         taken = head.awaited(1, lambda: head.take(1, 1), timeout) if blocking else head.take(1, 0)
         return taken[1][0] if taken and taken[1] else None
@@ -111,7 +113,7 @@ class Reading(Generic[T]):
             Empty, DecodeError, CorruptItemError, ShutDown: As ``peek``.
             ValueError: ``at_least`` is more than ``items``.
         """
-        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking, timeout=timeout)
         if not many.items:
             head.refuse_if_closed()
             return []
@@ -146,7 +148,7 @@ class Reading(Generic[T]):
             Empty, DecodeError, CorruptItemError, ShutDown: As ``pop``; nothing was removed.
             ValueError: ``at_least`` is more than ``items``.
         """
-        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking, timeout=timeout)
         if not many.items:
             head.refuse_if_closed()
             return []
@@ -167,7 +169,8 @@ class Reading(Generic[T]):
         Returns:
             The number of items removed.
         """
-        n = checked_count(items)
+        check(VERBS, items=items)
+        n = index(items)
         if n == 0:
             self._head.refuse_if_closed()
             return 0
@@ -195,25 +198,14 @@ class Many(NamedTuple):
     least: int  # none if there are fewer
 
 
-def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: bool) -> Many:
-    """Return the requested numbers of items; raise ``TypeError`` or ``ValueError`` if they make no sense."""
-    n, least = checked_count(items), operator.index(at_least)
+def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: bool, timeout: float | None) -> Many:
+    """Return the numbers of items asked for; raise ``TypeError`` or ``ValueError`` if they make no sense."""
+    check(VERBS, items=items, at_least=at_least, max_bytes=max_bytes, blocking=blocking, timeout=timeout)
+    n, least = index(items), index(at_least)
     if least != 1 and not blocking:
-        message = "'at_least' is the number of items to wait for: it needs blocking=True"
+        message = f"'at_least' is the number of items to wait for, 1 without blocking=True, not {least}"
         raise ValueError(message)
-    if (least < 1 or least > n) and n and blocking:
+    if least > n and n and blocking:
         message = f"'at_least' is 1 to {n}, the number of items, not {least}"
         raise ValueError(message)
-    if max_bytes is not None and operator.index(max_bytes) < 1:
-        message = f"'max_bytes' is a positive number of bytes, not {max_bytes!r}"
-        raise ValueError(message)
-    return Many(n, least if max_bytes is None else 1)  # fewer may already fill max_bytes
-
-
-def checked_count(items: int) -> int:
-    """Return the requested number of items; raise ``TypeError`` or ``ValueError`` if it is not a number of items."""
-    n = operator.index(items)
-    if n < 0:
-        message = f"the number of items must not be negative: {n}"
-        raise ValueError(message)
-    return min(n, sys.maxsize)
+    return Many(n, least if max_bytes is None else 1)  # fewer may be as much as fits

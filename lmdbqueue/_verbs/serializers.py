@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from lmdbqueue._errors import OptionError
+from lmdbqueue._verbs.options import check, one_of
 
 Serializer = Literal["pickle", "json", "msgpack", "msgspec", "bytes"]
 Pair = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
@@ -27,9 +28,7 @@ def chosen(
     if not is_default:
         message = "give a serializer's name, or dumps and loads, not both"
         raise ValueError(message)
-    if serializer not in _PAIRS:
-        message = f"a serializer is one of {', '.join(_PAIRS)}, or a pair in dumps and loads, not {serializer!r}"
-        raise ValueError(message)
+    check(_RULES, serializer=serializer)
     return serializer, *_PAIRS[serializer]()
 
 
@@ -84,3 +83,4 @@ def _bytes() -> Pair:
 
 
 _PAIRS: Final = {"pickle": _pickle, "json": _json, "msgpack": _msgpack, "msgspec": _msgspec, "bytes": _bytes}
+_RULES: Final = {"serializer": one_of(*_PAIRS)}

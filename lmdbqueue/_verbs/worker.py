@@ -20,9 +20,9 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
-from lmdbqueue._verbs.encoding import checked_ttl
 from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
 
 LOOK: Final = 1.0  # seconds between two checks of ``stop``
 _LONGEST_TRACE: Final = 8_000  # characters of a traceback that are kept
@@ -73,6 +73,22 @@ class Retry(NamedTuple):
 
 
 DEFAULT_RETRY: Final = Retry()
+
+_RETRY: Final = {"retry": Rule("a Retry", (Retry,), fits=lambda _: True)}
+_FIELDS: Final = {
+    "retry.max_attempts": OPENING["max_attempts"],
+    "retry.base": seconds(),
+    "retry.factor": Rule("a number, 1 to 1,000,000", (int, float), 1, 1_000_000),
+    "retry.max_delay": seconds(),
+    "retry.jitter": Rule("a part, 0 to 1", (int, float), 0, 1),
+}
+
+
+def checked_retry(retry: Retry) -> Retry:
+    """Return a ``Retry`` whose fields make sense; raise ``TypeError`` or ``ValueError`` for another one."""
+    check(_RETRY, retry=retry)
+    check(_FIELDS, **{f"retry.{name}": value for name, value in retry._asdict().items()})
+    return retry
 
 
 class Job(NamedTuple):
@@ -277,7 +293,6 @@ class Loop:
 
     def __init__(self, head: Head[Any], plan: Plan, tally: Tally) -> None:
         self._head = head
-        checked_ttl(plan.ttl)
         self._plan = plan
         self._tally = tally
         self._is_waiting = False

@@ -6,16 +6,17 @@ transaction begins. Must not know: how items are kept.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from operator import index
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from lmdbqueue._errors import CorruptItemError, DecodeError
 from lmdbqueue._format import MAX_PAYLOAD
-from lmdbqueue._values import Entry, Number, Push
-from lmdbqueue._verbs.encoding import Key, as_payload, digest, how_to_push, payload_of, payloads_of
+from lmdbqueue._values import Entry, Number, Push, Pushed
+from lmdbqueue._verbs.encoding import PLAIN, Key, as_payload, digest, how_to_push, payload_of, payloads_of
 from lmdbqueue._verbs.head import Head
+from lmdbqueue._verbs.options import VERBS, check
 from lmdbqueue._verbs.reading import Reading
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OnError = Literal["raise", "skip"] | Callable[[DecodeError | CorruptItemError], object]
-_NUMBERS: Final = 1 << 62  # greater than any number of items
 
 
 class Writing(Reading[T]):
@@ -129,7 +129,14 @@ class Writing(Reading[T]):
         engine = self._engine
         if engine.is_shut_down or engine.is_closed:
             self._head.refuse_push()
-        if delay or unique is not None or headers or priority or expires is not None or replace:
+        if (
+            delay != 0
+            or unique is not None
+            or headers is not None
+            or priority != 0
+            or expires is not None
+            or replace is not False
+        ):
             how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
             return push_apart(engine, self.dumps, items, unique, partial(how, priority=priority))
         if not isinstance(items, list):
@@ -187,6 +194,7 @@ class Writing(Reading[T]):
         Args:
             key: The key that was given as ``unique``. The item may be waiting, leased or delayed.
         """
+        check(VERBS, key=key)
         return self._engine.find(digest(key))
 
     def cancel(self, key: Key) -> bool:
@@ -198,6 +206,7 @@ class Writing(Reading[T]):
         Returns:
             Whether it was removed. A leased item stays with its consumer.
         """
+        check(VERBS, key=key)
         return self._engine.cancel(digest(key))
 
     def delete_item(self, seq: int) -> bool:
@@ -211,7 +220,8 @@ class Writing(Reading[T]):
         Returns:
             Whether it was removed. Leased, delayed and dead items are left alone.
         """
-        return self._engine.delete_item(checked_number(seq))
+        check(VERBS, seq=seq)
+        return self._engine.delete_item(index(seq))
 
     def dead_letter(self, seq: int, reason: str = "it was set aside") -> bool:
         """Make a waiting item a dead letter; durable when this returns.
@@ -225,10 +235,8 @@ class Writing(Reading[T]):
         Returns:
             Whether it was moved. Leased, delayed and dead items are left alone.
         """
-        if not isinstance(reason, str):
-            message = f"a reason is a str, not {type(reason).__name__}"
-            raise TypeError(message)
-        return self._engine.dead_letter(checked_number(seq), reason)
+        check(VERBS, seq=seq, reason=reason)
+        return self._engine.dead_letter(index(seq), reason)
 
     def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
         """Remove all waiting items; durable when this returns. Sequence numbers are never given again.
@@ -236,6 +244,7 @@ class Writing(Reading[T]):
         Args:
             all: Remove leased, delayed and dead items, too. Leases are then expired.
         """
+        check(VERBS, all=all)
         if all:
             self._engine.clear_all()
         else:
@@ -271,18 +280,24 @@ def push_apart(
     """Push items with options; ``how`` is ``how_to_push`` that lacks only the number of items and their keys."""
     if not isinstance(items, list):
         push = how(1, unique=None if unique is None else [unique])
-        (pushed,) = engine.append_apart([payload_of(dumps, items)], push)
+        (pushed,) = _appended(engine, [payload_of(dumps, items)], push)
         return pushed.seq if unique is None else Number.of(pushed)
     push = how(len(items), unique=unique)
-    given = engine.append_apart(payloads_of(dumps, items), push) if items else []
+    given = _appended(engine, payloads_of(dumps, items), push) if items else []
     if unique is not None:
         return list(map(Number.of, given))
     return range(given[0].seq, given[-1].seq + 1) if given else range(0)
 
 
+def _appended(engine: Engine, payloads: Sequence[bytes], push: Push) -> list[Pushed]:
+    if push == PLAIN:  # empty headers, a delay of 0.0
+        return [Pushed(seq, is_stored=True) for seq in engine.append(payloads)]
+    return engine.append_apart(payloads, push)
+
+
 def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], object]:
     """Return a function that appends payloads with a priority."""
-    if not priority:
+    if priority == 0:
         return engine.append
     how = how_to_push(1, delay=0.0, unique=None, replace=False, expires=None, headers=None, priority=priority)
     return lambda payloads: engine.append_apart(payloads, how)
@@ -290,11 +305,9 @@ def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], obje
 
 def checked_on_error(on_error: OnError) -> Callable[[DecodeError | CorruptItemError], object]:
     """Return ``on_error`` as a function; raise ``ValueError`` if it is not one of the choices."""
+    check(VERBS, on_error=on_error)
     if callable(on_error):
         return on_error
-    if on_error not in ("raise", "skip"):
-        message = f"'on_error' is 'raise', 'skip' or a function, not {on_error!r}"
-        raise ValueError(message)
     return _raise if on_error == "raise" else _pass_over
 
 
@@ -323,12 +336,3 @@ def decoded(head: Head[T], entry: Entry, on_error: Callable[[DecodeError | Corru
     except (DecodeError, CorruptItemError) as error:
         on_error(error)
         return []
-
-
-def checked_number(seq: int) -> int:
-    """Return the number of an item; raise ``TypeError`` or ``ValueError`` if no item can have it."""
-    number = operator.index(seq)
-    if not -_NUMBERS <= number < _NUMBERS:
-        message = f"no item has the number {seq}"
-        raise ValueError(message)
-    return number

@@ -111,9 +111,6 @@ class Calls(AsyncReading[T]):
         """Return the result of a job; None if it is a waiting one and not done after ``timeout`` seconds."""
         if timeout is None or not job.waits:
             return await self._carried(job)
-        if timeout < 0:
-            message = "'timeout' must be a non-negative number"
-            raise ValueError(message)
 
         handle: asyncio.TimerHandle
 

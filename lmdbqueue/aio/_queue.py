@@ -9,16 +9,17 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from lmdbqueue._errors import Empty
 from lmdbqueue._values import ReaderStats, Start
-from lmdbqueue._verbs.encoding import checked_ttl, payload_of
-from lmdbqueue._verbs.head import Batch, checked_batch, is_over, remaining
+from lmdbqueue._verbs.encoding import payload_of
+from lmdbqueue._verbs.head import Batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.options import VERBS, WORK, check, numbers_of
 from lmdbqueue._verbs.queue import Queue, is_empty
-from lmdbqueue._verbs.reading import checked_count
-from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, takes_job
+from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, checked_retry, takes_job
 from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import append_of
 from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
@@ -108,7 +109,9 @@ class AsyncQueue(AsyncWriting[T]):
         Raises:
             Empty: No item came within ``timeout`` seconds.
         """
-        batch = checked_batch(checked_count(items), max_bytes, linger)
+        wait = {"linger": linger, "blocking": blocking, "timeout": timeout}
+        check(VERBS, items=items, ttl=ttl, max_bytes=max_bytes, **wait)
+        batch = Batch(index(items), max_bytes, linger)
         return Opening(self._leased(batch, ttl, blocking=blocking, timeout=timeout))
 
     async def _leased(
@@ -136,11 +139,10 @@ class AsyncQueue(AsyncWriting[T]):
         return AsyncLease(found, self._call, self._acked)
 
     def _claim(self, batch: Batch, ttl: float | None, lease: Callable[[], Lease[T]], *, waits: bool) -> Claim:
-        checked_ttl(ttl)
         return Claim(self._future(), Claimed(batch.items, ttl, batch.max_bytes, waits), lease)
 
     def _acked(self, lease: Lease[T], seqs: int | Iterable[int] | None) -> "asyncio.Future[None]":
-        ack = Ack(self._future(), lease, {seqs} if isinstance(seqs, int) else seqs if seqs is None else set(seqs))
+        ack = Ack(self._future(), lease, numbers_of(seqs))
         self._courier.carry(ack)
         return ack.future
 
@@ -228,11 +230,10 @@ class AsyncQueue(AsyncWriting[T]):
         Raises:
             TypeError: The handler is not a coroutine function; nothing was leased.
         """
-        n, tasks = max(1, checked_count(items)), checked_count(concurrency)
-        if not tasks:
-            message = "'concurrency' is a number of tasks, not 0"
-            raise ValueError(message)
-        batch = checked_batch(n, max_bytes, linger)
+        hooks = {"stop": stop, "progress": progress, "on_retry": on_retry, "on_dead": on_dead, "signals": signals}
+        check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
+        retry = checked_retry(retry)
+        batch, tasks = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)
         job = takes_job(handler, is_awaited=True)
         plan = Plan(handler, job, batch, ttl, retry, stop, progress, on_retry, on_dead)
         tally, stopped = Tally(progress), asyncio.Event()
@@ -263,6 +264,7 @@ class AsyncQueue(AsyncWriting[T]):
         Returns:
             The reader.
         """
+        check(VERBS, name=name, start=start)
 
         async def opened() -> AsyncReader[T]:
             reader = await self._call(partial(self.queue.reader, name, start=start))
@@ -384,8 +386,9 @@ class AsyncQueue(AsyncWriting[T]):
         Raises:
             Full: There was no room for ``timeout`` seconds, or at once with ``block=False``.
         """
+        check(VERBS, block=block, timeout=timeout if block else None)
         payloads = [payload_of(self.queue.dumps, item)]
-        if priority:
+        if priority != 0:
             push = Push(self._future(), payloads, waits=block, append=append_of(self._engine, priority))
         else:
             push = Push(self._future(), payloads, waits=block)
@@ -407,6 +410,7 @@ class AsyncQueue(AsyncWriting[T]):
         Raises:
             Empty: There was no item for ``timeout`` seconds, or at once with ``block=False``.
         """
+        check(VERBS, block=block, timeout=timeout if block else None)
         found = await self._taken(Wanted(1, 1, 1), blocking=block, timeout=timeout)
         if not found:
             raise Empty(1, None)

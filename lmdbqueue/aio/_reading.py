@@ -6,11 +6,13 @@ means. Must not know: threads, commits.
 
 from collections.abc import Callable
 from functools import partial
+from operator import index
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from lmdbqueue._errors import Empty
 from lmdbqueue._verbs.head import Head
-from lmdbqueue._verbs.reading import Many, checked_count, checked_many, shaped
+from lmdbqueue._verbs.options import VERBS, check
+from lmdbqueue._verbs.reading import Many, checked_many, shaped
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,8 +53,9 @@ class AsyncReading(Generic[T]):
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.peek``.
         """
-        n = checked_count(items)
-        least = n if blocking else 1
+        check(VERBS, items=items, blocking=blocking, timeout=timeout)
+        n = index(items)
+        least = max(1, n) if blocking else 1
         return shaped(n, await self.peek_many(n, at_least=least, blocking=blocking, timeout=timeout))
 
     @overload
@@ -85,8 +88,9 @@ class AsyncReading(Generic[T]):
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.pop``; nothing was removed.
         """
-        n = checked_count(items)
-        least = n if blocking else 1
+        check(VERBS, items=items, blocking=blocking, timeout=timeout)
+        n = index(items)
+        least = max(1, n) if blocking else 1
         return shaped(n, await self.pop_many(n, at_least=least, blocking=blocking, timeout=timeout))
 
     async def peek_many(
@@ -113,7 +117,7 @@ class AsyncReading(Generic[T]):
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.peek_many``.
         """
-        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking)
+        head, many = self._head, checked_many(items, at_least, max_bytes, blocking=blocking, timeout=timeout)
         if not blocking or not many.items:
             return await self._call(head.look, many.items, 0, max_bytes) or []
         look = partial(head.look, many.items, many.least, max_bytes)
@@ -146,7 +150,7 @@ class AsyncReading(Generic[T]):
         Raises:
             Empty, DecodeError, CorruptItemError, ShutDown: As ``PersistentQueue.pop_many``; nothing was removed.
         """
-        many = checked_many(items, at_least, max_bytes, blocking=blocking)
+        many = checked_many(items, at_least, max_bytes, blocking=blocking, timeout=timeout)
         return await self._popped(many, at_least, max_bytes, blocking=blocking, timeout=timeout)
 
     # --- the parts of the verbs, for a queue and for a reader

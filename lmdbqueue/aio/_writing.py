@@ -106,7 +106,14 @@ class AsyncWriting(Calls[T]):
         """
         self._head.refuse_push()
         dumps = self.queue.dumps
-        if delay or unique is not None or headers or priority or expires is not None or replace:
+        if (
+            delay != 0
+            or unique is not None
+            or headers is not None
+            or priority != 0
+            or expires is not None
+            or replace is not False
+        ):
             how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
             return await self._call(push_apart, self._engine, dumps, items, unique, partial(how, priority=priority))
         if not isinstance(items, list):

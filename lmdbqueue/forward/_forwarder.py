@@ -46,7 +46,7 @@ from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.source import source_of
 from lmdbqueue._local.target import QueueTarget
 from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, RefusedError, Target, digest
-from lmdbqueue._verbs.head import checked_batch
+from lmdbqueue._verbs.options import FLAG, HOOK, VERBS, check, seconds, whole
 
 if TYPE_CHECKING:
     import logging
@@ -76,6 +76,16 @@ class Forwarded(NamedTuple):
     waiting: int = 0
     away_since: float | None = None
     refused: int = 0
+
+
+_RULES: Final = {
+    "batch": whole("a number of items", 1),
+    "max_bytes": whole("a number of bytes", 1),
+    "linger": VERBS["linger"],
+    "follow": FLAG,
+    "pause": seconds(),
+    "progress": HOOK,
+}
 
 
 class Forwarder:
@@ -114,13 +124,10 @@ class Forwarder:
         pause: float = 30.0,
         progress: Callable[[Forwarded], object] | None = None,
     ) -> None:
-        if batch < 1 or max_bytes < 1:
-            message = f"a batch has at least one item and one byte, not {batch} and {max_bytes}"
-            raise ValueError(message)
+        check(_RULES, batch=batch, max_bytes=max_bytes, linger=linger, follow=follow, pause=pause, progress=progress)
         if linger and not follow:
             message = "'linger' waits for more items, but without 'follow' it ends when none is left: pass follow=True"
             raise ValueError(message)
-        checked_batch(batch, max_bytes, linger)
         self._batch = batch
         self._max_bytes = max_bytes
         self._linger = linger

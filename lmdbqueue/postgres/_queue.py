@@ -6,14 +6,15 @@ in ``lmdbqueue._verbs.queue``, its steps are in ``_engine``. Must not know: SQL,
 
 import pickle
 from collections.abc import Callable, Iterator
+from operator import index
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from lmdbqueue import _format
 from lmdbqueue._errors import ExistsError, TransactionError
 from lmdbqueue._host.threads import holding
 from lmdbqueue._values import Expired
-from lmdbqueue._verbs.queue import Queue, checked_expired
-from lmdbqueue._verbs.reading import checked_count, head_of
+from lmdbqueue._verbs.options import OPENING, TEXT, VERBS, Rule, check, one_of, seconds, whole
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import head_of
 from lmdbqueue._verbs.serializers import CUSTOM, Serializer, chosen
 from lmdbqueue.postgres import _items, _queues
 from lmdbqueue.postgres._block import Block, blocks
@@ -35,6 +36,25 @@ else:
 
 _LONGEST_SCHEMA: Final = 50  # bytes, to leave room for the name of a channel
 _DAY: Final = 86_400  # seconds that the rows of dead sessions are kept
+
+
+def _is_schema(name: str) -> bool:
+    try:
+        return 0 < len(name.encode()) <= _LONGEST_SCHEMA and not set(name) & {"\0", "%"}
+    except UnicodeEncodeError:
+        return False
+
+
+_OPENING: Final = {
+    **OPENING,
+    "conninfo": TEXT,
+    "schema": Rule(
+        f"the name of a schema: 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL and %", (str,), fits=_is_schema
+    ),
+    "patience": seconds(most=_DAY / 2),
+    "order": one_of("commit", "relaxed"),
+    "pool": whole("a number of connections", 1, 10_000, or_none=True),
+}
 
 
 class Transaction:
@@ -105,19 +125,9 @@ class PostgresQueue(Queue[T]):
         order: Literal["commit", "relaxed"] = "commit",
         pool: int | None = None,
     ) -> None:
-        if not 0 < len(schema.encode()) <= _LONGEST_SCHEMA or "\0" in schema or "%" in schema:
-            message = f"the name of a schema is 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL and %, not {schema!r}"
-            raise ValueError(message)
-        if not 0 <= patience <= _DAY / 2:
-            message = f"patience is a number of seconds up to half a day, not {patience!r}"
-            raise ValueError(message)
-        if order not in ("commit", "relaxed"):
-            message = f"order is 'commit' or 'relaxed', not {order!r}"
-            raise ValueError(message)
-        if pool is not None and pool < 1:
-            message = f"a pool has at least one connection, not {pool!r}"
-            raise ValueError(message)
-        _format.check_name(name)
+        limits = {"maxsize": maxsize, "max_attempts": max_attempts, "expired": expired}
+        check(_OPENING, conninfo=conninfo, name=name, dumps=dumps, loads=loads, **limits)
+        check(_OPENING, schema=schema, patience=patience, order=order, pool=pool)
         self.serializer, dumps, loads = chosen(serializer, dumps, loads)
         database = open_database(conninfo, schema, patience, pool)
         engine = PostgresEngine(
@@ -126,7 +136,7 @@ class PostgresQueue(Queue[T]):
             self.serializer,
             maxsize=maxsize,
             max_attempts=max_attempts,
-            buries_expired=checked_expired(expired),
+            buries_expired=expired == "dead",
             patience=patience,
             is_relaxed=order == "relaxed",
         )
@@ -149,7 +159,7 @@ class PostgresQueue(Queue[T]):
         """Open the same queue in the process that unpickles it."""
         return _reopen, (type(self), self.conninfo, self._options())
 
-    def flush(self, force: bool = False) -> int:  # noqa: ARG002  (as the other engine has it)
+    def flush(self, force: bool = False) -> int:
         """Vacuum the table of items. The server does this often by itself; free space is reused in any case.
 
         Args:
@@ -158,6 +168,7 @@ class PostgresQueue(Queue[T]):
         Returns:
             The number of bytes returned to the file system.
         """
+        check(VERBS, force=force)
         engine = self._engine
         engine.refuse_if_closed()
         blocks.refuse_inside(engine.path, "flush() was called")
@@ -177,9 +188,9 @@ class PostgresQueue(Queue[T]):
         Raises:
             ExistsError: There is a queue of that name.
         """
+        check(OPENING, name=name)
         engine = self._engine
         engine.refuse_if_closed()
-        _format.check_name(name)
         blocks.refuse_inside(engine.path, "copy() was called")
         if engine.database.run(engine.patience, _queues.copy, engine.place, name) is None:
             engine.refuse_if_gone()
@@ -237,8 +248,8 @@ class PostgresQueue(Queue[T]):
             TransactionError: ``to`` is in another database or schema.
             ValueError: ``to`` is this queue.
         """
-        n = checked_count(items)
-        target = postgres_engine_of(to)
+        check(_MOVE, items=items, to=to)
+        n, target = index(items), postgres_engine_of(to)
         self._engine.refuse_if_closed()
         head_of(to).refuse_push()
         if target.database is not self._engine.database:
@@ -267,6 +278,7 @@ class PostgresQueue(Queue[T]):
         Raises:
             KeyError: There is no such queue.
         """
+        check(OPENING, name=name)
         database = self._engine.database
         self._engine.refuse_if_closed()
         blocks.refuse_inside(self._engine.path, "drop_queue() was called")
@@ -292,6 +304,9 @@ class PostgresQueue(Queue[T]):
         codec = ("dumps", "loads") if self.serializer in ("pickle", CUSTOM) else ("serializer",)
         names = ("name", *codec, "maxsize", "max_attempts", "expired", "schema", "patience", "order", "pool")
         return {name: getattr(self, name) for name in names}
+
+
+_MOVE: Final = {**VERBS, "to": Rule("an open PostgresQueue", (PostgresQueue,), fits=lambda _: True)}
 
 
 def _tell(step: Step, place: Place) -> None:

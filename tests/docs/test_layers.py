@@ -157,7 +157,7 @@ def test_importing_the_library_leaves_out_what_few_need():
     assert imported & (HEAVY | LATE) == set()
     floors = {name.split(".")[1] for name in imported if name.startswith("lmdbqueue.")}
     assert floors == {"_errors", "_format", "_host", "_lmdb", "_local", "_model", "_values", "_verbs"}
-    assert len([name for name in imported if name.startswith("lmdbqueue")]) <= 64, "each costs an import 1 %"
+    assert len([name for name in imported if name.startswith("lmdbqueue")]) <= 65, "each costs an import 1 %"
     ours = [each for name in imported if name.startswith("lmdbqueue") for each in vars(sys.modules[name]).values()]
     typed = {
         each.__name__ for each in ours if type(each) is type and issubclass(each, tuple) and hasattr(each, "_fields")

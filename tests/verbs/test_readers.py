@@ -60,9 +60,9 @@ def test_a_new_reader_begins_where_it_is_told(queue, start, seen):
 
 def test_what_is_no_place_is_refused(queue, billing):
     for start in ("begin", -1, 1.5, None, 1 << 63):
-        with pytest.raises(ValueError, match="begins at"):
+        with pytest.raises((ValueError, TypeError), match="'oldest', 'newest' or the number of an item"):
             queue.reader("other", start=start)
-        with pytest.raises(ValueError, match="begins at"):
+        with pytest.raises((ValueError, TypeError), match="'oldest', 'newest' or the number of an item"):
             billing.seek(start)
     assert [each.name for each in queue.readers()] == ["billing"]
 
@@ -431,12 +431,12 @@ def test_the_tightest_limit_holds_and_others_see_it(engine):
         queue.retain(5, bytes=1 << 30, seconds=1e6)
         other.push(list(range(20)))
         assert list(queue) == [15, 16, 17, 18, 19]
-        with pytest.raises(ValueError, match="positive"):
+        with pytest.raises(ValueError, match="'items' is a number of items, 1 or more or None"):
             queue.retain(0)
         with pytest.raises(ValueError, match="positive"):
             queue.retain(seconds=-1.0)
         for limit in ({"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"bytes": 1 << 64}):
-            with pytest.raises(ValueError, match="retain"):
+            with pytest.raises(ValueError, match=r"'(seconds|items|bytes)' is"):
                 queue.retain(**limit)
         for wrong in ({"items": 1.5}, {"bytes": 1.5}, {"seconds": "1"}):
             with pytest.raises(TypeError):
