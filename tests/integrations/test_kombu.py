@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import kombu
 import pytest
@@ -413,6 +414,28 @@ def test_in_a_loop_a_consumer_that_acknowledges_at_once_leaves_time_for_others(c
         eventually(lambda: (turns.append(1), hub.call_soon(int), next(loop), len(seen) == 100)[-1])
         assert seen == list(range(100))
         assert len(turns) > 2
+        connection.close()
+        hub.close()
+
+
+def test_a_busy_loop_is_not_woken_by_each_of_its_own_commits(connect, monkeypatch):
+    monkeypatch.setattr(transport, "_APART", 60.0)
+    naps, gate = [], threading.Event()
+    clock = SimpleNamespace(sleep=lambda seconds: (naps.append(seconds), gate.wait(60)), monotonic=time.monotonic)
+    monkeypatch.setattr(transport, "time", clock)
+    clock.time = time.time
+    with connect() as connection:
+        hub = Hub()
+        send(connection, *range(30))
+        connection.register_with_event_loop(hub)
+        seen = []
+        consumer = consumer_of(connection, lambda body, message: (seen.append(body), message.ack()))
+        consumer.qos(prefetch_count=2)
+        loop = hub.create_loop()
+        eventually(lambda: (hub.call_soon(int), next(loop), len(seen) == 30)[-1])
+        eventually(lambda: naps)
+        assert len(naps) == 1, "it looked once, and was woken once"
+        gate.set()
         connection.close()
         hub.close()
 
