@@ -40,13 +40,17 @@ def seconds(make: Callable[[str], Huey], place: str, workers: int, kind: str) ->
         huey.create_consumer(workers=workers, worker_type=kind, initial_delay=0.001, max_delay=0.001).run()
         os._exit(0)
     try:
-        while len(huey) or not os.path.exists(f"{log}{TASKS - 1}"):
+        while not (_is_written(f"{log}0") and _is_written(f"{log}{TASKS - 1}")):
             time.sleep(0.05)
         times = [float(open(f"{log}{n}", encoding="ascii").read()) for n in (0, TASKS - 1)]  # noqa: SIM115
     finally:
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return (times[1] - times[0]) / (TASKS - 1)
+
+
+def _is_written(path: str) -> bool:
+    return os.path.exists(path) and os.path.getsize(path) > 0
 
 
 def run() -> None:

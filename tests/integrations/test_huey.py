@@ -481,5 +481,5 @@ def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
     eventually(gate.exists)
     os.kill(pid, signal.SIGTERM)
     status_of(pid)
-    eventually(lambda: figures(site.huey) == (1, 0, 0), 10)
+    eventually(lambda: figures(site.huey) == (1, 0, 0))
     site.huey.storage.close()
