@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.disk import is_of_a_handler, open_private
@@ -192,14 +192,21 @@ class _Inotify:
         import ctypes  # noqa: PLC0415  (12 ms, only for waiting calls)
 
         libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(path), self._IN_MODIFY) < 0:
-            error = ctypes.get_errno()
-            if self._fd >= 0:
-                close(self._fd)
-            raise OSError(error, os.strerror(error))
+        name = os.fsencode(path)
         self._poll = select.poll()
-        self._poll.register(self._fd, select.POLLIN)
+        self._fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        error = 0
+        try:
+            if self._fd < 0 or libc.inotify_add_watch(self._fd, name, self._IN_MODIFY) < 0:
+                error = ctypes.get_errno()
+            else:
+                self._poll.register(self._fd, select.POLLIN)
+        except BaseException:
+            self.close()
+            raise
+        if error:
+            self.close()
+            raise OSError(error, os.strerror(error))
 
     def wait(self, timeout: float) -> bool:
         rang = bool(self._poll.poll(timeout * 1000))
@@ -209,7 +216,8 @@ class _Inotify:
         return rang
 
     def close(self) -> None:
-        close(self._fd)
+        if self._fd >= 0:
+            close(self._fd)
 
 
 class _Kqueue:
@@ -217,20 +225,26 @@ class _Kqueue:
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_RDONLY)
-        self._queue = select.kqueue()  # type: ignore[attr-defined]
-        event = select.kevent(  # type: ignore[attr-defined]
-            self._file,
-            filter=select.KQ_FILTER_VNODE,  # type: ignore[attr-defined]
-            flags=select.KQ_EV_ADD | select.KQ_EV_CLEAR,  # type: ignore[attr-defined]
-            fflags=select.KQ_NOTE_WRITE,  # type: ignore[attr-defined]
-        )
-        self._queue.control([event], 0)
+        self._queue: Any = None
+        try:
+            self._queue = select.kqueue()  # type: ignore[attr-defined]
+            event = select.kevent(  # type: ignore[attr-defined]
+                self._file,
+                filter=select.KQ_FILTER_VNODE,  # type: ignore[attr-defined]
+                flags=select.KQ_EV_ADD | select.KQ_EV_CLEAR,  # type: ignore[attr-defined]
+                fflags=select.KQ_NOTE_WRITE,  # type: ignore[attr-defined]
+            )
+            self._queue.control([event], 0)
+        except BaseException:
+            self.close()
+            raise
 
     def wait(self, timeout: float) -> bool:
         return bool(self._queue.control(None, 8, timeout))
 
     def close(self) -> None:
-        self._queue.close()
+        if self._queue is not None:
+            self._queue.close()
         os.close(self._file)
 
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     class Keeper(Protocol):
         """Protects the pages of a checkpoint while this process commits (``_local.checkpoints``)."""
 
+        is_uncovered: bool  # something was committed that no checkpoint covers
+
         def pin(self) -> None:
             """Wait until this process may commit."""
 
@@ -95,6 +97,7 @@ class Durable(Snapshot):
             self._commit(txn)
         finally:  # even if the outcome is unknown: a superfluous checkpoint does no harm, a missing one would
             if self.keeper is not None:
+                self.keeper.is_uncovered = True  # here, since an interrupt may come when a function is entered
                 self.keeper.committed(self._room.granted)
         return transaction
 
@@ -131,9 +134,10 @@ class Durable(Snapshot):
         try:
             txn.commit()
         except lmdb.Error as error:
-            if self._can_be_read():
+            self.is_broken = True  # until it is known to be undone: a signal's handler may end the look
+            self.is_broken = not self._can_be_read()
+            if not self.is_broken:
                 raise  # it was undone
-            self.is_broken = True
             raise CommitUnknownError(self.path, "commit", str(error)) from error
         self._left = self._leaves
 

@@ -103,7 +103,7 @@ class Checkpoints:
         # whether this thread is making one: then this is a nested call
         self.is_mine: Callable[[], bool] = self._busy._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
         self._is_pinned = False  # whether the pin is known to hold a checkpoint
-        self._is_uncovered = False  # whether this process has committed since step 1 of the last checkpoint
+        self.is_uncovered = False  # whether this process has committed since step 1 of the last checkpoint
         self._written = 0  # roughly the bytes of pages written since then
         self._alarm = threading.Lock()  # opened to wake the thread
         self._alarm.acquire()
@@ -137,8 +137,7 @@ class Checkpoints:
         return self._is_pinned
 
     def committed(self, granted: int) -> None:
-        """Note a commit, for which ``granted`` bytes of pages were granted."""
-        self._is_uncovered = True
+        """Note a commit, for which ``granted`` bytes of pages were granted, and after which it ``is_uncovered``."""
         self._written += _COMMIT + max(0, granted - _PATHS)
         self._session.note_unsynced(time.monotonic_ns)
         if not self._is_kept:
@@ -164,7 +163,7 @@ class Checkpoints:
 
     def resume(self) -> None:
         """Soon cover commits left uncovered by others, or by this process before the file was reopened."""
-        self._is_uncovered = True
+        self.is_uncovered = True
         self._watch()
 
     def sync(self) -> None:
@@ -189,8 +188,8 @@ class Checkpoints:
         if self._is_closed:
             raise Superseded
         began = time.monotonic_ns()
-        was_uncovered, written = self._is_uncovered, self._written
-        self._is_uncovered, self._written = False, 0  # before the snapshot: commits made meanwhile count again
+        was_uncovered, written = self.is_uncovered, self._written
+        self.is_uncovered, self._written = False, 0  # before the snapshot: commits made meanwhile count again
         is_made = False
         try:
             transaction, body = self._generation.newest_meta()
@@ -200,7 +199,7 @@ class Checkpoints:
             is_made = True
         finally:
             if not is_made:
-                self._is_uncovered = self._is_uncovered or was_uncovered
+                self.is_uncovered = self.is_uncovered or was_uncovered
                 self._written += written
         self._tell(stamp(number, transaction), began)
 
@@ -256,7 +255,7 @@ class Checkpoints:
             is_in_doubt = self._session.is_in_doubt(self._generation.number)
             longest = _LONGEST_IN_DOUBT if is_in_doubt else _LONGEST_PATIENCE
             self._alarm.acquire(timeout=_patience(self.interval, failures, longest))
-            if self._is_uncovered:
+            if self.is_uncovered:
                 failures = 0 if self._is_covered_now() else failures + 1
             elif self._may_end():
                 return
@@ -283,7 +282,7 @@ class Checkpoints:
         if not self._writer.acquire(blocking=False):
             return False
         try:
-            if self._is_uncovered:
+            if self.is_uncovered:
                 return False
             self._is_kept = False
             return True
@@ -295,7 +294,7 @@ class Checkpoints:
     def cover(self) -> None:
         """Make a checkpoint if a commit of this process is not covered. Raises ``StorageError``."""
         with self._busy:
-            if self._is_uncovered and not self._session.is_in_doubt(self._generation.number):
+            if self.is_uncovered and not self._session.is_in_doubt(self._generation.number):
                 self._make()
 
     def close(self) -> None:

@@ -7,11 +7,10 @@ raises does not affect its neighbours. Must not know: LMDB, who waits for the ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from threading import Lock, get_ident
 from typing import Any
 
-from lmdbqueue._errors import CommitUnknownError, Full, QueueError
+from lmdbqueue._errors import CommitUnknownError, Full, NestedCallError, QueueError
 from lmdbqueue._lmdb.failures import Doubtful, Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, is_open
@@ -118,16 +117,17 @@ def _give_up(generation: Generation, calls: Sequence[Call], error: Exception, *,
         return
     if isinstance(explained, Superseded):
         raise explained from error
-    for call in calls:
-        call.error = explained
-    _finish(calls, None, 0)
+    _refuse(calls, explained)
 
 
 def _may_have_room(generation: Generation) -> bool:
-    """Return whether free pages may be available now. A failure to obtain them is not an error of these calls."""
-    with suppress(QueueError):
+    """Return whether free pages may be had now. What keeps them from being had is no error of the calls around it."""
+    try:
         return generation.renew()
-    return False
+    except NestedCallError:  # of a signal's handler: nothing in here makes a call amid another
+        raise
+    except QueueError:
+        return False
 
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:
@@ -157,9 +157,20 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
     except BaseException as error:
         if is_open(txn):
             txn.abort()
-        elif came_after_the_commit(error):  # like an interrupt: the commit counts, for all calls
-            _finish(calls, generation, transaction)
+        elif came_after_the_commit(error):
+            _finish_interrupted(generation, calls, transaction)
         raise
+
+
+def _finish_interrupted(generation: Generation, calls: Sequence[Call], transaction: int) -> None:
+    """Mark calls done whose transaction has ended, when something else than its own error was raised, as an interrupt.
+
+    It counts, for all of them; unless the commit failed, and this came amid the look at what that left.
+    """
+    if generation.is_broken:
+        _refuse(calls, CommitUnknownError(generation.path, "commit", "interrupted when it had failed"))
+    else:
+        _finish(calls, generation, transaction)
 
 
 def _secure(generation: Generation, calls: Sequence[Call]) -> None:
@@ -170,6 +181,12 @@ def _secure(generation: Generation, calls: Sequence[Call]) -> None:
         return
     for call in calls:
         call.generation = None
+
+
+def _refuse(calls: Iterable[Call], error: Exception) -> None:
+    for call in calls:
+        call.error = error
+    _finish(calls, None, 0)
 
 
 def _finish(calls: Iterable[Call], generation: Generation | None, transaction: int) -> None:

@@ -8,18 +8,20 @@ import fcntl
 import inspect
 import itertools
 import os
+import resource
 import signal
 import sys
 import threading
 
+import lmdb
 import pytest
 from processes import Moments, eventually
 
-from lmdbqueue import NestedCallError, StorageError
+from lmdbqueue import CommitUnknownError, NestedCallError, StorageError
 from lmdbqueue._format import pack
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
-from lmdbqueue._lmdb import preallocation
+from lmdbqueue._lmdb import durability, generation, preallocation
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._model import pushing
@@ -208,6 +210,52 @@ def test_an_alarm_ends_the_wait_for_the_turn_of_another_process(open_queue, monk
     os.close(fd)
     assert queue.count() == 0
     assert queue.push("b") == 0
+
+
+def _shared(queue, fn):
+    """Return two calls in a group, of which this thread makes one."""
+    calls = [Call(queue._engine.ref, fn, ()) for _ in range(2)]
+    calls[1].thread = 0
+    return calls
+
+
+def test_a_handler_amid_the_look_at_what_a_failed_commit_left_lets_no_call_that_shared_it_seem_done(
+    open_queue, monkeypatch
+):
+    queue = open_queue(**FAST)
+    environment = queue._engine.environment
+
+    def look(_):
+        raise Late
+
+    monkeypatch.setattr(durability.Durable, "_can_be_read", look)
+    mine, other = _shared(queue, lambda txn, tables: txn.put(b"key", b"value", db=tables.items))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with environment._writer, pytest.raises(Late):
+            environment._run([mine, other])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(CommitUnknownError):
+        other.outcome()
+    monkeypatch.undo()
+    assert queue.count() == 0
+    assert queue.push("after") == 0
+
+
+def test_a_nested_call_amid_the_search_for_room_goes_through(open_queue, monkeypatch):
+    def is_full(*_):
+        raise lmdb.Error(os.strerror(errno.ENOSPC))
+
+    def renew(_):
+        raise NestedCallError("queue")
+
+    queue = open_queue(**FAST)
+    environment = queue._engine.environment
+    monkeypatch.setattr(generation.Generation, "renew", renew)
+    with environment._writer, pytest.raises(NestedCallError):
+        environment._run([Call(queue._engine.ref, is_full, ())])
 
 
 def test_an_alarm_as_a_wait_begins_is_not_lost(tmp_path):

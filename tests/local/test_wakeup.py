@@ -54,6 +54,20 @@ def _wait_seconds(bell, ticket, timeout=PATIENCE):
 
 
 @pytest.mark.usefixtures("no_ceiling")
+@on_linux
+def test_a_watch_that_cannot_be_had_whole_leaves_no_descriptor(tmp_path, monkeypatch):
+    class Refusing:
+        def register(self, *_):
+            raise MemoryError
+
+    monkeypatch.setattr(_wakeup.select, "poll", Refusing)
+    (tmp_path / "bell").write_bytes(b"\0")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(MemoryError):
+        _wakeup._Inotify(str(tmp_path / "bell"))
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_ring_between_listening_and_sleeping_is_not_missed(bell):
     ticket = bell.listen()
     bell.ring()
