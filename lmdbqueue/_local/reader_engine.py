@@ -38,7 +38,8 @@ class LocalReaderEngine:
         """Remove the reader."""
         engine = self._engine
         dropped = engine.environment.update(engine.ref, readers.drop, self.name)
-        engine.trim()
+        if dropped:  # else nothing may change
+            engine.trim()
         return dropped
 
     def seek(self, where: Start) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
 from lmdbqueue._errors import DiskFullError, Empty, Full
 from lmdbqueue._format import Retention
+from lmdbqueue._host.disk import translated
 from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.hands import Hands
@@ -469,7 +470,8 @@ class Queue(Writing[T], ABC):
         """
         check(VERBS, name=name, start=start)
         self._engine.refuse_if_closed()
-        from lmdbqueue._verbs.reader import Reader  # noqa: PLC0415  (most queues have no readers)
+        with translated(self._engine.path, "opening"):  # a late import needs a descriptor
+            from lmdbqueue._verbs.reader import Reader  # noqa: PLC0415  (most queues have no readers)
 
         self._engine.reader(name).create(start)
         return Reader(self, name)

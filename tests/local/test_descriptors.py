@@ -128,6 +128,7 @@ VERBS = {
     "peek": lambda queue: queue.peek(3),
     "lease": _lease,
     "stats": lambda queue: queue.stats(),
+    "reader": lambda queue: queue.reader("reader").pop(),
     "flush": lambda queue: queue.flush(force=True),
     "check": lambda queue: queue.check(),
     "copy": lambda queue: queue.copy("copy").close(),

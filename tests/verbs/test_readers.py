@@ -583,3 +583,10 @@ def test_a_move_of_a_reader_that_was_dropped_is_not_undone(queue, billing):
     with pytest.raises(GoneError):
         undo()
     assert list(queue) == list("cdef")
+
+
+def test_dropping_a_reader_that_is_not_there_removes_nothing(queue):
+    queue.reader("newest", start="newest")
+    with pytest.raises(KeyError):
+        queue.drop_reader("nobody")
+    assert list(queue) == list("abcdef")
