@@ -574,6 +574,15 @@ def payloads(values: Sequence[bytes], *, sealed: bool) -> list[bytes]:
     return [body[: Trailer.of(body)[1]] for body in bodies(values, sealed=sealed)]
 
 
+def payload_size(value: bytes, *, sealed: bool) -> int:
+    """Return the bytes of the payload of an item, without those of its headers; some number if it is damaged."""
+    end = len(value) - (SEAL_SIZE + TRAILER if sealed else TRAILER)
+    if end > 0 and value[end] >= MARKED:  # the first byte of a time with headers before it
+        end -= 4
+        end -= int.from_bytes(value[max(0, end) : end + 4])
+    return max(0, end)
+
+
 def has_trailer(value: bytes, *, sealed: bool) -> bool:
     """Return whether an item's value contains a trailer."""
     try:

@@ -58,7 +58,6 @@ class Tables(NamedTuple):
     retain: bytes  # key of the record of retention
     sealed: bool
     weighed: bool
-    behind: int  # bytes behind each payload
     lease: bytes  # prefix of its leases' keys in AWAY
     leased: bytes
     owner: bytes
@@ -274,7 +273,6 @@ class Snapshot:
             retain=_format.record(name, "retain"),
             sealed=sealed,
             weighed=self._is_weighed,
-            behind=_format.TRAILER + (_format.SEAL_SIZE if sealed else 0),
             lease=_format.away(name, "lease"),
             leased=_format.away(name, "leased"),
             owner=_format.away(name, "owner"),

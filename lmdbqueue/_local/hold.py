@@ -122,7 +122,7 @@ class LocalHold:
         return _format.seq_of(key), value
 
     def size(self, entry: Entry) -> int:
-        return len(self.opened(entry)[1])
+        return _format.payload_size(entry[1], sealed=self.checksum)
 
     # --- restoring first
 

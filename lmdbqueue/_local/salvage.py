@@ -80,8 +80,7 @@ class _Queue:
         self.noted: dict[bytes, Note] = {}  # notes on items that are kept
         self.kept: dict[int, _Kept] = {}  # by class
         self.size = 0  # bytes of the payloads that are kept
-        self.behind = _format.TRAILER + (_format.SEAL_SIZE if sealed else 0)
-
+        self.sealed = sealed
         self.salt = None if self.record is None else _format.salt(self.record)  # None: lost
 
     def find_salt(self, pages: Pages) -> None:
@@ -95,7 +94,7 @@ class _Queue:
         """Note that the item under a key is kept; they come in order."""
         number = _format.class_of_key(key)
         self.kept.setdefault(number, _Kept(self.noted_bounds.get(number))).add(key)
-        self.size += len(value) - self.behind
+        self.size += _format.payload_size(value, sealed=self.sealed)
         if key in self.notes:
             self.noted[key] = self.notes[key]._replace(due=0)
 

@@ -37,10 +37,8 @@ from lmdbqueue._format import (
     NOT_PLAIN,
     NOTHING,
     RETAINED,
-    SEAL_SIZE,
     SIZED,
     TAIL_AT,
-    TRAILER,
     Bounds,
     class_of_key,
     number_of,
@@ -54,7 +52,6 @@ from lmdbqueue._model import item_notes, reader_records, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import Entry, NamedTuple
 
-_BEHIND = SEAL_SIZE + TRAILER  # bytes behind a payload
 _PASSED = 1_000  # skipped keys that the head passes in one call, beyond those of the call's own items
 
 
@@ -173,15 +170,20 @@ def first(txn: Txn, queue: Tables, n: int, max_bytes: int | None = None) -> list
     queue_record(txn, queue)
     with txn.cursor(queue.items) as cursor:
         entries = islice(cursor.iternext(), n)
-        return list(entries) if max_bytes is None else list(_within(entries, max_bytes))
+        return list(entries) if max_bytes is None else list(_within(queue, entries, max_bytes))
 
 
-def _within(entries: Iterator[Entry], size: int) -> Iterator[Entry]:
+def _within(queue: Tables, entries: Iterator[Entry], size: int) -> Iterator[Entry]:
     for number, entry in enumerate(entries):
-        size -= len(entry[1]) - _BEHIND
+        size -= _format.payload_size(entry[1], sealed=queue.sealed)
         if size < 0 and number:
             break
         yield entry
+
+
+def size_of(queue: Tables, values: Iterable[bytes]) -> int:
+    """Return the bytes of the payloads of items: what limits of bytes count, without their headers."""
+    return sum(_format.payload_size(value, sealed=queue.sealed) for value in values)
 
 
 def since(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Entry]:
@@ -223,7 +225,7 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
     for number, keys in _by_class(key for key, _ in entries):
         set_bounds(txn, queue, number, _present(queue, bounds(txn, queue, number), keys))
     if _format.flags(queue_record(txn, queue)) & SIZED:
-        reader_records.weigh_down(txn, queue, sum(len(value) - queue.behind for _, value in entries))
+        reader_records.weigh_down(txn, queue, size_of(queue, [value for _, value in entries]))
     return len(entries)
 
 
@@ -273,7 +275,7 @@ def take(txn: Txn, queue: Tables, keys: list[bytes]) -> bool:
         cursor.first()
         for _ in keys:
             if before[1] & SIZED:
-                size += len(cursor.value()) - queue.behind
+                size += _format.payload_size(cursor.value(), sealed=queue.sealed)
             if content.is_running:
                 content.leave(cursor.value())
             cursor.delete()
@@ -289,7 +291,9 @@ def take_out(txn: Txn, queue: Tables, keys: Collection[bytes]) -> list[Entry]:
             queue.generation.content.leave(value)
         txn.delete(key, db=queue.items)
     if found:
-        _gone(txn, queue, [key for key, _ in found], sum(len(value) - queue.behind for _, value in found))
+        is_sized = _format.flags(queue_record(txn, queue)) & SIZED
+        size = size_of(queue, [value for _, value in found]) if is_sized else 0
+        _gone(txn, queue, [key for key, _ in found], size)
     return found
 
 

@@ -219,6 +219,6 @@ def _size_problems(txn: Txn, queue: Tables) -> Iterator[str]:
     kept = reader_records.retention(txn, queue)
     if kept is not None and kept[0].bytes is not None:
         with txn.cursor(queue.items) as cursor:
-            size = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
+            size = fifo.size_of(queue, cursor.iternext(keys=False))
         if size != kept[1]:
             yield f"queue {queue.name!r}: its items take {size} bytes, but its record says {kept[1]}"

@@ -67,9 +67,8 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
             repeated.add(number)
     leaving = [each for each in (_here(txn, queue, digest) for digest in places) if each is not None]
     if apart.limits is not None and new:
-        trailers = [apart.trailer] * len(new)
         now = None if apart.due else apart.now
-        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, trailers, now, leaving)
+        pushing.refuse_full(txn, queue, [payload for payload, _ in new], apart.limits, now, leaving)
     for key, due in leaving:
         if apart.replace:
             _drop(txn, queue, key, due)

@@ -80,7 +80,7 @@ def push(
     """
     before = queue_record(txn, queue)
     if limits is not None:
-        refuse_full(txn, queue, payloads, limits, [trailer] * len(payloads), now)
+        refuse_full(txn, queue, payloads, limits, now)
     if number != CLASS:
         refuse_priority(txn, queue)
         given = _append_to_class(txn, queue, payloads, trailer, number)
@@ -91,7 +91,7 @@ def push(
             raise CorruptQueueError(queue.generation.path, f"queue {queue.name!r} has an item beyond its tail")
         weighed_records.replace_queue(txn, queue, before, before[:TAIL_AT] + pack(given.stop) + before[TAIL_AT + 8 :])
     if before[1] & SIZED:
-        reader_records.weigh_down(txn, queue, sum(map(len, payloads)) + (len(trailer) - TRAILER) * len(payloads))
+        reader_records.weigh_down(txn, queue, sum(map(len, payloads)))
     if before[1] & RETAINED and now is not None:
         retention.trim(txn, queue, now, limits is not None and limits.bury_expired)
     return given
@@ -145,7 +145,6 @@ def refuse_full(
     queue: Tables,
     payloads: Sequence[bytes],
     limits: Limits,
-    trailers: Sequence[bytes],
     now: int | None,
     leaving: Sequence[tuple[bytes, int]] = (),
 ) -> None:
@@ -157,9 +156,8 @@ def refuse_full(
         owed = there - len(leaving) + len(payloads)
         if now is not None and _format.flags(queue_record(txn, queue)) & RETAINED:
             waiting = [key for key, due in leaving if not due]
-            sizes = [len(payload) + len(trailer) - TRAILER for payload, trailer in zip(payloads, trailers, strict=True)]
             before = fifo.count(txn, queue) - len(waiting) + len(payloads)
-            owed -= before - retention.staying(txn, queue, sizes, now, waiting)
+            owed -= before - retention.staying(txn, queue, list(map(len, payloads)), now, waiting)
         if owed > limits.maxsize:
             raise Full("items", limits.maxsize, there, len(payloads))
     if limits.max_bytes is not None:
@@ -194,7 +192,7 @@ def move(
     if any(_format.class_of_key(key) != CLASS for key in keys):
         refuse_priority(txn, other)
     if target.limits is not None:
-        refuse_full(txn, other, payloads, target.limits, trailers, target.now)
+        refuse_full(txn, other, payloads, target.limits, target.now)
     expire = bool(fifo.numbers(txn, queue).expiring)
     for key, payload, trailer in zip(keys, payloads, trailers, strict=True):
         given = push(txn, other, [payload], trailer, None, None, _format.class_of_key(key))

@@ -35,7 +35,7 @@ def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None, bury:
     held = 0
     if retention is not None and retention.bytes is not None:
         with txn.cursor(queue.items) as cursor:
-            held = sum(len(value) - queue.behind for value in cursor.iternext(keys=False))
+            held = fifo.size_of(queue, cursor.iternext(keys=False))
     reader_records.set_retention(txn, queue, retention, held)
     trim(txn, queue, now, bury)
     return True
@@ -92,7 +92,7 @@ def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Co
     if found is None:
         return waiting
     limits, held = found
-    left = sum(len(value) - queue.behind for _, value in fifo.at(txn, queue, leaving))
+    left = fifo.size_of(queue, [value for _, value in fifo.at(txn, queue, leaving)])
     over = 0 if limits.bytes is None else held - left + sum(sizes) - limits.bytes
     oldest = 0 if limits.age is None else now - limits.age
     beyond = 0
@@ -100,7 +100,7 @@ def staying(txn: Txn, queue: Tables, sizes: Sequence[int], now: int, leaving: Co
         for value in (value for key, value in cursor.iternext() if key not in leaving):
             if over <= 0 and pushed_at(queue, value) >= oldest:
                 break
-            over -= len(value) - queue.behind
+            over -= _format.payload_size(value, sealed=queue.sealed)
             beyond += 1
     if beyond == there:
         for size in sizes:
@@ -122,7 +122,7 @@ def _beyond(txn: Txn, queue: Tables, size: int) -> int:
         with txn.cursor(queue.items) as cursor:
             for value in cursor.iternext(keys=False):
                 n += 1
-                over -= len(value) - queue.behind
+                over -= _format.payload_size(value, sealed=queue.sealed)
                 if over <= 0:
                     break
     return n

@@ -513,8 +513,7 @@ class Queue(Writing[T], ABC):
 
         Args:
             items: The number of items to keep.
-            bytes: Bytes of items to keep, as ``dumps`` returned them; at least one item stays. In a directory their
-                headers count, too, and 12 bytes for ``expires``.
+            bytes: Bytes of payloads to keep, as ``dumps`` returned them, without headers; at least one item stays.
             seconds: The age up to which items stay, on the wall clock, since their push or the end of their delay.
                 Items behind one that is not too old stay, too.
 

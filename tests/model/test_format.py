@@ -389,6 +389,18 @@ def test_name_of_up_to_200_bytes_is_taken(name):
     assert fmt.check_name(name) == name
 
 
+@given(st.binary(max_size=30), st.integers(0, 1 << 62), st.dictionaries(st.text(max_size=9), st.text()), st.booleans())
+def test_the_size_of_a_payload_is_that_of_nothing_beside_it(payload, expires, headers, sealed):
+    body = payload + fmt.Trailer(7, expires, headers).pack()
+    value = fmt.seal(b"key", body) if sealed else body
+    assert fmt.payload_size(value, sealed=sealed) == len(payload)
+
+
+@given(st.binary(max_size=40), st.booleans())
+def test_the_size_of_a_damaged_item_is_some_number(value, sealed):
+    assert 0 <= fmt.payload_size(value, sealed=sealed) <= len(value)
+
+
 # --- queue.json
 
 

@@ -44,6 +44,51 @@ def test_bytes_keep_what_fits_and_one_item_always(engine):
     assert queue.check() == []
 
 
+MORE = {  # what an item has beside its payload
+    "nothing": {},
+    "headers": {"headers": {"traceparent": 40 * "x"}},
+    "an expiry": {"expires": 10_000},
+    "all": {"headers": {"a": "b"}, "expires": 10_000},
+}
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_a_limit_of_bytes_counts_payloads_and_nothing_beside_them(engine, more, has_keys):
+    queue, other = engine(dumps=bytes, loads=bytes), engine("other", dumps=bytes, loads=bytes)
+    queue.retain(bytes=50)
+    reader = queue.reader("r")
+    for n in range(9):
+        queue.push(b"%010d" % n, **MORE[more], **({"unique": str(n)} if has_keys else {}))
+        assert len(queue) == min(n + 1, 5)
+    other.push(b"moved-here", **MORE[more])
+    other.move(1, to=queue)
+    assert (len(queue), queue.stats().dropped) == (5, 5)
+    for size, n in ((9, 1), (19, 1), (20, 2), (49, 4), (50, 5)):
+        assert len(queue.peek_many(9, max_bytes=size)) == len(reader.peek_many(9, max_bytes=size)) == n
+        with pytest.raises(KeyboardInterrupt), queue.lease(9, max_bytes=size) as lease:  # noqa: PT012
+            assert len(lease) == n
+            raise KeyboardInterrupt
+    entries, items = queue._head.take(3, 0)
+    queue._engine.put_back(entries)
+    assert (len(items), len(queue), queue.stats().dropped) == (3, 5, 5)
+    assert len(queue.pop_many(9, max_bytes=29)) == 2
+    queue.push([b"x" * 10] * 2, **MORE[more])
+    assert (len(queue), queue.stats().dropped, queue.check()) == (5, 5, [])
+    queue.retain(bytes=39)
+    assert (len(queue), queue.stats().dropped, queue.check()) == (3, 7, [])
+
+
+@pytest.mark.parametrize("more", MORE)
+def test_bytes_of_a_batch_with_priorities_are_those_of_payloads(engine, more):
+    queue = engine(dumps=bytes, loads=bytes)
+    for n in range(5):
+        queue.push(b"%010d" % n, priority=-n, **MORE[more])
+    assert queue.peek_many(9, max_bytes=39) == [b"%010d" % n for n in (4, 3, 2)]
+    assert queue.lease(9, max_bytes=20).items == [b"%010d" % n for n in (4, 3)]
+    assert queue.lease(9, max_bytes=1).items == [b"%010d" % 2]
+
+
 @pytest.mark.parametrize("how", ["nack", "delay", "requeue", "ttl", "close"])
 def test_what_comes_back_cannot_exceed_what_is_retained(engine, later, how):
     queue, other = engine(), engine()
