@@ -74,16 +74,18 @@ def remember(txn: Txn, queue: Tables, keys: Iterable[bytes], notes: Sequence[Not
     before = weighed_records.queue_record(txn, queue)
     now = _format.numbers(before)
     for key, note in zip(keys, notes, strict=True):
-        kept = note
-        if note.unique:
-            if held_by(txn, queue, note.unique) is None:
-                now = hold(txn, queue, note.unique, key, now)
-            else:
-                kept = note._replace(unique=b"")
-        if note.expires:
-            now = expire(txn, queue, note.expires, key, now)
+        kept, now = remembered(txn, queue, key, note, now)
         now = put(txn, queue, key, kept, now)
     weighed_records.replace_queue(txn, queue, before, _format.with_numbers(before, now))
+
+
+def remembered(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> tuple[Note, Numbers]:
+    """Give an item its unique key again, unless another has got that since, and its time of expiry; return its note."""
+    if note.unique and held_by(txn, queue, note.unique) is None:
+        now = hold(txn, queue, note.unique, key, now)
+    elif note.unique:
+        note = note._replace(unique=b"")
+    return note, expire(txn, queue, note.expires, key, now) if note.expires else now
 
 
 def forget_waiting(txn: Txn, queue: Tables) -> None:

@@ -5,8 +5,7 @@ Must not know: clocks (it is told the time), waiting, pickling.
 
 A reader's position is in the queue's own order, so nothing may be inserted before it: while a queue has readers, items
 that come due get a new key at the tail (``_model.returns``), and pushes with a priority are refused. An item that a
-consumer gives back returns to its place; if all readers have passed that, it leaves with the next move of one, unless
-``retain`` keeps it.
+consumer gives back returns to its place; if all readers have passed that, it gets a new key at the tail, too.
 """
 
 from __future__ import annotations

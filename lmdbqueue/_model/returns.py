@@ -8,6 +8,23 @@ There is no timer: a consumer that looks for work finds in its own snapshot whic
 (``overdue``), and does that in a transaction of its own (``restore``). If it is killed before that commit, nothing
 happened, and the next consumer finds the same; nothing is lost or duplicated, since giving back is a move.
 
+**Behind all readers.** What all readers of a queue have passed leaves with the next move of one. So an item that a
+consumer had meanwhile, and gives back, does not come to stand there, where nobody would meet it again:
+
+====  ==========================================================================================================
+step  in the transaction that gives it back (a nack, the end of a lease, an undone pop, a dead letter that is requeued)
+====  ==========================================================================================================
+1     it leaves where it was held: its place is one that has no item, as if it had been acknowledged
+2     if some reader has not passed its place, or there is none, it waits in its place again
+3     else it is pushed anew: it gets a number at the tail, where every reader meets it, and keeps the time of its
+      push, its headers, attempts, unique key and the time of its expiry
+====  ==========================================================================================================
+
+Where the last reader is, the first entry of the index ``passed`` tells: one look. Readers move in transactions of
+their own, so whether all have passed the place cannot change before the commit. Killed before that, nothing was done:
+the item is held as before, and comes back when its owner is found dead. An item that comes due in a queue with readers
+goes to the tail wherever they are, since nobody has met it.
+
 Times are in ns: deadlines on the system-wide monotonic clock, which steps of the wall clock do not affect; a reboot
 restarts it, but then every owner is dead. All others are on the wall clock, since they outlive a reboot.
 """
@@ -19,7 +36,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._format import READERS, RETAINED, Note, away, pack, unpack
+from lmdbqueue._format import READERS, RETAINED, Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import (
     dead_letters,
@@ -161,7 +178,7 @@ def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
         if record.note.reason == DAMAGED:
             fifo.set_numbers(txn, queue, before, dead_letters.bury(txn, queue, record, Return(now, DAMAGED), numbers))
         elif _format.flags(before) & READERS:
-            _wait_at_the_tail(txn, queue, record, now)
+            _push_anew(txn, queue, record._replace(note=record.note._replace(due=0)), now)
         else:
             entries.append((record.key, record.value))
             note = record.note._replace(due=0)
@@ -170,7 +187,24 @@ def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
     fifo.put_back(txn, queue, entries)
 
 
-def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None:
+def _wait_again(txn: Txn, queue: Tables, before: bytes, numbers: Numbers, records: Sequence[Record], now: int) -> None:
+    """Let items wait that were held, in their places or, where all readers have passed those, at the tail.
+
+    ``numbers``: those that the record of the queue, which is ``before``, is to have with it.
+    """
+    passed = reader_records.last_passed(txn, queue) if _format.flags(before) & READERS else None
+    here = [record for record in records if passed is None or record.key > passed]
+    for record in here:
+        numbers = item_notes.put(txn, queue, record.key, record.note, numbers)
+    fifo.set_numbers(txn, queue, before, numbers)
+    fifo.put_back(txn, queue, [(record.key, record.value) for record in here])
+    for record in records:
+        if passed is not None and record.key <= passed:
+            _push_anew(txn, queue, record, now)
+
+
+def _push_anew(txn: Txn, queue: Tables, record: Record, now: int) -> None:
+    """Let an item that was taken out wait at the tail, under a new key, with all that is known of it."""
     before = queue_record(txn, queue)
     if queue.sealed and not _format.is_intact(record.key, record.value, queue.salt):
         numbers = dead_letters.bury(txn, queue, record, Return(now, DAMAGED), _format.numbers(before))
@@ -183,7 +217,7 @@ def _wait_at_the_tail(txn: Txn, queue: Tables, record: Record, now: int) -> None
     (number,) = pushing.push(txn, queue, [body[:size]], body[size:], None, None)  # restore() trims at its end
     before = queue_record(txn, queue)
     numbers = _format.numbers(before)
-    key, note = pack(number), record.note._replace(due=0)
+    key, note = pack(number), record.note
     if note.unique:
         numbers = item_notes.hold(txn, queue, note.unique, key, numbers)
     if note.expires:
@@ -196,7 +230,7 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
     before = queue_record(txn, queue)
     now = _format.numbers(before)
     now = now._replace(leased=now.leased - len(released))
-    entries = []
+    back = []
     for record in released:
         key = record.key
         if how.is_undone:
@@ -224,37 +258,39 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
             now = item_notes.moved(txn, queue, key, note, now, how.due)
             now = now._replace(delayed=now.delayed + 1)
         else:
-            entries.append((key, record.value))
-            now = item_notes.put(txn, queue, key, note, now)
-    after = fifo.set_numbers(txn, queue, before, now)
-    fifo.put_back(txn, queue, entries)
-    if entries and _format.flags(after) & RETAINED:
+            back.append(record._replace(note=note))
+    _wait_again(txn, queue, before, now, back, how.now)
+    if back and _format.flags(before) & RETAINED:
         retention.trim(txn, queue, how.now, bury=how.bury_expired)
 
 
 def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry], notes: Sequence[Note], now: int, bury: bool) -> int:
-    """Undo a removal: items wait again in their places, with their notes; return their number.
+    """Undo a removal: items wait again, with their notes; return their number.
 
     Items that are no longer retained leave. ``bury``: items that have expired by then become dead letters.
     """
-    came = fifo.put_back(txn, queue, entries)
-    keys = [key for key, _ in entries]
-    item_notes.remember(txn, queue, keys, notes)
-    reader_records.unskip(txn, queue, keys)
-    if _format.flags(queue_record(txn, queue)) & RETAINED:
+    before = queue_record(txn, queue)
+    numbers = _format.numbers(before)
+    records = []
+    for (key, value), note in zip(entries, notes, strict=True):
+        kept, numbers = item_notes.remembered(txn, queue, key, note, numbers)
+        records.append(Record(key, kept, value))
+    _wait_again(txn, queue, before, numbers, records, now)
+    reader_records.unskip(txn, queue, [key for key, _ in entries])
+    if _format.flags(before) & RETAINED:
         retention.trim(txn, queue, now, bury=bury)
-    return came
+    return len(entries)
 
 
 def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> int:
-    """Requeue dead letters, all or those of ``seqs``, in their places, as if never tried; return their number.
+    """Requeue dead letters, all or those of ``seqs``, as if never tried; return their number.
 
     A dead letter whose unique key another item has by now stays dead.
     """
     records = dead_letters.exhume(txn, queue, seqs)
     before = queue_record(txn, queue)
     numbers = _format.numbers(before)
-    entries = []
+    back = []
     for record in records:
         unique = record.note.unique
         if unique and item_notes.held_by(txn, queue, unique) is not None:
@@ -264,10 +300,8 @@ def requeue(txn: Txn, queue: Tables, seqs: Collection[int] | None, now: int) -> 
             continue
         if unique:
             numbers = item_notes.hold(txn, queue, unique, record.key, numbers)
-            numbers = item_notes.put(txn, queue, record.key, Note(unique=unique), numbers)
-        entries.append((record.key, record.value))
-    after = fifo.set_numbers(txn, queue, before, numbers)
-    fifo.put_back(txn, queue, entries)
-    if entries and _format.flags(after) & RETAINED:
+        back.append(record._replace(note=Note(unique=unique)))
+    _wait_again(txn, queue, before, numbers, back, now)
+    if back and _format.flags(before) & RETAINED:
         retention.trim(txn, queue, now)
-    return len(entries)
+    return len(back)

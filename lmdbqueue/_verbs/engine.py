@@ -100,7 +100,8 @@ class Engine(Protocol):
     def put_back(self, entries: list[Entry]) -> None:
         """Undo ``take``: the items get their old numbers back, even if later items have left since.
 
-        Their notes are restored, except a unique key that another item has been given since; readers no longer count
+        Those whose places all readers have passed get new numbers at the tail. Their notes are restored, except a
+        unique key that another item has been given since; readers that meet them in their old places no longer count
         them as skipped. Items beyond the limits of retention are dropped immediately.
         """
 
@@ -176,7 +177,7 @@ class Engine(Protocol):
         """Return some dead letters from number ``seq`` on; an empty list only if there are no more."""
 
     def requeue(self, seqs: Collection[int] | None) -> int:
-        """Return dead letters to their places, None for all; return their number."""
+        """Return dead letters to their places, or as ``put_back``, None for all; return their number."""
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:
         """Remove dead letters, None for all; return their number."""

@@ -455,7 +455,8 @@ class Queue(Writing[T], ABC):
 
         While a queue has readers, an item leaves when all of them have passed it. ``pop``, ``delete``, ``clear`` and
         ``ack`` of the queue itself remove items for all readers, which count their losses in ``skipped``. A delayed
-        item moves to the tail, with a new number, when it comes due.
+        item moves to the tail, with a new number, when it comes due; so does an item that a consumer gives back after
+        all readers have passed its place.
 
         Args:
             name: The name of the reader.

@@ -149,7 +149,7 @@ UPDATE {{items}} SET
     reason = CASE WHEN %(undone)s THEN reason ELSE %(reason)s END,
     changed = CASE WHEN %(undone)s THEN changed ELSE clock_timestamp() END
 """
-_RETURNING: Final = " RETURNING items.seq, items.state, octet_length(payload)"
+_RETURNING: Final = f" RETURNING items.seq, items.state, octet_length(payload), {_IS_OVER}"
 _NACK: Final = _RETURN + _OF_LEASE + _RETURNING
 _OF_HOLDERS: Final = """WHERE queue = %(queue)s AND state = 1
 AND NOT (lease >> 20 NOT IN (SELECT unnest(%(holders)s::bigint[])))"""
@@ -368,7 +368,8 @@ def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> Non
 
 
 def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> list[int]:
-    rows = step.execute(
+    step.execute(_positions.LOCK_TAIL_IF_FOLLOWED, queue=place.id)
+    returned = step.execute(
         statement,
         queue=place.id,
         delay=int(how.delay * 1e6),
@@ -376,18 +377,22 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
         max_attempts=how.max_attempts,
         undone=how.is_undone,
         **values,
-    ).fetchall()
+    )
+    readers = step.execute(_positions.LOCK, queue=place.id).fetchall()
+    rows = returned.fetchall()
     if not rows:
         return []
     counted: dict[str, int] = {}
-    for _, state, _ in rows:
+    for _, state, _, _ in rows:
         counted[_NAMES[state]] = counted.get(_NAMES[state], 0) + 1
-    size = sum(each for _, state, each in rows if state == _WAITING)
+    size = sum(each for _, state, each, _ in rows if state == _WAITING)
     step.count(place.id, leased=-len(rows), size=size, **counted)
-    if died := [seq for seq, state, _ in rows if state == _DEAD]:
+    if died := [seq for seq, state, _, _ in rows if state == _DEAD]:
         _positions.skip(step, place.id, died)
+    back = [seq for seq, state, _, is_over in rows if state == _WAITING and not is_over]
+    _readers.push_anew_behind(step, place, back, readers)
     tell(step, place)
-    return sorted(seq for seq, _, _ in rows)
+    return sorted(seq for seq, _, _, _ in rows)
 
 
 # --- coming back
@@ -398,11 +403,12 @@ def restore(
 ) -> int:
     """Requeue the items of expired leases and of dead owners, and those now due; return their number."""
     is_kept = _readers.begin_trimming(step, place)
-    changed = _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
+    changed = 0
     if deaths and (dead := step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()):
         changed += _bequeath(step, place, dead, Return("its consumer died", max_attempts=max_attempts))
     how = Return("its lease expired", max_attempts=max_attempts)
     changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
+    changed += _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
     if is_kept:
         _removal.expire_all(step, place, buries=buries_expired)  # including items that have just returned
         changed += _readers.trim_kept(step, place)

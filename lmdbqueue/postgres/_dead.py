@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry
-from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres import _positions, _readers
 from lmdbqueue.postgres._items import BROWSE_BYTES, Place, pack, tell, trailer_of, with_keys
 from lmdbqueue.postgres._step import Step
 
@@ -31,7 +31,7 @@ _ONLY: Final = """WHERE ctid = ANY(ARRAY(
 _KEYS: Final = "SELECT seq, key FROM {items} "
 _WITH_KEYS: Final = " AND key IS NOT NULL ORDER BY seq"
 _OTHERS: Final = " AND seq <> ALL(%(staying)s::bigint[])"
-_SIZES: Final = " RETURNING octet_length(payload)"
+_SIZES: Final = " RETURNING octet_length(payload), seq"
 
 
 class Letter(tuple[bytes, bytes]):  # noqa: SLOT001  (a tuple cannot have slots)
@@ -58,11 +58,13 @@ def requeue(step: Step, place: Place, seqs: Collection[int] | None) -> int:
     """
     _positions.lock_tail(step, place.id)  # so that no key is pushed meanwhile
     staying = _without_key(step, place, seqs)
-    sizes = [size for (size,) in _of_the_dead(step, place, _REQUEUE, seqs, _OTHERS + _SIZES, staying=staying)]
-    if sizes:
-        step.count(place.id, dead=-len(sizes), waiting=len(sizes), size=sum(sizes))
+    back = _of_the_dead(step, place, _REQUEUE, seqs, _OTHERS + _SIZES, staying=staying)
+    if back:
+        step.count(place.id, dead=-len(back), waiting=len(back), size=sum(size for size, _ in back))
+        rows = step.execute(_positions.LOCK, queue=place.id).fetchall()
+        _readers.push_anew_behind(step, place, [seq for _, seq in back], rows)
         tell(step, place)
-    return len(sizes)
+    return len(back)
 
 
 def forget(step: Step, place: Place, seqs: Collection[int] | None) -> int:

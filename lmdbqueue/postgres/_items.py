@@ -4,7 +4,8 @@ Owns: the place of an item, the results of reading a queue, what is counted. Law
 statement what has to return first, and whether there are sleepers. Must not know: connections, retries, pickling.
 
 ``seq`` is the order of delivery, priority first, and stays the same for as long as the item is in the queue. Only in a
-queue with readers, which may have passed its place, does an item that comes due get a new number at the tail.
+queue with readers, which may have passed its place, does an item that comes due, or is given back, get a new number at
+the tail.
 """
 
 import json

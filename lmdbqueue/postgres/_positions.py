@@ -33,6 +33,10 @@ LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s
 _LOCK_TAIL: Final = """
 SELECT next, is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
 """
+LOCK_TAIL_IF_FOLLOWED: Final = """
+SELECT FROM {tails} WHERE queue = %(queue)s AND (SELECT is_followed FROM {queues} WHERE id = %(queue)s)
+ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
+"""
 _IS_THERE: Final = "SELECT FROM {queues} WHERE id = %(queue)s"
 _OPTIONS: Final = "SELECT is_relaxed, has_classes FROM {queues} WHERE id = %(queue)s"
 _ADD: Final = """

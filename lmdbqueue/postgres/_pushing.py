@@ -158,6 +158,12 @@ come AS (
     RETURNING octet_length(payload) AS size)
 SELECT count(*), coalesce(sum(size), 0)::bigint FROM come
 """
+_PUSH_ANEW: Final = """
+WITH numbered AS MATERIALIZED (
+    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq = wanted.seq) AS at, place
+    FROM unnest(%(seqs)s::bigint[]) WITH ORDINALITY AS wanted (seq, place))
+UPDATE {items} SET seq = %(tail)s + place - 1 FROM numbered WHERE items.ctid = numbered.at
+"""
 
 
 def append(
@@ -307,6 +313,16 @@ def come_last(step: Step, place: Place) -> Appended | None:
         tell(step, place)
     items = [Pushed(seq, is_stored=True) for seq in range(first, first + come)]
     return Appended(items, is_kept and bool(come))
+
+
+def push_anew(step: Step, place: Place, seqs: Sequence[int]) -> None:
+    """Give items that wait, and that this transaction has locked, new numbers at the tail, in their order."""
+    locked = _positions.lock_tail(step, place.id)
+    assert locked is not None  # they are in the queue
+    tail, _ = locked
+    step.execute(_PUSH_ANEW, queue=place.id, tail=tail, seqs=sorted(seqs))
+    step.execute(_SET_NEXT, queue=place.id, next=tail + len(seqs))
+    step.count(place.id, pushed=len(seqs))
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:

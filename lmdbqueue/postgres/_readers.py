@@ -7,6 +7,23 @@ them, unless it is retained. Must not know: connections, waiting, pickling.
 A move locks the readers of its queue, reads again, in one snapshot, the next items and the leased ones on the way,
 writes the new position, and removes items that all have passed. So moves of the readers of one queue take turns; mere
 readings never wait.
+
+**Behind all readers.** An item that a consumer had while all readers passed its place, and that it gives back (a nack,
+the end of a lease, an undone pop, a dead letter that is requeued), would leave with the next of their moves, and nobody
+would meet it. So it gets a number at the tail, and keeps all that is known of it:
+
+====  ==========================================================================================================
+step  in the transaction that gives it back
+====  ==========================================================================================================
+1     if the queue has readers, lock its tail, before any item
+2     let the item wait in its place: this locks its row, so a move passes over it, and does not remove it
+3     lock the readers: who is moving has committed then, and who moves later waits, and then finds the item
+4     if all have passed its place, give it the number of the tail
+====  ==========================================================================================================
+
+The first two are sent together with the third. If the first reader was created between 1 and 3, the tail is locked
+only in 4, in the other order; should that block another transaction which has the tail, the server undoes one of the
+two, and it is done again. Undone at any step, the item is held as before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -223,6 +240,17 @@ def come_due(step: Step, place: Place) -> int:
     return 0 if what is None else len(what.items)
 
 
+def push_anew_behind(step: Step, place: Place, seqs: Sequence[int], rows: Sequence[tuple[str, int, int]]) -> None:
+    """Give those of these waiting items new numbers whose places all readers have passed; ``rows``: those of ``LOCK``.
+
+    This transaction has made them wait.
+    """
+    if rows:
+        passed = min(_positions.places(rows).values())
+        if behind := [seq for seq in seqs if seq <= passed]:
+            _pushing.push_anew(step, place, behind)
+
+
 def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list[Pushed]:
     if what.is_kept:
         _removal.expire_all(step, place, buries=buries)  # an expired item displaces none that is still wanted
@@ -234,11 +262,14 @@ def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list
 def put_back(step: Step, place: Place, entries: Sequence[Entry], *, buries: bool) -> None:
     """Undo a take, and remove items no longer retained; ``buries``: those expired by then become dead letters."""
     is_kept = begin_trimming(step, place)
-    if not is_kept and _taking.have_keys(entries):
-        _positions.lock_tail(step, place.id)  # so that no key is pushed meanwhile
+    is_followed = _items.is_followed(step, place)
+    if not is_kept and (is_followed or _taking.have_keys(entries)):
+        _positions.lock_tail(step, place.id)  # so that nobody pushes a key meanwhile
     _taking.put_back(step, place, entries)
-    if _items.is_followed(step, place):
-        _positions.unskip(step, place.id, [_items.number(key) for key, _ in entries])
+    if is_followed:
+        seqs = [_items.number(key) for key, _ in entries]
+        _positions.unskip(step, place.id, seqs)
+        push_anew_behind(step, place, seqs, step.execute(_positions.LOCK, queue=place.id).fetchall())
     if is_kept:
         _removal.expire_all(step, place, buries=buries)
         trim_kept(step, place)

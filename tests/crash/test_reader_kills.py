@@ -13,7 +13,8 @@ import time
 from functools import partial
 
 import pytest
-from processes import DEADLINE, KILLED, forked, in_a_small_process, status_of
+from account import open_queue
+from processes import DEADLINE, KILLED, MODULES, forked, in_a_small_process, kill_at_every_line, status_of
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue.postgres import PostgresQueue
@@ -158,6 +159,52 @@ def _run(open_, items, kills, *, is_lmdb=True):
             events[number].append(event)
     assert [problem(each, killed) for each in events] == [""] * READERS
     return kills
+
+
+# --- what a consumer gives back behind all readers
+
+
+def _nacked(queue):
+    lease = queue.lease(2)
+    queue.reader("r").delete(9)
+    lease.nack()
+
+
+def _requeued(queue):
+    queue.lease(1).reject()
+    queue.reader("r").delete(9)
+    queue.dead.requeue()
+
+
+def _kill_amid(root, call):
+    os.mkdir(root)
+    with open_queue(root) as queue:
+        queue.push([b"a", b"b"], unique=["a", "b"], headers={"to": "me"})
+        queue.push([b"c", b"d"])
+        queue.reader("r")
+
+    def judge(place, *, is_done):
+        with open_queue(place) as queue:
+            dead = [letter.item for letter in queue.dead]
+            found = list(queue)
+            assert queue.reader("r").peek_many(9) == found  # so the reader meets all that is there
+            back = [b"a", b"b"][: 2 if call.__name__ == _nacked.__name__ else 1]
+            assert set(back) <= {*found, *dead}
+            assert not is_done or (found, dead) == (back, [])
+            assert all((queue.find(item.decode()) is None) == (item in dead) for item in back)
+            assert queue.check() == []
+            assert queue.push(b"probe") is not None
+            assert queue.pop(9) == [*found, b"probe"]
+
+    return kill_at_every_line(root, MODULES, lambda place: partial(call, open_queue(place)), judge)
+
+
+@pytest.mark.parametrize("call", [_nacked, _requeued])
+def test_a_kill_at_any_line_loses_nothing_that_comes_back_behind_all_readers(memory, call, record_property):
+    record_property("kills", in_a_small_process(_kill_amid, os.path.join(memory, call.__name__), call))
+
+
+# --- readers in their own processes
 
 
 def _of_a_directory(place, items, kills):

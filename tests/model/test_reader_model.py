@@ -120,6 +120,15 @@ class ReaderMachine(RuleBasedStateMachine):
             least = min(position.passed for position in self.positions.values())
             self.lose([item for item in self.items if item.place <= least])
 
+    def give_back(self, items):
+        """Let items wait in their places again, or at the tail, if all readers have passed those."""
+        least = min((position.passed for position in self.positions.values()), default=())
+        self.items += [item for item in items if item.place > least]
+        for item in items:
+            if item.place <= least:
+                self.append(item.value, item.pushed_at)
+        self.items.sort(key=lambda item: item.place)
+
     def come_due(self):
         due = sorted(
             (entry for entry in self.delayed if entry[0] <= self.clock.wall), key=lambda entry: (entry[0], entry[1].seq)
@@ -202,9 +211,9 @@ class ReaderMachine(RuleBasedStateMachine):
     def put_back(self, handle, which):
         entries, items = self.taken.pop(which % len(self.taken))
         self.queues[handle]._engine.put_back(entries)
-        self.items = sorted(self.items + items, key=lambda item: item.place)
         for position in self.positions.values():
             position.skipped = max(0, position.skipped - sum(item.place > position.passed for item in items))
+        self.give_back(items)
         if self.retained:
             self.trim()
 
@@ -323,7 +332,7 @@ class ReaderMachine(RuleBasedStateMachine):
         self.lease.nack()
         for position in self.positions.values():
             position.skipped += sum(self.number_place(item.seq) > position.passed for item in gone)
-        self.items = sorted(self.items + back, key=lambda item: item.place)
+        self.give_back(back)
         self.lease, self.leased = None, []
         if self.retained and back:
             self.trim()

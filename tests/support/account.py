@@ -257,10 +257,16 @@ class Readings(Steps):
 READERS = ("billing", "search", "audit")
 
 
+LEASE, GIVE_BACK = "lease", "give back"  # steps of a consumer beside the readers, who all pass its item in between
+BESIDE = {50: LEASE, **dict(enumerate(READERS, 51)), 54: GIVE_BACK}  # of each 60 steps
+
+
 def reading(n: int) -> tuple[str, list[Tag], int]:
     """Return what step ``n`` does: which reader ("" for none) passes how many items, or what is pushed."""
     if n <= len(READERS):
         return READERS[n - 1], [], 0  # it is made
+    if n % 60 in BESIDE:
+        return BESIDE[n % 60], [], 1_000
     chance = random.Random(n)  # noqa: S311
     if n % 4 == 0:
         return "", [(1, 10 * n + i, chance.choice((8, 60, 900))) for i in range(chance.randrange(1, 6))], 0
@@ -272,14 +278,31 @@ def after_readings(n: int) -> dict[str, Found]:
     """Return what is there after so many steps."""
     items: list[Tag] = []
     positions: dict[str, int] = {}
+    skipped = dict.fromkeys(READERS, 0)
+    held = None  # the number of an item that is leased
     for each in range(1, n + 1):
         name, tags, passed = reading(each)
         items += tags
-        if name:
-            positions[name] = min(len(items), positions.get(name, 0) + passed)
+        if name == LEASE:
+            first = min(positions.values())
+            held = first if first < len(items) else None
+        elif name == GIVE_BACK:
+            items += _returned(items, positions, held)
+            held = None
+        elif name:
+            before = positions.get(name, 0)
+            there = [number for number in range(before, len(items)) if number != held][:passed]
+            positions[name] = there[-1] + 1 if there else before
+            skipped[name] += held is not None and before <= held < positions[name]
+    items += _returned(items, positions, held)  # its owner is dead
     first = min(positions.values(), default=0)
-    readers = {name: (position, 0) for name, position in positions.items()}
+    readers = {name: (position, skipped[name]) for name, position in positions.items()}
     return {"queue": Found(tuple(items[first:]), len(items), readers=readers)}
+
+
+def _returned(items: list[Tag], positions: dict[str, int], held: int | None) -> list[Tag]:
+    """Return what comes to the tail when a leased item comes back: the item, if all readers have passed its place."""
+    return [items[held]] if held is not None and min(positions.values()) > held else []
 
 
 class Account(Judge):
@@ -493,7 +516,11 @@ class Worker:
         name, tags, passed = reading(n)
 
         def do() -> int:
-            if not name:
+            if name == LEASE:
+                self._lease = queue.lease()
+            elif name == GIVE_BACK:
+                self._lease.nack()
+            elif not name:
                 queue.push([item(tag) for tag in tags])
             elif name not in readers:
                 readers[name] = queue.reader(name)

@@ -174,9 +174,9 @@ def _push(both, chance, number):
     n = chance.randrange(1, 4)
     keys = [chance.choice([None, *KEYS]) for _ in range(n)]
     how = {"replace": chance.random() < 0.3}
-    if both.has_classes:  # and no retention, for which not both count what stands beside a payload
-        how["expires"] = chance.choice([None, None, 3600])
-        how["headers"] = chance.choice([None, {"a": "b"}])
+    how["expires"] = chance.choice([None, None, 3600])
+    how["headers"] = chance.choice([None, {"a": "b"}])
+    if both.has_classes:
         how["priority"] = chance.choice([0, 0, -1, 2])
     items = [number * 10 + each for each in range(n)]
     both.ask(lambda queue: [(both.number(int(each)), each.is_stored) for each in queue.push(items, unique=keys, **how)])

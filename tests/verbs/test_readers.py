@@ -323,13 +323,78 @@ def test_what_a_lease_gives_back_is_read_by_who_has_not_passed_its_place(queue, 
     assert list(queue) == list("def")
 
 
-def test_what_a_lease_gives_back_behind_all_readers_is_there_for_the_next_consumer(queue, billing, later):
-    assert queue.lease(2, ttl=1000).items == ["a", "b"]
-    assert billing.pop() == "c"
-    later(1001)
-    with queue.lease(2) as lease:
-        assert (lease.items, lease.attempts) == (["a", "b"], [2, 2])
-    assert queue.check() == []
+@pytest.mark.parametrize("how", ["nack", "ttl", "close", "unlease", "put back", "requeue"])
+def test_what_is_given_back_behind_all_readers_goes_to_the_tail_where_each_meets_it(engine, later, how):
+    queue, other = engine(), engine()
+    queue.push("a", unique="k", headers={"to": "me"}, expires=10_000)
+    queue.push(["b", "c", "d"])
+    billing, slow = queue.reader("billing"), queue.reader("slow")
+    lease = None
+    if how == "put back":
+        entries, _ = other._head.take(1, 0)
+    else:
+        lease = other.lease(1, ttl=1000)
+        pushed_at = lease.pushed_at
+    assert billing.pop_many(2) == slow.pop_many(2) == ["b", "c"]
+    if how == "nack":
+        lease.nack()
+    elif how == "close":
+        other.close()
+    elif how == "unlease":
+        other._engine.unlease(lease._token)
+    elif how == "put back":
+        other._engine.put_back(entries)
+    elif how == "requeue":
+        lease.reject()
+        assert other.dead.requeue() == 1
+    else:
+        later(1001)
+    assert (list(queue), queue.find("k"), billing.position) == (["d", "a"], 4, 3)
+    assert queue.push("e") == 5
+    assert billing.pop_many(9) == ["d", "a", "e"]
+    assert slow.pop_many(1) == ["d"]
+    assert list(queue) == ["a", "e"]
+    again = queue.lease(1)
+    tried = 2 if how in {"nack", "ttl", "close"} else 1
+    assert (again.items, again.attempts, again.headers) == (["a"], [tried], [{"to": "me"}])
+    if how in {"nack", "close", "unlease", "requeue"}:
+        assert again.pushed_at == pushed_at
+    again.nack()  # to its place, which ``slow`` has not passed
+    assert (queue.find("k"), slow.peek_many(9), queue.check()) == (4, ["a", "e"], [])
+    stats = queue.stats()
+    assert (stats.pushed, stats.removed, stats.waiting, stats.leased) == (6, 4, 2, 0)
+    later(10_001)
+    assert slow.peek_many(9) == (["a", "e"] if how == "requeue" else ["e"])
+    assert queue.stats().expired == int(how != "requeue")
+
+
+def test_what_is_given_back_again_and_again_behind_all_readers_is_met_each_time(queue, billing):
+    for n in range(1, 5):
+        lease = queue.lease(2)
+        assert lease.items == ["a", "b"] if n == 1 else lease.attempts == [n, n]
+        billing.delete(9)
+        assert list(queue) == []
+        lease.nack([lease.seqs[1]])
+        lease.nack()
+        assert billing.peek_many(9) == list(queue) == ["b", "a"]
+        assert queue.check() == []
+
+
+def test_keys_of_what_comes_back_behind_all_readers_are_those_of_newer_items(queue, billing):
+    queue.push(["x", "y"], unique=["k", "k"], replace=False)
+    queue.delete(6)
+    lease = queue.lease(1)
+    lease.reject()
+    assert queue.push("z", unique="k").is_stored
+    assert billing.pop_many(9) == ["z"]
+    queue.push("w", unique="l")
+    entries, _ = queue._head.take(1, 0)
+    assert queue.push("v", unique="l").is_stored
+    assert billing.pop_many(9) == ["v"]
+    assert queue.dead.requeue() == 1  # the key is free again
+    queue._engine.put_back(entries)
+    assert billing.pop_many(9) == ["x", "w"]
+    assert (queue.find("k"), queue.find("l"), queue.check()) == (None, None, [])
 
 
 def test_an_item_that_comes_due_stands_at_the_tail_where_every_reader_finds_it(queue, billing, later):
