@@ -430,7 +430,8 @@ class Queue(Writing[T], ABC):
             The numbers of items done, given back, and turned into dead letters.
 
         Raises:
-            TypeError: The handler cannot be called with an item, or is a coroutine function; nothing was leased.
+            TypeError: The handler cannot be called with an item, or it or a hook is a coroutine function; nothing was
+                leased.
         """
         from lmdbqueue._verbs import worker  # noqa: PLC0415  (only workers need it)
 
@@ -438,6 +439,7 @@ class Queue(Writing[T], ABC):
         check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
         retry = worker.DEFAULT_RETRY if retry is None else worker.checked_retry(retry)
         takes_job = worker.takes_job(handler, is_awaited=False)
+        worker.refuse_coroutines(**hooks)
         batch, threads = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)
         plan = worker.Plan(handler, takes_job, batch, ttl, retry, stop, progress, on_retry, on_dead)
         tally = worker.Tally(progress)

@@ -144,16 +144,45 @@ class Plan(NamedTuple):
 
 
 def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
-    """Return whether a handler takes a second argument; raise ``TypeError`` if it cannot be called with an item."""
-    call = handler if inspect.isroutine(handler) or isinstance(handler, functools.partial) else type(handler).__call__
-    is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+    """Return whether a handler takes a second argument; raise ``TypeError`` for one that cannot be called so."""
+    called = _function_of(handler)
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        message = f"{handler!r} is a generator function, and a call of it does nothing: write it without yield"
+        raise TypeError(message)
+    is_coroutine = inspect.iscoroutinefunction(called)
     if is_coroutine and not is_awaited:
         message = f"{handler!r} is a coroutine function: await the work() of lmdbqueue.aio for it"
         raise TypeError(message)
-    if is_awaited and not is_coroutine and inspect.isfunction(handler) and handler.__name__ != "<lambda>":
+    # A lambda, or an object with a plain __call__, such as an AsyncMock, may return something to await.
+    can_be_told = inspect.isfunction(called) and called.__name__ not in ("<lambda>", "__call__")
+    if is_awaited and not is_coroutine and can_be_told:
         message = f"{handler!r} is not a coroutine function: use async def, or the work() of a PersistentQueue"
         raise TypeError(message)
     return takes_second(handler, "its job")
+
+
+def _function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a call of ``fn`` runs: a partial, a method and an object have one."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    call = fn if inspect.isroutine(fn) else type(fn).__call__
+    return getattr(call, "__func__", call)
+
+
+def refuse_coroutines(**hooks: object) -> None:
+    """Raise ``TypeError`` for a hook that is a coroutine function: hooks are not awaited, even where handlers are."""
+    for name, hook in hooks.items():
+        if callable(hook) and inspect.iscoroutinefunction(_function_of(hook)):
+            message = f"'{name}' is called and not awaited: give a plain function, not {hook!r}, a coroutine function"
+            raise TypeError(message)
+
+
+def refuse_unawaited(result: object) -> None:
+    """Raise ``TypeError`` for a coroutine that a plain handler returned: nothing was done for its item."""
+    if inspect.iscoroutine(result):
+        result.close()
+        message = "the handler returned a coroutine, which nobody awaits: await the work() of lmdbqueue.aio for it"
+        raise TypeError(message)
 
 
 def takes_second(fn: Callable[..., Any], second: str) -> bool:
@@ -336,7 +365,7 @@ class Loop:
                     jobs = jobs_of(lease) if plan.wants_jobs else []
                     for group in groups(lease):
                         try:
-                            plan.handler(*group.arguments(lease, jobs, plan))
+                            refuse_unawaited(plan.handler(*group.arguments(lease, jobs, plan)))
                         except Exception as error:
                             is_dead = give_back(lease, group, plan, error)
                             failed += is_dead

@@ -19,7 +19,18 @@ from lmdbqueue._verbs.head import Batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.options import VERBS, WORK, check, numbers_of
 from lmdbqueue._verbs.queue import Queue, is_empty
-from lmdbqueue._verbs.worker import DEFAULT_RETRY, Hook, Plan, Retry, Stop, Tally, Worked, checked_retry, takes_job
+from lmdbqueue._verbs.worker import (
+    DEFAULT_RETRY,
+    Hook,
+    Plan,
+    Retry,
+    Stop,
+    Tally,
+    Worked,
+    checked_retry,
+    refuse_coroutines,
+    takes_job,
+)
 from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import append_of
 from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
@@ -228,13 +239,14 @@ class AsyncQueue(AsyncWriting[T]):
             The numbers of items done, given back, and turned into dead letters.
 
         Raises:
-            TypeError: The handler is not a coroutine function; nothing was leased.
+            TypeError: The handler is not a coroutine function, or a hook is one; nothing was leased.
         """
         hooks = {"stop": stop, "progress": progress, "on_retry": on_retry, "on_dead": on_dead, "signals": signals}
         check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
         retry = checked_retry(retry)
         batch, tasks = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)
         job = takes_job(handler, is_awaited=True)
+        refuse_coroutines(stop=stop, progress=progress, on_retry=on_retry, on_dead=on_dead)
         plan = Plan(handler, job, batch, ttl, retry, stop, progress, on_retry, on_dead)
         tally, stopped = Tally(progress), asyncio.Event()
         lease = partial(self._leased, batch, ttl, blocking=False, timeout=None)

@@ -108,8 +108,19 @@ def test_a_handler_of_two_arguments_gets_the_job(queue):
     assert seen[2:] == [(["c", "d"], [2, 3])]
 
 
-async def awaited(_):
+async def awaited(item):
     """Do nothing."""
+
+
+def generator(_):
+    yield
+
+
+async def hook_to_await(*_):
+    """Do nothing."""
+
+
+HOOKS = ["stop", "progress", "on_retry", "on_dead"]
 
 
 class Awaited:
@@ -125,7 +136,7 @@ def of_an_option(_, more=1):
     return more
 
 
-WRONG = [awaited, Awaited(), partial(awaited), lambda: None, of_three, 5, None, "text"]
+WRONG = [awaited, Awaited(), partial(awaited), lambda: None, of_three, 5, None, "text", generator]
 
 
 def test_a_handler_that_cannot_be_called_is_refused_before_the_first_lease(queue):
@@ -133,7 +144,17 @@ def test_a_handler_that_cannot_be_called_is_refused_before_the_first_lease(queue
     for handler in WRONG:
         with pytest.raises(TypeError):
             queue.work(handler)
+    for hook in HOOKS:
+        with pytest.raises(TypeError, match=f"'{hook}' is called and not awaited"):
+            queue.work(print, **{hook: hook_to_await})
     assert (len(queue), queue.lease().attempts) == (1, [1])
+
+
+def test_an_item_whose_handler_returned_a_coroutine_is_not_done(queue):
+    queue.push("a")
+    assert work(queue, lambda item: awaited(item=item), 1, retry=SOON) == Worked(0, 1, 1)
+    (letter,) = queue.dead
+    assert "the handler returned a coroutine" in letter.reason
 
 
 RIGHT = [[].append, print, str, partial(print, "x"), of_an_option]
@@ -261,9 +282,16 @@ def test_a_plain_function_is_refused_where_a_coroutine_is_needed(run):
         def plain(_):
             """Do nothing."""
 
-        for wrong in (plain, lambda: None, 5):
+        class Handlers:
+            def plain(self, _):
+                """Do nothing."""
+
+        for wrong in (plain, lambda: None, 5, Handlers().plain, partial(plain), generator):
             with pytest.raises(TypeError):
                 await queue.work(wrong)
+        for hook in HOOKS:
+            with pytest.raises(TypeError, match=f"'{hook}' is called and not awaited"):
+                await queue.work(awaited, **{hook: hook_to_await})
         assert (await queue.stats()).waiting == 1
 
     run(test)
