@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final, Literal
 
 from lmdbqueue._errors import OptionError
@@ -67,19 +68,33 @@ def _json() -> Pair:
 
 
 def _msgpack() -> Pair:
-    import msgpack  # type: ignore[import-untyped]  # noqa: PLC0415
-
+    msgpack = _module("msgpack", "msgpack")
     return msgpack.packb, msgpack.unpackb
 
 
 def _msgspec() -> Pair:
-    import msgspec.msgpack  # noqa: PLC0415
+    msgpack = _module("msgspec", "msgspec.msgpack")
+    return msgpack.encode, msgpack.decode
 
-    return msgspec.msgpack.encode, msgspec.msgpack.decode
+
+def _module(name: str, module: str) -> Any:
+    """Import what a serializer needs; raise ``ImportError`` with advice."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        message = f"serializer={name!r} needs a package: pip install {name} ({error})"
+        raise ImportError(message) from error
+
+
+def _to_bytes(item: Any) -> bytes:
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return bytes(item)
+    message = f"an item is bytes, with serializer='bytes', not {item!r:.80}"  # bytes(5) would be five zeros
+    raise TypeError(message)
 
 
 def _bytes() -> Pair:
-    return bytes, bytes
+    return _to_bytes, bytes
 
 
 _PAIRS: Final = {"pickle": _pickle, "json": _json, "msgpack": _msgpack, "msgspec": _msgspec, "bytes": _bytes}

@@ -1,6 +1,7 @@
 """Serializers by name, on every engine: what is stored, and that another name is refused."""
 
 import pickle
+import sys
 
 import pytest
 
@@ -45,3 +46,21 @@ def test_a_pair_of_ones_own_is_never_refused_and_says_nothing_of_names(engine):
         engine(serializer="json", dumps=str.encode)
     with pytest.raises(ValueError, match="one of pickle, json"):
         engine(serializer="yaml")
+
+
+@pytest.mark.parametrize("item", [5, (1, 2), "text", None])
+def test_nothing_but_bytes_is_an_item_of_a_queue_of_bytes(engine, item):
+    queue = engine(serializer="bytes")
+    with pytest.raises(TypeError, match="an item is bytes"):
+        queue.put(item)
+    with pytest.raises(TypeError, match="an item is bytes"):
+        queue.push_many([b"a", item])
+    queue.push_many([b"a", bytearray(b"b"), memoryview(b"c")])
+    assert queue.pop_many(9) == [b"a", b"b", b"c"]
+
+
+@pytest.mark.parametrize(("name", "module"), [("msgpack", "msgpack"), ("msgspec", "msgspec.msgpack")])
+def test_a_serializer_whose_package_is_missing_says_what_to_install(engine, monkeypatch, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"pip install {name} "):
+        engine(serializer=name)
