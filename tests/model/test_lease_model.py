@@ -334,6 +334,28 @@ class LeaseMachine(RuleBasedStateMachine):
             n += 1
         assert (dead.delete if deleting else dead.requeue)(seqs) == n
 
+    @rule(handle=handles, key=keys, cancelling=st.booleans())
+    def find_or_cancel(self, handle, key, cancelling):
+        self.restored(handle)
+        holder = self.holders.get(key)
+        if not cancelling:
+            assert self.queues[handle].find(key) == holder
+            return
+        is_here = holder is not None and self.items[holder].where in ("waiting", "delayed")
+        assert self.queues[handle].cancel(key) == is_here
+        if is_here:
+            self.leave(self.items[holder])
+
+    @rule(handle=handles, dying=st.booleans(), data=st.data())
+    def one_item(self, handle, dying, data):
+        self.restored(handle)
+        seq = data.draw(st.sampled_from([*self.items, 99]))
+        is_here = seq in self.items and self.items[seq].where == "waiting"
+        queue = self.queues[handle]
+        assert (queue.dead_letter if dying else queue.delete_item)(seq) == is_here
+        if is_here:
+            (self.die_of if dying else self.leave)(self.items[seq])
+
     @rule(seconds=st.sampled_from([0.5, 1.0, 2.0, 4.0]))
     def time_passes(self, seconds):
         self.clock.go_on(seconds)
