@@ -44,7 +44,7 @@ def test_a_pair_of_ones_own_is_never_refused_and_says_nothing_of_names(engine):
     assert engine(serializer="bytes").pop() == b"a"
     with pytest.raises(ValueError, match="not both"):
         engine(serializer="json", dumps=str.encode)
-    with pytest.raises(ValueError, match="one of pickle, json"):
+    with pytest.raises(ValueError, match="'serializer' is 'pickle', 'json'"):
         engine(serializer="yaml")
 
 
