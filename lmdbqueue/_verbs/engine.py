@@ -11,12 +11,14 @@ event loop, its courier. ``_local.engine`` keeps items in LMDB, ``postgres._engi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
 
 T = TypeVar("T")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 Move = Any  # of an engine: the record by which it undoes a reader's move
 Decode = Callable[[list[Entry]], list[T]]  # the items of the entries, which are not empty, in their order
@@ -55,6 +57,9 @@ class Engine(Protocol):
     @property
     def is_away(self) -> bool:
         """Whether a call is waiting for an unreachable server."""
+
+    def one_call(self, fn: Callable[[*Ts], R], *args: *Ts) -> R:
+        """Return what a function returns whose steps have one deadline, if a server is away."""
 
     def hurry(self, deadline: float) -> None:
         """Limit the calls of this thread in the block to a deadline on ``time.monotonic()``."""

@@ -120,7 +120,11 @@ class Head(Generic[T]):
     def awaited(self, n: int, get: Callable[[], R | None], timeout: float | None) -> R:
         """Return what ``get()`` returns once there are ``n`` items; raise ``Empty`` after ``timeout`` seconds."""
         self.refuse_if_closed()
-        found = self.wait(lambda: self.if_enough(n, get), timeout)
+
+        def attempt() -> R | None:
+            return self.if_enough(n, get)
+
+        found = self.wait(lambda: self.engine.one_call(attempt), timeout)
         if found is None:
             raise Empty(n, timeout)
         return found

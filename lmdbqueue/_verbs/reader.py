@@ -64,6 +64,9 @@ class Position(Head[T]):
 
     def take(self, n: int, least: int, max_bytes: int | None = None) -> tuple[list[Entry], list[T]] | None:
         """Pass at most the next ``n`` items; return None, and pass none, if there are fewer than ``least``."""
+        return self.engine.one_call(self._take, n, least, max_bytes)
+
+    def _take(self, n: int, least: int, max_bytes: int | None) -> tuple[list[Entry], list[T]] | None:
         while len(entries := self.candidates(n, max_bytes)) >= least:
             if not entries:
                 if not self.first(1):  # there are none, and that is durable

@@ -4,6 +4,7 @@ Owns: when an object is open, time limits, what cancelling a call does. Must not
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar
 
@@ -82,7 +83,7 @@ class Calls(AsyncReading[T]):
         on = "not open" if self._open is not None else f"on {self.queue!r}"
         return f"<{type(self).__name__} {on}>"
 
-    # --- what the verbs are made of
+    # --- the parts of the verbs
 
     def _future(self) -> "asyncio.Future[Any]":
         return self._loop.create_future()
@@ -120,6 +121,7 @@ class Calls(AsyncReading[T]):
             handle = self._loop.call_later(_AGAIN, end)
             self._courier.give_up(job)
 
+        job.deadline = time.monotonic() + timeout
         handle = self._loop.call_later(timeout, end)
         try:
             return await self._carried(job)

@@ -215,17 +215,15 @@ class Courier:
 
     def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where possible."""
+        is_one = isinstance(kind, Claimed) and kind.is_one
+        if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, Ack.kind, ONE)):
+            return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
-        if len(jobs) > 1 and not self._engine.is_drained:
-            if kind == Push.kind:
-                return self._shared(jobs)
-            if kind == Ack.kind:
-                return self._together(jobs, self._acked)
-            if kind == ONE:
-                return self._taken(jobs)
-            if isinstance(kind, Claimed) and kind.is_one:
-                return self._claimed(kind, jobs)
-        return self._each(jobs)
+        if kind == Push.kind:
+            return self._shared(jobs)
+        if kind == Ack.kind:
+            return self._together(jobs, self._acked)
+        return self._taken(jobs) if kind == ONE else self._claimed(kind, jobs)
 
     def _together(self, jobs: list[Any], do: Callable[[list[Any]], list[Result]]) -> Iterator[Result]:
         """Do jobs as one step; while a server is unreachable, repeat it without those whose time is over."""
@@ -280,7 +278,7 @@ class Courier:
             return list(self._each(jobs))  # on a full disk
         return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
 
-    def _claimed(self, kind: Claimed, jobs: list[Claim]) -> Iterator[Result]:
+    def _claimed(self, kind: Any, jobs: list[Claim]) -> Iterator[Result]:
         """Lease an item for each, while there are any."""
 
         def lease(jobs: list[Claim]) -> list[Result]:
@@ -301,6 +299,8 @@ class Courier:
             return
         for entry, item in zip(*found or ((), ()), strict=True):
             yield jobs.pop(0), ([entry], [item]), None
+        for job in jobs:
+            job.lay_down()
         yield from self._each(jobs)
 
     def _available(self, n: int) -> Taken | None:
@@ -316,7 +316,7 @@ class Courier:
         """Do jobs of one kind one by one, except those whose answer an earlier one has already found."""
         known: dict[bool, Any] = {}  # the answer for all waiting jobs, and for all others
         for job in jobs:
-            if job.future.done():
+            if job.future.done() or not job.take_up():
                 continue
             if job.waits not in known:
                 if self._engine.is_away and job.deadline <= time.monotonic():

@@ -29,6 +29,10 @@ class Job:
     deadline = float("inf")  # when to stop trying while a server is unreachable; on time.monotonic()
     latest = float("inf")  # the caller's own limit, which the deadline never exceeds
     future: "Future[Any]"
+    _is_under_way = False  # known to the worker
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()  # held while deciding who answers it
 
     def run(self, head: AnyHead) -> Any:
         """Do it, in the worker."""
@@ -42,15 +46,19 @@ class Job:
         return False
 
     def take_up(self) -> bool:
-        """Return whether the worker may run it, since the loop has not answered it meanwhile."""
-        return not self.future.done()
+        """Return whether the worker may run it; from then on only it answers, since it alone knows what was done."""
+        if not self._is_under_way:
+            self._is_under_way = not self.future.done() and self._turn.acquire(blocking=False)
+        return self._is_under_way
 
     def lay_down(self) -> None:
-        """Mark it as asleep, so that the loop may answer it again."""
+        """Mark it as not under way, so that the loop may answer it."""
+        self._is_under_way = False
+        self._turn.release()
 
     def withdraw(self) -> bool:
-        """Return whether the loop may answer it: it will have no effect, or one that is undone."""
-        return True
+        """Return whether it is not under way, and never will be, so that the loop may answer it."""
+        return self._turn.acquire(blocking=False)
 
 
 class Call(Job):
@@ -66,6 +74,7 @@ class Call(Job):
         look: object = None,
     ) -> None:
         """``look``: identifies a call that only reads; all calls with an equal one get the same answer."""
+        super().__init__()
         self.future = future
         self.waits = waits
         self.fn = fn
@@ -103,11 +112,11 @@ class Push(Job):
         append: Callable[[list[bytes]], object] | None = None,
     ) -> None:
         """``append``: the function that appends them, if they have options."""
+        super().__init__()
         self.future = future
         self.payloads = payloads
         self.waits = waits
         self.append = append
-        self._turn = threading.Lock()  # held while deciding who answers it
         if append is not None:
             self.kind = object()  # a kind of its own
 
@@ -121,18 +130,6 @@ class Push(Job):
                 raise
             self.refusal = error
             return None
-
-    def take_up(self) -> bool:
-        """Return whether the worker may run it; from then on only the worker answers, since stored items stay."""
-        return not self.future.done() and self._turn.acquire(blocking=False)
-
-    def lay_down(self) -> None:
-        """Mark it as waiting for room, so that the loop may answer it again."""
-        self._turn.release()
-
-    def withdraw(self) -> bool:
-        """Return whether it is not under way, and now never will be."""
-        return self._turn.acquire(blocking=False)
 
 
 class Wanted(NamedTuple):
@@ -148,6 +145,7 @@ class Take(Job):
     """A take of items; with ``waits`` it waits until there are enough. Its result is entries and items."""
 
     def __init__(self, future: "Future[Any]", wanted: Wanted, *, waits: bool = False) -> None:
+        super().__init__()
         self.future = future
         self.waits = waits
         self.wanted = self.kind = wanted
@@ -191,6 +189,7 @@ class Claim(Job):
 
     def __init__(self, future: "Future[Any]", claimed: Claimed, lease: Callable[[], Lease[Any]]) -> None:
         """``lease``: makes this lease alone."""
+        super().__init__()
         self.future = future
         self.waits = claimed.waits
         self.kind = claimed
@@ -218,6 +217,7 @@ class Ack(Job):
     kind: object = "ack"
 
     def __init__(self, future: "Future[Any]", lease: Lease[Any], seqs: Collection[int] | None) -> None:
+        super().__init__()
         self.future = future
         self.lease = lease
         self.seqs = seqs

@@ -24,16 +24,18 @@ The map; imports go down this list only.
 ``_removal``        how items leave without a consumer
 ``_items``          waiting items, and how they are read; these five are functions of a transaction
 ``_positions``      the positions of readers, the limits of retention
-``_database``       a database in this process: retrying, forks, poolers
+``_database``       a database in this process: retrying, blocks, forks
 ``_block``          the block of a ``transaction()``
 ``_ear``            hearing of changes
 ``_owner``          the holders of leases, and whether they live
+``_access``         the sessions of this process: opening, settling lost ones, poolers
 ``_pool``           the connections of a process
 ``_session``        one connection: its transactions, and finding out which of them took place
 ``_step``           a transaction under way, or a reading
 ``_ledger``         the notes of each session on itself and its changes
 ``_schema``         the tables, and their creation
 ``_connection``     opening a connection, and its settings
+``_silence``        waiting for an answer: deadlines, silent connections
 ``_failures``       the meaning of the server's errors
 ``_sql``            statements with the names of one schema filled in
 ==================  ================================================================================
@@ -70,8 +72,9 @@ a lease was under way, or in a buffer, as   a process that finds the dead owner 
 its process died                            it forgets it: it waits for what is under way, and late changes fail
 a lease was given, and no server could be   the next lease of this object gives back the items of that one
 asked whether it was
-a connection was lost elsewhere: in a       before its next change the process shuts that session out, too: else
-block, by an interrupt, in an undoing       it would skip items that its own lost call still has claimed
+a connection was lost elsewhere: in a       before its next change the process ends that session's backend and
+block, by an interrupt, in an undoing       shuts it out, too: else it would skip items that its own lost call still
+                                            has claimed, as long as the server hears nothing of the end
 ==========================================  =================================================================
 
 **Counts** are kept by each session in the ledger, so that consumers need not wait for each other to count. When a

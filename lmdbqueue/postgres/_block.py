@@ -29,14 +29,15 @@ class Block(block.Block):
 
     covers = "schema of a database"
 
-    def __init__(self, owner: object, path: str, step: Step, drop: Callable[[], object]) -> None:
-        """``drop`` ends its connection, and with that the transaction."""
+    def __init__(self, owner: object, path: str, step: Step, drop: Callable[[], object], silent: float) -> None:
+        """``drop`` ends its connection, and with that the transaction; ``silent``: how long a call waits for it."""
         super().__init__(owner, path)
         self.step = step
         self.was_shown = False  # its connection, to the user
         self.is_over = False  # its thread ended without leaving it
         self._is_busy = False  # whether a call of several statements is under way
         self._drop = drop
+        self._silent = silent
         self._thread = threading.get_ident()
 
     def end(self) -> None:
@@ -55,6 +56,7 @@ class Block(block.Block):
         """Make the calls of this thread join the transaction, for the block."""
         try:
             with blocks.entered(self):
+                self.step.connection.limit()  # a user's own statement is waited for as they like
                 yield
                 self._refuse_elsewhere()
         finally:
@@ -89,6 +91,7 @@ class Block(block.Block):
         self.refuse_if_spoiled()
         handled = sys.exception()
         try:
+            self.step.connection.limit(self._silent)
             return fn(self.step, *args)
         except Full:
             raise
@@ -104,6 +107,8 @@ class Block(block.Block):
         except BaseException as error:
             self._spoiled_by = error
             raise
+        finally:
+            self.step.connection.limit()
 
     def attempt(self, database: object, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Like ``call``, for functions that decode what they take: undone if they fail, or change nothing."""

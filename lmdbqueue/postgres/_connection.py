@@ -5,11 +5,8 @@ settings of the server, the role or the database; settings that a user makes on 
 block. Must not know: what a connection is used for.
 """
 
-import os
-import select
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -21,19 +18,15 @@ from psycopg.types.numeric import Int8BinaryDumper, Int8BinaryLoader
 from psycopg.types.string import BytesBinaryDumper
 
 from lmdbqueue._errors import VersionError
+from lmdbqueue.postgres._silence import Connection, host_limits
 
 _OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained
+_WITH_TRANSACTION_TIMEOUT: Final = 170_000
 _LONG: Final = 130  # seconds to connect, psycopg's own default
 _MAX_TIMEOUT: Final = (1 << 31) - 1  # ms
 
 _DEFAULTS: Final = {"application_name": "lmdbqueue", "connect_timeout": "5"}
 
-# A peer whose host is gone, and says nothing, is noticed on both sides within half a minute; by a call before its
-# patience is over, down to half a second; unless the address says otherwise
-SILENCE: Final = 25.0  # seconds
-_SHORTEST_SILENCE: Final = 0.5
-_PART: Final = 5 / 6  # of the patience, to leave time for another connection
-_OF_SILENCE: Final = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "keepalives")
 # In any encoding of the database, names and messages are exchanged as UTF-8
 _ENCODING: Final = {"client_encoding": "UTF8"}
 
@@ -47,8 +40,10 @@ SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalive
        set_config('tcp_keepalives_count', '3', false), set_config('client_connection_check_interval', '2s', false),
        set_config('idle_session_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
        set_config('statement_timeout', '0', false), set_config('lock_timeout', '{}', false),
-       set_config('default_transaction_isolation', 'read committed', false)
+       set_config('default_transaction_isolation', 'read committed', false),
+       set_config('default_transaction_read_only', 'off', false){}
 """
+_TRANSACTION_TIMEOUT: Final = ", set_config('transaction_timeout', '0', false)"  # of PostgreSQL 17 and later
 # A plan that was made when a table was nearly empty is kept, and must not read the whole table later; making a new one
 # for each call took more time than to execute it
 _PLANNER: Final = """
@@ -76,20 +71,15 @@ def shown(conninfo: str) -> str:
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 
 
-def silence(patience: float) -> float:
-    """Return the seconds of silence after which a connection is given up, in calls with this patience."""
-    return min(SILENCE, max(_SHORTEST_SILENCE, _PART * patience))
-
-
-def connect(conninfo: str, path: str, seconds: float, silent: float) -> psycopg.Connection[Any]:
-    """Connect to a server that is new enough, in so many seconds, or 2. Raises what psycopg raises.
+def connect(conninfo: str, path: str, seconds: float, silent: float) -> Connection:
+    """Connect to a server that is new enough, in so many seconds. Raises what psycopg raises.
 
     ``silent``: after how many seconds of silence its host counts as gone.
     """
-    known: dict[str, Any] = {**_DEFAULTS, **_limits(silent), **conninfo_to_dict(conninfo), **_ENCODING}
+    known: dict[str, Any] = {**_DEFAULTS, **host_limits(silent), **conninfo_to_dict(conninfo), **_ENCODING}
     if (limit := str(known["connect_timeout"])).isdigit():
-        known["connect_timeout"] = str(max(2, min(int(limit) or _LONG, int(seconds) + 1)))
-    connection = psycopg.connect(make_conninfo("", **known), autocommit=True, prepare_threshold=2)
+        seconds = min(int(limit) or _LONG, seconds / len(str(known.get("host", "")).split(",")))
+    connection = Connection.opened(make_conninfo("", **known), seconds, silent)
     version = connection.info.server_version
     if version < _OLDEST:
         connection.close()
@@ -97,27 +87,9 @@ def connect(conninfo: str, path: str, seconds: float, silent: float) -> psycopg.
     return connection
 
 
-def _limits(silent: float) -> dict[str, str]:
-    """Return the settings that make a silent host count as gone after this many seconds."""
-    idle, interval = max(1, round(0.4 * silent)), max(1, round(0.2 * silent))
-    names = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count")
-    return dict(zip(names, map(str, (int(silent * 1000), idle, interval, 3)), strict=True))
-
-
-def listen_for(connection: psycopg.Connection[Any], conninfo: str, silent: float) -> None:
-    """Set the seconds of silence after which a host counts as gone, unless the address sets them."""
-    if connection.info.host.startswith(("/", "@")) or not conninfo_to_dict(conninfo).keys().isdisjoint(_OF_SILENCE):
-        return
-    kinds = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL")
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as same:  # libpq's own stays open
-        for kind, value in zip(kinds, _limits(silent).values(), strict=False):
-            if hasattr(socket, kind):  # not every system has it
-                same.setsockopt(socket.IPPROTO_TCP, getattr(socket, kind), int(value))
-
-
 def settle_in(connection: psycopg.Connection[Any], patience: float) -> None:
     """Make the settings that our statements need."""
-    connection.execute(_settings(patience), prepare=False)
+    connection.execute(_settings(connection, patience), prepare=False)
     connection.execute(OUR_PLANS, prepare=False)
 
 
@@ -131,11 +103,12 @@ def reset(connection: psycopg.Connection[Any], before: dict[str, Any], patience:
     for name, value in before.items():
         if getattr(connection, name) is not value:
             setattr(connection, name, value)
-    connection.execute(f"{_RESET}; {_settings(patience)}; {OUR_PLANS}", prepare=False)
+    connection.execute(f"{_RESET}; {_settings(connection, patience)}; {OUR_PLANS}", prepare=False)
 
 
-def _settings(patience: float) -> LiteralString:
-    return _SETTINGS.format(milliseconds(patience))
+def _settings(connection: psycopg.Connection[Any], patience: float) -> LiteralString:
+    later = _TRANSACTION_TIMEOUT if connection.info.server_version >= _WITH_TRANSACTION_TIMEOUT else ""
+    return _SETTINGS.format(milliseconds(patience), later)
 
 
 def _adapters() -> adapt.AdaptersMap:
@@ -165,13 +138,6 @@ class Cursor(psycopg.Cursor[Any]):
 
 def milliseconds(seconds: float) -> str:
     return str(min(_MAX_TIMEOUT, max(1, int(seconds * 1000))))
-
-
-def is_readable(fd: int) -> bool:
-    """Return whether there is something to read. Not by ``select``, which is limited to 1,024 descriptors."""
-    waiting = select.poll()
-    waiting.register(fd, select.POLLIN)
-    return bool(waiting.poll(0))
 
 
 @contextmanager

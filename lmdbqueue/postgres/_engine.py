@@ -6,7 +6,7 @@ how a queue is opened.
 
 import time
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
@@ -16,7 +16,8 @@ from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Stats
-from lmdbqueue._verbs.engine import Decode, SortOut, within
+from lmdbqueue._verbs.engine import Decode, SortOut
+from lmdbqueue._verbs.engine import within as up_to
 from lmdbqueue._verbs.serializers import refuse_other_serializer
 from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal
 from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
@@ -26,6 +27,7 @@ from lmdbqueue.postgres._hold import DEATH_LOOK, Hold, size_of
 from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._owner import Holder
 from lmdbqueue.postgres._reader_engine import PostgresReaderEngine
+from lmdbqueue.postgres._silence import as_one_call, within
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -99,6 +101,14 @@ class PostgresEngine:
         """Whether a call is waiting for an unreachable server."""
         return not self.is_closed and self._hold.database.is_away
 
+    def over_at(self) -> float:
+        """Return when a call of this thread is over that is made now."""
+        return self._hold.over_at()
+
+    def one_call(self, fn: Callable[[*Ts], R], *args: *Ts) -> R:
+        """Return what a function returns whose steps have one deadline."""
+        return within(self._hold.over_at(), fn, *args)
+
     def hurry(self, deadline: float) -> None:
         """Limit the calls of this thread to a deadline on ``time.monotonic()``."""
         self._hold.hurry(deadline)
@@ -121,15 +131,18 @@ class PostgresEngine:
     def buries_expired(self, buries: bool) -> None:
         self._hold.buries_expired = buries
 
+    @as_one_call
     def count(self) -> int:
         """Return the number of waiting items, in constant time."""
         return self._hold.figures().waiting
 
+    @as_one_call
     def owed(self) -> int:
         """Return the number of items that ``maxsize`` counts: waiting, leased and delayed ones."""
         found = self._hold.figures()
         return found.waiting + found.leased + found.delayed
 
+    @as_one_call
     def append(self, payloads: Sequence[bytes]) -> range:
         """Append all payloads or none (``Full``); return their sequence numbers."""
         for _ in range(_AGAIN):
@@ -149,32 +162,38 @@ class PostgresEngine:
             raise GoneError(self.path, self.name)
         return pushed
 
+    @as_one_call
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key."""
         self._hold.restored()
         return self._hold.view(_items.find, key)
 
+    @as_one_call
     def cancel(self, key: bytes) -> bool:
         """Remove the item with a unique key, if it is waiting or delayed."""
         self._hold.restored()
         return self._hold.run(_removal.cancel, key)
 
+    @as_one_call
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return at most the first ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         if max_bytes is not None:
-            return within(self.first, size_of, n, max_bytes)
+            return up_to(self.first, size_of, n, max_bytes)
         return self._hold.seen(n, _items.first, n)
 
+    @as_one_call
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Like ``first``, for entries that will be taken: they need not be durable yet."""
         return self._hold.candidates(n, max_bytes)
 
+    @as_one_call
     def since(self, key: bytes) -> list[Entry]:
         """Return some entries behind ``key``, from the head for b""; an empty list only if there are no more."""
         return self._hold.seen(1, _items.since, key)
 
     # --- taking
 
+    @as_one_call
     def take(
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
@@ -191,20 +210,24 @@ class PostgresEngine:
 
     # --- leases
 
+    @as_one_call
     def lease(
         self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
     ) -> tuple[list[T], Leased] | None:
         """Lease the first unclaimed items; those that cannot be decoded become dead letters."""
         return self._leases.lease(n, ttl, sort_out, max_bytes)
 
+    @as_one_call
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
         """Lease at most the first ``n`` items, each with a lease of its own."""
         return self._leases.lease_each(n, ttl, sort_out)
 
+    @as_one_call
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
         """Like ``ack``, for several leases by one statement; return the result of each."""
         return self._leases.ack_each(asked)
 
+    @as_one_call
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         return self._leases.ack(token, seqs)
@@ -233,15 +256,18 @@ class PostgresEngine:
             return None
         return (deadline,)
 
+    @as_one_call
     def count_dead(self) -> int:
         """Return the number of dead letters."""
         return self._hold.figures().dead
 
+    @as_one_call
     def dead_since(self, seq: int) -> list[tuple[Entry, Note]]:
         """Return some dead letters from number ``seq`` on."""
         self._hold.restored()
         return self._hold.view(_dead.since, seq)
 
+    @as_one_call
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters, None for all, to the queue; return their number."""
         self._hold.restored()  # so that no expired item holds a key
@@ -257,11 +283,13 @@ class PostgresEngine:
         """Return the engine of a reader, which need not exist yet."""
         return PostgresReaderEngine(self._hold, self.name, name)
 
+    @as_one_call
     def readers(self) -> list[ReaderStats]:
         """Return the figures of all readers."""
         self._hold.restored()
         return self._hold.view(_readers.stats, None)
 
+    @as_one_call
     def retain(self, retention: Retention | None) -> None:
         """Set the limits up to which items are kept, read or not."""
         self._hold.restored()
@@ -270,11 +298,13 @@ class PostgresEngine:
 
     # --- removing
 
+    @as_one_call
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it is waiting; return whether it was."""
         self._hold.restored()
         return self._hold.run(_removal.delete_item, seq)
 
+    @as_one_call
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Make the item of this number a dead letter if it is waiting; return whether it was."""
         self._hold.restored()
@@ -284,6 +314,7 @@ class PostgresEngine:
         """Undo ``take``: the items get their old numbers back, even if later items have left since."""
         self._hold.run(partial(_readers.put_back, buries=self._hold.buries_expired), entries)
 
+    @as_one_call
     def delete(self, n: int) -> int:
         """Remove at most the first ``n`` items; return their number.
 
@@ -295,6 +326,7 @@ class PostgresEngine:
             self.refuse_if_gone()
         return removed
 
+    @as_one_call
     def clear(self) -> int:
         """Remove all waiting items."""
         self._hold.restored()
@@ -304,6 +336,7 @@ class PostgresEngine:
         """Remove all items."""
         return self._hold.run(_away.clear)
 
+    @as_one_call
     def move(self, n: int, to: "PostgresEngine") -> int:
         """Move at most the first ``n`` items to the tail of another queue; return their number."""
         self._hold.restored()
@@ -360,6 +393,7 @@ class PostgresEngine:
 
     # --- the queue as a whole
 
+    @as_one_call
     def stats(self) -> Stats:
         """Return the figures of the queue."""
         found = self._hold.figures()

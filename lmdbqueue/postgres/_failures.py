@@ -105,6 +105,27 @@ def is_shut_out(error: Exception) -> bool:
     )
 
 
+def is_hopeless(error: Exception) -> bool:
+    """Return whether another try to connect meets the same."""
+    return isinstance(error, psycopg.OperationalError) and error.sqlstate is None and is_refused(error)
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return the error by which a connection was lost."""
+    return error.cause if isinstance(error, Lost) else error
+
+
+def sqlstate_of(error: Exception) -> str:
+    """Return the server's code of an error, "" if it has none."""
+    cause = cause_of(error)
+    return (cause.sqlstate if isinstance(cause, psycopg.Error) else None) or ""
+
+
+def said(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def explained(error: psycopg.Error, path: str, operation: str) -> QueueError:
     """Return our error for one of psycopg."""
     reason = error.diag.message_primary or str(error).strip() or type(error).__name__

@@ -17,11 +17,13 @@ from lmdbqueue.postgres import _away, _items
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Found, Place
 from lmdbqueue.postgres._owner import Holder
+from lmdbqueue.postgres._silence import SHORTEST, over_at
 from lmdbqueue.postgres._step import Step
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
+_EVER: Final = float("inf")
 _MUCH: Final = 0.9  # of the patience
 DEATH_LOOK: Final = 0.25  # seconds between two checks for dead owners of leases
 
@@ -49,9 +51,13 @@ class Hold:
 
         The full patience unless much of it is gone, since the server must be told of a different limit for locks.
         """
-        until = getattr(self._deadline, "until", None)
-        left = self._patience if until is None else until - time.monotonic()
+        left = self.over_at() - time.monotonic()
         return self._patience if left > _MUCH * self._patience else max(0.0, left)
+
+    def over_at(self) -> float:
+        """Return when a call of this thread is over that is made now, or that it is amid, on ``time.monotonic()``."""
+        least = time.monotonic() + SHORTEST
+        return min(over_at(_EVER), max(least, min(getattr(self._deadline, "until", _EVER), over_at(self._patience))))
 
     def hurry(self, deadline: float) -> None:
         """Limit the calls of this thread to a deadline on ``time.monotonic()``."""

@@ -10,6 +10,7 @@ another forwarder continues, the mark refuses the repeated batch.
 
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
@@ -155,7 +156,7 @@ class PostgresTarget(Target):
         if self._held == origin and self._session is not None and self._session.is_alive:
             return
         self._let_go()
-        session = database.entered(_PATIENCE)
+        session = database.access.entered(time.monotonic() + _PATIENCE)
         try:
             row = session.connection.execute(_TRY_LOCK, {"key": _key(origin, database.uuid, place.id)})
             has_lock = row.fetchall() == [(True,)]

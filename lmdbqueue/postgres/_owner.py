@@ -11,16 +11,20 @@ another number when the tokens of one are used up, or its owner's connection is 
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from operator import length_hint
 from typing import Any, Final
 
 import psycopg
 
-from lmdbqueue._errors import ClosedError, NestedCallError
+from lmdbqueue._errors import ClosedError, NestedCallError, ServerError
+from lmdbqueue._host.threads import free, holding, is_mine
 from lmdbqueue.postgres._failures import explained
 from lmdbqueue.postgres._failures import is_lost as is_of_no_use
 from lmdbqueue.postgres._session import Session
+from lmdbqueue.postgres._silence import SILENCE, over_at
 from lmdbqueue.postgres._sql import Sql
 
 _BITS: Final = 20  # of a token that number the leases of a holder
@@ -39,10 +43,12 @@ class Token(int):
 class Owner:
     """The connection whose lock shows that a process is alive."""
 
-    def __init__(self, connect: Callable[[float], Session], statements: Sql) -> None:
+    def __init__(self, connect: Callable[[float], Session], statements: Sql, path: str) -> None:
+        """``connect`` opens a connection by a deadline, on ``time.monotonic()``; ``path`` is for errors."""
+        self._path = path
         self._connect = connect
         self._sql = statements
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # of who uses the connection
         self._session: Session | None = None
         self._is_over = False
         self._dead = 0  # the last owner that the server considered dead
@@ -53,17 +59,32 @@ class Owner:
         session = self._session
         return 0 if session is None else session.id
 
-    def join(self, holder: int, owner: int, queue: int, patience: float) -> tuple[int, int]:
-        """Return the numbers of a holder and of its owner, whose connection is intact: the given ones, or new ones.
+    @holding
+    def alone(self, lock: threading.RLock, deadline: float) -> Iterator[None]:
+        """Hold a lock, whose holder may wait for the server; raise ``ServerError`` if it is not had by the deadline."""
+        is_nested = is_mine(lock)
+        try:
+            if not is_nested and not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise ServerError(self._path, "a lease", "the server is away")
+            yield
+        finally:
+            if not is_nested:
+                free(lock)
 
-        ``patience``: seconds for which to try.
+    def stands(self, owner: int) -> bool:
+        """Return whether this is the owner, and nothing was heard of the end of its connection. It waits for nobody."""
+        session = self._session
+        return session is not None and session.id == owner != self._dead and session.is_quiet
+
+    def join(self, queue: int, deadline: float) -> tuple[int, int]:
+        """Return the number of a new holder and of its owner, whose connection stands.
+
+        Raises ``ServerError`` if there is none by the deadline.
         """
-        with self._lock:
+        with self.alone(self._lock, deadline):
             is_lost = False
             while True:
-                session = self._standing(patience)
-                if session.id == owner:
-                    return holder, owner
+                session = self._standing(deadline)
                 holder = int.from_bytes(os.urandom(6)) >> 5
                 values = {"holder": holder, "queue": queue, "owner": session.id}
                 try:
@@ -77,25 +98,29 @@ class Owner:
                         raise explained(error, session.path, "a lease") from error
                 else:
                     return holder, session.id
+                finally:
+                    session.connection.limit(SILENCE)
 
-    def _standing(self, patience: float) -> Session:
+    def _standing(self, deadline: float) -> Session:
         """Return the intact connection; raise ``NestedCallError`` inside a call of this thread that uses it."""
         session = self._session
         if session is not None:
             if session.connection.lock.locked():
                 raise NestedCallError(session.path)
+            session.connection.limit(SILENCE, deadline)
             if session.is_alive and session.id != self._dead:
                 return session
             self._session = None
             session.close()
-        session = self._connect(patience)
-        if self._is_over:  # another thread has closed the database
-            session.leave()
-            raise ClosedError(session.path)
+        session = self._connect(deadline)
         if self._session is not None:  # opened by a nested call
             session.leave()
             return self._session
+        session.connection.limit(SILENCE, deadline)
         self._session = session
+        if self._is_over:  # the database was closed by another thread, which may have looked before
+            self.leave()
+            raise ClosedError(session.path)
         return session
 
     def refuse_if_dead(self, session: Session) -> None:
@@ -110,9 +135,8 @@ class Owner:
 
     def leave(self) -> None:
         """End the connection for good: leased items return."""
-        with self._lock:
-            self._is_over = True
-            session, self._session = self._session, None
+        self._is_over = True
+        session, self._session = self._session, None
         if session is not None:
             session.leave()
 
@@ -140,18 +164,23 @@ class Holder:
 
     def token(self, patience: float) -> Token:
         """Return a token for a lease, under an intact connection, or one that can be made within ``patience``."""
-        with self._lock:
-            while True:
-                number = self.numbers[-1] if self.numbers else 0
-                number, owner = self._owner.join(number, self._joined, self.place.id, patience)
-                if owner != self._joined:
-                    self.numbers.append(number)
-                    self._free = iter(range(number << _BITS, (number + 1) << _BITS))
-                    self._joined = owner
+        deadline = 0.0
+        while True:
+            if self._owner.stands(self._joined):
                 given = next(self._free, None)  # in one step, so that a nested call gets another
                 if given is not None:
                     return Token(given)
-                self._joined = 0  # the tokens are used up
+            deadline = deadline or over_at(patience)
+            with self._owner.alone(self._lock, deadline):
+                if self._owner.stands(self._joined) and not self._is_used_up():
+                    continue  # another thread was faster
+                number, owner = self._owner.join(self.place.id, deadline)
+                self.numbers.append(number)
+                self._free = iter(range(number << _BITS, (number + 1) << _BITS))
+                self._joined = owner
+
+    def _is_used_up(self) -> bool:
+        return not length_hint(self._free)
 
     def begin_anew(self) -> None:
         """Hold nothing in a forked child."""

@@ -90,9 +90,14 @@ class Pool:
             self._waiting.tell()
             return True
 
+    def empty(self) -> list[Session]:
+        """Return all that wait, which are forgotten."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        return idle
+
     def close(self) -> list[Session]:
         """Return all idle connections. Those in use are returned by ``put``."""
         with self._lock:
             self._is_closed = True
-            idle, self._idle = self._idle, []
-        return idle
+        return self.empty()

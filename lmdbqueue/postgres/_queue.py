@@ -21,6 +21,7 @@ from lmdbqueue.postgres._block import Block, blocks
 from lmdbqueue.postgres._database import open_database
 from lmdbqueue.postgres._engine import PostgresEngine
 from lmdbqueue.postgres._items import Place
+from lmdbqueue.postgres._silence import over_at, within
 from lmdbqueue.postgres._state import TableState
 from lmdbqueue.postgres._step import Step
 
@@ -129,17 +130,20 @@ class PostgresQueue(Queue[T]):
         check(_OPENING, conninfo=conninfo, name=name, dumps=dumps, loads=loads, **limits)
         check(_OPENING, schema=schema, patience=patience, order=order, pool=pool)
         self.serializer, dumps, loads = chosen(serializer, dumps, loads)
-        database = open_database(conninfo, schema, patience, pool)
-        engine = PostgresEngine(
-            database,
-            name,
-            self.serializer,
-            maxsize=maxsize,
-            max_attempts=max_attempts,
-            buries_expired=expired == "dead",
-            patience=patience,
-            is_relaxed=order == "relaxed",
-        )
+
+        def opened() -> PostgresEngine:
+            return PostgresEngine(
+                open_database(conninfo, schema, patience, pool),
+                name,
+                self.serializer,
+                maxsize=maxsize,
+                max_attempts=max_attempts,
+                buries_expired=expired == "dead",
+                patience=patience,
+                is_relaxed=order == "relaxed",
+            )
+
+        engine = within(over_at(patience), opened)
         super().__init__(engine, dumps, loads)
         self.order = order
         self.pool = pool
@@ -282,11 +286,15 @@ class PostgresQueue(Queue[T]):
         database = self._engine.database
         self._engine.refuse_if_closed()
         blocks.refuse_inside(self._engine.path, "drop_queue() was called")
-        number = database.run(self.patience, _queues.drop, name)
-        if number is None:
-            raise KeyError(name)
-        gone = Place(number, database.sql.channel(number))
-        database.run(self.patience, _tell, gone)
+
+        def drop() -> None:
+            number = database.run(self.patience, _queues.drop, name)
+            if number is None:
+                raise KeyError(name)
+            gone = Place(number, database.sql.channel(number))
+            database.run(self.patience, _tell, gone)
+
+        self._engine.one_call(drop)
 
     def check(self) -> list[str]:
         """Verify the counts, leases and items of all queues of the schema.

@@ -15,6 +15,7 @@ from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._hold import Hold, size_of
 from lmdbqueue.postgres._items import Found, Place
 from lmdbqueue.postgres._readers import Move
+from lmdbqueue.postgres._silence import as_one_call
 from lmdbqueue.postgres._step import Step
 
 R = TypeVar("R")
@@ -30,6 +31,11 @@ class PostgresReaderEngine:
         self._queue = queue
         self._path = hold.database.path
 
+    def over_at(self) -> float:
+        """Return when a call of this thread is over that is made now."""
+        return self._hold.over_at()
+
+    @as_one_call
     def create(self, where: Start) -> None:
         """Create the reader unless it exists."""
         self._hold.restored()
@@ -40,11 +46,13 @@ class PostgresReaderEngine:
         """Remove the reader; return whether it existed."""
         return self._hold.run(_readers.drop, self.name)
 
+    @as_one_call
     def seek(self, where: Start) -> None:
         """Move the reader to another item."""
         self._hold.restored()
         self._moved(_readers.seek, self.name, where)
 
+    @as_one_call
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return at most the next ``n`` entries, with payloads of at most ``max_bytes`` in total, but at least one."""
         if max_bytes is not None:
@@ -58,27 +66,33 @@ class PostgresReaderEngine:
 
         return self._hold.found(n, look)
 
+    @as_one_call
     def candidates(self, n: int, max_bytes: int | None = None) -> list[Entry]:
         """Return the next ``n`` entries; everything visible is durable."""
         return self.first(n, max_bytes)
 
+    @as_one_call
     def advance(self, keys: list[bytes]) -> Move | None:
         """Move the reader past its next items if their keys are ``keys``; otherwise do nothing and return None."""
         move = self._moved(_readers.advance, self.name, keys) if keys else None
         return move if move and move.passed else None
 
+    @as_one_call
     def retreat(self, move: Move, entries: list[Entry]) -> bool:
         """Undo a move past ``entries`` if the reader has not been moved since; return whether it was undone."""
         return self._moved(_readers.retreat, move, entries)
 
+    @as_one_call
     def delete(self, n: int) -> int:
         """Move the reader past at most its next ``n`` items; return their number."""
         return self._moved(_readers.delete, self.name, n)  # like ``delete``, for items that were seen before
 
+    @as_one_call
     def lag(self) -> int:
         """Return the number of items that the reader has not passed."""
         return self.stats().lag
 
+    @as_one_call
     def stats(self) -> ReaderStats:
         """Return the figures of the reader."""
         self._hold.restored()

@@ -1,7 +1,7 @@
 """The tables, and their creation.
 
 Owns: the data definitions and their version. Law: a schema is created in one transaction, under an advisory lock, by
-the first process that needs it; one that is newer than this library is refused and not touched. Must not know: what the
+the first process that needs it; one of another version is refused and not touched. Must not know: what the
 tables are used for, beyond their comments here.
 
 Their content, where each row has the number of its queue::
@@ -43,7 +43,7 @@ import psycopg
 from lmdbqueue._errors import VersionError
 from lmdbqueue.postgres._sql import Sql
 
-VERSION: Final = 1
+VERSION: Final = 2  # another one with each change of the tables; 1 was that of states before the first release
 
 _LOCK: Final = 0x6C6D_6462_7175_6575  # held while a schema is created, in any database: "lmdbqueu"
 
@@ -192,7 +192,10 @@ def prepare(connection: psycopg.Connection[Any], sql: Sql, path: str) -> str:
                 connection.execute(sql(_META), {"version": VERSION, "uuid": uuid})
     if version != VERSION:
         found = f"version {version} of the schema {sql.schema!r}, this library knows {VERSION}"
-        raise VersionError(path, found, "upgrade lmdbqueue to use it")
+        advice = "upgrade lmdbqueue to use it"
+        if version < VERSION:
+            advice = "it was made before the first release: use another one (schema=), or drop it with all its items"
+        raise VersionError(path, found, advice)
     return uuid
 
 

@@ -29,27 +29,31 @@ from psycopg import pq
 from lmdbqueue._host import departures
 from lmdbqueue.postgres._connection import (
     OPENED,
-    SILENCE,
     USUAL_LIMITS,
     USUAL_PLANS,
     Cursor,
     attributes,
     connect,
-    is_readable,
-    listen_for,
     milliseconds,
     reset,
     settle_in,
-    silence,
     together,
 )
 from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
 from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
+from lmdbqueue.postgres._silence import SHORTEST, SILENCE, is_readable, silence
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
-# Outside of the changing transaction: committing a notification holds a lock of the whole cluster
+# The server may not know yet that nobody is at the other end: until it does, what was claimed is locked. If the end
+# comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and comes after it
+_END: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+AND (classid::bigint << 32) | objid::bigint = %(session)s
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+# Outside of the transaction that changed something: who commits a notice holds a lock of the whole cluster until then
 _TELL: Final = (
     "WITH mine AS MATERIALIZED (" + ASYNC + ") SELECT pg_notify(each, '') FROM mine, unnest(%(channels)s::text[]) each"
 )
@@ -95,6 +99,7 @@ class Session:
             row = self.connection.execute(OPENED, prepare=False).fetchone()
             assert row is not None
             self.backend, *users = row
+            self.connection.backend = self.backend
             self._users = tuple(users)
             self._attributes = attributes(self.connection)
             self.is_pooled = self.backend != self.connection.info.backend_pid
@@ -118,10 +123,11 @@ class Session:
             raise (interrupt_amid(error, handled) or error) from None
         return self
 
-    def wait_at_most(self, patience: float) -> None:
-        """Set the most seconds that a statement waits for a lock, or for a silent host."""
+    def wait_at_most(self, patience: float, until: float) -> None:
+        """Set how many seconds a statement waits for a lock, and when the call is over, on ``time.monotonic()``."""
+        self.connection.until = until
         if patience != self._patience:
-            listen_for(self.connection, self._conninfo, silence(patience))
+            self.connection.wait_at_most(silence(patience), self._conninfo)
             self._cursor.execute(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
             self._patience = patience
 
@@ -211,8 +217,9 @@ class Session:
         lock, *others = self._users
         return [milliseconds(self._patience) if lock == "0" else lock, *others]
 
-    def commit(self, step: Step) -> None:
+    def commit(self, step: Step, deadline: float) -> None:
         """Commit the transaction that ``begin`` began, including the user's own statements."""
+        self.connection.limit(silence(self._patience), deadline)
         step.execute(NOTE, row=self._ledger.rows[0], token=self._token).fetchall()
         made = step.execute(ARE_THERE, rows=list(step.rows.values())).fetchall() if step.rows else []
         assert self._transaction is not None  # begun
@@ -223,6 +230,7 @@ class Session:
 
     def undo(self) -> None:
         """End the transaction that ``begin`` began."""
+        self.connection.limit(silence(self._patience))
         transaction, self._transaction = self._transaction, None
         with suppress(psycopg.Error):
             if transaction is not None:
@@ -320,9 +328,17 @@ class Session:
                 self.connection.execute("")
         return not self.connection.closed
 
-    def settled(self, session: int, token: int, timeout: float) -> Settled | None:
+    @property
+    def is_quiet(self) -> bool:
+        """Return whether nothing came that was not asked for, as its end is. It waits for nobody."""
+        with suppress(psycopg.Error):  # it is closed
+            return not is_readable(self.connection.fileno())
+        return False
+
+    def settled(self, session: int, token: int) -> Settled | None:
         """Shut out a session that lost its connection; return its notes on a change, None if that is undone."""
-        self.wait_at_most(max(0.001, timeout))
+        with suppress(psycopg.errors.InsufficientPrivilege):  # of a user's trigger that is executed as another role
+            self._cursor.execute(_END, {"session": session})
         return self._ledger.settle(session, token)
 
     def sweep(self) -> None:
@@ -334,6 +350,7 @@ class Session:
 
         Others also sweep if, while the program ends, nothing could end a wait for a server that does not answer.
         """
+        self.connection.limit(SHORTEST)
         with suppress(psycopg.Error):
             if self.is_idle and self._ledger.rows and departures.patience() < 0:
                 self.connection.execute(CHEAP)

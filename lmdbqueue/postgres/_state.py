@@ -11,6 +11,7 @@ from typing import Any, Final
 from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Place
+from lmdbqueue.postgres._silence import as_one_call, over_at
 from lmdbqueue.postgres._step import Step
 
 _MAX_KEY: Final = 1_000  # bytes; a row of an index takes some 2,700
@@ -50,6 +51,11 @@ class TableState(StateMapping):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._place.id} in {self._database.path!r}>"
 
+    def over_at(self) -> float:
+        """Return when a call of this thread is over that is made now."""
+        return over_at(self._patience)
+
+    @as_one_call
     def clear(self) -> None:
         """Remove all keys."""
         if not self._database.run(self._patience, _clear, self._place):
@@ -62,6 +68,7 @@ class TableState(StateMapping):
             raise ValueError(message)
         return record
 
+    @as_one_call
     def _get(self, record: bytes) -> bytes | None:
         value = self._database.view(self._patience, _get, self._place, record)
         if value is None:
@@ -71,16 +78,19 @@ class TableState(StateMapping):
     def _has(self, record: bytes) -> bool:
         return self._get(record) is not None
 
+    @as_one_call
     def _put(self, record: bytes, payload: bytes) -> None:
         if not self._database.run(self._patience, _put, self._place, record, payload):
             self._refuse_if_gone()
 
+    @as_one_call
     def _delete(self, record: bytes) -> bool:
         was_there = self._database.run(self._patience, _delete, self._place, record)
         if not was_there:
             self._refuse_if_gone()
         return was_there
 
+    @as_one_call
     def _keys(self) -> list[str]:
         keys = self._database.view(self._patience, _keys, self._place)
         if not keys:

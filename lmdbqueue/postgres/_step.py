@@ -10,6 +10,7 @@ import psycopg
 
 from lmdbqueue.postgres._connection import Cursor
 from lmdbqueue.postgres._ledger import COUNT, FIRST_COUNT, KINDS, NOTE, Ledger, random_id
+from lmdbqueue.postgres._silence import Connection
 from lmdbqueue.postgres._sql import Sql
 
 
@@ -18,7 +19,7 @@ class Step:
 
     def __init__(
         self,
-        connection: psycopg.Connection[Any],
+        connection: Connection,
         ledger: Ledger,
         sql: Sql,
         path: str,

@@ -1,10 +1,12 @@
 """What only PostgreSQL has: sessions, schemas, plans, connections, statements of the user's own."""
 
 import gc
+import hashlib
 import itertools
 import os
 import pickle
 import random
+import re
 import signal
 import sys
 import threading
@@ -14,7 +16,7 @@ import pytest
 from processes import DEADLINE, INTERRUPTED, KILLED, STEP, Moments, eventually, forked, interrupt, status_of
 
 from lmdbqueue import ClosedError, DecodeError, ServerError, TransactionError, VersionError
-from lmdbqueue.postgres import PostgresQueue, _ear, _pool
+from lmdbqueue.postgres import PostgresQueue, _ear, _pool, _schema
 
 
 @pytest.fixture
@@ -138,11 +140,20 @@ def test_many_who_open_a_schema_at_the_same_moment_make_it_once(open_postgres, n
     assert len(open_postgres("a")) == 8
 
 
-def test_a_schema_of_another_version_is_refused(open_postgres, postgres, schema):
+@pytest.mark.parametrize(
+    ("version", "advice"), [(_schema.VERSION + 1, "upgrade"), (_schema.VERSION - 1, "before the first release")]
+)
+def test_a_schema_of_another_version_is_refused(open_postgres, postgres, schema, version, advice):
     open_postgres().close()
-    postgres.execute(f'UPDATE "{schema}".meta SET version = 2')
-    with pytest.raises(VersionError, match="version 2"):
+    postgres.execute(f'UPDATE "{schema}".meta SET version = {version}')
+    with pytest.raises(VersionError, match=f"version {version} .*{advice}"):
         open_postgres()
+
+
+def test_tables_that_differ_have_another_version():
+    """A state before the first release kept an index of an older one, since both said that they were version 1."""
+    definitions = " ".join(re.sub("--.*", "", _schema.TABLES).split())
+    assert (_schema.VERSION, hashlib.sha256(definitions.encode()).hexdigest()[:16]) == (2, "ca455582dc646cb6")
 
 
 def test_what_cannot_be_decoded_has_not_left_inside_of_a_block_which_can_go_on(open_postgres):

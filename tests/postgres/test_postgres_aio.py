@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from itertools import cycle
 
 import pytest
 from postgres_proxy import Proxy
 from processes import DEADLINE, eventually
 
-from lmdbqueue import ServerError
+from lmdbqueue import CommitUnknownError, ServerError
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
 PATIENCE = 1.0  # seconds
@@ -57,5 +58,31 @@ def test_a_call_that_has_waited_for_longer_than_its_patience_is_tried_as_long_as
             open_postgres().push("x")
             assert await waiting == "x"
             assert patience[-1] == engine.patience
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_a_take_with_a_time_out_whose_commit_is_unknown_is_told_so(proxy, schema, open_postgres):
+    """Its item may be gone: that nothing was changed is not for the loop to say, while the worker still asks."""
+    look = open_postgres()
+
+    async def outcome(at):
+        look.push("a")
+        async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=PATIENCE) as queue:
+            await queue.count()
+            proxy.arm("reply", at, then_down=True)
+            try:
+                return await queue.get(timeout=0.05)
+            except (ServerError, CommitUnknownError) as error:
+                return type(error)
+            finally:
+                proxy.disarm()
+
+    async def main():
+        for at in cycle(range(1, 7)):
+            found = await outcome(at)
+            assert found in ("a", ServerError, CommitUnknownError)
+            if found is CommitUnknownError:
+                return
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))

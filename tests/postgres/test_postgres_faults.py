@@ -255,6 +255,56 @@ def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
         assert len(sent[0]) < 1100
 
 
+SETTINGS = {
+    "default_transaction_read_only": "on",
+    "default_transaction_isolation": "serializable",
+    "default_transaction_deferrable": "on",
+    "statement_timeout": "1000",
+    "idle_in_transaction_session_timeout": "20",
+    "client_encoding": "LATIN1",
+    "search_path": "nowhere",
+    "bytea_output": "escape",
+    "DateStyle": "German",
+    "array_nulls": "off",
+    "enable_indexscan": "off",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_role_s_own_settings_change_nothing(postgres, schema, setting):
+    role = f"role_{setting.lower()}_{os.getpid()}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN SUPERUSER; ALTER ROLE {role} SET {setting} = '{SETTINGS[setting]}'")
+    try:
+        with PostgresQueue(postgres.url().replace("postgres@", f"{role}@"), schema=schema, patience=5.0) as queue:
+            queue.push(["a", "b", "→", "d"], unique=[*"1234"], expires=100)
+            with queue.transaction() as txn:
+                assert txn.connection.execute(f"SHOW {setting}").fetchall() != []
+                assert queue.pop(2) == ["a", "b"]
+                queue.state["n"] = 1
+            queue.lease().nack(reason="→")
+            assert queue.reader("name", start="oldest").pop(2) == ["→", "d"]
+            assert (len(queue), dict(queue.state), queue.check()) == (0, {"n": 1}, [])
+    finally:
+        postgres.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("name", ['we"ird {x}', "q'uote", "-- {items}", "Ünï. x"])
+@pytest.mark.parametrize("order", ["commit", "relaxed"])
+def test_a_schema_may_have_any_name(postgres, name, order):
+    try:
+        with PostgresQueue(postgres.url(), schema=name, order=order) as queue:
+            queue.push(["a", "b", "c"])
+            assert queue.pop() == "a"
+            with queue.lease() as lease:
+                assert lease.items == ["b"]
+            threading.Timer(0.1, queue.push, ["d"]).start()
+            assert queue.pop(2, blocking=True, timeout=DEADLINE) == ["c", "d"]
+            assert queue.check() == []
+    finally:
+        quoted = name.replace('"', '""')
+        postgres.execute(f'DROP SCHEMA "{quoted}" CASCADE')
+
+
 def test_a_pooler_of_transactions_is_refused_with_the_reason_and_one_of_sessions_is_not(postgres, schema):
     pooler, proxy = Pooler(postgres), Proxy(postgres)
     try:
@@ -334,11 +384,11 @@ def test_a_process_has_no_more_connections_for_calls_than_its_pool_may(open_post
         eventually(lambda: entered["loads"] == 2)
         with pytest.raises(ServerError, match="all 2 connections of the pool are in use"):
             hasty.push("x")
-        assert (entered["loads"], len(database._pool.all)) == (2, 2)
+        assert (entered["loads"], len(database.access.pool.all)) == (2, 2)
         assert open_postgres("third", pool=3).push("y") == 0
         go.set()
         assert sorted(pop.result() for pop in pops) == list(range(6))
-    assert len(database._pool.all) == 3
+    assert len(database.access.pool.all) == 3
 
 
 def test_after_an_error_of_the_server_the_connection_is_another(open_postgres, postgres, schema):

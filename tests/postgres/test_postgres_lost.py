@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
+from itertools import count, cycle
 
 import postgres_server
 import psycopg
@@ -17,7 +17,7 @@ from postgres_proxy import LATE, Proxy
 from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import CommitUnknownError, DecodeError, LeaseExpiredError, QueueError, ServerError
-from lmdbqueue.postgres import PostgresQueue
+from lmdbqueue.postgres import PostgresQueue, _session, _silence
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._ledger import Settled
@@ -138,6 +138,94 @@ def _shifted(result, by):
     return range(result.start + by, result.stop + by) if isinstance(result, range) else result + by
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let a silence be short, whatever the patience of a call."""
+    monkeypatch.setattr(_silence, "SHORTEST", 0.1)
+    monkeypatch.setattr(_silence, "_PART", 0.0)
+
+
+@pytest.mark.parametrize("mode", ["lost request", "lost reply"])
+@pytest.mark.parametrize("change", ["push", "pop", "pop some", "lease", "ack", "reader, and its pop", "state"])
+@pytest.mark.usefixtures("impatient")
+def test_a_change_is_done_once_whenever_a_connection_falls_silent(proxy, schema, open_postgres, change, mode):
+    """The server hears nothing of its end, and holds what was claimed until it is told."""
+    world = World(proxy, schema, open_postgres)
+    world.begin()
+    first = world.tail
+    expected = CHANGES[change](world), world.all()
+    for at in count(1):
+        world.begin()
+        proxy.arm(mode, at)
+        result = CHANGES[change](world)
+        has_cut = proxy.has_cut
+        proxy.disarm()
+        assert result == (_shifted(expected[0], world.tail - first) if change == "push" else expected[0])
+        assert world.all() == expected[1]
+        if not has_cut:
+            break
+    assert at > 1
+    world.close()
+
+
+@pytest.mark.parametrize("verb", ["push", "pop"])
+@pytest.mark.usefixtures("impatient")
+def test_the_call_after_one_whose_connection_fell_silent_waits_for_nothing(proxy, schema, open_postgres, verb):
+    """It waited for the locks of the lost one until the server's keepalives ended that, half a minute later."""
+    look = open_postgres()
+    with PostgresQueue(proxy.url(), schema=schema, patience=5.0) as queue:
+        look.push(["a", "b"])
+
+        def block():
+            with queue.transaction():
+                queue.push("lost")
+                assert queue.pop() == "a"
+                proxy.arm("lost request", 1)
+                queue.push("lost, too")
+
+        with pytest.raises(ServerError):
+            block()
+        assert proxy.has_cut
+        assert (queue.push("c") > 1) if verb == "push" else (queue.pop() == "a")
+    assert look.pop_many(9) == (["a", "b", "c"] if verb == "push" else ["b"])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_connections_that_rest_are_not_tried_when_one_of_them_was_silent(proxy, schema, open_postgres):
+    open_postgres().push("a")
+    with PostgresQueue(proxy.url(), schema=schema) as queue:
+        access = queue._engine.database.access
+        for session in [access.taken(30.0, time.monotonic() + 30.0) for _ in range(5)]:
+            access.give_back(session)
+        proxy.arm("lost request", 1)
+        assert queue.pop() == "a"
+        assert proxy.has_cut
+        assert len(access.pool.all) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_at_work_is_waited_for_longer_than_a_silence(proxy, schema):
+    with PostgresQueue(proxy.url(), schema=schema, patience=1.0) as queue:
+        assert queue._engine.database.view(
+            1.0, lambda step: step.connection.execute("SELECT 7 FROM pg_sleep(2)").fetchall()
+        ) == [(7,)]
+
+
+def test_a_lock_is_not_waited_for_when_the_call_is_over_whatever_the_server_was_told(proxy, schema, postgres):
+    with PostgresQueue(proxy.url(), schema=schema, patience=0.5) as queue:
+        queue.push("a")
+
+        def wait(step):
+            step.connection.execute("SET lock_timeout = 0")
+            step.connection.execute(f'LOCK "{schema}".state')
+
+        with psycopg.connect(postgres.url()) as other:
+            other.execute(f'LOCK "{schema}".state')
+            with pytest.raises(ServerError) as caught:
+                queue._engine.database.run(0.5, wait)
+        assert caught.value.sqlstate == "57014"
+
+
 @pytest.mark.parametrize("mode", ["request", "reply", "late"])
 def test_a_block_is_done_whole_or_told_to_have_done_nothing(proxy, schema, open_postgres, mode):
     world = World(proxy, schema, open_postgres)
@@ -201,10 +289,13 @@ def test_a_lease_is_over_when_the_connection_of_its_owner_is(proxy, schema, open
     world.close()
 
 
-def test_what_a_session_sent_that_was_shut_out_does_nothing_when_it_arrives_late(open_postgres, postgres, schema):
+def test_what_a_session_sent_that_was_shut_out_does_nothing_when_it_arrives_late(
+    open_postgres, postgres, schema, monkeypatch
+):
     database = open_postgres()._engine.database
-    late, other = database.entered(5.0), database.entered(5.0)
-    assert other.settled(late.id, late.token + 1, 5.0) is None
+    late, other = database.access.entered(0.0, 5.0), database.access.entered(0.0, 5.0)
+    monkeypatch.setattr(_session, "_END", "SELECT %(session)s")  # the server does not hear of the end in time
+    assert other.settled(late.id, late.token + 1) is None
     numbers = f'"{schema}".late'
     postgres.execute(f"CREATE SEQUENCE {numbers}")
     with pytest.raises(Lost):  # nextval() is of no transaction: what claimed an item would have had it till the end
@@ -432,6 +523,7 @@ def test_a_lease_is_given_though_the_connection_of_its_owner_is_lost_just_then(o
     other.push("x")
     assert queue.lease().items == ["a"]
     monkeypatch.setattr(Session, "is_alive", True)
+    monkeypatch.setattr(Session, "is_quiet", True)
     pid = queue._engine.database.owner._session.backend
     postgres.execute("SELECT pg_terminate_backend(%s, 20000)", pid)
     assert other.lease().items == ["x"]
@@ -540,17 +632,27 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing_and_gives_nothing
 
 
 def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy, schema, open_postgres):
+    """At which message depends on how slow the machine is: one more tells the server how much time is left."""
     look = open_postgres()
     kinds = set()
 
+    async def together(queue):
+        """Let them be taken in one step: the worker begins when all are there."""
+        go = threading.Event()
+        busy = queue._begin(go.wait, DEADLINE)
+        pops = [asyncio.ensure_future(queue.pop()) for _ in ITEMS]
+        await asyncio.sleep(0)  # each has made its call
+        go.set()
+        await busy
+        return await asyncio.gather(*pops, return_exceptions=True)
+
     async def main():
-        for at in count(1):
+        for at in cycle(range(1, 7)):
             look.push(ITEMS)
             async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=0.2) as queue:
                 await queue.count()
                 proxy.arm("reply", at, then_down=True)
-                found = await asyncio.gather(*(queue.pop() for _ in ITEMS), return_exceptions=True)
-                has_cut = proxy.has_cut
+                found = await together(queue)
                 proxy.disarm()
                 left = look.pop(9)
                 kinds.update(map(type, found))
@@ -563,11 +665,10 @@ def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy
                     assert left == ITEMS
                 await queue.push("goes on")
                 assert await queue.get() == "goes on"
-            if not has_cut:
+            if kinds == {str, CommitUnknownError, ServerError}:
                 return
 
-    asyncio.run(main())
-    assert kinds == {str, CommitUnknownError, ServerError}
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
 
 
 def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open_postgres):
@@ -646,10 +747,10 @@ def test_what_is_due_and_locked_by_others_keeps_nobody_from_the_rest(open_postgr
 
 def test_a_pool_whose_connections_are_all_of_no_use_is_left_at_once(open_postgres, postgres, schema):
     queue = open_postgres(patience=3.0)
-    database = queue._engine.database
-    sessions = [database._taken(3.0, time.monotonic() + 3.0) for _ in range(9)]
+    access = queue._engine.database.access
+    sessions = [access.taken(3.0, time.monotonic() + 3.0) for _ in range(9)]
     for session in sessions:
-        database._give_back(session)
+        access.give_back(session)
     postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
     begin = time.monotonic()
     queue.push("a")
@@ -663,6 +764,7 @@ def test_a_lease_is_not_given_under_an_owner_that_others_have_forgotten(open_pos
         look.push(["a", "b"])
         queue.lease().ack()
         monkeypatch.setattr(Session, "is_alive", True)
+        monkeypatch.setattr(Session, "is_quiet", True)
         _end_of_owner(queue, postgres)
         look.count()
         assert postgres.execute(f'SELECT 1 FROM "{schema}".owners') == []

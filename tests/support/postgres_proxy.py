@@ -6,6 +6,8 @@ it counts the pieces in one direction; the piece number ``at`` meets its fate:
 - ``request``: what the client sent is dropped, and the connection is closed on both sides
 - ``reply``: the same for what the server sent, so what the client asked for was done
 - ``late``: the client's side is closed, and what it had sent reaches the server a while later
+- ``lost request``, ``lost reply``: it goes nowhere, nor does anything on that connection after it, the end of either
+  side neither, as where a network has forgotten it; the systems of both sides hear no silence
 """
 
 import ctypes
@@ -115,15 +117,25 @@ class Proxy:
                         time.sleep(LATE)
                         server.sendall(piece)
                         time.sleep(LATE)
+                    if fate.startswith("lost"):
+                        self._swallow(client)
+                        return
                     if fate or not piece:
                         client.close()
                         server.close()
                         return
                     key.data.sendall(piece)
 
+    def _swallow(self, client):
+        """Pass nothing on, and let the server's side be as it is."""
+        with suppress(OSError):
+            while client.recv(1 << 20):
+                pass
+        client.close()
+
     def _fate(self, direction):
         with self._lock:
-            if not self._mode or direction != ("reply" if self._mode == "reply" else "request"):
+            if not self._mode or direction != ("reply" if self._mode.endswith("reply") else "request"):
                 return ""
             self._left -= 1
             if self._left:
