@@ -30,7 +30,6 @@ have lowered: ``_reading`` has an entry for each thread, which its next transact
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter
@@ -60,6 +59,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_INTERVAL: Final = 0.1  # seconds between checkpoints, where nobody says how many
 LOOK: Final = 0.0002  # seconds between two checks whether the readers are done, which takes them microseconds
 
 
@@ -78,7 +78,7 @@ class Live:
         self._queues: Counter[Ref] = Counter()  # the number of queue objects for each queue
         self._coming: list[str] = []  # names of queues that are being opened and not counted yet
         self._torn = False  # in a child: whether a transaction of the parent was open at the fork
-        self.interval = math.inf  # seconds between checkpoints, the shortest that a queue object asks for
+        self._wanted: float | None = None  # seconds between checkpoints, the shortest that a queue object asks for
         self._frozen = Ending()  # the steps that end holding this process still during a fork
         self._inherited: list[Generation | None] = []  # in a child: kept, since ending them would harm the parent
         self._start()
@@ -105,11 +105,18 @@ class Live:
         if self._holds() or self._covers() or is_mine(self._moving):
             raise NestedCallError(self.directory.path)
 
-    def want_interval(self, seconds: float) -> None:
-        """Make checkpoints every ``seconds``, or more often if another queue object asks for it."""
-        with self._moving:  # so that no checkpoints start with a longer interval meanwhile
-            if seconds < self.interval:
-                self.interval = seconds
+    @property
+    def interval(self) -> float:
+        """Seconds between checkpoints."""
+        return _INTERVAL if self._wanted is None else self._wanted
+
+    def want_interval(self, seconds: float | None) -> None:
+        """Make checkpoints every ``seconds``, or more often if another queue object wants that; None: as others do."""
+        if seconds is None:
+            return
+        with self._moving:  # so that no checkpoints begin with a longer one meanwhile
+            if self._wanted is None or seconds < self._wanted:
+                self._wanted = seconds
                 if self._checkpoints is not None:
                     self._checkpoints.hurry(seconds)
 
@@ -266,7 +273,7 @@ class Live:
         found = Checkpoints(generation, session, self._slots, self._writer, self.interval, self._begin_anew)
         generation.keeper = self._checkpoints = found
         self._covers = found.is_mine
-        if session.unsynced_since:
+        if session.unsynced_since and (session.first or self._wanted is not None):
             found.resume()
 
     def _close_slots(self) -> None:

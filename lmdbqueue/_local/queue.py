@@ -41,7 +41,7 @@ _OPENING: Final = {
     "flush_limit": whole("a number of bytes", 0),
     "max_bytes": whole("a number of bytes", 1, or_none=True),
     "durability": one_of(*get_args(_format.Durability)),
-    "interval": seconds(more_than_0=True, most=3600.0),
+    "interval": seconds(more_than_0=True, most=3600.0)._replace(or_none=True),
     "checksum": FLAG,
     "progress": HOOK,
 }
@@ -81,9 +81,11 @@ class PersistentQueue(Queue[T]):
             processes; a power cut undoes at most the calls of the last ``interval`` seconds, later ones before earlier
             ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing after a
             power cut. Fixed when the directory is created.
-        interval: Seconds between two checkpoints, with ``durability="interval"``.
+        interval: Seconds between two checkpoints, with ``durability="interval"``. The shortest in the process counts;
+            None: the one that others have, or 0.1.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
-        progress: Called with bytes done and bytes in total while a whole file is verified.
+        progress: Called with bytes done and bytes in total while a whole file is verified: by another thread, every
+            tenth of a second, and once more when it is.
 
     Raises:
         FormatError: There is something else at the path; nothing was changed, as with all errors here.
@@ -110,7 +112,7 @@ class PersistentQueue(Queue[T]):
         max_attempts: int | None = None,
         expired: Expired = "drop",
         durability: _format.Durability = "full",
-        interval: float = 0.1,
+        interval: float | None = 0.1,
         checksum: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:

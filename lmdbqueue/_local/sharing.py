@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import OptionError
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._host.threads import free
+from lmdbqueue._host.threads import beating, free
 from lmdbqueue._lmdb.opening import build
 from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._local.environment import Environment, environments, opening
@@ -26,37 +27,60 @@ if TYPE_CHECKING:
     from lmdbqueue._model.invariants import Progress
 
 _PATIENCE: Final = 5.0  # seconds that a fork waits for a transaction under way
-_TURN: Final = 0.05  # seconds that a fork waits for one directory while it holds others still
+_REPORT: Final = 0.1  # seconds between two reports of a proof
+_TURN: Final = 0.05  # seconds that a fork waits for one directory while it keeps others still
 
 
 def open_environment(
-    path: str, wanted: _format.Options, progress: Progress | None = None, *, interval: float = 0.1
+    path: str, wanted: _format.Options, progress: Progress | None = None, *, interval: float | None = None
 ) -> Environment:
     """Return this process's handle on the directory at ``path``; the caller must release it.
 
-    ``interval``: seconds between checkpoints, if there are any.
+    ``interval``: seconds between checkpoints, if there are any; None: as others in this process want it. ``progress``
+    is a function of the user's: it is called by a thread that holds nothing, and once more by this one if it was
+    called, when nothing is held any more.
     """
     directory = open_directory(path, wanted, build, remembered)
+    counted = None  # the environment, once it has to be released
     try:
         _refuse_other_options(path, directory.options, wanted)
         with opening:
-            environment = environments.get(directory.identity)
-            if environment is None:
-                environment = Environment(directory)
-                environments[directory.identity] = environment
+            environment = environments.get(directory.identity) or Environment(directory)
+            environments[directory.identity] = environment
             environment.handles += 1
-    except BaseException:
-        directory.close()
-        raise
-    if environment.directory is not directory:
-        directory.close()
-    try:
+            counted = environment  # an interrupt comes where a function returns: none does since the one before
+        if environment.directory is not directory:
+            directory.close()
         environment.want_interval(interval)
-        environment.prepare(progress)
+        if progress is None:
+            environment.prepare()
+        else:
+            _prepare(environment, progress)
     except BaseException:
-        environment.release()
+        if counted is None or counted.directory is not directory:
+            directory.close()
+        if counted is not None:
+            counted.release()
         raise
     return environment
+
+
+def _prepare(environment: Environment, progress: Progress) -> None:
+    """Open what is live, and report how far its proof has come; what ``progress`` raises is raised when it is open."""
+    told: list[tuple[int, int]] = []  # what the proof, which holds locks, said last
+
+    def note(done: int, total: int) -> None:
+        told[:] = [(done, total)]
+
+    def report() -> None:
+        for each in told:
+            progress(*each)
+
+    with ExitStack() as reporting:
+        with suppress(RuntimeError):  # no thread can be had: then it is told once
+            reporting.enter_context(beating(report, _REPORT))
+        environment.prepare(note)
+    report()
 
 
 def _refuse_other_options(path: str, stored: _format.Options, given: _format.Options) -> None:

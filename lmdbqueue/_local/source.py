@@ -154,6 +154,7 @@ class QueueSource(Source):
             loads=bytes,
             name=name,
             durability=self._options.durability,
+            interval=None,
             checksum=self._options.checksum,
         )
 

@@ -152,7 +152,9 @@ def _told_if_it_lasts() -> Iterator[None]:
 
 def _opened(path: str, options: Options, **more: Any) -> PersistentQueue[Any]:
     with _told_if_it_lasts(), progress("verifying", in_bytes=True) as report:
-        return PersistentQueue(path, durability=options.durability, checksum=options.checksum, progress=report, **more)
+        return PersistentQueue(
+            path, durability=options.durability, interval=None, checksum=options.checksum, progress=report, **more
+        )
 
 
 # --- items

@@ -20,8 +20,6 @@ class AsideFile:
     def __init__(self, directory: str, id_: str, queue: str, source: str) -> None:
         self.path = f"{directory}.quarantine-{id_}"
         self._directory = directory
-        self.count = 0
-        self.first = ""  # the reason in the first line
         self._queue = queue
         self._source = source
         self._file: BinaryIO | None = None
@@ -34,8 +32,6 @@ class AsideFile:
             if self._file is None:
                 self._file = open(self.path + ".tmp", "wb", opener=self._private)  # noqa: SIM115  (closed below)
             self._file.write(line.encode() + b"\n")
-        self.first = self.first or f"{found.place}: {found.why}"
-        self.count += 1
 
     def publish(self) -> None:
         """Make the file durable, if it has a line."""

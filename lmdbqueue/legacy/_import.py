@@ -7,39 +7,47 @@ Owns: the protocol of an import. Law: others see either nothing of it in the des
 and in order, whenever it is killed and however often it is run; the source is not changed; nothing is unpickled except
 this module's own records. Must not know: the formats (``_file``, ``_chunks``, ``_tables``).
 
-An import is one transaction on the destination (``queue.transaction()``), which holds the items and, in the
-queue's ``state``, a record that they were imported. A run that was killed before the commit is begun anew; one
-that was killed after it finds the record, and does nothing.
+The source is read first, and what goes into the queue is written to a file without a name: there ``dumps``, ``loads``
+and ``progress`` are called, and nobody waits for them. Then one transaction on the destination
+(``queue.transaction()``) stores the items and, in the queue's ``state``, a record that they were imported. A run that
+was killed before the commit is begun anew; one that was killed after it finds the record, and does nothing.
 
 ====  ===================================================  =========================================
 step  what is done                                         killed after it
 ====  ===================================================  =========================================
 1     recognize the source                                 nothing
 2     open the destination, or create it                   an empty queue, if there was none
-3     begin the transaction: nobody else can write to the  as 2; the write lock is free
-      directory until its end
-4     look for the record of this source: if it is there,  as 3; nothing is done twice
-      return its result; if the source has changed
+3     look for the record of this source: if it is there,  as 2
+      return what it says; if the source has changed
       since, refuse
-5     note size, time and inode of the source's files;     as 3, and a copy in the system's directory
-      read them and push; a copy of a database is read if  of temporary files; what was to be set
-      it has a journal (``_tables``); what is no   aside, in ``<dest>.quarantine-<id>.tmp``,
-      item goes to a file of its own                       which the next run writes anew
-6     note them again: if they differ, undo all            as 5
-7     put the record                                       as 5
-8     fsync the file of what was set aside, rename it to   nothing was imported; the next run writes
+4     note size, time and inode of the source's files;     as 2, and a copy in the system's directory
+      read them, and write the items to a file without a   of temporary files; the file without a
+      name in the destination; a copy of a database is     name is gone with the process
+      read if it has a journal (``_tables``)
+5     note them again: if they differ, refuse; make the    as 4
+      record
+6     begin the transaction: nobody else can write to the  as 2; the write lock is free
+      directory until its end
+7     look for the record again: if another run has come   as 6; nothing is done twice
+      first, return what it says
+8     push the items; what is no item goes to a file of    as 6; what was to be set aside, in
+      its own                                              ``<dest>.quarantine-<id>.tmp``, which the
+                                                           next run writes anew
+9     put the record                                       as 8
+10    fsync the file of what was set aside, rename it to   nothing was imported; the next run writes
       ``<dest>.quarantine-<id>``, fsync its directory      the same file again
-9     commit and flush                                     all of it is there, and so is the record
+11    commit and flush                                     all of it is there, and so is the record
 ====  ===================================================  =========================================
 
-Consequences: processes that have the directory open can read meanwhile; those that write to it, or open it, wait until
-the import ends (measured: 2 s for a million items of 150 bytes, and 8 s to inspect as many pickles). Everything must
-fit in one transaction of LMDB, which keeps up to half a GiB of changes in memory and writes the rest to the file. A
-killed run starts again from the beginning: none of its items may stay, or they would have to be hidden from all others.
+What follows from this: others use the directory while the source is read, however long that takes (measured: 8 s to
+look at a million pickles); who writes to it, or opens it, waits for the storing (2 s for a million items of 150
+bytes). All must fit in one transaction of LMDB, which keeps up to half a GiB of what it changed in memory and writes
+the rest to the file; beside it there must be room for the file without a name. A run that was killed is begun anew and
+does not go on where it was: nothing of it may stay, or it would have to be hidden from everybody.
 
-A program that still writes to the source is noticed in step 6 if it does so during the import, as far as the times of
-the file system show it; stop it first. A source that changed after it was imported is refused, since its new items
-cannot be distinguished from the old ones.
+A program that still writes to the source is noticed by step 5 if that happens while it is read, as far as the
+times of its file system tell; stop it before. A source that changed after it was imported is refused, since
+what is new in it cannot be told from what was there.
 
 **What is imported.** If the library stores ``dumps(item)`` (python-persistent-queue, persist-queue), the bytes are
 stored unchanged: open the queue with the ``dumps`` and ``loads`` that they were written with, and pass the same here.
@@ -61,9 +69,11 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from lmdbqueue._errors import FormatError, SourceError
+from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.transaction import blocks
@@ -74,9 +84,11 @@ from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, 
 __all__ = ["Imported", "SourceError", "detect", "import_file"]
 
 Progress = Callable[[int, int], object]
+Spool = SpooledTemporaryFile[bytes]
 
 _BATCH_ITEMS = 10_000
 _BATCH_BYTES = 1 << 22
+_IN_MEMORY = 1 << 24  # bytes of a spool
 
 
 @dataclass(frozen=True)
@@ -132,15 +144,16 @@ def import_file(
     """Append all items of another library's queue to a queue of this library.
 
     It is all or nothing, and as durable as a push when it returns. After a crash, run it again; a run after a complete
-    one does nothing. Meanwhile others cannot open ``dest``, nor write to it. The source is not changed, and nothing is
-    unpickled.
+    one does nothing. Others can use ``dest`` while the source is read, and wait while its items are stored. The source
+    is not changed, and nothing is unpickled.
 
     Args:
         path: A file or directory of python-persistent-queue, persist-queue, litequeue or queuelib. Its program must not
             run.
         dest: The queue's directory; created if it is missing.
         name: The queue in the directory.
-        progress: Called with records done, finished ones included, and the source's own total, which may be wrong.
+        progress: Called with records read, finished ones included, and the source's own total, which may be wrong; the
+            last time before the items are stored.
         table: The queue, in a database that holds several.
         dumps: The ``dumps`` with which the new queue will be used.
         loads: The ``loads`` with which the new queue will be used.
@@ -157,16 +170,16 @@ def import_file(
     source = _recognized(os.path.realpath(path), table)
     directory = os.path.abspath(dest)
     blocks.refuse_inside(directory, "an import")
-    options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is}
-    with suppress(FormatError):  # there is no queue yet: opening creates it, or says why not
+    options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is, "interval": None}
+    with suppress(FormatError):  # no queue is there: it is created, or that says why not
         found = options_of(directory)
         options |= {"checksum": found.checksum, "durability": found.durability}
-    with PersistentQueue[bytes](directory, **options) as queue, queue.transaction():
+    with PersistentQueue[bytes](directory, **options) as queue:
         return _Import(source, queue, directory, dumps, loads).run(progress or _nobody)
 
 
 class _Import:
-    """One run of an import, inside its transaction."""
+    """One run of an import. Functions of the user's are called by ``_read`` and ``_earlier``, outside of everything."""
 
     def __init__(
         self,
@@ -184,23 +197,27 @@ class _Import:
         whose = f"{source.path}\0{source.part}\0{queue.name}"
         self._id = sha256(os.fsencode(whose)).hexdigest()[:16]
         self._aside = AsideFile(directory, self._id[:8], queue.name, source.path)
+        self._directory = directory
         self._batch: list[bytes] = []
+        self._asides: list[Aside] = []
         self._batch_bytes = 0
-        self._items = self._finished = self._damaged = 0
+        self._items = self._finished = self._set_aside = self._damaged = 0
+        self._first = ""  # what was set aside first
 
     def run(self, progress: Progress) -> Imported:
         """Import, or return the result of an earlier run."""
         key = f"imported-{self._id}"
-        if key in self._queue.state:
-            return self._earlier(key)
-        try:
-            return self._import(key, progress)
-        finally:
-            self._aside.discard()
+        earlier = self._queue.state.get(key)
+        if earlier is not None:
+            return self._earlier(key, earlier)
+        with SpooledTemporaryFile(_IN_MEMORY, dir=self._directory) as spool:
+            imported, record = self._read(spool, progress)
+            earlier = self._store(spool, key, record)
+        return imported if earlier is None else self._earlier(key, earlier)
 
-    def _earlier(self, key: str) -> Imported:
+    def _earlier(self, key: str, found: bytes) -> Imported:
         try:
-            record = self._loads(self._queue.state[key])
+            record = self._loads(found)
             record = record if isinstance(record, dict) else json.loads(record)
             stamp, done, when = record["stamp"], record["done"], record["time"]
             imported = Imported(**{**done, "notes": tuple(done["notes"]), "is_repeated": True})
@@ -214,7 +231,8 @@ class _Import:
             )
         return imported
 
-    def _import(self, key: str, progress: Progress) -> Imported:
+    def _read(self, spool: Spool, progress: Progress) -> tuple[Imported, bytes]:
+        """Write what is in the source to a spool; return the result, and the record of it."""
         stamp = _stamp(self._source)
         done = total = 0
         with closing(_readable(self._source)) as everything:
@@ -224,13 +242,13 @@ class _Import:
                     continue
                 self._take(found)
                 done += 1
-                if len(self._batch) >= _BATCH_ITEMS or self._batch_bytes >= _BATCH_BYTES:
-                    self._push()
+                if len(self._batch) + len(self._asides) >= _BATCH_ITEMS or self._batch_bytes >= _BATCH_BYTES:
+                    self._write(spool)
                     progress(done, max(done, total))
-        self._push()
+        self._write(spool)
         if self._damaged and not self._items:
             raise self._source.error(
-                f"none of its items is whole: {self._aside.first}",
+                f"none of its items is whole: {self._first}",
                 "if they are not pickles, pass the dumps and loads that they were written with",
             )
         if _stamp(self._source) != stamp:
@@ -239,16 +257,15 @@ class _Import:
             self._source.format,
             self._items,
             self._finished,
-            self._aside.count,
-            self._aside.path if self._aside.count else "",
+            self._set_aside,
+            self._aside.path if self._set_aside else "",
             tuple(self._source.notes),
         )
         when = time.strftime("%Y-%m-%d %H:%M:%S")
         record = {"path": self._source.path, "time": when, "stamp": stamp, "done": asdict(imported)}
-        self._queue.state[key] = self._recorded(record)
+        recorded = self._recorded(record)
         progress(done, done)
-        self._aside.publish()
-        return imported
+        return imported, recorded
 
     def _take(self, found: Found) -> None:
         if isinstance(found, Value):
@@ -256,11 +273,9 @@ class _Import:
         elif isinstance(found, Payload) and self._is_whole(found.data):
             self._add(found.data)
         elif isinstance(found, Payload):
-            self._damaged += 1
-            self._aside.add(Aside(found.data, found.place, "it is not a whole pickle"))
+            self._put_aside(Aside(found.data, found.place, "it is not a whole pickle"))
         elif isinstance(found, Aside):
-            self._damaged += found.damaged
-            self._aside.add(found)
+            self._put_aside(found)
         else:
             assert isinstance(found, Finished)
             self._finished += 1
@@ -270,10 +285,40 @@ class _Import:
         self._batch_bytes += len(payload)
         self._items += 1
 
-    def _push(self) -> None:
-        self._queue.push(self._batch)
-        self._batch = []
+    def _put_aside(self, found: Aside) -> None:
+        self._asides.append(found)
+        self._batch_bytes += len(found.data)
+        self._set_aside += 1
+        self._damaged += found.damaged
+        self._first = self._first or f"{found.place}: {found.why}"
+
+    def _write(self, spool: Spool) -> None:
+        with translated(self._directory, "import"):
+            pickle.dump((self._batch, self._asides), spool)
+        self._batch, self._asides = [], []
         self._batch_bytes = 0
+
+    def _store(self, spool: Spool, key: str, record: bytes) -> bytes | None:
+        """Store what was read, and the record of it; return the record of a run that did so before, and do nothing."""
+        with translated(self._directory, "import"):
+            end = spool.tell()
+            spool.seek(0)
+        try:
+            with self._queue.transaction():
+                earlier: bytes | None = self._queue.state.get(key)
+                if earlier is not None:
+                    return earlier
+                while spool.tell() < end:
+                    with translated(self._directory, "import"):
+                        payloads, asides = pickle.load(spool)  # noqa: S301  (written by ``_write``)
+                    self._queue.push(payloads)
+                    for each in asides:
+                        self._aside.add(each)
+                self._queue.state[key] = record
+                self._aside.publish()
+        finally:
+            self._aside.discard()
+        return None
 
     def _recorded(self, record: dict[str, Any]) -> bytes:
         """Return the record in a form that the queue's own ``dumps`` accepts: a dict, or JSON as str or bytes."""

@@ -8,17 +8,28 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import lmdb
 import pytest
+from old_queues import write_file
 from opener import as_after_a_reboot
 from processes import eventually, forked, generations, status_of
 from proofs import prove_by_the_checkpoint
 
-from lmdbqueue import DiskFullError, NestedCallError, OptionError, PersistentQueue, StorageError, TransactionError
+from lmdbqueue import (
+    DiskFullError,
+    NestedCallError,
+    OptionError,
+    PersistentQueue,
+    StorageError,
+    TransactionError,
+    check,
+)
 from lmdbqueue._errors import Full
 from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, meta_page
 from lmdbqueue._lmdb import generation as of_lmdb
@@ -30,7 +41,8 @@ from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._model import fifo
 from lmdbqueue.aio import AsyncPersistentQueue
-from lmdbqueue.forward import Forwarder, Target
+from lmdbqueue.forward import Forwarder, QueueSource, Target
+from lmdbqueue.legacy import import_file
 
 NEVER = 3600.0  # seconds: no checkpoint of the thread's within a test
 
@@ -145,6 +157,62 @@ def test_a_thread_covers_what_was_committed_and_ends_and_who_commits_then_does_n
 def test_the_least_interval_of_the_objects_on_a_directory_counts(tmp_path):
     with _open(tmp_path, 5.0) as queue, _open(tmp_path, 0.5), _open(tmp_path, 7.0):
         assert _checkpoints(queue).interval == 0.5
+
+
+def _checked(path):
+    assert check(path) == []
+
+
+def _read(path):
+    with closing(QueueSource(path)) as source:
+        assert source.bounds().waiting == 1
+
+
+def _imported(path):
+    old = path + " of before"
+    write_file(old)
+    import_file(old, path, name="another")
+
+
+@pytest.mark.parametrize("maintain", [_checked, _read, _imported])
+def test_maintenance_leaves_the_interval_of_others_as_it_is(maintain, tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        maintain(str(tmp_path / "queue"))
+        assert _checkpoints(queue).interval == NEVER
+        assert queue.stats().unsynced_seconds > 0
+
+
+def test_maintenance_by_another_process_makes_no_checkpoint_for_others(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        before = Slots(str(tmp_path / "queue" / "checkpoint")).newest()
+        program = "import sys; from lmdbqueue import check; assert check(sys.argv[1]) == []"
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / "queue")], check=True)
+        assert queue.stats().unsynced_seconds > 0
+        assert Slots(str(tmp_path / "queue" / "checkpoint")).newest() == before
+
+
+def test_a_commit_is_covered_though_an_interrupt_comes_as_it_is_noted(tmp_path, monkeypatch):
+    noted = Checkpoints.committed
+
+    def interrupted(*_):
+        monkeypatch.setattr(Checkpoints, "committed", noted)
+        raise KeyboardInterrupt
+
+    with _open(tmp_path, 0.01) as queue:
+        monkeypatch.setattr(Checkpoints, "committed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            queue.push(1)
+        newest = queue._engine.environment._generation.newest() & (1 << 64) - 1
+        eventually(lambda: _checkpoints(queue)._slots.newest().transaction == newest)
+
+
+def test_who_has_no_interval_of_its_own_has_a_tenth_of_a_second_until_others_want_another(tmp_path):
+    with _open(tmp_path, None) as queue:
+        assert _checkpoints(queue).interval == 0.1
+        with _open(tmp_path, 5.0):
+            assert _checkpoints(queue).interval == 5.0
 
 
 def test_an_object_that_wants_checkpoints_sooner_wakes_the_thread_that_sleeps(tmp_path):

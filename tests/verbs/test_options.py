@@ -65,7 +65,7 @@ WRONG = {  # by option, or by verb and option
     "__init__.max_attempts": [*OR_NONE, 0],
     "maxsize": [each for each in COUNTS if each != -1] + [-HUGE],  # as queue.Queue, which has no limit then
     "flush_limit": COUNTS,
-    "interval": [*SECONDS, 0, 3601, None],
+    "interval": [*SECONDS, 0, 3601],
     "durability": ["x", 5, None, True],
     "expired": ["x", 5, None, True],
     "order": ["x", 5, None, True],
