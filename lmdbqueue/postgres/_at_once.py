@@ -144,13 +144,13 @@ class Takes:
         if isinstance(rows, Settled):
             entry.notes = _NO_NOTES
             return [entry], items
-        if not rows or rows[0][0] is None:
+        if not rows:
             self._misses = _BLIND
             return None
         (row,) = rows
         entry.notes = row[:5]
-        if row[7] is not None:
-            self._ahead = Ahead(*row[7:10])
+        if row[6] is not None:
+            self._ahead = Ahead(*row[6:9])
         return [entry], items
 
     def _claimed(self, n: int, fn: Callable[[Step, bool, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:

@@ -15,7 +15,19 @@ from typing import Any, Final, NamedTuple
 
 from lmdbqueue._values import Entry
 from lmdbqueue.postgres import _positions, _readers, _removal
-from lmdbqueue.postgres._items import AT_ONCE, IN_ORDER, LOOK, MINE, OVERDUE, STANDS, Place, hurried, pack, tell
+from lmdbqueue.postgres._items import (
+    AT_ONCE,
+    IN_ORDER,
+    IS_OPEN,
+    LOOK,
+    MINE,
+    OVERDUE,
+    STANDS,
+    Place,
+    hurried,
+    pack,
+    tell,
+)
 from lmdbqueue.postgres._ledger import ARE_OUT, SHUT_OUT, program_of
 from lmdbqueue.postgres._step import Step
 
@@ -105,17 +117,18 @@ SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / coalesce((SELECT 1 FROM noted),
 FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
 """
 # No row: the lease is over, or readers have to know
-ACK_ONE: Final = """
+ACK_ONE: Final = (
+    """
 WITH gone AS (
     DELETE FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = %(seq)s AND lease = %(lease)s
-    AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) RETURNING seq),
-noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - 1
-    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)
-SELECT ARRAY[seq], 1 / coalesce((SELECT 1 FROM noted), 0), false,
-    EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), (SELECT at FROM noted)
-FROM gone
+    AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) RETURNING %(row)s AS row)
+UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - 1
+WHERE id = (SELECT row FROM gone) AND """
+    + IS_OPEN
+    + """
+RETURNING ARRAY[%(seq)s], NULL, false, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), ctid
 """
+)
 _OF_PAIRS: Final = """
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(
         SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq

@@ -10,11 +10,25 @@ from typing import Final
 from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
-from lmdbqueue.postgres._items import IN_ORDER, LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number, pack, tell
+from lmdbqueue.postgres._items import (
+    IN_ORDER,
+    LOOK,
+    MINE,
+    ORPHANED,
+    OVERDUE,
+    STANDS,
+    Ahead,
+    Found,
+    Place,
+    hurried,
+    number,
+    pack,
+    tell,
+)
 from lmdbqueue.postgres._step import Step
 
 _NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
-_VERSION: Final = "ctid::text || ' ' || xmin::text"
+_VERSION: Final = "xmin::text"  # what one transaction leaves of an item is one version
 _TAKEN: Final = (
     """,
 first AS MATERIALIZED (
@@ -65,33 +79,34 @@ _TAKE_IN_BLOCK: Final = (
     + " FROM gone UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
     " is_overdue, is_followed, is_awaited, NULL FROM look"
 )
-# The first item, if it is the one whose payload was already decoded; and the one that is first after that
+# The first item, if it is the one whose payload was already decoded; and the one that is first after that. No row means
+# that another is first, or that more has to be done
 TAKE_KNOWN: Final = (
-    "WITH "
-    + LOOK
-    + MINE
-    + """,
+    """
+WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),
 first AS MATERIALIZED (
-    SELECT seq, """
+    SELECT ctid AS at, seq, """
     + _VERSION
     + """ AS version FROM {items}
-    WHERE queue = %(queue)s AND state = 0 AND (SELECT NOT is_overdue AND NOT is_followed FROM look)
-    AND """
-    + STANDS
-    + """
+    WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
+    + OVERDUE
+    + ORPHANED
+    + """) AND NOT EXISTS (
+        SELECT FROM {queues} WHERE id = %(queue)s
+        AND (is_followed OR kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL))
     ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
 gone AS (
-    DELETE FROM {items} WHERE queue = %(queue)s AND state = 0
-    AND seq = (SELECT seq FROM first WHERE seq = %(seq)s AND version = %(version)s)
-    RETURNING seq, attempts, pushed_at, expires_at::text, key, headers),
+    DELETE FROM {items} WHERE ctid = (SELECT at FROM first WHERE seq = %(seq)s AND version = %(version)s)
+    RETURNING attempts, pushed_at, expires_at::text, key, headers),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
-    WHERE id = %(row)s AND NOT is_fenced AND EXISTS (SELECT FROM gone) RETURNING ctid AS at)"""
-    + _NEXT
-    + """SELECT gone.attempts, gone.pushed_at, gone.expires_at, gone.key, gone.headers, look.is_awaited,
-    CASE WHEN gone.seq IS NOT NULL THEN 1 / coalesce((SELECT 1 FROM noted), 0) END,
-    next.seq, next.payload, next.version, (SELECT at FROM noted)
-FROM look LEFT JOIN gone ON true LEFT JOIN next ON true"""
+    WHERE id = (SELECT %(row)s FROM gone) RETURNING ctid AS at),
+next AS (
+    SELECT seq, payload, """
+    + _VERSION
+    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s ORDER BY seq LIMIT 1)
+SELECT gone.*, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), next.*, (SELECT at FROM noted)
+FROM gone LEFT JOIN next ON true"""
 )
 TAKE_KNOWN_NOW: Final = hurried(TAKE_KNOWN)
 _TAKE_NOW: Final = hurried(_TAKE)

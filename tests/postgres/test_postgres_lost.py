@@ -421,6 +421,16 @@ def test_a_session_that_was_shut_out_tells_nobody_that_nothing_is_there(open_pos
     assert TAKES[take](queue) == "b"
 
 
+def test_an_ack_of_a_session_that_was_shut_out_is_done_by_another(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push(["a", "b"])
+    lease = queue.lease()
+    postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
+    lease.ack()
+    assert queue.check() == []
+    assert (queue.stats().leased, queue.pop(9)) == (0, ["b"])
+
+
 def test_a_session_that_was_shut_out_begins_nothing_with_another_queue(open_postgres, postgres, schema):
     queue, other = open_postgres(), open_postgres("other")
     queue.push("a")
