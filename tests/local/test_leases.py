@@ -2,9 +2,10 @@
 
 import gc
 import os
+import signal
 
 import pytest
-from processes import forked, holder, kill, status_of
+from processes import KILLED, forked, holder, kill, status_of
 
 from lmdbqueue import (
     CorruptItemError,
@@ -353,3 +354,23 @@ def test_leases_of_several_that_loads_ends_are_not_lost(open_queue, error):
     with pytest.raises(error):
         queue._engine.lease_each(1, None, head_of(queue).sort_out)
     assert queue.stats().leased == 2
+
+
+def test_the_item_of_one_who_dies_comes_before_the_one_that_was_seen_next(open_queue):
+    queue = open_queue()
+    queue.push(["a", "b", "c"])
+    read, write = os.pipe()
+
+    def child():
+        assert queue.lease().items == ["a"]
+        os.write(write, b".")
+        signal.pause()
+
+    pid = forked(child)
+    assert os.read(read, 1)
+    assert queue.lease().items == ["b"], "which saw that 'c' is next"
+    os.kill(pid, signal.SIGKILL)
+    assert status_of(pid) == KILLED
+    assert queue.lease().items == ["a"]
+    for each in (read, write):
+        os.close(each)
