@@ -212,7 +212,7 @@ def relay(
         weighed_records.put_sealed(txn, queue.generation.table(ref), name, payload)
     if not want.items or returns.overdue(txn, queue, watch, want.now) is not None:
         return Relayed(acked, [], None)
-    entries = fifo.first(txn, queue, want.items, want.size)
+    entries = fifo.first(txn, queue, want.items, want.size if want.items > 1 else None)
     if not entries or len(entries[0][1]) > want.size:
         return Relayed(acked, [], None)
     given = (lease_first if len(entries) == 1 else lease)(txn, queue, entries, want.terms)

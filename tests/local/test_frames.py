@@ -12,7 +12,7 @@ CALLS = {  # and their budgets, with a flush a commit and with checkpoints
     "push": (20, 21, lambda queue, _: queue.push("item")),
     "pop": (25, 24, lambda queue, _: queue.pop()),
     "lease + ack": (45, 49, lambda queue, _: queue.lease().ack()),
-    "relay": (54, 57, lambda queue, leases: leases.append(relay(queue, leases.pop()))),
+    "relay": (53, 56, lambda queue, leases: leases.append(relay(queue, leases.pop()))),
     "reader's pop": (45, 45, lambda _, reader: reader.pop()),
 }
 
