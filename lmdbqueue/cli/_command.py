@@ -117,10 +117,19 @@ def _who(error: Exception) -> str:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, (lmdbqueue.DecodeError, lmdbqueue.CorruptItemError)):
+        return sentence_of_item(error)
     if not isinstance(error, click.ClickException):
         return " ".join(str(error).split())
     advice = f" See {_who(error)} --help." if isinstance(error, click.UsageError) else ""
     return " ".join(error.format_message().split()) + advice
+
+
+def sentence_of_item(error: lmdbqueue.DecodeError | lmdbqueue.CorruptItemError) -> str:
+    """Return what is wrong with an item, with the advice for a shell instead of that for a program."""
+    fact = " ".join(str(error).rpartition("; it stays")[0].split())
+    bytes_too = ", and --raw shows its bytes" if isinstance(error, lmdbqueue.DecodeError) else ""
+    return f"{fact}; it stays where it is: lmdbqueue delete --item {error.seq} removes it{bytes_too}"
 
 
 def print_lines(lines: Iterable[bytes]) -> None:

@@ -31,6 +31,7 @@ from lmdbqueue.cli._command import (
     name_option,
     path_argument,
     print_lines,
+    sentence_of_item,
 )
 from lmdbqueue.cli._open import (
     Form,
@@ -106,7 +107,7 @@ def push(
         given: Any  # numbers, as those of a list always are
         if unique is not None:
             given = queue.push(found, unique=[unique], replace=replace, **how)
-            click.echo(f"item {given[0]} has the key")
+            click.echo(f"pushed item {given[0]}" if given[0].is_stored else f"not pushed: item {given[0]} has the key")
         elif found:
             given = queue.push(found, **how)
             click.echo(f"pushed item {given[0]}" if len(given) == 1 else f"pushed items {given[0]} to {given[-1]}")
@@ -231,12 +232,15 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
 @path_argument
 @name_option
 @count_option
-def delete(path: str, name: str, count: int) -> int:
-    """Remove the first items without decoding them."""
+@click.option("--item", "seqs", type=int, multiple=True, help="The number of an item, instead of the first ones.")
+def delete(path: str, name: str, count: int, seqs: tuple[int, ...]) -> int:
+    """Remove the first items, or those with these numbers, without decoding them."""
+    if seqs and count != 1:
+        raise click.UsageError("--count means the first items, --item those with these numbers: give one of them.")
     with existing(path, name) as queue:
-        deleted = queue.delete(count)
+        deleted = sum(map(queue.delete_item, seqs)) if seqs else queue.delete(count)
     click.echo(f"deleted {counted(deleted)}")
-    return 0 if deleted or not count else NOTHING
+    return 0 if deleted or not (count or seqs) else NOTHING
 
 
 # --- follow
@@ -271,8 +275,8 @@ def follow(path: str, name: str, count: int | None, form: Form, *, new_only: boo
             _refuse_broken_pipe()
 
 
-def _pass_over(error: Exception) -> None:
-    click.echo(f"lmdbqueue: left out: {error}", err=True)
+def _pass_over(error: DecodeError | CorruptItemError) -> None:
+    click.echo(f"lmdbqueue: left out: {sentence_of_item(error)}", err=True)
 
 
 def _refuse_broken_pipe() -> None:

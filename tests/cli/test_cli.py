@@ -179,8 +179,8 @@ def test_bytes_are_stored_as_they_are(run, open_queue):
 
 def test_delay_and_unique_are_those_of_the_library(run, open_queue):
     run("push", "queue", "later", "--delay", "3600")
-    assert run("push", "queue", "one", "--unique", "k").stdout == b"item 1 has the key\n"
-    assert run("push", "queue", "two", "--unique", "k").stdout == b"item 1 has the key\n"
+    assert run("push", "queue", "one", "--unique", "k").stdout == b"pushed item 1\n"
+    assert run("push", "queue", "two", "--unique", "k").stdout == b"not pushed: item 1 has the key\n"
     queue = open_queue()
     assert (list(queue), queue.stats().delayed) == (["one"], 1)
     run("push", "texts", "--json", "[1, 2]", "--unique", "k")
@@ -304,10 +304,12 @@ def test_what_stands_before_an_item_that_cannot_be_decoded_is_printed_and_then_i
     for command in (("peek", "queue", "-n", "9"), ("pop", "queue", "-n", "9")):
         told = run(*command, code=7)
         assert told.stdout == b"a\nb\n"
-        assert b"delete_item(2)" in told.stderr
+        assert b"lmdbqueue delete --item 2 removes it" in told.stderr
     assert run("pop", "queue", "-n", "9", code=7).stdout == b""
     assert (len(queue), queue.stats().leased) == (2, 0)
-    assert queue.delete_item(2)
+    run("delete", "queue", "--item", "2", "-n", "2", code=2)
+    assert run("delete", "queue", "--item", "2", "--item", "99").stdout == b"deleted 1 item\n"
+    run("delete", "queue", "--item", "2", code=3)
     assert run("pop", "queue", "-n", "9").stdout == b"c\n"
 
 
