@@ -186,7 +186,7 @@ class PersistentQueue(Queue[T]):
         with translated(self._engine.path, "opening"):
             from lmdbqueue._local import compaction  # noqa: PLC0415  (few ever need it)
 
-        return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else max(0, self.flush_limit))
+        return compaction.flush(self._engine.environment, self._engine.ref, -1 if force else self.flush_limit)
 
     def copy(self, new_filename: str | os.PathLike[str], path: str | os.PathLike[str] | None = None) -> Self:
         """Make a compacted copy of the whole directory: an independent queue, durable when this returns.

@@ -40,8 +40,7 @@ SELECT set_config('tcp_keepalives_idle', '10', false), set_config('tcp_keepalive
        set_config('tcp_keepalives_count', '3', false), set_config('client_connection_check_interval', '2s', false),
        set_config('idle_session_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
        set_config('statement_timeout', '0', false), set_config('lock_timeout', '{}', false),
-       set_config('default_transaction_isolation', 'read committed', false),
-       set_config('default_transaction_read_only', 'off', false){}
+       set_config('default_transaction_isolation', 'read committed', false){}
 """
 _TRANSACTION_TIMEOUT: Final = ", set_config('transaction_timeout', '0', false)"  # of PostgreSQL 17 and later
 # A plan that was made when a table was nearly empty is kept, and must not read the whole table later; making a new one

@@ -256,7 +256,6 @@ def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
 
 
 SETTINGS = {
-    "default_transaction_read_only": "on",
     "default_transaction_isolation": "serializable",
     "default_transaction_deferrable": "on",
     "statement_timeout": "1000",
