@@ -259,7 +259,7 @@ SETTINGS = {
     "default_transaction_isolation": "serializable",
     "default_transaction_deferrable": "on",
     "statement_timeout": "1000",
-    "idle_in_transaction_session_timeout": "20",
+    "idle_in_transaction_session_timeout": "2000",
     "client_encoding": "LATIN1",
     "search_path": "nowhere",
     "bytea_output": "escape",
