@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -71,15 +72,15 @@ def _before() -> None:
 
 
 def _in_parent() -> None:
-    if _under_way:
+    if hasattr(_here, "forks"):
         _call([_parts[name].parent for name in registered()])
-        _under_way.clear()
+        _here.__dict__.clear()
 
 
 def _in_child() -> None:
-    if _under_way:
+    if hasattr(_here, "forks"):
         _call([_parts[name].child for name in registered()])
-        _under_way.clear()
+        _here.__dict__.clear()
 
 
 def _call(functions: list[Callable[[], object]]) -> None:
@@ -92,9 +93,11 @@ def _call(functions: list[Callable[[], object]]) -> None:
             _call(functions)
 
 
-_under_way: list[int] = []  # not empty from the beginning of a fork until all steps after it have run
+# ``forks`` is there from the beginning of a fork until all steps after it have run. Each thread has its own, since
+# another may begin a fork meanwhile, and wait in a step before it until this one has ended
+_here = threading.local()
 
 os.register_at_fork(before=_before)
-os.register_at_fork(before=functools.partial(_under_way.append, 1))  # a call of C, which cannot be interrupted
+os.register_at_fork(before=functools.partial(setattr, _here, "forks", 1))  # a call of C, never interrupted
 for _ in range(2):  # the second run only does what an interrupt of the first one has left
     os.register_at_fork(after_in_parent=_in_parent, after_in_child=_in_child)

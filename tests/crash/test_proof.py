@@ -456,7 +456,7 @@ def _ends_without_descriptors(place):
     def limit(descriptors):
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
-    most = max(map(int, os.listdir("/proc/self/fd"))) + 12
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 16
     return _ends(_left_behind(place), range(most, 3, -1), limit)
 
 

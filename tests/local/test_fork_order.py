@@ -2,15 +2,18 @@
 
 import os
 import re
+import threading
+from types import SimpleNamespace
 
 import pytest
-from processes import forked, status_of
+from processes import eventually, forked, status_of
 
 import lmdbqueue
 import lmdbqueue.aio._courier
 import lmdbqueue.integrations.logging
 import lmdbqueue.postgres
 from lmdbqueue._host import fork
+from lmdbqueue._local.environment import opening
 
 PACKAGE = os.path.dirname(lmdbqueue.__file__)
 
@@ -52,7 +55,7 @@ def test_what_fails_keeps_no_other_from_its_part(monkeypatch):
         "engines": fork._Part(lambda: done.append("before 3"), fork._nothing, lambda: done.append("child 3")),
     }
     monkeypatch.setattr(fork, "_parts", parts)
-    monkeypatch.setattr(fork, "_under_way", [1])
+    monkeypatch.setattr(fork, "_here", SimpleNamespace(forks=True))
     for step in (fork._before, fork._in_child):
         with pytest.raises(ZeroDivisionError):
             step()
@@ -68,3 +71,25 @@ def test_a_child_of_a_child_goes_on(open_queue):
 
     assert status_of(forked(beget)) == 0
     assert list(queue) == ["child", "grandchild"]
+
+
+def test_threads_that_fork_at_the_same_time_each_end_their_own_fork(open_queue):
+    queue = open_queue()
+    begun, statuses = [], []
+    mine = fork._Part(lambda: begun.append(threading.get_ident()), fork._nothing, fork._nothing)
+
+    def fork_and_push():
+        statuses.append(status_of(forked(queue.push, "child")))
+        queue.push("parent")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(fork._parts, "pushes to come", mine)  # the first of the steps before a fork
+        threads = [threading.Thread(target=fork_and_push) for _ in range(2)]
+        with opening:  # which both forks wait for
+            for thread in threads:
+                thread.start()
+            eventually(lambda: len(begun) == len(threads))
+        for thread in threads:
+            thread.join()
+    assert statuses == [0, 0]
+    assert sorted(queue) == ["child", "child", "parent", "parent"]
