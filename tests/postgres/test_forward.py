@@ -101,7 +101,7 @@ def test_a_batch_is_limited_in_bytes_and_has_one_item_at_least(open_queue):
     assert [len(item) for item in target.items] == [1000] * 10 + [50_000]
     assert target.sizes == [3000, 3000, 3000, 1000, 50_000]
     for options in ({"batch": 0}, {"max_bytes": 0}):
-        with pytest.raises(ValueError, match="at least one"):
+        with pytest.raises(ValueError, match="1 or more"):
             Forwarder(queue, target, **options)
     with pytest.raises(TypeError, match="a PostgresQueue or a Target"):
         Forwarder(queue, "postgresql://")

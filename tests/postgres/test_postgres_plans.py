@@ -65,7 +65,7 @@ def read(plan):
 @pytest.fixture(scope="module")
 def watched():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lmdbqueue.postgres._database.Session", Watched)
+        patched.setattr("lmdbqueue.postgres._access.Session", Watched)
         yield Watched
 
 
