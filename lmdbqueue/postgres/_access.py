@@ -20,7 +20,17 @@ import psycopg
 
 from lmdbqueue._errors import NestedCallError, QueueError, ServerError
 from lmdbqueue.postgres._connection import connect
-from lmdbqueue.postgres._failures import Lost, cause_of, explained, is_final, is_hopeless, is_refused, said, sqlstate_of
+from lmdbqueue.postgres._failures import (
+    Lost,
+    cause_of,
+    explained,
+    is_answer,
+    is_final,
+    is_hopeless,
+    is_refused,
+    said,
+    sqlstate_of,
+)
 from lmdbqueue.postgres._ledger import Program, Settled
 from lmdbqueue.postgres._pool import Pool
 from lmdbqueue.postgres._session import Session
@@ -131,7 +141,7 @@ class Access:
                 other.until = time.monotonic() + seconds
                 return is_at_work(other, backend, is_over=is_over)
         except psycopg.Error as error:
-            return error.sqlstate is not None and not is_over  # it is there, and refuses the connection
+            return is_answer(error) and not is_over
 
     # --- using
 

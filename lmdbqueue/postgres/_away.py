@@ -116,12 +116,13 @@ SELECT seqs, CASE WHEN seqs IS NOT NULL THEN 1 / coalesce((SELECT 1 FROM noted),
     leases, (SELECT at FROM noted)
 FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
 """
-# No row: the lease is over, or readers have to know
+# No row: the lease is over, readers have to know, or the session's row is gone, as after the restoration of a backup
 ACK_ONE: Final = (
     """
 WITH gone AS (
     DELETE FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = %(seq)s AND lease = %(lease)s
-    AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) RETURNING %(row)s AS row)
+    AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s)
+    AND EXISTS (SELECT FROM {ledger} WHERE id = %(row)s) RETURNING %(row)s AS row)
 UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - 1
 WHERE id = (SELECT row FROM gone) AND """
     + IS_OPEN

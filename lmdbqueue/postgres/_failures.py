@@ -88,6 +88,11 @@ def is_refused(error: psycopg.Error) -> bool:
     return _REFUSED.search(str(error)) is not None
 
 
+def is_answer(error: psycopg.Error) -> bool:
+    """Return whether an error is what the server says, and be it that it accepts no connection."""
+    return error.sqlstate is not None or "FATAL" in str(error) or is_refused(error)
+
+
 def is_answered(error: Exception) -> bool:
     """Return whether an error is the server's answer to one statement that did nothing, on an intact connection."""
     return isinstance(error, psycopg.Error) and error.sqlstate is not None and error.sqlstate[:2] not in ("57", "08")

@@ -84,7 +84,7 @@ LOOK: Final = (
 MINE: Final = """,
 mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE)"""
 STANDS: Final = "1 / coalesce((SELECT 1 FROM mine), 0) = 1"
-# The same of the row that a statement writes last, which is there for as long as its session lives
+# The same of the row that a statement writes last, and that it has found
 IS_OPEN: Final = "1 / (NOT is_fenced)::integer = 1"
 STATUS: Final = "SELECT NULL::bytea, NULL::bigint, is_overdue, is_followed, is_awaited FROM look"
 _FIRST: Final = (

@@ -13,7 +13,9 @@ somebody between took what    the system hears no silence: this side asks by ano
 was sent, and passes nothing  this side, or does not know the session: it is closed
 on
 the server works, or waits    it is waited for. If it waits for a lock when the call is over, that wait is cancelled
-the server hangs              nobody can be asked within the time that is left: the connection is closed
+the server hangs              nobody can be asked within the time that is left, or a sixth of the patience: it is closed
+the server has no room for    it is waited for until the call is over: that it refuses another one says that it is there
+another connection
 ============================  =====================================================================================
 """
 
@@ -40,6 +42,7 @@ S = TypeVar("S", bound="_Limited")
 SILENCE: Final = 25.0  # seconds
 SHORTEST: Final = 0.5
 _PART: Final = 5 / 6  # of the patience, to leave time for another connection
+_TO_ASK: Final = 1 / 5  # of a silence, at the least: so much is left of the patience
 _OF_SILENCE: Final = ("tcp_user_timeout", "keepalives_idle", "keepalives_interval", "keepalives_count", "keepalives")
 _EVER: Final = float("inf")
 
@@ -131,23 +134,21 @@ class Connection(psycopg.Connection[Any]):
         """Do as psycopg does, which knows no time below two seconds."""
         until = time.monotonic() + cls._opening.seconds
 
-        def look() -> None:
-            if time.monotonic() >= until:
-                raise psycopg.errors.ConnectionTimeout("connection timeout expired")
+        def look(now: float, _since: float) -> bool:
+            if now < until:
+                return False
+            raise psycopg.errors.ConnectionTimeout("connection timeout expired")
 
         return attended(super()._connect_gen(*args, **options), look)
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Do as psycopg does, and look at the time where nothing comes."""
-        since = None
 
-        def look() -> None:
-            nonlocal since
-            now = time.monotonic()
-            since = since or now
-            if now - since >= self.silent or now >= self.until:
+        def look(now: float, since: float) -> bool:
+            is_asked = now - since >= self.silent or now >= self.until
+            if is_asked:
                 self._refuse_silence(is_over=now >= self.until)
-                since = None
+            return is_asked
 
         return super().wait(attended(gen, look), *args, **options)
 
@@ -157,7 +158,7 @@ class Connection(psycopg.Connection[Any]):
 
     def _refuse_silence(self, *, is_over: bool) -> None:
         """Close the connection, and raise ``OperationalError``, unless the server is at work."""
-        seconds = min(SILENCE, max(SHORTEST, self.until - time.monotonic()))
+        seconds = min(SILENCE, max(SHORTEST, self.silent * _TO_ASK, self.until - time.monotonic()))
         is_at_work = self.is_at_work is not None and self.is_at_work(self.backend, seconds, is_over)
         if not is_at_work and not is_readable(self.fileno()):  # for the answer may have come meanwhile
             self.was_silent = True
@@ -179,14 +180,23 @@ class Connection(psycopg.Connection[Any]):
                     same.setsockopt(socket.IPPROTO_TCP, getattr(socket, kind), int(value))
 
 
-def attended(gen: Generator[Any, Any, R], look: Callable[[], None]) -> Generator[Any, Any, R]:
-    """Do as ``gen``, a generator of psycopg's, and call ``look`` each time that nothing came for a moment."""
+def attended(gen: Generator[Any, Any, R], look: Callable[[float, float], bool]) -> Generator[Any, Any, R]:
+    """Do as ``gen``, a generator of psycopg's, and call ``look`` each time that nothing came, or went, for a moment.
+
+    It gets the time, and since when that is so; and returns whether to count anew.
+    """
+    since: float | None = None
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
-            if not ready:
-                look()
+            if ready:
+                since = None
+            else:
+                now = time.monotonic()
+                since = now if since is None else since
+                if look(now, since):
+                    since = None
             wanted = gen.send(ready)
     except StopIteration as end:
         result: R = end.value

@@ -28,7 +28,9 @@ from lmdbqueue.postgres._items import (
 from lmdbqueue.postgres._step import Step
 
 _NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
-_VERSION: Final = "xmin::text"  # what one transaction leaves of an item is one version
+# What one transaction leaves of an item is one version. After a failover to a standby that lagged, or the restoration
+# of a backup, another transaction may have the same number, and its item that of the one that was seen
+_VERSION: Final = "xmin::text || ' ' || pushed_at::text"
 _TAKEN: Final = (
     """,
 first AS MATERIALIZED (

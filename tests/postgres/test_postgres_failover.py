@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import signal
+import subprocess
 from contextlib import suppress
 
 import postgres_server
@@ -121,6 +123,39 @@ def survive(place):
     for producer in range(PRODUCERS):
         assert [number for who, number in found if who == producer] == acknowledged(place, producer)
     return len(found)
+
+
+def test_an_item_that_another_history_of_the_server_has_is_not_the_one_seen_ahead(needs_postgres):
+    """As after a failover to a standby that lagged: numbers of transactions and items are given again, to others."""
+    needs_postgres()
+    server = postgres_server.Server(fsync="off", autovacuum="off")
+    queue = None
+    try:
+        queue = PostgresQueue(server.create().start().url())
+        queue.push("first")
+        queue.count()
+        before, elsewhere = server.data + "-before", server.url() + "&application_name=other"
+        server.stop()
+        subprocess.run(["cp", "-a", server.data, before], check=True)
+        versions = []
+        for payload in ("lost", "new"):
+            server.start()
+            with PostgresQueue(elsewhere) as other:
+                other.push(payload)
+            versions += server.execute("SELECT seq, xmin::text FROM lmdbqueue.items ORDER BY seq DESC LIMIT 1")
+            if payload == "lost":
+                assert queue.pop() == "first"
+                server.stop()
+                shutil.rmtree(server.data)
+                os.rename(before, server.data)
+        assert versions[0] == versions[1]
+        with PostgresQueue(elsewhere) as other:
+            assert other.pop() == "first"
+        assert queue.pop() == "new"
+    finally:
+        if queue is not None:
+            queue.close()
+        server.remove()
 
 
 def test_a_primary_that_is_killed_takes_nothing_with_it(needs_postgres, tmp_path, record_property):

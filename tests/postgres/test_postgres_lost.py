@@ -211,8 +211,61 @@ def test_a_server_that_is_at_work_is_waited_for_longer_than_a_silence(proxy, sch
         ) == [(7,)]
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_server_without_room_for_another_connection_is_waited_for(postgres, schema):
+    role = f"limited_{schema}"
+    postgres.execute(f'CREATE ROLE "{role}" LOGIN; CREATE SCHEMA "{schema}" AUTHORIZATION "{role}"')
+    try:
+        with PostgresQueue(postgres.url().replace("postgres@", f"{role}@"), schema=schema, patience=20.0) as queue:
+            postgres.execute(f'ALTER ROLE "{role}" CONNECTION LIMIT 1')
+            assert queue._engine.database.view(
+                20.0, lambda step: step.connection.execute("SELECT 7 FROM pg_sleep(1)").fetchall()
+            ) == [(7,)]
+    finally:
+        postgres.execute(f'DROP SCHEMA "{schema}" CASCADE; DROP ROLE "{role}"')
+
+
+class Hand:
+    """A clock that goes on by hand."""
+
+    now = 1.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_what_comes_in_parts_is_no_silence(postgres, monkeypatch):
+    """A slow network: each second a part, and a moment before it in which nothing comes."""
+    with _silence.Connection.opened(postgres.url(), 5.0, 5.0) as connection:
+        clock, asked = Hand(), []
+        monkeypatch.setattr(_silence, "time", clock)
+        connection.limit(3.0)
+        connection.is_at_work = lambda *_: asked.append(clock.now) or True
+
+        def moments(_, gen, **_options):
+            next(gen)
+            for ready in [0, 1] * 9 + [0] * 5:
+                clock.now += 1.0
+                gen.send(ready)
+
+        monkeypatch.setattr(psycopg.Connection, "wait", moments)
+        connection.wait(1 for _ in count())
+        monkeypatch.undo()
+        assert asked == [1.0 + 2 * 9 + 4]
+
+
+def test_there_is_time_to_ask_whether_the_server_is_at_work_when_a_call_is_over(postgres):
+    """Another connection by an encrypted one takes more than half a second, over a continent."""
+    with _silence.Connection.opened(postgres.url(), 5.0, 5.0) as connection:
+        asked = []
+        connection.is_at_work = lambda *about: asked.append(about) or True
+        connection.limit(25.0, time.monotonic())
+        connection._refuse_silence(is_over=True)
+        assert asked == [(connection.backend, 5.0, True)]
+
+
 def test_a_lock_is_not_waited_for_when_the_call_is_over_whatever_the_server_was_told(proxy, schema, postgres):
-    with PostgresQueue(proxy.url(), schema=schema, patience=0.5) as queue:
+    with PostgresQueue(proxy.url(), schema=schema) as queue:
         queue.push("a")
 
         def wait(step):
@@ -426,6 +479,22 @@ def test_an_ack_of_a_session_that_was_shut_out_is_done_by_another(open_postgres,
     queue.push(["a", "b"])
     lease = queue.lease()
     postgres.execute(f'UPDATE "{schema}".ledger SET is_fenced = true')
+    lease.ack()
+    assert queue.check() == []
+    assert (queue.stats().leased, queue.pop(9)) == (0, ["b"])
+
+
+KEPT = ("pushed", "waiting", "size", "leased")
+
+
+def test_an_ack_of_a_session_that_a_restored_backup_does_not_know_is_counted(open_postgres, postgres, schema):
+    queue = open_postgres()
+    queue.push(["a", "b"])
+    lease = queue.lease()
+    counts, sums = ", ".join(KEPT), ", ".join(f"sum({each})" for each in KEPT)
+    postgres.execute(f"""
+        WITH gone AS (DELETE FROM "{schema}".ledger RETURNING *)
+        UPDATE "{schema}".queues SET ({counts}) = (SELECT {sums} FROM gone)""")
     lease.ack()
     assert queue.check() == []
     assert (queue.stats().leased, queue.pop(9)) == (0, ["b"])

@@ -215,10 +215,11 @@ def test_anything_with_an_index_is_a_number_of_items(queue):
             return 2
 
     queue.push(["a", "b", "c", "d"])
-    assert queue.peek(True) == "a"  # noqa: FBT003  (True is the integer 1)
+    for verb in (queue.peek, queue.pop, queue.delete):
+        with pytest.raises(TypeError, match="not True"):
+            verb(True)  # noqa: FBT003
     assert queue.pop(Two()) == ["a", "b"]
-    assert queue.delete(True) == 1  # noqa: FBT003
-    assert list(queue) == ["d"]
+    assert queue.delete(Two()) == 2
 
 
 TAKES = {
@@ -317,7 +318,7 @@ def test_delete_removes_what_was_peeked_though_it_has_expired_since_or_something
     assert sorted(reading.peek_many(9)) == ["due", "second"]
 
 
-@pytest.mark.parametrize(("number", "gone"), [(0, 0), (1, 1), (3, 3), (10**30, 3)])
+@pytest.mark.parametrize(("number", "gone"), [(0, 0), (1, 1), (3, 3), (sys.maxsize, 3)])
 def test_delete_removes_from_the_head_without_decoding_and_says_how_many(engine, number, gone):
     queue = engine()
     queue.push(["a", "b", "c"])
