@@ -28,7 +28,8 @@ Choices that kombu and Celery force:
 - *Priorities* are 0 to 9, and higher ones leave sooner, as with RabbitMQ (Redis has it the other way round).
 - *Eta*: Celery's worker takes a message that is due later, and holds it until then. One that is due in more than a
   minute stays in the queue until a minute before that, where no worker's death affects it.
-- *In an event loop* an acknowledgement leases the next message of its queue in the same step: one commit a task.
+- *In an event loop* an acknowledgement leases the next message of its queue in the same step: one commit a task. Where
+  a channel has several consumers, each 16th does not, and the next of them has its turn.
 - *Waiting*: a connection sleeps on the bell of the directory, which each commit rings; there is no polling interval.
   The event loop of a worker needs a descriptor to wait for, so a thread sleeps on the bell and writes to a pipe:
   immediately when the worker was idle, and every 10 ms at most when it is busy, since most commits are its own then.
@@ -109,7 +110,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
     def can_take(self, leaving: int = 0) -> int:
         """Return how many messages may be leased after ``leaving`` of them have left."""
         if not self.prefetch_count:
-            return _AT_ONCE
+            return max(0, _AT_ONCE - len(self.channel.taken))
         return max(0, min(_AT_ONCE, int(self.prefetch_count) - len(self._leases) + leaving))
 
     def can_deliver(self, taken: int) -> bool:
@@ -208,6 +209,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._by_tag: dict[str, _Consumer] = {}
         self.taken: deque[tuple[str, Any]] = deque()  # leased but not delivered, each with the tag of its consumer
         self._turn = 0
+        self._in_a_row = 0  # messages leased with an acknowledgement since the other consumers had their turn
 
     # --- queues
 
@@ -362,7 +364,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             seq: Its number.
 
         Returns:
-            Whether it was acknowledged; if there is no consumer, or its lease is over, this does nothing.
+            Whether it was acknowledged. If there is no consumer, its lease is over, or other consumers of the channel
+            have waited for long enough, this does nothing.
         """
         connection = self.connection
         if connection is None or not connection.is_in_loop() or not self._broker.is_mine:
@@ -376,10 +379,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         room = self.qos.can_take(1)
         if not tag or not room:
             return False
+        if self._in_a_row >= _AT_ONCE and len(self._by_tag) > 1:
+            self._in_a_row = 0
+            return False
         try:
             more = relay(self._broker.queue(name), lease, seq, room)
         except (LeaseExpiredError, GoneError, Full):  # the last: to acknowledge needs no room
             return False
+        self._in_a_row += len(more)
         self.taken.extend((tag, message) for message in self._held(more))
         connection.has_taken |= bool(self.taken)
         connection.is_to_look |= len(more) < room  # there may be messages in another queue

@@ -409,11 +409,38 @@ def test_in_a_loop_a_consumer_that_acknowledges_at_once_leaves_time_for_others(c
         send(connection, *range(100))
         connection.register_with_event_loop(hub)
         seen, turns = [], []
-        consumer_of(connection, lambda body, message: (seen.append(body), message.ack()))
+        channel = connection.channel()
+        consumer_of(
+            connection, lambda body, message: (seen.append((body, len(channel.taken))), message.ack()), channel=channel
+        )
         loop = hub.create_loop()
         eventually(lambda: (turns.append(1), hub.call_soon(int), next(loop), len(seen) == 100)[-1])
-        assert seen == list(range(100))
+        assert [body for body, _ in seen] == list(range(100))
+        assert max(taken for _, taken in seen) < 16, "it leaves the others to other processes"
         assert len(turns) > 2
+        connection.close()
+        hub.close()
+
+
+def test_in_a_loop_no_queue_waits_until_another_is_empty(connect):
+    with connect() as connection:
+        hub = Hub()
+        send(connection, *range(100))
+        connection.register_with_event_loop(hub)
+        seen, held = [], []
+        channel = connection.channel()
+        for name in ("tasks", "other"):
+            consumer = consumer_of(
+                connection, lambda body, message: (seen.append(body), held.append(message)), name, channel
+            )
+        consumer.qos(prefetch_count=2)
+        loop = hub.create_loop()
+        eventually(lambda: (hub.call_soon(int), next(loop), len(held) == 2)[-1])
+        send(connect(), "a", "b", "c", queue="other")
+        while len(seen) < 103:
+            held.pop(0).ack()
+            eventually(lambda: (hub.call_soon(int), next(loop), len(held) > 1 or len(seen) == 103)[-1])
+        assert seen.index("c") < seen.index(90)
         connection.close()
         hub.close()
 
