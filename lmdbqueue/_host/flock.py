@@ -33,16 +33,10 @@ _LOOK: Final = 0.02  # seconds between two attempts to get a lock with a time li
 _FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # a waiter's line has ": -> FLOCK"
 
 
-def acquire(path: str, folder: int | None = None) -> int:
-    """Wait for a shared lock on ``path``, which must exist; return a handle."""
-    fd = open_at(path, os.O_RDONLY, folder)
+def acquire(fd: int) -> None:
+    """Wait for a shared lock by an open descriptor, which becomes the handle; ``release`` it even if this fails."""
     _held.add(fd)
-    try:
-        share(fd)
-    except BaseException:
-        release(fd)
-        raise
-    return fd
+    share(fd)
 
 
 def adopt(fd: int) -> None:

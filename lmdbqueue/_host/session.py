@@ -84,32 +84,35 @@ class _Place(NamedTuple):
 
 
 class Session:
-    """The session of one queue in this process: a lock, and shared words. Create it under the directory lock."""
+    """The session of one queue in this process: a lock, and shared words."""
 
     def __init__(self, path: str, folder: int | None = None) -> None:
-        """Join the session of the file at ``path``. If ``first``, no other process has; then ``admit`` them."""
+        """Name the session of the file at ``path``, without joining it."""
         self.path = path
         self.boot = _boot()
+        self.first = False
+        self._folder = folder
         self._known = 0  # the newest transaction that this process knows to be on the disk
         self._has_left = False
-        _make(path, folder)
-        fd = flock.acquire(path, folder)  # waits for a process that has just died during recovery
-        try:
-            self.first = flock.alone(fd)
-            if not self.first:
-                flock.share(fd)
-            self._fd = fd
-            self._file = open_at(path, os.O_RDWR, folder)
-            try:
-                self._memory = mmap.mmap(self._file, SIZE)
-                self._words = memoryview(self._memory).cast("Q")
-                self._words[_JOINED] = not self.first
-            except BaseException:
-                close(self._file)
-                raise
-        except BaseException:  # otherwise no process could ever open the queue
-            flock.release(fd)
-            raise
+        self._fd = self._file = -1
+        self._memory = mmap.mmap(-1, SIZE)
+        self._words = memoryview(self._memory).cast("Q")
+
+    def join(self) -> None:
+        """Join the session. If ``first`` is then true, no other process has; then ``admit`` them.
+
+        Call it under the directory lock, and ``leave`` even if it fails, since an interrupt may come as it returns.
+        """
+        _make(self.path, self._folder)
+        self._fd = open_at(self.path, os.O_RDONLY, self._folder)  # ``leave`` has it before it has the lock
+        flock.acquire(self._fd)  # waits for a process that has just died during recovery
+        self.first = flock.alone(self._fd)
+        if not self.first:
+            flock.share(self._fd)
+        self._file = open_at(self.path, os.O_RDWR, self._folder)
+        self._memory = mmap.mmap(self._file, SIZE)
+        self._words = memoryview(self._memory).cast("Q")
+        self._words[_JOINED] = not self.first
 
     # --- the words
 
@@ -227,7 +230,8 @@ class Session:
             self._words = memoryview(bytearray(self._words)).cast("Q")
             with suppress(BufferError):  # a thread that is just reading will drop it
                 self._memory.close()
-            close(self._file)
+            if self._file >= 0:
+                close(self._file)
             flock.release(self._fd)
 
     def is_alone(self) -> bool:

@@ -121,6 +121,7 @@ def _rebuild_alone(directory: Directory) -> list[str]:
     with directory.lock(), translated(directory.path, "repair"):
         session = Session(directory.file(SESSION), directory.folder)
         try:
+            session.join()
             if not session.first:
                 return ["nothing was repaired, since another process has the queue open: end it first"]
             number = directory.newest()

@@ -241,6 +241,8 @@ class Live:
             joins = self._session is None
             session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
             try:
+                if joins:
+                    session.join()
                 self.bell.hang()
                 generation = self._open_newest(number, session, progress)
                 try:

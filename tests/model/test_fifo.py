@@ -82,6 +82,7 @@ def opened_generation(directory, *, checksum=True):
     options = fmt.Options(checksum=checksum, durability="off")
     build(path, options)
     session = Session(os.path.join(directory, "session"))
+    session.join()
     generation = Generation(path, 1, options, session)
     generation.prepare(None)
     try:
