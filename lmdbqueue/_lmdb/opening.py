@@ -17,6 +17,8 @@ pid             exclusive: the process lives   none, since LMDB could not take i
 2^32 + pid      none                           shared: the process lives. If it holds this one without LMDB's, it has
                                                lost that, and LMDB must not look for dead readers
 ==============  =============================  ======================================================================
+
+A system without such locks (macOS, and what runs programs of Linux without its kernel) has LMDB's alone.
 """
 
 from __future__ import annotations
@@ -142,6 +144,7 @@ class LockFile:
         """Remember the path. The caller keeps this object before ``open``, to close it if an interrupt comes."""
         self._path = path
         self._fd = -1
+        self._has_them = _HAS_THEM
 
     def open(self) -> None:
         """Wait until no process is setting up the file. Under the directory lock, so that none begins to."""
@@ -151,8 +154,13 @@ class LockFile:
 
     def hold(self) -> None:
         """Take the locks of this library, after LMDB has taken its own."""
-        for byte in (_SET_UP, _LIVES + os.getpid()) if _HAS_THEM else ():
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+        try:
+            for byte in (_SET_UP, _LIVES + os.getpid()) if self._has_them else ():
+                fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._has_them = False  # the system takes the calls of Linux, without this one
 
     def clear_readers(self, env: Any) -> None:
         """Let LMDB clear the entries of dead readers, unless it would clear those of a living process."""
@@ -162,7 +170,7 @@ class LockFile:
 
     def _has_lost(self, pid: int) -> bool:
         """Return whether another process lives that LMDB takes for dead."""
-        return _HAS_THEM and self._is_locked(_LIVES + pid) and not self._is_locked(pid)
+        return self._has_them and self._is_locked(_LIVES + pid) and not self._is_locked(pid)
 
     def _is_locked(self, byte: int) -> bool:
         asked = _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)

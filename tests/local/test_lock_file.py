@@ -1,5 +1,7 @@
 """A program that opens and closes LMDB's lock file, as a backup does, loses LMDB's locks of it, and nothing else."""
 
+import errno
+import fcntl
 import os
 import shutil
 
@@ -107,3 +109,25 @@ def test_a_child_that_cannot_end_a_block_of_its_parent_keeps_none_of_its_locks(t
             child = forked(look)
         assert status_of(child) == 0
         assert lock_file._fd >= 0
+
+
+def test_a_system_without_these_locks_has_those_of_lmdb(tmp_path, monkeypatch):
+    call = fcntl.fcntl
+
+    def call_without_them(fd, command, *arguments):
+        if command in (fcntl.F_OFD_SETLK, fcntl.F_OFD_GETLK):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return call(fd, command, *arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", call_without_them)
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push("a")
+
+        def read_as_another():
+            with PersistentQueue("queue", tmp_path) as other:
+                assert other.pop() == "a"
+                generation = other._engine.environment._generation
+                generation._lock_file.clear_readers(generation._env)
+
+        assert status_of(forked(read_as_another)) == 0
+        assert len(queue) == 0
