@@ -88,6 +88,7 @@ class Access:
         """Open a connection outside of the pool, as ``Session`` does."""
         number = self._program.session()
         session = Session(self.conninfo, self.sql, self.path, number, patience, seconds, is_steady=is_steady)
+        session.connection.is_at_work = self._is_at_work
         if session.is_pooled:
             try:
                 self._refuse_shared(session)
@@ -159,7 +160,6 @@ class Access:
             finally:
                 self._connecting = None
             session.connection.until = deadline
-            session.connection.is_at_work = self._is_at_work
             if self.has_tables:
                 session.enter()
                 try:

@@ -205,9 +205,9 @@ def test_connections_that_rest_are_not_tried_when_one_of_them_was_silent(proxy, 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_server_that_is_at_work_is_waited_for_longer_than_a_silence(proxy, schema):
-    with PostgresQueue(proxy.url(), schema=schema, patience=1.0) as queue:
+    with PostgresQueue(proxy.url(), schema=schema, patience=20.0) as queue:
         assert queue._engine.database.view(
-            1.0, lambda step: step.connection.execute("SELECT 7 FROM pg_sleep(2)").fetchall()
+            20.0, lambda step: step.connection.execute("SELECT 7 FROM pg_sleep(2)").fetchall()
         ) == [(7,)]
 
 
@@ -277,6 +277,21 @@ def test_a_lock_is_not_waited_for_when_the_call_is_over_whatever_the_server_was_
             with pytest.raises(ServerError) as caught:
                 queue._engine.database.run(0.5, wait)
         assert caught.value.sqlstate == "57014"
+
+
+def test_leases_outlast_a_statement_of_their_owner_that_takes_longer_than_a_call(open_postgres, postgres, schema):
+    """Its connection was closed, so all leases of the process were over."""
+    queue = open_postgres()
+    queue.push("a")
+    lease, owner = queue.lease(), queue._engine.database.owner
+    known = owner.known
+    with psycopg.connect(postgres.url()) as other:
+        other.execute(f'LOCK "{schema}".owners')
+        with pytest.raises(ServerError):
+            owner.join(queue._engine.place.id, time.monotonic())
+    assert owner.known == known
+    lease.ack()
+    assert queue.pop() is None
 
 
 @pytest.mark.parametrize("mode", ["request", "reply", "late"])
