@@ -382,7 +382,7 @@ def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> Non
 
 
 def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> list[int]:
-    step.execute(_positions.LOCK_TAIL_IF_FOLLOWED, queue=place.id)
+    followed = step.execute(_positions.LOCK_TAIL_IF_FOLLOWED, queue=place.id)
     returned = step.execute(
         statement,
         queue=place.id,
@@ -403,8 +403,9 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
     step.count(place.id, leased=-len(rows), size=size, **counted)
     if died := [seq for seq, state, _, _ in rows if state == _DEAD]:
         _positions.skip(step, place.id, died)
-    back = [seq for seq, state, _, is_over in rows if state == _WAITING and not is_over]
-    _readers.push_anew_behind(step, place, back, readers)
+    if followed.fetchall():
+        back = [seq for seq, state, _, is_over in rows if state == _WAITING and not is_over]
+        _readers.push_anew_behind(step, place, back, readers)
     tell(step, place)
     return sorted(seq for seq, _, _, _ in rows)
 

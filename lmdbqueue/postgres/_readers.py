@@ -15,15 +15,15 @@ would meet it. So it gets a number at the tail, and keeps all that is known of i
 ====  ==========================================================================================================
 step  in the transaction that gives it back
 ====  ==========================================================================================================
-1     if the queue has readers, lock its tail, before any item
+1     if the queue has readers, lock its tail, before any item; else the item keeps its place
 2     let the item wait in its place: this locks its row, so a move passes over it, and does not remove it
 3     lock the readers: who is moving has committed then, and who moves later waits, and then finds the item
 4     if all have passed its place, give it the number of the tail
 ====  ==========================================================================================================
 
-The first two are sent together with the third. If the first reader was created between 1 and 3, the tail is locked
-only in 4, in the other order; should that block another transaction which has the tail, the server undoes one of the
-two, and it is done again. Undone at any step, the item is held as before.
+The first two are sent together with the third. A first reader that is created after 1 begins behind what was given
+back, or before it, like one that is created after the commit: so 4 is left out, which would lock the tail in the other
+order. Undone at any step, the item is held as before.
 """
 
 from collections.abc import Mapping, Sequence

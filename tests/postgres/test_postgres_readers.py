@@ -2,9 +2,14 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 from processes import DEADLINE, eventually, forked, status_of
+
+from lmdbqueue.postgres import _positions
+from lmdbqueue.postgres._step import Step
 
 
 @pytest.fixture
@@ -165,3 +170,25 @@ def test_no_move_reads_more_than_it_needs_however_long_the_queue(open_postgres, 
     assert postgres.execute(scanned)[0][0] < 100
     # the one statement of a verb that goes through all that wait would make it 50,000
     assert postgres.execute(fetched)[0][0] < 25_000
+
+
+def test_a_nack_in_a_block_waits_for_no_tail_if_the_first_reader_came_meanwhile(open_postgres, postgres, monkeypatch):
+    """It held the item by then, for which who has the tail may wait."""
+    queue, other, execute = open_postgres(patience=2.0), open_postgres(), Step.execute
+    queue.push(["a", "b"])
+    lease = queue.lease()
+    with psycopg.connect(postgres.url()) as holder, ThreadPoolExecutor(1) as executor:
+
+        def executed(step, text, /, **values):
+            cursor = execute(step, text, **values)
+            if text == _positions.LOCK_TAIL_IF_FOLLOWED:
+                monkeypatch.undo()
+                executor.submit(other.reader, "name", start="newest").result()
+                holder.execute(f'SELECT FROM "{queue.schema}".tails FOR UPDATE')
+            return cursor
+
+        monkeypatch.setattr(Step, "execute", executed)
+        with queue.transaction():
+            lease.nack()
+        assert holder.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+    assert (queue.pop(9), queue.check()) == (["a", "b"], [])
