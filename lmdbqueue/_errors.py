@@ -19,6 +19,14 @@ else:
         """Stands in for ``queue.ShutDown``, which Python has from 3.13 on."""
 
 
+def told(error: BaseException) -> str:
+    """Return the type and the text of an error; only the type if its ``__str__``, which may be a user's, fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class QueueError(Exception):
     """The base of every error that this library raises on purpose."""
 

@@ -1,7 +1,7 @@
 """Opening relative to an open directory, and closing immediately.
 
 Owns: how a name in a queue's directory is opened, so that a directory that has taken its place is never written to.
-Law: a descriptor of a directory is closed when ``close`` returns.
+Law: a descriptor of a directory is closed when ``close`` returns; no file of a queue is a standard stream.
 
 ``folder`` is always the descriptor of the directory that contains the last name of a path; None: the path itself is
 used.
@@ -10,6 +10,20 @@ used.
 from __future__ import annotations
 
 import os
+from typing import Final
+
+_STANDARD: Final = 3  # the number of standard descriptors: input, output, error
+
+
+def occupy_standard() -> None:
+    """Open ``/dev/null`` as standard input, output and error where they are closed.
+
+    Otherwise a file of a queue would get such a number, and a program that reads lines, prints or redirects its output
+    would read the queue, overwrite it, or take its locks away.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) < _STANDARD:
+        pass
+    os.close(fd)
 
 
 def open_at(path: str, flags: int, folder: int | None = None, mode: int = 0o600) -> int:

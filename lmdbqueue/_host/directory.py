@@ -59,7 +59,7 @@ from typing import Final
 from lmdbqueue._errors import CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
 from lmdbqueue._format import Options
 from lmdbqueue._host import flock, owners
-from lmdbqueue._host.descriptors import close, open_at, open_folder
+from lmdbqueue._host.descriptors import close, occupy_standard, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
@@ -93,6 +93,7 @@ def open_directory(
     with translated(path, "opening"):
         _refuse_file(path)
         _make(path)
+        occupy_standard()
         folder = open_folder(path)
         try:
             with _door(path, folder), flock.exclusive(os.path.join(path, "."), folder):
@@ -135,6 +136,7 @@ def find_directory(path: str, remembered: Remembered) -> Directory:
     """Return the queue directory at ``path``, which the caller closes; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):
         _refuse_file(path)
+        occupy_standard()
         try:
             folder = open_folder(path)
         except FileNotFoundError:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from lmdbqueue._errors import ForkError, TransactionError
+from lmdbqueue._errors import ForkError, TransactionError, told
 from lmdbqueue._host.threads import Ending, holding
 
 
@@ -60,7 +60,7 @@ class Block:
         if self._spoiled_by is not None:
             raise TransactionError(
                 self.path,
-                f"a call inside it failed ({type(self._spoiled_by).__name__}: {self._spoiled_by})",
+                f"a call inside it failed ({told(self._spoiled_by)})",
                 "all of it is undone: repeat it, or let the error leave the block",
             ) from self._spoiled_by
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from operator import index
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown
+from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown, told
 from lmdbqueue._values import Entry, NamedTuple
 from lmdbqueue._verbs.options import VERBS, check
 
@@ -91,7 +91,7 @@ class Head(Generic[T]):
             if len(items) == len(payloads) or self._can_be_had(payloads[len(items)]):
                 raise  # a signal handler interrupted loads and raised it
             seq, payload = self.engine.opened(entries[len(items)])
-            raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
+            raise DecodeError(seq, payload, told(error)) from error
         return items
 
     def _can_be_had(self, payload: bytes) -> bool:

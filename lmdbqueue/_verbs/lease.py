@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
-from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError
+from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError, told
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
 from lmdbqueue._verbs.options import VERBS, check, numbers_of
@@ -93,7 +93,7 @@ class Lease(Sequence[T]):
             self.ack()
         else:
             with suppress(LeaseExpiredError, TransactionError, ClosedError):
-                self.nack(reason=f"{type(error).__name__}: {error}")
+                self.nack(reason=told(error))
 
     def ack(self, seqs: int | Iterable[int] | None = None) -> None:
         """Remove the items for good; durable when this returns. Items settled before are left alone.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
-from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
+from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
 from lmdbqueue._verbs.head import Batch, Head
@@ -145,7 +145,7 @@ class Plan(NamedTuple):
 
 def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
     """Return whether a handler takes a second argument; raise ``TypeError`` for one that cannot be called so."""
-    called = _function_of(handler)
+    called = function_of(handler)
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         message = f"{handler!r} is a generator function, and a call of it does nothing: write it without yield"
         raise TypeError(message)
@@ -155,13 +155,13 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
         raise TypeError(message)
     # A lambda, or an object with a plain __call__, such as an AsyncMock, may return something to await.
     can_be_told = inspect.isfunction(called) and called.__name__ not in ("<lambda>", "__call__")
-    if is_awaited and not is_coroutine and can_be_told:
+    if is_awaited and can_be_told and not inspect.iscoroutinefunction(inspect.unwrap(called)):
         message = f"{handler!r} is not a coroutine function: use async def, or the work() of a PersistentQueue"
         raise TypeError(message)
     return takes_second(handler, "its job")
 
 
-def _function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+def function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that a call of ``fn`` runs: a partial, a method and an object have one."""
     while isinstance(fn, functools.partial):
         fn = fn.func
@@ -172,17 +172,21 @@ def _function_of(fn: Callable[..., Any]) -> Callable[..., Any]:
 def refuse_coroutines(**hooks: object) -> None:
     """Raise ``TypeError`` for a hook that is a coroutine function: hooks are not awaited, even where handlers are."""
     for name, hook in hooks.items():
-        if callable(hook) and inspect.iscoroutinefunction(_function_of(hook)):
+        if callable(hook) and inspect.iscoroutinefunction(function_of(hook)):
             message = f"'{name}' is called and not awaited: give a plain function, not {hook!r}, a coroutine function"
             raise TypeError(message)
 
 
 def refuse_unawaited(result: object) -> None:
-    """Raise ``TypeError`` for a coroutine that a plain handler returned: nothing was done for its item."""
-    if inspect.iscoroutine(result):
+    """Raise ``TypeError`` for a coroutine or generator that a handler returned: nothing was done for its item."""
+    if inspect.iscoroutine(result) or inspect.isgenerator(result):
         result.close()
-        message = "the handler returned a coroutine, which nobody awaits: await the work() of lmdbqueue.aio for it"
-        raise TypeError(message)
+    elif not inspect.isasyncgen(result):
+        return
+    message = (
+        "the handler returned a coroutine or generator, which nobody runs: await it, or use work() of lmdbqueue.aio"
+    )
+    raise TypeError(message)
 
 
 def takes_second(fn: Callable[..., Any], second: str) -> bool:
@@ -237,7 +241,7 @@ def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> 
     import traceback  # noqa: PLC0415  (not every program needs it)
 
     trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
-    reason = f"{type(error).__name__}: {error}"
+    reason = told(error)
     limit = lease.limit_of(plan.retry.max_attempts)
     tried = [lease.attempts[place] for place in group.places]
     is_dead = [limit is not None and attempts >= limit for attempts in tried]

@@ -42,6 +42,8 @@ _CODES: Final[tuple[tuple[type[Exception], int], ...]] = (
     (lmdbqueue.FormatError, NO_QUEUE),
 )
 
+NOT_STORABLE: Final = (ValueError, OverflowError, RecursionError)  # of decoders and encoders
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -96,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     except click.Abort:
         return INTERRUPTED
-    except (click.ClickException, lmdbqueue.QueueError, ValueError, OSError) as error:
+    except (click.ClickException, lmdbqueue.QueueError, OSError, *NOT_STORABLE) as error:
         click.echo(f"{_who(error)}: {_sentence(error)}", err=True)
         return code_of(error)
     return code if isinstance(code, int) else 0
@@ -134,6 +136,8 @@ def sentence_of_item(error: lmdbqueue.DecodeError | lmdbqueue.CorruptItemError) 
 
 def print_lines(lines: Iterable[bytes]) -> None:
     """Print lines unchanged, and flush them to the reader."""
+    if sys.stdout is None:  # it was closed when Python began
+        raise Failure("standard output is closed")
     output: IO[bytes] = sys.stdout.buffer
     for line in lines:
         output.write(line + b"\n")

@@ -16,11 +16,12 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError
+from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError, told
 from lmdbqueue._local.follow import Follower, described
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.lease import DeadLetter, Lease
 from lmdbqueue.cli._command import (
+    NOT_STORABLE,
     NOTHING,
     Failure,
     code_of,
@@ -123,7 +124,7 @@ def _push_lines(queue: PersistentQueue[Any], form: Form, how: dict[str, Any]) ->
         for lines, done in _blocks_of_lines():
             try:
                 queue.push(_items_of(lines, form, stored), **how)
-            except (QueueError, ValueError) as error:
+            except (QueueError, *NOT_STORABLE) as error:
                 raise Failure(f"{error}; the {stored:,} lines before are stored", code_of(error)) from error
             stored += len(lines)
             report(done, size)
@@ -147,7 +148,7 @@ def _items_of(lines: list[bytes], form: Form, before: int) -> list[object]:
     for number, line in enumerate(lines, before + 1):
         try:
             items.append(item_of(line, form))
-        except ValueError as error:
+        except NOT_STORABLE as error:
             message = f"line {number:,}: {error}"
             raise ValueError(message) from error
     return items
@@ -224,7 +225,7 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
     try:
         found: bytes = line(payload)
     except Exception as error:
-        raise DecodeError(seq, payload, f"{type(error).__name__}: {error}") from error
+        raise DecodeError(seq, payload, told(error)) from error
     return found
 
 

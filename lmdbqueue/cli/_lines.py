@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 
 import click
 
+from lmdbqueue._errors import told
 from lmdbqueue._local.follow import numbered
 from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
 from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, stored_serializer, writable_as_it_is
@@ -123,7 +124,7 @@ def _payload(line: bytes, number: int, dumps: Callable[[Any], bytes]) -> bytes:
         record = json.loads(line)
         return b64decode(record["payload"], validate=True) if "payload" in record else dumps(record["item"])
     except (ValueError, TypeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = told(error)
         raise Failure(f"line {number:,} has no item: {reason}; nothing was imported", UNREADABLE) from error
 
 

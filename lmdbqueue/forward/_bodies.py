@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
+from lmdbqueue._errors import told
 from lmdbqueue._verbs.batch import Envelope
 from lmdbqueue._verbs.worker import takes_second
 
@@ -33,7 +34,7 @@ def encoded(encode: Callable[[], bytes]) -> bytes:
         try:
             encode()
         except Exception:
-            message = f"it cannot be encoded: {type(error).__name__}: {error}"
+            message = f"it cannot be encoded: {told(error)}"
             raise CannotEncodeError(message) from error
         raise
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from kombu.utils.json import dumps, loads
 
-from lmdbqueue._errors import ClosedError, FormatError, GoneError, QueueError
+from lmdbqueue._errors import ClosedError, FormatError, GoneError, QueueError, told
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
@@ -195,7 +195,7 @@ def message_of(payload: bytes) -> Any:
         message = loads(payload)
         message["properties"]["delivery_info"]["redelivered"] = False
     except Exception as error:
-        text = f"it is not a message: {type(error).__name__}: {error}"
+        text = f"it is not a message: {told(error)}"
         raise ValueError(text) from error
     return message
 

@@ -45,7 +45,7 @@ from huey.constants import EmptyData
 from huey.signals import SIGNAL_INTERRUPTED
 from huey.storage import BaseStorage
 
-from lmdbqueue._errors import Empty, FormatError, Full, LeaseExpiredError, QueueError
+from lmdbqueue._errors import Empty, FormatError, Full, LeaseExpiredError, QueueError, told
 from lmdbqueue._format import Durability
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
@@ -232,7 +232,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             if box.outer is not None or not getattr(self._here, "is_worker", False):
                 self.settle()
         else:
-            reason = f"{type(error).__name__}: {error}"
+            reason = told(error)
             with suppress(QueueError):
                 if isinstance(error, (QueueError, OSError)) or not isinstance(error, (Exception, SystemExit)):
                     lease.nack(delay=_PAUSE, reason=reason)
@@ -269,7 +269,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             raise
         except BaseException as error:
             with suppress(QueueError):
-                lease.nack(delay=_PAUSE, reason=f"{type(error).__name__}: {error}")
+                lease.nack(delay=_PAUSE, reason=told(error))
             raise
 
     def begin_worker(self) -> None:
@@ -546,7 +546,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         try:
             task = self.deserialize_task(lease[0])
         except Exception as error:
-            lease.reject(reason=f"it cannot be read: {type(error).__name__}: {error}")
+            lease.reject(reason=f"it cannot be read: {told(error)}")
             raise
         task.lmdbqueue_lease = lease
         return task

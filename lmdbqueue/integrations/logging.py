@@ -40,6 +40,7 @@ from lmdbqueue._errors import (
     QueueError,
     ShutDown,
     TransactionError,
+    told,
 )
 from lmdbqueue._format import Durability
 from lmdbqueue._lmdb.options_record import options_of
@@ -349,7 +350,7 @@ class DurableListener:
             for record, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
                 failure = self._handled(record, seq)
                 if failure is not None:
-                    reason = f"{type(failure).__name__}: {failure}"
+                    reason = told(failure)
                     if self._retry.max_attempts is not None and attempts >= self._retry.max_attempts:
                         self._took.pop(seq, None)
                         lease.reject(seq, reason)

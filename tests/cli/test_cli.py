@@ -898,3 +898,25 @@ def test_a_pickle_begins_with_a_byte_that_no_json_text_begins_with():
         assert pickle.dumps({"a": 1}, protocol).startswith(b"\x80")
     with pytest.raises(ValueError, match="decode"):
         json.loads(b"\x80")
+
+
+def test_a_closed_output_takes_no_item_and_a_closed_input_gives_none(run, open_queue, tmp_path):
+    run("push", "queue", "a")
+
+    def in_shell(command):
+        told = subprocess.run(  # noqa: S602  (constants)
+            f"exec {sys.executable} -m lmdbqueue {command}", shell=True, cwd=tmp_path, capture_output=True, check=False
+        )
+        return told.returncode, told.stdout, told.stderr
+
+    assert in_shell("pop queue >&-") == (1, b"", b"lmdbqueue: standard output is closed\n")
+    assert in_shell("push queue <&-") == (0, b"pushed 0 items\n", b"")
+    assert list(open_queue()) == ["a"]
+
+
+def test_an_item_that_no_decoder_or_encoder_takes_is_one_line_and_not_stored(run, open_queue):
+    deep = "[" * 100_000
+    assert b"Traceback" not in run("push", "queue", "--json", deep, code=1).stderr
+    open_queue(serializer="msgpack", name="packed").close()
+    told = run("push", "queue", "--name", "packed", "--json", "9" * 30, code=1)
+    assert b"Traceback" not in told.stderr

@@ -6,6 +6,7 @@ What fails says what is missing, leaks nothing, keeps nothing locked, and change
 import gc
 import os
 import resource
+import sys
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -177,3 +178,25 @@ def _close_with_few(place):
 
 def test_closing_with_few_descriptors_closes(tmp_path):
     in_a_small_process(_close_with_few, tmp_path)
+
+
+@pytest.mark.parametrize("closed", [(0,), (1, 2), (0, 1, 2)])
+def test_no_file_of_a_queue_is_standard_input_output_or_error(tmp_path, closed):
+    code = f"""
+import os
+from lmdbqueue import PersistentQueue
+queue = PersistentQueue("queue", {str(tmp_path)!r})
+queue.push(1)
+for fd in {closed}:
+    assert os.readlink(f"/proc/self/fd/{{fd}}") == os.devnull, fd
+    os.close(fd)
+assert queue.pop() == 1
+os._exit(77)
+"""
+
+    def begin():
+        for fd in closed:
+            os.close(fd)
+        os.execv(sys.executable, [sys.executable, "-c", code])  # noqa: S606
+
+    assert status_of(forked(begin), DEADLINE) == 77

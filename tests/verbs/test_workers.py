@@ -1,6 +1,7 @@
 """Workers, on every engine: what a handler may be, what becomes of what it fails at, threads, hooks."""
 
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ from functools import partial
 import pytest
 from processes import DEADLINE, eventually
 
-from lmdbqueue import Retry, Worked
+from lmdbqueue import DecodeError, Retry, Worked
 
 SOON = Retry(max_attempts=2, base=0.0, jitter=0.0)
 
@@ -155,6 +156,63 @@ def test_an_item_whose_handler_returned_a_coroutine_is_not_done(queue):
     assert work(queue, lambda item: awaited(item=item), 1, retry=SOON) == Worked(0, 1, 1)
     (letter,) = queue.dead
     assert "the handler returned a coroutine" in letter.reason
+
+
+def test_an_item_whose_handler_returned_a_generator_is_not_done(queue):
+    queue.push("a")
+    assert work(queue, lambda item: (each for each in item), 1, retry=SOON) == Worked(0, 1, 1)
+
+
+def test_an_item_whose_handler_forgot_to_await_is_not_done(run):
+    async def forgets(item):
+        return awaited(item)
+
+    async def test(queue):
+        await queue.push("a")
+        until = Until(1)
+        assert await queue.work(forgets, retry=SOON, stop=until, progress=until.progress) == Worked(0, 1, 1)
+
+    run(test)
+
+
+def test_a_decorated_coroutine_function_is_a_handler(run):
+    @functools.wraps(awaited)
+    def timed(item):
+        return awaited(item)
+
+    async def test(queue):
+        await queue.push("a")
+        until = Until(1)
+        assert await queue.work(timed, stop=until, progress=until.progress) == Worked(1, 0, 0)
+
+    run(test)
+
+
+class SpeechlessError(Exception):
+    def __str__(self):
+        raise RuntimeError("it has no text")
+
+
+def speechless(_):
+    raise SpeechlessError
+
+
+def test_an_error_without_a_text_stops_no_worker_and_holds_no_lease(queue):
+    queue.push("a")
+    assert work(queue, speechless, 1, retry=SOON) == Worked(0, 1, 1)
+    assert [letter.reason for letter in queue.dead] == ["SpeechlessError"]
+    queue.push("b")
+    with pytest.raises(SpeechlessError), queue.lease():
+        raise SpeechlessError
+    assert queue.pop() == "b"
+
+
+def test_an_item_whose_loads_raises_an_error_without_a_text_is_passed(queue):
+    queue.push("a")
+    queue.loads = speechless
+    with pytest.raises(DecodeError, match="SpeechlessError"):
+        queue.pop()
+    assert (len(queue.lease()), queue.stats().dead) == (0, 1)
 
 
 RIGHT = [[].append, print, str, partial(print, "x"), of_an_option]
