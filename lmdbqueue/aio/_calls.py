@@ -137,10 +137,10 @@ class Calls(AsyncReading[T]):
         return items
 
     async def _kept(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
-        """Return the result of a job; undo it if the caller is cancelled meanwhile."""
+        """Return the result of a job; undo it if the caller is cancelled meanwhile, or dropped with its loop."""
         try:
             return await self._waited_for(job, timeout)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             future = job.future
             if future.done() and not future.cancelled() and future.exception() is None and future.result():
                 self._courier.take_back(job, future.result())

@@ -29,7 +29,7 @@ import threading
 import time
 import weakref
 from _thread import start_new_thread
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain, groupby
@@ -110,9 +110,12 @@ class Courier:
     # --- in the loop
 
     def carry(self, job: Job) -> None:
-        """Hand a job to the worker. Raises ``ClosedError``."""
+        """Hand a job to the worker. Raises ``ClosedError``; ``RuntimeError`` in another loop than this object's."""
         if self._is_closed:
             raise ClosedError(self._engine.path)
+        if get_running_loop() is not self._loop:  # it would be done, but nobody could await its result
+            message = f"this object for {self._engine.path!r} belongs to another event loop: open one in each loop"
+            raise RuntimeError(message)
         job.latest = job.deadline
         if self._engine.patience != _EVER:
             job.deadline = min(job.latest, time.monotonic() + self._engine.patience)
@@ -137,7 +140,7 @@ class Courier:
 
     def take_back(self, job: Job, result: Any) -> None:
         """Undo a job whose result was not delivered."""
-        if self._is_closed:
+        if self._is_closed or self._has_ended:
             reopen, arguments, *_ = self._queue.__reduce__()
             with reopen(*arguments) as queue:
                 job.undo(head_of(queue), result)
@@ -154,7 +157,8 @@ class Courier:
     def _deliver(self, results: list[Result]) -> None:
         if self._undelivered.pop(id(results), None) is None:
             return  # undone elsewhere, since the program ends
-        unwanted = [(job, result) for job, result, _ in results if result and job.future.done()]  # e.g. cancelled
+        # Those of cancelled calls. A result is not asked for its truth: it may be the user's.
+        unwanted = [(job, result) for job, result, _ in results if result is not None and job.future.done()]
         for job, result, error in results:  # first, since undoing may fail
             if not job.future.done():
                 if error is None:
@@ -219,6 +223,8 @@ class Courier:
         if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, Ack.kind, ONE)):
             return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
+        if not jobs:  # all are cancelled
+            return ()
         if kind == Push.kind:
             return self._shared(jobs)
         if kind == Ack.kind:
@@ -355,7 +361,7 @@ class Courier:
         for results in undelivered:
             if self._undelivered.pop(id(results), None) is not None:
                 for job, result, _ in results:
-                    if result:
+                    if result is not None:
                         with suppress(QueueError):
                             job.undo(self._head, result)
 

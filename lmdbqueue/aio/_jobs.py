@@ -177,6 +177,7 @@ class Claimed(NamedTuple):
     ttl: float | None
     max_bytes: int | None
     waits: bool
+    verb: str = "lease"  # a tuple of this length never equals one of ``Wanted``
 
     @property
     def is_one(self) -> bool:

@@ -13,12 +13,23 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown
+from lmdbqueue._errors import ClosedError, LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import holding
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
-from lmdbqueue._verbs.worker import LOOK, Plan, Tally, call_hooks, give_back, groups, is_set, jobs_of, logger
+from lmdbqueue._verbs.worker import (
+    LOOK,
+    Plan,
+    Tally,
+    call_hooks,
+    give_back,
+    groups,
+    is_set,
+    jobs_of,
+    logger,
+    refuse_unawaited,
+)
 
 T = TypeVar("T")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
@@ -91,7 +102,8 @@ class AsyncLease(Sequence[T]):
         if error is None:
             await asyncio.shield(self._acked(self.lease, None))
         else:
-            await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
+            with suppress(ClosedError):  # closing the queue has given them back
+                await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
 
     async def ack(self, seqs: int | Iterable[int] | None = None) -> None:
         """Remove the items for good; durable when it returns.
@@ -263,7 +275,7 @@ class AsyncLoop:
                     jobs = await lease.call(jobs_of, lease.lease) if plan.wants_jobs else []
                     for group in groups(lease.lease):
                         try:
-                            await plan.handler(*group.arguments(lease.lease, jobs, plan))
+                            refuse_unawaited(await plan.handler(*group.arguments(lease.lease, jobs, plan)))
                         except Exception as error:
                             is_dead = await lease.call(give_back, lease.lease, group, plan, error)
                             failed += is_dead

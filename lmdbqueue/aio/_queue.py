@@ -28,6 +28,7 @@ from lmdbqueue._verbs.worker import (
     Tally,
     Worked,
     checked_retry,
+    function_of,
     refuse_coroutines,
     takes_job,
 )
@@ -337,7 +338,7 @@ class AsyncQueue(AsyncWriting[T]):
         Raises:
             TypeError: ``fn`` is a coroutine function.
         """
-        if inspect.iscoroutinefunction(fn):
+        if inspect.iscoroutinefunction(function_of(fn)):
             message = f"{fn!r} is a coroutine function, but a transaction must not await: pass an ordinary function"
             raise TypeError(message)
 

@@ -115,7 +115,8 @@ class AsyncWriting(Calls[T]):
             or replace is not False
         ):
             how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
-            return await self._call(push_apart, self._engine, dumps, items, unique, partial(how, priority=priority))
+            encoded: Any = payloads_of(dumps, items) if isinstance(items, list) else payload_of(dumps, items)
+            return await self._call(push_apart, self._engine, bytes, encoded, unique, partial(how, priority=priority))
         if not isinstance(items, list):
             return (await self._pushed([payload_of(dumps, items)])).start
         return await self._pushed(payloads_of(dumps, items)) if items else range(0)

@@ -32,6 +32,7 @@ from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import DeadLetters
 from lmdbqueue.aio import AsyncDeadLetters, AsyncLease, AsyncPersistentQueue, AsyncReader, _courier
 from lmdbqueue.aio._courier import Call
+from lmdbqueue.aio._jobs import Claimed, Wanted
 
 
 def test_the_verbs_mean_what_they_mean_without_await(run, place):
@@ -864,3 +865,118 @@ def test_a_loop_that_gets_no_thread_is_told_and_goes_on_once_there_is_one(run, m
 
     run(test)
     assert len(begun) == 3
+
+
+class Undecided:
+    """A value without a truth, as an array of numpy is."""
+
+    def __bool__(self):
+        raise ValueError("it is neither")
+
+
+def test_a_result_without_a_truth_is_delivered(run):
+    async def test(queue):
+        assert isinstance(await asyncio.wait_for(queue.transact(lambda _: Undecided()), 20), Undecided)
+
+    run(test)
+
+
+def test_another_loop_is_refused_before_anything_is_done(run):
+    async def test(queue):
+        await queue.push("a")
+        for call in (lambda: queue.push("b"), queue.get, queue.lease, queue.close):
+
+            async def elsewhere(call=call):
+                await call()
+
+            with pytest.raises(RuntimeError, match="belongs to another event loop"):
+                await asyncio.to_thread(asyncio.run, elsewhere())
+        assert await queue.pop(9) == ["a"]
+
+    run(test)
+
+
+def test_what_a_get_had_taken_is_put_back_if_its_task_is_dropped_with_the_loop(place):
+    loop = asyncio.new_event_loop()
+
+    async def opened():
+        queue = await place.open_async()
+        await queue.push("a")
+        return queue
+
+    queue = loop.run_until_complete(opened())
+    deliver = queue._courier._deliver
+
+    def deliver_and_stop(results):
+        deliver(results)
+        loop.stop()
+
+    async def get():
+        await queue.get()
+
+    queue._courier._deliver = deliver_and_stop
+    task = loop.create_task(get())
+    loop.run_forever()
+    loop.close()
+    task._log_destroy_pending = False
+    del task
+    with place.open() as left:
+        eventually(lambda: list(left) == ["a"])
+
+
+def test_a_block_of_a_lease_ends_with_its_own_error_even_if_the_queue_was_closed(run):
+    async def fail(queue):
+        async with queue.lease():
+            await queue.close()
+            raise ZeroDivisionError
+
+    async def test(queue):
+        await queue.push("a")
+        with pytest.raises(ZeroDivisionError):
+            await fail(queue)
+
+    run(test)
+
+
+def test_a_lease_and_a_take_with_the_same_numbers_are_not_of_one_kind():
+    assert Wanted(5, 2, 3, 1) != Claimed(5, 2, 3, waits=True)
+
+
+def test_items_with_options_are_encoded_before_other_tasks_run(run):
+    async def test(queue):
+        items = [{"n": 1}]
+        pushing = asyncio.ensure_future(queue.push(items, delay=0.01))
+        await asyncio.sleep(0)
+        items[0]["n"] = 2
+        await pushing
+        assert await queue.pop(blocking=True) == {"n": 1}
+
+    run(test)
+
+
+def test_a_transaction_of_an_object_whose_call_must_be_awaited_is_refused(run):
+    class Step:
+        async def __call__(self, queue):
+            """Do nothing."""
+
+    async def test(queue):
+        with pytest.raises(TypeError, match="must not await"):
+            await queue.transact(Step())
+
+    run(test)
+
+
+def test_calls_of_one_kind_that_are_all_cancelled_before_their_turn_stop_no_others(run):
+    async def test(queue):
+        turn = threading.Event()
+        busy = asyncio.ensure_future(queue.transact(lambda _: turn.wait(20)))
+        for begin in (queue.get, queue.pop, lambda: queue.push("a"), lambda: queue.lease().__aenter__()):
+            tasks = [asyncio.ensure_future(begin()) for _ in range(2)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+        turn.set()
+        assert await busy
+        assert await asyncio.wait_for(queue.count(), 20) == 0
+
+    run(test)
