@@ -234,8 +234,8 @@ def _seconds(after: str | None) -> float | None:
     """Return the seconds that ``Retry-After`` asks for, as a number or a date."""
     if after is None:
         return None
-    if after.strip().isdigit():
-        return min(float(after), _LONGEST)
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):  # a header may contain anything, such as a superscript digit
+        if after.strip().isdigit():
+            return min(float(after), _LONGEST)
         return min(max(0.0, parsedate_to_datetime(after).timestamp() - time.time()), _LONGEST)
     return None

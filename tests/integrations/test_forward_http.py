@@ -26,6 +26,7 @@ from lmdbqueue.forward import (
     Origin,
     RefusedError,
     Target,
+    _http,
     as_bytes,
     as_json_lines,
     as_json_with_headers,
@@ -564,3 +565,11 @@ def test_a_sender_that_is_killed_loses_none_and_keeps_the_order(server, tmp_path
 @pytest.mark.long
 def test_a_sender_is_killed_fifty_times_in_20_000_items(server, tmp_path, record_property):
     _account(server, tmp_path, 20_000, 50, record_property)
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [("5", 5.0), ("²", None), ("soon", None), ("9" * 400, 3600.0), ("Mon, 01 Jan 0001 00:00:00 -0000", 0.0)],
+)
+def test_whatever_retry_after_contains_the_forwarder_continues(after, seconds):
+    assert _http._seconds(after) == seconds
