@@ -2,18 +2,19 @@
 
 import os
 import re
-import threading
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
-from processes import eventually, forked, status_of
+from processes import DEADLINE, forked, status_of
 
 import lmdbqueue
 import lmdbqueue.aio._courier
 import lmdbqueue.integrations.logging
 import lmdbqueue.postgres
+from lmdbqueue import PersistentQueue
 from lmdbqueue._host import fork
-from lmdbqueue._local.environment import opening
 
 PACKAGE = os.path.dirname(lmdbqueue.__file__)
 
@@ -73,23 +74,41 @@ def test_a_child_of_a_child_goes_on(open_queue):
     assert list(queue) == ["child", "grandchild"]
 
 
-def test_threads_that_fork_at_the_same_time_each_end_their_own_fork(open_queue):
-    queue = open_queue()
-    begun, statuses = [], []
-    mine = fork._Part(lambda: begun.append(threading.get_ident()), fork._nothing, fork._nothing)
+TWO_FORKS = """
+import os, sys, threading, time
+from lmdbqueue import PersistentQueue
+from lmdbqueue._host import fork
+from lmdbqueue._local.environment import opening
 
-    def fork_and_push():
-        statuses.append(status_of(forked(queue.push, "child")))
-        queue.push("parent")
+queue = PersistentQueue(sys.argv[1])
+begun, statuses = [], []
+fork._parts["pushes to come"] = fork._Part(lambda: begun.append(1), fork._nothing, fork._nothing)  # the first step
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(fork._parts, "pushes to come", mine)  # the first of the steps before a fork
-        threads = [threading.Thread(target=fork_and_push) for _ in range(2)]
-        with opening:  # which both forks wait for
-            for thread in threads:
-                thread.start()
-            eventually(lambda: len(begun) == len(threads))
-        for thread in threads:
-            thread.join()
-    assert statuses == [0, 0]
-    assert sorted(queue) == ["child", "child", "parent", "parent"]
+
+def fork_and_push():
+    pid = os.fork()
+    if pid == 0:
+        queue.push("child")
+        os._exit(0)
+    statuses.append(os.waitpid(pid, 0)[1])
+    queue.push("parent")
+
+
+threads = [threading.Thread(target=fork_and_push) for _ in range(2)]
+with opening:  # which both forks wait for
+    for thread in threads:
+        thread.start()
+    while len(begun) < len(threads):
+        time.sleep(0.01)
+for thread in threads:
+    thread.join()
+assert statuses == [0, 0]
+"""
+
+
+def test_threads_that_fork_at_the_same_time_each_end_their_own_fork(tmp_path):
+    """In a new process: modules imported later have steps that come first, and some let one thread fork at a time."""
+    place = tmp_path / "queue"
+    subprocess.run([sys.executable, "-c", TWO_FORKS, str(place)], check=True, timeout=DEADLINE)
+    with PersistentQueue(place) as queue:
+        assert sorted(queue) == ["child", "child", "parent", "parent"]
