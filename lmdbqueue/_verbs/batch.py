@@ -162,7 +162,10 @@ class BusyError(Exception):
 
 
 class RefusedError(Exception):
-    """The target will never accept some items. ``stored``: the items that it has stored; the rest come again."""
+    """The target will never accept some items. ``stored``: the items that it has stored; the rest come again.
+
+    If it names no item of the batch, the target counts as unreachable.
+    """
 
     def __init__(self, refused: Mapping[int, str], stored: Collection[int] = ()) -> None:
         """``refused``: the numbers of the items, with the reasons."""

@@ -14,7 +14,7 @@ from lmdbqueue._errors import told
 from lmdbqueue._verbs.batch import Envelope
 from lmdbqueue._verbs.worker import takes_second
 
-Encode = Callable[[Any], bytes] | Callable[[Any, Any], bytes]  # of items; of items and their envelopes
+Encode = Callable[[Any], bytes | str] | Callable[[Any, Any], bytes | str]  # of items; of items and their envelopes
 
 _PICKLE: Final = b"\x80"
 
@@ -23,20 +23,30 @@ class CannotEncodeError(Exception):
     """An item cannot be encoded for its target."""
 
 
-def encoded(encode: Callable[[], bytes]) -> bytes:
-    """Return the result of ``encode``; raise ``CannotEncodeError`` if it fails twice.
+def encoded(encode: Callable[[], object]) -> bytes:
+    """Return the result of ``encode`` as bytes; raise ``CannotEncodeError`` if it fails twice.
 
     An error that occurs only once is not the item's fault: lack of memory, say, or an exception of a signal handler.
     """
     try:
-        return encode()
+        return _bytes_of(encode())
     except Exception as error:
         try:
-            encode()
+            _bytes_of(encode())
         except Exception:
             message = f"it cannot be encoded: {told(error)}"
             raise CannotEncodeError(message) from error
         raise
+
+
+def _bytes_of(body: object) -> bytes:
+    """Return what ``encode`` has made as bytes; anything else than bytes or a text would be sent as something else."""
+    if isinstance(body, str):
+        return body.encode()
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    message = f"encode returned {type(body).__name__}, not bytes"
+    raise TypeError(message)
 
 
 def load(payload: bytes) -> Any:
@@ -94,12 +104,12 @@ def as_bytes(item: bytes) -> bytes:
     return item
 
 
-def encoder_of(encode: Encode) -> Callable[[Any, Any], bytes]:
+def encoder_of(encode: Encode) -> Callable[[Any, Any], bytes | str]:
     """Return ``encode`` as a function of items and envelopes; raise ``TypeError`` if it can be called neither way."""
     if takes_second(encode, "its envelope"):
-        return cast("Callable[[Any, Any], bytes]", encode)
-    return partial(_without_envelope, cast("Callable[[Any], bytes]", encode))
+        return cast("Callable[[Any, Any], bytes | str]", encode)
+    return partial(_without_envelope, cast("Callable[[Any], bytes | str]", encode))
 
 
-def _without_envelope(encode: Callable[[Any], bytes], item: Any, _envelope: object) -> bytes:
+def _without_envelope(encode: Callable[[Any], bytes | str], item: Any, _envelope: object) -> bytes | str:
     return encode(item)

@@ -196,8 +196,7 @@ class Forwarder:
             except BusyError:
                 return True
             except RefusedError as error:
-                self._answered("store")
-                self._settle(batch, error)
+                self._take_refusal(batch, error)
                 number -= 1
                 continue
             except self._away as error:
@@ -290,22 +289,30 @@ class Forwarder:
                 break
         return self._read(number)
 
-    def _settle(self, batch: Batch, error: RefusedError | AwayError) -> None:
-        """Make refused items dead letters; remove the stored ones before the first whose fate is unknown."""
-        if error.refused:
-            self._source.refuse(error.refused)
-            self._done = self._done._replace(refused=self._done.refused + len(error.refused))
-            seq, reason = next(iter(error.refused.items()))
+    def _take_refusal(self, batch: Batch, error: RefusedError) -> None:
+        if self._settle(batch, error):
+            self._answered("store")
+        else:  # the next attempt would be the same, and at once
+            self._tell("store", AwayError("it refused no item of the batch, but did not store it"))
+
+    def _settle(self, batch: Batch, error: RefusedError | AwayError) -> bool:
+        """Make refused items dead letters, remove those stored before the first of unknown fate; return whether any."""
+        refused = {seq: error.refused[seq] for seq in batch.mark.seqs if seq in error.refused}
+        if refused:
+            self._source.refuse(refused)
+            self._done = self._done._replace(refused=self._done.refused + len(refused))
+            seq, reason = next(iter(refused.items()))
             told = "the target refused %d items, dead letters now; item %d: %s"
-            _logger().warning(told, len(error.refused), seq, reason)
+            _logger().warning(told, len(refused), seq, reason)
             if self._progress is not None:
                 self._progress(self._done)
-        known = {*error.stored, *error.refused}
+        known = {*error.stored, *refused}
         pairs = zip(batch.mark.seqs, batch.payloads, strict=True)
-        prefix = [pair for pair in takewhile(lambda pair: pair[0] in known, pairs) if pair[0] not in error.refused]
+        prefix = [pair for pair in takewhile(lambda pair: pair[0] in known, pairs) if pair[0] not in refused]
         if prefix:
             self._source.remove([seq for seq, _ in prefix])
             self._count(batch._replace(payloads=[payload for _, payload in prefix]))
+        return bool(refused or prefix)
 
     def _count(self, batch: Batch) -> None:
         done = self._done

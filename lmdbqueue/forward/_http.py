@@ -78,8 +78,9 @@ class HttpTarget(Target):
         headers: More headers for each request; they replace those of the target and of the items.
         encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
             ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own. One that needs a
-            second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. An item
-            that it cannot encode is refused.
+            second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. It
+            returns bytes, or a text, which is sent as UTF-8. An item for which it raises or returns anything else is
+            refused.
         batch: The maximum number of items in a request.
         max_bytes: The maximum size of the payloads of a request; a single item may exceed it.
         timeout: Seconds without an answer after which the server counts as unreachable.
@@ -103,6 +104,10 @@ class HttpTarget(Target):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             message = f"a URL begins with http:// or https:// and has a host, not {url!r}"
             raise ValueError(message)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if not _VALUE.fullmatch(path) or " " in path or "\t" in path:
+            message = f"the path of a URL is printable ASCII, not {path!r}: quote it with urllib.parse.quote"
+            raise ValueError(message)
         if batch < 1:
             message = f"a request has at least one item, not {batch}"
             raise ValueError(message)
@@ -110,12 +115,16 @@ class HttpTarget(Target):
         self.max_bytes = max_bytes
         self._encode = encoder_of(encode)
         self._loads = loads
-        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._path = path
         self._headers = {"Content-Type": _TYPES.get(encode, "application/octet-stream"), "User-Agent": "lmdbqueue"}
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
         given = dict(headers or {})
+        for name, value in given.items():
+            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+                message = f"HTTP cannot carry the header {name!r}: its name is a token, its value printable ASCII"
+                raise ValueError(message)
         names = {name.lower() for name in given}
         self._headers = {name: value for name, value in self._headers.items() if name.lower() not in names} | given
         self._reserved = _NOT_OF_ITEMS.union(map(str.lower, self._headers))
@@ -199,7 +208,7 @@ class HttpTarget(Target):
             if name.lower() not in self._reserved and _NAME.fullmatch(name) and _VALUE.fullmatch(value)
         }
 
-    def _body(self, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> bytes:
+    def _body(self, envelopes: Sequence[Envelope], payloads: Sequence[bytes]) -> bytes | str:
         items = [self._loads(payload) for payload in payloads]  # not by a map, which takes a StopIteration for its end
         return self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
 

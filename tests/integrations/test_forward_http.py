@@ -233,6 +233,18 @@ def test_what_is_no_address_is_refused(url):
         HttpTarget("http://x", batch=0)
 
 
+@pytest.mark.parametrize("path", ["/é", "/a b", "/?q=é", "/?a\x7fb"])
+def test_what_no_request_can_ask_for_is_refused(path):
+    with pytest.raises(ValueError, match="the path of a URL is printable ASCII"):
+        HttpTarget(f"http://x{path}")
+
+
+@pytest.mark.parametrize(("name", "value"), [("a name", "x"), ("", "x"), ("X", "é"), ("X", "a\r\nY: b"), ("X", " x")])
+def test_a_header_that_http_cannot_carry_is_refused_before_anything_is_sent(name, value):
+    with pytest.raises(ValueError, match="HTTP cannot carry the header"):
+        HttpTarget("http://x", {name: value})
+
+
 # --- what an answer means
 
 
@@ -322,6 +334,25 @@ def test_what_cannot_be_encoded_or_read_is_refused(server, open_queue):
     done = Forwarder(queue, HttpTarget(server.url, batch=4)).run()
     assert (server.taken, done.refused) == ([b"[1]"], 3)
     assert "not JSON serializable" in next(iter(queue.dead)).reason
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_an_item_for_which_encode_returns_no_bytes_is_refused_and_nothing_is_sent_in_its_place(
+    server, open_queue, batch
+):
+    def encode(item):
+        return {"none": None, "number": 5}.get(item, json.dumps(item, ensure_ascii=False))
+
+    def encode_all(items):
+        return None if {"none", "number"} & {*items} else json.dumps(items, ensure_ascii=False)
+
+    queue = open_queue()
+    queue.push(["none", "é", "number", "b"])
+    done = Forwarder(queue, HttpTarget(server.url, encode=encode if batch == 1 else encode_all, batch=batch)).run()
+    sent = [json.loads(body.decode()) for body in server.taken]
+    assert (sent, done.items, done.refused) == (["é", "b"] if batch == 1 else [["é"], ["b"]], 2, 2)
+    assert [(letter.seq, letter.item) for letter in queue.dead] == [(0, "none"), (2, "number")]
+    assert "it cannot be encoded: TypeError: encode returned NoneType, not bytes" in next(iter(queue.dead)).reason
 
 
 def test_a_stop_iteration_of_loads_ends_no_batch_early(server, open_queue):
@@ -488,6 +519,35 @@ def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(op
     assert [(letter.item, letter.reason) for letter in aside.dead] == [(n, f"item {n}: odd") for n in (1, 3, 5)]
     assert [letter.headers for letter in aside.dead] == [{"a": "1"}] * 3
     aside.close()
+
+
+@pytest.mark.parametrize("wrong", [RefusedError({}), RefusedError({7: "odd"}), RefusedError({}, [2, 8])])
+def test_a_target_that_refuses_nothing_of_a_batch_is_left_alone_for_a_while(open_queue, wrong, caplog):
+    queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
+    queue.push(list(range(8)))
+    target, calls = Picky(keeps=False), []
+
+    def store(batch):
+        calls.append(batch)
+        if len(calls) > 50:
+            forwarder.stop()
+        raise wrong
+
+    target.store = store
+    told = []
+
+    def progress(now):
+        told.append(now)
+        if now.failures == 3:
+            forwarder.stop()
+
+    forwarder = Forwarder(queue, target, batch=4, progress=progress, **QUICK)
+    done = forwarder.run()
+    assert (len(calls), done.failures, done.items, done.refused) == (3, 3, 0, 0)
+    assert done.away_since is not None
+    assert "it refused no item of the batch" in caplog.text
+    assert "back" not in caplog.text
+    assert (len(queue), len(queue.dead)) == (8, 0)
 
 
 def test_a_source_without_dead_letters_says_so():

@@ -173,6 +173,21 @@ def test_a_message_that_the_broker_is_too_small_for_is_a_dead_letter(broker, sub
     assert reasons[1].startswith("it cannot be encoded: TypeError")
 
 
+def test_an_item_for_which_encode_returns_no_bytes_is_a_dead_letter_and_no_empty_message(
+    broker, subscriber, open_queue
+):
+    there = broker()
+    seen = subscriber(there)
+    queue = open_queue()
+    queue.push(["none", "é"])
+    encode = {"none": None, "é": '"é"'}.get
+    done = Forwarder(queue, MqttTarget("127.0.0.1", there.port, topic="plant/readings", encode=encode)).run()
+    assert (done.items, done.refused) == (1, 1)
+    eventually(lambda: seen.messages)
+    assert seen.items == ["é"]
+    assert [letter.item for letter in queue.dead] == ["none"]
+
+
 def test_a_broker_that_takes_few_at_a_time_gets_few(broker, subscriber, open_queue):
     broker = broker("allow_anonymous true", "max_inflight_messages 2")
     subscriber = subscriber(broker)
