@@ -133,11 +133,13 @@ class Later(Generic[T]):
                 self._wanted.wait_for(self._guard, lambda: self._is_hurried or self._is_closed, self._linger)
             self._push_some()
             with self._guard:
-                if self._is_closed and not self._pending:
-                    self._queue.close()
+                is_over = self._is_closed and not self._pending
+            if is_over:  # nothing is added any more
+                self._queue.close()  # without the guard: it waits for calls under way, in which records are logged
+                with self._guard:
                     self._is_working = False
                     self._come.tell()
-                    return
+                return
 
     def _push_some(self) -> None:
         with self._guard:

@@ -334,17 +334,19 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         return found
 
     @contextmanager
-    def moving(self, key: str) -> Iterator[None]:
-        """Make the next ``enqueue`` of this thread in the block move a task out of the schedule.
+    def moving(self, key: str | None) -> Iterator[None]:
+        """Make the ``enqueue`` of this thread in the block move a task out of the schedule.
 
         Args:
-            key: The key of the task in the schedule.
+            key: The key of the task in the schedule; None: the task is a new one, which a signal's handler enqueues
+                while another is moved.
         """
+        outer = getattr(self._here, "moving", None)
         self._here.moving = key
         try:
             yield
         finally:
-            self._here.moving = None
+            self._here.moving = outer
 
     def read_schedule(self, ts: Any) -> list[bytes]:
         """Remove the due tasks, and return them."""
@@ -616,10 +618,10 @@ class LmdbHuey(Huey):  # type: ignore[misc]
 
     def enqueue(self, task: Any) -> Any:
         """Append a task, or move one that has come due."""
-        key = getattr(task, "__dict__", {}).pop("lmdbqueue_key", None)
-        if key is None:
+        storage = self.storage
+        if self.immediate or not isinstance(storage, LmdbStorage):  # ``execute`` removes it from the schedule
             return super().enqueue(task)
-        with self.storage.moving(key):
+        with storage.moving(getattr(task, "__dict__", {}).pop("lmdbqueue_key", None)):
             return super().enqueue(task)
 
 

@@ -247,9 +247,9 @@ class DurableListener:
         respect_handler_level: bool = False,
     ) -> None:
         if isinstance(source, PersistentQueue):
-            self._where = os.path.join(source.path, source.filename), source.name
+            self._where = local_engine_of(source).path, source.name
         else:
-            self._where = os.fspath(source), name
+            self._where = os.path.abspath(source), name
         self.handlers = handlers
         self._batch = batch
         self._retry = DEFAULT_RETRY if retry is None else retry

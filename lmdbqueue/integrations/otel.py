@@ -9,7 +9,6 @@ read is left out, without affecting the others. Must not know: names and meaning
     observe(metrics.get_meter("my.service"), queue)
 """
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from lmdbqueue._errors import QueueError
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.metrics import METRICS, Metric
 
 __all__ = ["observe"]
@@ -46,7 +45,7 @@ def _callback(
     def observations(_options: CallbackOptions) -> Iterable[Observation]:
         found: dict[tuple[str, ...], Observation] = {}  # a directory's figures once, for all its queues
         for queue in queues:
-            path = os.path.abspath(os.path.join(queue.path, queue.filename))
+            path = local_engine_of(queue).path
             with suppress(QueueError):
                 for labels, value in metric.samples(path, queue.name, queue.stats()):
                     found[tuple(labels.values())] = Observation(value, labels)

@@ -10,7 +10,6 @@ left out, without affecting the others. Must not know: names and meanings (``_ve
     start_http_server(9100)
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -19,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lmdbqueue._errors import QueueError
-from lmdbqueue._local.queue import PersistentQueue
+from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._values import Stats
 from lmdbqueue._verbs import metrics
 
@@ -47,7 +46,7 @@ class QueueCollector(Collector):
         """Read the figures; called by the registry."""
         figures: list[tuple[str, str, Stats]] = []
         for queue in self._queues:
-            path = os.path.abspath(os.path.join(queue.path, queue.filename))
+            path = local_engine_of(queue).path
             with suppress(QueueError):
                 figures.append((path, queue.name, queue.stats()))
         for metric in metrics.METRICS:

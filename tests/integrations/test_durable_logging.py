@@ -276,6 +276,24 @@ def test_a_listener_begins_again_and_nothing_that_an_earlier_one_left_ends_it(lo
     assert collector.messages == ["round 0", "round 1", "round 2"]
 
 
+@pytest.mark.parametrize("source", ["a path", "a queue"])
+def test_a_listener_keeps_its_directory_though_the_program_goes_to_another(log, tmp_path, monkeypatch, source):
+    logger = log()
+    collector = Collector()
+    monkeypatch.chdir(tmp_path)
+    queue = PersistentQueue("log", dumps=bytes, durability="off")
+    (tmp_path / "elsewhere").mkdir()
+    if source == "a queue":
+        monkeypatch.chdir("elsewhere")
+    with DurableListener("log" if source == "a path" else queue, collector) as listener:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        listener.stop()
+        logger.info("here")
+        listener.start()
+    queue.close()
+    assert collector.messages == ["here"]
+
+
 def test_a_handler_that_changes_a_record_does_not_change_that_of_the_next(log, tmp_path):
     class Spoiler(Collector):
         def emit(self, record):

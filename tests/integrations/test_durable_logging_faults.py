@@ -15,7 +15,7 @@ from processes import eventually, forked, status_of
 
 from lmdbqueue import DiskFullError, PersistentQueue, Retry
 from lmdbqueue._local.engine import LocalEngine
-from lmdbqueue.integrations.logging import DurableHandler, DurableListener
+from lmdbqueue.integrations.logging import DurableHandler, DurableListener, _fields
 
 
 class Collector(logging.Handler):
@@ -119,6 +119,29 @@ def test_amid_a_call_on_the_directory_a_record_is_handed_over_and_a_flush_does_n
     assert ends(amid)
     handler.flush()
     assert stored(tmp_path) == ["handed over"]
+
+
+def test_a_record_amid_a_call_does_not_wait_for_another_thread_that_closes_the_handler(log, tmp_path):
+    logger = log()
+    handler = logger.handlers[0]
+    handler._later.add(_fields(logging.makeLogRecord({"msg": "first"}), None))  # which starts its thread
+    handler.flush()
+    engine, failed = handler.queue._engine, []
+    handler.handleError = failed.append
+    closing = threading.Thread(target=handler.close, daemon=True)
+
+    def amid():
+        with engine.environment._writer:  # as an object's end, or a signal's handler, comes amid a push
+            closing.start()
+            eventually(lambda: engine.is_closed)
+            handler._here.is_pushing = True
+            logger.info("too late")
+
+    assert ends(amid)
+    closing.join(10)
+    assert not closing.is_alive()
+    assert [record.getMessage() for record in failed] == ["too late"]
+    assert stored(tmp_path) == ["first"]
 
 
 @pytest.mark.parametrize("when", ["before it leads", "before it hands on"])

@@ -14,7 +14,7 @@ os.environ["HUEY_SLOW_TESTS"] = "1"  # before its tests are imported
 
 from huey.api import Huey, chord
 from huey.constants import EmptyData
-from huey.signals import SIGNAL_INTERRUPTED
+from huey.signals import SIGNAL_ENQUEUED, SIGNAL_INTERRUPTED
 from huey.tests import test_api, test_consumer, test_priority, test_signals
 from huey.tests.base import BaseTestCase
 from huey.tests.test_storage import StorageTests
@@ -265,6 +265,45 @@ def test_a_due_task_is_in_the_schedule_until_it_is_enqueued(huey, tmp_path):
     assert (huey.scheduled_count(), len(huey)) == (0, 1)
     huey.execute(huey.dequeue())
     assert result() == 1
+
+
+def test_a_handler_of_signals_that_starts_a_task_does_not_replace_one_that_comes_due(huey):
+    @huey.task()
+    def later():
+        pass
+
+    @huey.task()
+    def audit():
+        pass
+
+    later.schedule(delay=-1)
+    huey.add_schedule(huey.deserialize_task(huey.storage.tasks.pop()))
+
+    @huey.signal(SIGNAL_ENQUEUED)
+    def on_enqueued(_signal, task):
+        if task.name == "later":
+            audit()
+
+    (due,) = huey.read_schedule()
+    huey.enqueue(due)
+    assert [task.name for task in huey.pending()] == ["audit", "later"]
+    assert huey.scheduled_count() == 0
+
+
+def test_a_due_task_that_is_run_immediately_leaves_the_schedule(huey):
+    ran = []
+
+    @huey.task()
+    def later():
+        ran.append(1)
+
+    later.schedule(delay=-1)
+    huey.add_schedule(huey.deserialize_task(huey.storage.tasks.pop()))
+    huey.immediate_use_memory = False
+    huey.immediate = True
+    (due,) = huey.read_schedule()
+    huey.enqueue(due)
+    assert (ran, huey.scheduled_count(), len(huey)) == ([1], 0, 0)
 
 
 def test_a_plain_huey_takes_the_storage_too(tmp_path):

@@ -60,6 +60,17 @@ def test_a_queue_that_is_closed_is_left_out(open_queue):
     assert 'queue="closed"' not in text
 
 
+def test_a_program_that_goes_to_another_directory_or_whose_directory_is_gone_keeps_its_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    registry = CollectorRegistry()
+    with PersistentQueue("jobs") as jobs:
+        registry.register(QueueCollector(jobs))
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir("gone")
+        (tmp_path / "gone").rmdir()
+        assert f'path="{tmp_path / "jobs"}"' in generate_latest(registry).decode()
+
+
 def test_registering_reads_nothing_and_refuses_a_second_one(open_queue, monkeypatch):
     queue = open_queue()
     monkeypatch.setattr(queue, "stats", lambda: 1 / 0)
