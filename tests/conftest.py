@@ -213,8 +213,9 @@ def open_postgres(postgres, schema) -> Iterator[Callable[..., PostgresQueue[Any]
     """Open queues in a schema of this test; at the end prove all of them whole, and close them."""
     opened: list[PostgresQueue[Any]] = []
 
-    def open_(name: str = "queue", **options: Any) -> PostgresQueue[Any]:
+    def open_(name: str = "queue", patience: float = 30.0, **options: Any) -> PostgresQueue[Any]:
         queue: PostgresQueue[Any] = PostgresQueue(postgres.url(), name, **{"schema": schema, **options})
+        queue._engine._hold._patience = patience  # from now on: opening may take longer on a busy machine
         opened.append(queue)
         return queue
 

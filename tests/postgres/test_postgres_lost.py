@@ -39,8 +39,9 @@ class World:
 
     def __init__(self, proxy, schema, look, patience=20.0):
         self.look, self.other_look = look("queue"), look("other")
-        self.queue = PostgresQueue(proxy.url(), schema=schema, patience=patience)
-        self.other = PostgresQueue(proxy.url(), "other", schema=schema, patience=patience)
+        self.queue = PostgresQueue(proxy.url(), schema=schema)
+        self.other = PostgresQueue(proxy.url(), "other", schema=schema)
+        self.queue._engine._hold._patience = self.other._engine._hold._patience = patience
         self.lease = None
 
     def begin(self):
@@ -322,7 +323,7 @@ def test_a_block_is_done_whole_or_told_to_have_done_nothing(proxy, schema, open_
 
 @pytest.mark.parametrize("change", ["push", "pop", "ack"])
 def test_a_change_of_which_nobody_can_be_asked_is_told_to_be_unknown(proxy, schema, open_postgres, change):
-    world = World(proxy, schema, open_postgres, patience=0.3)
+    world = World(proxy, schema, open_postgres, patience=1.0)
     told = set()
     for at in range(1, 4):
         world.begin()
@@ -743,7 +744,8 @@ def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy
     async def main():
         for at in cycle(range(1, 7)):
             look.push(ITEMS)
-            async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=0.2) as queue:
+            async with AsyncPostgresQueue.open(proxy.url(), schema=schema) as queue:
+                queue.queue._engine._hold._patience = 0.5
                 await queue.count()
                 proxy.arm("reply", at, then_down=True)
                 found = await together(queue)
@@ -769,7 +771,8 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
     look = open_postgres()
 
     async def main():
-        async with AsyncPostgresQueue.open(proxy.url(), schema=schema, patience=0.2) as queue:
+        async with AsyncPostgresQueue.open(proxy.url(), schema=schema) as queue:
+            queue.queue._engine._hold._patience = 0.5
             waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
             await queue.count()
             proxy.arm("request", 1, then_down=True)
@@ -814,7 +817,8 @@ def test_an_owner_that_cannot_be_forgotten_yet_keeps_nobody_from_what_waits(open
 
 def test_a_block_keeps_no_process_waiting_whose_owner_it_found_dead(open_postgres, postgres, schema):
     queue = open_postgres()
-    with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema, patience=0.5) as other:
+    with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema) as other:
+        other._engine._hold._patience = 1.0
         other.push(["a", "b"])
         other.lease()
         _end_of_owner(other, postgres)
