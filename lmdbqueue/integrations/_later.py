@@ -89,17 +89,24 @@ class Later(Generic[T]):
         if (util := sys.modules.get("multiprocessing.util")) is not None:  # its children end without atexit
             util.Finalize(None, _flush, args=(weakref.ref(self),), exitpriority=0)
 
-    def flush(self) -> None:
-        """Wait until all items added before are pushed, or have failed; do not wait where it would be for itself."""
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all items added before are pushed, or have failed; return whether they are.
+
+        It does not wait where it would be for itself.
+
+        Args:
+            timeout: Seconds to wait at most; None: as long as it takes.
+        """
         is_amid = self._is_amid()
         with self._guard:
             upto = self._done + self._flying + len(self._pending)
             self._is_hurried = True
             self._tell()
         if self._done < upto and not is_amid:
-            self._come.wait_for(self._guard, lambda: self._done >= upto or not self._is_working)
-            if self._done < upto:
+            self._come.wait_for(self._guard, lambda: self._done >= upto or not self._is_working, timeout)
+            if self._done < upto and (timeout is None or not self._is_working):
                 self._push_some()
+        return self._done >= upto
 
     def close(self) -> None:
         """Push pending items and close the queue; where this would wait for itself, the thread does both."""

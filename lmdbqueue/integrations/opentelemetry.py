@@ -128,9 +128,9 @@ class _Store:
     def _failed(self, _: bytes) -> None:
         logging.getLogger("lmdbqueue").warning("telemetry was not stored: %s", sys.exception())
 
-    def flush(self) -> None:
-        """Wait until all exported data are stored."""
-        self._later.flush()
+    def flush(self, timeout_millis: float) -> bool:
+        """Wait until all exported data are stored; return whether they are."""
+        return self._later.flush(timeout_millis / 1000)
 
     def close(self) -> None:
         """Stop sending, and close the queue; the next program sends the rest."""
@@ -177,10 +177,8 @@ class DurableSpanExporter(SpanExporter):
         self._store.close()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return True: all exported data are stored."""
-        del timeout_millis
-        self._store.flush()
-        return True
+        """Wait until all exported data are stored; return whether they are."""
+        return self._store.flush(timeout_millis)
 
 
 class DurableLogExporter(LogRecordExporter):
@@ -218,10 +216,8 @@ class DurableLogExporter(LogRecordExporter):
         self._store.close()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Return True: all exported data are stored."""
-        del timeout_millis
-        self._store.flush()
-        return True
+        """Wait until all exported data are stored; return whether they are."""
+        return self._store.flush(timeout_millis)
 
 
 class DurableMetricExporter(MetricExporter):
@@ -264,10 +260,8 @@ class DurableMetricExporter(MetricExporter):
         self._store.close()
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Return True: all exported data are stored."""
-        del timeout_millis
-        self._store.flush()
-        return True
+        """Wait until all exported data are stored; return whether they are."""
+        return self._store.flush(timeout_millis)
 
 
 def inject(headers: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -178,6 +178,31 @@ def test_a_span_that_ends_in_a_transaction_is_stored(tmp_path):
     exporter.shutdown()
 
 
+def test_a_flush_that_has_no_time_left_says_so(tmp_path):
+    exporter = DurableSpanExporter(tmp_path / "telemetry")
+    writer = exporter._store.queue._engine.environment._writer
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with writer:
+            is_held.set()
+            is_over.wait(60)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    is_held.wait(60)
+    try:
+        exporter._store._later.add(b"request")  # as from a transaction of another directory
+        assert not exporter.force_flush(50)
+        assert not is_over.is_set()
+    finally:
+        is_over.set()
+        holding.join()
+    assert exporter.force_flush()
+    assert len(exporter._store.queue) == 1
+    exporter.shutdown()
+
+
 def test_the_end_of_a_program_stores_what_the_processor_has(tmp_path):
     program = (
         "from opentelemetry.sdk.trace import TracerProvider\n"
