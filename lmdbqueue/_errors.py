@@ -336,7 +336,8 @@ class NestedCallError(QueueError):
     """A call was made during another call of the same thread; it stored nothing.
 
     A signal handler, or a ``__del__`` that the garbage collector runs, can interrupt any call. The interrupted call
-    waits for the handler, so a call made there must not wait for the interrupted one.
+    waits for the handler, so a call made there must not wait for the interrupted one. It is also raised in a coroutine
+    for which a function of ``transact()`` waits, if that calls the same queue.
     """
 
     def __init__(self, path: str) -> None:
@@ -345,7 +346,7 @@ class NestedCallError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"a call on {self.path!r} was made during another call of the same thread, perhaps by a signal handler or "
+            f"a call on {self.path!r} was made during another call of the same thread or one that waits for it, perhaps by a signal handler or "
             f"__del__; nothing was stored: make the call in another thread (hand it over through queue.SimpleQueue)"
         )
 

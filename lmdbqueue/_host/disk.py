@@ -141,11 +141,9 @@ def open_private(path: str, flags: int, *, beside: str | None = None, folder: in
     try:
         if os.geteuid() == 0:
             parent = os.stat(beside or os.path.dirname(path)) if folder is None else os.fstat(folder)
-            _give(
-                fd,
-                parent,
-                os.stat(path if folder is None else os.path.basename(path), dir_fd=folder, follow_symlinks=False),
-            )
+            with suppress(FileNotFoundError):  # another process has put it in its place meanwhile, or removed it
+                name = path if folder is None else os.path.basename(path)
+                _give(fd, parent, os.stat(name, dir_fd=folder, follow_symlinks=False))
     except BaseException:
         close(fd)
         raise

@@ -177,15 +177,13 @@ def refuse_coroutines(**hooks: object) -> None:
             raise TypeError(message)
 
 
-def refuse_unawaited(result: object) -> None:
-    """Raise ``TypeError`` for a coroutine or generator that a handler returned: nothing was done for its item."""
+def refuse_unawaited(result: object, what: str = "the handler", advice: str = "use work() of lmdbqueue.aio") -> None:
+    """Raise ``TypeError`` for a coroutine or generator that a function of the user's returned: nothing was done."""
     if inspect.iscoroutine(result) or inspect.isgenerator(result):
         result.close()
     elif not inspect.isasyncgen(result):
         return
-    message = (
-        "the handler returned a coroutine or generator, which nobody runs: await it, or use work() of lmdbqueue.aio"
-    )
+    message = f"{what} returned a coroutine or generator, which nobody runs: await it, or {advice}"
     raise TypeError(message)
 
 

@@ -17,6 +17,11 @@ While a server is unreachable, each call has one deadline, counted from when it 
 it no longer than that, regardless of earlier calls, and the loop answers calls whose time is over while the worker is
 busy with another.
 
+A function of the caller's that runs in the worker, such as that of a transaction, may make the loop run a coroutine and
+wait for it. If that called this object, the worker would wait for itself. Whatever a thread hands to a loop, by
+``run_coroutine_threadsafe`` or ``call_soon_threadsafe``, runs in a copy of the thread's context; so the worker puts its
+present round there, and a call that comes from it while it lasts is refused.
+
 The end of a loop, or of the program: effects whose callers were not told are undone before the program ends.
 
 A caller that is cancelled: a call not yet begun is not made. A push under way is stored completely or not at all. Items
@@ -32,13 +37,14 @@ from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from contextvars import ContextVar
 from itertools import chain, groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, QueueError, ServerError
+from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs.lease import Lease, ack_all
 from lmdbqueue._verbs.queue import Queue
@@ -67,6 +73,8 @@ _DEADLINE: Final = attrgetter("deadline")
 _END: Final = Job()  # tells the worker to end
 _EVER: Final = float("inf")
 _PATIENCE: Final = 30.0  # seconds for which the end of a program waits for a worker
+
+_amid: ContextVar[object] = ContextVar("_amid")  # the round of a worker that a call comes from
 
 _working: "weakref.WeakSet[Courier]" = weakref.WeakSet()
 
@@ -102,6 +110,7 @@ class Courier:
         self._sleepers: list[Job] = []
         self._is_wanted = threading.Event()  # the listener
         self._threads: list[Callable[[], None]] = [self._listen, self._work]  # not yet started, first one last
+        self._round: object = None  # of jobs that the worker is doing at the moment
         self._is_closed = False  # to new calls
         self._has_ended = False
         self._is_over = threading.Event()  # the worker has nothing left to do
@@ -110,12 +119,17 @@ class Courier:
     # --- in the loop
 
     def carry(self, job: Job) -> None:
-        """Hand a job to the worker. Raises ``ClosedError``; ``RuntimeError`` in another loop than this object's."""
+        """Hand a job to the worker.
+
+        Raises ``ClosedError``, ``NestedCallError``; ``RuntimeError`` in another loop than this object's.
+        """
         if self._is_closed:
             raise ClosedError(self._engine.path)
         if get_running_loop() is not self._loop:  # it would be done, but nobody could await its result
             message = f"this object for {self._engine.path!r} belongs to another event loop: open one in each loop"
             raise RuntimeError(message)
+        if self._round is not None and _amid.get(None) is self._round:
+            raise NestedCallError(self._engine.path)
         job.latest = job.deadline
         if self._engine.patience != _EVER:
             job.deadline = min(job.latest, time.monotonic() + self._engine.patience)
@@ -192,7 +206,13 @@ class Courier:
             live = [job for job in jobs if job is not None and job is not _END]
             live.sort(key=_comes_later)  # changes nothing except that acks come first
             for kind, group in groupby(live, _KIND):
-                self._report(list(self._done(kind, list(group))))
+                self._round = object()
+                _amid.set(self._round)
+                try:
+                    results = list(self._done(kind, list(group)))
+                finally:
+                    self._round = None
+                self._report(results)
             if _END in jobs:
                 self._undo(list(self._undelivered.values()))
                 self._end()

@@ -30,6 +30,7 @@ from lmdbqueue._verbs.worker import (
     checked_retry,
     function_of,
     refuse_coroutines,
+    refuse_unawaited,
     takes_job,
 )
 from lmdbqueue._verbs.worker import Job as WorkerJob
@@ -336,7 +337,9 @@ class AsyncQueue(AsyncWriting[T]):
             The result of ``fn``.
 
         Raises:
-            TypeError: ``fn`` is a coroutine function.
+            TypeError: ``fn`` is a coroutine function, or returns a coroutine or a generator; nothing was changed.
+            NestedCallError: Raised in a coroutine that ``fn`` makes the event loop run, if that uses this queue: the
+                two would wait for each other.
         """
         if inspect.iscoroutinefunction(function_of(fn)):
             message = f"{fn!r} is a coroutine function, but a transaction must not await: pass an ordinary function"
@@ -344,7 +347,9 @@ class AsyncQueue(AsyncWriting[T]):
 
         def transact() -> R:
             with self.queue.transaction():
-                return fn(self.queue)
+                result = fn(self.queue)
+                refuse_unawaited(result, "the function of a transaction", "pass an ordinary function")
+                return result
 
         return await self._call(transact)
 

@@ -23,6 +23,7 @@ from lmdbqueue import (
     Full,
     Lease,
     LeaseExpiredError,
+    NestedCallError,
     PersistentQueue,
     Reader,
     ShutDown,
@@ -978,5 +979,63 @@ def test_calls_of_one_kind_that_are_all_cancelled_before_their_turn_stop_no_othe
         turn.set()
         assert await busy
         assert await asyncio.wait_for(queue.count(), 20) == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("verb", ["push", "get", "transact", "count"])
+def test_a_coroutine_that_a_transaction_waits_for_cannot_call_its_queue(run, verb):
+    async def test(queue):
+        loop = asyncio.get_running_loop()
+        call = {"push": lambda: queue.push("b"), "transact": lambda: queue.transact(len)}.get(verb)
+
+        async def inner():
+            return await (call or getattr(queue, verb))()
+
+        def step(sync):
+            sync.push("a")
+            asyncio.run_coroutine_threadsafe(inner(), loop).result(20)
+
+        with pytest.raises(NestedCallError):
+            await queue.transact(step)
+        assert await queue.count() == 0
+
+    run(test)
+
+
+def test_a_task_that_a_transaction_has_begun_calls_its_queue_afterwards(run):
+    async def test(queue):
+        begun, goes_on = [], asyncio.Event()
+
+        async def later():
+            await goes_on.wait()
+            await queue.push("b")
+
+        def step(sync):
+            begun.append(asyncio.run_coroutine_threadsafe(later(), loop))
+            sync.push("a")
+
+        loop = asyncio.get_running_loop()
+        await queue.transact(step)
+        goes_on.set()
+        await asyncio.wait_for(asyncio.wrap_future(begun[0]), 20)
+        assert await queue.pop(9) == ["a", "b"]
+
+    run(test)
+
+
+def test_a_transaction_whose_function_returns_what_must_be_awaited_is_undone(run):
+    async def nothing():
+        """Do nothing."""
+
+    async def test(queue):
+        def step(sync):
+            sync.push("a")
+            return nothing()
+
+        for fn in (step, lambda _: nothing()):
+            with pytest.raises(TypeError, match="the function of a transaction returned a coroutine"):
+                await queue.transact(fn)
+        assert await queue.count() == 0
 
     run(test)
