@@ -346,8 +346,9 @@ class NestedCallError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"a call on {self.path!r} was made during another call of the same thread or one that waits for it, perhaps "
-            f"by a signal handler or __del__; nothing was stored: make the call in another thread (hand it over through queue.SimpleQueue)"
+            f"a call on {self.path!r} was made during another call of the same thread or one that waits for it, "
+            f"perhaps by a signal handler or __del__; nothing was stored: make the call in another thread (hand it "
+            f"over through queue.SimpleQueue)"
         )
 
 
