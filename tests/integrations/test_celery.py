@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from importlib.metadata import version
 
@@ -131,7 +132,8 @@ def _archive(place, package):
             pytest.fail(f"{reason}: {done.stderr}")
         pytest.skip(reason)
     (archive,) = place.glob("*.tar.gz")
-    shutil.unpack_archive(archive, place, filter="data")
+    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since Python 3.11.4
+    shutil.unpack_archive(archive, place, **safely)
     return place / f"{package}-{version(package)}"
 
 
