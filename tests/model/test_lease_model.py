@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lmdbqueue import Full, LeaseExpiredError, PersistentQueue
+from lmdbqueue import Empty, Full, LeaseExpiredError, PersistentQueue
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 
@@ -299,6 +299,19 @@ class LeaseMachine(RuleBasedStateMachine):
         found = getattr(self.queues[handle], removing)(n)
         if removing == "delete":
             assert found == len(expected)
+        for item in expected:
+            self.leave(item)
+
+    @rule(handle=handles, n=few, least=few)
+    def pop_at_least(self, handle, n, least):
+        self.restored(handle)
+        expected = self.waiting()[:n]
+        at_least = {"at_least": min(least, n), "blocking": True, "timeout": 0}
+        if len(expected) < min(least, n):
+            with pytest.raises(Empty):
+                self.queues[handle].pop_many(n, **at_least)
+            return
+        assert len(self.queues[handle].pop_many(n, **at_least)) == len(expected)
         for item in expected:
             self.leave(item)
 
