@@ -1,6 +1,6 @@
 """SIGKILL at any line of the library: what was acknowledged is there, and a call is there wholly or not at all.
 
-At every 7th line that a verb executes; at all, each time, with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues
+At every 11th line that a verb executes; at all, each time, with LMDBQUEUE_STEP=1. LMDBQUEUE_SEEDS says how many queues
 the long form tries, and LMDBQUEUE_KILLS how many kills it deals out.
 """
 

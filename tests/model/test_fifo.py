@@ -260,7 +260,7 @@ class FifoMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_functions_do_what_a_list_does():
-    run_state_machine_as_test(FifoMachine, settings=settings(max_examples=60, stateful_step_count=40))
+    run_state_machine_as_test(FifoMachine, settings=settings(max_examples=40, stateful_step_count=40))
 
 
 # --- max_bytes
@@ -298,7 +298,7 @@ def push_with_the_smallest_limit(fifo, payloads):
     assert fifo.used() <= smallest
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.booleans(), steps)
 @example(checksum=True, steps=[[bytes(2_010)] * 120, 100, [b""] * 300, [bytes(2_011)] * 40])
 @example(checksum=True, steps=[[b""] * 20_000])

@@ -412,4 +412,4 @@ class LeaseMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_leases_do_what_a_dict_does():
-    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=90, stateful_step_count=30))
+    run_state_machine_as_test(LeaseMachine, settings=settings(max_examples=60, stateful_step_count=30))

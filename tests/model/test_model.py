@@ -374,4 +374,4 @@ def in_a_child(work):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_queue_does_what_a_deque_does():
-    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=40, stateful_step_count=50))
+    run_state_machine_as_test(QueueMachine, settings=settings(max_examples=30, stateful_step_count=50))

@@ -5,7 +5,7 @@ import random
 import pytest
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_items_are_put_back_in_any_order_amid_other_verbs(open_queue, seed):
     chance = random.Random(seed)  # noqa: S311
     queue = open_queue(durability="off")

@@ -370,7 +370,7 @@ class ReaderMachine(RuleBasedStateMachine):
 
 @pytest.mark.usefixtures("weighed_without_syncs")
 def test_readers_do_what_lists_do():
-    run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=80, stateful_step_count=30))
+    run_state_machine_as_test(ReaderMachine, settings=settings(max_examples=50, stateful_step_count=30))
 
 
 def on_postgres(server, schema):
@@ -409,5 +409,5 @@ def on_postgres(server, schema):
 
 def test_readers_of_a_database_do_what_lists_do(postgres, schema):
     PostgresQueue(postgres.url(), schema=schema).close()
-    examples = settings(max_examples=30, stateful_step_count=30)
+    examples = settings(max_examples=20, stateful_step_count=30)
     run_state_machine_as_test(on_postgres(postgres, schema), settings=examples)

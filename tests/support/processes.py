@@ -39,7 +39,7 @@ TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 KILLED = -signal.SIGKILL
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  (a folder that needs no disk)
 STEP = int(
-    os.environ.get("LMDBQUEUE_STEP", "7")
+    os.environ.get("LMDBQUEUE_STEP", "11")
 )  # of lines to be killed at, of moments to be interrupted at; 1: at all
 
 Options = dict[str, Any]
