@@ -92,10 +92,8 @@ class Calls(AsyncReading[T]):
         self._courier.carry(job)
         return await job.future
 
-    def _begin(
-        self, fn: Callable[..., Any], *args: Any, undo: Callable[[Any], object] | None = None
-    ) -> "asyncio.Future[Any]":
-        call = Call(self._future(), lambda: fn(*args), undo=undo)
+    def _begin(self, fn: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
+        call = Call(self._future(), lambda: fn(*args))
         self._courier.carry(call)
         return call.future
 
@@ -129,7 +127,7 @@ class Calls(AsyncReading[T]):
             handle.cancel()
 
     async def _taken(self, wanted: Wanted, *, blocking: bool, timeout: float | None) -> list[T]:  # noqa: ASYNC109
-        """Return removed items, durably; put them back if the caller is cancelled meanwhile."""
+        """Return removed items, durably; they are put back if the caller does not receive them."""
         found = await self._kept(Take(self._future(), wanted, waits=blocking), timeout)
         if found is None:
             raise Empty(wanted.awaited, timeout)
@@ -137,11 +135,11 @@ class Calls(AsyncReading[T]):
         return items
 
     async def _kept(self, job: Job, timeout: float | None) -> Any:  # noqa: ASYNC109
-        """Return the result of a job; undo it if the caller is cancelled meanwhile, or dropped with its loop."""
+        """Return the result of a job; it is undone if the caller is cancelled meanwhile, or dropped with its loop."""
         try:
-            return await self._waited_for(job, timeout)
-        except (asyncio.CancelledError, GeneratorExit):
-            future = job.future
-            if future.done() and not future.cancelled() and future.exception() is None and future.result():
-                self._courier.take_back(job, future.result())
+            result = await self._waited_for(job, timeout)
+        except BaseException:
+            self._courier.take_back(job)
             raise
+        self._courier.claim(job, result)
+        return result

@@ -1,7 +1,7 @@
 """The threads that carry the calls of an event loop to a queue, and the results back.
 
-Owns: which calls share a commit, which waiter gets an item, what happens to an item whose caller was cancelled. Law: an
-item that was taken is delivered once, or put back under its old number; the loop is woken once for a group of calls,
+Owns: which calls share a commit, which waiter gets an item, what happens to an item that no caller received. Law: an
+item that was taken is received once, or put back under its old number; the loop is woken once for a group of calls,
 and never blocked. Must not know: what the verbs mean to their callers.
 
 The worker does all calls that have arrived together: successive pushes become one push of all their items (if there is
@@ -22,22 +22,34 @@ wait for it. If that called this object, the worker would wait for itself. Whate
 ``run_coroutine_threadsafe`` or ``call_soon_threadsafe``, runs in a copy of the thread's context; so the worker puts its
 present round there, and a call that comes from it while it lasts is refused.
 
-The end of a loop, or of the program: effects whose callers were not told are undone before the program ends.
+The result of a call is unclaimed until the coroutine of its caller has resumed with it. That its future has a result
+does not suffice: the loop may end before it resumes the task. Either the caller removes the call from the unclaimed
+ones, and returns the result; or the worker does, and undoes the call, and the caller raises ``ClosedError``. Callers
+never undo anything themselves: one may be running in the garbage collector, which drops the tasks of a closed loop, or
+in a loop that must not be blocked.
 
 A caller that is cancelled: a call not yet begun is not made. A push under way is stored completely or not at all. Items
-that a take or a lease under way has removed are put back; if the process dies at that moment they are lost, like all
-items popped by a process that then dies.
+that a take or a lease under way has removed are put back by the worker; if the process dies at that moment they are
+lost, like all items popped by a process that then dies.
+
+The end, of this object, its loop or the program, is one step of the worker: it undoes all unclaimed calls, and closes
+the queue. ``close`` first lets earlier callers receive their results. A loop tells nobody that it was closed, but it
+drops its timers then; so one of them has a callback that wakes the worker when it is dropped. The end of the program
+waits for the worker, but not without limit.
 """
 
 import atexit
+import logging
 import threading
 import time
 import weakref
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future, get_running_loop
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import Context, ContextVar
+from functools import partial
 from itertools import chain, groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
@@ -72,7 +84,8 @@ _DEADLINE: Final = attrgetter("deadline")
 
 _END: Final = Job()  # tells the worker to end
 _EVER: Final = float("inf")
-_PATIENCE: Final = 30.0  # seconds for which the end of a program waits for a worker
+_PATIENCE: Final = 30.0  # seconds for which the end of a program waits for all workers
+_NEVER: Final = 1e9  # seconds, for a timer: 31 years
 
 _amid: ContextVar[object] = ContextVar("_amid")  # the round of a worker that a call comes from
 
@@ -91,18 +104,42 @@ def _finish_at_exit(courier: "Courier") -> None:
 
 
 def _finish_all() -> None:
-    for courier in list(_working):
+    couriers = list(_working)
+    for courier in couriers:
         courier.finish()
+    deadline = time.monotonic() + _PATIENCE
+    for courier in couriers:
+        courier.wait_until_over(max(0.0, deadline - time.monotonic()))
 
 
-at_fork("couriers", in_child=_working.clear)  # a child has none of the threads
+def _forget_all() -> None:
+    """Have no couriers in a forked child: it has none of the threads, and receives none of the results."""
+    for courier in list(_working):
+        courier.forget()
+    _working.clear()
+
+
+at_fork("couriers", in_child=_forget_all)
+
+
+class _Dropped:
+    """A callback that is never called, and calls another function when it is dropped."""
+
+    def __init__(self, fn: Callable[[], object]) -> None:
+        self._fn = fn
+
+    def __call__(self) -> None:
+        """Do nothing."""
+
+    def __del__(self) -> None:
+        self._fn()
 
 
 class Courier:
     """The threads of one asynchronous queue. Make it in the loop; they start with the first call."""
 
     def __init__(self, queue: Queue[Any], loop: AbstractEventLoop) -> None:
-        self._queue = queue  # opened once more if items are put back after it was closed
+        self._queue = queue
         self._head = head_of(queue)
         self._engine = self._head.engine
         self._loop = loop
@@ -114,7 +151,10 @@ class Courier:
         self._is_closed = False  # to new calls
         self._has_ended = False
         self._is_over = threading.Event()  # the worker has nothing left to do
-        self._undelivered: dict[int, list[Result]] = {}  # results that the loop was asked to deliver, and has not yet
+        self._undelivered: deque[list[Result]] = deque()  # results that the loop was asked to deliver, and has not yet
+        self._unclaimed: dict[Job, Any] = {}  # results that callers have not received, of calls that can be undone
+        timer = loop.call_later(_NEVER, _Dropped(partial(self._jobs.put, None)), context=Context())
+        self._timer = weakref.ref(timer)  # dropped by the loop when it is closed
 
     # --- in the loop
 
@@ -149,17 +189,33 @@ class Courier:
 
     def close(self, future: "Future[Any]") -> None:
         """Finish earlier calls, refuse sleepers, close the queue, end the threads."""
-        self.carry(Call(future, self._end))
+        finished: Future[Any] = self._loop.create_future()
+        self.carry(Call(finished, self._refuse_sleepers))
         self._is_closed = True
 
-    def take_back(self, job: Job, result: Any) -> None:
-        """Undo a job whose result was not delivered."""
-        if self._is_closed or self._has_ended:
-            reopen, arguments, *_ = self._queue.__reduce__()
-            with reopen(*arguments) as queue:
-                job.undo(head_of(queue), result)
+        def end(_: object) -> None:  # all callers whose results were delivered before have resumed
+            if (timer := self._timer()) is not None:
+                timer.cancel()
+            self._send(Call(future, self._end))
+
+        finished.add_done_callback(end)
+
+    def claim(self, job: Job, result: Any) -> None:
+        """Receive the result of a job. Raises ``ClosedError`` if it was undone, since this object has ended."""
+        if job.has_effect(result) and self._unclaimed.pop(job, None) is None:
+            raise ClosedError(self._engine.path)
+
+    def take_back(self, job: Job) -> "Future[bool]":
+        """Undo a job that nobody has claimed; the result is whether it was undone.
+
+        Like all that a finalizer may call, it takes no lock and waits for nothing.
+        """
+        undoing = Call(self._loop.create_future(), partial(self._undo, job))
+        if job in self._unclaimed:
+            self._jobs.put(undoing)
         else:
-            self._send(Call(self._loop.create_future(), lambda: job.undo(self._head, result)))
+            undoing.future.set_result(False)
+        return undoing.future
 
     def _send(self, job: Job | None) -> None:
         while self._threads:  # each is started once, by whichever call comes first
@@ -168,26 +224,41 @@ class Courier:
             _finish_at_exit(self)
         self._jobs.put(job)
 
-    def _deliver(self, results: list[Result]) -> None:
-        if self._undelivered.pop(id(results), None) is None:
-            return  # undone elsewhere, since the program ends
-        # Those of cancelled calls. A result is not asked for its truth: it may be the user's.
-        unwanted = [(job, result) for job, result, _ in results if result is not None and job.future.done()]
-        for job, result, error in results:  # first, since undoing may fail
-            if not job.future.done():
-                if error is None:
-                    job.future.set_result(result)
-                else:
-                    job.future.set_exception(_of_future(error))
-        with ExitStack() as rest:
-            for job, result in reversed(unwanted):
-                rest.callback(self.take_back, job, result)
+    def _deliver(self) -> None:
+        """Deliver all results that there are; after an interrupt, those that it has left, too."""
+        try:
+            while self._undelivered:
+                for job, result, error in self._undelivered[0]:
+                    if job.future.cancelled():
+                        self.take_back(job)
+                    elif job.future.done():  # by a call of this that was interrupted
+                        continue
+                    elif error is None:
+                        job.future.set_result(result)
+                    else:
+                        job.future.set_exception(_of_future(error))
+                self._undelivered.popleft()
+        except BaseException:
+            self._loop.call_soon(self._deliver)
+            raise
+
+    # --- at the end of the program, and after a fork
 
     def finish(self) -> None:
-        """End the worker, after it has put back undelivered items: the program ends."""
+        """Tell the worker to end: the program does."""
         if not self._has_ended:
             self._jobs.put(_END)
-        self._is_over.wait(_PATIENCE)
+
+    def wait_until_over(self, timeout: float) -> None:
+        """Wait until the worker has put back what nobody has received, at most ``timeout`` seconds."""
+        if not self._threads and not self._is_over.wait(timeout) and self._unclaimed:
+            message = "%s: what %d calls had taken is lost, since the program ended before it could be put back"
+            logging.getLogger("lmdbqueue").error(message, self._engine.path, len(self._unclaimed))
+
+    def forget(self) -> None:
+        """Refuse all calls in a forked child; their results belong to the parent."""
+        self._is_closed = self._has_ended = True
+        self._unclaimed.clear()
 
     # --- the worker
 
@@ -201,7 +272,8 @@ class Courier:
         while not self._has_ended:
             new = self._wait_for_jobs()
             self._wake()
-            jobs = [*self._sleepers, *new]
+            sleepers = [] if self._loop.is_closed() else self._sleepers  # nobody waits any more
+            jobs = [*sleepers, *new]
             self._sleepers = []
             live = [job for job in jobs if job is not None and job is not _END]
             live.sort(key=_comes_later)  # changes nothing except that acks come first
@@ -209,19 +281,25 @@ class Courier:
                 self._round = object()
                 _amid.set(self._round)
                 try:
-                    results = list(self._done(kind, list(group)))
+                    results = [self._noted(result) for result in self._done(kind, list(group))]
                 finally:
                     self._round = None
                 self._report(results)
-            if _END in jobs:
-                self._undo(list(self._undelivered.values()))
+            if _END in jobs or self._loop.is_closed():
                 self._end()
             if self._sleepers:
                 self._is_wanted.set()
             else:
                 self._is_wanted.clear()
-        self._report([(job, None, ClosedError(self._engine.path)) for job in self._sleepers])
+        self._refuse_sleepers()
         self._is_wanted.set()
+
+    def _noted(self, done: Result) -> Result:
+        """Note a result as unclaimed, as soon as there is one."""
+        job, result, _ = done
+        if job.has_effect(result):
+            self._unclaimed[job] = result
+        return done
 
     def _wake(self) -> None:
         """Give sleeping calls a new deadline, since the server had answered them."""
@@ -368,24 +446,41 @@ class Courier:
         return ServerError(self._engine.path, "a call", "the server is away")
 
     def _report(self, results: list[Result]) -> None:
-        self._undelivered[id(results)] = results
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, results)
-        except RuntimeError:  # the loop is closed: no caller is waiting any more
-            self._undo(list(self._undelivered.values()))
-            self._end()
+        self._undelivered.append(results)
+        with suppress(RuntimeError):  # the loop is closed: no caller is waiting any more
+            self._loop.call_soon_threadsafe(self._deliver)
 
-    def _undo(self, undelivered: Iterable[list[Result]]) -> None:
-        """Undo the results of a loop that ended before they were delivered."""
-        self._engine.hurry(_EVER)
-        for results in undelivered:
-            if self._undelivered.pop(id(results), None) is not None:
-                for job, result, _ in results:
-                    if result is not None:
-                        with suppress(QueueError):
-                            job.undo(self._head, result)
+    def _refuse_sleepers(self) -> None:
+        sleepers, self._sleepers = self._sleepers, []
+        self._report([(job, None, ClosedError(self._engine.path)) for job in sleepers])
+
+    def _undo(self, job: Job) -> bool:
+        """Undo a job, unless its caller has received the result; return whether it is undone. If not, it stays."""
+        result = self._unclaimed.pop(job, None)
+        if result is None:
+            return False
+        is_undone = False
+        try:
+            is_undone = job.undo(self._head, result)
+        except CommitUnknownError:
+            is_undone = True  # or not: it must not be done twice
+            raise
+        finally:
+            if not is_undone:
+                self._unclaimed[job] = result
+        return is_undone
+
+    def _undo_all(self) -> None:
+        for job in list(self._unclaimed):
+            try:
+                self._undo(job)
+            except QueueError:
+                message = "%s: what a call had taken is lost, since it could not be put back"
+                logging.getLogger("lmdbqueue").exception(message, self._engine.path)
 
     def _end(self) -> None:
+        self._engine.hurry(_EVER)
+        self._engine.one_call(self._undo_all)
         self._has_ended = True
         self._queue.close()
 

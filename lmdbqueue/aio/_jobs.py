@@ -38,8 +38,13 @@ class Job:
         """Do it, in the worker."""
         raise NotImplementedError
 
-    def undo(self, head: AnyHead, result: Any) -> None:
-        """Undo it, in the worker, if the result was not delivered and that matters."""
+    def has_effect(self, result: Any) -> bool:  # noqa: ARG002  (nor asked for its truth: it may be the user's)
+        """Return whether it must be undone if nobody receives this result."""
+        return False
+
+    def undo(self, head: AnyHead, result: Any) -> bool:
+        """Undo it, in the worker, which nobody received; return whether that was possible."""
+        raise NotImplementedError
 
     def is_for_all(self, result: Any) -> bool:  # noqa: ARG002
         """Return whether a result also holds for all other jobs of this kind that are tried at the same time."""
@@ -69,7 +74,7 @@ class Call(Job):
         future: "Future[Any]",
         fn: Callable[[], Any],
         *,
-        undo: Callable[[Any], object] | None = None,
+        undo: Callable[[Any], bool] | None = None,
         waits: bool = False,
         look: object = None,
     ) -> None:
@@ -90,11 +95,13 @@ class Call(Job):
         """Return whether it only reads."""
         return self.kind is not None
 
-    def undo(self, head: AnyHead, result: Any) -> None:  # noqa: ARG002
-        """Undo it; a closed queue has already undone what it can."""
-        if self.undone_by is not None:
-            with suppress(ClosedError):
-                self.undone_by(result)
+    def has_effect(self, result: Any) -> bool:
+        """Return whether it has a function that undoes it, and found anything."""
+        return self.undone_by is not None and result is not None
+
+    def undo(self, head: AnyHead, result: Any) -> bool:  # noqa: ARG002
+        """Call that function."""
+        return self.undone_by is not None and self.undone_by(result)
 
 
 class Push(Job):
@@ -161,10 +168,14 @@ class Take(Job):
         """Return whether there was nothing to take."""
         return result is None or not result[0]
 
-    def undo(self, head: AnyHead, result: Taken) -> None:
+    def has_effect(self, result: Taken | None) -> bool:
+        """Return whether there are any."""
+        return result is not None and bool(result[0])
+
+    def undo(self, head: AnyHead, result: Taken) -> bool:
         """Put them back."""
-        if result[0]:
-            head.engine.put_back(result[0])
+        head.engine.put_back(result[0])
+        return True
 
 
 ONE: Final = Wanted(1, 1, 1)
@@ -206,10 +217,15 @@ class Claim(Job):
         """Return whether there was nothing to take."""
         return not result
 
-    def undo(self, head: AnyHead, result: Lease[Any]) -> None:  # noqa: ARG002
+    def has_effect(self, result: Lease[Any] | None) -> bool:
+        """Return whether there are any."""
+        return bool(result)
+
+    def undo(self, head: AnyHead, result: Lease[Any]) -> bool:  # noqa: ARG002
         """Give them back; a queue that was closed has done so."""
         with suppress(ClosedError):
             undo(result)
+        return True
 
 
 class Ack(Job):

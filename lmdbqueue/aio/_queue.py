@@ -81,7 +81,9 @@ class AsyncQueue(AsyncWriting[T]):
     Cancelling (also by ``asyncio.timeout``): a ``push`` or ``put`` is stored completely or not at all. A cancelled
     ``get``, ``pop`` or ``lease`` takes nothing: items that it had removed return to their places with their numbers,
     attempts and unique keys (a key that was used again meanwhile stays with the newer item). A cancelled reader stays
-    where it was.
+    where it was. The same applies to a task that its loop never resumes, since it was closed or the program ended.
+
+    Closing the loop closes the object.
     """
 
     async def __aexit__(self, *_: object) -> None:
@@ -282,7 +284,7 @@ class AsyncQueue(AsyncWriting[T]):
 
         async def opened() -> AsyncReader[T]:
             reader = await self._call(partial(self.queue.reader, name, start=start))
-            return AsyncReader(reader, self._begin, self._until, self._moving)
+            return AsyncReader(reader, self._courier, self._begin, self._until, self._moving)
 
         return Opening(opened())
 

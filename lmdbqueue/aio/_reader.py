@@ -4,7 +4,7 @@ Owns: the verbs of ``Reader`` for an event loop, and what cancelling one means. 
 there means; a read that is cancelled moves nothing. Must not know: threads, how positions are kept.
 
 A pop has two steps. It waits for the next items, and can be cancelled there at any time; then the reader passes them. A
-caller cancelled during that step lets it finish and undoes it. One thing can prevent that: if another object of the
+caller cancelled during that step lets it finish and has it undone. One thing can prevent that: if another object of the
 same reader has moved on since, it would not get these items any more. Then the pop returns them, as if the cancellation
 had come too late. Moves by one queue object never overlap, so they do not interfere with each other.
 """
@@ -21,11 +21,13 @@ from lmdbqueue._values import Entry, Start
 from lmdbqueue._verbs.engine import Move
 from lmdbqueue._verbs.reader import Position, Reader, position_of
 from lmdbqueue._verbs.reading import Many
+from lmdbqueue.aio._courier import Courier
+from lmdbqueue.aio._jobs import Call
 from lmdbqueue.aio._reading import AsyncReading
 
 T = TypeVar("T")
 R = TypeVar("R")
-Begin = Callable[..., "asyncio.Future[Any]"]  # begins a call outside of the loop; with ``undo``
+Begin = Callable[..., "asyncio.Future[Any]"]  # begins a call outside of the loop
 Until = Callable[[Callable[[], Any], float | None], Awaitable[Any]]  # result of an attempt, or None after it
 
 
@@ -39,9 +41,10 @@ class AsyncReader(AsyncReading[T]):
 
     _head: Position[T]
 
-    def __init__(self, reader: Reader[T], begin: Begin, until: Until, moving: asyncio.Lock) -> None:
+    def __init__(self, reader: Reader[T], courier: Courier, begin: Begin, until: Until, moving: asyncio.Lock) -> None:
         self.reader = reader
         self._head = position_of(reader)
+        self._courier = courier
         self._begin = begin
         self._waits = until
         self._moving = moving  # held by each move, and while it is undone
@@ -165,19 +168,21 @@ class AsyncReader(AsyncReading[T]):
             return self._head.steps.retreat(taken[1], entries[: len(taken[0])])
 
         async with self._moving:
-            passing: asyncio.Future[tuple[list[T], Move] | None] = self._begin(self._head.pass_by, entries, undo=undo)
+            loop = asyncio.get_running_loop()
+            passing = Call(loop.create_future(), partial(self._head.pass_by, entries), undo=undo)
+            self._courier.carry(passing)
             try:
-                await asyncio.shield(passing)
+                await asyncio.shield(passing.future)
             except asyncio.CancelledError:
-                await _end_of(passing)
-                taken = None if passing.exception() else passing.result()
-                if taken is None:
+                await _end_of(passing.future)
+                if passing.future.exception() or passing.future.result() is None:
                     raise
-                undoing = self._begin(undo, taken)
+                undoing = self._courier.take_back(passing)
                 await _end_of(undoing)
                 if undoing.exception() is None and undoing.result():
                     raise
-            taken = passing.result()
+            taken: tuple[list[T], Move] | None = passing.future.result()
+            self._courier.claim(passing, taken)
         return None if taken is None else taken[0]
 
 

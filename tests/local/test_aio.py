@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from processes import eventually, forked, has_ended, status_of, threads_of_this_process
@@ -27,7 +26,6 @@ from lmdbqueue import (
     PersistentQueue,
     Reader,
     ShutDown,
-    StorageError,
 )
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import DeadLetters
@@ -368,25 +366,31 @@ def test_items_of_a_get_that_is_cancelled_after_it_was_served_are_put_back(run):
     run(test)
 
 
-def test_who_shares_a_batch_with_a_cancelled_call_that_cannot_be_undone_has_an_answer(run, monkeypatch):
-    async def test(queue):
-        courier, taken_back = queue._courier, []
+def test_what_an_interrupt_keeps_from_being_delivered_is_delivered_nevertheless(place):
+    class Interrupted(asyncio.Future):
+        def set_result(self, result):
+            if interrupts:
+                raise interrupts.pop()
+            super().set_result(result)
 
-        def take_back(_, result):
-            taken_back.append(result)
-            raise StorageError("path", "writing", "no room")
+    async def begin():
+        queue = await place.open_async()
+        await queue.push(["a", "b", "c"])
+        loop.create_future = lambda: Interrupted(loop=loop)
+        interrupts.append(KeyboardInterrupt())
+        return queue, asyncio.gather(*(queue.get() for _ in range(3)))
 
-        monkeypatch.setattr(courier, "take_back", take_back)
-        jobs = [SimpleNamespace(future=asyncio.get_running_loop().create_future()) for _ in range(3)]
-        for job in jobs[:2]:
-            job.future.cancel()
-        results = [(job, name, None) for job, name in zip(jobs, "abc", strict=True)]
-        courier._undelivered[id(results)] = results
-        with pytest.raises(StorageError):
-            courier._deliver(results)
-        assert (taken_back, await jobs[2].future) == (["a", "b"], "c")
+    async def end():
+        del loop.create_future
+        assert await asyncio.wait_for(got, 20) == ["a", "b", "c"]
+        await queue.close()
 
-    run(test)
+    interrupts, loop = [], asyncio.new_event_loop()
+    queue, got = loop.run_until_complete(begin())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    loop.run_until_complete(end())
+    loop.close()
 
 
 @pytest.mark.parametrize("verb", ["get", "pop"])
@@ -908,8 +912,8 @@ def test_what_a_get_had_taken_is_put_back_if_its_task_is_dropped_with_the_loop(p
     queue = loop.run_until_complete(opened())
     deliver = queue._courier._deliver
 
-    def deliver_and_stop(results):
-        deliver(results)
+    def deliver_and_stop():
+        deliver()
         loop.stop()
 
     async def get():
