@@ -29,6 +29,7 @@ from lmdbqueue._values import NamedTuple
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16
+SLOT_SIZE: Final = _SLOT.size
 BODY_SIZE: Final = 136  # size of MDB_meta, behind the page header
 _BODY: Final = 40  # where the records of the trees begin
 _TRANSACTION: Final = Struct("=Q")
@@ -67,9 +68,9 @@ class MetaPage(NamedTuple):
 def read(path: str) -> tuple[MetaPage, MetaPage]:
     """Return the slot that counts and the other one; raise ``CorruptQueueError`` if either is damaged."""
     with open(path, "rb") as file:
-        first = _slot(path, 0, file.read(_SLOT.size))
+        first = _slot(path, 0, file.read(SLOT_SIZE))
         file.seek(first.page_size)
-        second = _slot(path, first.page_size, file.read(_SLOT.size))
+        second = _slot(path, first.page_size, file.read(SLOT_SIZE))
     return (second, first) if second.transaction > first.transaction else (first, second)
 
 
@@ -101,7 +102,7 @@ def whole(path: str) -> list[MetaPage]:
         for offset in (0, *_PAGE_SIZES):
             file.seek(offset)
             with suppress(CorruptQueueError):
-                slot = _slot(path, offset, file.read(_SLOT.size))
+                slot = _slot(path, offset, file.read(SLOT_SIZE))
                 if offset in (0, slot.page_size):
                     found.append(slot)
     if not found:
@@ -122,16 +123,22 @@ def advance(path: str, newest: MetaPage, other: MetaPage) -> MetaPage:
     return newest._replace(offset=other.offset, raw=raw, transaction=number)
 
 
+def both(path: str) -> bytes:
+    """Return the bytes of both slots, the first one first, for ``restore``."""
+    return b"".join(slot.raw for slot in sorted(read(path)))
+
+
 def restore(path: str, raw: bytes) -> None:
-    """Write back, durably, a slot as ``read`` returned it."""
-    slot = _slot(path, 0, raw)
-    first_or_second = slot.transaction % 2
-    _write(path, first_or_second * slot.page_size, raw)
+    """Write back, durably, what ``both`` returned."""
+    first = _slot(path, 0, raw[:SLOT_SIZE])
+    second = _slot(path, first.page_size, raw[SLOT_SIZE:])
+    for slot in (first, second):
+        write(path, slot)
 
 
 def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
     where = "the second" if offset else "the first"
-    if len(raw) < _SLOT.size:
+    if len(raw) < SLOT_SIZE:
         raise CorruptQueueError(path, f"the file ends within {where} meta page of LMDB")
     flags, *magic, free, main, last_page, transaction = _SLOT.unpack(raw)
     page_size = Tree.unpack(free).pad

@@ -27,9 +27,13 @@ When nothing is verified. Opening happens under the directory lock, and the firs
 4. Both slots have the same body: nothing was committed since the last recovery. Or the newest transaction is the first
    of its file: files get their name when they are on the disk.
 
-The whole file is read instead (``_model.invariants``) if k-1 may not be whole, either: for a copy made by other means;
+The whole file is read, too (``_model.invariants``), if k-1 may not be whole, either: for a copy made by other means;
 for a generation in doubt (a flush of it failed, see ``_local.swap``); with ``durability="off"``; and if k-1 turns out
-to be damaged.
+to be damaged. A copy may be one of a directory as a power cut left it, and then its changes say which snapshot is
+whole, as they do for the original: they reveal a page of k that did not arrive and shows an older content, sound in
+itself, which nothing in the rest of the file contradicts. Or it may mix several moments, so that they say nothing. So
+the changes are verified first, and then all of the snapshot that counts by them; only if that is not whole, the newest
+one is read, and then the one before.
 
 The number advances. All pages that a killed attempt at k+1 left on free pages may have arrived, and the next
 transaction would be k+1 again: a power cut during its flush could leave its meta page on the disk, with those pages in
@@ -48,9 +52,17 @@ step  what is done                                        a crash after it: the 
 4     note that the files are in this page cache          begins after the next power cut only
 ====  ==================================================  ===========================================
 
-Each write is one of 160 bytes within a sector. When the whole file is read, LMDB itself must see k-1 as the newest
-snapshot to verify it, and k may have to come back if k-1 is no better: so the previous content of its slot is first
-stored in the session's note, and a process that finds a note first writes it back.
+Each write is one slot, within a sector. When the whole file is read, LMDB itself must see the snapshot to be verified
+as the newest, under its own number. So it is *shown*, unless it is the newest, and the file is then as it was found:
+
+====  ==================================================  ===========================================
+step  what is done to read all of a snapshot              a crash after it: the next to open
+====  ==================================================  ===========================================
+1     store both slots in the session's note              writes both back, and forgets the note
+2     write the snapshot into both slots                  the same
+3     read all of it                                      the same
+4     write both slots back, forget the note              begins anew, as after an error of the system
+====  ==================================================  ===========================================
 
 With checkpoints (``durability="interval"``: ``_local.checkpoints``) another snapshot is known to be whole: the
 checkpoint c, whose meta page is in the file ``checkpoint``. The snapshots in LMDB's two slots, n and n-1, are verified
@@ -71,8 +83,10 @@ step  what is done, with checkpoints                      a crash after it: the 
 ====  ==================================================  ===========================================
 
 A file without a checkpoint of its own generation is as it was when it got its name: no process commits before there is
-one. Without a readable file ``checkpoint`` the whole file is read, as for a copy; after that there is no checkpoint,
-since the one in a copy may be later than the file.
+one. Without a readable file ``checkpoint`` the whole file is read, as for a copy. A copy has what the original has, so
+its changes are verified against its checkpoint, which counts if nothing newer is whole; unless the checkpoint is later
+than the file, in a copy that mixes several moments. All of the snapshot that counts is then read. In the end there is
+no checkpoint, since one that does not belong to the file would prevent its own from being stored.
 
 Damage of any other origin is not searched for here: seals reveal it when it is read, and ``check`` on request. When the
 whole file is read: if only items of k are damaged, and the same ones in k-1, the cause was not a power cut; k counts,
@@ -97,7 +111,7 @@ from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.snapshot import is_proven_at_opening, is_weighed
 
 if TYPE_CHECKING:
-    from lmdbqueue._model.invariants import Progress
+    from lmdbqueue._model.invariants import Findings, Progress
 
 _FIRST = 1  # transaction of a file
 _LEAP = 1 << 32  # more transactions than there can be between two checkpoints
@@ -114,17 +128,30 @@ def recover(
         take_back(path, number, session)
         if session.is_standing():
             return
-        newest, before = meta_page.read(path)
+        newest, _ = meta_page.read(path)
         if options.durability == "interval" and not session.is_closed():
             newest = _recover_to_checkpoint(path, number, options, session, progress)
         elif is_proven_at_opening(options) and not session.is_closed():
-            can_differ = is_weighed(options) and session.is_original() and not session.is_in_doubt(number)
             is_first = newest.transaction == _FIRST  # then the file was on the disk before it got its name
-            if not is_first and not (can_differ and _prove_last(path, newest, before)):
-                _prove_all(path, number, options, session, progress)
+            if not is_first:
+                _recover_last(path, number, options, session, progress)
             if session.is_original() or not is_first:  # otherwise it was never used
                 newest = _advance(path)
         session.settle(stamp(number, newest.transaction))
+
+
+def _recover_last(
+    path: str, number: int, options: _format.Options, session: Session, progress: Progress | None
+) -> None:
+    """Make the newest transaction count if it is whole, otherwise the one before it."""
+    newest, before = meta_page.read(path)
+    counts = _last_whole(path, newest, before) if is_weighed(options) else None
+    if counts is None or not session.is_original() or session.is_in_doubt(number):
+        counts = _prove_all(path, number, options, session, counts or newest, progress)
+    if counts.body != newest.body:
+        message = "%s: transaction %d was torn and is undone; it was never acknowledged"
+        _report("WARNING", message, path, newest.transaction)
+        meta_page.undo(path, newest, counts, newest.transaction)
 
 
 def _recover_to_checkpoint(
@@ -136,49 +163,90 @@ def _recover_to_checkpoint(
     newest, before = meta_page.read(path)
     slots = os.path.join(os.path.dirname(path), CHECKPOINT)
     is_known, checkpoint = checkpoint_slots.read(slots)
-    if not session.is_original() or not is_known or (checkpoint and checkpoint.generation > number):
-        if session.is_original() or newest.transaction != _FIRST:
-            _prove_all(path, number, options, session, progress)
-            newest = _make_count(path, meta_page.read(path)[0])
-        checkpoint_slots.forget(slots)  # one that does not belong to this file would prevent its own from being stored
+    is_trusted = session.is_original() and is_known and (checkpoint is None or checkpoint.generation <= number)
+    base = None
+    if checkpoint is not None and checkpoint.generation == number:
+        base = _base(newest, before, checkpoint.body, is_trusted=is_trusted)
+    if is_trusted and base is None:  # no commit since the file got its name, when it was on the disk, or was recovered
         return newest
-    if checkpoint is None or checkpoint.generation < number:  # no commit since the file got its name,
-        return newest  # when it was on the disk
-    if newest.body == before.body and checkpoint.transaction < newest.transaction:  # no commit since the last recovery
-        return newest
-    base = meta_page.with_body(newest, checkpoint.body)
-    counts = next((each for each in (newest, before) if _is_newer_and_whole(path, each, base)), None)
-    if counts is None and session.is_in_doubt(number) and is_whole(_draft_after(path, number), options):
+    if session.is_original() or newest.transaction != _FIRST:  # otherwise it was never used
+        counts = newest if base is None else _newest_whole(path, newest, before, base)
+        if counts is base and base.body not in (newest.body, before.body):
+            _refuse_draft(path, number, options, session)
+        if not is_trusted:
+            counts = _prove_all(path, number, options, session, counts, progress)
+        if base is not None and counts.body == base.body != newest.body:
+            message = "%s: the commits since the last checkpoint, transaction %d, were torn and are undone"
+            _report("WARNING", message, path, base.transaction)
+        newest = _make_count(path, counts)
+    if not is_trusted:
+        checkpoint_slots.forget(slots)
+    return newest
+
+
+def _base(newest: MetaPage, before: MetaPage, checkpoint: bytes, *, is_trusted: bool) -> MetaPage | None:
+    """Return the checkpoint with which what was committed since is verified; None if there is nothing, or it is alien.
+
+    ``checkpoint``: the body of its meta page.
+    """
+    base = meta_page.with_body(newest, checkpoint)
+    if newest.body == before.body and base.transaction < newest.transaction:  # by the last recovery
+        return None
+    is_alien = not is_trusted and base.transaction > newest.transaction  # of a later moment than the file
+    return None if is_alien else base
+
+
+def _refuse_draft(path: str, number: int, options: _format.Options, session: Session) -> None:
+    """Raise ``CorruptQueueError`` if the replacement of a file of which a flush failed is whole."""
+    if session.is_in_doubt(number) and is_whole(_draft_after(path, number), options):
         raise CorruptQueueError(path, "a flush of it failed, and its replacement is whole")
-    if counts is None:
-        _report(
-            "WARNING",
-            "%s: the commits since the last checkpoint, transaction %d, were torn and are undone",
-            path,
-            checkpoint.transaction,
-        )
-    return _make_count(path, base if counts is None else counts)
 
 
-def _is_newer_and_whole(path: str, slot: MetaPage, base: MetaPage) -> bool:
-    """Return whether the snapshot of a slot is not older than the checkpoint, and whole."""
+def _newest_whole(path: str, newest: MetaPage, before: MetaPage, base: MetaPage) -> MetaPage:
+    """Return the newest snapshot that is whole, given that the checkpoint is: ``base`` if no other one is."""
+    for each in (newest, before):
+        if each.body == base.body:
+            return base  # under its own number, which a recovery may have changed
+        if each.transaction > base.transaction and _is_whole_after(path, base, each, is_running=True):
+            return each
+    return base
+
+
+def _last_whole(path: str, newest: MetaPage, before: MetaPage) -> MetaPage | None:
+    """Return the newest snapshot if it is whole given that the one before is, else that; None if nothing is proven."""
+    if newest.body == before.body:
+        return newest
+    if newest.transaction != before.transaction + 1:
+        return None
+    is_so = _is_whole_after(path, before, newest)
+    return None if is_so is None else newest if is_so else before
+
+
+def _is_whole_after(path: str, base: MetaPage, newest: MetaPage, *, is_running: bool = False) -> bool | None:
+    """Return whether a snapshot is whole, given that an earlier one is; None if that turns out to be damaged.
+
+    ``is_running``: the content weights are a running sum.
+    """
     from lmdbqueue._lmdb.difference import Difference, Unprovable  # noqa: PLC0415  (at most the first to open needs it)
     from lmdbqueue._lmdb.sound_pages import Unsound  # noqa: PLC0415
-    from lmdbqueue._model import last_transaction  # noqa: PLC0415
+    from lmdbqueue._model import invariants, last_transaction  # noqa: PLC0415
 
-    if slot.body == base.body:
-        return True
-    if slot.transaction <= base.transaction:
-        return False
+    began = time.monotonic()
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        difference = Difference(fd, base, slot)
-        last_transaction.check(difference, slot.transaction, is_running=True)
-    except (Unprovable, Unsound) as error:
-        _report("INFO", "%s: transaction %d is not whole (%s)", path, slot.transaction, error)
+        difference = Difference(fd, base, newest)
+        last_transaction.check(difference, newest.transaction, is_running=is_running)
+    except Unsound as error:
+        _report("INFO", "%s: transaction %d is not whole (%s)", path, newest.transaction, error)
         return False
+    except (Unprovable, *invariants.SAID_BY_THE_BYTES) as error:
+        message = "%s: transaction %d cannot be verified by its changes alone (%s)"
+        _report("WARNING", message, path, newest.transaction, error)
+        return None
     finally:
         os.close(fd)
+    message = "%s: transaction %d is intact by its changes (%s bytes in %.3f s)"
+    _report("INFO", message, path, newest.transaction, f"{difference.bytes_read:,}", time.monotonic() - began)
     return True
 
 
@@ -230,75 +298,70 @@ def _advance(path: str) -> MetaPage:
     return meta_page.advance(path, newest, other)
 
 
-def _prove_last(path: str, newest: MetaPage, before: MetaPage) -> bool:
-    """Verify the newest transaction against the previous one, undo it if it is torn; return whether it could."""
-    from lmdbqueue._lmdb.difference import Difference, Unprovable  # noqa: PLC0415  (at most the first to open needs it)
-    from lmdbqueue._lmdb.sound_pages import Unsound  # noqa: PLC0415
-    from lmdbqueue._model import last_transaction  # noqa: PLC0415
-
-    if newest.body == before.body:
-        return True
-    if newest.transaction != before.transaction + 1:
-        return False
-    began = time.monotonic()
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        difference = Difference(fd, before, newest)
-        last_transaction.check(difference, newest.transaction)
-    except Unprovable as error:
-        _report("WARNING", "%s: its last transaction cannot be verified by its changes alone (%s)", path, error)
-        return False
-    except Unsound as error:
-        _report(
-            "WARNING",
-            "%s: transaction %d was torn and is undone; it was never acknowledged (%s)",
-            path,
-            newest.transaction,
-            error,
-        )
-        meta_page.undo(path, newest, before, newest.transaction)
-    else:
-        message = "%s was not closed before its cache was lost: its last transaction is intact (%s bytes in %.3f s)"
-        _report("INFO", message, path, f"{difference.bytes_read:,}", time.monotonic() - began)
-    finally:
-        os.close(fd)
-    return True
-
-
-def _prove_all(path: str, number: int, options: _format.Options, session: Session, progress: Progress | None) -> None:
-    """Verify the whole newest snapshot; make the previous one count if only that is whole."""
-    from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
-
+def _prove_all(
+    path: str,
+    number: int,
+    options: _format.Options,
+    session: Session,
+    likeliest: MetaPage,
+    progress: Progress | None,
+) -> MetaPage:
+    """Verify the whole file; return the first snapshot that is whole, of the likeliest, the newest, the one before."""
     began = time.monotonic()
     newest, before = meta_page.read(path)
     message = "%s is a copy, or a flush of it failed, or it is not made durable: verifying all of its %s bytes"
-    _report("INFO", message, path, f"{newest.size:,}")
-    found = invariants.of_file(path, options, progress)
-    if found and newest.transaction == before.transaction + 1 > 1:
-        session.note = _format.pack(number) + newest.raw
-        meta_page.undo(path, newest, before, newest.transaction - 2)
-        try:
-            earlier = invariants.of_file(path, options, progress)
-        except BaseException:  # an error of the system: nothing is known, and nothing may be changed
-            take_back(path, number, session)
-            raise
-        if not earlier.problems and (found.problems or not found.damaged <= earlier.damaged):
-            torn, found = found, earlier
-            _report(
-                "WARNING",
-                "%s: transaction %d was torn and is undone; it was never acknowledged (%s)",
-                path,
-                newest.transaction,
-                torn.sentences()[0],
-            )
-        else:
-            meta_page.restore(path, newest.raw)
-        session.note = b""
-    for sentence in found.sentences():
+    _report("INFO", message, path, f"{likeliest.size:,}")
+    candidates = [likeliest, newest]
+    if newest.transaction == before.transaction + 1 > 1:
+        candidates.append(before)
+    found: dict[bytes, Findings] = {}
+    counts = None  # the one with the least damage
+    for each in candidates:
+        if each.body in found:
+            continue
+        here = found[each.body] = _findings(path, number, options, session, each, progress)
+        if not here.problems and (counts is None or not found[counts.body].damaged <= here.damaged):
+            counts = each
+        if not here:
+            break
+        _report("INFO", "%s: transaction %d is not whole (%s)", path, each.transaction, here.sentences()[0])
+    what_counts = found[likeliest.body if counts is None else counts.body]
+    for sentence in what_counts.sentences():
         _report("ERROR", "%s: %s", path, sentence)
-    if found.problems:
-        raise CorruptQueueError(path, "; ".join(found.problems[:3]))
+    if counts is None:
+        raise CorruptQueueError(path, "; ".join(what_counts.problems[:3]))
     _report("INFO", "%s: proven in %.3f s", path, time.monotonic() - began)
+    return counts
+
+
+def _findings(
+    path: str,
+    number: int,
+    options: _format.Options,
+    session: Session,
+    snapshot: MetaPage,
+    progress: Progress | None,
+) -> Findings:
+    """Verify all of a snapshot; afterwards the file is as before, also after an error of the system."""
+    from lmdbqueue._model import invariants  # noqa: PLC0415  (seldom needed)
+
+    newest, _ = meta_page.read(path)
+    if (snapshot.body, snapshot.transaction) == (newest.body, newest.transaction):
+        return invariants.of_file(path, options, progress)
+    session.note = _format.pack(number) + meta_page.both(path)
+    try:
+        _show(path, snapshot)
+        return invariants.of_file(path, options, progress)
+    finally:
+        take_back(path, number, session)
+
+
+def _show(path: str, snapshot: MetaPage) -> None:
+    """Make a snapshot the newest of the file, under its own number, without any other."""
+    for slot in meta_page.read(path):
+        is_its_own = (snapshot.transaction % 2 == 1) == (slot.offset > 0)
+        transaction = snapshot.transaction if is_its_own else snapshot.transaction - 1
+        meta_page.write(path, meta_page.with_body(slot, snapshot.whole_body, transaction))
 
 
 def _report(level: str, message: str, *facts: object) -> None:

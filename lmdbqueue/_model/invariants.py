@@ -22,7 +22,7 @@ from lmdbqueue._values import NamedTuple
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes
-_SAID_BY_THE_BYTES: Final = (  # caused by invalid records; other errors are the system's, and not findings
+SAID_BY_THE_BYTES: Final = (  # caused by invalid records; other errors are the system's, and not findings
     CorruptQueueError,
     ArithmeticError,
     AssertionError,
@@ -80,7 +80,7 @@ def of_file(path: str, options: _format.Options, progress: Progress | None = Non
             found: Findings = snapshot.read(of_records, None)
         finally:
             snapshot.close()
-    except _SAID_BY_THE_BYTES as error:
+    except SAID_BY_THE_BYTES as error:
         return Findings((f"{type(error).__name__}: {error}",))
     if progress is not None:
         progress(total, total)
@@ -91,7 +91,7 @@ def of_records(txn: Txn, snapshot: Snapshot, newest: int | None) -> Findings:
     """Verify the records of all queues, as ``txn`` sees them; ``newest`` transaction: None for that of ``txn``."""
     try:
         return _of_records(txn, snapshot, newest)
-    except _SAID_BY_THE_BYTES as error:
+    except SAID_BY_THE_BYTES as error:
         return Findings((f"{type(error).__name__}: {error}",))
 
 

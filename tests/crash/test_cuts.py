@@ -95,10 +95,11 @@ def _bytes_of(place):
     return (place / "queue" / "00000001.mdb").read_bytes()
 
 
-def _items_after_a_cut(place, image, name="queue"):
-    """Return what a queue holds when it is opened after a power cut that left ``image``."""
+def _items_after_a_cut(place, image, name="queue", *, is_copy=False):
+    """Return what a queue holds when it, or a copy of its directory, is opened after a cut that left ``image``."""
     (place / "queue" / "00000001.mdb").write_bytes(image)
-    as_after_a_reboot(place / "queue")
+    if not is_copy:
+        as_after_a_reboot(place / "queue")
     with _queue(place, name) as queue:
         assert queue.check() == []
         return list(queue)
@@ -130,8 +131,9 @@ def test_an_item_of_another_queue_in_the_same_place_is_not_taken_for_this_ones(t
     assert _items_after_a_cut(tmp_path / "cut", image, "outbox") == []
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
 @pytest.mark.parametrize("which", range(3))
-def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, tmp_path):
+def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, is_copy, tmp_path):
     first = [b"A%02d" % number * 100 for number in range(25)]
     second = [b"B%02d" % number * 100 for number in range(25)]
     with _queue(tmp_path) as queue:
@@ -152,7 +154,7 @@ def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, t
     assert len(leaves) > which
     mixed = bytearray(image)
     mixed[leaves[which] : leaves[which] + PAGE] = killed[leaves[which] : leaves[which] + PAGE]
-    found = _items_after_a_cut(tmp_path / "cut then", mixed)
+    found = _items_after_a_cut(tmp_path / "cut then", mixed, is_copy=is_copy)
     assert found == [b"before"] * 3
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+import itertools
 import math
 import os
 import shutil
@@ -31,6 +32,7 @@ from lmdbqueue import (
     check,
 )
 from lmdbqueue._errors import Full
+from lmdbqueue._host import session
 from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, meta_page
 from lmdbqueue._lmdb import generation as of_lmdb
 from lmdbqueue._lmdb.checkpoint_pin import NOTHING, Pin
@@ -39,11 +41,12 @@ from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._local import checkpoints
 from lmdbqueue._local.checkpoints import Checkpoints
 from lmdbqueue._local.group_commit import Call
-from lmdbqueue._model import fifo
+from lmdbqueue._model import fifo, invariants
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, QueueSource, Target
 from lmdbqueue.legacy import import_file
 
+PAGE = 4096
 NEVER = 3600.0  # seconds: no checkpoint of the thread's within a test
 
 
@@ -883,6 +886,142 @@ def test_a_copy_with_a_checkpoint_that_is_later_than_its_data_makes_its_own(tmp_
     with PersistentQueue("copy", str(tmp_path), durability="interval") as mine:
         assert list(mine) == [1, 2]
         assert mine.check() == []
+
+
+# --- a copy of a directory as a power cut left it
+
+
+def _left_by_a_cut(place, items, *, keeps=()):
+    """Return a copy of a queue with "on the disk" and ``items``, a call each, of whose pages only some are there.
+
+    ``keeps``: what of the changes arrived beside the meta pages, as functions of the bytes of a page.
+    """
+    with _open(place, dumps=bytes, loads=bytes) as queue:
+        queue.push(b"on the disk")
+        queue.sync()
+        path = place / "queue" / "00000001.mdb"
+        image = path.read_bytes()
+        for each in items:
+            queue.push(each)
+        after = path.read_bytes()
+        shutil.copytree(place / "queue", place / "cut" / "queue")
+    cut = bytearray(image.ljust(len(after), b"\0"))
+    for at in range(0, len(after), PAGE):
+        if at < 2 * PAGE or any(keep(after[at : at + PAGE]) for keep in keeps):
+            cut[at : at + PAGE] = after[at : at + PAGE]
+    (place / "cut" / "queue" / "00000001.mdb").write_bytes(cut)
+    return place / "cut"
+
+
+def _items(place):
+    with _open(place, dumps=bytes, loads=bytes) as queue:
+        assert queue.check() == []
+        return list(queue)
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_copy_holds_what_its_checkpoint_covers_though_all_that_is_newer_is_torn(is_copy, tmp_path):
+    cut = _left_by_a_cut(tmp_path, [b"lost", b"lost, too"])
+    if not is_copy:
+        as_after_a_reboot(cut / "queue")
+    assert _items(cut) == [b"on the disk"]
+    assert _items(cut) == [b"on the disk"], "when it is opened again"
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_copy_holds_no_items_of_pages_that_did_not_arrive_and_show_others(is_copy, tmp_path):
+    """Those of an attempt that was taken back: their seals, keys and number fit."""
+    images = []
+    with _open(tmp_path, dumps=bytes, loads=bytes) as queue:
+        queue.push(b"on the disk")
+        queue.sync()
+        for name in ("taken back", "then"):
+            shutil.copytree(tmp_path / "queue", tmp_path / name / "queue")
+    for name, what in (("taken back", b"A"), ("then", b"B")):
+        with _open(tmp_path / name, dumps=bytes, loads=bytes) as queue:
+            queue.push([what * 300] * 60)
+            images.append((tmp_path / name / "queue" / "00000001.mdb").read_bytes())
+            shutil.copytree(tmp_path / name / "queue", tmp_path / name / "cut" / "queue")
+    cut = tmp_path / "then" / "cut"
+    old, new = images
+    stale = [at for at in range(2 * PAGE, len(new), PAGE) if new[at : at + PAGE].count(b"B") > 10 * 300]
+    assert len(stale) > 2
+    assert old[stale[1] : stale[1] + PAGE].count(b"A") > 10 * 300
+    image = bytearray(new)
+    image[stale[1] : stale[1] + PAGE] = old[stale[1] : stale[1] + PAGE]
+    (cut / "queue" / "00000001.mdb").write_bytes(image)
+    if not is_copy:
+        as_after_a_reboot(cut / "queue")
+    assert _items(cut) == [b"on the disk"]
+
+
+def test_a_copy_of_a_queue_that_was_killed_or_closed_loses_nothing(tmp_path):
+    assert status_of(forked(_push_and_be_killed, tmp_path, 50)) == -signal.SIGKILL
+    for name in ("killed", "closed"):
+        shutil.copytree(tmp_path / "queue", tmp_path / name / "queue")
+        with _open(tmp_path / name) as queue:
+            assert list(queue) == list(range(100))
+            assert queue.check() == []
+        with _open(tmp_path) as queue:
+            assert queue.count() == 100
+
+
+class _Cut(BaseException):
+    """The end of a process."""
+
+
+def _after_some_steps(steps, error, monkeypatch, place):
+    """Open a queue; its recovery fails, or its process ends, after so many writes; return whether it came to that."""
+    calls = itertools.count()
+
+    def failing(function):
+        def call(*args):
+            if next(calls) >= steps:
+                raise error
+            return function(*args)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", failing(os.pwrite))
+        patched.setattr(meta_page, "sync_file", failing(meta_page.sync_file))
+        patched.setattr(session, "sync_file", failing(session.sync_file))
+        try:
+            _items(place)
+        except (_Cut, StorageError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, os.strerror(errno.EIO)), _Cut()], ids=["error", "end"])
+def test_an_error_or_an_end_amid_the_proof_of_a_copy_leaves_it_as_it_was(error, tmp_path, monkeypatch):
+    cut = _left_by_a_cut(tmp_path, [b"lost", b"lost, too"])
+    for steps in itertools.count():
+        shutil.copytree(cut, tmp_path / str(steps))
+        failed = _after_some_steps(steps, error, monkeypatch, tmp_path / str(steps))
+        assert _items(tmp_path / str(steps)) == [b"on the disk"], steps
+        if not failed:
+            break
+    assert steps > 12
+
+
+def test_what_is_read_of_a_copy_is_shown_to_lmdb_and_put_back_after_an_error(tmp_path, monkeypatch):
+    cut = _left_by_a_cut(tmp_path, [b"lost", b"lost, too"])
+    path = cut / "queue" / "00000001.mdb"
+    before = path.read_bytes()
+    shown = []
+
+    def refuse(path, _options, _progress):
+        shown.append({each.body for each in meta_page.read(path)})
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(invariants, "of_file", refuse)
+        with pytest.raises(MemoryError):
+            _items(cut)
+    assert path.read_bytes() == before
+    assert [len(each) for each in shown] == [1]
+    assert shown[0].isdisjoint(each.body for each in meta_page.read(os.fspath(path)))
 
 
 def test_closing_leaves_nothing_to_recover(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
+from lmdbqueue import QueueError
 from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb import generation, meta_page, structure
 from lmdbqueue._lmdb.raw_pages import NO_ROOT
@@ -23,6 +24,7 @@ from lmdbqueue._lmdb.sound_pages import BIG, SUB, SoundPages, as_tree
 from lmdbqueue._local import live, recovery
 
 PAGE = 4096
+COPIES = 5  # one state of so many is opened as a copy of the directory that the cut left
 Units = dict[int, list[bytes]]
 
 
@@ -163,17 +165,23 @@ def _anything(full: dict[int, int], body: list[int], _killed: Killed, chance: ra
 
 
 class AfterACut:
-    """The session of whoever opens a queue first after a power cut."""
+    """The session of whoever opens a queue, or a copy of its directory, first after a power cut."""
 
     note = b""
     is_standing = is_closed = is_in_doubt = staticmethod(lambda *_: False)
-    is_original = staticmethod(lambda: True)
     settle = staticmethod(lambda _synced: None)
 
+    def __init__(self, *, is_copy: bool) -> None:
+        self.is_original = lambda: not is_copy
 
-def recover(path: str, options: Any) -> None:
-    session: Session = AfterACut()  # type: ignore[assignment]
+
+def recover(path: str, options: Any, *, is_copy: bool = False) -> None:
+    session: Session = AfterACut(is_copy=is_copy)  # type: ignore[assignment]
     recovery.recover(path, 1, options, session)
+
+
+def said_of(*, is_copy: bool) -> str:
+    return "a copy" if is_copy else "the original"
 
 
 @contextmanager
@@ -204,6 +212,7 @@ class Explorer:
         self.told: Counter[str] = Counter()
         self._options: Any = None
         self.expects_advance = True
+        self.copies = COPIES
 
     def run(self, states: int) -> None:
         """Go on until so many states were opened, or some failed."""
@@ -327,10 +336,12 @@ class Explorer:
         path = self._new()
         fd = os.open(path, os.O_RDWR | os.O_CREAT)
         for is_whole in cut.states(fd, count, later.newest.offset, self._chance):
-            problem = self._problem(path, fd, is_whole, earlier, later, killed)
+            is_copy = self.told["states"] % self.copies == 0
+            problem = self._problem(path, fd, is_whole, earlier, later, killed, is_copy=is_copy)
             self.told["states"] += 1
             if problem:
-                self.failures[f"{problem} ({'killed' if killed else 'none killed'}, depth {depth})"] += 1
+                how = f"{'killed' if killed else 'none killed'}, {said_of(is_copy=is_copy)}, depth {depth}"
+                self.failures[f"{problem} ({how})"] += 1
                 break
             if depth < 3 and self._chance.random() < 0.02:
                 self._go_on(path, depth, self._chance.randrange(1 << 30))
@@ -338,9 +349,20 @@ class Explorer:
         os.unlink(path)
 
     def _problem(  # noqa: PLR0911  (a list of what may be wrong)
-        self, path: str, fd: int, is_whole: bool, earlier: Snapshot, later: Snapshot, killed: "list[Snapshot]"
+        self,
+        path: str,
+        fd: int,
+        is_whole: bool,
+        earlier: Snapshot,
+        later: Snapshot,
+        killed: "list[Snapshot]",
+        *,
+        is_copy: bool,
     ) -> str:
-        recover(path, self._options)
+        try:
+            recover(path, self._options, is_copy=is_copy)
+        except QueueError as error:
+            return f"it cannot be opened: {error}"
         newest, other = meta_page.read(path)
         if newest.body != other.body and self.expects_advance:
             return "the number was not advanced"

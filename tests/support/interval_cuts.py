@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from cuts import PAGE, Cut, Snapshot, _without_recovery, recover
+from cuts import COPIES, PAGE, Cut, Snapshot, _without_recovery, recover, said_of
 
 from lmdbqueue import QueueError
 from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, generation, meta_page, structure
@@ -41,6 +41,7 @@ class Explorer:
         self._number = 0
         self._most = 0
         self._options: Any = None
+        self.copies = COPIES
         self.failures: Counter[str] = Counter()
         self.told: Counter[str] = Counter()
 
@@ -105,19 +106,20 @@ class Explorer:
             for name, slots in history.lanes.items():
                 with open(os.path.join(folder, name), "wb") as file:
                     file.write(slots)
-            problem = self._problem(path, fd, history, is_whole=is_whole)
+            is_copy = self.told["states"] % self.copies == 0
+            problem = self._problem(path, fd, history, is_whole=is_whole, is_copy=is_copy)
             self.told["states"] += 1
             if problem:
-                self.failures[f"{problem} (depth {depth})"] += 1
+                self.failures[f"{problem} ({said_of(is_copy=is_copy)}, depth {depth})"] += 1
                 break
             if depth < DEEPEST and self._chance.random() < 0.03 and not self._is_over():
                 self._go_on(folder, depth, seed)
         os.close(fd)
         shutil.rmtree(folder)
 
-    def _problem(self, path: str, fd: int, history: "_History", *, is_whole: bool) -> str:
+    def _problem(self, path: str, fd: int, history: "_History", *, is_whole: bool, is_copy: bool) -> str:
         try:
-            recover(path, self._options)
+            recover(path, self._options, is_copy=is_copy)
         except QueueError as error:
             return f"it cannot be opened: {error}"
         possible = history.snapshots[history.least :]

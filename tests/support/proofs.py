@@ -17,4 +17,5 @@ def prove_by_the_checkpoint(queue: PersistentQueue[Any]) -> None:
     is_known, found = checkpoint_slots.read(os.path.join(queue._engine.path, "checkpoint"))
     if live is not None and is_known and found is not None and found.generation == live.number:
         newest, _ = meta_page.read(live.path)
-        assert recovery._is_newer_and_whole(live.path, newest, meta_page.with_body(newest, found.body))
+        base = meta_page.with_body(newest, found.body)
+        assert recovery._newest_whole(live.path, newest, newest, base).body == newest.body
