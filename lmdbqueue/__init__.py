@@ -15,7 +15,7 @@ programs read every item. All errors derive from ``QueueError``, carry their fac
 moves items elsewhere, ``lmdbqueue.legacy`` imports queues of other libraries, ``lmdbqueue.integrations`` is for
 logging, Celery, Huey, OpenTelemetry and Prometheus. The distribution is called ``lmdbqueue-persistent``.
 
-The rest is for maintainers. The map: each package is a floor, and imports only go down. Each package lists its files in
+The rest is for maintainers. The map: each package is a layer, and imports only go down. Each package lists its files in
 its own docstring, top down; each file begins with what it owns. ``docs/design.md`` says where to look for what. Of all
 packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycopg``.
 
@@ -34,7 +34,7 @@ packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycop
 ``_host``         files, processes, threads
 ``_format``       what the bytes on disk mean
 ``_errors``       every exception
-``_values``       values that cross floors, and the base of named tuples
+``_values``       values that cross layers, and the base of named tuples
 ================  ==================================================================================
 """
 

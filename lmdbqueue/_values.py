@@ -1,4 +1,4 @@
-"""Values that cross floors: passed between engines, verbs and interfaces; and ``NamedTuple``, their base.
+"""Values that cross layers: passed between engines, verbs and interfaces; and ``NamedTuple``, their base.
 
 Owns: their fields and units. Law: each is frozen, and holds nothing but values. Must not know: where they come from.
 

@@ -71,7 +71,7 @@ class PersistentQueue(Queue[T]):
         serializer: A pair of ``dumps`` and ``loads`` by name: ``"pickle"``, ``"json"``, ``"msgpack"``, ``"msgspec"`` or
             ``"bytes"``. The name is stored with the queue, and another name raises ``OptionError``.
         maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
-            What ``retain`` drops makes room first.
+            With ``retain``, a push drops older items before this is checked.
         max_bytes: Bytes of pages in use in the directory above which pushes raise ``Full``; None: no limit.
         max_attempts: Leases of an item after which this object makes it a dead letter instead of returning it to the
             queue; None: no limit.
@@ -81,11 +81,11 @@ class PersistentQueue(Queue[T]):
             processes; a power cut undoes at most the calls of the last ``interval`` seconds, later ones before earlier
             ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing after a
             power cut. Fixed when the directory is created.
-        interval: Seconds between two checkpoints, with ``durability="interval"``. The shortest in the process counts;
-            None: the one that others have, or 0.1.
+        interval: Seconds between two checkpoints, with ``durability="interval"``. If objects of a process differ, the
+            shortest applies. None: that of the other objects, or 0.1 if there are none.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
         progress: Called with bytes done and bytes in total while a whole file is verified: by another thread, every
-            tenth of a second, and once more when it is.
+            tenth of a second, and once more at the end.
 
     Raises:
         FormatError: There is something else at the path; nothing was changed, as with all errors here.

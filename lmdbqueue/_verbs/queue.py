@@ -120,7 +120,7 @@ class Queue(Writing[T], ABC):
         """Wait until the effects of all calls that have returned, in any process, are on disk.
 
         With ``durability="interval"`` it makes a checkpoint now; otherwise it returns at once. Call it before you
-        report items to anything outside, which must not hear of items that a power cut could undo.
+        report items to anything outside, which would otherwise hear of items that a power cut could undo.
         """
         self._engine.sync()
 

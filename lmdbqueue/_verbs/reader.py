@@ -144,9 +144,9 @@ class Reader(Reading[T]):
     ``queue.shutdown()`` when everything is read. Objects of the same name, in any process, share the position: ``pop``
     gives each item to one of them. ``queue.reader(name)`` makes readers.
 
-    A reader that keeps up with busy writers would commit once for each item, and writers wait for each of its commits.
-    So after a move that had read everything, and that had to wait for another process's flush, a blocking verb lets
-    items gather while more than one arrives: until moves take only a hundredth of the time, but for at most 50 ms.
+    Writers wait for each commit of a reader. So a reader that keeps up with writers of other processes takes several
+    items in a commit: a blocking verb that has read everything lets new ones gather first, for a hundred times the
+    duration of its last move, but for at most 50 ms.
     """
 
     __module__ = "lmdbqueue"  # set here, since the public module imports it only at first use

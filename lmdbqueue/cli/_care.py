@@ -91,7 +91,8 @@ def queues(path: str) -> None:
 def readers(path: str, name: str, drop: str | None, *, as_json: bool, yes: bool) -> None:
     """Print the named readers of a queue, or remove one.
 
-    The columns are the name, the number of the next item, the lag, the lost items, and the time of the last move.
+    The columns are the name, the number of the next item, the lag, the number of lost items, and the time of the last
+    move.
     """
     with existing(path, name) as queue:
         found = queue.readers()

@@ -73,7 +73,7 @@ class _Commands(click.Group):
 )
 @click.version_option(lmdbqueue.__version__, prog_name="lmdbqueue")
 def commands() -> None:
-    """Use and care for persistent FIFO queues on LMDB.
+    """Use and maintain persistent FIFO queues on LMDB.
 
     PATH is the directory of a queue. Only push and import create a missing queue.
     """

@@ -3,9 +3,9 @@
 Owns: the processes, their logs, the account. Law: it uses public verbs only, real processes and real
 SIGKILLs; every figure is counted from the files that the processes wrote. Must not know: how a verb works.
 
-The producer notes how many lines ``push`` has acknowledged; the consumer repeats ``peek``, write to a sink, ``delete``.
-After a kill, both continue where their own file ends. A process killed between a step and its note repeats that step: a
-line may be delivered twice, but none may be lost.
+The producer records how many lines ``push`` has acknowledged; the consumer repeats ``peek``, write to a sink,
+``delete``. After a kill, both continue where their own file ends. A process killed between a step and its record
+repeats that step: a line may be delivered twice, but none may be lost.
 """
 
 import multiprocessing
@@ -150,7 +150,7 @@ def _account(place: str, lines: list[str], kills: int, elapsed: float) -> int:
         ("delivered", f"{sum(delivered.values()):,}"),
         ("lost", f"{lost:,}"),
         ("altered", f"{altered:,}"),
-        ("delivered twice", f"{sum((delivered - expected).values()) - altered:,} (killed between a step and its note)"),
+        ("delivered twice", f"{sum((delivered - expected).values()) - altered:,} (killed before it was recorded)"),
         ("kills", f"{kills}"),
         ("items/s", f"{len(lines) / elapsed:,.0f} (restarts included)"),
         ("directory", f"{before:,} bytes, after flush {after:,}"),

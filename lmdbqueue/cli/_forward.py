@@ -38,7 +38,7 @@ from lmdbqueue.forward._bodies import Encode
 @path_argument
 @click.argument("url")
 @name_option
-@click.option("--to", default="", metavar="NAME", help="The name of the other queue.  [default: the same]")
+@click.option("--to", default="", metavar="NAME", help="The name of the target queue.  [default: the same]")
 @click.option("--reader", default="", metavar="READER", help="Drain this named reader; the items stay for others.")
 @click.option("--batch", type=click.IntRange(min=1), help="Items of a batch, at most.  [default: 1000, with HTTP 1]")
 @click.option(
@@ -78,7 +78,7 @@ def forward(
     URL is postgresql://, file:///DIRECTORY, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in
     order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers become
     headers of requests or user properties of messages. While the target does not answer, the command tries again, and
-    says since when. Refused items become dead letters. SIGTERM ends it cleanly.
+    shows since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
         raise click.UsageError("--linger needs --follow: without it, nothing waits for more items.")

@@ -233,7 +233,7 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
 @path_argument
 @name_option
 @count_option
-@click.option("--item", "seqs", type=int, multiple=True, help="The number of an item, instead of the first ones.")
+@click.option("--item", "seqs", type=int, multiple=True, help="Remove the item with this number instead; repeatable.")
 def delete(path: str, name: str, count: int, seqs: tuple[int, ...]) -> int:
     """Remove the first items, or those with these numbers, without decoding them."""
     if seqs and count != 1:

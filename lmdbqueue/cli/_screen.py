@@ -50,7 +50,7 @@ def _rest(now: Stats) -> Iterator[str]:
     if now.oldest_age is not None:
         yield f"the oldest has waited {_duration(now.oldest_age)}"
     yield from _readers(now.readers)
-    yield f"file {_size(now.file_size or 0)}, of which a flush would give back {_size(now.bytes_free or 0)}"
+    yield f"file {_size(now.file_size or 0)}, of which {_size(now.bytes_free or 0)} is empty"
     if now.processes is not None:
         yield f"open in {now.processes:,} process{'es' * (now.processes > 1)}, this one included"
 

@@ -22,7 +22,7 @@ from lmdbqueue.cli._open import existing
 @click.option(
     "--interval", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between frames."
 )
-@click.option("--once", is_flag=True, help="Draw one frame and end, as without a terminal.")
+@click.option("--once", is_flag=True, help="Draw one frame and exit; the default without a terminal.")
 def watch(path: str, name: str, *, interval: float, once: bool) -> None:
     """Show a queue while it is used, until Ctrl-C.
 

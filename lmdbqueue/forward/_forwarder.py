@@ -92,7 +92,7 @@ class Forwarder:
     """Drains a queue into a target, in order: each item exactly once, or at least once if the target keeps no marks.
 
     An item is removed here only after it was stored there. While the target does not answer, the forwarder tries again;
-    the logger ``lmdbqueue`` says since when, and when it is back.
+    the logger ``lmdbqueue`` reports when that began, and when it ended.
 
     Example:
         >>> Forwarder(PersistentQueue("readings"), HttpTarget("https://example.org/readings"), follow=True).run()

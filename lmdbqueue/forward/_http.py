@@ -71,7 +71,7 @@ class HttpTarget(Target):
     With ``batch=1`` the headers of an item are headers of its request, such as ``traceparent``. Left out are those that
     HTTP cannot carry (a name that is not a token, a value that is not printable ASCII), those of the connection or the
     body (``Host``, ``Content-Length``, ...), and those that this target sets or that you gave in ``headers``. In larger
-    batches headers do not go along, unless ``encode`` puts them into the body, as ``as_json_with_headers`` does.
+    batches headers are not sent, unless ``encode`` puts them into the body, as ``as_json_with_headers`` does.
 
     Args:
         url: An ``http`` or ``https`` address; ``user:password@`` in it becomes basic authentication.

@@ -32,8 +32,8 @@ class MqttTarget(Target):
     """Publish each item as a message, in order, each at least once.
 
     MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
-    and the number of the item, so a subscriber can skip items that it has; and one user property for each header of the
-    item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character,
+    and the number of the item, so a subscriber can skip items that it already has; and one user property for each
+    header of the item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character,
     for which a broker would end the connection. A message that is too large for the broker becomes a dead letter; after
     any other error the broker counts as unreachable.
 

@@ -93,7 +93,7 @@ class PostgresQueue(Queue[T]):
         serializer: A pair of ``dumps`` and ``loads`` by name, which is stored with the queue; another name raises
             ``OptionError``.
         maxsize: Items (waiting, leased or delayed) above which pushes of this object raise ``Full``; 0: no limit.
-            What ``retain`` drops makes room first.
+            With ``retain``, a push drops older items before this is checked.
         max_attempts: Leases of an item after which this object makes it a dead letter; None: no limit.
         expired: What this object does with expired items, as for ``PersistentQueue``.
         schema: The schema of the tables.
