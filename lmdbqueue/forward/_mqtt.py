@@ -33,9 +33,9 @@ class MqttTarget(Target):
 
     MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
     and the number of the item, so a subscriber can skip items that it already has; and one user property for each
-    header of the item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control character,
-    for which a broker would end the connection. A message that is too large for the broker becomes a dead letter; after
-    any other error the broker counts as unreachable.
+    header of the item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control
+    character, for which a broker would end the connection. A message that is too large for the broker becomes a dead
+    letter; after any other error the broker counts as unreachable.
 
     Args:
         host: The broker.
