@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from awaited import Loop
 from clocks import Clock
 from postgres_server import age
 
@@ -44,6 +45,38 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         for queue in opened:
             queue.close()
         request.getfixturevalue("postgres").execute(f'DROP SCHEMA IF EXISTS "{other}" CASCADE')
+
+
+class AwaitedEngine:
+    """Opens queues of an engine whose verbs are awaited, in a loop of another thread."""
+
+    def __init__(self, engine: Engine, loop: Loop) -> None:
+        self.kind = engine.kind
+        self.opened: list[Any] = []
+        self._open, self._loop = engine, loop
+
+    def __call__(self, name: str = "queue", **options: Any) -> Any:
+        self.opened.append(self._loop.queue(self._open(name, **options)))
+        return self.opened[-1]
+
+
+@pytest.fixture
+def awaited() -> Iterator[Callable[[Engine], AwaitedEngine]]:
+    """Give a function that makes an engine an awaited one; at the end its queues are proven whole, and closed."""
+    loop = Loop()
+    engines: list[AwaitedEngine] = []
+
+    def awaited_(engine: Engine) -> AwaitedEngine:
+        engines.append(AwaitedEngine(engine, loop))
+        return engines[-1]
+
+    try:
+        yield awaited_
+        for queue in (queue for engine in engines for queue in engine.opened):
+            assert queue.check() == []
+            queue.close()
+    finally:
+        loop.close()
 
 
 @pytest.fixture

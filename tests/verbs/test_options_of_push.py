@@ -1,11 +1,26 @@
-"""What a push may say of its items, on every engine: priority, expiry, headers, which of two with a key wins."""
+"""What a push may say of its items: priority, expiry, headers, which of two with a key wins.
+
+On every engine, and awaited.
+"""
 
 import pickle
 import time
 
 import pytest
 
-from lmdbqueue import OptionError
+from lmdbqueue import LeaseExpiredError, OptionError
+
+
+@pytest.fixture(params=["called", "awaited"])
+def way(request):
+    """Give how the verbs are used."""
+    return request.param
+
+
+@pytest.fixture
+def engine(engine, way, request):
+    """Open queues of either engine, whose verbs are used in either way."""
+    return engine if way == "called" else request.getfixturevalue("awaited")(engine)
 
 
 def test_headers_come_back_with_leases_and_dead_letters(queue):
@@ -66,6 +81,43 @@ def test_lower_priorities_leave_sooner_and_each_in_its_order(queue):
     assert queue.pop_many(3) == ["u1", "u2", "m"]
     assert [queue.get() for _ in range(4)] == expected[3:]
     assert queue.check() == []
+
+
+def test_every_verb_keeps_the_order_of_priorities(queue, engine):
+    for seq in range(3):
+        queue.push(f"n{seq}")
+        queue.push(f"u{seq}", priority=-7, unique=f"k{seq}")
+        queue.put(f"l{seq}", priority=7)
+    urgent, normal, late = ([f"{each}{seq}" for seq in range(3)] for each in "unl")
+    assert queue.find("k0") < queue.find("k1") < queue.find("k2") < 0
+    assert not queue.push("u3", priority=-7, unique="k1").is_stored
+
+    for end in ("nack", "reject", "undone"):  # what comes back stands where it stood
+        lease = queue.lease(4)
+        assert lease.items == [*urgent, "n0"]
+        lease.nack() if end == "nack" else lease.reject() if end == "reject" else lease.extend(None)
+        if end == "reject":
+            assert queue.peek_many(9) == [*normal[1:], *late]
+            assert queue.dead.requeue(lease.seqs[:1]) == 1
+            assert queue.peek() == "u0"
+            assert queue.dead.requeue() == 3
+        elif end == "undone":
+            lease.nack(delay=0)
+        assert list(queue) == [*urgent, *normal, *late]
+
+    assert (queue.cancel("k1"), queue.cancel("k1")) == (True, False)
+    assert queue.push("first", priority=-8, unique="k2", replace=True).is_stored
+    assert list(queue) == ["first", "u0", *normal, *late]
+    assert (queue.pop(), queue.get(), queue.pop_many(2)) == ("first", "u0", ["n0", "n1"])
+
+    other = engine("other")
+    assert queue.move(3, to=other) == 3
+    other.push("between", priority=6)
+    assert list(other) == ["n2", "between", "l0", "l1"]
+    worked = []
+    other.work(worked.append, stop=lambda: len(worked) == 4)
+    assert (worked, list(queue), len(other)) == (["n2", "between", "l0", "l1"], ["l2"], 0)
+    assert queue.check() == other.check() == []
 
 
 @pytest.mark.parametrize("what", ["readers", "retention"])
@@ -178,6 +230,29 @@ def test_the_newest_item_with_a_key_wins_and_its_delay_begins_anew(queue, later)
     assert queue.peek_many(9) == ["behind"]
     again = queue.push("again", unique="k")
     assert (again == behind, again.is_stored) == (True, False)
+    assert queue.check() == []
+
+
+def test_what_replaces_a_leased_item_waits_behind_it_whatever_becomes_of_that(queue, later):
+    for end in ("ack", "nack", "reject", "expire"):
+        assert queue.push("old", unique="k").is_stored
+        lease = queue.lease(1, ttl=5)
+        first = queue.push("first", unique="k", replace=True, delay=10)
+        second = queue.push_many(["plain", "second"], unique=[None, "k"], replace=True, delay=10)[1]
+        assert (first.is_stored, second.is_stored, queue.find("k")) == (True, True, second)
+        assert not queue.push("third", unique="k").is_stored
+        later(4)
+        if end == "expire":
+            later(3)
+            assert queue.peek_many(9) == []
+            with pytest.raises(LeaseExpiredError):
+                lease.ack()
+        else:
+            getattr(lease, end)()
+        assert (list(queue), queue.find("k")) == ([], second)  # the old one never comes before the new one
+        later(7)
+        assert queue.pop_many(9) == ["plain", "second"]
+        assert (queue.find("k"), len(queue.dead)) == (None, 0)
     assert queue.check() == []
 
 
