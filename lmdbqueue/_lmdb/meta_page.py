@@ -35,6 +35,8 @@ _BODY: Final = 40  # where the records of the trees begin
 _TRANSACTION: Final = Struct("=Q")
 _MAGIC: Final = (0xBEEFC0DE, 1)
 _IS_META: Final = 8  # flag of the page
+LAST_PAGE: Final = Struct("=Q")
+LAST_PAGE_AT: Final = 136  # its offset in the slot
 _PAGE_SIZES: Final = tuple(1 << bits for bits in range(8, 17))
 
 

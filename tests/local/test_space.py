@@ -128,3 +128,18 @@ def test_what_others_push_in_the_same_commit_counts_in_the_limit(open_queue):
     group_commit.run(engine.environment._generation, calls)
     assert sum(isinstance(call.error, Full) for call in calls) == 20 - len(queue)
     assert queue.stats().bytes_used <= 1_000_000
+
+
+def test_room_is_counted_from_the_last_page_of_the_commit_before(open_queue, monkeypatch):
+    queue = open_queue()
+    generation = queue._engine.environment._generation
+    asked = []
+    monkeypatch.setattr(generation._room, "grant", lambda pages, *_: asked.append(pages))
+    for number in range(20):
+        generation._room.allocated = 0
+        pages = generation._env.info()["last_pgno"] + 1
+        queue.push(list(range(1_000)))
+        assert asked == [pages]
+        asked.clear()
+        if number % 3 == 0:
+            queue.pop()  # so that the next push is in the other meta page
