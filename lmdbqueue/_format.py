@@ -139,6 +139,21 @@ def seq_of(key: bytes) -> int:
     return number_of(key) - BASE
 
 
+def keys_of(numbers: range) -> list[bytes]:
+    """Return the keys of successive numbers.
+
+    Most are 2^63 or more, so they are counted and packed as the negative numbers with the same bytes: those fit the
+    integers of C, which takes two thirds of the time.
+    """
+    if numbers.start < _HALF:
+        return list(map(pack, numbers))
+    return list(map(_NEGATIVE.pack, range(numbers.start - 2 * _HALF, numbers.stop - 2 * _HALF)))
+
+
+_HALF: Final = 1 << 63
+_NEGATIVE: Final = Struct(">q")
+
+
 def number_of(key: bytes) -> int:
     """Return a key as a number; a damaged key of another length counts as the number with the same first bytes."""
     return unpack(key if len(key) == KEY_SIZE else key[:KEY_SIZE].ljust(KEY_SIZE, b"\0"))

@@ -432,7 +432,7 @@ def _advanced(txn: Txn, queue: Tables, now: Bounds, most: int) -> Bounds:
     with txn.cursor(queue.items) as cursor:
         found = number_of(cursor.key()) if cursor.set_range(pack(now.head)) else now.tail
     head = min(found, now.tail, now.head + most)
-    passed = list(map(pack, range(now.head, head)))
+    passed = _format.keys_of(range(now.head, head))
     if not passed:
         return now
     skipped_weight = _less(queue, now.skipped_weight, passed)

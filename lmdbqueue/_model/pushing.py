@@ -130,7 +130,7 @@ def _put(txn: Txn, queue: Tables, given: range, payloads: Sequence[bytes], trail
             elif queue.weighed:
                 content.add(queue.name, (key,), (value,), checksum * checksum)
         return txn.put(key, value, append=is_last, overwrite=False, db=queue.items)
-    keys = list(map(pack, given))
+    keys = _format.keys_of(given)
     values = [payload + trailer for payload in payloads]
     if queue.sealed:
         values, weight = _format.seal_all(keys, values, queue.salt)
@@ -172,7 +172,7 @@ def skip(txn: Txn, queue: Tables, n: int, number: int = CLASS) -> range:
     before = fifo.bounds(txn, queue, number)
     given = range(before.tail, before.tail + n)
     grown = before._replace(tail=given.stop)
-    fifo.set_bounds(txn, queue, number, fifo.absent(txn, queue, grown, list(map(pack, given))))
+    fifo.set_bounds(txn, queue, number, fifo.absent(txn, queue, grown, _format.keys_of(given)))
     if number != CLASS:
         fifo.set_flag(txn, queue, CLASSES, to=True)
     return given

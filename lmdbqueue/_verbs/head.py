@@ -83,10 +83,11 @@ class Head(Generic[T]):
     def decode(self, entries: list[Entry]) -> list[T]:
         """Return the items of the entries. Raises ``CorruptItemError``, ``DecodeError``."""
         payloads = self.engine.payloads(entries)
+        loads = self.loads
         items: list[T] = []
         try:
             for payload in payloads:  # not by a map, which would take a StopIteration of loads for its own end
-                items.append(self.loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
+                items.append(loads(payload))  # noqa: PERF401  (a comprehension would not say how far it came)
         except Exception as error:
             if len(items) == len(payloads) or self._can_be_had(payloads[len(items)]):
                 raise  # a signal handler interrupted loads and raised it

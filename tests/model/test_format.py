@@ -37,6 +37,12 @@ def test_number_comes_back_from_its_8_bytes(number):
     assert fmt.unpack(fmt.pack(number)) == number
 
 
+@given(numbers, st.integers(0, 3))
+def test_keys_of_successive_numbers_are_those_of_each(start, n):
+    given = range(start, min(start + n, 1 << 64))
+    assert fmt.keys_of(given) == list(map(fmt.pack, given))
+
+
 @given(numbers, numbers)
 def test_order_of_packed_numbers_is_the_order_of_numbers(one, other):
     assert (fmt.pack(one) < fmt.pack(other)) == (one < other)
