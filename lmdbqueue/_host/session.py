@@ -138,8 +138,8 @@ class Session:
         """Record that a transaction and all before it are on the disk."""
         words = self._words
         generation, number = words[_GENERATION], words[_TRANSACTION]
-        is_whole = words[_CHECK] == (generation * _MIXED + number) & _WORD
-        if not is_whole or generation << _TRANSACTION_BITS | number < transaction:
+        is_older = generation << _TRANSACTION_BITS | number < transaction
+        if is_older or words[_CHECK] != (generation * _MIXED + number) & _WORD:
             generation, number = transaction >> _TRANSACTION_BITS, transaction & _WORD
             words[_GENERATION] = generation
             words[_TRANSACTION] = number
