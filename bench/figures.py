@@ -93,7 +93,7 @@ def _readme(run: Run, place: str) -> str:
     rows = [_beside(run, "durable", measure, words) for measure, words in _DURABLE.items()]
     awaited, single = run.median("durable", _AWAITED, _OURS), run.median("durable", _BESIDE, "raw")
     if awaited and single:
-        rows.insert(3, ["`await push`, 1,000 at once", _short(awaited), f"{_short(single)} (one push)", "", ""])
+        rows.insert(3, ["`await push`, 1,000 at once", _short(awaited), f"{_short(single)} (one at a time)", "", ""])
     rows += [_beside(run, "off", measure, words) for measure, words in _OFF.items()]
     head = ["items a second", _OURS, "bare LMDB", "the best other queue", "ratio to it"]
     wake = run.median("durable", "wake latency, p50", _OURS)
