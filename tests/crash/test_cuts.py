@@ -5,6 +5,7 @@ LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
 
 import os
 import shutil
+import struct
 from itertools import count, product
 
 import pytest
@@ -95,11 +96,15 @@ def _bytes_of(place):
     return (place / "queue" / "00000001.mdb").read_bytes()
 
 
-def _items_after_a_cut(place, image, name="queue", *, is_copy=False):
+def _items_after_a_cut(place, image, name="queue", *, opened="as it is"):
     """Return what a queue holds when it, or a copy of its directory, is opened after a cut that left ``image``."""
     (place / "queue" / "00000001.mdb").write_bytes(image)
-    if not is_copy:
+    if opened != "as a copy":
         as_after_a_reboot(place / "queue")
+    if opened == "in doubt":
+        with open(place / "queue" / "session", "r+b") as file:
+            file.seek(16)
+            file.write(struct.pack("=Q", 1))
     with _queue(place, name) as queue:
         assert queue.check() == []
         return list(queue)
@@ -131,9 +136,9 @@ def test_an_item_of_another_queue_in_the_same_place_is_not_taken_for_this_ones(t
     assert _items_after_a_cut(tmp_path / "cut", image, "outbox") == []
 
 
-@pytest.mark.parametrize("is_copy", [False, True])
+@pytest.mark.parametrize("opened", ["as it is", "as a copy", "in doubt"])
 @pytest.mark.parametrize("which", range(3))
-def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, is_copy, tmp_path):
+def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, opened, tmp_path):
     first = [b"A%02d" % number * 100 for number in range(25)]
     second = [b"B%02d" % number * 100 for number in range(25)]
     with _queue(tmp_path) as queue:
@@ -154,7 +159,7 @@ def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, i
     assert len(leaves) > which
     mixed = bytearray(image)
     mixed[leaves[which] : leaves[which] + PAGE] = killed[leaves[which] : leaves[which] + PAGE]
-    found = _items_after_a_cut(tmp_path / "cut then", mixed, is_copy=is_copy)
+    found = _items_after_a_cut(tmp_path / "cut then", mixed, opened=opened)
     assert found == [b"before"] * 3
 
 
