@@ -8,6 +8,7 @@ The map, top down:
 ==============  ==========================================================
 ``_mqtt``       ``MqttTarget``: a topic of a broker
 ``_http``       ``HttpTarget``: requests to a URL
+``_address``    what a connection needs: host, port, timeout
 ``_bodies``     the form in which items are sent: JSON, or their bytes
 ``_forwarder``  ``Forwarder``: the order of the steps, waiting, stopping
 ==============  ==========================================================

@@ -29,9 +29,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._address import check_connection
 from lmdbqueue.forward._bodies import (
     CannotEncodeError,
     Encode,
@@ -108,9 +109,8 @@ class HttpTarget(Target):
         if not _VALUE.fullmatch(path) or " " in path or "\t" in path:
             message = f"the path of a URL is printable ASCII, not {path!r}: quote it with urllib.parse.quote"
             raise ValueError(message)
-        if batch < 1:
-            message = f"a request has at least one item, not {batch}"
-            raise ValueError(message)
+        host, port = parts.hostname, _port_of(parts)
+        check_connection(host=host, port=port, timeout=timeout, batch=batch)
         self.limit = self._size = batch
         self.max_bytes = max_bytes
         self._encode = encoder_of(encode)
@@ -130,9 +130,9 @@ class HttpTarget(Target):
         self._reserved = _NOT_OF_ITEMS.union(map(str.lower, self._headers))
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            self._connection = http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout, context=context)
+            self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         else:
-            self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
+            self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def last(self, origin: Origin) -> Mark | None:
         """Return None: a server keeps no mark.
@@ -237,6 +237,12 @@ class _Answer(NamedTuple):
     text: str
     is_done: bool = False
     is_refusal: bool = False
+
+
+def _port_of(parts: SplitResult) -> int:
+    """Return the port of a URL; http.client would take a part of an IPv6 address for it if it was given none."""
+    usual = http.client.HTTPS_PORT if parts.scheme == "https" else http.client.HTTP_PORT
+    return usual if parts.port is None else parts.port
 
 
 def _seconds(after: str | None) -> float | None:

@@ -5,6 +5,7 @@ Owns: when a message counts as sent. Law: an item is done when the broker has ac
 batch is sent during a later one. Must not know: where items come from.
 """
 
+import math
 import re
 import ssl
 import threading
@@ -14,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
+from lmdbqueue.forward._address import check_connection
 from lmdbqueue.forward._bodies import CannotEncodeError, Encode, as_json, encoded, encoder_of, load
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ _ID: Final = "lmdbqueue-id"
 _NONE: Final = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))  # noncharacters
 _ILLEGAL: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NONE}]")  # a broker may disconnect because of them
 _AROUND: Final = 30  # the most bytes of a message beside its topic, user properties and payload
+_LONGEST_SILENCE: Final = 65_535  # seconds between two messages of a connection, to the broker
 _FLIGHT: Final = 100  # the most messages without an answer
 
 
@@ -73,8 +76,10 @@ class MqttTarget(Target):
         batch: int = 1000,
         timeout: float = 10.0,
     ) -> None:
-        if not topic or set(topic) & set("+#\0"):
-            message = f"a topic to publish to is not empty and has no wildcards, not {topic!r}"
+        check_connection(host=host, port=port, timeout=timeout, batch=batch)
+        check_connection(topic=topic, client_id=client_id, username=username, password=password)
+        if not topic or set(topic) & set("+#") or _ILLEGAL.search(topic):
+            message = f"a topic to publish to is not empty, and has no wildcards or control characters, not {topic!r}"
             raise ValueError(message)
         if qos not in (0, 1, 2):
             message = f"qos is 0, 1 or 2, not {qos!r}"
@@ -192,7 +197,7 @@ class _Connection:
         client.on_publish = self._on_publish
         client.connect_timeout = timeout
         client.max_inflight_messages_set(0)  # paho ignores how many messages the broker accepts at a time
-        client.connect(host, port)
+        client.connect(host, port, math.ceil(min(timeout, _LONGEST_SILENCE)))  # which bounds a TLS handshake, too
         client.loop_start()
         try:
             self._wait(lambda: self._is_up)

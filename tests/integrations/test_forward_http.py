@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from email.utils import formatdate
+from functools import partial
 
 import pytest
 from processes import KILLED, forked, status_of
@@ -23,6 +24,7 @@ from lmdbqueue.forward import (
     Forwarder,
     HttpTarget,
     Mark,
+    MqttTarget,
     Origin,
     RefusedError,
     Target,
@@ -229,8 +231,33 @@ def test_bytes_go_as_they_are(server, open_queue):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match="a URL begins with"):
         HttpTarget(url)
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="'batch' is a number of items, 1 or more"):
         HttpTarget("http://x", batch=0)
+
+
+HOSTS = ["a b", "a..b", ".a", "a" * 64 + ".example", "a\x7f", "\u3002", "\ud800"]  # that no resolver takes
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_that_cannot_be_looked_up_is_refused_before_a_forwarder_runs(host):
+    for make in (lambda: HttpTarget(f"https://{host}/"), lambda: MqttTarget(host, topic="x")):
+        with pytest.raises(ValueError, match="'host' is the name or address of a host"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"), [(-1, ValueError), (0, ValueError), (1e30, ValueError), (None, TypeError), ("1", TypeError)]
+)
+def test_a_timeout_that_no_socket_takes_is_refused(timeout, error):
+    for make in (HttpTarget, partial(MqttTarget, topic="x")):
+        with pytest.raises(error, match="'timeout' is a positive number of seconds"):
+            make("http://x" if make is HttpTarget else "x", timeout=timeout)
+
+
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_an_ipv6_address_without_a_port_is_not_taken_for_one_with_a_port(scheme, port):
+    connection = HttpTarget(f"{scheme}://[::1]/")._connection
+    assert (connection.host, connection.port) == ("::1", port)
 
 
 @pytest.mark.parametrize("path", ["/é", "/a b", "/?q=é", "/?a\x7fb"])

@@ -1,10 +1,12 @@
 """Items over MQTT, against a real mosquitto that is killed and started again."""
 
+import gc
 import json
 import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -216,10 +218,35 @@ def test_a_broker_that_refuses_the_user_or_is_not_there_is_away(broker, open_que
     assert len(queue.dead) == 0
 
 
-@pytest.mark.parametrize("options", [{"topic": ""}, {"topic": "a/#"}, {"topic": "+"}, {"topic": "x", "qos": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{"topic": topic} for topic in ("", "a/#", "+", "a\n", "a" * 65_536, "\ud800")] + [{"topic": "x", "qos": 3}],
+)
 def test_what_is_no_topic_or_qos_is_refused(options):
     with pytest.raises(ValueError, match=r"topic|qos"):
         MqttTarget("localhost", **options)
+
+
+@pytest.mark.parametrize("what", ["username", "password", "client_id"])
+@pytest.mark.parametrize("text", ["a" * 65_536, "\ud800"])
+def test_a_name_that_no_message_can_carry_is_refused(what, text):
+    with pytest.raises(ValueError, match=f"'{what}' is a text of at most 65,535 bytes"):
+        MqttTarget("localhost", topic="x", **{what: text})
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # paho leaves the socket to the collector
+def test_a_broker_that_never_ends_its_handshake_is_away(open_queue):
+    queue = open_queue()
+    queue.push(1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        target = MqttTarget("127.0.0.1", port, topic="x", tls=ssl.create_default_context(), timeout=0.1)
+        forwarder = Forwarder(queue, target, follow=True, progress=lambda _: forwarder.stop())
+        thread = threading.Thread(target=forwarder.run, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        gc.collect()
 
 
 def test_the_command_publishes(broker, subscriber, open_queue):
