@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from lmdbqueue._host.fork import at_fork
 
-_PATIENCE: Final = 10.0  # seconds for which the program's end waits for work under way
+PATIENCE: Final = 10.0  # seconds for which the program's end waits for work under way
 
 _left: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 _working = Lock()  # held by the thread
@@ -51,11 +51,19 @@ def at_end(fn: Callable[[], None]) -> Callable[[], None]:
     return fn
 
 
+def is_ending() -> bool:
+    """Return whether the program ends, and this is the main thread, which then runs the functions of ``atexit``."""
+    main = main_thread()
+    return current_thread() is main and (bool(_deadline) or not main.is_alive())
+
+
 def patience() -> float:
     """Return the seconds for which code that closes something may wait for a lock; -1: without limit."""
-    if not _deadline or current_thread() is not main_thread():
+    if not is_ending():
         return -1
-    return max(0.0, _deadline - time.monotonic())
+    return (
+        max(0.0, _deadline - time.monotonic()) if _deadline else PATIENCE
+    )  # ``atexit`` may run others before ``_end``
 
 
 def wait(timeout: float) -> bool:
@@ -117,13 +125,13 @@ def _end() -> None:
 def _finish() -> None:
     """Wait for deferred work. Work that waits too long for another process is abandoned; the rest is done."""
     global _working, _deadline  # noqa: PLW0603
-    while not _working.acquire(timeout=_PATIENCE):
+    while not _working.acquire(timeout=PATIENCE):
         if not _left:
             return
         _working = Lock()
         _begin()
     _working.release()
-    _deadline = time.monotonic() + _PATIENCE
+    _deadline = time.monotonic() + PATIENCE
     _do_what_is_left()  # if no thread could be started
 
 

@@ -1,7 +1,8 @@
 """Pushes that a thread makes a moment later, for callers that should not wait, or cannot push at that point.
 
 Owns: the pending items, and the thread. Law: added items are pushed, or their failure is reported, before ``close`` and
-the program's end, though not before a kill; no thread waits for itself. Must not know: what the items are.
+the program's end, though not before a kill; no thread waits for itself, and the program's end waits ten seconds at most
+for a directory that another process holds. Must not know: what the items are.
 
 A push is impossible in a transaction of another directory, and during another call of the same thread (in a signal
 handler, or in ``__del__``). Both can also interrupt any step here. So the lock is reentrant, no thread waits while
@@ -10,6 +11,7 @@ holding it (``_host.threads``), and pending items are swapped out, never copied 
 
 import sys
 import threading
+import time
 import weakref
 from _thread import start_new_thread
 from collections import deque
@@ -18,6 +20,7 @@ from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from lmdbqueue._errors import ClosedError
+from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Resting, is_mine
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
@@ -58,7 +61,8 @@ class Later(Generic[T]):
         self._here = threading.local()
         self._guard = threading.RLock()  # guards the fields below
         self._pending: deque[T] = deque()
-        self._flying = self._done = 0  # numbers of items being pushed, and pushed so far
+        self._flying: Sequence[T] = ()  # items being pushed
+        self._done = 0  # the number of items pushed so far
         self._is_hurried = False  # stop lingering
         self._is_working = False  # whether there is a thread
         self._wanted = Resting()  # where the thread waits for work
@@ -95,11 +99,12 @@ class Later(Generic[T]):
         It does not wait where it would be for itself.
 
         Args:
-            timeout: Seconds to wait at most; None: as long as it takes.
+            timeout: Seconds to wait at most; None: as long as it takes, or as the program's end may.
         """
         is_amid = self._is_amid()
+        timeout = departures.PATIENCE if timeout is None and departures.is_ending() else timeout
         with self._guard:
-            upto = self._done + self._flying + len(self._pending)
+            upto = self._done + len(self._flying) + len(self._pending)
             self._is_hurried = True
             self._tell()
         if self._done < upto and not is_amid:
@@ -108,16 +113,43 @@ class Later(Generic[T]):
                 self._push_some()
         return self._done >= upto
 
-    def close(self) -> None:
-        """Push pending items and close the queue; where this would wait for itself, the thread does both."""
+    def close(self, timeout: float | None = None) -> None:
+        """Push pending items and close the queue; where this would wait for itself, the thread does both.
+
+        Args:
+            timeout: Seconds to wait at most, after which a thread goes on; None: as long as it takes, or as the
+                program's end may.
+        """
         is_amid = self._is_amid()
+        timeout = departures.PATIENCE if timeout is None and departures.is_ending() else timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         with self._guard:
             self._is_closed = True
             self._tell()
-        if not (is_amid and self._is_working):
-            self._come.wait_for(self._guard, lambda: not self._is_working)
-            self._push_some()
+        if is_amid and self._is_working:
+            return
+        self._come.wait_for(self._guard, lambda: not self._is_working, timeout)
+        if self._is_working:
+            self._report_late(timeout)
+            return
+        self._push_some()
+        if deadline is None:
             self._queue.close()
+        else:
+            departures.defer(self._queue.close)
+            departures.wait(max(0.0, deadline - time.monotonic()))
+
+    def _report_late(self, timeout: float | None) -> None:
+        """Report items that are not pushed yet as failed, since the program may end before they are."""
+        with self._guard:
+            late = [*self._flying, *self._pending][-1:]
+        for item in late:
+            try:
+                message = f"the queue could not be written to for {timeout:.1f} s"
+                raise TimeoutError(message)  # noqa: TRY301  (``failed`` finds it as the current exception)
+            except TimeoutError:
+                with suppress(Exception):
+                    self._failed(item)
 
     def _is_amid(self) -> bool:
         """Return whether the pushing thread waits for this one, or is this one."""
@@ -151,7 +183,7 @@ class Later(Generic[T]):
     def _push_some(self) -> None:
         with self._guard:
             some, self._pending = self._pending, deque()
-            self._flying += len(some)
+            self._flying = [*self._flying, *some]
             self._is_hurried = False
         if not some:
             return
@@ -161,14 +193,14 @@ class Later(Generic[T]):
             with suppress(Exception):
                 self._failed(some[-1])
         with self._guard:
-            self._flying -= len(some)
+            self._flying = self._flying[len(some) :]
             self._done += len(some)
             self._come.tell()
 
 
 def _flush(later: "weakref.ref[Later[Any]]") -> None:
     if (found := later()) is not None:
-        found.flush()
+        found.flush(departures.PATIENCE)
 
 
 def _begin_anew() -> None:

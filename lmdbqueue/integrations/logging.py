@@ -185,14 +185,16 @@ class DurableHandler(logging.Handler):
         """Wait until all earlier records are in the queue, or have failed.
 
         In a transaction of the queue's directory, and in a signal handler that interrupted a call on it, this does not
-        wait, since it would wait for itself.
+        wait, since it would wait for itself. At the program's end it waits ten seconds at most.
         """
         self._later.flush()
 
     def close(self) -> None:
         """Push pending records, and close the queue. Later records go to ``handleError``.
 
-        Where ``flush`` would not wait, this does not either; then a thread closes the queue a moment later.
+        Where ``flush`` would not wait, this does not either; then a thread closes the queue a moment later. At the
+        program's end it waits ten seconds at most, for another process that holds the directory: records that could not
+        be pushed until then go to ``handleError``.
         """
         self._later.close()
         super().close()

@@ -21,6 +21,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -132,13 +133,14 @@ class _Store:
         """Wait until all exported data are stored; return whether they are."""
         return self._later.flush(timeout_millis / 1000)
 
-    def close(self) -> None:
+    def close(self, timeout_millis: float) -> None:
         """Stop sending, and close the queue; the next program sends the rest."""
+        deadline = time.monotonic() + timeout_millis / 1000
         self._stopped.set()
         if self._forwarder is not None and self._thread is not None:
             self._forwarder.stop()
-            self._thread.join(_PATIENCE)
-        self._later.close()
+            self._thread.join(min(_PATIENCE, timeout_millis / 1000))
+        self._later.close(max(0.0, deadline - time.monotonic()))
 
 
 class DurableSpanExporter(SpanExporter):
@@ -172,9 +174,13 @@ class DurableSpanExporter(SpanExporter):
         """Store spans; called by the processor."""
         return SpanExportResult.SUCCESS if self._store.push(encode_spans(spans)) else SpanExportResult.FAILURE
 
-    def shutdown(self) -> None:
-        """Close the queue; the next program sends unsent requests."""
-        self._store.close()
+    def shutdown(self, timeout_millis: float = 30_000) -> None:
+        """Close the queue; the next program sends unsent requests.
+
+        Args:
+            timeout_millis: Milliseconds to wait at most, after which a thread goes on.
+        """
+        self._store.close(timeout_millis)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Wait until all exported data are stored; return whether they are."""
@@ -211,9 +217,13 @@ class DurableLogExporter(LogRecordExporter):
         is_stored = self._store.push(encode_logs(batch))
         return LogRecordExportResult.SUCCESS if is_stored else LogRecordExportResult.FAILURE
 
-    def shutdown(self) -> None:
-        """Close the queue; the next program sends unsent requests."""
-        self._store.close()
+    def shutdown(self, timeout_millis: float = 30_000) -> None:
+        """Close the queue; the next program sends unsent requests.
+
+        Args:
+            timeout_millis: Milliseconds to wait at most, after which a thread goes on.
+        """
+        self._store.close(timeout_millis)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Wait until all exported data are stored; return whether they are."""
@@ -254,10 +264,14 @@ class DurableMetricExporter(MetricExporter):
         is_stored = self._store.push(encode_metrics(metrics_data))
         return MetricExportResult.SUCCESS if is_stored else MetricExportResult.FAILURE
 
-    def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
-        """Close the queue; the next program sends unsent requests."""
-        del timeout_millis
-        self._store.close()
+    def shutdown(self, timeout_millis: float = 30_000, *, timeout: float | None = None, **_: Any) -> None:
+        """Close the queue; the next program sends unsent requests.
+
+        Args:
+            timeout_millis: Milliseconds to wait at most, after which a thread goes on.
+            timeout: The same, as the SDK's own reader calls it.
+        """
+        self._store.close(timeout_millis if timeout is None else timeout)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Wait until all exported data are stored; return whether they are."""

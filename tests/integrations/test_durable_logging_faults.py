@@ -250,6 +250,49 @@ def test_the_end_of_a_program_pushes_what_lingers_and_what_is_logged_at_its_end(
     assert sorted(stored(tmp_path)) == ["at its end", "at the very end", "before"]
 
 
+LATE = {
+    "a record that lingers": ("handler = DurableHandler(path, linger=0.001)", "logger.error('late')"),
+    "a thread amid a push": (
+        "handler = DurableHandler(path)",
+        """threading.Thread(target=logger.error, args=('late',), daemon=True).start()
+while not handler.queue._engine.environment._lone: time.sleep(0.001)""",
+    ),
+}
+
+
+@pytest.mark.parametrize("first", ["logging", "lmdbqueue"])  # the functions of atexit run in the other order
+@pytest.mark.parametrize("what", LATE)
+def test_the_end_of_a_program_waits_for_no_process_that_holds_the_directory(tmp_path, first, what):
+    make, log_late = LATE[what]
+    program = (
+        f"import {first}, logging, threading, time\n"
+        "from lmdbqueue._host import departures\n"
+        "departures.PATIENCE = 0.1\n"
+        "from lmdbqueue.integrations.logging import DurableHandler\n"
+        f"path = {str(tmp_path / 'log')!r}\n"
+        f"{make}\n"
+        "logger = logging.getLogger()\n"
+        "logger.addHandler(handler)\n"
+        "logger.error('in time')\n"
+        "handler.flush()\n"
+        "input()\n"
+        f"{log_late}\n"
+    )
+    with (
+        PersistentQueue("log", tmp_path, durability="off") as log,
+        subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, stderr=-1, text=True) as process,
+    ):
+        eventually(lambda: len(log) == 1)
+        with log.transaction():
+            log.push("it holds the directory")
+            try:
+                said = process.communicate("\n", timeout=30)[1]
+            finally:
+                process.kill()
+    assert process.returncode == 0, said
+    assert ("TimeoutError: the queue could not be written to" in said) == (what == "a record that lingers")
+
+
 def test_a_handler_pushes_where_no_thread_can_be_had(log, tmp_path, monkeypatch):
     def none(*_):
         message = "can't start new thread"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from itertools import count
 
 import pytest
@@ -201,6 +202,36 @@ def test_a_flush_that_has_no_time_left_says_so(tmp_path):
     assert exporter.force_flush()
     assert len(exporter._store.queue) == 1
     exporter.shutdown()
+
+
+@pytest.mark.parametrize("how", ["a request that waits", "an export under way"])
+@pytest.mark.parametrize("signal_", ["spans", "metrics"])
+def test_a_shutdown_that_has_no_time_left_ends(tmp_path, caplog, how, signal_):
+    exporter = (DurableSpanExporter if signal_ == "spans" else DurableMetricExporter)(tmp_path / "telemetry")
+    writer = exporter._store.queue._engine.environment._writer
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with writer:
+            is_held.set()
+            is_over.wait(60)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    is_held.wait(60)
+    shutdown = partial(exporter.shutdown, **{"timeout_millis" if signal_ == "spans" else "timeout": 50})
+    closing = threading.Thread(target=shutdown, daemon=True)
+    try:
+        if how == "a request that waits":
+            exporter._store._later.add(b"request")
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+        assert ("telemetry was not stored" in caplog.text) == (how == "a request that waits")
+    finally:
+        is_over.set()
+        holding.join()
+    eventually(lambda: exporter._store.queue._engine.is_closed)
 
 
 def test_the_end_of_a_program_stores_what_the_processor_has(tmp_path):

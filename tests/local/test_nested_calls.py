@@ -424,7 +424,7 @@ import os, sys, threading
 from lmdbqueue import PersistentQueue
 from lmdbqueue._host import departures
 
-departures._PATIENCE = 0.05
+departures.PATIENCE = 0.05
 queues = [PersistentQueue("queue", durability="off") for _ in range(2)]
 other = PersistentQueue("other")
 other.push("a")
