@@ -7,10 +7,12 @@ first restores the items that are due to return. Must not know: LMDB, generation
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Full
+from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Full, QueueError
 from lmdbqueue._format import BASE, Note, Trailer, pack
 from lmdbqueue._host.disk import translated
 from lmdbqueue._local.hold import LocalHold
@@ -246,7 +248,16 @@ class LocalEngine(LocalHold):
         moment = self.clock()
         deadline = NEVER if ttl is None else moment.monotonic + int(ttl * _SECOND)
         terms = _make_terms(
-            leases.Terms, (self.owners.mine or self.owners.join(), deadline, moment.wall, unreadable, False)
+            leases.Terms,
+            (
+                self.owners.mine or self.owners.join(),
+                deadline,
+                moment.wall,
+                unreadable,
+                False,
+                self.claims,
+                get_ident(),
+            ),
         )
         room = 3 * len(entries[0][1]) + pushing.ROOM + 3 * _AWAY_OVERHEAD
         try:
@@ -267,7 +278,10 @@ class LocalEngine(LocalHold):
         environment = self.environment
         moment = self.clock()
         deadline = _deadline(moment, ttl)
-        terms = leases.Terms(self.owners.join(), deadline, moment.wall, unreadable, has_looked=True)
+        owner = self.owners.join()
+        terms = leases.Terms(
+            owner, deadline, moment.wall, unreadable, has_looked=True, claims=self.claims, thread=get_ident()
+        )
         room = _room_away([value for _, value in entries])
         lease = leases.lease_first if len(entries) == 1 and not unreadable else leases.lease
         try:
@@ -284,6 +298,17 @@ class LocalEngine(LocalHold):
             self._next = [given.following]
         seqs = list(map(_format.seq_of, given.keys))
         return Leased(given.token, seqs, given.attempts, None if ttl is None else deadline / _SECOND)
+
+    def forsake(self, known: Collection[int]) -> None:
+        """Undo the leases that this thread has made and nobody has, except ``known`` ones."""
+        thread = get_ident()
+        for token in [token for token, of in self.claims.copy().items() if of == thread and token not in known]:
+            how = Return(self.clock().wall, bury_expired=self.buries_expired, is_undone=True)
+            with suppress(QueueError):  # then they return when this object is closed
+                arguments = (token, self.owners.mine, self.claims, thread, how)
+                self.environment.update(self.ref, leases.forsake, *arguments)
+            if self.claims.get(token) == thread:
+                del self.claims[token]
 
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
         """Lease at most the first ``n`` items, each with a lease of its own."""

@@ -65,6 +65,10 @@ class LocalHold:
         self.buries_expired = buries_expired
         self.checksum = environment.directory.options.checksum
         self.clock = clock
+        # the leases that this object's threads have made, and nobody has yet: token to thread. A transaction puts it
+        # here before its commit, and the caller's last step before it returns the lease takes it away: what is here
+        # when a call has failed was leased for nobody. A later one with the same token takes its place
+        self.claims: dict[int, int] = {}
         self._next: list[Entry] = []  # the item that was first when this object last removed one; at most one
         self.is_shut_down = self.is_drained = self.is_closed = False
         self.owners = Owners(environment.directory.path, environment.directory.folder)
@@ -209,6 +213,7 @@ class LocalHold:
 
     def begin_anew(self) -> None:
         """Hold no leases in a forked child; its parent may hold some."""
+        self.claims.clear()
         self.owners.begin_anew()
 
 

@@ -19,6 +19,7 @@ Items are decoded after it: one that cannot be becomes a dead letter then, as it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lmdbqueue._format import seq_of
@@ -26,10 +27,11 @@ from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, pushing
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._values import NOTHING, Leased
-from lmdbqueue._verbs.lease import Lease, settle_by
+from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by
 from lmdbqueue._verbs.reading import head_of
 
 if TYPE_CHECKING:
+    from lmdbqueue._local.engine import LocalEngine
     from lmdbqueue._local.state import Put
 
 T = TypeVar("T")
@@ -62,19 +64,30 @@ def relay(
         Full: There is no room; nothing was changed.
     """
     engine = local_engine_of(queue)
-    moment = engine.clock()
-    owner = engine.owners.join() if items else 0
-    want = leases.Want(items, _MOST, leases.Terms(owner, NEVER, moment.wall, {}, has_looked=True), moment)
-    room = pushing.room_for([payload for _, _, payload in puts]) + 3 * (_MOST + items * _RECORDS)
+    known = tuple(engine.claims)
     relayed: leases.Relayed | None = None
 
     def step(token: int, wanted: Collection[int] | None) -> list[int] | None:
         nonlocal relayed
+        moment = engine.clock()
+        terms = leases.Terms(owner, NEVER, moment.wall, {}, has_looked=True, claims=engine.claims, thread=get_ident())
+        want = leases.Want(items, _MOST, terms, moment)
         arguments = (token, wanted, puts, want, engine.owners)
         relayed = engine.environment.update(engine.ref, leases.relay, *arguments, room=room)
         return None if relayed is None else relayed.acked
 
-    settle_by(lease, seqs, step)
+    try:
+        owner = engine.owners.join() if items else 0
+        room = pushing.room_for([payload for _, _, payload in puts]) + 3 * (_MOST + items * _RECORDS)
+        settle_by(lease, seqs, step)
+        return delivered(_following(queue, engine, relayed))
+    except BaseException:
+        forsake(engine, known)
+        raise
+
+
+def _following(queue: PersistentQueue[T], engine: LocalEngine, relayed: leases.Relayed | None) -> Lease[T]:
+    """Return what was leased."""
     if relayed is None or relayed.given is None:
         return Lease(engine, [], NOTHING)
     engine.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
@@ -87,6 +100,7 @@ def relay(
         engine.nack(given.token, [seq_of(key)], 0.0, reason, 0)
     rest = [each for each in zip(entries, following.seqs, given.attempts, strict=True) if each[0][0] not in unreadable]
     if not rest:
+        engine.claims.pop(given.token, None)
         return Lease(engine, [], NOTHING)
     kept, numbers, attempts = map(list, zip(*rest, strict=True))
     return Lease(engine, found, Leased(given.token, numbers, attempts, None, kept))

@@ -53,6 +53,8 @@ class Terms(NamedTuple):
     now: int  # ns since 1970
     unreadable: dict[bytes, str]  # keys of items that become dead letters instead, with reasons
     has_looked: bool = False  # a moment ago nothing that is leased or delayed had to return
+    claims: dict[int, int] | None = None  # gets the token of the lease, with ``thread``
+    thread: int = 0  # that will have it
 
 
 class Given(NamedTuple):
@@ -110,6 +112,8 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
     now = before[:HEAD_AT] + pack(head + 1) + before[TAIL_AT:LEASED_AT] + pack(min(leased + 1, NEVER))
     now += before[LEASED_AT + 8 : TOKENS_AT] + number + before[TOKENS_AT + 8 :]
     weighed_records.replace_queue(txn, queue, before, now)
+    if terms.claims is not None:
+        terms.claims[last + 1] = terms.thread
     return _new(Given, (last + 1, [key], _ONCE, following))
 
 
@@ -147,6 +151,8 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Gi
         weighed_records.add_away(txn, queue, records)
         lease_records.add_lease(txn, queue, token, terms.owner, terms.deadline, leased)
         now = now._replace(tokens=token, leased=now.leased + len(leased))
+        if terms.claims is not None:
+            terms.claims[token] = terms.thread
     fifo.set_numbers(txn, queue, before, now)
     return Given(token if leased else 0, leased, attempts)
 
@@ -271,6 +277,19 @@ def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how:
         return []
     returns.give_back(txn, queue, released, how)
     return [_format.seq_of(record.key) for record in released]
+
+
+def forsake(
+    txn: Txn, queue: Tables, token: int, owner: int, claims: dict[int, int], thread: int, how: Return
+) -> list[int] | None:
+    """Give back the items of a lease that a thread has made and nobody has; return their numbers, None if it has none.
+
+    If that was not committed, another thread may have made a lease with the same token since, or another owner.
+    """
+    found = lease_records.lease(txn, queue, token)
+    if claims.get(token) != thread or found is None or found.owner != owner:
+        return None
+    return nack(txn, queue, token, None, how)
 
 
 def give_up(txn: Txn, queue: Tables, owner: int, how: Return) -> int:

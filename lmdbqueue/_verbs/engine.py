@@ -49,6 +49,7 @@ class Engine(Protocol):
     is_shut_down: bool  # pushes are refused
     is_drained: bool  # shut down immediately: even the items that are left are not handed out
     is_closed: bool
+    claims: dict[int, int]  # leases that nobody has yet: the token of each, with the thread that made it
 
     @property
     def patience(self) -> float:
@@ -169,6 +170,9 @@ class Engine(Protocol):
 
     def unlease(self, token: int) -> None:
         """Undo ``lease`` for the items that it still holds: it counts as no attempt, and makes no dead letters."""
+
+    def forsake(self, known: Collection[int]) -> None:
+        """Undo the leases that this thread has made and nobody has, except ``known`` ones."""
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""

@@ -241,8 +241,29 @@ def settle_by(
     step: Callable[[int, Collection[int] | None], list[int] | None],
 ) -> None:
     """Acknowledge as ``lease.ack(seqs)`` does, by a step that gets the token and the numbers and does more besides."""
-    wanted = lease._wanted(seqs)  # noqa: SLF001  (of this file)
+    wanted = None if seqs is None and lease._process == os.getpid() else lease._wanted(seqs)  # noqa: SLF001  (of this file)
     lease._be_acked(wanted, step(lease._token, wanted))  # noqa: SLF001
+
+
+def delivered(lease: Lease[T]) -> Lease[T]:
+    """Return a lease as the last step of the call that made it: no interrupt comes between the two."""
+    claims = lease._engine.claims  # noqa: SLF001  (of this file)
+    if lease._token in claims:  # noqa: SLF001
+        del claims[lease._token]  # noqa: SLF001  (a statement; Python looks for signals when a function is called)
+    return lease
+
+
+def forsake(engine: Engine, known: Collection[int]) -> None:
+    """Give back what a call that failed, as by an interrupt, has leased for nobody.
+
+    Args:
+        engine: The engine.
+        known: The tokens of ``engine.claims`` when the call began: a call in a signal handler may be amid another.
+    """
+    try:
+        engine.forsake(known)
+    finally:
+        engine.forsake(known)
 
 
 def undo(lease: Lease[Any]) -> None:

@@ -22,7 +22,7 @@ from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Batch, Head, is_over, remaining
-from lmdbqueue._verbs.lease import DeadLetters, Lease
+from lmdbqueue._verbs.lease import DeadLetters, Lease, delivered, forsake
 from lmdbqueue._verbs.options import OPENING, RETAINED, VERBS, WORK, check
 from lmdbqueue._verbs.writing import Writing, append_of
 
@@ -328,19 +328,24 @@ class Queue(Writing[T], ABC):
             head.refuse_if_closed()
             return Lease(head.engine, [], NOTHING)
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if linger:
-                head.fill(Batch(n, max_bytes, linger), remaining(deadline) if blocking else 0.0)
-            if blocking:
-                lease = partial(head.engine.lease, n, ttl, head.sort_out, max_bytes)
-                found = head.wait(partial(head.if_enough, 1, lease), 0 if linger else timeout)
-                if found is None and linger and not is_over(deadline):
-                    continue  # another consumer was faster
-                if found is None:
-                    raise Empty(1, timeout)
-            else:
-                found = head.engine.lease(n, ttl, head.sort_out, max_bytes)
-            return Lease(head.engine, *(found or ([], NOTHING)))
+        known = tuple(head.engine.claims)
+        try:
+            while True:
+                if linger:
+                    head.fill(Batch(n, max_bytes, linger), remaining(deadline) if blocking else 0.0)
+                if blocking:
+                    lease = partial(head.engine.lease, n, ttl, head.sort_out, max_bytes)
+                    found = head.wait(partial(head.if_enough, 1, lease), 0 if linger else timeout)
+                    if found is None and linger and not is_over(deadline):
+                        continue  # another consumer was faster
+                    if found is None:
+                        raise Empty(1, timeout)  # noqa: TRY301  (what was leased meanwhile is given back)
+                else:
+                    found = head.engine.lease(n, ttl, head.sort_out, max_bytes)
+                return delivered(Lease(head.engine, *(found or ([], NOTHING))))
+        except BaseException:
+            forsake(head.engine, known)
+            raise
 
     @property
     def dead(self) -> DeadLetters[T]:

@@ -21,7 +21,7 @@ from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
 from lmdbqueue._verbs.head import Batch, Head
-from lmdbqueue._verbs.lease import Lease
+from lmdbqueue._verbs.lease import Lease, delivered
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
 
 LOOK: Final = 1.0  # seconds between two checks of ``stop``
@@ -358,7 +358,7 @@ class Loop:
         found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
         if found is None:
             return  # another consumer was faster
-        lease = Lease(head.engine, *found)
+        lease = delivered(Lease(head.engine, *found))
         done, failed = 0, []
         try:
             with lease:

@@ -58,7 +58,7 @@ from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._verbs.lease import Lease, ack_all
+from lmdbqueue._verbs.lease import Lease, ack_all, delivered
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.aio._jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take, Taken
@@ -388,7 +388,7 @@ class Courier:
         def lease(jobs: list[Claim]) -> list[Result]:
             found = self._engine.lease_each(len(jobs), kind.ttl, self._head.sort_out)
             results: list[Result] = [
-                (job, Lease(self._engine, *each), None) for job, each in zip(jobs, found, strict=False)
+                (job, delivered(Lease(self._engine, *each)), None) for job, each in zip(jobs, found, strict=False)
             ]
             return results + list(self._each(jobs[len(found) :]))
 

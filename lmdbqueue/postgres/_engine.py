@@ -62,6 +62,7 @@ class PostgresEngine:
         self.path = database.path
         self.maxsize = maxsize
         self.is_shut_down = self.is_drained = self.is_closed = False
+        self.claims: dict[int, int] = {}  # a call that is interrupted here does not know what it has leased
         self._release = weakref.finalize(self, departures.defer, _let_go, database, self._hold.holder)
         try:
             known = database.view(patience, _queues.find, name)
@@ -248,6 +249,9 @@ class PostgresEngine:
     def unlease(self, token: int) -> None:
         """Undo ``lease``."""
         self._hold.run(_away.nack, token, wanted(token, None), _away.Return("", is_undone=True))
+
+    def forsake(self, known: Collection[int]) -> None:
+        """Do nothing: see ``claims``."""
 
     def extend(self, token: int, ttl: float | None) -> tuple[float | None] | None:
         """Make a lease end in ``ttl`` s; return its deadline, None if it is gone."""

@@ -12,19 +12,22 @@ import resource
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import lmdb
 import pytest
 from processes import Moments, eventually
 
-from lmdbqueue import CommitUnknownError, NestedCallError, StorageError
+from lmdbqueue import CommitUnknownError, Empty, LeaseExpiredError, NestedCallError, StorageError
 from lmdbqueue._format import pack
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb import durability, generation, preallocation
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
-from lmdbqueue._model import pushing
+from lmdbqueue._local.relay import relay
+from lmdbqueue._model import leases, pushing
+from lmdbqueue._model.dead_letters import Return
 
 FAST = {"durability": "off"}
 
@@ -51,7 +54,14 @@ def _push(queue):
 
 
 def _lease(queue):
-    return list(queue.lease(1))
+    return queue.lease(1)
+
+
+def _relay(queue):
+    return relay(queue, held[0])
+
+
+held = []  # the lease that is relayed
 
 
 def _block(queue):
@@ -59,7 +69,7 @@ def _block(queue):
         return [queue.pop()]
 
 
-VERBS = {"pop": _pop, "push": _push, "lease": _lease, "block": _block}
+VERBS = {"pop": _pop, "push": _push, "lease": _lease, "relay": _relay, "block": _block}
 
 
 @pytest.mark.parametrize("error", RAISED)
@@ -72,8 +82,11 @@ def test_what_a_handler_raises_goes_through_the_call_which_is_done_once_or_not_a
 
     for number in itertools.count(1, 1 if verb in ("pop", "push") else 3):
         queue.clear(all=True)
-        queue.push(["z", "a", "b", "c", "d"])
+        queue.push(["y", "z", "a", "b", "c", "d"])
+        held[:] = [queue.lease()]
         queue.pop()  # so that the next one knows which is the first
+        if verb != "relay":
+            held[0].ack()
         moments = Moments(number, raise_)
         got = None
         try:
@@ -85,9 +98,17 @@ def test_what_a_handler_raises_goes_through_the_call_which_is_done_once_or_not_a
             assert moments.left > 0, f"swallowed at moment {number}"
         left, whole = list(queue), ["a", "b", "c", "d"]
         done = [*whole, "e"] if verb == "push" else whole[1:]
-        assert left in ([done] if got is not None else [whole, done]), f"at moment {number}"
-        assert got in (None, [], ["a"])
-        assert queue.stats().leased == (verb == "lease" and left == done)
+        if verb in ("lease", "relay"):  # what nobody got is not held back
+            assert left == (whole if got is None else done), f"at moment {number}"
+            assert got is None or got.items == ["a"], f"at moment {number}"
+            with suppress(LeaseExpiredError):
+                held[0].nack()  # if it was not relayed
+            assert queue.stats().leased == (got is not None)
+        else:
+            assert left in ([done] if got is not None else [whole, done]), f"at moment {number}"
+            assert got in (None, [], ["a"])
+            assert queue.stats().leased == 0
+        assert not queue._engine.claims
         other = threading.Thread(target=queue.push, args=("more",), daemon=True)  # no lock was left behind
         other.start()
         other.join(10)
@@ -95,6 +116,46 @@ def test_what_a_handler_raises_goes_through_the_call_which_is_done_once_or_not_a
         if moments.left > 0:
             break
     assert number > 10
+
+
+def test_a_call_in_a_handler_that_fails_gives_back_nothing_of_the_call_it_came_amid(open_queue):
+    queue = open_queue(**FAST)
+
+    def fail():
+        with pytest.raises((Empty, NestedCallError)):
+            queue.lease(blocking=True, timeout=0)
+
+    for number in itertools.count(1, 3):
+        queue.clear(all=True)
+        queue.push("a")
+        moments = Moments(number, fail)
+        try:
+            with moments:
+                lease = queue.lease()
+        except pytest.fail.Exception:
+            continue  # it got the item before the other
+        lease.ack()
+        if moments.left > 0:
+            break
+    assert number > 10
+
+
+def test_a_lease_that_was_not_committed_is_not_mistaken_for_that_of_another_thread(open_queue):
+    """They have the same token."""
+    queue = open_queue(**FAST)
+    engine = queue._engine
+    queue.push(["a", "b"])
+    lease = queue.lease()
+    for thread, owner in ((0, engine.owners.mine), (threading.get_ident(), 0)):
+        engine.claims[lease._token] = thread
+        arguments = (lease._token, owner, engine.claims, threading.get_ident(), Return(0))
+        assert engine.environment.update(engine.ref, leases.forsake, *arguments) is None
+    engine.claims.clear()
+    engine.claims[lease._token + 1] = threading.get_ident()  # as of a transaction that was undone
+    engine.forsake(())
+    assert not engine.claims
+    lease.ack()
+    assert list(queue) == ["b"]
 
 
 def test_what_a_handler_raises_lets_go_of_what_a_block_holds(queue):
