@@ -42,9 +42,10 @@ class Case:
     accounts: dict[str, Judge]
     label: str
     again: bool
+    is_copy: bool  # of the directory that the cut left
 
 
-def build(place: str, state: State) -> None:
+def build(place: str, state: State, *, is_copy: bool = False) -> None:
     """Make the directory ``place`` with these files in it."""
     os.mkdir(place)
     for path, content in state.items():
@@ -55,7 +56,7 @@ def build(place: str, state: State) -> None:
             fd = os.open(full, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             os.write(fd, content.data)
             os.ftruncate(fd, content.size)
-            if os.path.basename(path) == "session" and content.size == session.SIZE:
+            if os.path.basename(path) == "session" and content.size == session.SIZE and not is_copy:
                 _set_identity(fd)
             os.close(fd)
 
@@ -121,7 +122,7 @@ def open_all(cases: list[Case], place: str, keep: str, mutant: str = "") -> list
         for number in range(first, len(cases)):
             position[0] = number
             here = os.path.join(place, str(number))
-            build(here, {**cases[number].state, **cases[number].locks})
+            build(here, {**cases[number].state, **cases[number].locks}, is_copy=cases[number].is_copy)
             if problem := problem_of(cases[number], here):
                 os.write(fd, pickle.dumps((number, problem)))
             remove(here)

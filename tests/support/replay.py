@@ -18,6 +18,7 @@ from typing import Any
 
 import strace_log
 from account import Account, Found, Journal, Judge
+from cuts import COPIES
 from disk import Disk, State
 from opener import Case, build, open_all, pretend_reboot
 from processes import MEMORY, forked, status_of
@@ -225,7 +226,9 @@ class _Part:
                 outcome.keys.add(key)
                 outcome.images.add(image)
                 label = f"{recording.scenario}, moment {moment} ({event.kind}), state {number}"
-                yield Case(state, disk.locks(state, chance), accounts, label, again=len(outcome.keys) % 8 == 0)
+                again, is_copy = len(outcome.keys) % 8 == 0, len(outcome.keys) % COPIES == 0
+                label += ", as a copy" if is_copy else ""
+                yield Case(state, disk.locks(state, chance), accounts, label, again=again, is_copy=is_copy)
 
 
 def _accounts(recording: Recording, journal: Journal, results: dict[int, Any]) -> dict[str, Judge]:
