@@ -157,7 +157,10 @@ class Head(Generic[T]):
         count = self.count()
         if count >= batch.items or not count:  # taken by others
             return True
-        return batch.max_bytes is not None and len(self.candidates(batch.items, batch.max_bytes)) < count
+        if batch.max_bytes is None:
+            return False
+        found = self.candidates(batch.items, batch.max_bytes)
+        return len(found) < count or sum(len(self.engine.opened(entry)[1]) for entry in found) >= batch.max_bytes
 
     def wait(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:
         """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""

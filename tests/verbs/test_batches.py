@@ -134,23 +134,31 @@ def test_a_lease_is_bounded_by_bytes(of_bytes):
     assert not queue.lease(10, max_bytes=1)
 
 
-def test_a_lease_lingers_until_it_is_full(of_bytes):
-    queue = of_bytes
-    for more, options in ([b"b", b"c"], {}), ([b"b" * 50], {"max_bytes": 20}):
-        queue.push(b"a")
-        sleeps, leases = Sleeps(queue), []
+FULL = {
+    "by number": ([b"b", b"c"], {}, [b"a", b"b", b"c"]),
+    "by bytes, which are exceeded": ([b"b" * 50], {"max_bytes": 20}, [b"a"]),
+    "by bytes, which are reached": ([b"b" * 19], {"max_bytes": 20}, [b"a", b"b" * 19]),
+}
 
-        def take(options=options, leases=leases):
-            leases.append(queue.lease(3, linger=60, blocking=True, **options))
 
-        thread = threading.Thread(target=take)
-        thread.start()
-        eventually(lambda sleeps=sleeps: sleeps.count)
-        queue.push(more)
-        thread.join(DEADLINE)
-        assert list(leases[0]) == ([b"a", b"b", b"c"] if not options else [b"a"])
-        leases[0].ack()
-        queue.clear()
+@pytest.mark.parametrize("how", FULL)
+def test_a_lease_lingers_until_it_is_full(of_bytes, how):
+    queue, (more, options, wanted) = of_bytes, FULL[how]
+    queue.push(b"a")
+    sleeps, leases = Sleeps(queue), []
+    thread = threading.Thread(target=lambda: leases.append(queue.lease(3, linger=60, blocking=True, **options)))
+    thread.start()
+    eventually(lambda: sleeps.count)
+    queue.push(more)
+    thread.join(DEADLINE)
+    assert leases[0].items == wanted
+
+
+def test_an_item_larger_than_a_batch_is_leased_at_once(of_bytes):
+    of_bytes.push(b"a" * 50)
+    sleeps = Sleeps(of_bytes)
+    assert len(of_bytes.lease(3, max_bytes=20, linger=1, blocking=True)) == 1
+    assert sleeps.count == 0
 
 
 def test_a_lease_lingers_no_longer_than_it_was_told_and_not_for_nothing(queue):
