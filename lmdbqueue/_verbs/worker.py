@@ -153,9 +153,11 @@ def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
     if is_coroutine and not is_awaited:
         message = f"{handler!r} is a coroutine function: await the work() of lmdbqueue.aio for it"
         raise TypeError(message)
-    # A lambda, or an object with a plain __call__, such as an AsyncMock, may return something to await.
+    # A lambda, or an object with a plain __call__, such as an AsyncMock, may return something to await. A decorator may
+    # make a coroutine function of a plain one, or hide one.
     can_be_told = inspect.isfunction(called) and called.__name__ not in ("<lambda>", "__call__")
-    if is_awaited and can_be_told and not inspect.iscoroutinefunction(inspect.unwrap(called)):
+    innermost = inspect.unwrap(called, stop=inspect.iscoroutinefunction)
+    if is_awaited and can_be_told and not inspect.iscoroutinefunction(innermost):
         message = f"{handler!r} is not a coroutine function: use async def, or the work() of a PersistentQueue"
         raise TypeError(message)
     return takes_second(handler, "its job")

@@ -175,15 +175,33 @@ def test_an_item_whose_handler_forgot_to_await_is_not_done(run):
     run(test)
 
 
-def test_a_decorated_coroutine_function_is_a_handler(run):
-    @functools.wraps(awaited)
-    def timed(item):
-        return awaited(item)
+def plain(item):
+    """Do nothing."""
 
+
+@functools.wraps(awaited)
+def hiding(item):
+    return awaited(item)
+
+
+@functools.wraps(plain)
+async def in_a_thread(item):
+    await asyncio.to_thread(plain, item)
+
+
+@functools.wraps(in_a_thread)
+def hiding_one_of_a_plain_function(item):
+    return in_a_thread(item)
+
+
+@pytest.mark.parametrize(
+    "handler", [hiding, in_a_thread, hiding_one_of_a_plain_function], ids=["hidden", "made", "both"]
+)
+def test_a_decorated_function_is_a_handler_if_it_is_awaited_somewhere(run, handler):
     async def test(queue):
         await queue.push("a")
         until = Until(1)
-        assert await queue.work(timed, stop=until, progress=until.progress) == Worked(1, 0, 0)
+        assert await queue.work(handler, stop=until, progress=until.progress) == Worked(1, 0, 0)
 
     run(test)
 
@@ -336,9 +354,6 @@ def test_awaited_handlers_run_in_as_many_tasks_as_told_and_may_block_the_loop(ru
 def test_a_plain_function_is_refused_where_a_coroutine_is_needed(run):
     async def test(queue):
         await queue.push("a")
-
-        def plain(_):
-            """Do nothing."""
 
         class Handlers:
             def plain(self, _):
