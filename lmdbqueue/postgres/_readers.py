@@ -32,11 +32,13 @@ from typing import Any, Final, NamedTuple
 from lmdbqueue._format import Retention
 from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats, Taken
 from lmdbqueue.postgres import _items, _positions, _pushing, _removal, _taking
-from lmdbqueue.postgres._items import LOOK, STATUS, Found, Place
+from lmdbqueue.postgres._items import LOOK, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach
 from lmdbqueue.postgres._pushing import Appended
 from lmdbqueue.postgres._step import Step
 
+# The time of its push tells an item from another of the same number, as after a failover between the look and the move
+_SEEN: Final = "timestamptz_send(pushed_at)"
 _PASSED: Final = "SELECT passed FROM {readers} WHERE queue = %(queue)s AND name = %(name)s"
 _FIRST: Final = (
     "WITH "
@@ -44,10 +46,12 @@ _FIRST: Final = (
     + ", mine AS MATERIALIZED ("
     + _PASSED
     + """)
-(SELECT payload, seq, NULL::boolean, NULL::boolean, NULL::boolean FROM {items}
+(SELECT payload, seq, """
+    + _SEEN
+    + """, NULL::boolean, NULL::boolean, NULL::boolean FROM {items}
 WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT passed FROM mine) ORDER BY seq LIMIT %(n)s)
 UNION ALL """
-    + STATUS
+    + "SELECT NULL, NULL, NULL, is_overdue, is_followed, is_awaited FROM look"
     + " WHERE EXISTS (SELECT FROM mine)"
 )
 # The next items, and the number of leased ones before the last of them
@@ -56,11 +60,13 @@ _NEXT: Final = (
     + _PASSED
     + """),
 next AS MATERIALIZED (
-    SELECT seq FROM {items}
+    SELECT seq, pushed_at FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT passed FROM mine) AND seq <= %(last)s
     ORDER BY seq LIMIT %(n)s)
-SELECT seq, 0::bigint FROM next
-UNION ALL SELECT NULL, count(*) FROM {items}
+SELECT seq, """
+    + _SEEN
+    + """, 0::bigint FROM next
+UNION ALL SELECT NULL, NULL, count(*) FROM {items}
 WHERE queue = %(queue)s AND state = 1 AND seq > (SELECT passed FROM mine) AND seq < (SELECT max(seq) FROM next)
 """
 )
@@ -103,7 +109,10 @@ class Move(NamedTuple):
 
 def first(step: Step, place: Place, name: str, n: int, *, deaths: bool) -> Found:
     """Return the next ``n`` entries of a reader, marked as missing if there is no such reader."""
-    return _items.seen(step.execute(_FIRST, queue=place.id, name=name, n=n, deaths=deaths).fetchall())
+    rows = step.execute(_FIRST, queue=place.id, name=name, n=n, deaths=deaths).fetchall()
+    found = _items.seen([(payload, seq, *facts) for payload, seq, _, *facts in rows])
+    entries = [(key + row[2], payload) for (key, payload), row in zip(found.entries, rows, strict=False)]
+    return found._replace(entries=entries)
 
 
 def stats(step: Step, place: Place, name: str | None) -> list[ReaderStats]:
@@ -147,8 +156,11 @@ def seek(step: Step, place: Place, name: str, where: int | str) -> int | None:
 
 
 def advance(step: Step, place: Place, name: str, keys: Sequence[bytes]) -> Move | None:
-    """Move a reader past its next items if their keys are ``keys``, else do nothing; return None if it is gone."""
-    return _move(step, place, name, len(keys), list(map(_items.number, keys)))
+    """Move a reader past its next items if their keys, as ``first`` returns them, are ``keys``, else do nothing.
+
+    Returns None if it is gone.
+    """
+    return _move(step, place, name, len(keys), keys)
 
 
 def delete(step: Step, place: Place, name: str, n: int) -> int | None:
@@ -180,8 +192,8 @@ def retreat(step: Step, place: Place, move: Move, entries: Sequence[Entry]) -> b
     return True
 
 
-def _move(step: Step, place: Place, name: str, n: int, wanted: list[int] | None) -> Move | None:
-    last = wanted[-1] if wanted else _END
+def _move(step: Step, place: Place, name: str, n: int, wanted: Sequence[bytes] | None) -> Move | None:
+    last = _items.number(wanted[-1]) if wanted else _END
     locked = step.execute(_positions.LOCK, queue=place.id)
     looked = step.execute(_NEXT, queue=place.id, name=name, n=n, last=last)
     kept = step.execute(_positions.RETENTION, queue=place.id)
@@ -190,9 +202,9 @@ def _move(step: Step, place: Place, name: str, n: int, wanted: list[int] | None)
     if number is None:
         return None
     readers = _positions.places(rows)
-    *next_, (_, leased) = looked.fetchall()
-    found = [seq for seq, _ in next_]
-    if not found or (wanted is not None and found != wanted):
+    *next_, (_, _, leased) = looked.fetchall()
+    found = [seq for seq, _, _ in next_]
+    if not found or (wanted is not None and [_items.pack(seq) + seen for seq, seen, _ in next_] != wanted):
         return Move(name, readers[name], readers[name], number)
     _positions.put(step, place.id, name, found[-1], leased)
     gone = trim(step, place, {**readers, name: found[-1]}, _positions.reach(kept.fetchall()))

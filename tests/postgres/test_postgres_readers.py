@@ -1,6 +1,7 @@
 """Readers on PostgreSQL: who moves, and who removes, at the same moment."""
 
 import os
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,6 +94,28 @@ def test_what_others_are_taking_is_not_waited_for_and_goes_with_them(queue):
     thread.join(DEADLINE)
     assert list(queue) == ["d", "e", "f"]
     assert reader.skipped == 0
+
+
+def test_a_reader_passes_no_item_that_has_taken_the_number_of_the_one_it_read(queue, postgres):
+    """As after a failover to a standby that lagged, between the two: the number was given again there."""
+    reader = queue.reader("reader")
+    assert reader.pop() == "a"
+    table = f'"{queue.schema}".items'
+    again = [f"UPDATE {table} SET payload = %s, pushed_at = pushed_at + interval '1 us' WHERE seq = 1"]
+    read = []
+
+    def loads(payload):
+        read.append(pickle.loads(payload))
+        if again:
+            postgres.execute(again.pop(), pickle.dumps("x"))
+        return read[-1]
+
+    queue.loads = loads
+    assert reader.pop(2) == ["x", "c"]
+    assert read == ["b", "c", "x", "c"]
+    again.append(f"UPDATE {table} SET payload = %s, pushed_at = pushed_at + interval '1 us' WHERE seq = 3")
+    queue.shutdown()
+    assert list(reader) == ["d", "x", "e", "f"]
 
 
 def test_readers_consumers_and_producers_of_many_processes_lose_count_of_nothing(open_postgres):
