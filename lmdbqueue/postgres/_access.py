@@ -34,7 +34,7 @@ from lmdbqueue.postgres._failures import (
 from lmdbqueue.postgres._ledger import Program, Settled
 from lmdbqueue.postgres._pool import Pool
 from lmdbqueue.postgres._session import Session
-from lmdbqueue.postgres._silence import SHORTEST, SILENCE, is_at_work, silence
+from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_at_work, silence
 from lmdbqueue.postgres._sql import Sql
 
 R = TypeVar("R")
@@ -135,7 +135,7 @@ class Access:
                 return session
             number = pause(number, deadline)
 
-    def _is_at_work(self, backend: int, seconds: float, is_over: bool) -> bool:
+    def _is_at_work(self, backend: Backend, seconds: float, is_over: bool) -> bool:
         """Ask by another connection whether the server is at work for one that is silent."""
         try:
             with closing(connect(self.conninfo, self.path, seconds, silence(seconds))) as other:

@@ -32,7 +32,8 @@ _ENCODING: Final = {"client_encoding": "UTF8"}
 
 # Settings of the user's that hold in a block again
 USERS: Final = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
-OPENED: Final = "SELECT pg_backend_pid(), " + ", ".join(f"current_setting('{name}')" for name in USERS)
+_STARTED: Final = "(SELECT extract(epoch FROM backend_start)::text FROM pg_stat_get_activity(pg_backend_pid()))"
+OPENED: Final = f"SELECT pg_backend_pid(), {_STARTED}, " + ", ".join(f"current_setting('{name}')" for name in USERS)
 
 # What is read after a lock was waited for must be newer than the lock, so each statement has a snapshot of its own
 _SETTINGS: Final = """

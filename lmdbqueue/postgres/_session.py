@@ -41,7 +41,7 @@ from lmdbqueue.postgres._connection import (
 )
 from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
 from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
-from lmdbqueue.postgres._silence import SHORTEST, SILENCE, is_readable, silence
+from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_readable, silence
 from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
@@ -98,8 +98,8 @@ class Session:
             self._is_near = self.connection.info.host.startswith(("/", "@"))
             row = self.connection.execute(OPENED, prepare=False).fetchone()
             assert row is not None
-            self.backend, *users = row
-            self.connection.backend = self.backend
+            self.backend, started, *users = row
+            self.connection.backend = Backend(self.backend, started)
             self._users = tuple(users)
             self._attributes = attributes(self.connection)
             self.is_pooled = self.backend != self.connection.info.backend_pid

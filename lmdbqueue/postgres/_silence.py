@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, Self, TypeVar, TypeVarTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -48,8 +48,15 @@ _EVER: Final = float("inf")
 
 _AT_WORK: Final = """
 SELECT CASE WHEN %s::boolean AND wait_event_type = 'Lock' THEN pg_cancel_backend(pid) END FROM pg_stat_activity
-WHERE pid = %s AND wait_event_type IS DISTINCT FROM 'Client'
+WHERE pid = %s AND extract(epoch FROM backend_start)::text = %s AND wait_event_type IS DISTINCT FROM 'Client'
 """
+
+
+class Backend(NamedTuple):
+    """A process of a server. An address of several hosts may lead to another server, which has such a number, too."""
+
+    pid: int
+    started: str  # tells it from all others that have that number, there or elsewhere
 
 
 class _Calls(threading.local):
@@ -115,8 +122,8 @@ class Connection(psycopg.Connection[Any]):
     silent = SILENCE  # seconds of silence after which it is asked whether the server is at work
     until = _EVER  # when the call is over for which it is used; on time.monotonic()
     was_silent = False  # and closed for that
-    backend = 0  # the server's process; of a pooler's connection another one than that of this side
-    is_at_work: Callable[[int, float, bool], bool] | None = None  # asks the server, in so many seconds
+    backend = Backend(0, "")  # the server's process; of a pooler's connection another one than that of this side
+    is_at_work: Callable[[Backend, float, bool], bool] | None = None  # asks the server, in so many seconds
 
     _opening = threading.local()  # for how many seconds a thread tries to connect to one host
 
@@ -210,9 +217,9 @@ def is_readable(fd: int) -> bool:
     return bool(waiting.poll(0))
 
 
-def is_at_work(other: Connection, backend: int, *, is_over: bool) -> bool:
+def is_at_work(other: Connection, backend: Backend, *, is_over: bool) -> bool:
     """Return whether a backend does something else than wait for its client.
 
     ``is_over``: if it waits for a lock, it waits no longer.
     """
-    return bool(other.execute(_AT_WORK, (is_over, backend), prepare=False).fetchall())
+    return bool(other.execute(_AT_WORK, (is_over, *backend), prepare=False).fetchall())

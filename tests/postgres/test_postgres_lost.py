@@ -255,6 +255,31 @@ def test_what_comes_in_parts_is_no_silence(postgres, monkeypatch):
         assert asked == [1.0 + 2 * 9 + 4]
 
 
+def test_only_the_very_process_of_a_server_is_asked_about_and_cancelled(postgres, schema):
+    """An address of several hosts may lead to another server, where somebody else's process has the same number."""
+    with PostgresQueue(postgres.url(), schema=schema) as queue, psycopg.connect(postgres.url()) as holder:
+        queue.push("a")
+        holder.execute(f'LOCK TABLE "{schema}".items')
+        access = queue._engine.database.access
+        session = access.connect(30.0, 30.0)
+
+        def read():
+            with suppress(psycopg.errors.QueryCanceled):
+                session.connection.execute(f'TABLE "{schema}".items')
+
+        blocked = threading.Thread(target=read)
+        blocked.start()
+        waits = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+        eventually(lambda: postgres.execute(waits, session.backend))
+        known = session.connection.backend
+        assert not access._is_at_work(known._replace(started="1.5"), 5.0, True)  # noqa: FBT003
+        assert postgres.execute(waits, session.backend)
+        assert access._is_at_work(known, 5.0, True)  # noqa: FBT003
+        blocked.join(DEADLINE)
+        assert session.is_idle
+        session.close()
+
+
 def test_there_is_time_to_ask_whether_the_server_is_at_work_when_a_call_is_over(postgres):
     """Another connection by an encrypted one takes more than half a second, over a continent."""
     with _silence.Connection.opened(postgres.url(), 5.0, 5.0) as connection:
