@@ -96,15 +96,19 @@ WHERE queue = %(queue)s AND state = 0 ORDER BY seq LIMIT %(n)s)
 UNION ALL """
     + STATUS
 )
-# If no item waits, nothing is written, not even a lock
+# If no item waits, nothing is written, not even a lock. Locks that end with the statement need not be on the disk, but
+# what a block writes beside them
 _CLAIM: Final = (
     "WITH "
     + LOOK
     + MINE
     + """,
+unflushed AS MATERIALIZED (
+    SELECT WHERE %(is_block)s OR set_config('synchronous_commit', 'off', true) = 'off'),
 first AS (
     SELECT payload, seq FROM {items} WHERE queue = %(queue)s AND state = 0
-    AND CASE WHEN EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND state = 0) THEN """
+    AND CASE WHEN EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND state = 0) THEN EXISTS (SELECT FROM unflushed)
+        AND """
     + STANDS
     + """ END
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
@@ -180,7 +184,8 @@ def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 
 def glance(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Return the first ``n`` unclaimed entries."""
-    return seen(step.execute(_CLAIM, queue=place.id, n=n, deaths=deaths, row=step.row(0)).fetchall())
+    values = {"deaths": deaths, "row": step.row(0), "is_block": step.is_block}
+    return seen(step.execute(_CLAIM, queue=place.id, n=n, **values).fetchall())
 
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:
