@@ -27,7 +27,13 @@ from lmdbqueue.postgres._items import (
 )
 from lmdbqueue.postgres._step import Step
 
-_NO_STATUS: Final = "NULL::boolean, NULL::boolean, NULL::boolean, NULL::tid"
+_COLUMNS: Final = "seq, payload, attempts, pushed_at, expires_at, key, headers"
+# The last row has the facts seen on the way, and the item that is first afterwards: in the columns of an item, since
+# each further one costs as much with every item as with this row. It has no time
+_IS_OVERDUE, _IS_FOLLOWED, _IS_AWAITED, _IS_NOTED = 1, 2, 4, 8
+_FACTS: Final = (
+    f"is_overdue::integer * {_IS_OVERDUE} + is_followed::integer * {_IS_FOLLOWED} + is_awaited::integer * {_IS_AWAITED}"
+)
 # What one transaction leaves of an item is one version. After a failover to a standby that lagged, or the restoration
 # of a backup, another transaction may have the same number, and its item that of the one that was seen
 _VERSION: Final = "xmin::text || ' ' || pushed_at::text"
@@ -66,20 +72,23 @@ _TAKE: Final = (
     + _TAKEN
     + _NOTED
     + _NEXT
-    + "SELECT seq, payload, attempts, pushed_at, expires_at, key, headers, "
-    + _NO_STATUS
-    + " FROM gone UNION ALL SELECT next.seq, next.payload, NULL, NULL, NULL, next.version::bytea, NULL,"
-    " is_overdue, is_followed, is_awaited, (SELECT at FROM noted) FROM look LEFT JOIN next ON %(ahead)s"
+    + "SELECT "
+    + _COLUMNS
+    + " FROM gone UNION ALL SELECT next.seq, next.payload, "
+    + _FACTS
+    + f" + EXISTS (SELECT FROM noted)::integer * {_IS_NOTED}, NULL, next.version, NULL, NULL"
+    " FROM look LEFT JOIN next ON %(ahead)s"
 )
 _TAKE_IN_BLOCK: Final = (
     "WITH "
     + LOOK
     + ", mine AS (SELECT)"
     + _TAKEN
-    + " SELECT seq, payload, attempts, pushed_at, expires_at, key, headers, "
-    + _NO_STATUS
-    + " FROM gone UNION ALL SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL,"
-    " is_overdue, is_followed, is_awaited, NULL FROM look"
+    + " SELECT "
+    + _COLUMNS
+    + " FROM gone UNION ALL SELECT NULL, NULL, "
+    + _FACTS
+    + ", NULL, NULL, NULL, NULL FROM look"
 )
 # The first item, if it is the one whose payload was already decoded; and the one that is first after that. No row means
 # that another is first, or that more has to be done
@@ -140,21 +149,20 @@ def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool, looks
     else:
         values = {"row": step.row(place.id), "token": step.token, "ahead": looks_ahead}
         rows = step.execute(_TAKE if deaths else _TAKE_NOW, **asked, **values).fetchall()
-    if not rows or rows[-1][-4] is None:
+    if not rows or rows[-1][3] is not None:
         return Found([])
-    *gone, (seq, payload, _, _, _, version, *_, is_overdue, is_followed, is_awaited, at) = rows
-    ahead = Ahead(seq, payload, version.decode()) if seq is not None else None
-    gone.sort()
-    entries: list[Entry] = [Taken.of((pack(row[0]), row[1]), row[2:7]) for row in gone]
-    if entries and not step.is_block and at is None:
+    seq, payload, facts, _, version, *_ = rows.pop()
+    rows.sort()
+    entries: list[Entry] = [Taken.of((pack(row[0]), row[1]), row[2:]) for row in rows]
+    if entries and not step.is_block and not facts & _IS_NOTED:
         raise Lost(RuntimeError("the session was fenced"))
     return Found(
         entries,
         is_there=True,
-        is_overdue=is_overdue,
-        is_followed=is_followed,
-        is_awaited=is_awaited,
-        ahead=ahead,
+        is_overdue=bool(facts & _IS_OVERDUE),
+        is_followed=bool(facts & _IS_FOLLOWED),
+        is_awaited=bool(facts & _IS_AWAITED),
+        ahead=None if seq is None else Ahead(seq, payload, version),
     )
 
 

@@ -10,13 +10,15 @@ import re
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 
 import psycopg
 import pytest
 from processes import DEADLINE, INTERRUPTED, KILLED, STEP, Moments, eventually, forked, interrupt, status_of
 
 from lmdbqueue import ClosedError, DecodeError, ServerError, TransactionError, VersionError
-from lmdbqueue.postgres import PostgresQueue, _ear, _pool, _schema
+from lmdbqueue.postgres import PostgresQueue, _ear, _items, _pool, _schema
+from lmdbqueue.postgres._step import Step
 
 
 @pytest.fixture
@@ -154,6 +156,41 @@ def test_tables_that_differ_have_another_version():
     """A state before the first release kept an index of an older one, since both said that they were version 1."""
     definitions = " ".join(re.sub("--.*", "", _schema.TABLES).split())
     assert (_schema.VERSION, hashlib.sha256(definitions.encode()).hexdigest()[:16]) == (2, "ca455582dc646cb6")
+
+
+@pytest.mark.parametrize("is_block", [False, True])
+def test_a_pop_of_several_brings_seven_columns_with_each_item(queue, monkeypatch, is_block):
+    """A number, a payload, and what putting it back needs; each further one costs both sides."""
+    queue.push(["a", "b", "c"], headers={"x": "y"})
+    execute, cursors = Step.execute, []
+
+    def watched(*args, **values):
+        cursors.append(execute(*args, **values))
+        return cursors[-1]
+
+    with queue.transaction() if is_block else nullcontext():
+        monkeypatch.setattr(Step, "execute", watched)
+        assert queue.pop(2) == ["a", "b"]
+        monkeypatch.undo()
+    assert max(len(cursor.description or ()) for cursor in cursors) == 7
+    assert queue.pop() == "c"
+
+
+def test_a_look_at_what_may_be_claimed_waits_for_no_flush(queue):
+    queue.push(["a", "b"])
+
+    def looked(step, place):
+        assert len(_items.glance(step, place, 1, deaths=False).entries) == 1
+        return step.execute("SHOW synchronous_commit").fetchall()  # until the end of the transaction, here a longer one
+
+    assert queue._engine._hold.run(looked) == [("off",)]
+
+
+def test_the_end_of_a_block_that_has_looked_waits_for_its_flush(queue):
+    queue.push(["a", "b"])
+    with queue.transaction() as txn:
+        assert len(queue._engine.candidates(1)) == 1
+        assert txn.connection.execute("SHOW synchronous_commit").fetchall() == [("on",)]
 
 
 def test_what_cannot_be_decoded_has_not_left_inside_of_a_block_which_can_go_on(open_postgres):
