@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 DEADLINE = 20.0  # seconds, far more than a transaction takes
@@ -32,9 +32,10 @@ def start_process() -> "subprocess.Popen[bytes]":
 class Outsiders:
     """A thread and a process that are asked by functions made with ``asking``."""
 
-    def __init__(self, process: Any, open_: Callable[[], Any]) -> None:
-        """``open_``: opens the queue; it can be pickled."""
+    def __init__(self, process: Any, open_: Callable[[], Any], held: Callable[[], Iterable[str]] = lambda: ()) -> None:
+        """``open_``: opens the queue; it can be pickled. ``held``: what is held although nobody waits for it."""
         self._open = open_
+        self._held = held
         self._process = process
         self.asked: list[str] = []  # by which functions
         self.found: list[str] = []  # who had to wait for what
@@ -62,6 +63,7 @@ class Outsiders:
             self.found.append(f"a process waits for what is held around {name}")
         else:
             assert self._process.stdout.readline() == b"done\n"
+        self.found += [f"around {name}: {each}" for each in self._held()]
 
     def _write(self) -> None:
         with self._open() as queue, queue.transaction():
