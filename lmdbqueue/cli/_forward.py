@@ -18,7 +18,7 @@ from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue._verbs.batch import Target
 from lmdbqueue.cli._command import NO_QUEUE, USAGE, Failure, command, counted, header_of, name_option, path_argument
-from lmdbqueue.cli._open import Form, writable_as_it_is
+from lmdbqueue.cli._open import Form, codec_of, writable_as_it_is
 from lmdbqueue.cli._progress import progress
 from lmdbqueue.forward import (
     Forwarded,
@@ -126,7 +126,7 @@ def _target(
         raise click.UsageError("--with-headers sends JSON, but --bytes sends the stored bytes: use one of them.")
     scheme = urlsplit(url).scheme
     if scheme == "file":
-        return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name))
+        return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name, codec_of(path, name)))
     if scheme in ("http", "https", "mqtt", "mqtts"):
         stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
         loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
@@ -143,8 +143,10 @@ def _target(
     except ImportError as error:
         raise Failure("forward needs psycopg: pip install 'lmdbqueue-persistent[postgres]'", USAGE) from error
 
-    def there() -> PostgresQueue[bytes]:
-        return PostgresQueue(url, to or name, bytes, bytes, patience=1.0)
+    codec = codec_of(path, name)
+
+    def there() -> PostgresQueue[Any]:
+        return PostgresQueue(url, to or name, **codec, patience=1.0)
 
     return PostgresTarget(there)
 

@@ -16,8 +16,8 @@ import json
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -39,6 +39,7 @@ Line = Callable[[bytes], bytes]  # makes a printed line of a payload
 
 _PICKLE: Final = b"\x80"
 _PATIENCE: Final = 2.0  # seconds
+_OF_BYTES: Final = {"dumps": bytes, "loads": bytes}
 
 
 # --- options
@@ -102,9 +103,19 @@ def writable(path: str, name: str, form: Form) -> PersistentQueue[Any]:
         return queue
 
 
-def writable_as_it_is(path: str, name: str) -> PersistentQueue[bytes]:
-    """Open a queue to push payloads; create it without a named serializer if it is missing."""
-    return _for_writing(path, name, dumps=bytes)
+def writable_as_it_is(path: str, name: str, codec: Mapping[str, Any] = _OF_BYTES) -> PersistentQueue[Any]:
+    """Open a queue to push payloads; create it with that codec, by default without a named serializer."""
+    return _for_writing(path, name, **codec)
+
+
+def codec_of(path: str, name: str) -> Mapping[str, Any]:
+    """Return how to open a queue for the payloads of an existing one: with its serializer, if that has a name."""
+    with existing(path, name) as queue:
+        serializer = stored_serializer(queue)
+    with suppress(ImportError):  # a package that only the queue's programs need
+        if pair_of(serializer) is not None:
+            return {"serializer": serializer}
+    return _OF_BYTES
 
 
 def _for_writing(path: str, name: str, **codec: Any) -> PersistentQueue[Any]:

@@ -11,7 +11,7 @@ import threading
 import pytest
 from processes import KILLED, eventually, forked, status_of
 
-from lmdbqueue import DiskFullError, ForwardError, Full, PersistentQueue
+from lmdbqueue import DiskFullError, ForwardError, Full, OptionError, PersistentQueue
 from lmdbqueue.forward import (
     AwayError,
     Batch,
@@ -245,6 +245,21 @@ def test_the_command_fills_another_directory(open_queue, tmp_path):
         assert (lease.items, lease.headers) == (["a"], [{"traceparent": "00-4bf9"}])
     failed = subprocess.run([*command, "--name", "none"], capture_output=True, text=True, timeout=60, check=False)
     assert failed.returncode == 4
+
+
+def test_a_queue_that_the_command_makes_has_the_serializer_of_its_source(tmp_path):
+    command = [sys.executable, "-m", "lmdbqueue", "forward", tmp_path / "queue"]
+    with PersistentQueue("queue", tmp_path, serializer="json") as queue:
+        queue.push({"a": 1})
+        subprocess.run([*command, f"file://{tmp_path}/there"], capture_output=True, timeout=60, check=True)
+        with PersistentQueue("there", tmp_path, serializer="json") as there:
+            assert there.pop() == {"a": 1}
+        with pytest.raises(OptionError):
+            PersistentQueue("there", tmp_path)
+        queue.push({"a": 2})
+        PersistentQueue("pickles", tmp_path).close()
+        wrong = subprocess.run([*command, f"file://{tmp_path}/pickles"], capture_output=True, timeout=60, check=False)
+        assert (wrong.returncode, b"serializer" in wrong.stderr, len(queue)) == (1, True, 1)
 
 
 @pytest.mark.parametrize(("items", "kills"), [(400, 4), pytest.param(20_000, 50, marks=pytest.mark.long)])

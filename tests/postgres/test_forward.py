@@ -16,7 +16,7 @@ import pytest
 from postgres_proxy import Proxy
 from processes import DEADLINE, KILLED, eventually, forked, status_of
 
-from lmdbqueue import CorruptItemError, ForwardError, GoneError, PersistentQueue, forward
+from lmdbqueue import CorruptItemError, ForwardError, GoneError, OptionError, PersistentQueue, forward
 from lmdbqueue.forward import Batch, Envelope, Forwarded, Forwarder, Mark, Origin, QueueSource, ReaderSource, Target
 from lmdbqueue.postgres import PostgresQueue, PostgresTarget
 
@@ -447,6 +447,18 @@ def test_the_command_drains_a_queue_and_says_so(open_queue, postgres, tmp_path):
         other.drop_queue("other")
         other.drop_queue("jobs")
     there.close()
+
+
+def test_a_queue_that_the_command_makes_has_the_serializer_of_its_source(open_queue, postgres, tmp_path):
+    queue = open_queue(name="texts", serializer="json")
+    queue.push({"a": 1})
+    _, err = command(tmp_path / "queue", postgres.url(), "--name", "texts").communicate(timeout=DEADLINE)
+    assert err == ""
+    with PostgresQueue(postgres.url(), "texts", serializer="json") as there:
+        assert there.pop() == {"a": 1}
+        with pytest.raises(OptionError):
+            PostgresQueue(postgres.url(), "texts")
+        there.drop_queue("texts")
 
 
 def test_the_command_drains_a_reader(open_queue, postgres, tmp_path):
