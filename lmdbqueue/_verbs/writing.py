@@ -111,7 +111,8 @@ class Writing(Reading[T]):
             unique: A key (str or bytes) of the item; for a list, a key for each item, or None. As long as an item with
                 that key is waiting, leased or delayed, the new one is not stored.
             replace: The new item replaces a waiting or delayed one with its key, and the delay starts again (debounce).
-                A leased one stays with its consumer, and the new one waits behind it.
+                A leased one stays with its consumer, and the new one waits behind it; if the lease ends without an
+                ``ack``, the old one leaves, and is no dead letter.
             expires: Seconds after which the items are no longer delivered.
             headers: Texts stored with each item, such as a ``traceparent``; leases and dead letters return them.
             priority: -128 to 127. Lower leaves sooner; items of equal priority leave in the order of their pushes.
