@@ -122,6 +122,15 @@ def _forget_all() -> None:
 at_fork("couriers", in_child=_forget_all)
 
 
+def is_dropped() -> bool:
+    """Return whether this coroutine is not resumed but dropped, with its loop: it can await nothing any more."""
+    try:
+        get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
 class _Dropped:
     """A callback that is never called, and calls another function when it is dropped."""
 
@@ -217,6 +226,10 @@ class Courier:
             undoing.future.set_result(False)
         return undoing.future
 
+    def leave(self, fn: Callable[[], object]) -> None:
+        """Call a function in the worker for a caller who is dropped; take no lock and wait for nothing."""
+        self._jobs.put(Call(self._loop.create_future(), fn))
+
     def _send(self, job: Job | None) -> None:
         while self._threads:  # each is started once, by whichever call comes first
             start_new_thread(self._threads[-1], ())
@@ -242,10 +255,10 @@ class Courier:
             self._loop.call_soon(self._deliver)
             raise
 
-    # --- at the end of the program, and after a fork
+    # --- at the end of the loop or program, and after a fork
 
     def finish(self) -> None:
-        """Tell the worker to end: the program does."""
+        """Tell the worker to end; take no lock and wait for nothing."""
         if not self._has_ended:
             self._jobs.put(_END)
 

@@ -30,10 +30,12 @@ from lmdbqueue._verbs.worker import (
     logger,
     refuse_unawaited,
 )
+from lmdbqueue.aio._courier import is_dropped
 
 T = TypeVar("T")
 C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
 Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called in the loop, and its arguments
+Leave = Callable[[Callable[[], object]], None]  # calls a function outside of the loop, and waits for nothing
 Acks = Callable[[Lease[Any], int | Iterable[int] | None], "asyncio.Future[None]"]
 
 
@@ -43,10 +45,11 @@ class AsyncLease(Sequence[T]):
     ``async with`` acknowledges the items at the end of the block; an exception returns them to the queue.
     """
 
-    def __init__(self, lease: Lease[T], call: Calls, acked: Acks) -> None:
+    def __init__(self, lease: Lease[T], call: Calls, acked: Acks, leave: Leave) -> None:
         self.lease = lease
         self.call = call  # runs a function outside of the loop
         self._acked = acked
+        self._leave = leave
 
     def __repr__(self) -> str:
         return repr(self.lease)
@@ -101,6 +104,8 @@ class AsyncLease(Sequence[T]):
         """Acknowledge the items; return them to the queue after an exception."""
         if error is None:
             await asyncio.shield(self._acked(self.lease, None))
+        elif is_dropped():
+            self._leave(partial(self.lease.__exit__, kind, error, trace))
         else:
             with suppress(ClosedError):  # closing the queue has given them back
                 await asyncio.shield(asyncio.ensure_future(self.call(self.lease.__exit__, kind, error, trace)))
@@ -261,8 +266,9 @@ class AsyncLoop:
             await asyncio.wait({found, stopped}, return_when=asyncio.FIRST_COMPLETED)
             return not self._stopped.is_set() and found.result()
         finally:
-            found.cancel()
-            stopped.cancel()
+            if not is_dropped():  # they are dropped, too
+                found.cancel()
+                stopped.cancel()
 
     async def _once(self) -> None:
         lease, plan = await self._take(), self._plan
@@ -319,6 +325,7 @@ async def run_tasks(loops: Sequence[AsyncLoop], stopped: asyncio.Event, *, signa
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            if not is_dropped():
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)

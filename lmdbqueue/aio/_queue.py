@@ -35,6 +35,7 @@ from lmdbqueue._verbs.worker import (
 )
 from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import append_of
+from lmdbqueue.aio._courier import is_dropped
 from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
 from lmdbqueue.aio._leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
 from lmdbqueue.aio._reader import AsyncReader
@@ -147,11 +148,11 @@ class AsyncQueue(AsyncWriting[T]):
                 break
             found = await self._kept(self._claim(batch, ttl, lease, waits=True), 0.0 if batch.linger else timeout)
             if found is not None:
-                return AsyncLease(found, self._call, self._acked)
+                return AsyncLease(found, self._call, self._acked, self._courier.leave)
             if not batch.linger or is_over(deadline):
                 raise Empty(1, timeout)
         found = await self._kept(self._claim(batch, ttl, lease, waits=False), None)
-        return AsyncLease(found, self._call, self._acked)
+        return AsyncLease(found, self._call, self._acked, self._courier.leave)
 
     def _claim(self, batch: Batch, ttl: float | None, lease: Callable[[], Lease[T]], *, waits: bool) -> Claim:
         return Claim(self._future(), Claimed(batch.items, ttl, batch.max_bytes, waits), lease)
@@ -502,6 +503,9 @@ class AsyncQueue(AsyncWriting[T]):
 
     async def close(self) -> None:
         """Finish earlier calls and close; waiting calls and all later ones raise ``ClosedError``."""
+        if is_dropped():
+            self._courier.finish()
+            return
         async with self._moving:  # a cancelled move is undone first
             if self._is_closed:
                 return

@@ -21,7 +21,7 @@ from lmdbqueue._values import Entry, Start
 from lmdbqueue._verbs.engine import Move
 from lmdbqueue._verbs.reader import Position, Reader, position_of
 from lmdbqueue._verbs.reading import Many
-from lmdbqueue.aio._courier import Courier
+from lmdbqueue.aio._courier import Courier, is_dropped
 from lmdbqueue.aio._jobs import Call
 from lmdbqueue.aio._reading import AsyncReading
 
@@ -111,6 +111,8 @@ class AsyncReader(AsyncReading[T]):
 
     async def close(self) -> None:
         """Close this object; its waiting calls and all later ones raise ``ClosedError``. The reader itself stays."""
+        if is_dropped():
+            return
         with suppress(ClosedError):
             await self._begin(self.reader.close)
 

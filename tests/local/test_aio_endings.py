@@ -8,7 +8,7 @@ import pytest
 from processes import DEADLINE, eventually
 
 OPENED = """
-import asyncio, json, sys
+import asyncio, gc, json, sys
 from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
@@ -122,3 +122,62 @@ def test_what_no_task_has_received_when_its_loop_or_program_ends_waits_again(pla
         if verb == "read":
             assert (queue.reader("r").position, queue.reader("r").skipped) == (0, 0)
         assert_as_before(queue)
+
+
+IS_DROPPED_AMID_A_BLOCK = (
+    OPENED
+    + """
+block = sys.argv[2]
+
+
+async def handle(item):
+    loop.call_soon(loop.stop)
+    await asyncio.Event().wait()
+
+
+async def listed():
+    async with opener() as queue, queue.lease(ttl=3600), queue.lease(), queue.reader("r") as reader:
+        async for item in reader:
+            yield item
+
+
+async def main():
+    if block == "generator":
+        async for item in listed():
+            await handle(item)
+    async with opener() as queue:
+        if block == "lease":
+            async with queue.lease(ttl=3600), queue.lease():
+                await handle(None)
+        await queue.work(handle, concurrency=2)
+
+
+def opener():
+    return (AsyncPersistentQueue if kind == "lmdb" else AsyncPostgresQueue).open(*where, **options)
+
+
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda *_: None)  # tells of pending tasks that are dropped
+task = loop.create_task(main())
+loop.run_forever()
+loop.close()
+del task
+gc.collect()
+print("closed", flush=True)
+sys.stdin.read()
+"""
+)
+
+
+@pytest.mark.parametrize("block", ["lease", "work", "generator"])
+def test_a_block_that_is_dropped_with_its_loop_gives_back_what_it_holds(place, block):
+    with place.open() as queue:
+        queue.push(["a", "b", "c"])
+        with begun(place, IS_DROPPED_AMID_A_BLOCK, block) as program:
+            try:
+                assert program.stdout.readline() == "closed\n"
+                eventually(lambda: list(queue) == ["a", "b", "c"])
+                out, error = program.communicate(timeout=DEADLINE)
+            finally:
+                program.kill()
+        assert (program.returncode, out, error) == (0, "", "")
