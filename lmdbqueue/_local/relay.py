@@ -22,12 +22,13 @@ from collections.abc import Collection, Iterable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from lmdbqueue._errors import DiskFullError
 from lmdbqueue._format import seq_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, pushing
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._values import NOTHING, Leased
-from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by
+from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by, size_of
 from lmdbqueue._verbs.reading import head_of
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def relay(
 
     Raises:
         LeaseExpiredError: The lease is over; nothing was changed.
-        Full: There is no room; nothing was changed.
+        Full: There is no room; nothing was changed. On a full disk it puts no more than what it acknowledges takes up,
+            and leases nothing.
     """
     engine = local_engine_of(queue)
     known = tuple(engine.claims)
@@ -73,7 +75,13 @@ def relay(
         terms = leases.Terms(owner, NEVER, moment.wall, {}, has_looked=True, claims=engine.claims, thread=get_ident())
         want = leases.Want(items, _MOST, terms, moment)
         arguments = (token, wanted, puts, want, engine.owners)
-        relayed = engine.environment.update(engine.ref, leases.relay, *arguments, room=room)
+        try:
+            relayed = engine.environment.update(engine.ref, leases.relay, *arguments, room=room)
+        except DiskFullError:
+            if sum(len(name) + len(payload) for _, name, payload in puts) > size_of(lease, wanted):
+                raise
+            arguments = (token, wanted, puts, want._replace(items=0), engine.owners)
+            relayed = engine.environment.update(engine.ref, leases.relay, *arguments)  # from the reserve, as a removal
         return None if relayed is None else relayed.acked
 
     try:

@@ -266,6 +266,13 @@ def forsake(engine: Engine, known: Collection[int]) -> None:
         engine.forsake(known)
 
 
+def size_of(lease: Lease[Any], seqs: Collection[int] | None) -> int:
+    """Return the bytes of some of the items of a lease, as they are stored; of those that it still holds for None."""
+    wanted = lease._held if seqs is None else seqs  # noqa: SLF001  (of this file)
+    pairs = zip(lease.seqs, lease._entries, strict=True)  # noqa: SLF001
+    return sum(len(entry[1]) for seq, entry in pairs if seq in wanted)
+
+
 def undo(lease: Lease[Any]) -> None:
     """Give back the items of a lease as if it had never been: no consumer got them."""
     if lease._token:  # noqa: SLF001  (of this file)

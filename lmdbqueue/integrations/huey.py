@@ -47,6 +47,7 @@ from huey.storage import BaseStorage
 
 from lmdbqueue._errors import Empty, FormatError, Full, LeaseExpiredError, QueueError, told
 from lmdbqueue._format import Durability
+from lmdbqueue._host.threads import holding
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.relay import relay
@@ -58,7 +59,8 @@ __all__ = ["LmdbHuey", "LmdbStorage"]
 _UNTIL: Final = struct.Struct(">d")  # before each value: when it expires, in seconds since 1970; 0 for never
 _LONGEST: Final = 200  # bytes of the longest key that is kept unchanged
 _HIGHEST: Final = 127  # priority
-_PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes again
+_PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes again, twice as many each time
+_DOUBLINGS: Final = 6  # of that pause, at most
 _AGAIN: Final = 60.0  # seconds until the scheduler gets a due task that it has not enqueued again
 
 
@@ -204,27 +206,32 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     # --- the end of a task
 
-    def begin(self, lease: Lease[bytes]) -> "_Box":
-        """Collect what this thread stores from now on, except the calls of its task itself.
+    @holding
+    def running(self, lease: Lease[bytes]) -> Iterator["_Box"]:
+        """Collect what this thread stores in the block, except the calls of its task itself; then end the task.
 
         Args:
             lease: The lease of the task.
         """
-        box = self._here.box = _Box(lease.seqs[0], getattr(self._here, "box", None))
-        return box
+        outer: _Box | None = getattr(self._here, "box", None)
+        box = _Box(lease.seqs[0], outer)
+        raised: BaseException | None = None
+        try:
+            self._here.box = box
+            yield box
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            self._here.box = outer  # a statement, as no interrupt may come between: what is stored later is no part
+            self._end(lease, box, raised)
 
-    def end(self, lease: Lease[bytes], error: BaseException | None) -> None:
+    def _end(self, lease: Lease[bytes], box: "_Box", error: BaseException | None) -> None:
         """Store the results of a task in one step with its acknowledgement: now, or in a worker with the next ``take``.
 
         An error of the storage, or an interrupt, returns the task to the queue. Any other error, such as a result that
         cannot be serialized, would come again each time, so the task becomes a dead letter with that reason.
-
-        Args:
-            lease: The lease of the task.
-            error: The error of the task's execution, or None.
         """
-        box: _Box = self._here.box
-        self._here.box = box.outer
         if box.is_interrupted:
             lease.nack(delay=self._timeout + _PAUSE, reason="it was interrupted")  # since the other workers end, too
         elif error is None:
@@ -253,9 +260,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         ended: tuple[Lease[bytes], _Box] | None = getattr(self._here, "ended", None)
         if ended is None:
             return None
-        self._here.ended = None
         lease, box = ended
         try:
+            self._here.ended = None
             puts = box.puts()
             if puts is not None:
                 with suppress(Full):  # then a lease may have room where both have none
@@ -269,7 +276,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             raise
         except BaseException as error:
             with suppress(QueueError):
-                lease.nack(delay=_PAUSE, reason=told(error))
+                lease.nack(delay=_PAUSE * 2 ** min(lease.attempts[0] - 1, _DOUBLINGS), reason=told(error))
             raise
 
     def begin_worker(self) -> None:
@@ -550,6 +557,9 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         except Exception as error:
             lease.reject(reason=f"it cannot be read: {told(error)}")
             raise
+        except BaseException as error:
+            lease.nack(reason=told(error))
+            raise
         task.lmdbqueue_lease = lease
         return task
 
@@ -562,28 +572,23 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             if key is not None:  # it was taken out of the schedule to be run immediately
                 self.storage.unschedule(key)
             return value
-        box = self.storage.begin(lease)
-        run = task.execute
+        with self.storage.running(lease) as box:
+            run = task.execute
 
-        def execute() -> Any:
-            box.is_open = False
-            self._running.task, self._running.box = task, box
+            def execute() -> Any:
+                box.is_open = False
+                try:
+                    return run()
+                finally:
+                    box.is_open = True
+
+            task.execute = execute
+            self._running.task, self._running.box = task, box  # from now on Huey takes an interrupt for one of the task
             try:
-                return run()
+                return super().execute(task, timestamp)
             finally:
-                box.is_open = True
-
-        task.execute = execute
-        raised: BaseException | None = None
-        try:
-            return super().execute(task, timestamp)
-        except BaseException as error:
-            raised = error
-            raise
-        finally:
-            del task.execute
-            self._running.task = None
-            self.storage.end(lease, raised)
+                del task.execute
+                self._running.task = None
 
     def _tell_storage(self, what: str) -> None:
         if isinstance(self.storage, LmdbStorage):

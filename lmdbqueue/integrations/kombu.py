@@ -76,6 +76,7 @@ TRANSPORT_ALIASES["lmdb"] = "lmdbqueue.integrations.kombu:Transport"
 _LOOK: Final = 1.0  # seconds between two checks of a waiting connection
 _APART: Final = 0.01  # seconds between two checks of an event loop, since most commits are its own
 _SOONEST: Final = 0.001  # seconds after which a message may expire
+_LATEST: Final = 100 * 365 * 86_400.0  # seconds after which one may expire or be due, the most that a push accepts
 _EARLY: Final = 60.0  # seconds before its eta at which a worker gets a message
 _AT_ONCE: Final = 16  # the most messages leased together
 # kombu and Celery answer these with a new connection; TransactionError, the caller's mistake, would only come again
@@ -125,6 +126,11 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         else:
             self._settle(delivery_tag, lambda lease, seq: lease.ack(seq))
         self._quick_ack(delivery_tag)
+
+    def before(self, delivery_tag: Any) -> list[Any]:
+        """Return the tags of the unacknowledged messages that were delivered before this one."""
+        taken = {message["properties"]["delivery_tag"] for _, message in self.channel.taken}
+        return [tag for tag in self._leases if int(tag) < int(delivery_tag) and tag not in taken]
 
     def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
         """Give the message back, or set it aside as a dead letter."""
@@ -317,14 +323,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if known is not None and known.ttl is not None:
             ends.append(known.ttl)
         if ends:
-            how["expires"] = max(min(ends), _SOONEST)
+            how["expires"] = min(max(min(ends), _SOONEST), _LATEST)
         eta = (message.get("headers") or {}).get("eta")
         if isinstance(eta, str):
             with suppress(ValueError):
                 due = datetime.fromisoformat(eta)
                 delay = (due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp() - time.time() - _EARLY
                 if delay > 0:
-                    how["delay"] = delay
+                    how["delay"] = min(delay, _LATEST)
         return how
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
@@ -420,6 +426,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         deliver = self.connection._callbacks[queue]  # noqa: SLF001
         self._by_tag[consumer_tag] = _Consumer(queue, no_ack, deliver, named(queue))
         self.look_again()
+
+    def basic_ack(self, delivery_tag: Any, multiple: bool = False) -> None:
+        """Acknowledge a message; with ``multiple`` also those that this channel has delivered before it."""
+        for tag in self.qos.before(delivery_tag) if multiple else ():
+            self.qos.ack(tag)
+        super().basic_ack(delivery_tag)
 
     def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Limit the number of delivered but unacknowledged messages."""

@@ -16,6 +16,8 @@ from opener import own_mounts
 from processes import DEADLINE, forked, status_of
 
 from lmdbqueue import DiskFullError, Full, PersistentQueue
+from lmdbqueue._local.relay import relay
+from lmdbqueue._local.state import prepared
 
 TREE = int(os.environ.get("LMDBQUEUE_TREE", str(1 << 30)))
 DISK = 10 << 20  # bytes
@@ -118,6 +120,28 @@ def _each_of_some(chosen: dict[str, set[int]], sizes: list[int]) -> list[Any]:
     """Return all pairs of a kind of disk and a size; those that were not chosen belong to the long form."""
     marks = {True: (), False: (pytest.mark.long,)}
     return [pytest.param(kind, size, marks=marks[size in some]) for kind, some in chosen.items() for size in sizes]
+
+
+def _relay_all(kind: str, place: str) -> None:
+    with disk(kind, place, DISK_OF_SMALL) as where, _open(where, kind, DISK_OF_SMALL) as queue:
+        count = fill(queue, 3_000, 1, kind)
+        lease = queue.lease()
+        with pytest.raises(DiskFullError):
+            relay(queue, lease, puts=[prepared(queue.state, "large", b"x" * 4_000)])
+        for number in range(count):
+            assert lease.items == [_item(number, 3_000)]
+            put = prepared(queue.state, f"{number:06d}", b"x" * 2_500)
+            lease = relay(queue, lease, puts=[put]) or queue.lease()
+        assert not lease
+        assert [int(key) for key in queue.state] == list(range(count))
+        assert queue.check() == []
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "file size limit"])
+def test_a_relay_on_a_full_disk_may_put_what_is_no_larger_than_what_it_removes(kind, tmp_path, needs, record_property):
+    needs("root", "mount")
+    assert status_of(forked(lambda: _relay_all(kind, str(tmp_path)))) == 0
+    record_property(TOLD, 1)
 
 
 @pytest.mark.parametrize(("kind", "size"), _each_of_some(_IN_CI, SIZES))

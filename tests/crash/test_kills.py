@@ -23,6 +23,8 @@ from processes import MODULES, STEP, eventually, forked, in_a_small_process, kil
 from scenarios import any_verb
 
 from lmdbqueue import PersistentQueue
+from lmdbqueue._local.relay import relay
+from lmdbqueue._local.state import prepared
 
 SEEDS = int(os.environ.get("LMDBQUEUE_SEEDS", "20"))
 KILLS = int(os.environ.get("LMDBQUEUE_KILLS", "50000"))
@@ -116,6 +118,33 @@ def test_a_kill_at_any_line_of_a_verb_leaves_it_done_or_not_done(memory, name, r
 @pytest.mark.parametrize("name", WITHOUT_FLUSHES)
 def test_a_kill_at_any_line_takes_nothing_back_that_was_not_flushed(memory, name, record_property):
     record_property(TOLD, in_a_small_process(_kill_verb, memory, name, 0, "interval"))
+
+
+def _relay(queue: PersistentQueue[bytes]) -> None:
+    following = relay(queue, queue.lease(), puts=[prepared(queue.state, "done", b"1")])
+    assert len(following) == 1
+
+
+def _kill_relay(memory: str, durability: str) -> int:
+    root = os.path.join(memory, "root")
+    os.mkdir(root)
+    with open_queue(root, durability=durability) as queue:
+        _work(queue, 0)
+        before = list(queue)
+
+    def judge(place: str, *, is_done: bool) -> None:
+        with open_queue(place) as queue:
+            has_taken_effect = "done" in queue.state
+            assert has_taken_effect or not is_done
+            assert list(queue) == (before[1:] if has_taken_effect else before)
+            assert queue.check() == []
+
+    return kill_at_every_line(root, MODULES, lambda place: functools.partial(_relay, open_queue(place)), judge)
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_a_kill_at_any_line_of_a_relay_leaves_all_of_it_or_nothing(memory, durability, record_property):
+    record_property(TOLD, in_a_small_process(_kill_relay, memory, durability))
 
 
 def _kill_opening(memory: str, state: str, durability: str) -> int:

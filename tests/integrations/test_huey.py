@@ -149,7 +149,7 @@ def test_a_task_may_start_another_and_wait_for_it(huey):
     assert figures(huey) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("when", ["delete_counter", "end"])
+@pytest.mark.parametrize("when", ["delete_counter", "_end"])
 def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, monkeypatch, when):
     @huey.task()
     def one(n):
@@ -243,6 +243,42 @@ def test_one_that_is_interrupted_goes_back(huey):
     huey.execute(huey.dequeue())
     assert told == [result.id]
     assert huey.storage.tasks.stats().delayed == 1
+
+
+def test_one_that_is_interrupted_before_it_begins_goes_back_too(huey, monkeypatch):
+    """A worker's process is interrupted as soon as Huey has noted the task."""
+
+    @huey.task()
+    def never():
+        os.write(-1, b"")
+
+    def interrupt(_):
+        assert huey._tasks_in_flight
+        raise KeyboardInterrupt
+
+    never()
+    monkeypatch.setattr(huey, "_timeout_context", interrupt)
+    huey.execute(huey.dequeue())
+    stats = huey.storage.tasks.stats()
+    assert (stats.waiting, stats.leased, stats.delayed) == (0, 0, 1)
+
+
+def test_what_is_stored_after_an_interrupt_is_no_part_of_the_task_it_came_amid(huey, monkeypatch):
+    @huey.task()
+    def one():
+        return 1
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    one()
+    task = huey.dequeue()
+    with monkeypatch.context() as patched:
+        patched.setattr(huey.storage, "_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            huey.execute(task)
+    one()
+    assert figures(huey) == (1, 1, 0)
 
 
 def test_a_due_task_is_in_the_schedule_until_it_is_enqueued(huey, tmp_path):

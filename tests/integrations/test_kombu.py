@@ -72,6 +72,37 @@ def queue_of(tmp_path, name="q-tasks"):
 # --- delivering
 
 
+def test_an_acknowledgement_of_several_is_for_all_that_were_delivered_before_and_for_no_other(connect):
+    connection = connect()
+    send(connection, *range(5))
+    send(connection, "got", queue="other")
+    channel = connection.channel()
+    channel.basic_qos(prefetch_size=0, prefetch_count=4)
+    messages = []
+
+    def keep(_, message):
+        messages.append(message)
+        if len(messages) == 3:
+            raise KeyError  # the fourth was leased, and is not delivered
+
+    consumer_of(connection, keep, channel=channel)
+    with pytest.raises(KeyError):
+        connection.drain_events(timeout=1)
+    messages[1].ack(multiple=True)
+    assert len(channel.qos._leases) == 2
+    channel.basic_get("other").ack(multiple=True)
+    assert len(channel.taken) == len(channel.qos._leases) == 1
+    connection.close()
+    assert taken_by_another(connect) == [3, 4]
+
+
+def test_a_message_that_is_due_or_expires_at_the_end_of_time_is_sent(connect):
+    connection = connect()
+    send(connection, "due", headers={"eta": "9999-12-31T23:59:59+00:00"})
+    send(connection, "expires", expiration=1e15)
+    assert taken_by_another(connect) == ["expires"]
+
+
 def test_drain_events_delivers_what_the_prefetch_count_permits(connect):
     with connect() as connection:
         send(connection, *range(5))
