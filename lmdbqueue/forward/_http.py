@@ -116,6 +116,7 @@ class HttpTarget(Target):
         self._encode = encoder_of(encode)
         self._loads = loads
         self._path = path
+        self._timeout = timeout
         self._headers = {"Content-Type": _TYPES.get(encode, "application/octet-stream"), "User-Agent": "lmdbqueue"}
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -215,7 +216,7 @@ class HttpTarget(Target):
     def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
         self._connection.request("POST", self._path, body, headers)
         answer = self._connection.getresponse()
-        text = answer.read(_READ)
+        text = _start_of(answer, self._timeout)
         if not answer.isclosed():
             self._connection.close()
         told = " ".join(text.decode("utf-8", "replace").split())[:_TOLD] or answer.reason
@@ -237,6 +238,17 @@ class _Answer(NamedTuple):
     text: str
     is_done: bool = False
     is_refusal: bool = False
+
+
+def _start_of(answer: http.client.HTTPResponse, timeout: float) -> bytes:
+    """Return the start of an answer's text, or what comes of it within ``timeout`` seconds: a stream may never end."""
+    if answer.length is not None:
+        return answer.read(_READ)
+    deadline = time.monotonic() + timeout
+    text = b""
+    while len(text) < _READ and time.monotonic() < deadline and (part := answer.read1(_READ - len(text))):
+        text += part
+    return text
 
 
 def _port_of(parts: SplitResult) -> int:

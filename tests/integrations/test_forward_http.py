@@ -1,6 +1,7 @@
 """Items over HTTP, against a real server that fails in every way."""
 
 import base64
+import contextlib
 import http.server
 import json
 import os
@@ -45,6 +46,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script = []
+        self.is_over = False
         self.requests = []  # (headers, body) of each
         self.taken = []  # bodies that were answered with 200
         self.judge = lambda _body: None  # returns an answer, None for 200
@@ -53,6 +55,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.thread.start()
 
     def stop(self):
+        self.is_over = True
         self.shutdown()
         self.thread.join()
         self.server_close()
@@ -78,6 +81,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "100")
             self.end_headers()
             self.wfile.write(b"only this")
+            self.close_connection = True
+            return
+        if isinstance(answer, tuple) and answer[1] == "endless":
+            self.server.taken.append(body)
+            self.send_response(answer[0])
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not self.server.is_over:
+                    self.wfile.write(b"1\r\n.\r\n")
+                    time.sleep(0.01)
             self.close_connection = True
             return
         if answer == "silence":
@@ -128,6 +142,20 @@ def test_each_item_is_a_request_of_its_own_in_order_with_a_key(server, open_queu
         ("application/json", "north", "mine")
     }
     assert {path for _, _, path in server.requests} == {"/items?a=b"}
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_never_ends_is_not_waited_for(server, open_queue, status):
+    server.script = [answered(status, "endless"), answered(200)]
+    queue = open_queue()
+    queue.push(["a", "b"])
+    done = []
+    forwarder = Forwarder(queue, HttpTarget(server.url, timeout=2.0))
+    thread = threading.Thread(target=lambda: done.append(forwarder.run()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert (done[0].items, done[0].refused) == ((2, 0) if status == 200 else (1, 1))
 
 
 def test_a_batch_is_one_request(server, open_queue):
