@@ -411,8 +411,9 @@ class Queue(Writing[T], ABC):
         a whole can hold items. Code in C that holds the GIL for longer than ``ttl`` stops that thread, too; then others
         may process the same items.
 
-        It stops after ``shutdown()`` and, in the main thread, at SIGTERM and SIGINT, which it then passes to the
-        program's own handlers. It finishes the current items first.
+        It stops after ``shutdown()``, and at SIGTERM and SIGINT, which it then passes to the program's own handlers. It
+        finishes the current items first. In another thread than the main one, signals stop it only while the main
+        thread works, too.
 
         Example:
             >>> queue.work(send, retry=Retry(max_attempts=5))
