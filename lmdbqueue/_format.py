@@ -534,6 +534,7 @@ class Trailer(NamedTuple):
 # so that an item of another queue never matches
 
 _SEAL: Final = Struct("<I")
+ENDS: Final = Struct("<II")  # the end of the data of a sealed record, which may be a seal, too, and the seal
 SEAL_SIZE: Final = _SEAL.size
 RESIDUE: Final = 0x2144DF1C
 
@@ -566,7 +567,7 @@ _ONES: Final = 0xFFFF_FFFF
 
 
 def seal_all(keys: Iterable[bytes], data: Sequence[bytes], salt: int = 0) -> tuple[list[bytes], int]:
-    """Return the values to store under the keys, and their weight."""
+    """Return the values to store under the keys, and their weight as items."""
     checksums = list(map(crc32, data, map(crc32, keys, repeat(salt))))
     return list(map(add, data, map(_SEAL.pack, checksums))), sum(map(mul, checksums, checksums))
 
@@ -623,10 +624,23 @@ def weigh(key: bytes, value: bytes = b"") -> int:
     return crc * crc
 
 
-def weigh_sealed(value: bytes) -> int:
-    """Return the weight of a sealed record, whose checksum is that of its key, too."""
+def weigh_item(value: bytes) -> int:
+    """Return the weight of an item: that of its seal, which is the checksum of its key, too."""
     crc: int = _SEAL.unpack_from(value, len(value) - SEAL_SIZE)[0] if len(value) >= SEAL_SIZE else 0
     return crc * crc
+
+
+def weigh_sealed(value: bytes) -> int:
+    """Return the weight of a sealed record: that of its seal, and that of the four bytes before it.
+
+    The data may end in a seal of its own, as those with an item do. A CRC over data and its own CRC depends on their
+    length only, so the outer seal alone would not tell one item from another.
+    """
+    if len(value) < ENDS.size:
+        return weigh_item(value)
+    inner, crc = ENDS.unpack_from(value, len(value) - ENDS.size)
+    found: int = inner * inner + crc * crc
+    return found
 
 
 def is_sealed(is_away: bool, key: bytes) -> bool:

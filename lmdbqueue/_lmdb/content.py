@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
-from lmdbqueue._format import weigh_sealed
+from lmdbqueue._format import weigh_item
 
 
 class Content:
@@ -44,7 +44,7 @@ class Content:
                 if (name, key) in self.removed:
                     self.removed.discard((name, key))
                 else:
-                    self.add(name, [key], [value], weigh_sealed(value))
+                    self.add(name, [key], [value], weigh_item(value))
         else:
             self.weight += weight
             self.pending.append((name, keys, values))
@@ -53,7 +53,7 @@ class Content:
         """Note that items were removed."""
         self.is_simple = False
         for queue, there, values in self.pending:
-            self.added |= {(queue, key): weigh_sealed(value) for key, value in zip(there, values, strict=True)}
+            self.added |= {(queue, key): weigh_item(value) for key, value in zip(there, values, strict=True)}
         self.pending.clear()
         for key in keys:
             weight = self.added.pop((name, key), None)
@@ -93,7 +93,7 @@ class Running(Content):
     def leave(self, value: bytes) -> None:
         """Note that a sealed item leaves."""
         self.asks = True
-        self.weight -= weigh_sealed(value)
+        self.weight -= weigh_item(value)
 
     def enter_block(self) -> None:
         """Begin a user's block."""

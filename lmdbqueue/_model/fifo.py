@@ -221,7 +221,7 @@ def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry]) -> int:
                 raise CorruptQueueError(queue.generation.path, f"item {seq} exists, but had left")
     if queue.weighed:
         keys, values = [key for key, _ in entries], [value for _, value in entries]
-        queue.generation.content.add(queue.name, keys, values, sum(map(_format.weigh_sealed, values)))
+        queue.generation.content.add(queue.name, keys, values, sum(map(_format.weigh_item, values)))
     for number, keys in _by_class(key for key, _ in entries):
         set_bounds(txn, queue, number, _present(queue, bounds(txn, queue, number), keys))
     if _format.flags(queue_record(txn, queue)) & SIZED:

@@ -98,11 +98,6 @@ def check_weight(difference: Difference, records: dict[bytes, Changes], before: 
         raise Unsound("its records do not have the weight that it recorded")
 
 
-def weigh_item(value: bytes) -> int:
-    """Return the content weight of an item: that of its seal, since a CRC over the seal, too, would be constant."""
-    return _format.weigh_sealed(value)
-
-
 def check_content(content: int, last: Last) -> None:
     """Raise ``Unsound`` unless the added items have the weight that the transaction recorded."""
     if (content - (last.content or 0)) & _ALL:
@@ -203,7 +198,7 @@ class _Queue:
         for key, node in (changes.removed or {}).items():
             value, same = self._difference.old_value(node), changes.added.get(key)
             if same is None or self._difference.value(same) != value:
-                weight += weigh_item(value)
+                weight += _format.weigh_item(value)
         return weight
 
     def _there(self) -> tuple[object, object]:
@@ -261,7 +256,7 @@ class _Queue:
                 raise Unsound(f"the queue {self._name!r} has an item under the key {key!r}")
             if not _format.is_intact(key, value, salt):
                 raise Unsound(f"queue {self._name!r}: item {_format.seq_of(key)} is damaged")
-            weight += weigh_item(value)
+            weight += _format.weigh_item(value)
         return found, weight
 
     def _check_class(self, number: int, came: set[bytes], left: set[bytes]) -> None:

@@ -16,6 +16,7 @@ from zlib import crc32
 from lmdbqueue import _format
 from lmdbqueue._format import (
     BASE,
+    ENDS,
     FLAGS_AT,
     HEAD_AT,
     LEASED_AT,
@@ -99,9 +100,10 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
         (queue.leased + key, number + _FIRST + value),
         (queue.lease + number, LEASE.pack(1, terms.owner, terms.deadline, 1) + ranges),
     ):
-        checksum = crc32(data, crc32(name))
-        generation.weight += checksum * checksum
-        txn.put(name, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.away)
+        value = data + crc32(data, crc32(name)).to_bytes(SEAL_SIZE, "little")
+        inner, crc = ENDS.unpack_from(value, len(value) - ENDS.size)  # ``weigh_sealed``, in no frame of its own
+        generation.weight += inner * inner + crc * crc
+        txn.put(name, value, db=queue.away)
     indexes = [queue.owner + pack(terms.owner) + number]
     if terms.deadline != NEVER:
         indexes.append(queue.expiry + pack(terms.deadline) + number)
@@ -244,8 +246,8 @@ def _ack_whole(txn: Txn, queue: Tables, before: bytes, token: int, seqs: Collect
         return None
     weight = 0
     for each, data in ((name, value), (queue.leased + key, held)):
-        checksum = int.from_bytes(data[-SEAL_SIZE:], "little")
-        weight += checksum * checksum
+        inner, crc = ENDS.unpack_from(data, len(data) - ENDS.size)  # ``weigh_sealed``
+        weight += inner * inner + crc * crc
         txn.delete(each, db=queue.away)
     indexes = [queue.owner + pack(owner) + number]
     if deadline != NEVER:

@@ -32,6 +32,7 @@ from lmdbqueue._format import (
     away,
     pack,
     unpack_from,
+    weigh_sealed,
 )
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
@@ -135,12 +136,11 @@ def _advance_if_plain(txn: Txn, queue: Tables, name: str, key: bytes, now: int) 
             cursor.delete()
     after = _new(Position, (key, position.skipped, now))
     data = POSITION.pack(1, *after)
-    checksum = crc32(data, seed)
-    was = int.from_bytes(value[-SEAL_SIZE:], "little")
+    data += crc32(data, seed).to_bytes(SEAL_SIZE, "little")
     old, new = index + name.encode(), queue.passed + key + name.encode()
     left, came = crc32(old), crc32(new)
-    generation.weight += checksum * checksum - was * was + came * came - left * left
-    txn.put(record, data + checksum.to_bytes(SEAL_SIZE, "little"), db=queue.meta)
+    generation.weight += weigh_sealed(data) - weigh_sealed(value) + came * came - left * left
+    txn.put(record, data, db=queue.meta)
     txn.delete(old, db=queue.away)
     txn.put(new, b"", db=queue.away)
     if is_last:

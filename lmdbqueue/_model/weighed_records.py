@@ -15,10 +15,12 @@ transaction by something that a page of another time cannot have:
   exist at its end, except those that existed under the same key at its beginning;
 - the records in META determine which keys have an item: head, tail, skipped and returned ones (``fifo``).
 
-A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item and for a sealed record,
-since that covers key, value and salt. Sums are modulo 2^64. With ``checksum=False`` there is no weight, and two flushes
-instead (see ``_lmdb.durability``); with ``durability="off"`` there is none, since nothing is promised.
-With ``durability="interval"`` the content weight is a running sum (``_lmdb.content.Running``).
+A weight is the square of a CRC-32: of key and value for a record, the seal itself for an item, since that covers key,
+value and salt. A sealed record weighs its seal and, in addition, the four bytes before it: a record of AWAY may end in
+an item, which ends in a CRC-32, too, and a CRC-32 over that is the same for all items of a length. Sums are modulo
+2^64. With ``checksum=False`` there is no weight, and two flushes instead (see ``_lmdb.durability``); with
+``durability="off"`` there is none, since nothing is promised. With ``durability="interval"`` the content weight is a
+running sum (``_lmdb.content.Running``).
 """
 
 from __future__ import annotations
@@ -94,10 +96,10 @@ def add_away(txn: Txn, queue: Tables, records: list[tuple[bytes, bytes]]) -> Non
     """Write new records of AWAY, which get seals."""
     if queue.sealed:
         keys, data = zip(*records, strict=True)
-        values, weight = _format.seal_all(keys, data)
+        values, _ = _format.seal_all(keys, data)
         records = list(zip(keys, values, strict=True))
         if queue.weighed:
-            queue.generation.weight += weight
+            queue.generation.weight += sum(map(weigh_sealed, values))
     with txn.cursor(queue.away) as cursor:
         cursor.putmulti(records)
 

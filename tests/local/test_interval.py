@@ -955,6 +955,35 @@ def test_a_copy_holds_no_items_of_pages_that_did_not_arrive_and_show_others(is_c
     assert _items(cut) == [b"on the disk"]
 
 
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_leased_item_is_not_taken_for_one_that_was_leased_in_its_place_and_taken_back(is_copy, tmp_path, monkeypatch):
+    """The record of a leased item ends in the item, whose seal makes the checksum of all such records the same."""
+    images = []
+    with _open(tmp_path, dumps=bytes, loads=bytes) as queue:
+        queue.push(b"on the disk")
+        queue.sync()
+        for name in ("taken back", "then"):
+            shutil.copytree(tmp_path / "queue", tmp_path / name / "queue")
+    monkeypatch.setattr(os, "urandom", lambda n: b"\1" * n)  # of the owners of leases
+    for name, what in (("taken back", b"A"), ("then", b"B")):
+        with _open(tmp_path / name, dumps=bytes, loads=bytes) as queue:
+            queue.push(what * 50)
+            lease = queue.lease(2)
+            assert lease is not None
+            shutil.copytree(tmp_path / name / "queue", tmp_path / name / "cut" / "queue")
+            images.append((tmp_path / name / "queue" / "00000001.mdb").read_bytes())
+    cut = tmp_path / "then" / "cut"
+    old, new = images
+    (stale,) = [at for at in range(2 * PAGE, len(new), PAGE) if b"/leased/" in new[at : at + PAGE]]
+    assert old[stale : stale + PAGE].count(b"A" * 50) == 1
+    image = bytearray(new)
+    image[stale : stale + PAGE] = old[stale : stale + PAGE]
+    (cut / "queue" / "00000001.mdb").write_bytes(image)
+    if not is_copy:
+        as_after_a_reboot(cut / "queue")
+    assert b"A" * 50 not in _items(cut)
+
+
 def test_a_copy_of_a_queue_that_was_killed_or_closed_loses_nothing(tmp_path):
     assert status_of(forked(_push_and_be_killed, tmp_path, 50)) == -signal.SIGKILL
     for name in ("killed", "closed"):

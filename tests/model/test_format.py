@@ -317,7 +317,7 @@ def test_many_are_sealed_and_proven_as_one_by_one(data, salt, draw):
     keys = [fmt.key_of(seq) for seq in range(len(data))]
     values, weight = fmt.seal_all(keys, data, salt)
     assert values == [fmt.seal(key, each, salt) for key, each in zip(keys, data, strict=True)]
-    assert weight == sum(map(fmt.weigh_sealed, values))
+    assert weight == sum(map(fmt.weigh_item, values))
     assert fmt.are_intact(keys, values, salt)
     if values:
         damaged = draw.draw(st.integers(0, len(values) - 1))
@@ -331,8 +331,18 @@ def test_many_are_sealed_and_proven_as_one_by_one(data, salt, draw):
 @given(st.binary(max_size=30), st.binary(max_size=30))
 def test_weight_of_a_record_is_the_square_of_a_checksum_and_that_of_a_sealed_one_stands_in_its_seal(key, value):
     assert fmt.weigh(key, value) == crc32(key + value) ** 2
-    assert fmt.weigh_sealed(fmt.seal(key, value)) == crc32(key + value) ** 2
-    assert fmt.weigh_sealed(b"abc") == 0
+    assert fmt.weigh_item(fmt.seal(key, value)) == crc32(key + value) ** 2
+    before = int.from_bytes(value[-4:], "little") ** 2 if len(value) >= 4 else 0
+    assert fmt.weigh_sealed(fmt.seal(key, value)) == crc32(key + value) ** 2 + before
+    assert fmt.weigh_item(b"abc") == fmt.weigh_sealed(b"abc") == 0
+
+
+@given(numbers, st.binary(max_size=30), st.binary(max_size=30), st.binary(min_size=8, max_size=8), salts)
+def test_the_weight_of_a_record_with_an_item_tells_one_item_from_another(number, note, payload, pushed_at, salt):
+    key = fmt.pack(number)
+    one, other = (fmt.seal(key, each + pushed_at, salt) for each in (b"a" + payload, b"b" + payload))
+    weights = {fmt.weigh_sealed(fmt.seal(b"queue/leased/" + key, note + each)) for each in (one, other)}
+    assert len(weights) == 2
 
 
 @pytest.mark.parametrize(
@@ -356,6 +366,8 @@ def test_weight_of_a_record_is_the_square_of_a_checksum_and_that_of_a_sealed_one
 def test_all_records_are_weighed_but_that_of_the_transaction(is_away, key, is_weighed):
     value = fmt.seal(key, b"value") if fmt.is_sealed(is_away, key) else b"value"
     expected = crc32(key + b"value") ** 2 if is_weighed else 0
+    if fmt.is_sealed(is_away, key):
+        expected += int.from_bytes(b"alue", "little") ** 2
     assert fmt.weigh_in(is_away, key, value) == expected
 
 

@@ -25,4 +25,4 @@ def _added(before, txn, queue):
     known = set()
     if before.get(queue.queue, db=queue.meta) is not None:
         known = set(before.cursor(queue.items).iternext(values=False))
-    return sum(_format.weigh_sealed(value) for key, value in txn.cursor(queue.items) if key not in known)
+    return sum(_format.weigh_item(value) for key, value in txn.cursor(queue.items) if key not in known)
