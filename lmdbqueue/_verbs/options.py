@@ -20,7 +20,7 @@ from lmdbqueue._values import NEWEST, OLDEST, NamedTuple
 
 _CENTURY: Final = 100 * 365 * 86400.0  # seconds
 _MOST: Final = sys.maxsize  # items, or bytes
-_NUMBERS: Final = 1 << 62  # beyond all of items
+_NUMBERS: Final = 1 << 63  # beyond all of items, of any priority
 _ABOVE_ZERO: Final = sys.float_info.min
 _LONGEST_HEADER: Final = 65_535  # bytes
 _MOST_THREADS: Final = 10_000
