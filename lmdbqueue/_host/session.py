@@ -191,6 +191,10 @@ class Session:
         """Return whether this is the original directory, not a copy, which may mix several moments."""
         return self._place[2:] == _place(self._file)[2:]
 
+    def is_new(self) -> bool:
+        """Return whether no process has ever opened the directory, as that of a copy that the library made."""
+        return self._place.inode == 0
+
     def settle(self, synced: int) -> None:
         """As the first process, record durably the place and state of the files, once they are known to be whole."""
         self._known = self._words[_CHECK] = 0

@@ -23,9 +23,10 @@ When nothing is verified. Opening happens under the directory lock, and the firs
 1. The page cache into which everything was written still exists (same boot, same mount): every commit is there, flushed
    or not. This is the case after ``kill -9``.
 2. The last process closed the queue, and the directory is not a copy.
-3. Each commit is flushed as LMDB wants it (``checksum=False``).
+3. Each commit is flushed as LMDB wants it (``checksum=False``), and the directory is not a copy.
 4. Both slots have the same body: nothing was committed since the last recovery. Or the newest transaction is the first
-   of its file: files get their name when they are on the disk.
+   of its file, which got its name when it was on the disk, and the directory is not a copy, whose pages may be those of
+   later transactions; or it is one that this library made (``copy``), and nobody has opened it yet.
 
 The whole file is read, too (``_model.invariants``), if k-1 may not be whole, either: for a copy made by other means;
 for a generation in doubt (a flush of it failed, see ``_local.swap``); with ``durability="off"``; and if k-1 turns out
@@ -131,11 +132,11 @@ def recover(
         newest, _ = meta_page.read(path)
         if options.durability == "interval" and not session.is_closed():
             newest = _recover_to_checkpoint(path, number, options, session, progress)
-        elif is_proven_at_opening(options) and not session.is_closed():
+        elif not session.is_closed() and (is_proven_at_opening(options) or not session.is_original()):
             is_first = newest.transaction == _FIRST  # then the file was on the disk before it got its name
-            if not is_first:
+            if not (is_first and (session.is_original() or session.is_new())):
                 _recover_last(path, number, options, session, progress)
-            if session.is_original() or not is_first:  # otherwise it was never used
+            if not (is_first and session.is_new()):
                 newest = _advance(path)
         session.settle(stamp(number, newest.transaction))
 
@@ -149,8 +150,9 @@ def _recover_last(
     if counts is None or not session.is_original() or session.is_in_doubt(number):
         counts = _prove_all(path, number, options, session, counts or newest, progress)
     if counts.body != newest.body:
-        message = "%s: transaction %d was torn and is undone; it was never acknowledged"
-        _report("WARNING", message, path, newest.transaction)
+        caveat = "" if session.is_original() else ", unless the directory was in use while it was copied"
+        message = "%s: transaction %d was torn and is undone; it was never acknowledged%s"
+        _report("WARNING", message, path, newest.transaction, caveat)
         meta_page.undo(path, newest, counts, newest.transaction)
 
 
@@ -169,7 +171,7 @@ def _recover_to_checkpoint(
         base = _base(newest, before, checkpoint.body, is_trusted=is_trusted)
     if is_trusted and base is None:  # no commit since the file got its name, when it was on the disk, or was recovered
         return newest
-    if session.is_original() or newest.transaction != _FIRST:  # otherwise it was never used
+    if not (newest.transaction == _FIRST and session.is_new()):
         counts = newest if base is None else _newest_whole(path, newest, before, base)
         if counts is base and base.body not in (newest.body, before.body):
             _refuse_draft(path, number, options, session)
@@ -216,7 +218,7 @@ def _last_whole(path: str, newest: MetaPage, before: MetaPage) -> MetaPage | Non
     """Return the newest snapshot if it is whole given that the one before is, else that; None if nothing is proven."""
     if newest.body == before.body:
         return newest
-    if newest.transaction != before.transaction + 1:
+    if newest.transaction == _FIRST or newest.transaction != before.transaction + 1:
         return None
     is_so = _is_whole_after(path, before, newest)
     return None if is_so is None else newest if is_so else before

@@ -3,6 +3,7 @@
 LMDBQUEUE_STATES says how many states the long form (``-m long``) tests.
 """
 
+import logging
 import os
 import shutil
 import struct
@@ -161,6 +162,25 @@ def test_items_of_a_killed_attempt_do_not_stand_among_those_of_the_next(which, o
     mixed[leaves[which] : leaves[which] + PAGE] = killed[leaves[which] : leaves[which] + PAGE]
     found = _items_after_a_cut(tmp_path / "cut then", mixed, opened=opened)
     assert found == [b"before"] * 3
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_of_a_copy_it_is_not_claimed_that_what_is_undone_was_never_acknowledged(is_copy, tmp_path, caplog, monkeypatch):
+    """Only the original has what was acknowledged on its disk; a copy may lack pages that were written later."""
+    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "disabled", False)
+    with _queue(tmp_path) as queue:
+        queue.push(b"first")
+        before = _bytes_of(tmp_path)
+        queue.push(b"second")
+        image = bytearray(_bytes_of(tmp_path))
+        shutil.copytree(tmp_path / "queue", tmp_path / "cut" / "queue")
+    (at,) = [at for at in _leaves(image, before) if b"second" in image[at : at + PAGE]]
+    image[at : at + PAGE] = before[at : at + PAGE]
+    opened = "as a copy" if is_copy else "as it is"
+    assert _items_after_a_cut(tmp_path / "cut", image, opened=opened) == [b"first"]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "was torn and is undone; it was never acknowledged" in said
+    assert said.endswith(", unless the directory was in use while it was copied") == is_copy
 
 
 # --- which keys have an item

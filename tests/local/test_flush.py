@@ -31,7 +31,7 @@ from processes import (
     tree,
 )
 
-from lmdbqueue import ClosedError, ExistsError, FormatError, PersistentQueue
+from lmdbqueue import ClosedError, CorruptQueueError, ExistsError, FormatError, PersistentQueue
 
 FAST = {"durability": "off"}
 
@@ -427,3 +427,46 @@ def test_a_copy_onto_something_is_refused_and_touches_nothing(open_queue, tmp_pa
     with pytest.raises(FormatError):
         queue.copy("copy", tmp_path / "nowhere")
     assert tree(tmp_path) == before
+
+
+# --- copies of the directory
+
+
+def _is_of_items(page, mark):
+    return page[10] == 2 and page.count(mark) > 2_000  # flag of a leaf
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"durability": "interval"}, {"durability": "off"}, {"checksum": False}], ids=str
+)
+def test_a_copy_of_a_directory_that_was_flushed_and_used_meanwhile_is_read_as_a_whole(options, open_queue, tmp_path):
+    """The file's first transaction was on the disk in the original, but later ones may show in such a copy."""
+    options = {"dumps": bytes, "loads": bytes, "flush_limit": 0, **options}
+    queue = open_queue(**options)
+    for _ in range(50):
+        queue.push([b"a" * 500] * 10)
+    queue.pop(200)
+    queue.flush()
+    file = tmp_path / "queue" / "00000002.mdb"
+    image = bytearray(file.read_bytes())
+    for _ in range(30):
+        queue.pop(10)
+        queue.push([b"b" * 500] * 10)
+        queue.sync()
+    later = file.read_bytes()
+    shutil.copytree(tmp_path / "queue", tmp_path / "copied")
+    pages = [slice(at, at + 4096) for at in range(0, len(image), 4096)]
+    (page, *_) = [each for each in pages if _is_of_items(image[each], b"a") and _is_of_items(later[each], b"b")]
+    image[page] = later[page]
+    (tmp_path / "copied" / "00000002.mdb").write_bytes(image)
+    with pytest.raises(CorruptQueueError):
+        open_queue("copied", **options)
+
+
+def test_a_copy_that_the_library_made_is_not_read_when_it_is_first_opened(open_queue):
+    queue = open_queue()
+    queue.push(list(range(1_000)))
+    queue.copy("copy")
+    progress = []
+    assert len(open_queue("copy", progress=lambda *done: progress.append(done))) == 1_000
+    assert progress == []
