@@ -37,6 +37,7 @@ from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._local.live import LOOK, Live
+from lmdbqueue._local.recovery import tell
 from lmdbqueue._local.swap import Write, write_copy
 from lmdbqueue._local.transaction import Transaction, blocks
 from lmdbqueue._model import fifo
@@ -396,9 +397,12 @@ class Environment(Live):
         """Open the live generation unless it is open. Waits for a transaction under way."""
         if blocks.current() is None:
             self._refuse_nested()
-            with self._writer:
-                if self._generation is None:
-                    self.follow(None, progress)
+            try:
+                with self._writer:
+                    if self._generation is None:
+                        self._move(None, progress)
+            finally:
+                tell()
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Ref, bytes]:
         """Return the reference and the record of queue ``name``, which ``make`` creates if it is missing.

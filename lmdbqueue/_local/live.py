@@ -48,7 +48,7 @@ from lmdbqueue._host.threads import Ending, free, held, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, Txn, end
-from lmdbqueue._local.recovery import is_whole, recover
+from lmdbqueue._local.recovery import has_said, is_whole, recover, tell
 from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import blocks
 
@@ -205,8 +205,15 @@ class Live:
                 self._generation = None
                 generation.close()
 
-    def follow(self, old: Generation | None, progress: Progress | None = None) -> None:
+    def follow(self, old: Generation | None) -> None:
         """Move from ``old`` to the live generation, unless another thread of this process has."""
+        try:
+            self._move(old)
+        finally:
+            if has_said():  # by the first process to open it, as a forked child may be; callers hold locks
+                departures.defer(tell)
+
+    def _move(self, old: Generation | None, progress: Progress | None = None) -> None:
         checkpoints = self._checkpoints
         if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine()):
             raise NestedCallError(self.directory.path)

@@ -100,7 +100,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
@@ -116,6 +118,8 @@ if TYPE_CHECKING:
 
 _FIRST = 1  # transaction of a file
 _LEAP = 1 << 32  # more transactions than there can be between two checkpoints
+
+_said: Final[deque[tuple[str, str, tuple[object, ...]]]] = deque()  # not logged yet: level, message, facts
 
 
 def recover(
@@ -367,6 +371,23 @@ def _show(path: str, snapshot: MetaPage) -> None:
 
 
 def _report(level: str, message: str, *facts: object) -> None:
-    import logging  # noqa: PLC0415  (4 ms that only a recovery pays)
+    _said.append((level, message, facts))
 
-    logging.getLogger("lmdbqueue").log(logging.getLevelNamesMapping()[level], message, *facts)
+
+def has_said() -> bool:
+    """Return whether there is anything to ``tell``."""
+    return bool(_said)
+
+
+def tell() -> None:
+    """Log what recoveries have said. A handler is a function of the user's: nothing may be held."""
+    if _said:
+        import logging  # noqa: PLC0415  (4 ms that only a recovery pays)
+
+        logger, levels = logging.getLogger("lmdbqueue"), logging.getLevelNamesMapping()
+        found = []
+        with suppress(IndexError):  # all at once: another thread that a handler waits for has nothing to log
+            while True:
+                found.append(_said.popleft())
+        for level, message, facts in found:
+            logger.log(levels[level], message, *facts)

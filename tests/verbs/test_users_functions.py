@@ -4,6 +4,7 @@ Each function asks another thread and another process to write to the same queue
 """
 
 import copy
+import logging
 import pickle
 import shutil
 import threading
@@ -217,6 +218,32 @@ def test_the_progress_of_an_opening_holds_up_nobody(tmp_path, process, monkeypat
         assert list(queue) == ["a", "b"]
     assert others.asked
     assert others.found == []
+
+
+class _AskingHandler(logging.Handler):
+    """A handler that asks others to use the queue, and waits for their answer."""
+
+    def __init__(self, others):
+        super().__init__()
+        self.others = others
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+        self.others.ask("log")
+
+
+def test_what_an_opening_logs_holds_up_nobody(tmp_path, process, monkeypatch, caplog):
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push(["a", "b"])
+    shutil.copytree(tmp_path / "queue", tmp_path / "copy")  # which is proven as a whole
+    handler = _AskingHandler(Outsiders(process, partial(PersistentQueue, "copy", tmp_path)))
+    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "handlers", [handler])
+    caplog.set_level(logging.INFO, "lmdbqueue")
+    with PersistentQueue("copy", tmp_path) as queue:
+        assert list(queue) == ["a", "b"]
+    assert any("verifying all of its" in message for message in handler.messages)
+    assert handler.others.found == []
 
 
 def test_what_the_progress_of_an_opening_raises_leaves_nothing_open(tmp_path):
