@@ -21,7 +21,9 @@ rights, it is sent. A body of several items contains headers only if ``encode`` 
 """
 
 import http.client
+import io
 import re
+import socket
 import ssl
 import time
 from base64 import b64encode
@@ -84,7 +86,8 @@ class HttpTarget(Target):
             refused.
         batch: The maximum number of items in a request.
         max_bytes: The maximum size of the payloads of a request; a single item may exceed it.
-        timeout: Seconds without an answer after which the server counts as unreachable.
+        timeout: Seconds without a complete answer after which the server counts as unreachable. If the status has come
+            by then, it counts.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts; ``bytes`` anything.
         context: For ``https``; None: certificates are verified against those that the system trusts.
     """
@@ -134,6 +137,7 @@ class HttpTarget(Target):
             self._connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         else:
             self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        self._connection.response_class = _Timely
 
     def last(self, origin: Origin) -> Mark | None:
         """Return None: a server keeps no mark.
@@ -214,9 +218,11 @@ class HttpTarget(Target):
         return self._encode(items[0], envelopes[0]) if self._size == 1 else self._encode(items, list(envelopes))
 
     def _post(self, body: bytes, headers: dict[str, str]) -> "_Answer":
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(self._timeout)  # the last answer had less
         self._connection.request("POST", self._path, body, headers)
         answer = self._connection.getresponse()
-        text = _start_of(answer, self._timeout)
+        text = _start_of(answer)
         if not answer.isclosed():
             self._connection.close()
         told = " ".join(text.decode("utf-8", "replace").split())[:_TOLD] or answer.reason
@@ -240,14 +246,47 @@ class _Answer(NamedTuple):
     is_refusal: bool = False
 
 
-def _start_of(answer: http.client.HTTPResponse, timeout: float) -> bytes:
-    """Return the start of an answer's text, or what comes of it within ``timeout`` seconds: a stream may never end."""
-    if answer.length is not None:
-        return answer.read(_READ)
-    deadline = time.monotonic() + timeout
+class _Timely(http.client.HTTPResponse):
+    """An answer that has the timeout of its connection in all, not for each of its parts."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = io.BufferedReader(_Parts(sock, self.fp))
+
+
+class _Parts(io.RawIOBase):
+    """The parts of an answer, until its time is over."""
+
+    def __init__(self, sock: socket.socket, file: io.BufferedReader) -> None:
+        super().__init__()
+        self._socket = sock
+        self._file = file
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0.0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            message = "timed out"
+            raise TimeoutError(message)
+        self._socket.settimeout(left)
+        return self._file.raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _start_of(answer: http.client.HTTPResponse) -> bytes:
+    """Return the start of an answer's text, or what comes of it in time: a stream may never end."""
     text = b""
-    while len(text) < _READ and time.monotonic() < deadline and (part := answer.read1(_READ - len(text))):
-        text += part
+    with suppress(OSError):
+        if answer.length is not None:
+            return answer.read(_READ)
+        while len(text) < _READ and (part := answer.read1(_READ - len(text))):
+            text += part
     return text
 
 
