@@ -79,11 +79,11 @@ class _Put:
 
     def __init__(self, results: State, key: str, record: bytes) -> None:
         self.prepared = prepared(results, key, record)
-        self._step = results, key, record
+        self.key, self.record = key, record
+        self._results = results
 
     def __call__(self) -> None:
-        results, key, record = self._step
-        results[key] = record
+        self._results[self.key] = self.record
 
 
 class LmdbStorage(BaseStorage):  # type: ignore[misc]
@@ -307,11 +307,18 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         else:
             step()
 
-    def _settled(self) -> _Opened:
-        """Return the queues for reading, including what this thread's task has written so far."""
+    def _settled(self, key: str | None = None) -> _Opened:
+        """Return the queues for reading, including what this thread's task has written so far.
+
+        That is then stored before the task's end, and stored twice if the worker is killed between: the calls of Huey
+        itself, which are for keys, do so only if the task stores that very key.
+
+        Args:
+            key: The key of the value to be read; None: any.
+        """
         box: _Box | None = getattr(self._here, "box", None)
         queues = self._queues
-        if box is not None and box.steps:
+        if box is not None and box.steps and (key is None or box.stored(key) is not None):
             with queues.tasks.transaction():
                 box.run()
         return queues
@@ -396,19 +403,21 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def peek_data(self, key: str | bytes) -> Any:
         """Return a value, or ``EmptyData``."""
-        record = None if self._is_deleted(key) else self._settled().results.get(_key(key))
+        record = None if self._is_deleted(key) else self._record(_key(key))
         return EmptyData if record is None or _is_over(record) else record[_UNTIL.size :]
 
     def peek_many(self, keys: Iterable[str | bytes]) -> dict[str | bytes, bytes]:
         """Return those of the values that are there, by their keys."""
         wanted = [key for key in keys if not self._is_deleted(key)]
-        records = some_of(self._settled().results, list(map(_key, wanted)))
+        box = self._open_box()
+        stored = some_of((self._settled() if box is None else self._queues).results, list(map(_key, wanted)))
+        records = [(box and box.stored(_key(key))) or one for key, one in zip(wanted, stored, strict=True)]
         found = zip(wanted, records, strict=True)
         return {key: record[_UNTIL.size :] for key, record in found if record is not None and not _is_over(record)}
 
     def pop_data(self, key: str | bytes) -> Any:
         """Remove a value and return it, or ``EmptyData``."""
-        state = self._settled().results
+        state = self._settled(_key(key)).results
         if self._is_deleted(key) or _key(key) not in state:
             return EmptyData
         record = state.pop(_key(key), None)
@@ -419,10 +428,17 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         box = self._open_box()
         if box is None:
             return self.pop_data(key) is not EmptyData
-        if self._is_deleted(key) or not (box.steps or _key(key) in self._queues.results):
+        if self._is_deleted(key) or self._record(_key(key)) is None:
             return False
         box.deleted.add(_key(key))  # an earlier step may store it
         return True
+
+    def _record(self, key: str) -> bytes | None:
+        """Return what is stored under a key, or will be with the end of this thread's task."""
+        box = self._open_box()
+        if box is None:
+            return self._settled().results.get(key)
+        return box.stored(key) or self._queues.results.get(key)
 
     def _is_deleted(self, key: str | bytes) -> bool:
         """Return whether the end of this thread's task will remove a value."""
@@ -435,7 +451,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def put_if_empty(self, key: str | bytes, value: bytes, ttl: float | None = None) -> bool:
         """Store a value for ``ttl`` seconds if the key has none; return whether it was stored."""
-        queues = self._settled()
+        queues = self._settled(_key(key))
         with queues.tasks.transaction():
             if self.has_data_for_key(key):
                 return False
@@ -462,7 +478,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def incr(self, key: str | bytes, amount: int = 1) -> int:
         """Add to a counter, which begins at 0; return the sum."""
-        queues = self._settled()
+        queues = self._queues
         box = self._open_box()
         mark = None if box is None else box.mark()
         with queues.tasks.transaction():
@@ -503,6 +519,11 @@ class _Box:
         self.steps: list[Callable[[], object]] = []
         self.is_open = True  # False while the task runs
         self.is_interrupted = False
+
+    def stored(self, key: str) -> bytes | None:
+        """Return what the end of the task is to store under a key of the results."""
+        found = (step.record for step in reversed(self.steps) if isinstance(step, _Put) and step.key == key)
+        return next(found, None)
 
     def mark(self) -> str:
         """Return the key of the next mark, the same whenever the task runs."""

@@ -183,6 +183,37 @@ def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, 
     assert len(huey.storage._queues.counters) == 0
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_killed_before_its_end(huey, monkeypatch, n):
+    @huey.task()
+    def fail():
+        raise ZeroDivisionError
+
+    @huey.task()
+    def note(_error):
+        pass
+
+    @huey.task()
+    def total(results):
+        return len(results)
+
+    result = huey.enqueue(chord([fail.s().error(note) for _ in range(n)], total.s()))
+    for _ in range(n - 1):
+        huey.execute(huey.dequeue())
+
+    def killed():
+        monkeypatch.setattr(huey.storage, "_end", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        huey.execute(huey.dequeue())
+
+    assert status_of(forked(killed)) == KILLED
+    huey.execute(huey.dequeue())
+    names = sorted(task.name for task in huey.pending())
+    assert names == ["note"] * n + ["total"]
+    while huey.pending():
+        huey.execute(huey.dequeue())
+    assert result.callback.get() == n
+
+
 def test_a_hook_sees_the_result_of_the_task(huey):
     seen = []
 
