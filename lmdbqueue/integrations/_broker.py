@@ -22,6 +22,7 @@ from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
 _UNCHANGING: Final = 60.0  # seconds until a queue that did not expire is checked again
 _LONGEST: Final = 160  # bytes of the longest name of a queue that is kept unchanged
+_FEW: Final = 100  # open queues; when there are twice as many as at the last look, those that were dropped are closed
 
 
 class Declared(NamedTuple):
@@ -31,6 +32,10 @@ class Declared(NamedTuple):
     ttl: float | None = None  # seconds that a message lives
     is_passing: bool = False  # it is removed with its consumer
     seen: float = 0.0  # when its consumer last looked, or when it was declared, in seconds since 1970
+
+    def is_over(self) -> bool:
+        """Return whether it has expired."""
+        return self.expires is not None and self.seen + self.expires < time.time()
 
 
 class Broker:
@@ -43,6 +48,7 @@ class Broker:
             found = options_of(self._path)
             self._options = {"durability": found.durability, "checksum": found.checksum}
         self._queues: dict[str, PersistentQueue[bytes]] = {}  # without a lock, which a forked child might find taken
+        self._many = _FEW  # open queues from which on dropped ones are looked for
         self._is_closed = False
         self._looked: dict[str, float] = {}  # when the expiry of each queue was last put off
         self._process = os.getpid()
@@ -68,7 +74,17 @@ class Broker:
             if self._is_closed:
                 found.close()
                 raise ClosedError(self._path)
+            if len(self._queues) >= self._many:
+                self._forget_dropped()
         return found
+
+    def _forget_dropped(self) -> None:
+        """Close queues that other processes have dropped, such as those of replies, each with a name of its own."""
+        present = set(self.control.queues())
+        for name, queue in list(self._queues.items()):
+            if named(name) not in present:
+                self._forget(name, queue)
+        self._many = max(_FEW, 2 * len(self._queues))
 
     def on(
         self, name: str, do: Callable[[PersistentQueue[bytes]], Any], make: Callable[[], object] = lambda: None
@@ -94,6 +110,7 @@ class Broker:
     def _forget(self, name: str, queue: PersistentQueue[bytes]) -> None:
         if self._queues.get(name) is queue:  # otherwise another thread has opened it anew
             del self._queues[name]
+            self._looked.pop(name, None)
         queue.close()
 
     def listen(self) -> int:
@@ -128,12 +145,11 @@ class Broker:
     def declare(self, name: str, known: Declared) -> None:
         """Store the declaration of a queue, and drop queues that have expired."""
         self.control.state[f"q/{named(name)}"] = json.dumps([name, *known]).encode()
-        now = time.time()
         for key in [key for key in self.control.state if key.startswith("q/")]:
             with suppress(KeyError):
                 other, *fields = json.loads(self.control.state[key])
                 each = Declared(*fields)
-                if other != name and each.expires is not None and each.seen + each.expires < now:
+                if other != name and each.is_over():
                     self.drop(other, each)
 
     def put_off(self, name: str) -> None:
@@ -151,11 +167,14 @@ class Broker:
                 self.control.state[f"q/{named(name)}"] = json.dumps([name, *known._replace(seen=now)]).encode()
 
     def drop(self, name: str, known: Declared | None = None) -> None:
-        """Remove a queue, its messages and bindings; with ``known``, only if that is still its declaration."""
+        """Remove a queue, its messages and bindings; with ``known``, only if that is still its declaration.
+
+        The declaration goes last: if the process is killed before that, the queue expires, and is dropped again.
+        """
         with self.control.transaction():
-            if known is not None and self.declared(name) != known:  # its consumer has looked meanwhile
+            found = self.declared(name)
+            if known is not None and found != known:  # its consumer has looked meanwhile
                 return
-            self.control.state.pop(f"q/{named(name)}", None)
             for key in [key for key in self.control.state if key.startswith("x/")]:
                 table = json.loads(self.control.state[key])
                 left = [row for row in table if row[2] != name]
@@ -164,6 +183,9 @@ class Broker:
         self.forget(name)
         with suppress(KeyError):
             self.control.drop_queue(named(name))
+        with self.control.transaction():
+            if self.declared(name) == found:  # otherwise it was declared again
+                self.control.state.pop(f"q/{named(name)}", None)
 
     # --- exchanges
 

@@ -13,8 +13,8 @@ more queue, since every process must see them: an event that a worker publishes 
 
 Choices that kombu and Celery force:
 
-- *Fan-out* (``celery.pidbox``) copies the message to each bound queue, in one transaction: acknowledging one copy does
-  not affect the others.
+- *Exchanges* copy the message to each queue that is bound (``celery.pidbox``) or whose key matches, in one transaction:
+  acknowledging one copy does not affect the others.
 - *Queues that are removed with their consumer* (replies, events, the mailboxes of workers) are recognized by
   ``auto_delete`` together with ``expires`` or ``exclusive``. They are dropped when their consumer leaves. If it was
   killed, the next declaration of any queue drops those whose consumer last looked more than ``expires`` seconds ago. In
@@ -79,6 +79,8 @@ _SOONEST: Final = 0.001  # seconds after which a message may expire
 _LATEST: Final = 100 * 365 * 86_400.0  # seconds after which one may expire or be due, the most that a push accepts
 _EARLY: Final = 60.0  # seconds before its eta at which a worker gets a message
 _AT_ONCE: Final = 16  # the most messages leased together
+_ABANDONED: Final = 86_400.0  # seconds until an exclusive queue whose consumer was killed expires, unless it says so
+_ARGUMENTS: Final = frozenset(["x-expires", "x-message-ttl", "x-max-priority"])  # those with an effect
 # kombu and Celery answer these with a new connection; TransactionError, the caller's mistake, would only come again
 _OF_THE_DIRECTORY: Final = (
     AccessError,
@@ -227,13 +229,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         arguments = options.get("arguments") or {}
         expires, ttl = arguments.get("x-expires"), arguments.get("x-message-ttl")
         is_passing = bool(options.get("auto_delete")) and (expires is not None or bool(options.get("exclusive")))
-        known = Declared(
-            None if expires is None else expires / 1000, None if ttl is None else ttl / 1000, is_passing, time.time()
-        )
+        lasts = (_ABANDONED if is_passing else None) if expires is None else expires / 1000
+        known = Declared(lasts, None if ttl is None else ttl / 1000, is_passing, time.time())
         self._known[queue] = known
         before = self._broker.declared(queue)
         if before is None or before._replace(seen=0.0) != known._replace(seen=0.0) or not self._broker.has(queue):
+            if without := sorted(arguments.keys() - _ARGUMENTS):
+                _logger().warning("arguments of queue %r that have no effect here: %s", queue, ", ".join(without))
             self._broker.declare(queue, known)
+        else:
+            self._broker.put_off(queue)
         self._broker.queue(queue)
 
     def _make_again(self, queue: str) -> None:
@@ -259,8 +264,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> None:
         """Remove a queue with its messages."""
         del if_unused  # consumers of other processes are not known
-        if if_empty and self._size(queue):
-            return
+        if if_empty and self._broker.has(queue):
+            found = self._broker.on(queue, lambda each: each.stats())
+            if found.waiting or found.leased or found.delayed:
+                return
         self._known.pop(queue, None)
         self.state.queue_bindings_delete(queue)
         self._broker.drop(queue)
@@ -289,19 +296,39 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._broker.change(exchange, lambda table: [each for each in table if each != row])
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        """Remove an exchange with its bindings."""
-        super().exchange_delete(exchange, if_unused, nowait)
+        """Remove an exchange with its bindings; its queues stay, as with AMQP."""
+        del if_unused, nowait
+        for routing_key, _, queue in self._broker.table(exchange):
+            self.state.binding_delete(queue, exchange, routing_key)
+        self.state.exchanges.pop(exchange, None)
         self._broker.change(exchange, lambda _: [])
 
     # --- messages
 
+    def basic_publish(self, message: Any, exchange: str, routing_key: str, **options: Any) -> None:
+        """Append a message to the queue that its routing key names, or to all to which an exchange passes it."""
+        if not exchange:
+            super().basic_publish(message, exchange, routing_key, **options)
+            return
+        self._inplace_augment_message(message, exchange, routing_key)
+        names = []
+        for name in sorted(set(self._lookup(exchange, routing_key))):
+            known = self._broker.declared(name)
+            if known is not None and known.is_over():  # otherwise it might grow without end
+                self._broker.drop(name, known)
+            else:
+                names.append(name)
+        if len(names) == 1:
+            self._put(names[0], message)
+        elif names:
+            self._put_all(names, message)
+
     def _put(self, queue: str, message: Any, **_: Any) -> None:
         self._broker.on(queue, lambda found: found.push(stored(message), **self._how(queue, message)))
 
-    def _put_fanout(self, exchange: str, message: Any, routing_key: str, **_: Any) -> None:
-        del routing_key
+    def _put_all(self, names: list[str], message: Any) -> None:
+        """Append a message to all of several queues, or to none if this fails."""
         for is_last in (False, True):
-            names = [name for _, _, name in self._broker.table(exchange)]
             queues = {name: self._broker.queue(name) for name in names}
             try:
                 with self._broker.control.transaction():
@@ -342,6 +369,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """Return the next message of a queue, None if there is none."""
+        self._broker.put_off(queue)
         for payload in self._take(queue, 1, no_ack=no_ack):
             message = self.Message(payload, channel=self)
             if not no_ack:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import kombu
 import pytest
 from kombu.asynchronous import Hub
-from processes import eventually, forked, status_of
+from processes import KILLED, eventually, forked, status_of
 
 import lmdbqueue.integrations.kombu as transport
 from lmdbqueue import DiskFullError, PersistentQueue, TransactionError
@@ -587,3 +587,142 @@ def test_a_program_that_ends_without_closing_says_nothing_and_what_it_held_is_ba
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
     assert taken_by_another(connect) == [1]
+
+
+# --- exchanges, and queues that nobody uses any more
+
+
+def bound(connection, name, exchange, routing_key="", **options):
+    queue = kombu.Queue(name, exchange, routing_key=routing_key, **options)
+    queue(connection.default_channel).declare()
+    return queue
+
+
+def names(connection):
+    return {name for name in connection.transport.broker.control.queues() if name.startswith("q-")}
+
+
+@pytest.mark.parametrize("kind", ["direct", "topic", "fanout"])
+def test_a_message_for_several_queues_is_in_all_or_in_none(connect, monkeypatch, kind):
+    with connect() as connection:
+        exchange = kombu.Exchange("news", kind)
+        for name in ("a", "b", "c"):
+            bound(connection, name, exchange, "key")
+        how, called = transport.Channel._how, []
+
+        def fail_at_the_last(channel, queue, message):
+            called.append(queue)
+            if len(called) == 3:
+                raise KeyboardInterrupt
+            return how(channel, queue, message)
+
+        producer = kombu.Producer(connection.default_channel, exchange, routing_key="key")
+        with monkeypatch.context() as patched:
+            patched.setattr(transport.Channel, "_how", fail_at_the_last)
+            with pytest.raises(KeyboardInterrupt):
+                producer.publish(1)
+        assert [connection.default_channel._size(name) for name in ("a", "b", "c")] == [0, 0, 0]
+        producer.publish(2)
+        assert [taken_by_another(connect, name) for name in ("a", "b", "c")] == [[2], [2], [2]]
+
+
+def test_an_exchange_is_deleted_without_its_queues(connect):
+    with connect() as connection:
+        exchange = kombu.Exchange("news", "fanout")
+        queue = bound(connection, "mine", exchange)
+        bound(connection, "empty", exchange)
+        producer = kombu.Producer(connection.default_channel, exchange)
+        producer.publish(1)
+        message = queue(connection.default_channel).get()
+        exchange(connection.default_channel).delete()
+        producer.publish(2)  # no queue is bound
+        assert names(connection) == {"q-mine", "q-empty"}
+        message.requeue()
+        bound(connection, "mine", exchange)
+        producer.publish(3)
+        assert taken_by_another(connect, "mine") == [1, 3]
+
+
+def test_a_queue_with_an_unacknowledged_message_is_not_empty(connect):
+    with connect() as connection:
+        channel = connection.default_channel
+        send(connection, 1)
+        message = channel.basic_get("tasks")
+        channel.queue_delete("tasks", if_empty=True)
+        message.requeue()
+        assert taken_by_another(connect) == [1]
+        channel.basic_get("tasks").ack()
+        channel.queue_delete("tasks", if_empty=True)
+        assert names(connection) == set()
+
+
+def test_a_queue_whose_consumer_was_killed_goes_with_the_next_message_for_it(connect):
+    with connect() as connection:
+        exchange = kombu.Exchange("news", "topic")
+        bound(connection, "dead", exchange, "#", expires=0.01, auto_delete=True)
+        bound(connection, "alive", exchange, "#")
+        time.sleep(0.02)
+        producer = kombu.Producer(connection.default_channel, exchange)
+        producer.publish(1, routing_key="a.b")
+        assert names(connection) == {"q-alive"}
+        assert connection.default_channel._size("alive") == 1
+
+
+def test_an_exclusive_queue_whose_consumer_was_killed_is_dropped_too(connect, monkeypatch):
+    monkeypatch.setattr(transport, "_ABANDONED", 0.01)
+    with connect() as connection:
+        bound(connection, "dead", kombu.Exchange("news", "fanout"), exclusive=True)
+        time.sleep(0.02)
+        bound(connection, "other", kombu.Exchange("news", "fanout"))
+        assert names(connection) == {"q-other"}
+
+
+@pytest.mark.parametrize("use", ["declare", "get"])
+def test_a_queue_that_is_declared_again_or_asked_for_messages_does_not_expire(connect, use):
+    with connect() as connection:
+        exchange = kombu.Exchange("news", "fanout")
+        queue = bound(connection, "mine", exchange, expires=0.5)
+        broker = connection.transport.broker
+        before = broker.declared("mine")
+        broker.declare("mine", before._replace(seen=before.seen - 10))
+        if use == "declare":
+            with connect() as other:
+                bound(other, "mine", exchange, expires=0.5)
+        else:
+            queue(connection.default_channel).get()
+        assert broker.declared("mine").seen >= before.seen
+
+
+def test_a_queue_whose_dropping_was_cut_short_is_dropped_later(connect):
+    def drop():
+        with connect() as connection:
+            broker = connection.transport.broker
+            broker.control.drop_queue = lambda _: os.kill(os.getpid(), 9)
+            broker.drop("mine", broker.declared("mine"))
+
+    with connect() as connection:
+        bound(connection, "mine", kombu.Exchange("news", "fanout"), expires=0.01)
+    time.sleep(0.02)
+    assert status_of(forked(drop)) == KILLED
+    with connect() as connection:
+        bound(connection, "other", kombu.Exchange("news", "fanout"))
+        assert names(connection) == {"q-other"}
+
+
+def test_a_sender_keeps_no_handle_for_each_queue_of_replies_that_has_gone(connect):
+    with connect() as connection, connect() as client:
+        for number in range(300):
+            send(client, number, queue=f"reply-{number}")
+            send(connection, number, queue=f"reply-{number}")
+            client.default_channel.queue_delete(f"reply-{number}")
+        assert len(connection.transport.broker._queues) <= 100
+        send(connection, "last", queue="reply-0")
+        assert taken_by_another(connect, "reply-0") == ["last"]
+
+
+def test_an_argument_of_a_queue_that_has_no_effect_is_told(connect, caplog):
+    with connect() as connection:
+        bound(connection, "short", kombu.Exchange("news"), max_length=3, expires=60, message_ttl=60, max_priority=9)
+    assert [record.getMessage() for record in caplog.records if record.name == "lmdbqueue"] == [
+        "arguments of queue 'short' that have no effect here: x-max-length"
+    ]
