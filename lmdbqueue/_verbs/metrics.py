@@ -40,7 +40,8 @@ class Metric(NamedTuple):
 
     def samples(self, path: str, name: str, stats: Stats) -> Iterator[Sample]:
         """Yield each known figure with its labels."""
-        for labels, thing in self.of(path, name, stats):
+        text = path.encode("utf-8", "backslashreplace").decode()  # one label that is no text would hide all figures
+        for labels, thing in self.of(text, name, stats):
             value: float | None = getattr(thing, self.field)
             if value is not None:
                 yield labels, value

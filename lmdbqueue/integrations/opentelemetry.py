@@ -37,7 +37,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from lmdbqueue._errors import FormatError, NestedCallError, QueueError, TransactionError
+from lmdbqueue._errors import FormatError, NestedCallError, QueueError, TransactionError, told
 from lmdbqueue._format import Durability
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._lmdb.options_record import options_of
@@ -110,6 +110,22 @@ class _Store:
             if self._stopped.is_set():  # stopped since
                 self._forwarder.stop()
 
+    def push_each(self, encode: Callable[[Sequence[Any]], Any], records: Sequence[Any]) -> bool:
+        """Store a request with some records; return whether all were stored.
+
+        If the request cannot be encoded, each record has one of its own, so that one that cannot does not take the
+        others with it.
+        """
+        try:
+            request = encode(records)
+        except Exception as error:
+            if len(records) > 1:
+                stored = [self.push_each(encode, [record]) for record in records]
+                return all(stored)
+            logging.getLogger("lmdbqueue").warning("telemetry cannot be encoded: %s", told(error))
+            return False
+        return self.push(request)
+
     def push(self, request: Any) -> bool:
         """Store a request; return whether it was stored.
 
@@ -172,7 +188,7 @@ class DurableSpanExporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Store spans; called by the processor."""
-        return SpanExportResult.SUCCESS if self._store.push(encode_spans(spans)) else SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS if self._store.push_each(encode_spans, spans) else SpanExportResult.FAILURE
 
     def shutdown(self, timeout_millis: float = 30_000) -> None:
         """Close the queue; the next program sends unsent requests.
@@ -214,7 +230,7 @@ class DurableLogExporter(LogRecordExporter):
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Store log records; called by the processor."""
-        is_stored = self._store.push(encode_logs(batch))
+        is_stored = self._store.push_each(encode_logs, batch)
         return LogRecordExportResult.SUCCESS if is_stored else LogRecordExportResult.FAILURE
 
     def shutdown(self, timeout_millis: float = 30_000) -> None:

@@ -179,6 +179,17 @@ def test_a_span_that_ends_in_a_transaction_is_stored(tmp_path):
     exporter.shutdown()
 
 
+def test_a_span_that_cannot_be_encoded_takes_no_others_with_it(tmp_path, caplog):
+    exporter = DurableSpanExporter(tmp_path / "telemetry")
+    tracer = TracerProvider().get_tracer("here")
+    spans = [tracer.start_span(name) for name in ("one", "\ud800", "two")]
+    assert exporter.export(spans) is SpanExportResult.FAILURE
+    assert "telemetry cannot be encoded: UnicodeEncodeError" in caplog.text
+    stored = [ExportTraceServiceRequest.FromString(payload) for payload in exporter._store.queue]
+    assert [each.resource_spans[0].scope_spans[0].spans[0].name for each in stored] == ["one", "two"]
+    exporter.shutdown()
+
+
 def test_a_flush_that_has_no_time_left_says_so(tmp_path):
     exporter = DurableSpanExporter(tmp_path / "telemetry")
     writer = exporter._store.queue._engine.environment._writer

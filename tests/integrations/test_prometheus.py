@@ -1,5 +1,6 @@
 """Figures for prometheus_client, read by the real registry, server and parser."""
 
+import os
 import urllib.request
 
 import pytest
@@ -58,6 +59,17 @@ def test_a_queue_that_is_closed_is_left_out(open_queue):
     text = generate_latest(registry).decode()
     assert 'queue="jobs"' in text
     assert 'queue="closed"' not in text
+
+
+def test_a_directory_whose_path_is_not_utf_8_hides_no_figures(tmp_path):
+    registry = CollectorRegistry()
+    with PersistentQueue("jobs", tmp_path) as plain:
+        (odd := tmp_path / os.fsdecode(b"\xff")).mkdir()
+        with PersistentQueue("jobs", odd) as queue:
+            registry.register(QueueCollector(queue, plain))
+            text = generate_latest(registry).decode()
+            assert "\\udcff" in text
+            assert prometheus_text([("\udcff", "jobs", queue.stats())]).isascii()
 
 
 def test_a_program_that_goes_to_another_directory_or_whose_directory_is_gone_keeps_its_figures(tmp_path, monkeypatch):
