@@ -201,13 +201,3 @@ def test_worked_example_of_the_format_page_is_what_is_written(tmp_path, monkeypa
         b"queue/queue": queue_record,
         b"txn": five + (weight % 2**64).to_bytes(8, "big") + content.to_bytes(8, "big"),
     }
-
-
-@pytest.mark.parametrize("priority", [-128, -65, 64, 127])
-def test_an_item_of_any_priority_is_settled_by_its_number(priority, tmp_path):
-    with PersistentQueue("queue", tmp_path) as queue:
-        queue.push([1, 2, 3], priority=priority)
-        lease = queue.lease(3)
-        lease.ack(lease.seqs[:1])
-        lease.nack(lease.seqs)
-        assert list(queue) == [2, 3]

@@ -120,6 +120,19 @@ def test_every_verb_keeps_the_order_of_priorities(queue, engine):
     assert queue.check() == other.check() == []
 
 
+@pytest.mark.parametrize("priority", [-128, -65, 64, 127])
+def test_an_item_of_any_priority_is_settled_by_its_number(priority, queue):
+    queue.push_many(["a", "b", "c", "d"], priority=priority)
+    lease = queue.lease(4)
+    lease.ack(lease.seqs[:1])
+    lease.nack(lease.seqs[1:2])
+    lease.reject(lease.seqs[2:3])
+    queue.dead.delete(lease.seqs[2])
+    assert len(queue.dead) == 0
+    lease.nack()
+    assert queue.pop(4) == ["b", "d"]
+
+
 @pytest.mark.parametrize("what", ["readers", "retention"])
 def test_a_priority_beside_readers_or_retention_is_refused_and_the_other_way_round(engine, what):
     def begin(queue):
