@@ -196,7 +196,8 @@ class Stats(NamedTuple):
             end of its delay; None if no item is waiting.
         readers: The figures of the named readers, ordered by name.
         bytes_used: Pages in use by all queues of the directory, in bytes; None on PostgreSQL.
-        bytes_free: The bytes that ``flush(force=True)`` would return.
+        bytes_free: The empty space in the file, in bytes; ``flush(force=True)`` returns it to the file system.
+            None on PostgreSQL.
         file_size: The size of the file in bytes, with blocks allocated in advance.
         generation: The number of the file; it grows whenever the file is written anew.
         dropped: Items dropped by ``retain`` ever.

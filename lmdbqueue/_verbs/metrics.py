@@ -69,7 +69,7 @@ METRICS: Final = (
     Metric("skipped", "lmdbqueue_reader_skipped_total", "{item}", "Items lost to a reader.", is_total=True, of=_reader),
     Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "Time of a reader's last move, since 1970.", of=_reader),
     Metric("bytes_used", "lmdbqueue_used_bytes", "By", "Bytes of pages in use.", of=_directory),
-    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes that a flush would return.", of=_directory),
+    Metric("bytes_free", "lmdbqueue_free_bytes", "By", "Bytes of empty space in the file.", of=_directory),
     Metric("file_size", "lmdbqueue_file_size_bytes", "By", "Size of the file.", of=_directory),
     Metric(
         "unsynced_seconds",

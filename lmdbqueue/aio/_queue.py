@@ -84,7 +84,7 @@ class AsyncQueue(AsyncWriting[T]):
     attempts and unique keys (a key that was used again meanwhile stays with the newer item). A cancelled reader stays
     where it was. The same applies to a task that its loop never resumes, since it was closed or the program ended.
 
-    Closing the loop closes the object.
+    Closing the loop closes the object and the queue beneath it.
     """
 
     async def __aexit__(self, *_: object) -> None:

@@ -40,7 +40,7 @@ The map; imports go down this list only.
 ``_sql``            statements with the names of one schema filled in
 ==================  ================================================================================
 
-The protocols, and the outcome if the client, its connection or the server dies after a step.
+The protocols:
 
 **A push, a lease, an ack** are one statement each, which commits by itself. It claims its items, writes the token of
 the change and its counts to this session's row of the queue in the ledger, and fails if that is fenced. A push first
@@ -52,30 +52,33 @@ items, chosen by the client.
 the item that is first after that, so the next pop can decode it before asking for it: then it is one statement, which
 does nothing if another item is first by then.
 
-**Everything else** is one transaction: lock this session's own row, do it, write the token, commit.
+**Everything else** is one transaction: lock this session's own row, make the change, write the token, commit.
 
-==========================================  =================================================================
-dies after                                  then
-==========================================  =================================================================
-the statement was sent, before its commit   the server undoes it; what was claimed can be claimed by others.
-                                            If the client lives, it does it again
-the commit, before its reply                it took place. If the client lives, it fences its old session's
-                                            rows (which waits for a transaction that is still under way),
-                                            finds the token, and returns the result that it has, or
-                                            that the push has left there; the items of a lost lease are read
-the statement lies in a buffer, unread,     the server reads it later, finds the session fenced, and changes
-when the client connects anew               nothing
-a lease was given                           the connection of its owner, which is open as long as the process
-                                            has the database open, ends: the server frees its advisory lock,
-                                            and the next reading finds a dead owner and returns its items
-a lease was under way, or in a buffer, as   a process that finds the dead owner shuts out its sessions before
-its process died                            it forgets it: it waits for what is under way, and late changes fail
-a lease was given, and no server could be   the next lease of this object gives back the items of that one
-asked whether it was
-a connection was lost elsewhere: in a       before its next change the process ends that session's backend and
-block, by an interrupt, in an undoing       shuts it out, too: else it would skip items that its own lost call still
-                                            has claimed, as long as the server hears nothing of the end
-==========================================  =================================================================
+What happens after a failure ("the client" is the process that made the call):
+
+=====================================  ======================================================================
+failure                                outcome
+=====================================  ======================================================================
+the client or its connection dies      The server rolls back, and the items that the statement had claimed are
+before the commit                      free again. A client that is still alive repeats the statement.
+the connection dies after the commit,  The change took effect. The client fences the rows of its old session,
+before the reply                       which waits for a transaction still in progress, finds the token, and
+                                       returns the result: the one it has, or the one that a push stored with
+                                       the token. The items of a lease are read again.
+the client reconnects while its        The server executes the statement later, finds the session fenced, and
+statement is still in a buffer         changes nothing.
+the holder of a lease dies             Its connection ends, which stays open as long as the process has the
+                                       database open. The server releases its advisory lock; the next read
+                                       finds a dead owner, and returns its items to the queue.
+a process dies while a lease of its    The process that finds the dead owner fences its sessions before it
+is in progress, or in a buffer         deletes the owner: it waits for what is in progress, and later changes
+                                       fail.
+a lease may have been given, and no    The next lease of the same object first returns those items to the
+server can be asked                    queue.
+a connection is lost in a              Before its next change, the process ends that session's backend and
+``transaction()`` block, by an         fences the session. Otherwise its next call could skip items that the
+interrupt, or during a rollback        lost call has claimed, until the server notices the lost connection.
+=====================================  ======================================================================
 
 **Counts** are kept by each session in the ledger, so that consumers need not wait for each other to count. When a
 session is dead, the next one adds its counts to those of the queue. Tokens of dead sessions are kept for a day, longer
