@@ -78,9 +78,9 @@ class PersistentQueue(Queue[T]):
         expired: What this object does with items that it finds past their ``expires``: ``"drop"``, or ``"dead"``, which
             makes them dead letters.
         durability: ``"full"``: survives killed processes and power cuts. ``"interval"``: much faster, survives killed
-            processes; a power cut undoes at most the calls of the last ``interval`` seconds, later ones before earlier
-            ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing after a
-            power cut. Fixed when the directory is created.
+            processes; a power cut undoes only the calls of about the last ``interval`` seconds, later ones before
+            earlier ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing
+            after a power cut. Fixed when the directory is created.
         interval: Seconds between two checkpoints, with ``durability="interval"``. If objects of a process differ, the
             shortest applies. None: that of the other objects, or 0.1 if there are none.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
