@@ -22,15 +22,22 @@ TOLD = "states after a power cut"
 pytestmark = pytest.mark.usefixtures("silent")  # each recovery is told
 
 
-def _verbs(path, seed):
+def _verbs(path, seed, clock):
     sizes, counts = (0, 5, 20, 20, 60, 200, 900, 2_500, 6_000), (1, 1, 1, 2, 10, 40)
-    return AnyVerbs(path, seed, sizes, counts, without=("do_flush",), durability="interval", interval=3600.0)
+    options = {"durability": "interval", "interval": 3600.0}
+    return AnyVerbs(path, seed, sizes, counts, without=("do_flush",), clock=clock, **options)
+
+
+def _verbs_in_real_time(path, seed, _):
+    return _verbs(path, seed, None)
 
 
 def _explore(place, seed, states):
+    """Every other pair of seeds is in real time, as in ``test_cuts``."""
     here = os.path.join(place, str(seed))
     os.mkdir(here)
-    explorer = Explorer(here, _verbs, seed, (PAGE, SECTOR)[seed % 2], AT_A_MOMENT)
+    make = (_verbs, _verbs_in_real_time)[seed // 2 % 2]
+    explorer = Explorer(here, make, seed, (PAGE, SECTOR)[seed % 2], AT_A_MOMENT)
     explorer.run(states)
     return explorer
 
@@ -41,6 +48,15 @@ def test_what_a_cut_leaves_is_a_whole_snapshot_not_older_than_the_checkpoint(see
     record_property(TOLD, explorer.told["states"])
     assert explorer.failures == {}
     assert min(explorer.told[each] for each in ("newest", "between", "checkpoint")) > 0
+
+
+def test_a_seed_gives_the_same_states_again(memory):
+    told = []
+    for place in (os.path.join(memory, "first"), os.path.join(memory, "again")):
+        os.mkdir(place)
+        explorer = _explore(place, 1, 300)
+        told.append((explorer.told, explorer.seen))
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", list(seams.OF_CHECKPOINTS))

@@ -1,12 +1,16 @@
 """Verbs by chance, for tests that prove the file after each.
 
 Owns: which verbs there are, with what values: large and small ones, batches, blocks, partial acks, states that shrink.
+With a clock, what they do depends on the seed only: their entropy is seeded, too.
 """
 
+import os
 import random
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from clocks import Clock
 
 from lmdbqueue import Lease, LeaseExpiredError, PersistentQueue
 
@@ -14,10 +18,14 @@ SIZES = (0, 1, 20, 20, 100, 100, 900, 1_980, 2_000, 2_040, 3_000, 4_000, 4_081, 
 COUNTS = (1, 1, 2, 5, 30, 30, 300)
 SIZES_IN_A_BLOCK = ((20_000, 9_000), (9_000, 0), (3_000, 6_000, 10), (20,), (40_000, 4_082), (5,))
 NAMES = ("one", "two", "three")
+PAUSES = (0.0, 0.0, 0.0, 0.002, 0.06, 70.0)  # seconds between verbs: few values, so that deadlines often are the same
 
 
 class AnyVerbs:
-    """Any verb on any of some queues in one directory. ``random`` chooses it, and ``values`` what it stores."""
+    """Any verb on any of some queues in one directory. ``random`` chooses it, and ``values`` what it stores.
+
+    ``clock``: the one of the queues, which goes on between verbs; None: real time, and real entropy.
+    """
 
     def __init__(
         self,
@@ -26,14 +34,20 @@ class AnyVerbs:
         sizes: Sequence[int] = SIZES,
         counts: Sequence[int] = COUNTS,
         without: Sequence[str] = (),
+        clock: Clock | None = None,
         **options: Any,
     ) -> None:
         self.random, self.values = random.Random(seed), random.Random(seed)  # noqa: S311
         self.sizes, self.counts = sizes, counts
-        self.queues = [
-            PersistentQueue("queue", place, dumps=bytes, loads=bytes, name=name, max_attempts=3, **options)
-            for name in NAMES
-        ]
+        self.clock, self._entropy = clock, random.Random(seed)  # noqa: S311
+        with self._determined():
+            self.queues = [
+                PersistentQueue("queue", place, dumps=bytes, loads=bytes, name=name, max_attempts=3, **options)
+                for name in NAMES
+            ]
+        if clock is not None:
+            for queue in self.queues:
+                clock.given_to(queue)
         self.verbs = [verb for verb in dir(self) if verb.startswith("do_") and verb not in without]
         self.leases: list[Lease[bytes]] = []
 
@@ -44,10 +58,24 @@ class AnyVerbs:
         count = self.random.choice(self.counts)
         return [self.values.randbytes(min(self.size(), 80_000 // count)) for _ in range(count)]
 
+    @contextmanager
+    def _determined(self) -> Iterator[None]:
+        """Let ids that are drawn in the block (of owners, directories and salts) depend on the seed, given a clock."""
+        before = os.urandom
+        if self.clock is not None:
+            os.urandom = self._entropy.randbytes
+        try:
+            yield
+        finally:
+            os.urandom = before
+
     def step(self):
+        if self.clock is not None:
+            self.clock.go_on(self.random.choice(PAUSES))
         queue = self.random.choice(self.queues)
         verb = self.random.choice(self.verbs)
-        getattr(self, verb)(queue)
+        with self._determined():
+            getattr(self, verb)(queue)
         return verb
 
     def do_push(self, queue):

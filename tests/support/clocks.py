@@ -26,6 +26,10 @@ class Clock:
         """Set the wall clock forward, or back."""
         self.wall += int(seconds * SECOND)
 
+    def copy(self) -> "Clock":
+        """Return another clock that shows the same time."""
+        return Clock(self.mono, self.wall)
+
     def given_to(self, queue: Any) -> Any:
         """Let a queue object ask this clock from now on."""
         queue._engine.clock = self

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
+from zlib import crc32
+
+from clocks import Clock
 
 from lmdbqueue import QueueError
 from lmdbqueue._host.session import Session
@@ -198,16 +201,20 @@ def _without_recovery() -> Iterator[None]:
 class Explorer:
     """Plays commits in ``place``, and opens what cuts amid them may leave.
 
-    ``make(path, seed)`` returns something with ``step(kind)``, which calls any verb, and ``close``.
+    ``make(path, seed, clock)`` returns something with ``step()``, which calls any verb, and ``close``. What it does has
+    to depend on its seed only; then the same seed gives the same states. Each branch of what happens, as a killed
+    attempt or what goes on after a recovery, has a clock of its own, which begins with the time of the cut.
     """
 
-    def __init__(self, place: str, make: Callable[[str, int], Any], seed: int, unit: int, count: int) -> None:
+    def __init__(self, place: str, make: Callable[[str, int, Clock], Any], seed: int, unit: int, count: int) -> None:
         self._place = place
         self._make = make
         self._unit = unit
         self._count = count
+        self._seed = seed
         self._chance = random.Random(seed)  # noqa: S311
         self._number = 0
+        self.seen = 0  # a CRC over all that was committed
         self.failures: Counter[str] = Counter()
         self.told: Counter[str] = Counter()
         self._options: Any = None
@@ -217,15 +224,15 @@ class Explorer:
     def run(self, states: int) -> None:
         """Go on until so many states were opened, or some failed."""
         while self.told["states"] < states and not self.failures:
-            path = self._new()
+            path, clock = self._new(), Clock()
             os.mkdir(path)
-            verbs = self._make(path, self._chance.randrange(1 << 30))
+            verbs = self._make(path, self._chance.randrange(1 << 30), clock)
             with self._played():
                 for _ in range(self._chance.randrange(5, 40)):
                     verbs.step()
             verbs.close()
             shutil.copy(os.path.join(path, "queue", "queue.json"), self._place)
-            self._live(path, 12, 0)
+            self._live(path, 12, 0, clock)
             shutil.rmtree(path)
 
     def _new(self) -> str:
@@ -252,10 +259,10 @@ class Explorer:
         finally:
             generation.Generation._commit = commit  # type: ignore[method-assign]
 
-    def _step(self, path: str, seed: int, *, values: int) -> list[tuple[bytes, bytes]]:
+    def _step(self, path: str, seed: int, clock: Clock, *, values: int) -> list[tuple[bytes, bytes]]:
         """Return the images around each commit of a step on the queue at ``path``, which is opened for it."""
         with _without_recovery():
-            verbs = self._make(path, seed)
+            verbs = self._make(path, seed, clock)
         verbs.values = random.Random(values)  # noqa: S311
         images: list[tuple[bytes, bytes]] = []
         try:
@@ -265,7 +272,7 @@ class Explorer:
             verbs.close()
         return images
 
-    def _live(self, path: str, steps: int, depth: int, first: int = 0) -> None:
+    def _live(self, path: str, steps: int, depth: int, clock: Clock, first: int = 0) -> None:
         """Play steps on a queue all of which is durable, and open what cuts may leave of each of their commits."""
         name = os.path.join(path, "queue", "00000001.mdb")
         killed: list[Snapshot] = []
@@ -278,23 +285,23 @@ class Explorer:
                     cut = Cut(file.read(), self._unit)
             seed, first = first or self._chance.randrange(1 << 30), 0
             while self._chance.random() < 0.4 and len(killed) < 2:  # the same shape, or another
-                killed += self._kill(path, name, cut, seed if self._chance.random() < 0.6 else seed + 1)
+                killed += self._kill(path, name, cut, seed if self._chance.random() < 0.6 else seed + 1, clock.copy())
                 if depth < 3 and self._chance.random() < 0.3:  # the power is cut before anybody goes on
-                    self._cut_at_once(name, depth, seed)
-            images = self._step(path, seed, values=self._chance.randrange(1 << 30))
+                    self._cut_at_once(name, depth, clock, seed)
+            images = self._step(path, seed, clock, values=self._chance.randrange(1 << 30))
             if not os.path.exists(name):
                 return  # it was flushed
             for before, after in images:
                 cut.write(after)
-                self._explore(before, after, cut, killed, depth)
+                self._explore(before, after, cut, killed, depth, clock)
                 cut, killed = Cut(after, self._unit), []
             cut = None if images else cut
 
-    def _kill(self, path: str, name: str, cut: Cut, seed: int) -> "list[Snapshot]":
+    def _kill(self, path: str, name: str, cut: Cut, seed: int, clock: Clock) -> "list[Snapshot]":
         """Leave the pages of an attempt that was killed before its meta page was; return what it would have made."""
         other = self._new()
         shutil.copytree(path, other)
-        images = self._step(other, seed, values=self._chance.randrange(1 << 30))
+        images = self._step(other, seed, clock, values=self._chance.randrange(1 << 30))
         shutil.rmtree(other)
         if not images:
             return []
@@ -314,22 +321,26 @@ class Explorer:
         self.told["killed attempts"] += 1
         return [self._snapshot(after)]
 
-    def _cut_at_once(self, name: str, depth: int, seed: int) -> None:
+    def _cut_at_once(self, name: str, depth: int, clock: Clock, seed: int) -> None:
         """Cut the power when all pages of the killed attempt have arrived: from then on none of it may rise."""
         path = self._new()
         shutil.copy(name, path)
         recover(path, self._options)
-        self._go_on(path, depth, seed)
+        self._go_on(path, depth, clock.copy(), seed)
         os.unlink(path)
 
     def _snapshot(self, image: bytes) -> Snapshot:
         path = self._new()
         try:
-            return Snapshot(path, image)
+            found = Snapshot(path, image)
+            self.seen = crc32(repr(sorted(found.content.items())).encode(), self.seen)
+            return found
         finally:
             os.unlink(path)
 
-    def _explore(self, before: bytes, after: bytes, cut: Cut, killed: "list[Snapshot]", depth: int) -> None:
+    def _explore(
+        self, before: bytes, after: bytes, cut: Cut, killed: "list[Snapshot]", depth: int, clock: Clock
+    ) -> None:
         earlier, later = self._snapshot(before), self._snapshot(after)
         self.told["commits"] += 1
         count = self._count if depth == 0 else self._count // 4
@@ -341,10 +352,11 @@ class Explorer:
             self.told["states"] += 1
             if problem:
                 how = f"{'killed' if killed else 'none killed'}, {said_of(is_copy=is_copy)}, depth {depth}"
+                how += f", seed {self._seed}, state {self.told['states']}"
                 self.failures[f"{problem} ({how})"] += 1
                 break
             if depth < 3 and self._chance.random() < 0.02:
-                self._go_on(path, depth, self._chance.randrange(1 << 30))
+                self._go_on(path, depth, clock.copy(), self._chance.randrange(1 << 30))
         os.close(fd)
         os.unlink(path)
 
@@ -386,11 +398,11 @@ class Explorer:
         differ = sorted(key for key in {*found, *wanted.content} if found.get(key) != wanted.content.get(key))
         return f"mixed: of {differ[:4]}"
 
-    def _go_on(self, image: str, depth: int, seed: int) -> None:
+    def _go_on(self, image: str, depth: int, clock: Clock, seed: int) -> None:
         """Use the queue after a recovery, first as ``seed`` tells, and cut the power again."""
         path = self._new()
         os.makedirs(os.path.join(path, "queue"))
         shutil.copy(image, os.path.join(path, "queue", "00000001.mdb"))
         shutil.copy(os.path.join(self._place, "queue.json"), os.path.join(path, "queue", "queue.json"))
-        self._live(path, self._chance.choice((1, 2)), depth + 1, seed)
+        self._live(path, self._chance.choice((1, 2)), depth + 1, clock, seed)
         shutil.rmtree(path)

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
+from clocks import Clock
 from cuts import COPIES, PAGE, Cut, Snapshot, _without_recovery, recover, said_of
 
 from lmdbqueue import QueueError
@@ -29,17 +31,20 @@ DEEPEST = 3  # recoveries of what goes on after a recovery
 class Explorer:
     """Plays verbs in ``place``, and opens what cuts amid them may leave.
 
-    ``make(path, seed)`` returns something with ``step()``, which calls any verb, ``queues``, and ``close``.
+    ``make(path, seed, clock)`` returns something with ``step()``, which calls any verb, ``queues``, and ``close``. What
+    it does has to depend on its seed only; then the same seed gives the same states.
     """
 
-    def __init__(self, place: str, make: Callable[[str, int], Any], seed: int, unit: int, count: int) -> None:
+    def __init__(self, place: str, make: Callable[[str, int, Clock], Any], seed: int, unit: int, count: int) -> None:
         self._place = place
         self._make = make
         self._unit = unit
         self._count = count
+        self._seed = seed
         self._chance = random.Random(seed)  # noqa: S311
         self._number = 0
         self._most = 0
+        self.seen = 0  # a CRC over all that was committed
         self._options: Any = None
         self.copies = COPIES
         self.failures: Counter[str] = Counter()
@@ -51,7 +56,7 @@ class Explorer:
         while self.told["states"] < states and not self.failures:
             path = self._new()
             os.mkdir(path)
-            self._live(path, 0, self._chance.randrange(1 << 30))
+            self._live(path, 0, Clock(), self._chance.randrange(1 << 30))
             shutil.rmtree(path)
 
     def _new(self) -> str:
@@ -61,14 +66,15 @@ class Explorer:
     def _is_over(self) -> bool:
         return bool(self.failures) or self.told["states"] >= self._most
 
-    def _live(self, path: str, depth: int, seed: int) -> None:
+    def _live(self, path: str, depth: int, clock: Clock, seed: int) -> None:
         """Play steps on a queue, make checkpoints now and then, and cut the power amid them."""
+        begun = clock.copy()
         with _without_recovery():
-            verbs = self._make(path, seed)
+            verbs = self._make(path, seed, clock)
         environment = verbs.queues[0]._engine.environment
         verbs.values = random.Random(self._chance.randrange(1 << 30))  # noqa: S311
         self._options = environment.directory.options
-        play = _Play(self, path, environment, verbs, depth)
+        play = _Play(self, path, verbs, clock, depth)
         try:
             with play.noted():
                 play.begin()
@@ -82,7 +88,7 @@ class Explorer:
                         play.forget_pin()
                     play.step()
                     if self._chance.random() < 0.5 and not self._is_over():
-                        self._explore(play.history, depth, seed)
+                        self._explore(play.history, depth, self._chance.choice((begun, clock)), seed)
         finally:
             del play.checkpoints._wake
             verbs.close()
@@ -91,11 +97,14 @@ class Explorer:
         """Return what an image holds."""
         path = self._new()
         try:
-            return Snapshot(path, image)
+            found = Snapshot(path, image)
+            self.seen = crc32(repr(sorted(found.content.items())).encode(), self.seen)
+            return found
         finally:
             os.unlink(path)
 
-    def _explore(self, history: "_History", depth: int, seed: int) -> None:
+    def _explore(self, history: "_History", depth: int, clock: Clock, seed: int) -> None:
+        """Open what a cut may leave now. What goes on after it begins with this time: the wall clock may go back."""
         newest = history.snapshots[-1]
         folder = self._new()
         os.mkdir(folder)
@@ -110,10 +119,11 @@ class Explorer:
             problem = self._problem(path, fd, history, is_whole=is_whole, is_copy=is_copy)
             self.told["states"] += 1
             if problem:
-                self.failures[f"{problem} ({said_of(is_copy=is_copy)}, depth {depth})"] += 1
+                how = f"{said_of(is_copy=is_copy)}, depth {depth}, seed {self._seed}, state {self.told['states']}"
+                self.failures[f"{problem} ({how})"] += 1
                 break
             if depth < DEEPEST and self._chance.random() < 0.03 and not self._is_over():
-                self._go_on(folder, depth, seed)
+                self._go_on(folder, depth, clock.copy(), seed)
         os.close(fd)
         shutil.rmtree(folder)
 
@@ -141,13 +151,13 @@ class Explorer:
             return "what had arrived whole was taken back"
         return ""
 
-    def _go_on(self, folder: str, depth: int, seed: int) -> None:
+    def _go_on(self, folder: str, depth: int, clock: Clock, seed: int) -> None:
         """Use the queue after a recovery, as it was used before it, and cut the power again."""
         path = self._new()
         shutil.copytree(folder, os.path.join(path, "queue"))
         with open(os.path.join(path, "queue", "queue.json"), "wb") as file:
             file.write(self._options.to_json())
-        self._live(path, depth + 1, seed or self._chance.randrange(1 << 30))
+        self._live(path, depth + 1, clock, seed or self._chance.randrange(1 << 30))
         shutil.rmtree(path)
 
 
@@ -174,11 +184,13 @@ class _History:
 class _Play:
     """A queue in use: what it does to the disk is noted, and others commit amid the steps of its checkpoints."""
 
-    def __init__(self, explorer: Explorer, path: str, environment: Any, verbs: Any, depth: int) -> None:
+    def __init__(self, explorer: Explorer, path: str, verbs: Any, clock: Clock, depth: int) -> None:
         self._explorer = explorer
         self._path = path
         self._verbs = verbs
+        self._clock = clock
         self._depth = depth
+        environment = verbs.queues[0]._engine.environment
         self._live = environment._generation
         self._is_amid = False  # another step
         self.checkpoints = environment._checkpoints
@@ -232,7 +244,7 @@ class _Play:
                 self.checkpoint()
                 self._is_amid = False
                 self.step()
-            self._explorer._explore(self.history, self._depth, 0)
+            self._explorer._explore(self.history, self._depth, self._clock, 0)
 
     @contextmanager
     def noted(self) -> Iterator[None]:

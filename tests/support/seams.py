@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from lmdbqueue import _format
 from lmdbqueue._lmdb import meta_page
 
 SEAMS = {
@@ -26,6 +27,10 @@ SEAMS = {
     "salt": "_format:is_intact",
     "weight": "_model.last_transaction:check_weight",
     "weight of a record": "_format:weigh_in",
+    "weight of a sealed record": "_format:weigh_sealed",
+    "weight of a sealed record that changes": "_model.weighed_records:weigh_sealed",
+    "lease of one, in one frame": "_model.leases:lease_if_plain",
+    "ack of one, in one frame": "_model.leases:_ack_whole",
     "pin": "_lmdb.checkpoint_pin:Pin.move",
     "slot of a checkpoint": "_local.checkpoints:Checkpoints._bring_down",
     "pin of who commits": "_local.checkpoints:Checkpoints.pin",
@@ -107,7 +112,18 @@ def _without_salt(before: Any) -> Any:
     return lambda key, value, salt=0: True if salt else before(key, value)
 
 
+def _outer_seal_only(_before: Any) -> Any:
+    return _format.weigh_item
+
+
 NOT_BY_CHANGES = "a copy is not judged by its changes"
+OUTER_SEAL = "a sealed record weighs its outer seal only"
+_OUTER_SEAL_ONLY: dict[str, Callable[[Any], Any]] = {
+    "weight of a sealed record": _outer_seal_only,
+    "weight of a sealed record that changes": _outer_seal_only,
+    "lease of one, in one frame": nothing,  # each has the weight in its own lines; without them, others do the same
+    "ack of one, in one frame": nothing,
+}
 
 MUTANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "content weight left out": {"content": nothing},
@@ -117,6 +133,7 @@ MUTANTS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "weight of a record": lambda before: lambda is_away, *record: 0 if is_away else before(is_away, *record),
         **{seam: _unweighed for seam in SEAMS if seam.startswith("away: ")},
     },
+    OUTER_SEAL: _OUTER_SEAL_ONLY,
     "number of the transaction not compared": {"number": nothing},
     "number not advanced": {"number advances": _not_advanced, "number of what counts again": _earlier},
     "free list arithmetic left out": {"free list": nothing, "free pages": nothing},
@@ -185,6 +202,7 @@ OF_CHECKPOINTS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "numbers go on after a recovery": {"numbers leap": _without_leap},
     "content weight left out": {"content": nothing},
     "weight of records left out": {"weight": nothing},
+    OUTER_SEAL: _OUTER_SEAL_ONLY,
     NOT_BY_CHANGES: {"whole file": _newest_first},
 }
 
