@@ -477,21 +477,29 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
     # --- counters
 
     def incr(self, key: str | bytes, amount: int = 1) -> int:
-        """Add to a counter, which begins at 0; return the sum."""
+        """Add to a counter, which begins at 0; return the sum.
+
+        What the task has stored is stored with it: who counts last, in another worker, reads the results of all.
+        """
         queues = self._queues
         box = self._open_box()
         mark = None if box is None else box.mark()
+        values = [] if box is None else [step for step in box.steps if isinstance(step, _Put)]
         with queues.tasks.transaction():
             known = None if mark is None else queues.counters.get(mark)
             if known is not None:  # the task comes again
-                return int(known)
-            is_gone = box is not None and _key(key) in box.uncounted
-            number = amount + (0 if is_gone else int(queues.counters.get(_key(key), b"0")))
-            queues.counters[_key(key)] = b"%d" % number
-            if mark is not None:
-                queues.counters[mark] = b"%d" % number
+                number = int(known)
+            else:
+                is_gone = box is not None and _key(key) in box.uncounted
+                number = amount + (0 if is_gone else int(queues.counters.get(_key(key), b"0")))
+                queues.counters[_key(key)] = b"%d" % number
+                if mark is not None:
+                    queues.counters[mark] = b"%d" % number
+                for store in values:
+                    store()
         if box is not None:
             box.uncounted.discard(_key(key))
+            box.steps = [step for step in box.steps if step not in values]
         return number
 
     def delete_counter(self, key: str | bytes) -> None:

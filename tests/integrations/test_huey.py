@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -212,6 +213,35 @@ def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_kill
     while huey.pending():
         huey.execute(huey.dequeue())
     assert result.callback.get() == n
+
+
+def test_who_counts_last_in_a_chord_reads_the_result_of_a_member_that_is_not_over_yet(huey, monkeypatch):
+    @huey.task()
+    def one(n):
+        return n
+
+    @huey.task()
+    def total(numbers):
+        return sum(numbers)
+
+    result = huey.enqueue(chord([one.s(1), one.s(2)], total.s()))
+    end, ends = huey.storage._end, []
+
+    def end_after_the_other(*args):
+        if not ends:  # of the first: it has counted itself
+            ends.append(args)
+            other = threading.Thread(target=lambda: huey.execute(huey.dequeue()))
+            other.start()
+            other.join()
+        return end(*args)
+
+    monkeypatch.setattr(huey.storage, "_end", end_after_the_other)
+    huey.execute(huey.dequeue())
+    while huey.pending():
+        huey.execute(huey.dequeue())
+    assert result.callback.get() == 3
+    assert huey.storage.result_store_size() == 2, "those of the members themselves"
+    assert len(huey.storage._queues.counters) == 0
 
 
 def test_a_hook_sees_the_result_of_the_task(huey):
