@@ -9,8 +9,8 @@
 
 ``help(PersistentQueue)`` describes all verbs. ``queue.work(handler)`` leases and processes items in a loop, with
 retries and dead letters. ``queue.transaction()`` makes several calls one step, ``queue.reader(name)`` lets several
-programs read every item. All errors of its own derive from ``QueueError``, carry their facts as attributes, and say
-what to do; a wrong argument raises ``TypeError`` or ``ValueError``.
+programs read every item. The errors of this library derive from ``QueueError``, carry their facts as attributes, and
+say what to do; a wrong argument raises ``TypeError`` or ``ValueError``.
 
 ``lmdbqueue.aio`` has the verbs for ``asyncio``, ``lmdbqueue.postgres`` has them on PostgreSQL, ``lmdbqueue.forward``
 moves items elsewhere, ``lmdbqueue.legacy`` imports queues of other libraries, ``lmdbqueue.integrations`` is for

@@ -61,9 +61,9 @@ def patience() -> float:
     """Return the seconds for which code that closes something may wait for a lock; -1: without limit."""
     if not is_ending():
         return -1
-    return (
-        max(0.0, _deadline - time.monotonic()) if _deadline else PATIENCE
-    )  # ``atexit`` may run others before ``_end``
+    if not _deadline:  # ``atexit`` may run others before ``_end``
+        return PATIENCE
+    return max(0.0, _deadline - time.monotonic())
 
 
 def wait(timeout: float) -> bool:
