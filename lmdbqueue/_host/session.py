@@ -17,6 +17,8 @@ killed the next moment. It is 4096 bytes long, in the machine's byte order::
     56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if unknown
     64  8   length of the note, 0 for none
     72      note      what the next recovery must know if this one is cut short
+  3680 384  covered   with checkpoints, for each of 16 lanes, 8 bytes each: the generation and the number of the newest
+                      transaction that it covers, and a check
   4064  8   synced    the transaction's number in its generation
   4072  8   synced    a check of these two words, which several processes may write at once
   4080  8   unsynced  with checkpoints: a moment, by the monotonic clock in ns, since which there may be commits that
@@ -26,7 +28,9 @@ killed the next moment. It is 4096 bytes long, in the machine's byte order::
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
 transaction that ``synced`` does not cover is verified, not lost. A process that raises ``synced`` may overwrite higher
 words of another process that wrote in between, or at the same time so that the check does not match: that costs a sync,
-nothing else.
+nothing else. With checkpoints it would cost more: commits would be called uncovered until the next one comes. So there
+``synced`` is written only under the directory lock, and the words of a lane only by the process that has the lane
+(``_lmdb.checkpoint_slots``); the highest of all counts.
 """
 
 from __future__ import annotations
@@ -47,8 +51,10 @@ from lmdbqueue._values import NamedTuple
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)
 SIZE: Final = 4096
+_LANES: Final = 16
 _GENERATION: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
+_COVERED: Final = 460
 _TRANSACTION: Final = 508
 _CHECK: Final = 509
 _UNSYNCED: Final = 510
@@ -146,6 +152,26 @@ class Session:
             words[_CHECK] = (generation * _MIXED + number) & _WORD
             self._known = transaction
 
+    def set_covered(self, lane: int, transaction: int) -> None:
+        """Record that a checkpoint covers a transaction, as the process that has this lane."""
+        self._known = max(self._known, transaction)
+        if lane < _LANES:  # the seventeenth, behind 16 that were stopped while writing, is known to this process only
+            generation, number = transaction >> _TRANSACTION_BITS, transaction & _WORD
+            at = _COVERED + 3 * lane
+            self._words[at] = generation
+            self._words[at + 1] = number
+            self._words[at + 2] = (generation * _MIXED + number) & _WORD
+
+    def is_covered(self, transaction: int) -> bool:
+        """Like ``is_synced``, where there are checkpoints."""
+        return self.is_synced(transaction) or any(self._covered(lane) >= transaction for lane in range(_LANES))
+
+    def _covered(self, lane: int) -> int:
+        at = _COVERED + 3 * lane
+        generation, number, check = self._words[at : at + 3]
+        is_whole = check == (generation * _MIXED + number) & _WORD
+        return generation << _TRANSACTION_BITS | number if is_whole else 0
+
     def is_in_doubt(self, generation: int) -> bool:
         """Return whether a sync failed in this generation: then no later sync proves anything."""
         return self._words[_DOUBT] == generation  # a lower one is superseded, and a higher one is a damaged word
@@ -198,6 +224,7 @@ class Session:
     def settle(self, synced: int) -> None:
         """As the first process, record durably the place and state of the files, once they are known to be whole."""
         self._known = self._words[_CHECK] = 0
+        self._words[_COVERED:_TRANSACTION] = memoryview(bytes(8 * (_TRANSACTION - _COVERED))).cast("Q")
         self.set_synced(synced)
         self._words[_DOUBT] = 0
         self._words[_UNSYNCED] = 0

@@ -7,7 +7,8 @@ does with it.
 Lanes. A process that writes a slot holds the ``flock`` of the file, and waits for the disk while holding it. Another
 process does not wait for it, since it may be stopped: it takes the next file, ``checkpoint-1``, ``checkpoint-2``, ...,
 which it creates if necessary, and if there is room. Each file has slots of its own, and the newest of all counts. An
-older one that is written later does no harm.
+older one that is written later does no harm. What all processes may know of a lane is told by the one that holds it, so
+that nobody else is telling it at the same time.
 
 A slot, at 0 and at 4,096, so that none shares a sector or a page with the other, in the machine's byte order::
 
@@ -24,8 +25,9 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from struct import Struct
 from typing import Final
 from zlib import crc32
@@ -78,10 +80,11 @@ class Slots:
         while self._lanes:
             self._lanes.pop().close()
 
-    def raise_to(self, checkpoint: Checkpoint) -> None:
+    def raise_to(self, checkpoint: Checkpoint, tell: Callable[[int, Checkpoint], object]) -> None:
         """Store this checkpoint, whose pages are on the disk, durably, unless a newer one is. Raises ``OSError``.
 
-        It waits for a lane of another process only if the disk has no room for another lane, and only a moment.
+        It waits for a lane of another process only if the disk has no room for another lane, and only a moment. While
+        it has the lane, it calls ``tell`` with its number and its newest checkpoint, once that is on the disk.
         """
         deadline = time.monotonic() + _PATIENCE
         number = 0
@@ -89,7 +92,7 @@ class Slots:
             try:
                 if number == len(self._lanes):
                     self._lanes.append(_Lane(f"{self._path}-{number}", self._folder))
-                if self._lanes[number].raise_to(checkpoint):
+                if self._lanes[number].raise_to(checkpoint, partial(tell, number)):
                     return
                 number += 1
             except OSError as error:
@@ -120,18 +123,18 @@ class _Lane:
     def read(self) -> list[Checkpoint | None]:
         return _read(self._fd)
 
-    def raise_to(self, checkpoint: Checkpoint) -> bool:
+    def raise_to(self, checkpoint: Checkpoint, tell: Callable[[Checkpoint], object]) -> bool:
         """Like ``Slots.raise_to``; return False if another process is writing here, or was stopped while writing."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # here, since an interrupt may come as it returns
-            self._raise_to(checkpoint)
+            tell(self._raise_to(checkpoint))
         except BlockingIOError:
             return False
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         return True
 
-    def _raise_to(self, checkpoint: Checkpoint) -> None:
+    def _raise_to(self, checkpoint: Checkpoint) -> Checkpoint:
         if self._durable is None:
             self._complete()
         found = self.read()
@@ -143,7 +146,8 @@ class _Lane:
             self._durable = newest
         if newest is None or newest.order < checkpoint.order:
             self._write(_OFFSETS[newest is not None and found[0] == newest], checkpoint)
-            self._durable = checkpoint
+            self._durable = newest = checkpoint
+        return newest
 
     def _complete(self) -> None:
         """Bring the file and its name to the disk, since its creator may have been killed before that."""

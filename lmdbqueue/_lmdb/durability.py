@@ -210,7 +210,7 @@ class Durable(Snapshot):
         if self._session.is_in_doubt(self.number):
             return False
         newest = self.newest()
-        if not self._session.is_synced(newest):
+        if not self._session.is_covered(newest):
             self._sync(newest)
         return True
 

@@ -20,13 +20,16 @@ step  what is done, and with which lock                     killed after it, or 
 3     ``flock`` a free lane of ``checkpoint``; bring its     power: n or the previous one counts, both whole and kept
       newest slot to the disk unless known to be there;     by the pin; the slot being written is that of an older
       write the copy into its other slot if it is newer;    checkpoint, and its CRC shows if it is torn. Killed: the
-      fsync                                                 next process in the lane trusts its content only after an
-                                                            fsync of its own. Stopped: others take the next lane;
-                                                            what this one writes later is older than theirs, and the
-                                                            newest of all lanes counts
+      fsync; write into the shared words of the lane what   next process in the lane trusts its content only after an
+      it covers, before the lock is released                fsync of its own, and then writes the words. Stopped:
+                                                            others take the next lane; what this one writes later is
+                                                            older than theirs, and the newest of all lanes counts.
+                                                            ``sync`` and ``stats`` read the words
 4     move the pin to n, unless it is at a later one        stopped before it: may set back a pin that others have
                                                             moved, which keeps more until the next checkpoint
-5     raise the shared word: n is on the disk               only ``sync`` and ``stats`` read it
+5     clear the moment since which commits are uncovered,   only ``stats`` reads it, and only if the newest
+      or set it to the begin of step 1 if there are newer   transaction is not covered: so a moment that was left
+      ones                                                  behind says nothing
 ====  ====================================================  =========================================================
 
 The rule: no process commits before the pin holds a checkpoint. It holds none if the generation was not open before, so
@@ -169,12 +172,20 @@ class Checkpoints:
     def sync(self) -> None:
         """Wait until all commits, of any process, are on the disk. Raises ``StorageError``, ``Superseded``."""
         newest = self._generation.newest()
-        if self._session.is_synced(newest):
+        if self._session.is_covered(newest):
             return
         self._refuse_nested()
         with self._busy:
-            if not self._session.is_synced(newest):
+            if not self._session.is_covered(newest):
                 self._make()
+
+    def uncovered_since(self) -> int:
+        """Return a moment not after the oldest uncovered commit, in ns of the monotonic clock; 0: none is uncovered."""
+        since = self._session.unsynced_since
+        with suppress(Superseded):  # closed just now by this process
+            if since and self._session.is_covered(self._generation.newest()):
+                return 0
+        return since
 
     def hurry(self, interval: float) -> None:
         """Make a checkpoint every ``interval`` seconds from now on."""
@@ -201,7 +212,7 @@ class Checkpoints:
             if not is_made:
                 self.is_uncovered = self.is_uncovered or was_uncovered
                 self._written += written
-        self._tell(stamp(number, transaction), began)
+        self._note(began)
 
     def _bring_down(self, checkpoint: Checkpoint) -> None:
         with translated(self._generation.path, "sync"):
@@ -209,20 +220,23 @@ class Checkpoints:
                 self._generation.flush_to_disk()
             if self._session.is_in_doubt(self._generation.number):  # then the success of this flush proves nothing
                 raise Doubtful
-            self._slots.raise_to(checkpoint)
+            self._slots.raise_to(checkpoint, self._tell)
+
+    def _tell(self, lane: int, checkpoint: Checkpoint) -> None:
+        """Let all processes know what a lane covers."""
+        self._session.set_covered(lane, stamp(checkpoint.generation, checkpoint.transaction))
 
     def _pin(self, transaction: int) -> None:
         if (pin := self._generation.pin) is not None:
             pin.move(transaction)
             self._is_pinned = True
 
-    def _tell(self, covered: int, began: int) -> None:
-        """Raise the shared words: the covered transaction, and since when there are uncovered ones."""
-        self._session.set_synced(covered)
+    def _note(self, began: int) -> None:
+        """Note since when there are commits that no checkpoint covers."""
         if self._generation.is_superseded():
             return  # others may have committed to the next one
         is_all = None
-        while is_all != (is_all := self._session.is_synced(self._generation.newest())):
+        while is_all != (is_all := self._session.is_covered(self._generation.newest())):
             # a commit that came before the word was cleared did not set it; and what was not covered when this one
             # looked may have been by another process since
             self._session.unsynced_since = 0 if is_all else began

@@ -124,8 +124,8 @@ class Live:
         """Return the age of the oldest call that a power cut could undo, 0.0 if there is none; None: unknown."""
         if self.directory.options.durability == "off":
             return None
-        session = self._session
-        since = 0 if session is None or self._slots is None else session.unsynced_since
+        checkpoints = self._checkpoints
+        since = 0 if checkpoints is None else checkpoints.uncovered_since()
         return max(0, time.monotonic_ns() - since) / 1e9 if since else 0.0
 
     @property

@@ -63,7 +63,6 @@ _IMAGE_BYTES = 320 << 20  # the least that xfs takes is 300 MiB
 _SHUTDOWN = 0x8004587D
 _LOSE_THE_LOG, _FLUSH_THE_LOG = 2, 1
 _PR_SET_PDEATHSIG = 1
-_UNSYNCED_AT = 4080  # in the file session: since when something is not covered
 
 
 @pytest.fixture(autouse=True)
@@ -253,11 +252,10 @@ class _Stepping(_Machine):
         try:
             for step in range(base + 1, base + 1 + self.random.randrange(60)):
                 draw = self.random.random()
-                self._order(self.random.choice(workers), step, b"s" if draw < 0.1 else b".")
-                if draw < 0.2:
+                what = b"s" if draw < 0.1 else b"u" if draw < 0.2 else b"."  # sync, wait until all is covered, neither
+                self._order(self.random.choice(workers), step, what)
+                if what != b".":
                     synced = step
-                    while draw >= 0.1 and self._is_uncovered():
-                        time.sleep(0.001)
             os.write(self.random.choice(workers)[1], b".%7d" % (step + 1))
             for _ in range(self.random.randrange(20_000)):  # a moment, somewhere within a call
                 pass
@@ -287,6 +285,8 @@ class _Stepping(_Machine):
                     worker.step(int(order[1:]), a, b)
                     if order[:1] == b"s":
                         a.sync()
+                    while order[:1] == b"u" and a.stats().unsynced_seconds:
+                        time.sleep(0.001)
                     os.write(answers, b".")
 
         pid = forked(work)
@@ -298,10 +298,6 @@ class _Stepping(_Machine):
     def _order(self, worker: tuple[int, int, int], step: int, what: bytes) -> None:
         os.write(worker[1], what + b"%7d" % step)
         assert os.read(worker[2], 1), "a process failed before the power was cut"
-
-    def _is_uncovered(self) -> bool:
-        with open(os.path.join(self.mount_point, "q", "session"), "rb") as file:
-            return any(os.pread(file.fileno(), 8, _UNSYNCED_AT))
 
 
 def _opened(place: str, name: str) -> PersistentQueue[bytes]:

@@ -419,13 +419,15 @@ def test_a_lane_that_another_process_has_is_left_to_it(tmp_path):
     bodies = [bytes(128) + struct.pack("=Q", number) for number in range(5)]
     mine, others = Slots(path), Slots(path)
     assert checkpoint_slots.read(path) == (True, None)
-    mine.raise_to(Checkpoint(1, bodies[1]))
+    told = []
+    mine.raise_to(Checkpoint(1, bodies[1]), lambda lane, newest: told.append((lane, newest.transaction)))
     with open(path, "rb") as lane:
         fcntl.flock(lane, fcntl.LOCK_EX)
-        others.raise_to(Checkpoint(1, bodies[3]))
+        others.raise_to(Checkpoint(1, bodies[3]), lambda lane, newest: told.append((lane, newest.transaction)))
         assert sorted(os.listdir(place)) == ["checkpoint", "checkpoint-1"]
         assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[3]))
-    mine.raise_to(Checkpoint(1, bodies[2]))
+    mine.raise_to(Checkpoint(1, bodies[2]), lambda lane, newest: told.append((lane, newest.transaction)))
+    assert told == [(0, 1), (1, 3), (0, 2)]
     assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[3])), "the newest of all lanes"
     for slots in (mine, others):
         slots.close()
@@ -440,7 +442,7 @@ def test_where_the_disk_has_no_room_for_another_lane_one_that_is_taken_is_waited
     path = os.fspath(tmp_path / "checkpoint")
     bodies = [bytes(128) + struct.pack("=Q", number) for number in range(3)]
     slots = Slots(path)
-    slots.raise_to(Checkpoint(1, bodies[1]))
+    slots.raise_to(Checkpoint(1, bodies[1]), lambda *_: None)
 
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -451,10 +453,10 @@ def test_where_the_disk_has_no_room_for_another_lane_one_that_is_taken_is_waited
         with monkeypatch.context() as patched:
             patched.setattr(checkpoint_slots, "_PATIENCE", 0.01, raising=False)
             with pytest.raises(OSError, match="No space"):
-                slots.raise_to(Checkpoint(1, bodies[2]))
+                slots.raise_to(Checkpoint(1, bodies[2]), lambda *_: None)
         other = threading.Timer(0.05, fcntl.flock, (lane, fcntl.LOCK_UN))
         other.start()
-        slots.raise_to(Checkpoint(1, bodies[2]))
+        slots.raise_to(Checkpoint(1, bodies[2]), lambda *_: None)
         other.join()
     assert checkpoint_slots.read(path) == (True, Checkpoint(1, bodies[2]))
     slots.close()
@@ -551,17 +553,72 @@ def test_what_another_process_has_covered_meanwhile_is_not_said_to_be_uncovered(
         queue.push(1)
         environment = queue._engine.environment
         session, newest = environment._session, environment._generation.newest
-        covered = newest()
         queue.push(2)
 
         def after_the_other():
-            session.set_synced(newest())
+            session.set_covered(1, newest())
             session.unsynced_since = 0
             return newest()
 
         monkeypatch.setattr(environment._generation, "newest", after_the_other)
-        _checkpoints(queue)._tell(covered, time.monotonic_ns())
+        _checkpoints(queue)._note(time.monotonic_ns())
+        assert session.unsynced_since == 0
         assert queue.stats().unsynced_seconds == 0
+
+
+@pytest.fixture
+def syncing_process(tmp_path):
+    """Give a function with which another process pushes an item, and then syncs."""
+    (orders, mouth), (ear, answers) = os.pipe(), os.pipe()
+
+    def work():
+        with _open(tmp_path) as queue:
+            os.write(answers, b".")
+            while os.read(orders, 1) == b"p":
+                queue.push("theirs")
+                queue.sync()
+                os.write(answers, b".")
+
+    pid = forked(work)
+
+    def push():
+        os.write(mouth, b"p")
+        assert os.read(ear, 1) == b"."
+
+    assert os.read(ear, 1) == b"."
+    yield push
+    os.write(mouth, b"e")
+    assert status_of(pid) == 0
+    for fd in (orders, mouth, ear, answers):
+        os.close(fd)
+
+
+def test_whenever_another_process_makes_a_newer_checkpoint_all_is_said_to_be_covered(tmp_path, syncing_process):
+    files = {each.__file__ for each in (checkpoints, checkpoint_slots, session)}
+    with _open(tmp_path) as queue:
+        mine, word = _checkpoints(queue), queue._engine.environment._session
+        is_done = False
+        for when in itertools.count():
+            queue.push("mine")
+            lines = itertools.count()
+
+            def trace(frame, event, _, when=when, lines=lines):
+                if event == "line" and next(lines) == when:
+                    sys.settrace(None)
+                    syncing_process()
+                return trace if frame.f_code.co_filename in files else None
+
+            sys.settrace(trace)
+            try:
+                mine.cover()
+            finally:
+                sys.settrace(None)
+            is_done = next(lines) <= when
+            assert queue.stats().unsynced_seconds == 0, when
+            assert word.unsynced_since == 0, when
+            if is_done:
+                break
+    assert when > 50
 
 
 def test_who_has_not_heard_of_a_swap_says_nothing_of_what_is_covered_since(tmp_path):

@@ -63,6 +63,25 @@ def test_no_mixture_of_what_two_processes_write_is_taken_for_what_one_wrote(sess
     other.leave()
 
 
+def test_the_highest_of_all_lanes_counts_and_none_after_a_new_start(session, tmp_path):
+    session.settle(stamp(3, 5))
+    session.admit()
+    other = Session(str(tmp_path / "session"))
+    other.join()
+    for lane, told in [(1, stamp(3, 9)), (0, stamp(3, 7)), (15, stamp(2, 1 << 63))]:
+        session.set_covered(lane, told)
+    assert other.is_covered(stamp(3, 9))
+    assert not other.is_covered(stamp(3, 10))
+    session.set_covered(16, stamp(3, 10))
+    assert session.is_covered(stamp(3, 10)), "there is no word for this lane, but the process itself knows it"
+    assert not other.is_covered(stamp(3, 10))
+    session._words[460 + 3 * 1] = 4
+    assert not other.is_covered(stamp(3, 10)), "a mixture of two writes"
+    other.leave()
+    session.settle(stamp(3, 2))
+    assert not session.is_covered(stamp(3, 3))
+
+
 def test_a_queue_goes_on_in_its_hundred_millionth_generation_with_many_transactions(tmp_path):
     with PersistentQueue("queue", tmp_path) as queue:
         queue.push("a")

@@ -170,7 +170,7 @@ def _flushed_before(before: Any) -> Any:
 
 
 def _unflushed(_before: Any) -> Any:
-    return lambda each, checkpoint: each._slots.raise_to(checkpoint)
+    return lambda each, checkpoint: each._slots.raise_to(checkpoint, each._tell)
 
 
 def _without_leap(_before: Any) -> Any:
