@@ -1,7 +1,10 @@
-"""litequeue: one SQLite table whose rows change their status."""
+"""litequeue: one SQLite table whose rows change their status.
 
+Its items are text since 0.10, so these are JSON.
+"""
+
+import json
 import os
-import pickle
 from typing import Any, Self
 
 from litequeue import LiteQueue
@@ -33,20 +36,20 @@ class Litequeue(Peer):
         return found
 
     def push(self, item: Item) -> None:
-        self.queue.put(pickle.dumps(item))
+        self.queue.put(json.dumps(item))
 
     def pop(self) -> Item:
-        item: Item = pickle.loads(self.queue.pop().data)
+        item: Item = json.loads(self.queue.pop().data)
         return item
 
     def peek(self) -> Item:
-        item: Item = pickle.loads(self.queue.peek().data)
+        item: Item = json.loads(self.queue.peek().data)
         return item
 
     def push_many(self, items: list[Item]) -> None:
         with self.queue.transaction():
             for item in items:
-                self.queue.put(pickle.dumps(item))
+                self.queue.put(json.dumps(item))
 
     def close(self) -> None:
         self.queue.conn.close()
