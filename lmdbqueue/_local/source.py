@@ -23,7 +23,7 @@ from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._local.sharing import open_environment
-from lmdbqueue._model import keyed_items, readers
+from lmdbqueue._model import fifo, keyed_items, readers
 from lmdbqueue._values import Entry, NamedTuple
 from lmdbqueue._verbs.batch import Envelope, Origin
 from lmdbqueue._verbs.head import Head, checked_batch
@@ -34,7 +34,6 @@ from lmdbqueue._verbs.reading import head_of
 class Bounds(NamedTuple):
     """The progress of a source."""
 
-    tail: int  # the number of its next item
     removed: int  # the number of items that have left, or the position of a reader; it never decreases
     waiting: int
 
@@ -48,6 +47,14 @@ class Source(ABC):
     @abstractmethod
     def bounds(self) -> Bounds:
         """Return its progress."""
+
+    @abstractmethod
+    def unknown(self, seqs: Collection[int]) -> list[int]:
+        """Return those of these numbers that no item of the queue has ever had, in ascending order.
+
+        Args:
+            seqs: The numbers.
+        """
 
     @abstractmethod
     def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
@@ -161,7 +168,16 @@ class QueueSource(Source):
     def bounds(self) -> Bounds:
         """Return the progress of the queue."""
         stats = self._queue.stats()
-        return Bounds(stats.tail, stats.removed, stats.waiting)
+        return Bounds(stats.removed, stats.waiting)
+
+    def unknown(self, seqs: Collection[int]) -> list[int]:
+        """Return those of these numbers that no item of the queue has ever had, in ascending order.
+
+        Args:
+            seqs: The numbers.
+        """
+        keys = [_format.key_of(seq) for seq in sorted(seqs)]
+        return list(map(_format.seq_of, self._engine.environment.view(self._engine.ref, fifo.never_given, keys)))
 
     def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
         """Return the first items: the envelope and the payload of each.
@@ -335,7 +351,7 @@ class ReaderSource(QueueSource):
     def bounds(self) -> Bounds:
         """Return the progress of the reader."""
         come = self._engine.environment.view(self._engine.ref, readers.come, self._reader.name)
-        return Bounds(self._queue.stats().tail, come, self._reader.count())
+        return Bounds(come, self._reader.count())
 
     def read(self, items: int, size: int) -> tuple[list[Envelope], list[bytes]]:
         """Return the first items that were not refused: the envelope and the payload of each.

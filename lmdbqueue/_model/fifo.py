@@ -125,6 +125,12 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
     return sorted(found)
 
 
+def never_given(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> list[bytes]:
+    """Return those of these keys that no item has ever had."""
+    tails = {number: bounds(txn, queue, number).tail for number in set(map(class_of_key, keys))}
+    return [key for key in keys if number_of(key) >= tails[class_of_key(key)]]
+
+
 # --- reading
 
 

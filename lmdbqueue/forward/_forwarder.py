@@ -230,11 +230,11 @@ class Forwarder:
             raise ForwardError(self._source.path, reason, advice)
         if mark is None:
             return
-        bounds = self._source.bounds()
-        if mark.next > bounds.tail:
-            reason = f"item {mark.next - 1} was forwarded, but the last item of this queue was {bounds.tail - 1}"
-        elif bounds.removed < mark.removed - len(mark.seqs):
-            reason = f"it had removed {mark.removed - len(mark.seqs)} items, and now has removed {bounds.removed}"
+        removed = self._source.bounds().removed
+        if unknown := self._source.unknown(mark.seqs):
+            reason = f"item {unknown[-1]} was forwarded, and this queue never had an item with that number"
+        elif removed < mark.removed - len(mark.seqs):
+            reason = f"it had removed {mark.removed - len(mark.seqs)} items, and now has removed {removed}"
         elif self._has_others(mark):
             reason = f"it has other items under numbers that were forwarded, up to {mark.next - 1}"
         else:

@@ -184,6 +184,42 @@ def test_a_target_that_was_restored_from_a_backup_is_noticed(open_queue, tmp_pat
     assert list(queue) == [4]
 
 
+@pytest.mark.parametrize("priority", [-3, 3])
+def test_items_with_a_priority_do_not_keep_the_next_forwarder_from_starting(open_queue, priority):
+    queue, there = open_queue(), open_queue("there")
+    queue.push(["a", "b"])
+    queue.push("c", priority=priority)
+    assert Forwarder(queue, there).run().items == 3
+    assert Forwarder(queue, there).run().items == 0
+    queue.push("d")
+    queue.push("e", priority=priority)
+    assert Forwarder(queue, there, batch=1).run().items == 2
+    queue.push("f")
+    assert Forwarder(queue, there).run().items == 1
+    assert sorted(there) == ["a", "b", "c", "d", "e", "f"]
+
+
+@pytest.mark.parametrize("priority", [-3, 0, 3])
+def test_a_source_that_never_had_an_item_that_was_forwarded_is_refused(open_queue, tmp_path, priority):
+    queue, there = open_queue(), open_queue("there")
+    for each in (-3, 0, 3):
+        queue.push("old", priority=each)
+    Forwarder(queue, there).run()
+    queue.close()
+    shutil.copytree(tmp_path / "queue", tmp_path / "backup")
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push("lost", priority=priority)
+        Forwarder(queue, there).run()
+    shutil.rmtree(tmp_path / "queue")
+    (tmp_path / "backup").rename(tmp_path / "queue")
+    with PersistentQueue("queue", tmp_path) as queue:
+        for each in {-3, 0, 3} - {priority}:
+            queue.push(["new", "new"], priority=each)
+        with pytest.raises(ForwardError, match="never had an item with that number"):
+            Forwarder(queue, there).run()
+        assert len(queue) == 4
+
+
 def test_what_is_noted_of_a_target_does_not_go_back(open_queue):
     source = QueueSource(open_queue()._engine.path)
     source.note("t", 3)
