@@ -13,14 +13,13 @@ while connecting, or in a reading     another connection, again
 in a change                           another connection shuts the old session out, which waits until the server has
                                       undone or committed what was under way, and reads its token: the change took
                                       place, and its result is returned; or it did not, and is done again
+... and nobody can be asked           when the call is over ``CommitUnknownError``, if its commit was awaited, else
+                                      ``ServerError``
+====================================  =========================================================================
 
 Connections lost elsewhere (by an interrupt, in a block, while undoing) are settled in this way before the next change:
 until then they might hold the items that they have claimed, and the change would skip those as it skips all items that
 others are taking.
-=======
-... and nobody can be asked           when the call is over ``CommitUnknownError``, if its commit was awaited, else
-                                      ``ServerError``
-====================================  =========================================================================
 
 A call is over ``patience`` seconds after it was made, whatever it was that did not answer, and however often. Only a
 server that says that it is at work is waited for longer (``_silence``).
