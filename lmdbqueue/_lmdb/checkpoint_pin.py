@@ -17,8 +17,8 @@ step  what the first to open a generation does, who holds    killed after it: th
 2     list LMDB's readers: the pin is not among them.        the same
       Remnants of an earlier pin are cleared
 3     begin two transactions, look where their entries are,  the same: LMDB sets the file up anew
-      end both: one at least is free then, and in use as far
-      as LMDB counts
+      end both: one at least is free then, and in use
+      as far as LMDB counts
 4     write "no transaction" and the mark into it, and then  as 3, or finds the pin, which holds nothing
       the pid of nobody
 ====  =====================================================  ========================================================

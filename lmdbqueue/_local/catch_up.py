@@ -10,7 +10,8 @@ step  what is done, holding the lock of flushes             killed after it
 1     copy a snapshot of N to the file ahead                the file is worthless: the next
 2     catch up with a newer snapshot, again and again,      flush, or the next process to open
       until little is new; fsync                            the queue alone, removes it
-3     the swap begins: write lock of N (``_local.swap``, step 1)
+3     the swap begins: write lock of N (step 1 of
+      ``_local.swap``)
 4     catch up with N, give the file its reserve, fsync     as above
 5     rename it to the draft of N+1; the swap goes on       as of the swap
 ====  ====================================================  ==================================

@@ -6,7 +6,7 @@ holds which lock (``_local.environment``), what spoils a block (``_verbs.block``
 ====  ====================================================  =====================================
 step  what is done                                          killed after it; or the power goes
 ====  ====================================================  =====================================
-1     take the right to write of this process (``_writer``)  nothing was changed; the kernel and
+1     take this process's right to write (``_writer``)      nothing was changed; the kernel and
       and LMDB's write lock: nobody else writes              LMDB free the locks
 2     flush, if what is seen here is not on the disk yet     as 1
 3     run the block: each verb of this thread on a queue     as 1

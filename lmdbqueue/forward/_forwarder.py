@@ -11,7 +11,7 @@ step  what is done                                        killed after it, or th
 1     ask the target for the mark of this source; again   does the same
       if another forwarder has noted a later batch here
 2     compare it with the source: if items are missing    does the same
-      or extra, one side was restored from a backup: stop
+      or extra, a side was restored from a backup: stop
 3     remove here the items that the mark lists           finds none of them here any more
 4     read the first items                                reads them again
 5     store the batch there with its mark, in one step    finds the mark: 1, 3

@@ -13,7 +13,7 @@ step  what is done, by a worker                                     killed after
 ====  ============================================================  ==================================================
 1     lease the task                                                it is back in its place at once, for any worker
 2     run it                                                        as 1: it runs again
-3     in one transaction, store its results and acknowledge it     it is done
+3     in one transaction, store its results and acknowledge it      it is done
 ====  ============================================================  ==================================================
 
 Calls that a task itself makes to Huey while it runs (starting other tasks, taking locks) are stored immediately, as

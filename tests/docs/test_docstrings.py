@@ -1,12 +1,14 @@
 """What ``help()`` shows of each public class and function describes every parameter, and every field of a value."""
 
+import ast
+import glob
 import importlib
 import inspect
 import os
 import re
 
 import pytest
-from examples import ROOT
+from examples import ROOT, read
 
 MADE_FOR_USERS = {  # nobody calls their constructors: a verb does, or kombu
     "AsyncDeadLetters",
@@ -61,6 +63,35 @@ def _documented(module):
                 function.__doc__,
                 [each for each in _named(function) if each not in {"self", "cls"}],
             )
+
+
+def _crooked(docstring):
+    """Yield the lines with text between two columns of a table, and rulers that are none."""
+    gaps = ruler = None
+    for line in docstring.splitlines():
+        if re.fullmatch(r"[ =]*={4}[ =]*", line):
+            if ruler not in {None, line} or " =" not in line:
+                yield line
+            ruler = line
+            gaps = [found.span() for found in re.finditer(" +", line)]
+        elif not line:
+            gaps = ruler = None
+        elif gaps and any(line[begin:end].strip() for begin, end in gaps):
+            yield line
+
+
+def test_the_tables_of_modules_are_straight():
+    paths = glob.glob(os.path.join(ROOT, "lmdbqueue", "**", "*.py"), recursive=True)
+    docstrings = [ast.get_docstring(ast.parse(read(path))) or "" for path in paths]
+    assert sum("====  ====" in each for each in docstrings) > 10
+    assert [line for each in docstrings for line in _crooked(each)] == []
+
+
+@pytest.mark.parametrize("line", ["=======", "====  ===", "abcdef", "a   b"])
+def test_a_crooked_line_of_a_table_is_found(line):
+    table = "====  ====\na     b\n====  ====\n{}\n====  ====\n"
+    assert list(_crooked(table.format("a     bcd"))) == []
+    assert line in _crooked(table.format(line))
 
 
 @pytest.mark.parametrize("module", MODULES)
