@@ -100,6 +100,15 @@ def sync_file(fd: int) -> None:
         os.fsync(fd)
 
 
+def sync_path(path: str) -> None:
+    """Bring the file at ``path`` to the disk, whoever has written it; not its name."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        sync_file(fd)
+    finally:
+        os.close(fd)
+
+
 def synced_steadily(fd: int) -> AbstractContextManager[None]:
     """Bring a long file to the disk while the block writes it: a single sync at the end would delay those of others.
 

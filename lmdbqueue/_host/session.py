@@ -193,10 +193,12 @@ class Session:
     def unsynced_since(self, time: int) -> None:
         self._words[_UNSYNCED] = time
 
-    def note_unsynced(self, clock: Callable[[], int]) -> None:
-        """Note that there is a commit that no checkpoint covers."""
-        if not self._words[_UNSYNCED]:
-            self._words[_UNSYNCED] = clock()
+    def note_unsynced(self, clock: Callable[[], int]) -> int:
+        """Note that there is a commit that no checkpoint covers; return the moment since which there may be one."""
+        since = self._words[_UNSYNCED]
+        if not since:
+            since = self._words[_UNSYNCED] = clock()
+        return since
 
     def is_shared(self) -> bool:
         """Return whether another process has joined after the first; joining records this before anything else."""

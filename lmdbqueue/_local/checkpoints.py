@@ -29,7 +29,7 @@ step  what is done, and with which lock                     killed after it, or 
                                                             moved, which keeps more until the next checkpoint
 5     clear the moment since which commits are uncovered,   only ``stats`` reads it, and only if the newest
       or set it to the begin of step 1 if there are newer   transaction is not covered: so a moment that was left
-      ones                                                  behind says nothing
+      ones                                                  behind says nothing. If one is missing, that is now
 ====  ====================================================  =========================================================
 
 The rule: no process commits before the pin holds a checkpoint. It holds none if the generation was not open before, so
@@ -181,11 +181,12 @@ class Checkpoints:
 
     def uncovered_since(self) -> int:
         """Return a moment not after the oldest uncovered commit, in ns of the monotonic clock; 0: none is uncovered."""
-        since = self._session.unsynced_since
         with suppress(Superseded):  # closed just now by this process
-            if since and self._session.is_covered(self._generation.newest()):
+            if self._session.is_covered(self._generation.newest()):
                 return 0
-        return since
+            # who cleared the moment just as another process committed may be stopped, or was killed
+            return self._session.note_unsynced(time.monotonic_ns)
+        return self._session.unsynced_since
 
     def hurry(self, interval: float) -> None:
         """Make a checkpoint every ``interval`` seconds from now on."""
@@ -200,9 +201,9 @@ class Checkpoints:
             raise Superseded
         began = time.monotonic_ns()
         was_uncovered, written = self.is_uncovered, self._written
-        self.is_uncovered, self._written = False, 0  # before the snapshot: commits made meanwhile count again
         is_made = False
         try:
+            self.is_uncovered, self._written = False, 0  # before the snapshot: commits made meanwhile count again
             transaction, body = self._generation.newest_meta()
             number = self._generation.number
             self._bring_down(Checkpoint(number, body))
@@ -292,14 +293,17 @@ class Checkpoints:
         return False
 
     def _may_end(self) -> bool:
-        """Return whether the thread may end: no thread is writing, and no commit is uncovered."""
+        """Return whether the thread may end: no other is writing or making a checkpoint, and no commit is uncovered."""
         if not self._writer.acquire(blocking=False):
             return False
         try:
-            if self.is_uncovered:
+            if not self._busy.acquire(blocking=False):  # what another thread fails to cover is left to this one
                 return False
-            self._is_kept = False
-            return True
+            try:
+                self._is_kept = self.is_uncovered
+                return not self._is_kept
+            finally:
+                self._busy.release()
         finally:
             self._writer.release()
 

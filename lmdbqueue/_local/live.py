@@ -42,6 +42,7 @@ from lmdbqueue._errors import ClosedError, CorruptQueueError, ForkError, NestedC
 from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory
+from lmdbqueue._host.disk import sync_path, translated
 from lmdbqueue._host.flock import LeftFile
 from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, free, held, is_mine
@@ -126,7 +127,7 @@ class Live:
             return None
         checkpoints = self._checkpoints
         since = 0 if checkpoints is None else checkpoints.uncovered_since()
-        return max(0, time.monotonic_ns() - since) / 1e9 if since else 0.0
+        return max(1, time.monotonic_ns() - since) / 1e9 if since else 0.0
 
     @property
     def is_crowded(self) -> bool:
@@ -279,10 +280,13 @@ class Live:
 
         if self._slots is None:
             self._slots = Slots(self.directory.file(CHECKPOINT), self.directory.folder)
+        before = self._checkpoints
         found = Checkpoints(generation, session, self._slots, self._writer, self.interval, self._begin_anew)
         generation.keeper = self._checkpoints = found
         self._covers = found.is_mine
-        if session.unsynced_since and (session.first or self._wanted is not None):
+        has_left_some = before is not None and before.is_uncovered  # before this process reopened the file
+        is_for_others = session.first or self._wanted is not None  # not for maintenance
+        if (has_left_some or is_for_others) and not session.is_covered(generation.newest()):
             found.resume()
 
     def _close_slots(self) -> None:
@@ -318,6 +322,8 @@ class Live:
             draft = self.directory.draft(number + 1)
             if not session.is_in_doubt(number) or not is_whole(draft, self.directory.options):
                 raise
+            with translated(draft, "recovery"):
+                sync_path(draft)  # its writer may have been killed before
             return False
         return True
 

@@ -107,7 +107,7 @@ from typing import TYPE_CHECKING, Final
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.directory import CHECKPOINT
-from lmdbqueue._host.disk import sync_file, translated
+from lmdbqueue._host.disk import sync_path, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
@@ -258,11 +258,7 @@ def _is_whole_after(path: str, base: MetaPage, newest: MetaPage, *, is_running: 
 
 def _make_count(path: str, counts: MetaPage) -> MetaPage:
     """Bring a snapshot to the disk, and write it into both slots, with numbers that were never used."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        sync_file(fd)
-    finally:
-        os.close(fd)
+    sync_path(path)
     newest, before = meta_page.read(path)
     slots = [each for each in (newest, before) if each.body != counts.body] or [before]
     number = max(newest.transaction, counts.transaction) + _LEAP
@@ -296,11 +292,7 @@ def take_back(path: str, number: int, session: Session) -> None:
 def _advance(path: str) -> MetaPage:
     """Bring the current state to the disk under the next number, so that no earlier attempt has a future number."""
     newest, other = meta_page.read(path)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        sync_file(fd)
-    finally:
-        os.close(fd)
+    sync_path(path)
     return meta_page.advance(path, newest, other)
 
 

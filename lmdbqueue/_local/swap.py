@@ -49,7 +49,7 @@ from collections.abc import Callable
 
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._host.directory import Directory
-from lmdbqueue._host.disk import open_private, sync_directory, sync_file, synced_steadily, translated
+from lmdbqueue._host.disk import open_private, sync_directory, sync_path, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.generation import Generation
@@ -109,8 +109,4 @@ def write_copy(generation: Snapshot, _txn: Txn, path: str, kept: Kept | None = N
 def complete(path: str) -> None:
     """Give a new file its reserve and its lock file, and bring it to the disk."""
     provide(path)
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        sync_file(fd)
-    finally:
-        os.close(fd)
+    sync_path(path)

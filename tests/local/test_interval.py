@@ -19,7 +19,7 @@ import lmdb
 import pytest
 from old_queues import write_file
 from opener import as_after_a_reboot
-from processes import eventually, forked, generations, status_of
+from processes import Moments, eventually, forked, generations, interrupt, status_of
 from proofs import prove_by_the_checkpoint
 
 from lmdbqueue import (
@@ -535,6 +535,67 @@ def test_after_a_flush_that_failed_the_file_is_written_anew_with_no_call(tmp_pat
             eventually(lambda: generations(queue._engine.path) == ["00000002.mdb"])
             eventually(lambda: queue.stats().unsynced_seconds == 0)
             assert queue.peek() == 1
+
+
+def test_what_a_sync_fails_to_cover_is_left_to_the_thread_though_that_would_have_ended(tmp_path, monkeypatch):
+    flush, ends = of_lmdb.Generation.flush_to_disk, []
+    may_end = Checkpoints._may_end
+
+    def fail_when_the_thread_has_looked(_):
+        monkeypatch.setattr(of_lmdb.Generation, "flush_to_disk", flush)
+        _checkpoints(queue).hurry(0.001)
+        eventually(lambda: len(ends) > 1 or True in ends)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        monkeypatch.setattr(Checkpoints, "_may_end", lambda each: (ends.append(may_end(each)), ends[-1])[1])
+        monkeypatch.setattr(of_lmdb.Generation, "flush_to_disk", fail_when_the_thread_has_looked)
+        with pytest.raises(StorageError):
+            queue.sync()
+        eventually(lambda: queue.stats().unsynced_seconds == 0)
+
+
+def test_an_interrupt_at_any_moment_of_a_sync_leaves_what_is_uncovered_to_the_thread(tmp_path):
+    with _open(tmp_path, 0.001) as queue:
+        mine = _checkpoints(queue)
+
+        def leave_it_to_sync():
+            eventually(lambda: not mine._is_kept)
+            mine.interval = NEVER
+            queue.push(1)
+
+        leave_it_to_sync()
+        for number in itertools.count(1):
+            moments = Moments(number, interrupt)
+            try:
+                with moments:
+                    queue.sync()
+                break
+            except KeyboardInterrupt:
+                assert moments.left == 0
+            mine.hurry(0.001)
+            eventually(lambda: queue.stats().unsynced_seconds == 0)
+            leave_it_to_sync()
+    assert number > 20
+
+
+def test_what_was_committed_before_the_file_was_reopened_is_covered(tmp_path):
+    with _open(tmp_path, None) as queue:
+        environment = queue._engine.environment
+        queue.push(1)
+        with environment._writer:
+            environment._abandon_broken(environment._generation)
+        eventually(lambda: queue.stats().unsynced_seconds == 0)
+
+
+def test_an_uncovered_commit_is_told_though_the_moment_of_it_was_cleared(tmp_path):
+    with _open(tmp_path) as queue:
+        queue.push(1)
+        queue._engine.environment._session.unsynced_since = 0  # by another process, which was killed just then
+        assert queue.stats().unsynced_seconds > 0
+        queue.sync()
+        assert queue.stats().unsynced_seconds == 0
 
 
 def test_where_no_thread_can_be_started_each_commit_is_covered_at_once(tmp_path, monkeypatch):
