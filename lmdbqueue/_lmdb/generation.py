@@ -54,7 +54,7 @@ from lmdbqueue._lmdb.content import Content
 from lmdbqueue._lmdb.durability import Durable
 from lmdbqueue._lmdb.failures import Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.meta_page import LAST_PAGE, LAST_PAGE_AT, MetaPage
-from lmdbqueue._lmdb.opening import LOCK_FILE, LockFile, open_environment, refuse_cut_off, wanted_map
+from lmdbqueue._lmdb.opening import LOCK_FILE, LockFile, open_shared, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
 from lmdbqueue._lmdb.snapshot import Kept, Ref, Tables, Txn, end, is_open
 
@@ -106,7 +106,7 @@ class Generation(Durable):
                 self._map_pin()
         env = None
         try:
-            env, map_size = open_environment(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
+            env, map_size = open_shared(self.path, sync=not self._is_flushed_once, max_dbs=self._max_dbs)
             self._is_confined = map_size < wanted_map(self.path)
             with translated(self.path, "opening"):
                 self._lock_file.hold()

@@ -36,7 +36,7 @@ from typing import Any, Final
 import lmdb
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._errors import CorruptQueueError, StorageError
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, translated
 from lmdbqueue._lmdb import meta_page
@@ -124,6 +124,20 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
             map_size //= 2
         else:
             return env, max(map_size, int(env.info()["map_size"]))
+
+
+def open_shared(path: str, **options: Any) -> tuple[lmdb.Environment, int]:
+    """Like ``open_environment``, with the lock file. Raises ``StorageError`` if the fault is that file's.
+
+    LMDB reports it like damage of the file beside it, whose meta pages are whole (``refuse_cut_off``). It finds a lock
+    file that it has not set up if another program holds a lock on that, or if the system refused its own lock once.
+    """
+    try:
+        return open_environment(path, **options)
+    except (lmdb.InvalidError, lmdb.VersionMismatchError) as error:
+        reason = f"{path}-lock was not set up by this version of LMDB ({error})"
+        advice = "try again; if that fails, too, end all other processes that have the queue open"
+        raise StorageError(path, "opening", reason, advice) from error
 
 
 def wanted_map(path: str, size: int = 0) -> int:

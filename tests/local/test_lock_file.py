@@ -8,7 +8,7 @@ import shutil
 import pytest
 from processes import eventually, forked, status_of
 
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, StorageError
 from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb.opening import LockFile
 
@@ -131,3 +131,27 @@ def test_a_system_without_these_locks_has_those_of_lmdb(tmp_path, monkeypatch):
 
         assert status_of(forked(read_as_another)) == 0
         assert len(queue) == 0
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "not an LMDB file"), (b"\xde\xc0\xef\xbe", "version mismatch")])
+def test_a_lock_file_that_lmdb_may_not_set_up_is_no_damage_of_the_queue(content, reason, tmp_path):
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push("kept")
+    (path,) = (tmp_path / "queue").glob("*.mdb-lock")
+    path.write_bytes(content.ljust(path.stat().st_size, b"\0"))
+    is_locked, is_told = tmp_path / "locked", tmp_path / "told"
+
+    def lock_as_another():
+        with open(path, "r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH, 1)
+            _touch(is_locked)
+            eventually(is_told.exists)
+
+    child = forked(lock_as_another)
+    eventually(is_locked.exists)
+    with pytest.raises(StorageError, match=f"-lock was not set up by this version of LMDB .*{reason}"):
+        PersistentQueue("queue", tmp_path)
+    _touch(is_told)
+    assert status_of(child) == 0
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert queue.pop() == "kept"
