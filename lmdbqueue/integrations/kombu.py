@@ -587,6 +587,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def broker(self) -> Broker:
         """The directory of this connection."""
         if self._opened is None or not self._opened.is_mine:
+            if (host := self.client.hostname) not in (None, "", "localhost"):  # it would be left out of the path
+                message = (
+                    f"'lmdb://{host}/...' names a host, {host!r}: write 'lmdb:///' and a relative path, "
+                    "or 'lmdb:////' and the rest of an absolute one"
+                )
+                raise ValueError(message)
             durability = self.client.transport_options.get("durability", "full")
             self._opened = Broker(self.client.virtual_host, durability)
         return self._opened

@@ -726,3 +726,28 @@ def test_an_argument_of_a_queue_that_has_no_effect_is_told(connect, caplog):
     assert [record.getMessage() for record in caplog.records if record.name == "lmdbqueue"] == [
         "arguments of queue 'short' that have no effect here: x-max-length"
     ]
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("lmdb:///here", "here"),
+        ("lmdb:///in/here", "in/here"),
+        ("lmdb://localhost/here", "here"),
+        ("lmdb:///a%20b", "a b"),
+        ("lmdb://in/here", None),
+        ("lmdb://./here", None),
+        ("lmdb://here", None),
+    ],
+)
+def test_a_url_is_a_path_and_one_with_a_host_is_refused(tmp_path, monkeypatch, url, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    with kombu.Connection(url) as connection:
+        if path is None:
+            with pytest.raises(ValueError, match="names a host"):
+                connection.connect()
+            assert [*tmp_path.glob("**/*.mdb")] == []
+        else:
+            connection.connect()
+            assert (tmp_path / path / "queue.json").exists()
