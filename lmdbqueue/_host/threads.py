@@ -302,3 +302,8 @@ def _closed() -> Lock:
     lock = Lock()
     lock.acquire()
     return lock
+
+
+def waits_in_native_code() -> bool:
+    """Return whether a wait here also stops the other greenlets of the thread, as ``gevent.monkey`` prevents."""
+    return type(Lock()).__module__ == "_thread"

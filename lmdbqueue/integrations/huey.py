@@ -41,13 +41,14 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from huey.api import Huey
-from huey.constants import EmptyData
+from huey.constants import WORKER_GREENLET, EmptyData
+from huey.exceptions import ConfigurationError
 from huey.signals import SIGNAL_INTERRUPTED
 from huey.storage import BaseStorage
 
 from lmdbqueue._errors import Empty, FormatError, Full, LeaseExpiredError, QueueError, told
 from lmdbqueue._format import Durability
-from lmdbqueue._host.threads import holding
+from lmdbqueue._host.threads import holding, waits_in_native_code
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.relay import relay
@@ -58,6 +59,8 @@ __all__ = ["LmdbHuey", "LmdbStorage"]
 
 _UNTIL: Final = struct.Struct(">d")  # before each value: when it expires, in seconds since 1970; 0 for never
 _LONGEST: Final = 200  # bytes of the longest key that is kept unchanged
+_NAME: Final = 160  # bytes of the longest name of a Huey that is kept unchanged, but for its quoting
+_GREENLETS: Final = (WORKER_GREENLET, "gevent")  # types of workers
 _HIGHEST: Final = 127  # priority
 _PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes again, twice as many each time
 _DOUBLINGS: Final = 6  # of that pause, at most
@@ -135,12 +138,15 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             found = options_of(self.path)
             durability, checksum = found.durability, found.checksum
 
+        quoted = quote(self.name, safe="")
+        name = quoted if len(quoted) <= _NAME else f"{quoted[: _NAME // 2]}-{_digest(quoted)}"
+
         def queue(part: str) -> PersistentQueue[bytes]:
             return PersistentQueue(
                 self.path,
                 dumps=bytes,
                 loads=bytes,
-                name=f"{quote(self.name, safe='')}-{part}",
+                name=f"{name}-{part}",
                 max_attempts=self._max_attempts,
                 durability=durability,
                 checksum=checksum,
@@ -573,6 +579,13 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         self.on_startup("lmdbqueue")(lambda: self._tell_storage("begin_worker"))
         self.on_shutdown("lmdbqueue")(lambda: self._tell_storage("end_worker"))
 
+    def create_consumer(self, **options: Any) -> Any:
+        """Create a consumer, with Huey's options; one of greenlets needs ``gevent.monkey.patch_all()``."""
+        if options.get("worker_type") in _GREENLETS and waits_in_native_code():
+            message = "greenlets need gevent.monkey.patch_all() before lmdbqueue is imported, or all wait for each"
+            raise ConfigurationError(message)
+        return super().create_consumer(**options)
+
     def dequeue(self) -> Any:
         """Lease the first task; called by a worker."""
         storage = self.storage
@@ -664,7 +677,11 @@ def _key(key: str | bytes) -> str:
     text = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else key
     if len(text.encode("utf-8", "backslashreplace")) <= _LONGEST:
         return text
-    return f"{text[:40]}#{blake2b(text.encode('utf-8', 'backslashreplace'), digest_size=16).hexdigest()}"
+    return f"{text[:40]}#{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
 
 def _is_over(record: bytes) -> bool:

@@ -619,3 +619,59 @@ def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
     status_of(pid)
     eventually(lambda: figures(site.huey) == (1, 0, 0))
     site.huey.storage.close()
+
+
+# --- names, greenlets
+
+
+def test_a_huey_may_have_any_name(tmp_path):
+    names = ["", "a b", "a/b", "a_b", "%", "日" * 60, "x" * 240, "x" * 240 + "y", "x" * 160, "x" * 161]
+    storages = [LmdbStorage(name, tmp_path / "tasks", durability="off") for name in names]
+    for storage in storages:
+        storage.enqueue(storage.name.encode())
+    assert [storage.enqueued_items() for storage in storages] == [[name.encode()] for name in names]
+    for storage in storages:
+        storage.close()
+
+
+_GREENLETS = """
+import sys
+
+if sys.argv[2] == "late":
+    import lmdbqueue
+if sys.argv[2] != "never":
+    from gevent import monkey
+    monkey.patch_all()
+import gevent
+from huey.exceptions import ConfigurationError
+from lmdbqueue.integrations.huey import LmdbHuey
+
+huey = LmdbHuey("app", path=sys.argv[1], durability="off")
+
+
+@huey.task()
+def work(n):
+    gevent.sleep(0.001 * (n % 3))
+    return n
+
+
+try:
+    consumer = huey.create_consumer(workers=4, worker_type="greenlet", periodic=False)
+except ConfigurationError as error:
+    sys.exit(f"refused: {error}")
+consumer.start()
+results = [work(n) for n in range(1, 41)]
+assert [result.get(blocking=True, timeout=30) for result in results] == list(range(1, 41))
+consumer.stop(graceful=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late", "never"])
+def test_greenlets_work_if_all_is_patched_and_are_refused_if_each_would_stop_the_others(tmp_path, when):
+    pytest.importorskip("gevent")
+    command = [sys.executable, "-c", _GREENLETS, str(tmp_path / "tasks"), when]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    if when == "early":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "refused: greenlets need gevent.monkey.patch_all()" in done.stderr
