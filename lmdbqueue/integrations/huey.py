@@ -17,8 +17,8 @@ step  what is done, by a worker                                     killed after
 ====  ============================================================  ==================================================
 
 Calls that a task itself makes to Huey while it runs (starting other tasks, taking locks) are stored immediately, as
-usual. A due task stays in the schedule until the scheduler has enqueued it, and then moves in one step; if that fails,
-the scheduler gets it again after a minute.
+usual, and those of hooks and signal handlers before it when it begins to run. A due task stays in the schedule until
+the scheduler has enqueued it, and then moves in one step; if that fails, the scheduler gets it again after a minute.
 
 A counter must return its value immediately, since the last task of a chord enqueues the callback. So a task is counted
 immediately, together with a mark that is removed in step 3: a task that comes again between the two is counted once,
@@ -231,6 +231,27 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         finally:
             self._here.box = outer  # a statement, as no interrupt may come between: what is stored later is no part
             self._end(lease, box, raised)
+
+    def begin(self, box: "_Box") -> None:
+        """Store what hooks and signal handlers have stored before a task that now runs; if that fails, its end does.
+
+        Args:
+            box: The box of the task.
+        """
+        steps = list(box.steps)
+        if not (steps or box.deleted or box.uncounted):
+            return
+        try:
+            with self._queues.tasks.transaction():
+                box.run()
+                self._remove(box.uncounted, box.deleted)
+        except BaseException as error:
+            box.steps = steps
+            if not isinstance(error, (QueueError, OSError)):
+                raise
+        else:
+            box.deleted.clear()
+            box.uncounted.clear()
 
     def _end(self, lease: Lease[bytes], box: "_Box", error: BaseException | None) -> None:
         """Store the results of a task in one step with its acknowledgement: now, or in a worker with the next ``take``.
@@ -618,6 +639,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             run = task.execute
 
             def execute() -> Any:
+                self.storage.begin(box)
                 box.is_open = False
                 try:
                     return run()

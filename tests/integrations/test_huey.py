@@ -15,7 +15,7 @@ os.environ["HUEY_SLOW_TESTS"] = "1"  # before its tests are imported
 
 from huey.api import Huey, chord
 from huey.constants import EmptyData
-from huey.signals import SIGNAL_ENQUEUED, SIGNAL_INTERRUPTED
+from huey.signals import SIGNAL_ENQUEUED, SIGNAL_EXECUTING, SIGNAL_INTERRUPTED
 from huey.tests import test_api, test_consumer, test_priority, test_signals
 from huey.tests.base import BaseTestCase
 from huey.tests.test_storage import StorageTests
@@ -619,6 +619,75 @@ def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
     status_of(pid)
     eventually(lambda: figures(site.huey) == (1, 0, 0))
     site.huey.storage.close()
+
+
+# --- what is stored before a task runs
+
+
+def test_what_hooks_store_before_a_task_is_there_while_it_runs(huey):
+    seen = []
+
+    @huey.task()
+    def note(_text):
+        pass
+
+    @huey.task()
+    def work():
+        seen.append(
+            (huey.get("hook", peek=True), huey.get("handler", peek=True), huey.get("old", peek=True), len(huey))
+        )
+
+    @huey.pre_execute()
+    def before(_task):
+        huey.put("hook", "runs")
+        huey.delete("old")
+        note("it runs")
+
+    @huey.signal(SIGNAL_EXECUTING)
+    def on_signal(_signal, _task):
+        huey.put("handler", "runs")
+
+    huey.put("old", 1)
+    work()
+    huey.execute(huey.dequeue())
+    assert seen == [("runs", "runs", None, 1)]
+    assert len(huey) == 1, "the note, once"
+
+
+def test_a_revocation_during_a_task_outlives_one_that_ended_before_it(huey):
+    @huey.task()
+    def work():
+        work.revoke()
+
+    work.revoke(revoke_until=huey._get_timestamp())
+    work()
+    huey.execute(huey.dequeue())
+    assert work.is_revoked()
+
+
+@pytest.mark.parametrize("error", [OSError, ZeroDivisionError])
+def test_what_hooks_cannot_store_before_a_task_is_stored_with_its_end(huey, monkeypatch, error):
+    @huey.task()
+    def work():
+        monkeypatch.undo()
+        return 1
+
+    @huey.pre_execute()
+    def before(task):
+        if task.name == "work":
+            huey.put("hook", "ran")
+            monkeypatch.setattr(huey.storage.tasks, "transaction", fail)
+
+    def fail():
+        raise error
+
+    result = work()
+    huey.execute(huey.dequeue())
+    monkeypatch.undo()
+    assert huey.get("hook", peek=True) == "ran"
+    if error is OSError:
+        assert result.get() == 1
+    assert figures(huey) == (0, 0, 0)
 
 
 # --- names, greenlets
