@@ -140,10 +140,10 @@ def find_directory(path: str, remembered: Remembered) -> Directory:
         try:
             folder = open_folder(path)
         except FileNotFoundError:
-            raise _no_queue(path) from None
+            raise _no_queue(path, "missing") from None
         try:
             if not _is_queue(os.listdir(folder)):
-                raise _no_queue(path)  # noqa: TRY301  (the folder is closed below)
+                raise _no_queue(path, "an ordinary directory")  # noqa: TRY301  (the folder is closed below)
             return _existing(path, folder, remembered, mends=False)
         except BaseException:
             close(folder)
@@ -161,8 +161,8 @@ def _is_queue(names: list[str]) -> bool:
     return _OPTIONS_FILE in names or bool(_generations(names))
 
 
-def _no_queue(path: str) -> FormatError:
-    return FormatError(path, "no queue", "give the path of a queue's directory")
+def _no_queue(path: str, found: str) -> FormatError:
+    return FormatError(path, found, "give the path of a queue's directory")
 
 
 def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> Directory:

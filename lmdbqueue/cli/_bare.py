@@ -7,11 +7,13 @@ other commands, except that they are missing.
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import lmdbqueue
 
-_NO_QUEUE: Final = 4  # an exit code, as in _command
+_NO_QUEUE: Final = 4  # exit codes, as in _command
+_INTERRUPTED: Final = 130
 
 
 def demo(source: str | None, items: int) -> int:
@@ -57,14 +59,16 @@ def run(arguments: Sequence[str]) -> int:
     check_.add_argument("path", metavar="PATH", help="the directory of the queue")
     check_.add_argument("--repair", action="store_true", help="write everything readable to a new file")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands.choices:
-        advice = "it needs click and rich: pip install 'lmdbqueue-persistent[cli]'"
-        print(f"lmdbqueue: {arguments[0]} is not installed: {advice}", file=sys.stderr)
+        told = "without click and rich there are only demo and check: pip install 'lmdbqueue-persistent[cli]'"
+        print(f"lmdbqueue: no command {arguments[0]!r}: {told}", file=sys.stderr)
         return 2
     options = parser.parse_args(arguments)
-    if options.command == "demo":
-        return demo(options.input, options.items)
     try:
+        if options.command == "demo":
+            return demo(options.input, options.items)
         return check(options.path, repair=options.repair)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except lmdbqueue.QueueError as error:
         print(f"lmdbqueue: {error}", file=sys.stderr)
         return _NO_QUEUE if isinstance(error, lmdbqueue.FormatError) else 1
@@ -80,8 +84,8 @@ def _readable(path: str) -> str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        message = f"{number} is not at least 1"
-        raise argparse.ArgumentTypeError(message)
-    return number
+    with suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    message = f"{text!r} is not a number of at least 1"
+    raise argparse.ArgumentTypeError(message)

@@ -11,6 +11,7 @@ repeats that step: a line may be delivered twice, but none may be lost.
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -102,10 +103,28 @@ def _kill_again_and_again(place: str, source: str, items: int) -> int:
         lambda: spawn.Process(target=_produce, args=(place, source, items)),
         lambda: spawn.Process(target=_consume, args=(place,)),
     ]
-    progress = (_acknowledged, _delivered)
-    workers = [start() for start in starts]
-    for worker in workers:
+    workers: list[BaseProcess] = []
+    try:
+        workers += (_started(start()) for start in starts)
+        return _to_the_end(place, items, starts, workers)
+    finally:  # after an interrupt: they work in a directory that is about to be removed
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def _started(worker: BaseProcess) -> BaseProcess:
+    """Start a process that ignores the Ctrl-C of its terminal: the demo gets it, too, and ends this process."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    try:
         worker.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    return worker
+
+
+def _to_the_end(place: str, items: int, starts: list[Callable[[], BaseProcess]], workers: list[BaseProcess]) -> int:
+    progress = (_acknowledged, _delivered)
     shares = [1, 1]
     while any(worker.is_alive() for worker in workers):
         done = [measure(place) for measure in progress]
@@ -115,8 +134,7 @@ def _kill_again_and_again(place: str, source: str, items: int) -> int:
                 worker.kill()
                 worker.join()
                 shares[index] += 1
-                workers[index] = starts[index]()
-                workers[index].start()
+                workers[index] = _started(starts[index]())
         multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.is_alive()], timeout=0.002)
     for worker in workers:
         if worker.exitcode:

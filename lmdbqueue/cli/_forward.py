@@ -6,10 +6,11 @@ Owns: what the command prints. Law: only the last line goes to standard output. 
 import os
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import click
@@ -32,6 +33,17 @@ from lmdbqueue.forward import (
     load,
 )
 from lmdbqueue.forward._bodies import Encode
+
+_DATABASES: Final = ("postgresql", "postgres")
+_HTTP: Final = ("http", "https")
+_MQTT: Final = ("mqtt", "mqtts")
+_SCHEMES: Final = ("file", *_DATABASES, *_HTTP, *_MQTT)
+_HAVE: Final = {  # the schemes with which an option has an effect
+    "--to": ("file", *_DATABASES),
+    "--header": _HTTP,
+    "--qos": _MQTT,
+    **dict.fromkeys(("--bytes", "--with-headers", "--trust"), (*_HTTP, *_MQTT)),
+}
 
 
 @command("forward", example="lmdbqueue forward spool postgresql://central/app --name jobs --follow")
@@ -57,7 +69,7 @@ from lmdbqueue.forward._bodies import Encode
     help="With --follow: let each batch fill for this time.",
 )
 @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Another header of HTTP requests.")
-@click.option("--qos", type=click.IntRange(0, 2), default=1, show_default=True, help="QoS of MQTT messages.")
+@click.option("--qos", type=click.IntRange(0, 2), help="QoS of MQTT messages.  [default: 1]")
 @click.option("--bytes", "form", flag_value="bytes", help="Send the stored bytes over HTTP and MQTT.  [default: JSON]")
 @click.option("--with-headers", is_flag=True, help="Send JSON with the number, time and headers of each item.")
 @click.option("--trust", is_flag=True, help="Unpickle items that others may have written; it can run any code.")
@@ -116,7 +128,7 @@ def _target(
     *,
     to: str,
     headers: tuple[str, ...],
-    qos: int,
+    qos: int | None,
     form: Form,
     with_headers: bool,
     trust: bool,
@@ -124,18 +136,29 @@ def _target(
     """Return the target that a URL names."""
     if with_headers and form == "bytes":
         raise click.UsageError("--with-headers sends JSON, but --bytes sends the stored bytes: use one of them.")
-    scheme = urlsplit(url).scheme
+    scheme = _scheme_of(url)
+    _refuse_without_effect(
+        scheme,
+        {
+            "--to": bool(to),
+            "--header": bool(headers),
+            "--qos": qos is not None,
+            "--bytes": form is not None,
+            "--with-headers": with_headers,
+            "--trust": trust,
+        },
+    )
     if scheme == "file":
         return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name, codec_of(path, name)))
-    if scheme in ("http", "https", "mqtt", "mqtts"):
+    if scheme in (*_HTTP, *_MQTT):
         stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
         loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
         encode: Encode = as_bytes if form == "bytes" else as_json_with_headers if with_headers else as_json
         try:
-            if scheme.startswith("http"):
+            if scheme in _HTTP:
                 given = dict(map(header_of, headers))
                 return HttpTarget(url, given, encode, batch or 1, loads=loads)
-            return _broker(url, encode=encode, loads=loads, qos=qos, batch=batch or 1000)
+            return _broker(url, encode=encode, loads=loads, qos=1 if qos is None else qos, batch=batch or 1000)
         except ValueError as error:
             raise Failure(str(error), USAGE) from error
     try:
@@ -149,6 +172,21 @@ def _target(
         return PostgresQueue(url, to or name, **codec, patience=1.0)
 
     return PostgresTarget(there)
+
+
+def _scheme_of(url: str) -> str:
+    """Return the scheme of a URL that names a target."""
+    scheme = urlsplit(url).scheme
+    if scheme in _SCHEMES:
+        return scheme
+    begins = url.partition(":")[0]  # the rest may have a password
+    raise click.UsageError(f"URL begins with postgresql, file, http, https, mqtt or mqtts, not with {begins!r}.")
+
+
+def _refuse_without_effect(scheme: str, given: Mapping[str, bool]) -> None:
+    for option, is_given in given.items():
+        if is_given and scheme not in _HAVE[option]:
+            raise click.UsageError(f"{option} has no effect with {scheme}://.")
 
 
 def _broker(url: str, **how: Any) -> MqttTarget:

@@ -103,7 +103,7 @@ def push(
     if how["expires"] is not None and how["expires"] <= how["delay"]:
         raise click.UsageError("The item would expire before its --delay is over.")
     how["headers"] = dict(map(header_of, headers)) or None
-    found = [item_of(os.fsencode(item), form) for item in items]
+    found = _items_of(map(os.fsencode, items), form, "ITEM")
     with writable(path, name, form) as queue:
         given: Any  # numbers, as those of a list always are
         if unique is not None:
@@ -123,7 +123,7 @@ def _push_lines(queue: PersistentQueue[Any], form: Form, how: dict[str, Any]) ->
     with progress("pushing", in_bytes=True) as report:
         for lines, done in _blocks_of_lines():
             try:
-                queue.push(_items_of(lines, form, stored), **how)
+                queue.push(_items_of(lines, form, "line", stored), **how)
             except (QueueError, *NOT_STORABLE) as error:
                 raise Failure(f"{error}; the {stored:,} lines before are stored", code_of(error)) from error
             stored += len(lines)
@@ -143,13 +143,14 @@ def _blocks_of_lines() -> Iterator[tuple[list[bytes], int]]:
         yield [rest], done
 
 
-def _items_of(lines: list[bytes], form: Form, before: int) -> list[object]:
+def _items_of(lines: Iterable[bytes], form: Form, what: str, before: int = 0) -> list[object]:
+    """Return the items that texts represent; ``what`` they are, and how many came before, is for errors."""
     items = []
     for number, line in enumerate(lines, before + 1):
         try:
             items.append(item_of(line, form))
         except NOT_STORABLE as error:
-            message = f"line {number:,}: {error}"
+            message = f"{what} {number:,} is not {'JSON' if form == 'json' else 'UTF-8'}: {error}"
             raise ValueError(message) from error
     return items
 
@@ -235,7 +236,10 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
 @count_option
 @click.option("--item", "seqs", type=int, multiple=True, help="Remove the item with this number instead; repeatable.")
 def delete(path: str, name: str, count: int, seqs: tuple[int, ...]) -> int:
-    """Remove the first items, or those with these numbers, without decoding them."""
+    """Remove items without decoding them.
+
+    The first ones, or with --item those with these numbers.
+    """
     if seqs and count != 1:
         raise click.UsageError("--count means the first items, --item those with these numbers: give one of them.")
     with existing(path, name) as queue:

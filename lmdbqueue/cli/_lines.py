@@ -19,9 +19,18 @@ from typing import IO, Any, Final
 
 import click
 
-from lmdbqueue._errors import told
+from lmdbqueue._errors import SourceError, told
 from lmdbqueue._local.follow import numbered
-from lmdbqueue.cli._command import UNREADABLE, Failure, command, counted, name_option, path_argument, print_lines
+from lmdbqueue.cli._command import (
+    NO_QUEUE,
+    UNREADABLE,
+    Failure,
+    command,
+    counted,
+    name_option,
+    path_argument,
+    print_lines,
+)
 from lmdbqueue.cli._open import Form, dumps_of, existing, line_of, stored_serializer, writable_as_it_is
 from lmdbqueue.cli._progress import progress
 
@@ -92,6 +101,8 @@ def _import_queue(file: str, path: str, name: str, form: Form, table: str | None
             done = import_file(file, path, name=name, progress=report, table=table, dumps=dumps_of(form), loads=loads)
     except TypeError as error:  # of json.dumps
         raise Failure(f"an item cannot be stored as JSON: {error}; nothing was imported", UNREADABLE) from error
+    except SourceError as error:
+        raise Failure(str(error), UNREADABLE if os.path.exists(file) else NO_QUEUE) from error
     if done.is_repeated:
         click.echo(f"{done.format}: nothing was imported, since it was imported before: {counted(done.items)}")
     else:

@@ -216,7 +216,7 @@ def test_a_line_that_is_no_item_is_named_and_those_before_it_are_stored(begin, o
     eventually(lambda: len(queue) == 2)
     _, errors = process.communicate(b"3\n" + bad + b"\n5\n", timeout=DEADLINE)
     assert process.returncode == 1
-    assert b"line 4: " in errors
+    assert b"line 4 is not " in errors
     assert b"the 2 lines before are stored" in errors
     assert len(queue) == 2
 
@@ -455,7 +455,7 @@ def test_a_file_that_is_no_export_is_not_imported(run, tmp_path):
 
 def test_what_an_interrupted_flush_of_another_library_left_is_named(run, tmp_path):
     (tmp_path / f"old-{'0f' * 16}").touch()
-    assert b"interrupted flush" in run("import", "old", "queue", code=UNREADABLE).stderr
+    assert b"interrupted flush" in run("import", "old", "queue", code=NO_QUEUE).stderr
     assert not os.path.exists(tmp_path / "queue")
 
 
@@ -516,7 +516,8 @@ ARGUMENTS = {("drop",): ["queue", "--yes"], ("copy",): ["elsewhere"], ("clear",)
 @pytest.mark.parametrize("command", sorted(set(leaves()) - MAKING), ids=" ".join)
 def test_a_mistyped_path_or_name_is_an_error_and_makes_nothing(run, tmp_path, open_queue, command):
     arguments = ARGUMENTS.get(command, [])
-    assert b"no queue" in run(*command, "mistyped", *arguments, code=NO_QUEUE).stderr
+    told = run(*command, "mistyped", *arguments, code=NO_QUEUE).stderr
+    assert b"there is no queue at 'mistyped'" in told or b"mistyped' is missing, not a queue directory" in told
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     run(*command, "other", *arguments, code=NO_QUEUE)
@@ -884,10 +885,21 @@ def test_demo_and_check_work_without_the_extra(bare, queue, tmp_path):
     assert bare("demo", "--items", "0").returncode == 2
 
 
+@pytest.mark.parametrize("place", ["nowhere", "ordinary"])
+def test_what_is_no_queue_is_called_what_it_is(bare, run, tmp_path, place):
+    (tmp_path / "ordinary").mkdir()
+    found = "missing" if place == "nowhere" else "an ordinary directory"
+    told = f"lmdbqueue: '{tmp_path / place}' is {found}, not a queue directory; nothing was touched: "
+    for result in (bare("check", place), run("check", place, code=NO_QUEUE)):
+        assert (result.returncode, result.stderr.decode().startswith(told)) == (NO_QUEUE, True)
+
+
 def test_what_needs_the_extra_says_so_without_it(bare, run, tmp_path):
     result = bare("push", "queue", "a")
     assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
+    assert b"no command 'push': without click and rich there are only demo and check: pip install " in result.stderr
     assert b"pip install 'lmdbqueue-persistent[cli]'" in result.stderr
+    assert b"argument --items: 'x' is not a number of at least 1" in bare("demo", "--items", "x").stderr
     assert b"lmdbqueue-persistent[cli]" in bare("--help").stdout
     assert bare("--version").stdout == run("--version").stdout
     assert os.listdir(tmp_path) == []
@@ -912,6 +924,54 @@ def test_a_closed_output_takes_no_item_and_a_closed_input_gives_none(run, open_q
     assert in_shell("pop queue >&-") == (1, b"", b"lmdbqueue: standard output is closed\n")
     assert in_shell("push queue <&-") == (0, b"pushed 0 items\n", b"")
     assert list(open_queue()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("items", "lines", "told"),
+    [
+        (["--json", "1", "{x:1}"], b"", b"lmdbqueue: ITEM 2 is not JSON: "),
+        (["--json"], b"1\n{x:1}\n", b"lmdbqueue: line 2 is not JSON: "),
+        ([b"\xff"], b"", b"lmdbqueue: ITEM 1 is not UTF-8: "),
+        ([], b"a\nb\n\xff\n", b"lmdbqueue: line 3 is not UTF-8: "),
+    ],
+)
+def test_an_item_that_is_not_what_it_is_said_to_be_is_named(tmp_path, items, lines, told):
+    result = subprocess.run(
+        [*COMMAND, "push", "queue", *items],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        input=lines,
+        capture_output=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+    assert (result.returncode, result.stderr[: len(told)]) == (1, told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["x://there"], b"lmdbqueue forward: URL begins with postgresql, "),
+        (["/srv/there"], b"lmdbqueue forward: URL begins with postgresql, "),
+        (["postgres-ql://user:secret@there/app"], b"not with 'postgres-ql'."),
+        (["file:///there", "--header", "a:b"], b"lmdbqueue forward: --header has no effect with file://."),
+        (["file:///there", "--qos", "1"], b"lmdbqueue forward: --qos has no effect with file://."),
+        (["mqtt://there/a", "--header", "a:b"], b"lmdbqueue forward: --header has no effect with mqtt://."),
+        (["http://there/a", "--to", "jobs"], b"lmdbqueue forward: --to has no effect with http://."),
+        (["postgresql://there", "--bytes"], b"lmdbqueue forward: --bytes has no effect with postgresql://."),
+        (["postgresql://there", "--trust"], b"lmdbqueue forward: --trust has no effect with postgresql://."),
+    ],
+)
+def test_a_target_that_is_none_and_an_option_that_has_no_effect_are_refused(run, open_queue, arguments, told):
+    open_queue().close()
+    stderr = run("forward", "queue", *arguments, code=2).stderr
+    assert told in stderr
+    assert b"secret" not in stderr
+
+
+def test_what_is_to_be_imported_and_is_not_there_is_no_queue(run, tmp_path):
+    assert b"there is no such file" in run("import", "nowhere", "queue", code=NO_QUEUE).stderr
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_item_that_no_decoder_or_encoder_takes_is_one_line_and_not_stored(run, open_queue):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import eventually
 
 import lmdbqueue
 from lmdbqueue import PersistentQueue, cli
@@ -48,6 +49,30 @@ def test_the_demo_kills_both_processes_and_nothing_is_lost(tmp_path):
     assert int(rows["kills"]) >= 5  # a process that is done before its turn is not killed
     assert int(rows["pushed"].split(" ")[0].replace(",", "")) >= 3000  # noted twice when killed in between
     assert int(rows["delivered"].replace(",", "")) >= 3000
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("before", ["", "sys.modules['click'] = None; "])  # without the extra, too
+def test_ctrl_c_ends_the_demo_with_its_processes_and_without_a_traceback(tmp_path, before):
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; {before}from lmdbqueue import cli; cli.main()",
+            "demo",
+            "--items",
+            "1000000",
+        ],
+        env={**os.environ, "PYTHONPATH": ROOT, "TMPDIR": os.fspath(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        eventually(lambda: any(tmp_path.glob("lmdbqueue-demo-*/queue/queue.json")))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors.strip()) == (130, "")
     assert os.listdir(tmp_path) == []
 
 

@@ -393,7 +393,7 @@ def test_no_queue_is_made_of_a_wrong_name_or_path(open_queue, tmp_path):
     with PersistentQueue("queue", tmp_path) as queue:
         assert queue.queues() == ["queue"]
     for arguments, told in (
-        (["nothing", "postgresql://"], "is no queue"),
+        (["nothing", "postgresql://"], "there is no queue at"),
         (["queue", "postgresql://", "--name", "jobs"], "there is no queue 'jobs'"),
     ):
         process = command(tmp_path / arguments[0], *arguments[1:])
