@@ -35,7 +35,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -75,6 +75,12 @@ class _Opened(NamedTuple):
     results: State  # results, locks, revocations
     counters: State
     queues: tuple[PersistentQueue[bytes], ...]  # all four
+
+
+def _close(opened: _Opened) -> None:
+    with ExitStack() as stack:  # each, even if closing others fails
+        for queue in opened.queues:
+            stack.callback(queue.close)
 
 
 class _Put:
@@ -119,18 +125,19 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         self._durability: Durability = durability
         self._timeout = read_timeout
         self._max_attempts = max_attempts
-        self._opened: _Opened | None = None
-        self._opening = threading.RLock()  # reentrant: a signal handler may interrupt it
+        self._opened: dict[str, _Opened] = {}  # by path; without a lock, which a forked child might find taken
         self._here = threading.local()  # .box: the results of this thread's task; .moving: see ``moving``
         assert self._queues  # an invalid path is reported now
 
     @property
     def _queues(self) -> _Opened:
-        opened = self._opened
-        if opened is None:
-            with self._opening:
-                opened = self._opened = self._opened or self._open()
-        return opened
+        found = self._opened.get(self.path)
+        if found is None:
+            opened = self._open()
+            found = self._opened.setdefault(self.path, opened)
+            if found is not opened:  # another thread was faster
+                _close(opened)
+        return found
 
     def _open(self) -> _Opened:
         durability, checksum = self._durability, True
@@ -163,10 +170,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def close(self) -> None:
         """Close the queues; they are opened again when they are needed, also in a forked child."""
-        with self._opening:
-            opened, self._opened = self._opened, None
-        for queue in opened.queues if opened is not None else ():
-            queue.close()
+        opened = self._opened.pop(self.path, None)
+        if opened is not None:
+            _close(opened)
 
     # --- tasks
 

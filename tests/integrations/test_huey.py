@@ -690,6 +690,33 @@ def test_what_hooks_cannot_store_before_a_task_is_stored_with_its_end(huey, monk
     assert figures(huey) == (0, 0, 0)
 
 
+def test_a_child_that_is_forked_while_a_thread_opens_the_directory_opens_it_too(huey, monkeypatch):
+    storage = huey.storage
+    storage.enqueue(b"task")
+    storage.close()
+    opening, go_on = threading.Event(), threading.Event()
+    open_ = storage._open
+
+    def slow():
+        opening.set()
+        go_on.wait(60)
+        return open_()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "_open", slow)
+        sizes = []
+        thread = threading.Thread(target=lambda: sizes.append(storage.queue_size()))
+        thread.start()
+        assert opening.wait(60)
+    child = forked(lambda: os._exit(storage.queue_size() + 10))
+    assert status_of(child) == 11
+    assert storage.queue_size() == 1, "another thread opens it meanwhile"
+    go_on.set()
+    thread.join()
+    assert sizes == [1]
+    assert storage.tasks.stats().processes == 1
+
+
 # --- names, greenlets
 
 
