@@ -597,6 +597,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
     """
 
     storage_class = LmdbStorage
+    _kept: Any = None  # the storage to which immediate mode returns
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -605,6 +606,17 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         self.signal(SIGNAL_INTERRUPTED)(self._note_interrupted)
         self.on_startup("lmdbqueue")(lambda: self._tell_storage("begin_worker"))
         self.on_shutdown("lmdbqueue")(lambda: self._tell_storage("end_worker"))
+
+    def get_storage(self, **options: Any) -> Any:
+        """Return the storage, the same after each use of immediate mode: workers may have tasks of it."""
+        if self._kept is None:
+            self._kept = super().get_storage(**options)
+        return self._kept
+
+    @property
+    def _durable(self) -> Any:
+        """The storage of leased tasks, also while immediate mode has another."""
+        return self.storage if isinstance(self.storage, LmdbStorage) else self._kept
 
     def create_consumer(self, **options: Any) -> Any:
         """Create a consumer, with Huey's options; one of greenlets needs ``gevent.monkey.patch_all()``."""
@@ -617,6 +629,7 @@ class LmdbHuey(Huey):  # type: ignore[misc]
         """Lease the first task; called by a worker."""
         storage = self.storage
         if not isinstance(storage, LmdbStorage):  # Huey's own, in immediate mode
+            self._tell_storage("settle")
             return super().dequeue()
         lease = storage.take()
         if lease is None:
@@ -639,13 +652,13 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             key = task.__dict__.pop("lmdbqueue_key", None)
             value = super().execute(task, timestamp)
             if key is not None:  # it was taken out of the schedule to be run immediately
-                self.storage.unschedule(key)
+                self._durable.unschedule(key)
             return value
-        with self.storage.running(lease) as box:
+        with self._durable.running(lease) as box:
             run = task.execute
 
             def execute() -> Any:
-                self.storage.begin(box)
+                self._durable.begin(box)
                 box.is_open = False
                 try:
                     return run()
@@ -661,8 +674,8 @@ class LmdbHuey(Huey):  # type: ignore[misc]
                 self._running.task = None
 
     def _tell_storage(self, what: str) -> None:
-        if isinstance(self.storage, LmdbStorage):
-            getattr(self.storage, what)()
+        if isinstance(self._durable, LmdbStorage):
+            getattr(self._durable, what)()
 
     def _note_interrupted(self, _signal: str, task: Any, *_: Any) -> None:
         if getattr(self._running, "task", None) is task:  # otherwise it continues in another thread, to its end

@@ -717,6 +717,33 @@ def test_a_child_that_is_forked_while_a_thread_opens_the_directory_opens_it_too(
     assert storage.tasks.stats().processes == 1
 
 
+@pytest.mark.parametrize("when", ["dequeued", "runs", "ran"])
+def test_a_worker_ends_its_task_once_though_immediate_mode_is_switched_on_and_off(huey, when):
+    runs = []
+
+    @huey.task()
+    def work():
+        runs.append(1)
+        if when == "runs":
+            huey.immediate = True
+
+    storage = huey.storage
+    storage.begin_worker()
+    work()
+    task = huey.dequeue()
+    if when == "dequeued":
+        huey.immediate = True
+    huey.execute(task)
+    huey.immediate = True
+    if when == "ran":
+        huey.immediate = False
+        assert huey.storage is storage, "not a second one, which knows nothing of the task"
+    assert huey.dequeue() is None
+    huey.immediate = False
+    assert (runs, figures(huey)) == ([1], (0, 0, 0))
+    storage.end_worker()
+
+
 # --- names, greenlets
 
 
