@@ -584,6 +584,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.has_taken = False  # whether a channel, in the event loop, has undelivered messages
 
     @property
+    def default_connection_params(self) -> dict[str, Any]:
+        """None: there is no host, and kombu would warn that it takes a default for one."""
+        return {}
+
+    @property
     def broker(self) -> Broker:
         """The directory of this connection."""
         if self._opened is None or not self._opened.is_mine:

@@ -728,6 +728,12 @@ def test_an_argument_of_a_queue_that_has_no_effect_is_told(connect, caplog):
     ]
 
 
+def test_kombu_does_not_warn_that_there_is_no_host(connect, caplog):
+    with connect() as connection, connection.clone() as other:
+        assert connection.info()["virtual_host"] == other.info()["virtual_host"]
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("url", "path"),
     [
