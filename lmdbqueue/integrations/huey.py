@@ -16,9 +16,9 @@ step  what is done, by a worker                                     killed after
 3     in one transaction, store its results and acknowledge it      it is done
 ====  ============================================================  ==================================================
 
-Calls that a task itself makes to Huey while it runs (starting other tasks, taking locks) are stored immediately, as
-usual, and those of hooks and signal handlers before it when it begins to run. A due task stays in the schedule until
-the scheduler has enqueued it, and then moves in one step; if that fails, the scheduler gets it again after a minute.
+Calls that a task, a hook or a signal handler makes to Huey (starting other tasks, taking locks) are stored
+immediately, as usual. A due task stays in the schedule until the scheduler has enqueued it, and then moves in one step;
+if that fails, the scheduler gets it again after a minute.
 
 A counter must return its value immediately, since the last task of a chord enqueues the callback. So a task is counted
 immediately, together with a mark that is removed in step 3: a task that comes again between the two is counted once,
@@ -35,7 +35,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -220,7 +220,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     @holding
     def running(self, lease: Lease[bytes]) -> Iterator["_Box"]:
-        """Collect what this thread stores in the block, except the calls of its task itself; then end the task.
+        """Collect what Huey itself stores in the block, not its task, hooks and signal handlers; then end the task.
 
         Args:
             lease: The lease of the task.
@@ -239,25 +239,29 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
             self._end(lease, box, raised)
 
     def begin(self, box: "_Box") -> None:
-        """Store what hooks and signal handlers have stored before a task that now runs; if that fails, its end does.
+        """Remove the ended revocations of a task that now runs, since others may come meanwhile; if it fails, later.
 
         Args:
             box: The box of the task.
         """
-        steps = list(box.steps)
-        if not (steps or box.deleted or box.uncounted):
+        if box.deleted:
+            with suppress(QueueError, OSError):
+                with self._queues.tasks.transaction():
+                    self._remove((), box.deleted)
+                box.deleted.clear()
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Store immediately what hooks and signal handlers store in the block."""
+        box = self._open_box()
+        if box is None:
+            yield
             return
+        box.is_open = False
         try:
-            with self._queues.tasks.transaction():
-                box.run()
-                self._remove(box.uncounted, box.deleted)
-        except BaseException as error:
-            box.steps = steps
-            if not isinstance(error, (QueueError, OSError)):
-                raise
-        else:
-            box.deleted.clear()
-            box.uncounted.clear()
+            yield
+        finally:
+            box.is_open = True
 
     def _end(self, lease: Lease[bytes], box: "_Box", error: BaseException | None) -> None:
         """Store the results of a task in one step with its acknowledgement: now, or in a worker with the next ``take``.
@@ -470,7 +474,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Return what is stored under a key, or will be with the end of this thread's task."""
         box = self._open_box()
         if box is None:
-            return self._settled().results.get(key)
+            return self._settled(key).results.get(key)
         return box.stored(key) or self._queues.results.get(key)
 
     def _is_deleted(self, key: str | bytes) -> bool:
@@ -672,6 +676,22 @@ class LmdbHuey(Huey):  # type: ignore[misc]
             finally:
                 del task.execute
                 self._running.task = None
+
+    def _run_pre_execute(self, task: Any) -> None:
+        with self._outside():
+            super()._run_pre_execute(task)
+
+    def _run_post_execute(self, task: Any, task_value: Any, exception: Any) -> None:
+        with self._outside():
+            super()._run_post_execute(task, task_value, exception)
+
+    def _emit(self, signal: str, task: Any, *args: Any, **options: Any) -> None:
+        with self._outside():
+            super()._emit(signal, task, *args, **options)
+
+    def _outside(self) -> AbstractContextManager[None]:
+        durable = self._durable
+        return durable.outside() if isinstance(durable, LmdbStorage) else nullcontext()
 
     def _tell_storage(self, what: str) -> None:
         if isinstance(self._durable, LmdbStorage):

@@ -15,7 +15,7 @@ os.environ["HUEY_SLOW_TESTS"] = "1"  # before its tests are imported
 
 from huey.api import Huey, chord
 from huey.constants import EmptyData
-from huey.signals import SIGNAL_ENQUEUED, SIGNAL_EXECUTING, SIGNAL_INTERRUPTED
+from huey.signals import SIGNAL_COMPLETE, SIGNAL_ENQUEUED, SIGNAL_ERROR, SIGNAL_EXECUTING, SIGNAL_INTERRUPTED
 from huey.tests import test_api, test_consumer, test_priority, test_signals
 from huey.tests.base import BaseTestCase
 from huey.tests.test_storage import StorageTests
@@ -621,73 +621,84 @@ def test_a_shutdown_lets_tasks_end_or_gives_them_back(tmp_path, kind):
     site.huey.storage.close()
 
 
-# --- what is stored before a task runs
+# --- hooks, handlers, revocations
 
 
-def test_what_hooks_store_before_a_task_is_there_while_it_runs(huey):
+@pytest.mark.parametrize("where", ["pre", SIGNAL_EXECUTING, "task", "post", SIGNAL_COMPLETE, SIGNAL_ERROR])
+def test_what_hooks_and_handlers_store_is_there_at_once(huey, where):
     seen = []
 
+    others = LmdbStorage("app", huey.storage.path)
+
+    def store(*_):
+        if not seen:
+            seen.append(None)  # before the next signal
+            huey.put("state", where)
+            huey.delete("old")
+            note()
+            seen[0] = others.queue_size(), others.has_data_for_key("state"), others.has_data_for_key("old")
+
     @huey.task()
-    def note(_text):
+    def note():
         pass
 
     @huey.task()
     def work():
-        seen.append(
-            (huey.get("hook", peek=True), huey.get("handler", peek=True), huey.get("old", peek=True), len(huey))
-        )
-
-    @huey.pre_execute()
-    def before(_task):
-        huey.put("hook", "runs")
-        huey.delete("old")
-        note("it runs")
-
-    @huey.signal(SIGNAL_EXECUTING)
-    def on_signal(_signal, _task):
-        huey.put("handler", "runs")
+        if where == "task":
+            store()
+        if where == SIGNAL_ERROR:
+            raise ValueError
+        return 1
 
     huey.put("old", 1)
-    work()
+    result = work()
+    if where == "pre":
+        huey.pre_execute()(store)
+    elif where == "post":
+        huey.post_execute()(store)
+    elif where != "task":
+        huey.signal(where)(store)
     huey.execute(huey.dequeue())
-    assert seen == [("runs", "runs", None, 1)]
-    assert len(huey) == 1, "the note, once"
+    assert seen == [(1, True, False)]
+    assert len(huey) == 1
+    others.close()
+    if where != SIGNAL_ERROR:
+        assert result.get() == 1
 
 
-def test_a_revocation_during_a_task_outlives_one_that_ended_before_it(huey):
+def test_a_handler_of_a_task_that_has_run_reads_its_result(huey):
     @huey.task()
     def work():
-        work.revoke()
+        return 1
 
-    work.revoke(revoke_until=huey._get_timestamp())
-    work()
+    found = []
+    result = work()
+    huey.signal(SIGNAL_COMPLETE)(lambda _signal, task: found.append(huey.result(task.id, preserve=True)))
     huey.execute(huey.dequeue())
-    assert work.is_revoked()
+    assert (found, result.get()) == ([1], 1)
 
 
-@pytest.mark.parametrize("error", [OSError, ZeroDivisionError])
-def test_what_hooks_cannot_store_before_a_task_is_stored_with_its_end(huey, monkeypatch, error):
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_revocation_during_a_task_outlives_one_that_ended_before_it(huey, monkeypatch, is_full):
+    def fail():
+        raise OSError
+
     @huey.task()
     def work():
         monkeypatch.undo()
+        if not is_full:
+            work.revoke()
         return 1
 
-    @huey.pre_execute()
-    def before(task):
-        if task.name == "work":
-            huey.put("hook", "ran")
-            monkeypatch.setattr(huey.storage.tasks, "transaction", fail)
-
-    def fail():
-        raise error
-
+    work.revoke(revoke_until=huey._get_timestamp())
     result = work()
-    huey.execute(huey.dequeue())
-    monkeypatch.undo()
-    assert huey.get("hook", peek=True) == "ran"
-    if error is OSError:
-        assert result.get() == 1
-    assert figures(huey) == (0, 0, 0)
+    task = huey.dequeue()
+    if is_full:
+        monkeypatch.setattr(huey.storage.tasks, "transaction", fail)
+    huey.execute(task)
+    assert result.get() == 1
+    assert work.is_revoked() is not is_full
+    assert huey.result_count() == (not is_full)
 
 
 def test_a_child_that_is_forked_while_a_thread_opens_the_directory_opens_it_too(huey, monkeypatch):
