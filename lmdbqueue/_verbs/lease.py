@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
-from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, TransactionError, told
+from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, QueueError, TransactionError, told
 from lmdbqueue._format import Note, Trailer
 from lmdbqueue._values import Entry, Leased
 from lmdbqueue._verbs.options import VERBS, check, numbers_of
@@ -87,6 +87,19 @@ class Lease(Sequence[T]):
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        is_interrupted = True
+        try:
+            self._leave(error)
+            is_interrupted = False
+        except Exception:
+            is_interrupted = False
+            raise
+        finally:
+            if is_interrupted:  # nobody else will settle the items, which their owner would hold until it closes
+                with suppress(QueueError):
+                    self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
         if self._process != os.getpid():
             return  # a forked child leaves the block; its parent continues
         if error is None:

@@ -21,7 +21,7 @@ from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
 from lmdbqueue._verbs.head import Batch, Head
-from lmdbqueue._verbs.lease import Lease, delivered
+from lmdbqueue._verbs.lease import Lease, delivered, forsake
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
 
 LOOK: Final = 1.0  # seconds between two checks of ``stop``
@@ -357,14 +357,21 @@ class Loop:
         plan, head = self._plan, self._head
         if plan.batch.linger:
             head.fill(plan.batch, 0.0)
-        found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
-        if found is None:
-            return  # another consumer was faster
-        lease = delivered(Lease(head.engine, *found))
+        known = tuple(head.engine.claims)
+        try:
+            found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
+            if found is not None:  # otherwise another consumer was faster
+                self._handle(Lease(head.engine, *found))
+        except BaseException:
+            forsake(head.engine, known)
+            raise
+
+    def _handle(self, lease: Lease[Any]) -> None:
+        plan = self._plan
         done, failed = 0, []
         try:
             with lease:
-                self._lease = lease
+                self._lease = delivered(lease)  # from here on the block settles the items
                 try:
                     jobs = jobs_of(lease) if plan.wants_jobs else []
                     for group in groups(lease):
