@@ -381,5 +381,15 @@ def tell() -> None:
         with suppress(IndexError):  # all at once: another thread that a handler waits for has nothing to log
             while True:
                 found.append(_said.popleft())
-        for level, message, facts in found:
-            logger.log(levels[level], message, *facts)
+        raised: list[Exception] = []
+        try:
+            while found:
+                level, message, facts = found.pop(0)
+                try:
+                    logger.log(levels[level], message, *facts)
+                except Exception as error:  # of a handler: the others are told all the same
+                    raised.append(error)
+        finally:
+            _said.extendleft(reversed(found))  # after an interrupt the next opening tells them
+        if raised:
+            raise raised[0]

@@ -246,6 +246,28 @@ def test_what_an_opening_logs_holds_up_nobody(tmp_path, process, monkeypatch, ca
     assert handler.others.found == []
 
 
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_logging_handler_that_raises_loses_nothing_of_what_an_opening_logs(error, tmp_path, monkeypatch, caplog):
+    class Raising(logging.Handler):
+        def emit(self, record):
+            told.append(record.getMessage().partition(":")[0])
+            if len(told) == 1:
+                raise error
+
+    told = []
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push(["a", "b"])
+    for name in ("copy", "another"):
+        shutil.copytree(tmp_path / "queue", tmp_path / name)
+    caplog.set_level(logging.INFO, "lmdbqueue")
+    monkeypatch.setattr(logging.getLogger("lmdbqueue"), "handlers", [Raising()])
+    with pytest.raises(error):
+        PersistentQueue("copy", tmp_path)
+    with PersistentQueue("another", tmp_path):
+        of_each = [sum(f"/{name}/" in message for message in told) for name in ("copy", "another")]
+    assert of_each[0] == of_each[1] > 1
+
+
 def test_what_the_progress_of_an_opening_raises_leaves_nothing_open(tmp_path):
     with PersistentQueue("queue", tmp_path) as queue:
         queue.push("a")
