@@ -173,7 +173,7 @@ class FormatError(QueueError):
         self.advice = advice
 
     def __str__(self) -> str:
-        return f"{self.path!r} is {self.found}, not a queue directory; nothing was touched: {self.advice}"
+        return f"{self.path!r} is not a queue directory: it is {self.found}; nothing was touched: {self.advice}"
 
 
 class VersionError(FormatError):

@@ -139,7 +139,7 @@ def find_directory(path: str, remembered: Remembered) -> Directory:
         occupy_standard()
         try:
             folder = open_folder(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise _no_queue(path, "missing") from None
         try:
             if not _is_queue(os.listdir(folder)):
@@ -365,14 +365,19 @@ def _make(path: str) -> None:
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
+        if not os.path.exists(path):
+            target = os.path.realpath(path)
+            advice = "create that directory first, or remove the link"
+            raise FormatError(path, f"a link to {target!r}, which does not exist", advice) from None
         return
     except (FileNotFoundError, NotADirectoryError):
         parent = os.path.dirname(path)
         if os.path.isdir(parent):
             raise
-        what = "is not a directory" if os.path.exists(parent) else "does not exist"
-        advice = "create that directory first, or choose another path"
-        raise FormatError(path, f"a path in {parent!r}, which {what}", advice) from None
+        is_there = os.path.exists(parent)
+        what = "is not a directory" if is_there else "does not exist"
+        advice = "choose another path" if is_there else "create that directory first, or choose another path"
+        raise FormatError(path, f"in {parent!r}, which {what}", advice) from None
     sync_directory(os.path.dirname(path))
 
 

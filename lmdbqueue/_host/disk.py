@@ -56,6 +56,8 @@ def explain(error: OSError, path: str, operation: str) -> QueueError:
         return out_of_descriptors(path, operation, reason)
     if error.errno == errno.ENOMEM:
         return out_of_memory(path, operation, reason)
+    if error.errno == errno.ENAMETOOLONG:
+        return StorageError(path, operation, reason, "choose a shorter path")
     if error.errno in _NO_ACCESS:
         return AccessError(path, f"{operation} {error.filename or path!r}: {reason}")
     return StorageError(path, operation, reason)

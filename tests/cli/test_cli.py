@@ -517,7 +517,7 @@ ARGUMENTS = {("drop",): ["queue", "--yes"], ("copy",): ["elsewhere"], ("clear",)
 def test_a_mistyped_path_or_name_is_an_error_and_makes_nothing(run, tmp_path, open_queue, command):
     arguments = ARGUMENTS.get(command, [])
     told = run(*command, "mistyped", *arguments, code=NO_QUEUE).stderr
-    assert b"there is no queue at 'mistyped'" in told or b"mistyped' is missing, not a queue directory" in told
+    assert b"there is no queue at 'mistyped'" in told or b"mistyped' is not a queue directory: it is missing" in told
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     run(*command, "other", *arguments, code=NO_QUEUE)
@@ -889,7 +889,7 @@ def test_demo_and_check_work_without_the_extra(bare, queue, tmp_path):
 def test_what_is_no_queue_is_called_what_it_is(bare, run, tmp_path, place):
     (tmp_path / "ordinary").mkdir()
     found = "missing" if place == "nowhere" else "an ordinary directory"
-    told = f"lmdbqueue: '{tmp_path / place}' is {found}, not a queue directory; nothing was touched: "
+    told = f"lmdbqueue: '{tmp_path / place}' is not a queue directory: it is {found}; nothing was touched: "
     for result in (bare("check", place), run("check", place, code=NO_QUEUE)):
         assert (result.returncode, result.stderr.decode().startswith(told)) == (NO_QUEUE, True)
 

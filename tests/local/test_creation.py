@@ -266,7 +266,7 @@ def test_a_missing_parent_is_no_place_for_a_queue(tmp_path):
     for parent in ("nowhere", "file"):
         with pytest.raises(FormatError) as caught:
             PersistentQueue("queue", tmp_path / parent)
-        assert "create that directory first" in str(caught.value)
+        assert "choose another path" in str(caught.value)
         assert str(tmp_path / parent / "queue") in str(caught.value)
     assert tree(tmp_path) == before
 

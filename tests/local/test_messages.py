@@ -19,6 +19,7 @@ from lmdbqueue import (
     GoneError,
     PersistentQueue,
     StorageError,
+    check,
 )
 from lmdbqueue._host.disk import disk_full, explain
 from lmdbqueue.legacy import import_file
@@ -78,9 +79,30 @@ def test_a_limit_on_the_size_of_files_is_told_with_its_limit():
     assert "full (" not in str(error)
 
 
-def test_a_missing_parent_directory_is_named(tmp_path):
-    with pytest.raises(FormatError, match="create that directory first"):
-        PersistentQueue("queue", tmp_path / "a" / "b")
+@pytest.mark.parametrize(
+    ("name", "error", "told"),
+    [
+        ("missing/queue", FormatError, "it is in '.*/missing', which does not exist; .*: create that directory first"),
+        ("file/queue", FormatError, "it is in '.*/file', which is not a directory; .*: choose another path"),
+        ("file", FormatError, "it is a file; .*: choose another name"),
+        ("link", FormatError, "it is a link to '.*/nowhere', which does not exist; .* or remove the link"),
+        ("of others", FormatError, r"it is a directory that holds other files \('theirs'\); .*: choose an empty"),
+        (300 * "x", StorageError, "too long; nothing was stored: choose a shorter path"),
+    ],
+)
+def test_a_path_that_can_be_no_queue_is_called_what_it_is(name, error, told, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "of others").mkdir()
+    (tmp_path / "of others" / "theirs").touch()
+    with pytest.raises(error, match=told):
+        PersistentQueue(name, tmp_path)
+
+
+def test_a_path_through_a_file_is_no_queue(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FormatError, match="it is missing"):
+        check(tmp_path / "file" / "queue")
 
 
 def test_a_second_copy_of_the_library_is_told_what_it_is(tmp_path):
