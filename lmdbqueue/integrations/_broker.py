@@ -8,15 +8,15 @@ forked child would find it locked. Must not know: channels, what messages mean.
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from kombu.utils.json import dumps, loads
 
-from lmdbqueue._errors import ClosedError, FormatError, GoneError, QueueError, told
+from lmdbqueue._errors import ClosedError, FormatError, GoneError, LeaseExpiredError, QueueError, told
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
@@ -112,6 +112,17 @@ class Broker:
             del self._queues[name]
             self._looked.pop(name, None)
         queue.close()
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Settle a message in the block; if its queue was purged or dropped meanwhile, there is nothing to settle."""
+        try:
+            yield
+        except (LeaseExpiredError, GoneError):
+            pass
+        except ClosedError:
+            if self._is_closed:  # otherwise only its queue is closed, since it was dropped
+                raise
 
     def listen(self) -> int:
         """Return a ticket for ``sleep``."""

@@ -154,7 +154,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
                 stack.callback(self._give_back, lease, some, reason)
 
     def _give_back(self, lease: Lease[bytes], some: dict[Any, int], reason: str) -> None:
-        with suppress(LeaseExpiredError, GoneError):
+        with self.channel.broker.settling():
             lease.nack(list(some.values()), reason=reason)
         for tag in some:
             self._leases.pop(tag, None)
@@ -189,7 +189,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
     def _settle(self, tag: Any, do: Callable[[Lease[bytes], int], None]) -> None:
         held = self._leases.get(tag)
         if held is not None:
-            with suppress(LeaseExpiredError, GoneError):  # the queue was purged or dropped: there is nothing to settle
+            with self.channel.broker.settling():
                 do(*held)
             self._leases.pop(tag, None)  # only now: after a failure it can be repeated
             self.channel.look_again()
@@ -338,7 +338,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 if is_last:
                     raise
                 for name in names:
-                    self._broker.forget(name)
+                    self._broker.on(name, len)  # which opens it anew; messages of the others stay leased
             else:
                 return
 
@@ -418,7 +418,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             return False
         try:
             more = relay(self._broker.queue(name), lease, seq, room)
-        except (LeaseExpiredError, GoneError, Full):  # the last: to acknowledge needs no room
+        except (LeaseExpiredError, GoneError, ClosedError, Full):  # the last: to acknowledge needs no room
             return False
         self._in_a_row += len(more)
         self.taken.extend((tag, message) for message in self._held(more))
@@ -467,6 +467,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if not self.qos.can_deliver(len(self.taken)):
             self._give_back()
         self.look_again()
+
+    @property
+    def broker(self) -> Broker:
+        """The directory of its connection."""
+        return self._broker
 
     def look_again(self) -> None:
         """Make the event loop look for messages in its next turn, since there may be room for some."""

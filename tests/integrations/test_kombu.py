@@ -17,6 +17,7 @@ import lmdbqueue.integrations.kombu as transport
 from lmdbqueue import DiskFullError, PersistentQueue, TransactionError
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._local.engine import LocalEngine
+from lmdbqueue.integrations._broker import named
 
 pytestmark = pytest.mark.filterwarnings("default")  # kombu has its own
 
@@ -732,6 +733,47 @@ def test_kombu_does_not_warn_that_there_is_no_host(connect, caplog):
     with connect() as connection, connection.clone() as other:
         assert connection.info()["virtual_host"] == other.info()["virtual_host"]
     assert caplog.records == []
+
+
+def test_a_message_that_is_held_stays_so_when_another_queue_of_its_exchange_was_dropped(connect):
+    connection, other = connect(), connect()
+    channel = connection.channel()
+    exchange = kombu.Exchange("all", type="fanout", channel=channel)
+    queues = [kombu.Queue(name, exchange, channel=channel) for name in ("one", "two")]
+    for queue in queues:
+        queue.declare()
+    producer = kombu.Producer(channel, exchange=exchange)
+    producer.publish("first")
+    held = queues[0].get()
+    other.channel()._broker.control.drop_queue(named("two"))  # as one that expires, but for its bindings
+    producer.publish("second")
+    assert taken_by_another(connect, "one") == ["second"]
+    held.ack()
+    assert taken_by_another(connect, "one") == ["second"]
+    assert taken_by_another(connect, "two") == ["second"]
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+@pytest.mark.parametrize("how", ["ack", "reject", "requeue", "close"])
+def test_a_message_whose_queue_was_deleted_needs_no_end(connect, caplog, by_another, how):
+    connection = connect()
+    send(connection, "one", "two")
+    channel = connection.channel()
+    queue = kombu.Queue("tasks", channel=channel)
+    message = queue.get()
+    other = connect().channel() if by_another else channel
+    kombu.Queue("tasks", channel=other).delete()
+    queue.declare()  # a new one
+    if by_another:
+        assert queue.get() is None
+    send(connection, "three")
+    if how == "close":
+        channel.close()
+    else:
+        getattr(message, how)()
+        assert not channel.qos._leases
+    assert caplog.records == []
+    assert taken_by_another(connect) == ["three"]
 
 
 @pytest.mark.parametrize(
