@@ -106,7 +106,8 @@ class AsyncReading(Generic[T]):
 
         Args:
             items: The number of items, at most.
-            at_least: The number of items to wait for with ``blocking``.
+            at_least: The number of items to wait for with ``blocking``. One that cannot be decoded counts, too, and
+                ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is returned in any case.
             blocking: Whether to wait until there are ``at_least`` items.
             timeout: Seconds to wait at most; None: no limit.
@@ -139,7 +140,8 @@ class AsyncReading(Generic[T]):
 
         Args:
             items: The number of items, at most.
-            at_least: The number of items to wait for with ``blocking``.
+            at_least: The number of items to wait for with ``blocking``. One that cannot be decoded counts, too, and
+                ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is returned in any case.
             blocking: Whether to wait until there are ``at_least`` items.
             timeout: Seconds to wait at most; None: no limit.
