@@ -447,7 +447,9 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         """Return those of the values that are there, by their keys."""
         wanted = [key for key in keys if not self._is_deleted(key)]
         box = self._open_box()
-        stored = some_of((self._settled() if box is None else self._queues).results, list(map(_key, wanted)))
+        for key in wanted if box is None else ():
+            self._settled(_key(key))
+        stored = some_of(self._queues.results, list(map(_key, wanted)))
         records = [(box and box.stored(_key(key))) or one for key, one in zip(wanted, stored, strict=True)]
         found = zip(wanted, records, strict=True)
         return {key: record[_UNTIL.size :] for key, record in found if record is not None and not _is_over(record)}

@@ -678,6 +678,25 @@ def test_a_handler_of_a_task_that_has_run_reads_its_result(huey):
     assert (found, result.get()) == ([1], 1)
 
 
+def test_a_hook_that_asks_for_revocations_stores_nothing_of_the_end_of_its_task(huey):
+    counts = []
+    others = LmdbStorage("app", huey.storage.path)
+
+    @huey.task()
+    def work():
+        return 1
+
+    @huey.post_execute()
+    def after(_task, _value, _error):
+        counts.append((work.is_revoked(), others.result_store_size()))
+
+    work()
+    huey.execute(huey.dequeue())
+    counts.append(others.result_store_size())
+    assert counts == [(False, 0), 1]
+    others.close()
+
+
 @pytest.mark.parametrize("is_full", [False, True])
 def test_a_revocation_during_a_task_outlives_one_that_ended_before_it(huey, monkeypatch, is_full):
     def fail():
