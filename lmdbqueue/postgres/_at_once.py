@@ -4,9 +4,9 @@ Owns: when one statement suffices, and what is known in advance for the next cal
 nothing because more has to be done, the caller does it as a transaction. Must not know: SQL, where connections come
 from.
 
-``pop`` and ``lease`` claim the first unclaimed items, decode them, and remove or lease them, in one transaction. So the
-user's ``loads`` runs inside it, unlike with LMDB: there all others would wait, here none does, since claimed items are
-skipped. Items that cannot be decoded never leave.
+A ``pop`` claims the first unclaimed item, decodes it, and removes it (``_claims``). A ``pop`` of several does so in one
+transaction: so the user's ``loads`` runs inside it, unlike with LMDB. There all others would wait, here none does,
+since claimed items are skipped. Items that cannot be decoded never leave.
 """
 
 import time
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from lmdbqueue._errors import DecodeError, GoneError
 from lmdbqueue._values import Entry, Leased, Taken
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting
-from lmdbqueue.postgres import _away, _items, _pushing, _taking
+from lmdbqueue.postgres import _away, _claims, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._hold import Hold, size_of
 from lmdbqueue.postgres._items import Ahead, Found
@@ -57,7 +57,9 @@ class Pushes:
             statement = _pushing.PUSH_RELAXED if self._sequence else _pushing.PUSH
         if self._sequence:
             values["sequence"] = self._sequence
-        rows = self._hold.database.once(self._hold.patience, statement, *place, values, _is_push_awaited)
+        rows = self._hold.database.once(
+            self._hold.patience, statement, place.id, place.channel, values, _is_push_awaited
+        )
         if isinstance(rows, Settled):
             start = rows.result
             assert start is not None  # so the statement notes it
@@ -92,36 +94,63 @@ class Takes:
     def take(
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
-        """Claim the first unclaimed items, decode them, and remove them, as one transaction.
+        """Claim the first unclaimed items, decode them, and remove them.
 
-        An item that was seen ahead, when the previous one left, is decoded first and removed by one statement. If fewer
-        items can be decoded than were claimed, or more were claimed than fit, everything is undone, and repeated for
-        those.
+        One item is claimed, and decoded outside of transactions (``_claims``); if it was seen ahead, when the previous
+        one left, it is removed by one statement. Several are all of that in one transaction.
         """
         if max_bytes is not None:
             return self.take(self._hold.that_fit(n, max_bytes), least, partial(_fitting, decode, max_bytes))
-        if n == 1 and (ahead := self._ahead) is not None and blocks.current() is None:
-            self._ahead = None
-            if (taken := self._take_known(ahead, decode)) is not None:
-                return taken
-        looks_ahead = n == 1 and self._misses == 0
-        self._misses = max(0, self._misses - 1)
+        if n != 1 or blocks.current() is not None:
+            return self._take_together(n, least, decode)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (taken := self._take_known(ahead, decode)) is not None:
+            return taken
+        return self._take_claimed(least, decode)
+
+    def _take_together(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Claim the first unclaimed items, decode them, and remove them, as one transaction.
+
+        If fewer items can be decoded than were claimed, or more were claimed than fit, everything is undone, and
+        repeated for those.
+        """
 
         def take(step: Step, deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
             place = self._hold.place
-            found = _taking.take(step, place, n, deaths=deaths, insists=insists, looks_ahead=looks_ahead)
+            found = _taking.take(step, place, n, deaths=deaths, insists=insists)
             if not found.is_there or (found.is_overdue and not insists) or len(found.entries) < max(1, least):
                 return found, None
             items = decode(found.entries)
             if len(items) == len(found.entries):
-                _taking.keep(step, self._hold.place, found)
+                _taking.keep(step, place, found)
             return found, items
 
-        found, items = self._claimed(n, take)
+        def attempt(deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
+            hold = self._hold
+            return hold.database.attempt(hold.patience, hold.place.id, take, deaths, insists)
+
+        found, items = self._taken(n, attempt)
         if items is None:
             return ([], []) if least == 0 else None
         if len(items) < len(found.entries):
-            return self.take(len(items), min(least, len(items)), decode)
+            return self._take_together(len(items), min(least, len(items)), decode)
+        return found.entries, items
+
+    def _take_claimed(self, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Claim the first unclaimed item, decode it, and remove it."""
+        looks_ahead = self._misses == 0
+        self._misses = max(0, self._misses - 1)
+
+        def take(deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
+            how = _claims.How(deaths, insists, looks_ahead)
+            place = self._hold.place
+            return self._hold.database.claim(
+                self._hold.patience, lambda session: _claims.take(session, place, how, decode)
+            )
+
+        found, items = self._taken(1, take)
+        if items is None:
+            return ([], []) if least == 0 else None
         self._ahead = found.ahead
         return found.entries, items
 
@@ -132,15 +161,16 @@ class Takes:
             items = decode([entry])
         except DecodeError:
             return None
-        deaths = self._hold.is_time_to_look()
+        place, deaths = self._hold.place, self._hold.is_time_to_look()
         statement = _taking.TAKE_KNOWN if deaths else _taking.TAKE_KNOWN_NOW
         values = {
             "seq": ahead.seq,
             "version": ahead.version,
             "size": len(ahead.payload),
             "deaths": deaths,
+            "claims": place.claims,
         }
-        rows = self._hold.database.once(self._hold.patience, statement, *self._hold.place, values, _is_awaited)
+        rows = self._hold.database.once(self._hold.patience, statement, place.id, place.channel, values, _is_awaited)
         if isinstance(rows, Settled):
             entry.notes = _NO_NOTES
             return [entry], items
@@ -153,14 +183,13 @@ class Takes:
             self._ahead = Ahead(*row[6:9])
         return [entry], items
 
-    def _claimed(self, n: int, fn: Callable[[Step, bool, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
-        """Return the claim of ``fn`` and its result, after all due items have returned."""
+    def _taken(self, n: int, take: Callable[[bool, bool], tuple[Found, R | None]]) -> tuple[Found, R | None]:
+        """Return what ``take`` has found, and its result, after all due items have returned."""
         deaths = self._hold.is_time_to_look()
         insists = False
         while True:
             try:
-                place = self._hold.place.id
-                found, result = self._hold.database.attempt(self._hold.patience, place, fn, deaths, insists)
+                found, result = take(deaths, insists)
             except DecodeError:
                 self._hold.tell()  # others have skipped it meanwhile
                 raise
@@ -234,7 +263,7 @@ class Leases:
         """Return the values of an attempt, with a new token, since another process may have forgotten the old owner."""
         self._hold.refuse_if_closed()  # before a connection is opened that would never be closed
         tokens.append(self._hold.holder.token(self._hold.patience))
-        return {**others, "lease": tokens[-1]}
+        return {**others, "claims": self._hold.place.claims, "lease": tokens[-1]}
 
     def _leased(
         self, values: Callable[[], dict[str, Any]], tokens: list[Token], *, deaths: bool, is_short: bool
@@ -242,7 +271,7 @@ class Leases:
         """Lease the first items, under the last of ``tokens``; return the rows that say which."""
         database, place = self._hold.database, self._hold.place
         statement = _away.LEASE_ONE if is_short else _away.LEASE if deaths else _away.LEASE_NOW
-        rows = database.once(self._hold.patience, statement, *place, values)
+        rows = database.once(self._hold.patience, statement, place.id, place.channel, values)
         if isinstance(rows, Settled):  # nothing is held if its ttl ended before another connection was available
             rows = self._hold.view(_away.held, tokens[-1])
             return rows or self._leased(values, tokens, deaths=deaths, is_short=is_short)
@@ -305,7 +334,7 @@ class Leases:
         if together and blocks.current() is None:
             database, place = self._hold.database, self._hold.place
             values = {"seqs": [seq for seq, _ in together], "leases": [token for _, token in together]}
-            rows = database.once(self._hold.patience, _away.ACK, *place, values, _is_ack_awaited)
+            rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, _is_ack_awaited)
             gone = None
             if isinstance(rows, Settled):
                 there = self._hold.view(_away.still_there, values["seqs"])
@@ -327,7 +356,7 @@ class Leases:
             values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
             if is_one:
                 values = {"seq": asked[0], "lease": token}
-            rows = database.once(self._hold.patience, statement, *place, values, _is_ack_awaited)
+            rows = database.once(self._hold.patience, statement, place.id, place.channel, values, _is_ack_awaited)
             if isinstance(rows, Settled):
                 return sorted(set(asked).difference(self._hold.view(_away.still_there, asked)))
             settled: list[int] | None = rows[0][0] if rows else None

@@ -23,6 +23,8 @@ from lmdbqueue.postgres._items import (
     MINE,
     OVERDUE,
     STANDS,
+    UNCLAIMED,
+    UNCLAIMED_OF_MANY,
     Place,
     hurried,
     pack,
@@ -44,6 +46,8 @@ claimed AS MATERIALIZED (
     + IN_ORDER
     + " AND "
     + STANDS
+    + " AND "
+    + UNCLAIMED_OF_MANY
     + " ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"
 )
 _UPDATED: Final = """,
@@ -82,7 +86,9 @@ claimed AS MATERIALIZED (
     + OVERDUE
     + """) AND NOT EXISTS (
         SELECT FROM {queues} WHERE id = %(queue)s
-        AND (kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL))
+        AND (kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL)) AND """
+    + UNCLAIMED
+    + """
     ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,

@@ -213,6 +213,13 @@ class Database:
         done: list[Any] | Settled = self._done_with("a change", deadline, patience, act)
         return done
 
+    def claim(self, patience: float, act: Callable[[Session], R]) -> R:
+        """Return what ``act`` returns for a session, which may claim an item, decode it, and make one change."""
+        self._refuse_nested()
+        deadline = self._settled_until(patience)
+        result: R = self._done_with("a change", deadline, patience, act)
+        return result
+
     def alone(self, patience: float, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""
         with suppress(QueueError):

@@ -19,7 +19,7 @@ from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut
 from lmdbqueue._verbs.engine import within as up_to
 from lmdbqueue._verbs.serializers import refuse_other_serializer
-from lmdbqueue.postgres import _away, _dead, _items, _queues, _readers, _removal
+from lmdbqueue.postgres import _away, _claims, _dead, _items, _queues, _readers, _removal
 from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
@@ -71,7 +71,8 @@ class PostgresEngine:
                 known = database.run(patience, make, name)
             refuse_other_order(database.path, stored=known.is_relaxed, given=is_relaxed)
             refuse_other_serializer(database.path, known.serializer, serializer)
-            self._hold.place = self._hold.holder.place = Place(known.id, database.sql.channel(known.id))
+            place = _claims.place_of(known.id, database.uuid, database.sql.channel(known.id))
+            self._hold.place = self._hold.holder.place = place
             sequence = _items.sequence(database.sql, known.id) if is_relaxed else ""
         except BaseException:
             self._release.detach()

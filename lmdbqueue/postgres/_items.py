@@ -31,6 +31,7 @@ class Place(NamedTuple):
 
     id: int
     channel: str
+    claims: int = 0  # the class of the locks of its claimed items
 
 
 class Found(NamedTuple):
@@ -52,6 +53,15 @@ class Ahead(NamedTuple):
     version: str
 
 
+# The key of the lock of a claimed item (``_claims``): modulo a prime, so that equal numbers of two priorities differ
+CLAIM_KEY: Final = "(%(claims)s::integer, mod(seq, 2147483647)::integer)"
+# Whether nobody has claimed an item, at this moment
+UNCLAIMED: Final = f"""
+    CASE WHEN pg_try_advisory_lock_shared{CLAIM_KEY} THEN pg_advisory_unlock_shared{CLAIM_KEY} ELSE false END"""
+# The same for many items, which costs less for each: of the moment when the statement began
+UNCLAIMED_OF_MANY: Final = """mod(seq, 2147483647)::integer::oid NOT IN (
+        SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %(claims)s::integer::oid
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
 # Whether a claim proceeds: due items return first, but those that cannot, because others have locked them, do
 # not hide the rest
 IN_ORDER: Final = """((SELECT NOT is_overdue FROM look)
@@ -110,7 +120,9 @@ first AS (
     AND CASE WHEN EXISTS (SELECT FROM {items} WHERE queue = %(queue)s AND state = 0) THEN EXISTS (SELECT FROM unflushed)
         AND """
     + STANDS
-    + """ END
+    + """ END AND """
+    + UNCLAIMED
+    + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 SELECT payload, seq, NULL::boolean, NULL::boolean, NULL::boolean FROM first
 UNION ALL """
@@ -185,7 +197,7 @@ def first(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
 def glance(step: Step, place: Place, n: int, *, deaths: bool) -> Found:
     """Return the first ``n`` unclaimed entries."""
     values = {"deaths": deaths, "row": step.row(0), "is_block": step.is_block}
-    return seen(step.execute(_CLAIM, queue=place.id, n=n, **values).fetchall())
+    return seen(step.execute(_CLAIM, queue=place.id, n=n, claims=place.claims, **values).fetchall())
 
 
 def since(step: Step, place: Place, after: bytes, *, deaths: bool) -> Found:

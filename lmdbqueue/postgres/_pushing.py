@@ -17,6 +17,7 @@ from lmdbqueue.postgres._items import (
     AWAITED,
     CLASS,
     MAX_SIZE,
+    UNCLAIMED,
     Place,
     class_of,
     extent,
@@ -124,9 +125,12 @@ _ARE_FIRST: Final = """
 SELECT seq, octet_length(payload) FROM {items} WHERE queue = %(queue)s AND state = 0
 ORDER BY seq LIMIT %(n)s FOR UPDATE
 """
-_MOVED: Final = """
+_MOVED: Final = (
+    """
 WITH first AS MATERIALIZED (
-    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND """
+    + UNCLAIMED
+    + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 numbered AS MATERIALIZED (SELECT at, seq, row_number() OVER (ORDER BY seq) AS place FROM first),
 moved AS (
@@ -137,6 +141,7 @@ moved AS (
     RETURNING items.seq, numbered.seq AS before, octet_length(payload))
 SELECT * FROM moved
 """
+)
 _COME_DUE: Final = """
 WITH due AS MATERIALIZED (
     SELECT ctid AS at FROM {items} WHERE queue = %(queue)s AND until <= {now} AND state = 2
@@ -340,7 +345,8 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
         n = len(sizes)
         refuse_full(step, target, maxsize, sizes, is_kept=is_kept)
         numbers = (_numbers(step, target, n, 0, is_relaxed=True) or None) if is_relaxed else None
-    moved = sorted(step.execute(_MOVED, queue=place.id, target=target.id, tail=tail, n=n, numbers=numbers).fetchall())
+    values = {"target": target.id, "tail": tail, "n": n, "numbers": numbers, "claims": place.claims}
+    moved = sorted(step.execute(_MOVED, queue=place.id, **values).fetchall())
     if moved:
         if any(seq >> CLASS for seq, _, _ in moved):
             if is_followed or is_kept:

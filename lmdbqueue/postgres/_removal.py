@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from lmdbqueue.postgres import _positions
-from lmdbqueue.postgres._items import AT_ONCE, Place, extent, tell
+from lmdbqueue.postgres._items import AT_ONCE, UNCLAIMED, Place, extent, tell
 from lmdbqueue.postgres._step import Step
 
 # Expired items, and those whose key another item gets: leased ones among them leave when they return.
@@ -52,7 +52,9 @@ FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
 _DELETE: Final = (
     """
 WITH first AS MATERIALIZED (
-    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0
+    SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND """
+    + UNCLAIMED
+    + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
@@ -177,7 +179,7 @@ def delete_item(step: Step, place: Place, seq: int) -> bool:
 
 def delete(step: Step, place: Place, n: int) -> int:
     """Remove at most the first ``n`` items; return their number."""
-    return _gone(step, place, step.execute(_DELETE, queue=place.id, n=n).fetchone())
+    return _gone(step, place, step.execute(_DELETE, queue=place.id, n=n, claims=place.claims).fetchone())
 
 
 def clear(step: Step, place: Place) -> int:

@@ -46,10 +46,11 @@ from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._step import Step
 
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
-# The server may not know yet that nobody is at the other end: until it does, what was claimed is locked. If the end
-# comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and comes after it
+# The server may not know yet that nobody is at the other end: until it does, what was claimed is locked, so its end is
+# waited for. If it comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and
+# comes after it
 _END: Final = """
-SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+SELECT pg_terminate_backend(pid, 2000) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
 AND (classid::bigint << 32) | objid::bigint = %(session)s
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
@@ -85,6 +86,7 @@ class Session:
         self.path = path
         self._token = 0
         self._transaction: AbstractContextManager[psycopg.Transaction] | None = None
+        self._held: tuple[LiteralString, dict[str, Any]] | None = None  # what releases the claim of this session
         self._patience = patience
         self.id = number
         self.process = os.getpid()
@@ -298,6 +300,30 @@ class Session:
         if rows:
             self._ledger.look_at(queue, rows[-1][-1])
         return rows
+
+    def claim(self, text: LiteralString, values: dict[str, Any]) -> list[Any]:
+        """Return the rows of a statement that locks for this session and changes nothing.
+
+        If the connection is lost, the server may have locks of it until it has ended the session.
+        """
+        self._token += 1  # so that this is not taken for the change before
+        try:
+            return self._cursor.execute(self._sql(text), values).fetchall()
+        except Exception as error:
+            if is_lost(error, self.connection):
+                raise Lost(error, has_begun=True) from error
+            raise
+
+    def hold(self, text: LiteralString = "", values: dict[str, Any] | None = None) -> None:
+        """Note the statement that releases what this session has claimed; none: it has no claim."""
+        self._held = (text, values or {}) if text else None
+
+    def release(self) -> None:
+        """Release what this session has claimed, which also ends with its connection."""
+        held, self._held = self._held, None
+        if held is not None and self.is_idle:
+            with suppress(psycopg.Error):
+                self.alone(*held)
 
     def alone(self, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""

@@ -1,23 +1,25 @@
 """How items are taken from a queue, and put back.
 
-Owns: the items that a pop claims. Law: items that others are taking at the moment are skipped, never waited for; an
-item that is put back gets its old place, with its notes. Must not know: connections, retries, pickling.
+Owns: the items that a pop of several takes, and the pop of an item that was seen ahead. Law: items that others are
+taking at the moment are skipped, never waited for; an item that is put back gets its old place, with its notes. Must
+not know: connections, retries, pickling.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import (
+    CLAIM_KEY,
     IN_ORDER,
     LOOK,
     MINE,
     ORPHANED,
     OVERDUE,
     STANDS,
-    Ahead,
+    UNCLAIMED_OF_MANY,
     Found,
     Place,
     hurried,
@@ -27,24 +29,25 @@ from lmdbqueue.postgres._items import (
 )
 from lmdbqueue.postgres._step import Step
 
-_COLUMNS: Final = "seq, payload, attempts, pushed_at, expires_at, key, headers"
-# The last row has the facts seen on the way, and the item that is first afterwards: in the columns of an item, since
-# each further one costs as much with every item as with this row. It has no time
+COLUMNS: Final = "seq, payload, attempts, pushed_at, expires_at, key, headers"
+# The last row has the facts seen on the way, in the columns of an item, since each further one costs as much with every
+# item as with this row. It has no time
 _IS_OVERDUE, _IS_FOLLOWED, _IS_AWAITED, _IS_NOTED = 1, 2, 4, 8
-_FACTS: Final = (
+FACTS: Final = (
     f"is_overdue::integer * {_IS_OVERDUE} + is_followed::integer * {_IS_FOLLOWED} + is_awaited::integer * {_IS_AWAITED}"
 )
 # What one transaction leaves of an item is one version. After a failover to a standby that lagged, or the restoration
 # of a backup, another transaction may have the same number, and its item that of the one that was seen
-_VERSION: Final = "xmin::text || ' ' || pushed_at::text"
+VERSION: Final = "xmin::text || ' ' || pushed_at::text"
 _TAKEN: Final = (
     """,
 first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND """
     + IN_ORDER
-    + """
-    AND """
+    + " AND "
     + STANDS
+    + " AND "
+    + UNCLAIMED_OF_MANY
     + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
@@ -56,28 +59,17 @@ noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - went.n, size = ledger.size - went.size
     FROM (SELECT count(*) AS n, coalesce(sum(octet_length(payload)), 0)::bigint AS size FROM gone) AS went
     WHERE id = %(row)s AND NOT is_fenced AND went.n > 0 RETURNING ctid AS at)"""
-_NEXT: Final = (
-    """,
-next AS (
-    SELECT seq, payload, """
-    + _VERSION
-    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > (SELECT max(seq) FROM gone)
-    ORDER BY seq LIMIT 1)
-"""
-)
 _TAKE: Final = (
     "WITH "
     + LOOK
     + MINE
     + _TAKEN
     + _NOTED
-    + _NEXT
-    + "SELECT "
-    + _COLUMNS
-    + " FROM gone UNION ALL SELECT next.seq, next.payload, "
-    + _FACTS
-    + f" + EXISTS (SELECT FROM noted)::integer * {_IS_NOTED}, NULL, next.version, NULL, NULL"
-    " FROM look LEFT JOIN next ON %(ahead)s"
+    + " SELECT "
+    + COLUMNS
+    + " FROM gone UNION ALL SELECT NULL, NULL, "
+    + FACTS
+    + f" + EXISTS (SELECT FROM noted)::integer * {_IS_NOTED}, NULL, NULL, NULL, NULL FROM look"
 )
 _TAKE_IN_BLOCK: Final = (
     "WITH "
@@ -85,9 +77,9 @@ _TAKE_IN_BLOCK: Final = (
     + ", mine AS (SELECT)"
     + _TAKEN
     + " SELECT "
-    + _COLUMNS
+    + COLUMNS
     + " FROM gone UNION ALL SELECT NULL, NULL, "
-    + _FACTS
+    + FACTS
     + ", NULL, NULL, NULL, NULL FROM look"
 )
 # The first item, if it is the one whose payload was already decoded; and the one that is first after that. No row means
@@ -97,7 +89,7 @@ TAKE_KNOWN: Final = (
 WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),
 first AS MATERIALIZED (
     SELECT ctid AS at, seq, """
-    + _VERSION
+    + VERSION
     + """ AS version FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
     + OVERDUE
@@ -105,16 +97,22 @@ first AS MATERIALIZED (
     + """) AND NOT EXISTS (
         SELECT FROM {queues} WHERE id = %(queue)s
         AND (is_followed OR kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL))
-    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
+    AND pg_try_advisory_xact_lock"""
+    + CLAIM_KEY
+    + """
+    ORDER BY seq LIMIT 1),
+free AS MATERIALIZED (
+    SELECT ctid AS at FROM {items} WHERE ctid = (SELECT at FROM first WHERE seq = %(seq)s AND version = %(version)s)
+    FOR UPDATE SKIP LOCKED),
 gone AS (
-    DELETE FROM {items} WHERE ctid = (SELECT at FROM first WHERE seq = %(seq)s AND version = %(version)s)
+    DELETE FROM {items} WHERE ctid = (SELECT at FROM free)
     RETURNING attempts, pushed_at, expires_at::text, key, headers),
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
     WHERE id = (SELECT %(row)s FROM gone) RETURNING ctid AS at),
 next AS (
     SELECT seq, payload, """
-    + _VERSION
+    + VERSION
     + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s ORDER BY seq LIMIT 1)
 SELECT gone.*, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), next.*, (SELECT at FROM noted)
 FROM gone LEFT JOIN next ON true"""
@@ -137,32 +135,35 @@ FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
 """
 
 
-def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool, looks_ahead: bool) -> Found:
+def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool) -> Found:
     """Remove and return the first ``n`` unlocked entries, and write the token.
 
     It is undone unless the caller calls ``keep``. ``insists``: even if items that are due could not return first.
-    ``looks_ahead``: also return the item that is first afterwards.
     """
-    asked = {"queue": place.id, "n": n, "deaths": deaths, "insists": insists}
+    asked = {"queue": place.id, "claims": place.claims, "n": n, "deaths": deaths, "insists": insists}
     if step.is_block:
         rows = step.execute(_TAKE_IN_BLOCK, **asked).fetchall()
     else:
-        values = {"row": step.row(place.id), "token": step.token, "ahead": looks_ahead}
+        values = {"row": step.row(place.id), "token": step.token}
         rows = step.execute(_TAKE if deaths else _TAKE_NOW, **asked, **values).fetchall()
     if not rows or rows[-1][3] is not None:
         return Found([])
-    seq, payload, facts, _, version, *_ = rows.pop()
+    last = rows.pop()
     rows.sort()
-    entries: list[Entry] = [Taken.of((pack(row[0]), row[1]), row[2:]) for row in rows]
-    if entries and not step.is_block and not facts & _IS_NOTED:
+    if rows and not step.is_block and not last[2] & _IS_NOTED:
         raise Lost(RuntimeError("the session was fenced"))
+    return found_of(rows, last)
+
+
+def found_of(rows: Sequence[Any], last: Any) -> Found:
+    """Return what was found, with all that ``put_back`` needs of an item, from its rows and that of the facts."""
+    facts = last[2]
     return Found(
-        entries,
+        [Taken.of((pack(row[0]), row[1]), row[2:7]) for row in rows],
         is_there=True,
         is_overdue=bool(facts & _IS_OVERDUE),
         is_followed=bool(facts & _IS_FOLLOWED),
         is_awaited=bool(facts & _IS_AWAITED),
-        ahead=None if seq is None else Ahead(seq, payload, version),
     )
 
 

@@ -72,7 +72,7 @@ def test_who_moves_waits_for_who_has_popped_and_then_looks_again(queue, postgres
     assert reader.skipped == 1
 
 
-def test_what_others_are_taking_is_not_waited_for_and_goes_with_them(queue):
+def test_a_pop_whose_item_leaves_with_a_reader_while_it_is_decoded_gets_the_next(queue):
     reader = queue.reader("reader")
     held = threading.Event()
     moved = threading.Event()
@@ -80,20 +80,36 @@ def test_what_others_are_taking_is_not_waited_for_and_goes_with_them(queue):
     def loads(payload):
         held.set()
         assert moved.wait(DEADLINE)
-        return payload
+        return pickle.loads(payload)
 
     def pop():
         with type(queue)(queue.conninfo, schema=queue.schema, loads=loads) as other:
-            other.pop()
+            popped.append(other.pop())
 
+    popped = []
     thread = threading.Thread(target=pop)
     thread.start()
     assert held.wait(DEADLINE)
     assert reader.delete(3) == 3
     moved.set()
     thread.join(DEADLINE)
-    assert list(queue) == ["d", "e", "f"]
-    assert reader.skipped == 0
+    assert (popped, list(queue)) == (["d"], ["e", "f"])
+    assert reader.skipped == 1
+
+
+def test_several_that_others_are_taking_are_not_waited_for_and_go_with_them(queue):
+    reader = queue.reader("reader")
+    with type(queue)(queue.conninfo, schema=queue.schema) as other:
+
+        def loads(payload):
+            if not passed:
+                passed.append(reader.delete(3))
+            return pickle.loads(payload)
+
+        passed = []
+        other.loads = loads
+        assert other.pop(2) == ["a", "b"]
+    assert (passed, list(queue), reader.skipped) == ([3], ["d", "e", "f"], 0)
 
 
 def test_a_reader_passes_no_item_that_has_taken_the_number_of_the_one_it_read(queue, postgres):
