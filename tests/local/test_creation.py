@@ -271,10 +271,16 @@ def test_a_missing_parent_is_no_place_for_a_queue(tmp_path):
     assert tree(tmp_path) == before
 
 
+def _import_what_an_opening_imports():
+    with tempfile.TemporaryDirectory() as path:
+        _open(path)
+
+
 def _as_nobody(fn, *args):
     """Run ``fn(*args)`` in a child that is not root, to whom no mode would matter."""
 
     def give_up_rights():
+        _import_what_an_opening_imports()
         if os.getuid() == 0:
             os.setgroups([])
             os.setgid(NOBODY)
