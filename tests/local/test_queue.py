@@ -315,7 +315,7 @@ def test_a_queue_that_is_garbage_gives_its_handle_back(tmp_path):
     assert environment.handles == 0
     assert identity not in _env.environments
     if sys.platform == "linux":
-        assert not [link for link in _open_files() if link.startswith(os.fspath(tmp_path))]
+        eventually(lambda: not [link for link in _open_files() if link.startswith(os.fspath(tmp_path))])
 
 
 def test_a_closed_queue_leaves_no_descriptor_behind(tmp_path):
