@@ -1,4 +1,4 @@
-"""The figures that README, docs/comparison.md and the bench's README quote, written from the newest full run.
+"""The figures that README, the bench's README and two pages of docs quote, written from the newest full run.
 
 Owns: which figures a page quotes, and the marks between which they stand. Law: no page has a figure of speed that is
 written by hand beside these, so pages never disagree, and none is older than the newest full run. It imports nothing
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PAGES = ("README.md", "bench/README.md", "docs/comparison.md")
+PAGES = ("README.md", "bench/README.md", "docs/comparison.md", "docs/operations.md")
 _RESULTS = "bench/results"
 _MARKED = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 _OURS, _BOUNDS = "lmdbqueue", ("raw", "raw, one flush")
@@ -133,14 +133,31 @@ def _comparison(run: Run, place: str) -> str:
 def _bench(run: Run, place: str) -> str:
     goals = [goal for goal in run.content["goals"] if goal["is_met"] is not None]
     missed = [goal for goal in goals if not goal["is_met"]]
-    rows = [[goal["goal"], goal["wanted"], f"{goal['reached']:.3g}"] for goal in missed]
+    rows = [[goal["goal"], goal["wanted"], _rounded(goal["reached"])] for goal in missed]
     files = f"[tables, goals and pictures]({place}/{run.name}.md), [every value]({place}/{run.name}.json)"
     met = f"{len(goals) - len(missed)} of its {len(goals)} goals were met. The others:"
     told = f"The newest full run: {files}. {_machine(run)} {met}"
     return f"{told}\n\n{_table(['goal', 'wanted', 'reached'], rows)}"
 
 
-_PARTS: dict[str, Callable[[Run, str], str]] = {"readme": _readme, "comparison": _comparison, "bench": _bench}
+def _operations(run: Run, place: str) -> str:
+    modes = ("durable", "between", "off")
+    names = [f"**{_OURS}**", *(name for _, name in run.others("between", "push"))]
+    rows = [
+        [name, *(_cell(run.median(mode, verb, name.strip("*"))) for verb in ("push", "pop") for mode in modes)]
+        for name in names
+    ]
+    told = f"{_machine(run)} [All tables of this run]({place}/{run.name}.md)."
+    head = ["items a second", "push: full", "interval", "off", "pop: full", "interval", "off"]
+    return f"{_table(head, rows)}\n\n{told}"
+
+
+_PARTS: dict[str, Callable[[Run, str], str]] = {
+    "readme": _readme,
+    "comparison": _comparison,
+    "bench": _bench,
+    "operations": _operations,
+}
 
 
 def _machine(run: Run) -> str:
@@ -177,6 +194,11 @@ def _cell(value: float | None) -> str:
 def _short(value: float) -> str:
     """Return the number with three figures that count."""
     return f"{round(value, 2 - math.floor(math.log10(value))):,.0f}"
+
+
+def _rounded(value: float) -> str:
+    rounded = f"{value:.3g}"
+    return _short(value) if "e" in rounded else rounded
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
