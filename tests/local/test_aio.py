@@ -552,10 +552,12 @@ import asyncio, random, sys
 from lmdbqueue.aio import AsyncPersistentQueue
 
 
+got = []
+
+
 async def main(seed):
     queue = await AsyncPersistentQueue.open("queue", sys.argv[1])
     chance = random.Random(seed)
-    got = []
 
     async def take():
         while True:
@@ -563,10 +565,10 @@ async def main(seed):
 
     tasks = [asyncio.ensure_future(take()) for _ in range(chance.randrange(1, 20))]
     await asyncio.sleep(chance.random() / 50)
-    print(len(got))
 
 
 asyncio.run(main(int(sys.argv[2])))
+print(len(got))  # here, since callbacks that were ready as main returned have run
 """
 
 
