@@ -5,7 +5,7 @@ import os
 import signal
 
 import pytest
-from processes import KILLED, forked, holder, kill, status_of
+from processes import DEADLINE, KILLED, forked, holder, kill, status_of
 
 from lmdbqueue import (
     CorruptItemError,
@@ -15,6 +15,7 @@ from lmdbqueue import (
     _format,
 )
 from lmdbqueue._format import key_of
+from lmdbqueue._host import departures
 from lmdbqueue._model import fifo, lease_records, returns
 from lmdbqueue._verbs.lease import ack_all
 from lmdbqueue._verbs.reading import head_of
@@ -76,6 +77,7 @@ def test_one_who_is_forgotten_gives_back_at_once(queue, tmp_path):
     assert len(queue) == 3
     del other, lease
     gc.collect()
+    assert departures.wait(DEADLINE)
     assert list(queue) == list("abcdef")
 
 
