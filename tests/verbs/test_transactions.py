@@ -235,8 +235,10 @@ def test_one_who_is_killed_in_a_block_has_done_nothing(pair):
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert status_of(forked(die)) == KILLED
-    eventually(lambda: inbox.pop() == 1)
-    assert (list(inbox), list(outbox)) == ([2], [])
+    popped = set()
+    eventually(lambda: popped.add(inbox.pop()) or 1 in popped)  # 2 first, until a server has noticed the kill
+    assert popped - {None} | {*inbox} == {1, 2}
+    assert list(outbox) == []
 
 
 # --- move, drop
