@@ -539,9 +539,8 @@ def test_a_loop_that_ends_with_calls_under_way_loses_nothing(place):
             return queue._courier, asyncio.get_running_loop().create_future()
 
         courier, nobody = asyncio.run(main())
-        reached = threading.Event()
-        courier._jobs.put(Call(nobody, reached.set))
-        eventually(lambda: reached.is_set() or courier._has_ended)
+        courier._jobs.put(Call(nobody, bool))
+        eventually(courier._is_over.is_set)  # what it had taken for nobody is back then
         sync.push("probe")
         assert sync.pop(101) == [*range(100), "probe"]
         assert sync.check() == []
