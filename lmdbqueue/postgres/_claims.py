@@ -41,7 +41,7 @@ from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import CLAIM_KEY, IN_ORDER, LOOK, MINE, STANDS, Ahead, Found, Place, hurried, number
 from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._step import Step
-from lmdbqueue.postgres._taking import COLUMNS, FACTS, VERSION, found_of
+from lmdbqueue.postgres._taking import COLUMNS, FACTS, ONE_LEFT, VERSION, found_of
 
 T = TypeVar("T")
 
@@ -88,13 +88,9 @@ claimed AS MATERIALIZED (
     + """
     FOR UPDATE SKIP LOCKED),
 gone AS (DELETE FROM {items} WHERE ctid = (SELECT at FROM claimed) RETURNING seq),
-noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
-    WHERE id = (SELECT %(row)s FROM gone) RETURNING ctid AS at),
-next AS (
-    SELECT seq, payload, """
-    + VERSION
-    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s ORDER BY seq LIMIT 1)
+"""
+    + ONE_LEFT
+    + """
 SELECT EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), next.*,
     CASE WHEN pg_try_advisory_xact_lock"""
     + CLAIM_KEY.replace("seq", "gone.seq")

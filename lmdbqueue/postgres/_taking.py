@@ -82,6 +82,16 @@ _TAKE_IN_BLOCK: Final = (
     + FACTS
     + ", NULL, NULL, NULL, NULL FROM look"
 )
+# The token of the item that is ``gone``, and the item that is first then
+ONE_LEFT: Final = (
+    """noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
+    WHERE id = (SELECT %(row)s FROM gone) RETURNING ctid AS at),
+next AS (
+    SELECT seq, payload, """
+    + VERSION
+    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s ORDER BY seq LIMIT 1)"""
+)
 # The first item, if it is the one whose payload was already decoded; and the one that is first after that. No row means
 # that another is first, or that more has to be done
 TAKE_KNOWN: Final = (
@@ -107,13 +117,9 @@ free AS MATERIALIZED (
 gone AS (
     DELETE FROM {items} WHERE ctid = (SELECT at FROM free)
     RETURNING attempts, pushed_at, expires_at::text, key, headers),
-noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, size = size - %(size)s
-    WHERE id = (SELECT %(row)s FROM gone) RETURNING ctid AS at),
-next AS (
-    SELECT seq, payload, """
-    + VERSION
-    + """ AS version FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq > %(seq)s ORDER BY seq LIMIT 1)
+"""
+    + ONE_LEFT
+    + """
 SELECT gone.*, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), next.*, (SELECT at FROM noted)
 FROM gone LEFT JOIN next ON true"""
 )

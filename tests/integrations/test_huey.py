@@ -150,8 +150,7 @@ def test_a_task_may_start_another_and_wait_for_it(huey):
     assert figures(huey) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("when", ["delete_counter", "_end"])
-def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, monkeypatch, when):
+def _tasks_of_a_sum(huey):
     @huey.task()
     def one(n):
         return n
@@ -160,6 +159,12 @@ def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, 
     def total(numbers):
         return sum(numbers)
 
+    return one, total
+
+
+@pytest.mark.parametrize("when", ["delete_counter", "_end"])
+def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, monkeypatch, when):
+    one, total = _tasks_of_a_sum(huey)
     result = huey.enqueue(chord([one.s(n) for n in range(3)], total.s()))
 
     def run():
@@ -216,14 +221,7 @@ def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_kill
 
 
 def test_who_counts_last_in_a_chord_reads_the_result_of_a_member_that_is_not_over_yet(huey, monkeypatch):
-    @huey.task()
-    def one(n):
-        return n
-
-    @huey.task()
-    def total(numbers):
-        return sum(numbers)
-
+    one, total = _tasks_of_a_sum(huey)
     result = huey.enqueue(chord([one.s(1), one.s(2)], total.s()))
     end, ends = huey.storage._end, []
 
