@@ -58,6 +58,19 @@ def _heard() -> None:
             each.disabled = False
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def _handled_as_before() -> Iterator[None]:
+    """Put back the handlers of signals: a consumer of Huey's leaves its own, and a child would inherit them."""
+    before = [signal.getsignal(number) for number in _SIGNALS]
+    yield
+    for number, handler in zip(_SIGNALS, before, strict=True):
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 LOOKS_FOR_WHAT_IS_LEFT = os.environ.get("LMDBQUEUE_LEFT_OPEN") == "1"  # after each test, which fails then
 _connections: weakref.WeakSet[psycopg.Connection[Any]] = weakref.WeakSet()  # to databases, that the library has made
 _connect = _session.connect
