@@ -1,7 +1,11 @@
 """Figures of queues for OpenTelemetry: the extra ``otel``.
 
-Owns: the instruments. Law: a figure is read when it is collected, and never in between; a queue that can no longer be
-read is left out, without affecting the others. Must not know: names and meanings (``_verbs.metrics``).
+Owns: the instruments. Law: a figure is read when it is collected, and never in between; all figures of a queue in one
+collection are of one moment; a queue that can no longer be read is left out, without affecting the others. Must not
+know: names and meanings (``_verbs.metrics``).
+
+OpenTelemetry asks each instrument by itself. So the first one asked reads all queues, and the others of that collection
+use what it has read: each reading serves an instrument once, and for a second at most.
 
     from opentelemetry import metrics
     from lmdbqueue.integrations.otel import observe
@@ -9,17 +13,21 @@ read is left out, without affecting the others. Must not know: names and meaning
     observe(metrics.get_meter("my.service"), queue)
 """
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from lmdbqueue._errors import QueueError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._verbs.metrics import METRICS, Metric
+from lmdbqueue._verbs.metrics import METRICS, Figures, Metric
 
 __all__ = ["observe"]
+
+_FRESH: Final = 1.0  # seconds that a reading may serve the instruments of a collection
 
 
 def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
@@ -34,21 +42,37 @@ def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
         meter: The meter that reports.
         *queues: Open queues.
     """
+    readings = _Readings(queues)
     for metric in METRICS:
         create = meter.create_observable_counter if metric.is_total else meter.create_observable_gauge
-        create(f"lmdbqueue.{metric.key}", [_callback(metric, queues)], metric.unit, metric.meaning)
+        callback = partial(readings.observations, metric)
+        create(f"lmdbqueue.{metric.key}", [callback], metric.unit, metric.meaning)
 
 
-def _callback(
-    metric: Metric, queues: Iterable[PersistentQueue[Any]]
-) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    def observations(_options: CallbackOptions) -> Iterable[Observation]:
+class _Readings:
+    """The figures of all queues, read once a collection."""
+
+    def __init__(self, queues: Sequence[PersistentQueue[Any]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._queues = queues
+        self._clock = clock
+        self._found: list[Figures] = []
+        self._unserved: set[str] = set()  # instruments that the last reading has not served
+        self._until = 0.0  # it serves none from then on, by the clock, in seconds
+
+    def observations(self, metric: Metric, _options: CallbackOptions) -> Iterable[Observation]:
+        """Return the observations of one instrument; its callback."""
+        if metric.key not in self._unserved or self._clock() > self._until:
+            self._found = list(self._read())
+            self._unserved = {each.key for each in METRICS}
+            self._until = self._clock() + _FRESH
+        self._unserved.discard(metric.key)
         found: dict[tuple[str, ...], Observation] = {}  # a directory's figures once, for all its queues
-        for queue in queues:
-            path = local_engine_of(queue).path
-            with suppress(QueueError):
-                for labels, value in metric.samples(path, queue.name, queue.stats()):
-                    found[tuple(labels.values())] = Observation(value, labels)
+        for figures in self._found:
+            for labels, value in metric.samples(*figures):
+                found[tuple(labels.values())] = Observation(value, labels)
         return list(found.values())
 
-    return observations
+    def _read(self) -> Iterable[Figures]:
+        for queue in self._queues:
+            with suppress(QueueError):
+                yield local_engine_of(queue).path, queue.name, queue.stats()

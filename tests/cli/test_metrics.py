@@ -8,10 +8,10 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
-from lmdbqueue import ReaderStats
+from lmdbqueue import PersistentQueue, ReaderStats
 from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import METRICS, prometheus_text
-from lmdbqueue.integrations.otel import observe
+from lmdbqueue.integrations.otel import _Readings, observe
 
 READERS = (ReaderStats("a", 1, 2, 3, 4.5), ReaderStats("b", 6, 7, 8, 9.5))
 FIELDS = list(Stats._fields)
@@ -135,6 +135,38 @@ def test_a_meter_observes_what_stats_says_when_it_is_collected(collect, open_que
         assert [found.pop(key) - expected.pop(key) for key in is_age] == pytest.approx([0, 0], abs=5)
         assert found == expected
         assert found["lmdbqueue.reader.lag", (("path", path), ("queue", "queue"), ("reader", "slow"))] > 0
+
+
+def test_a_collection_reads_each_queue_once(collect, open_queue, monkeypatch):
+    meter, collected = collect
+    queues = [open_queue(name=name) for name in ("a", "b", "c")]
+    observe(meter, *queues)
+    asked = []
+    stats = PersistentQueue.stats
+    monkeypatch.setattr(PersistentQueue, "stats", lambda queue: asked.append(queue.name) or stats(queue))
+    for number in (1, 2, 3):
+        queues[0].push(0)
+        found = collected()
+        assert asked == ["a", "b", "c"] * number
+        assert [value for (name, labels), value in found.items() if name == "lmdbqueue.waiting"] == [number, 0, 0]
+
+
+def test_a_reading_serves_an_instrument_that_is_asked_alone_for_a_second_at_most(open_queue):
+    queue = open_queue()
+    clock = [0.0]
+    readings = _Readings([queue], lambda: clock[0])
+    waiting, pushed, *_ = (metric for metric in METRICS if metric.key in {"waiting", "pushed"})
+
+    def value(metric):
+        (observation,) = readings.observations(metric, None)
+        return observation.value
+
+    assert value(waiting) == 0
+    queue.push(0)
+    assert (value(pushed), value(waiting)) == (0, 1)  # of the first reading; of the second
+    queue.push(0)
+    clock[0] += 1.1
+    assert value(pushed) == 2
 
 
 def test_a_closed_queue_is_left_out_and_others_are_not(collect, open_queue):
