@@ -4,7 +4,7 @@ Owns: the loop, the samples, the table. Law: the server has its default settings
 stays the same, so whatever grows is what was removed. Must not know: what the statements of a queue do.
 
 ``--minutes`` long (60 by default), some processes push an item, lease one and acknowledge it, over and over, beside
-``STANDING`` items that stay. Each minute a line tells the rate of that minute, the size of the tables with their
+``STANDING`` items that stay; with ``--only-push`` they only push. Each minute a line tells the rate of that minute, the size of the tables with their
 indexes, and how many dead rows they have. With ``--snapshot`` another connection keeps a transaction open meanwhile, as
 a report or a backup does, so that the server can remove no dead row; for the last minute that transaction has ended.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.items import make_items
 from bench.workloads.postgres import programs_of_postgres, server
-from bench.workloads.postgres_jobs import PGMQ, Worker, ours, pgmq
+from bench.workloads.postgres_jobs import BY_HAND, INSERT, PGMQ, Worker, by_hand, ours, pgmq
 
 STANDING = 10_000
 _SIZE = """
@@ -31,7 +31,9 @@ _CONTENDERS: dict[str, Callable[[str], Worker]] = {
     "commit": lambda url: ours(url, "commit"),
     "relaxed": lambda url: ours(url, "relaxed"),
     "pgmq": pgmq,
+    "by hand": lambda url: by_hand(url, INSERT),
 }
+_TABLES = {"pgmq": PGMQ, "by hand": (BY_HAND,)}
 
 
 def main() -> None:
@@ -41,6 +43,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--contender", choices=sorted(_CONTENDERS), default="commit")
     parser.add_argument("--snapshot", action="store_true")
+    parser.add_argument("--only-push", action="store_true")
     chosen = parser.parse_args()
     programs = programs_of_postgres()
     assert programs is not None, "it needs psycopg and the server's package"
@@ -53,9 +56,8 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
 
     open_worker = partial(_CONTENDERS[chosen.contender], url)
     with psycopg.connect(url, autocommit=True) as connection, psycopg.connect(url) as report:
-        if chosen.contender == "pgmq":
-            for statement in PGMQ:
-                connection.execute(statement)  # type: ignore[arg-type]
+        for statement in _TABLES.get(chosen.contender, ()):
+            connection.execute(statement)  # type: ignore[arg-type]
         push, _, _, close = open_worker()
         for item in make_items(STANDING):
             push(item)
@@ -63,10 +65,13 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
         if chosen.snapshot:
             report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             report.execute("SELECT 1 FROM pg_class LIMIT 1")
-        print("| minute | jobs a second | MiB | dead rows |\n|---|---|---|---|", flush=True)
+        print(
+            f"| minute | {'pushes' if chosen.only_push else 'jobs'} a second | MiB | dead rows |\n|---|---|---|---|",
+            flush=True,
+        )
         told, tell = os.pipe()
         os.set_blocking(told, False)
-        workers = [_start(open_worker, tell) for _ in range(chosen.processes)]
+        workers = [_start(open_worker, tell, only_push=chosen.only_push) for _ in range(chosen.processes)]
         try:
             for minute in range(1, chosen.minutes + 1):
                 if minute == chosen.minutes:
@@ -80,19 +85,19 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
                 os.waitpid(pid, 0)
 
 
-def _start(open_worker: Callable[[], Worker], tell: int) -> int:
-    """Start a process that writes a byte for each ten jobs; return its pid."""
+def _start(open_worker: Callable[[], Worker], tell: int, *, only_push: bool) -> int:
+    """Start a process that writes a byte for each ten jobs, or pushes; return its pid."""
     pid = os.fork()
     if pid:
         return pid
     try:
-        push, _, job, _ = open_worker()
-        assert job is not None
+        push, pop, job, _ = open_worker()
         items: list[Any] = make_items(10)
         while True:
             for item in items:
                 push(item)
-                job()
+                if not only_push:
+                    (job or pop)()
             os.write(tell, b".")
     finally:
         os._exit(1)
