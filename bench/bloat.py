@@ -4,9 +4,10 @@ Owns: the loop, the samples, the table. Law: the server has its default settings
 stays the same, so whatever grows is what was removed. Must not know: what the statements of a queue do.
 
 ``--minutes`` long (60 by default), some processes push an item, lease one and acknowledge it, over and over, beside
-``STANDING`` items that stay; with ``--only-push`` they only push. Each minute a line tells the rate of that minute, the size of the tables with their
-indexes, and how many dead rows they have. With ``--snapshot`` another connection keeps a transaction open meanwhile, as
-a report or a backup does, so that the server can remove no dead row; for the last minute that transaction has ended.
+``STANDING`` items that stay; with ``--only-push`` they only push. Each minute a line tells the rate of that minute, the
+size of the tables with their indexes, and how many dead rows they have. With ``--snapshot`` another connection keeps a
+transaction open meanwhile, as a report or a backup does, so that the server can remove no dead row; for the last minute
+that transaction has ended.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
     open_worker = partial(_CONTENDERS[chosen.contender], url)
     with psycopg.connect(url, autocommit=True) as connection, psycopg.connect(url) as report:
         for statement in _TABLES.get(chosen.contender, ()):
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement)
         push, _, _, close = open_worker()
         for item in make_items(STANDING):
             push(item)
@@ -65,10 +66,8 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
         if chosen.snapshot:
             report.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             report.execute("SELECT 1 FROM pg_class LIMIT 1")
-        print(
-            f"| minute | {'pushes' if chosen.only_push else 'jobs'} a second | MiB | dead rows |\n|---|---|---|---|",
-            flush=True,
-        )
+        calls = "pushes" if chosen.only_push else "jobs"
+        print(f"| minute | {calls} a second | MiB | dead rows |\n|---|---|---|---|", flush=True)
         told, tell = os.pipe()
         os.set_blocking(told, False)
         workers = [_start(open_worker, tell, only_push=chosen.only_push) for _ in range(chosen.processes)]
