@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 from examples import ROOT, anchors, read
@@ -102,6 +103,14 @@ def test_a_source_distribution_has_every_file_of_the_repository():
         pytest.skip("not a git checkout")
     packed = {each.distribution_path for each in SdistBuilder(ROOT).recurse_included_files()}
     assert {name for name in files.stdout.splitlines() if os.path.exists(os.path.join(ROOT, name))} <= packed
+
+
+def test_the_repository_holds_no_data_that_a_program_left_behind():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    mine = (name for name in files.stdout.split("\0") if not re.search(r"^$|^tests/.*/golden|\.png$", name))
+    assert [name for name in mine if b"\0" in Path(ROOT, name).read_bytes()] == []
 
 
 def test_advice_to_install_something_names_this_package_and_an_extra_that_it_has():
