@@ -122,9 +122,9 @@ def test_what_follows_a_task_is_there_only_with_its_end(huey, monkeypatch, how):
         return n
 
     huey.enqueue(step.s(1).then(after))
-    lease_of = huey.storage.take
+    lease_of = huey.storage.endings.take
     leases = []
-    monkeypatch.setattr(huey.storage, "take", lambda: leases.append(lease_of()) or leases[-1])
+    monkeypatch.setattr(huey.storage.endings, "take", lambda: leases.append(lease_of()) or leases[-1])
     task = huey.dequeue()
     monkeypatch.setattr(leases[0], "ack", lambda: os.write(-1, b""))
     with pytest.raises(OSError, match="descriptor"):
@@ -177,7 +177,7 @@ def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, 
         def kill(*_):
             os.kill(os.getpid(), signal.SIGKILL)
 
-        monkeypatch.setattr(huey.storage, when, kill)
+        monkeypatch.setattr(huey.storage.endings, when, kill)
         run()
 
     assert status_of(forked(killed)) == KILLED
@@ -208,7 +208,7 @@ def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_kill
         huey.execute(huey.dequeue())
 
     def killed():
-        monkeypatch.setattr(huey.storage, "_end", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(huey.storage.endings, "_end", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         huey.execute(huey.dequeue())
 
     assert status_of(forked(killed)) == KILLED
@@ -223,7 +223,7 @@ def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_kill
 def test_who_counts_last_in_a_chord_reads_the_result_of_a_member_that_is_not_over_yet(huey, monkeypatch):
     one, total = _tasks_of_a_sum(huey)
     result = huey.enqueue(chord([one.s(1), one.s(2)], total.s()))
-    end, ends = huey.storage._end, []
+    end, ends = huey.storage.endings._end, []
 
     def end_after_the_other(*args):
         if not ends:  # of the first: it has counted itself
@@ -233,7 +233,7 @@ def test_who_counts_last_in_a_chord_reads_the_result_of_a_member_that_is_not_ove
             other.join()
         return end(*args)
 
-    monkeypatch.setattr(huey.storage, "_end", end_after_the_other)
+    monkeypatch.setattr(huey.storage.endings, "_end", end_after_the_other)
     huey.execute(huey.dequeue())
     while huey.pending():
         huey.execute(huey.dequeue())
@@ -322,6 +322,22 @@ def test_one_that_is_interrupted_before_it_begins_goes_back_too(huey, monkeypatc
     assert (stats.waiting, stats.leased, stats.delayed) == (0, 0, 1)
 
 
+def test_one_that_is_interrupted_after_it_has_run_another_goes_back_too(huey):
+    @huey.task()
+    def inner():
+        pass
+
+    @huey.task()
+    def outer():
+        inner()
+        huey.execute(huey.dequeue())
+        raise KeyboardInterrupt
+
+    outer()
+    huey.execute(huey.dequeue())
+    assert huey.storage.tasks.stats().delayed == 1
+
+
 def test_what_is_stored_after_an_interrupt_is_no_part_of_the_task_it_came_amid(huey, monkeypatch):
     @huey.task()
     def one():
@@ -333,7 +349,7 @@ def test_what_is_stored_after_an_interrupt_is_no_part_of_the_task_it_came_amid(h
     one()
     task = huey.dequeue()
     with monkeypatch.context() as patched:
-        patched.setattr(huey.storage, "_end", interrupt)
+        patched.setattr(huey.storage.endings, "_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             huey.execute(task)
     one()
@@ -676,6 +692,30 @@ def test_a_handler_of_a_task_that_has_run_reads_its_result(huey):
     assert (found, result.get()) == ([1], 1)
 
 
+def test_a_result_that_a_hook_fails_to_read_is_stored_with_the_end_of_the_task_all_the_same(huey, monkeypatch):
+    transaction = huey.storage.tasks.transaction
+
+    @contextlib.contextmanager
+    def undone():
+        with transaction():
+            yield
+            raise OSError
+
+    @huey.task()
+    def work():
+        return 1
+
+    @huey.post_execute()
+    def look(task, *_):
+        with monkeypatch.context() as patched:
+            patched.setattr(huey.storage.tasks, "transaction", undone)
+            huey.get(task.id, peek=True)
+
+    result = work()
+    huey.execute(huey.dequeue())
+    assert result.get() == 1
+
+
 def test_a_hook_that_asks_for_revocations_stores_nothing_of_the_end_of_its_task(huey):
     counts = []
     others = LmdbStorage("app", huey.storage.path)
@@ -723,7 +763,7 @@ def test_a_child_that_is_forked_while_a_thread_opens_the_directory_opens_it_too(
     storage.enqueue(b"task")
     storage.close()
     opening, go_on = threading.Event(), threading.Event()
-    open_ = storage._open
+    open_ = storage._queues._open
 
     def slow():
         opening.set()
@@ -731,7 +771,7 @@ def test_a_child_that_is_forked_while_a_thread_opens_the_directory_opens_it_too(
         return open_()
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage, "_open", slow)
+        patched.setattr(storage._queues, "_open", slow)
         sizes = []
         thread = threading.Thread(target=lambda: sizes.append(storage.queue_size()))
         thread.start()
@@ -756,7 +796,7 @@ def test_a_worker_ends_its_task_once_though_immediate_mode_is_switched_on_and_of
             huey.immediate = True
 
     storage = huey.storage
-    storage.begin_worker()
+    storage.endings.begin_worker()
     work()
     task = huey.dequeue()
     if when == "dequeued":
@@ -769,7 +809,7 @@ def test_a_worker_ends_its_task_once_though_immediate_mode_is_switched_on_and_of
     assert huey.dequeue() is None
     huey.immediate = False
     assert (runs, figures(huey)) == ([1], (0, 0, 0))
-    storage.end_worker()
+    storage.endings.end_worker()
 
 
 # --- names, greenlets

@@ -17,7 +17,8 @@ import lmdbqueue.integrations.kombu as transport
 from lmdbqueue import DiskFullError, PersistentQueue, TransactionError
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._local.engine import LocalEngine
-from lmdbqueue.integrations._broker import named
+from lmdbqueue.integrations.kombu import _alarm, _topology
+from lmdbqueue.integrations.kombu._broker import Broker, named
 
 pytestmark = pytest.mark.filterwarnings("default")  # kombu has its own
 
@@ -292,7 +293,7 @@ def test_a_connection_that_cannot_give_back_lets_go_when_it_closes(connect, monk
         connection.drain_events(timeout=1)
         with monkeypatch.context() as patched:
             patched.setattr(LocalEngine, "nack", full)
-            patched.setattr(transport.Broker, "drop", full)
+            patched.setattr(Broker, "drop", full)
             connection.close()
         assert taken_by_another(connect) == [1, 2]
 
@@ -305,7 +306,7 @@ def test_a_channel_that_closes_gives_back_though_its_consumer_cannot_clean_up(co
         consumer.consume()
         send(connection, 1, 2)
         channel.basic_get("tasks")
-        monkeypatch.setattr(transport.Broker, "drop", full)
+        monkeypatch.setattr(Broker, "drop", full)
         channel.close()
         assert taken_by_another(connect) == [1, 2]
 
@@ -383,7 +384,7 @@ def test_the_queue_of_a_loop_that_is_busy_does_not_expire(connect):
 
 
 def test_the_alarm_outlives_what_fails_for_a_while(connect, monkeypatch):
-    monkeypatch.setattr(transport, "_LOOK", 0.01)
+    monkeypatch.setattr(_alarm, "LOOK", 0.01)
     with connect() as connection:
         hub = Hub()
         connection.register_with_event_loop(hub)
@@ -478,10 +479,10 @@ def test_in_a_loop_no_queue_waits_until_another_is_empty(connect):
 
 
 def test_a_busy_loop_is_not_woken_by_each_of_its_own_commits(connect, monkeypatch):
-    monkeypatch.setattr(transport, "_APART", 60.0)
+    monkeypatch.setattr(_alarm, "_APART", 60.0)
     naps, gate = [], threading.Event()
     clock = SimpleNamespace(sleep=lambda seconds: (naps.append(seconds), gate.wait(60)), monotonic=time.monotonic)
-    monkeypatch.setattr(transport, "time", clock)
+    monkeypatch.setattr(_alarm, "time", clock)
     clock.time = time.time
     with connect() as connection:
         hub = Hub()
@@ -670,7 +671,7 @@ def test_a_queue_whose_consumer_was_killed_goes_with_the_next_message_for_it(con
 
 
 def test_an_exclusive_queue_whose_consumer_was_killed_is_dropped_too(connect, monkeypatch):
-    monkeypatch.setattr(transport, "_ABANDONED", 0.01)
+    monkeypatch.setattr(_topology, "_ABANDONED", 0.01)
     with connect() as connection:
         bound(connection, "dead", kombu.Exchange("news", "fanout"), exclusive=True)
         time.sleep(0.02)
@@ -745,7 +746,7 @@ def test_a_message_that_is_held_stays_so_when_another_queue_of_its_exchange_was_
     producer = kombu.Producer(channel, exchange=exchange)
     producer.publish("first")
     held = queues[0].get()
-    other.channel()._broker.control.drop_queue(named("two"))  # as one that expires, but for its bindings
+    other.channel().broker.control.drop_queue(named("two"))  # as one that expires, but for its bindings
     producer.publish("second")
     assert taken_by_another(connect, "one") == ["second"]
     held.ack()

@@ -14,9 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from kombu.utils.json import dumps, loads
-
-from lmdbqueue._errors import ClosedError, FormatError, GoneError, LeaseExpiredError, QueueError, told
+from lmdbqueue._errors import ClosedError, FormatError, GoneError, LeaseExpiredError, QueueError
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 
@@ -215,32 +213,6 @@ class Broker:
                 self.control.state.pop(key, None)
             elif changed != table:
                 self.control.state[key] = json.dumps(changed).encode()
-
-
-def stored(message: Any) -> bytes:
-    """Return a message as bytes."""
-    return str(dumps(message)).encode()
-
-
-def message_of(payload: bytes) -> Any:
-    """Return the message stored in ``payload``; raise ``ValueError`` if there is none."""
-    try:
-        message = loads(payload)
-        message["properties"]["delivery_info"]["redelivered"] = False
-    except Exception as error:
-        text = f"it is not a message: {told(error)}"
-        raise ValueError(text) from error
-    return message
-
-
-def popped(queue: PersistentQueue[bytes]) -> Any:
-    """Remove and return the first message, None if there is none; items of any other kind become dead letters."""
-    while (payload := queue.pop()) is not None:
-        try:
-            return message_of(payload)
-        except ValueError as error:
-            queue.dead_letter(queue.push(payload), str(error))
-    return None
 
 
 def named(queue: str) -> str:
