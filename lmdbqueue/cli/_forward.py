@@ -51,7 +51,7 @@ _HAVE: Final = {  # the schemes with which an option has an effect
 @click.argument("url")
 @name_option
 @click.option("--to", default="", metavar="NAME", help="The name of the target queue.  [default: the same]")
-@click.option("--reader", default="", metavar="READER", help="Drain this named reader; the items stay for others.")
+@click.option("--reader", default="", metavar="READER", help="Drain this named reader, created if it is missing.")
 @click.option("--batch", type=click.IntRange(min=1), help="Items of a batch, at most.  [default: 1000, with HTTP 1]")
 @click.option(
     "--max-bytes",
@@ -148,8 +148,9 @@ def _target(
             "--trust": trust,
         },
     )
+    codec = codec_of(path, name)  # a missing queue is told before anything of the target
     if scheme == "file":
-        return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name, codec_of(path, name)))
+        return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name, codec))
     if scheme in (*_HTTP, *_MQTT):
         stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
         loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
@@ -165,8 +166,6 @@ def _target(
         from lmdbqueue.postgres import PostgresQueue, PostgresTarget  # noqa: PLC0415  (needs psycopg)
     except ImportError as error:
         raise Failure("forward needs psycopg: pip install 'lmdbqueue-persistent[postgres]'", USAGE) from error
-
-    codec = codec_of(path, name)
 
     def there() -> PostgresQueue[Any]:
         return PostgresQueue(url, to or name, **codec, patience=1.0)

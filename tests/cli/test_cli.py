@@ -969,6 +969,15 @@ def test_a_target_that_is_none_and_an_option_that_has_no_effect_are_refused(run,
     assert b"secret" not in stderr
 
 
+@pytest.mark.parametrize("url", ["file:///there", "http://there/a", "mqtt://there/a"])
+def test_a_queue_that_is_to_be_forwarded_and_is_not_there_is_no_queue(run, tmp_path, open_queue, url):
+    assert b"there is no queue at 'mistyped'" in run("forward", "mistyped", url, code=NO_QUEUE).stderr
+    open_queue().close()
+    told = run("forward", "queue", url, "--name", "jobs", code=NO_QUEUE).stderr
+    assert b"there is no queue 'jobs' in 'queue'; existing ones: queue" in told
+    assert os.listdir(tmp_path) == ["queue"]
+
+
 def test_what_is_to_be_imported_and_is_not_there_is_no_queue(run, tmp_path):
     assert b"there is no such file" in run("import", "nowhere", "queue", code=NO_QUEUE).stderr
     assert os.listdir(tmp_path) == []
