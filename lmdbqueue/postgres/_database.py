@@ -261,11 +261,20 @@ class Database:
                         raise
                     self._give_back_used(session, block)
                 raise
-            self._commit(session, block, patience)
+            try:
+                is_intact = self._commit(session, block, patience)
+            except QueueError:
+                raise  # it has dropped the connection
+            except BaseException:  # an interrupt, which may come before its first line
+                self.access.drop(session)
+                raise
+            if is_intact:
+                self._give_back_used(session, block)
         finally:
             self._amid.discard(thread)
 
-    def _commit(self, session: Session, block: Block, patience: float) -> None:
+    def _commit(self, session: Session, block: Block, patience: float) -> bool:
+        """Commit; return whether the connection is intact. If not, or after a ``QueueError``, it was dropped."""
         operation, deadline = "the end of a transaction", over_at(patience)
         try:
             session.commit(block.step, deadline)
@@ -276,11 +285,8 @@ class Database:
                 raise explained(error, self.path, operation) from error
             if self._settled(session.id, session.token, deadline, error) is None:
                 raise ServerError(self.path, operation, f"the connection was lost ({said(error)})") from error
-        except BaseException:
-            self.access.drop(session)
-            raise
-        else:
-            self._give_back_used(session, block)
+            return False
+        return True
 
     def _give_back_used(self, session: Session, block: Block) -> None:
         """Return a connection that a user has used: its settings are undone, or it is dropped."""

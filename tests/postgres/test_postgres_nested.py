@@ -188,6 +188,20 @@ def test_an_interrupt_as_a_block_ends_leaves_no_block_behind(open_postgres):
     assert list(queue)[-1] == "next"
 
 
+def test_an_interrupt_just_before_a_block_commits_leaves_no_transaction_open(open_postgres, monkeypatch):
+    """Though the interrupt is kept, whose traceback refers to all that is under way."""
+    queue = open_postgres(patience=5.0)
+    block = queue.transaction()
+    block.__enter__()
+    queue.push("undone")
+    with monkeypatch.context() as amid:
+        amid.setattr(_database.Database, "_commit", lambda *_: interrupt())
+        with pytest.raises(KeyboardInterrupt) as kept:
+            block.__exit__(None, None, None)
+    queue.push("next")
+    assert (list(queue), kept.type) == (["next"], KeyboardInterrupt)
+
+
 def test_an_ear_whose_thread_ends_as_it_is_closed_strikes_no_pipe_that_is_gone(monkeypatch):
     ear = Ear(lambda: None, None)
     ear._has_begun = True
