@@ -76,8 +76,8 @@ class Source(ABC):
             The number of items removed.
         """
 
-    def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Make those of these items that are still there dead letters.
+    def refuse(self, reasons: Mapping[int, str]) -> list[int]:
+        """Make those of these items that are still there dead letters; return their numbers.
 
         Args:
             reasons: The numbers of the items, each with its reason.
@@ -274,14 +274,13 @@ class QueueSource(Source):
         if self._options.durability == "interval":
             self._queue.sync()
 
-    def refuse(self, reasons: Mapping[int, str]) -> None:
-        """Make these items dead letters of the queue.
+    def refuse(self, reasons: Mapping[int, str]) -> list[int]:
+        """Make those of these items that still wait dead letters of the queue; return their numbers.
 
         Args:
             reasons: The numbers of the items, each with its reason.
         """
-        for seq, reason in reasons.items():
-            self._queue.dead_letter(seq, reason)
+        return [seq for seq, reason in reasons.items() if self._queue.dead_letter(seq, reason)]
 
     def wait(self, timeout: float) -> None:
         """Wait until there is an item.
@@ -387,11 +386,12 @@ class ReaderSource(QueueSource):
         args = self._reader.name, frozenset(seqs), self._engine.clock().wall
         return self._engine.environment.update(self._engine.ref, readers.settle, *args)
 
-    def refuse(self, reasons: Mapping[int, str]) -> None:
+    def refuse(self, reasons: Mapping[int, str]) -> list[int]:
         """Make these items, with their headers, dead letters of the queue ``NAME-READER-refused``; pass them in turn.
 
-        The items themselves stay where they are, for other readers. If the process is killed before the reader has
-        passed them, the next run sends them again, and they can be dead letters twice.
+        Return the numbers of those that were still there. The items themselves stay where they are, for other readers.
+        If the process is killed before the reader has passed them, the next run sends them again, and they can be dead
+        letters twice.
 
         Args:
             reasons: The numbers of the items, each with its reason.
@@ -406,6 +406,7 @@ class ReaderSource(QueueSource):
                     aside.dead_letter(number, f"item {envelope.seq}: {reasons[envelope.seq]}")
             self._refused.update(envelope.seq for envelope, _ in some)
             self._pass_refused()
+        return [envelope.seq for envelope, _ in some]
 
     def _pass_refused(self) -> None:
         """Move the reader past refused items, up to the first other item."""

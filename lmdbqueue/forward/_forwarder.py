@@ -299,11 +299,11 @@ class Forwarder:
         """Make refused items dead letters, remove those stored before the first of unknown fate; return whether any."""
         refused = {seq: error.refused[seq] for seq in batch.mark.seqs if seq in error.refused}
         if refused:
-            self._source.refuse(refused)
-            self._done = self._done._replace(refused=self._done.refused + len(refused))
+            buried = self._source.refuse(refused)  # the others have left meanwhile
+            self._done = self._done._replace(refused=self._done.refused + len(buried))
             seq, reason = next(iter(refused.items()))
-            told = "the target refused %d items, dead letters now; item %d: %s"
-            _logger().warning(told, len(refused), seq, reason)
+            told = "the target refused %d items, of which %d are dead letters now; item %d: %s"
+            _logger().warning(told, len(refused), len(buried), seq, reason)
             if self._progress is not None:
                 self._progress(self._done)
         known = {*error.stored, *refused}

@@ -585,6 +585,22 @@ def test_only_what_was_refused_is_dead_whatever_came_back_before_it(open_queue):
     assert sorted(letter.item for letter in queue.dead) == [1, 3, 5, 7]
 
 
+def test_what_left_before_it_was_refused_is_no_dead_letter_and_not_counted(open_queue, caplog):
+    queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
+    queue.push(list(range(4)))
+    target = Picky(keeps=False)
+    store = target.store
+
+    def meanwhile(batch):
+        queue.delete_item(1)
+        store(batch)
+
+    target.store = meanwhile
+    done = Forwarder(queue, target).run()
+    assert (target.items, [letter.item for letter in queue.dead], done.refused) == ([0, 2], [3], 1)
+    assert "refused 2 items, of which 1 are dead letters now; item 1: odd" in caplog.text
+
+
 def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(open_queue, tmp_path):
     queue = open_queue(dumps=lambda item: b"%d" % item, loads=int)
     queue.push_many(range(6), headers={"a": "1"})
