@@ -16,7 +16,8 @@ The map; imports go down this list only. All but the first serve any engine: ``l
 ``_reading``     ``peek`` and ``pop``, of a queue and of a reader
 ``_leases``      leases and the loop of a worker, awaited
 ``_courier``     the threads that carry the calls of an event loop
-``_jobs``        those calls: which may be done together, and how each is undone
+``_grouping``    which of those calls share a commit
+``_jobs``        each of those calls: its kind, and how it is undone
 ===============  ===============================================================
 """
 

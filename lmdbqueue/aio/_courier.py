@@ -1,21 +1,16 @@
 """The threads that carry the calls of an event loop to a queue, and the results back.
 
-Owns: which calls share a commit, which waiter gets an item, what happens to an item that no caller received. Law: an
+Owns: how calls reach the worker and results their callers, what happens to an item that no caller received. Law: an
 item that was taken is received once, or put back under its old number; the loop is woken once for a group of calls,
-and never blocked. Must not know: what the verbs mean to their callers.
+and never blocked. Must not know: what the verbs mean to their callers, which calls share a commit (``_grouping``).
 
-The worker does all calls that have arrived together: successive pushes become one push of all their items (if there is
-no room for it, each is tried alone), single takes one take, leases of one item one step, and so do acks, which come
-first. While the disk syncs, the loop continues, and the next group gathers; so 1,000 concurrent pushes share a few
-commits. If one call finds nothing, the others of its kind are not tried: one reading serves all.
-
-A call that waits, for an item or for room, is a sleeper: it is tried before every group. As long as there are sleepers,
-the listener makes the worker try them when the bell rings. It first begins to listen and *then* asks for an attempt, so
-no ring is missed (see ``_host.bell``). That takes two threads, for any number of sleepers.
+The worker does all calls that have arrived, acks first. A call that waits, for an item or for room, is a sleeper: it is
+tried again before each of these groups. As long as there are sleepers, the listener makes the worker try them when the
+bell rings. It first begins to listen and *then* asks for an attempt, so no ring is missed (see ``_host.bell``). That
+takes two threads, for any number of sleepers.
 
 While a server is unreachable, each call has one deadline, counted from when it was made or last woken. The worker tries
-it no longer than that, regardless of earlier calls, and the loop answers calls whose time is over while the worker is
-busy with another.
+it no longer than that, and the loop answers calls whose time is over while the worker is busy with another.
 
 A function of the caller's that runs in the worker, such as that of a transaction, may make the loop run a coroutine and
 wait for it. If that called this object, the worker would wait for itself. Whatever a thread hands to a loop, by
@@ -46,41 +41,28 @@ import weakref
 from _thread import start_new_thread
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, CommitUnknownError, Full, NestedCallError, QueueError, ServerError
+from lmdbqueue._errors import ClosedError, CommitUnknownError, NestedCallError, QueueError
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._verbs.lease import Lease, ack_all, delivered
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
-from lmdbqueue.aio._jobs import ONE, Ack, Call, Claim, Claimed, Job, Push, Take, Taken
+from lmdbqueue.aio._grouping import Grouping, Result
+from lmdbqueue.aio._jobs import Ack, Call, Job
 
-_SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
 _PAUSE: Final = 0.25  # seconds before the listener asks an unreachable server again
 
 
-def _of_future(error: BaseException) -> BaseException:
-    """Return the error in a form that a future accepts: StopIteration becomes RuntimeError, as in a coroutine."""
-    if not isinstance(error, StopIteration):
-        return error
-    raised = RuntimeError("a function of the caller's raised StopIteration")
-    raised.__cause__ = error
-    return raised
-
-
-Result = tuple[Job, Any, BaseException | None]
 _KIND: Final = attrgetter("kind")
-_PAYLOADS: Final = attrgetter("payloads")
-_DEADLINE: Final = attrgetter("deadline")
 
 _END: Final = Job()  # tells the worker to end
 _EVER: Final = float("inf")
@@ -131,6 +113,15 @@ def is_dropped() -> bool:
     return False
 
 
+def _of_future(error: BaseException) -> BaseException:
+    """Return the error in a form that a future accepts: StopIteration becomes RuntimeError, as in a coroutine."""
+    if not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError("a function of the caller's raised StopIteration")
+    raised.__cause__ = error
+    return raised
+
+
 class _Dropped:
     """A callback that is never called, and calls another function when it is dropped."""
 
@@ -153,7 +144,7 @@ class Courier:
         self._engine = self._head.engine
         self._loop = loop
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: try the sleepers
-        self._sleepers: list[Job] = []
+        self._grouping = Grouping(self._head)
         self._is_wanted = threading.Event()  # the listener
         self._threads: list[Callable[[], None]] = [self._listen, self._work]  # not yet started, first one last
         self._round: object = None  # of jobs that the worker is doing at the moment
@@ -187,7 +178,7 @@ class Courier:
     def give_up(self, job: Job) -> None:
         """Answer a job whose time is over, if the worker cannot, since it is waiting for an unreachable server."""
         if self._engine.is_away and job.withdraw() and not job.future.done():
-            job.future.set_exception(self._refusal())
+            job.future.set_exception(self._grouping.refusal())
         else:
             self.look()
 
@@ -285,22 +276,22 @@ class Courier:
         while not self._has_ended:
             new = self._wait_for_jobs()
             self._wake()
-            sleepers = [] if self._loop.is_closed() else self._sleepers  # nobody waits any more
+            sleepers = [] if self._loop.is_closed() else self._grouping.sleepers  # nobody waits any more
             jobs = [*sleepers, *new]
-            self._sleepers = []
+            self._grouping.sleepers = []
             live = [job for job in jobs if job is not None and job is not _END]
             live.sort(key=_comes_later)  # changes nothing except that acks come first
             for kind, group in groupby(live, _KIND):
                 self._round = object()
                 _amid.set(self._round)
                 try:
-                    results = [self._noted(result) for result in self._done(kind, list(group))]
+                    results = [self._noted(result) for result in self._grouping.done(kind, list(group))]
                 finally:
                     self._round = None
                 self._report(results)
             if _END in jobs or self._loop.is_closed():
                 self._end()
-            if self._sleepers:
+            if self._grouping.sleepers:
                 self._is_wanted.set()
             else:
                 self._is_wanted.clear()
@@ -318,7 +309,7 @@ class Courier:
         """Give sleeping calls a new deadline, since the server had answered them."""
         self._engine.hurry(_EVER)
         deadline = time.monotonic() + self._engine.patience
-        for job in self._sleepers:
+        for job in self._grouping.sleepers:
             job.deadline = min(job.latest, deadline)
 
     def _wait_for_jobs(self) -> list[Job | None]:
@@ -328,143 +319,13 @@ class Courier:
                 jobs.append(self._jobs.get_nowait())
         return jobs
 
-    def _done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
-        """Do jobs of one kind, together where possible."""
-        is_one = isinstance(kind, Claimed) and kind.is_one
-        if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, Ack.kind, ONE)):
-            return self._each(jobs)
-        jobs = [job for job in jobs if job.take_up()]
-        if not jobs:  # all are cancelled
-            return ()
-        if kind == Push.kind:
-            return self._shared(jobs)
-        if kind == Ack.kind:
-            return self._together(jobs, self._acked)
-        return self._taken(jobs) if kind == ONE else self._claimed(kind, jobs)
-
-    def _together(self, jobs: list[Any], do: Callable[[list[Any]], list[Result]]) -> Iterator[Result]:
-        """Do jobs as one step; while a server is unreachable, repeat it without those whose time is over."""
-        while jobs:
-            self._engine.hurry(min(map(_DEADLINE, jobs)))
-            try:
-                yield from do(jobs)
-            except Exception as error:
-                now = time.monotonic()
-                is_away = isinstance(error, ServerError) and self._engine.is_away
-                over = [job for job in jobs if job.deadline <= now] if is_away else []
-                yield from ((job, None, error) for job in over or jobs)
-                jobs = [job for job in jobs if job not in over] if over else []
-            except BaseException as error:  # goes to the caller
-                yield from ((job, None, error) for job in jobs)
-                return
-            else:
-                return
-
-    def _shared(self, jobs: list[Push]) -> Iterator[Result]:
-        """Push in parts that are small enough to share a commit."""
-        start = size = 0
-        for index, job in enumerate(jobs):
-            more = sum(map(len, job.payloads))
-            if index > start and size + more > _SHARED:
-                yield from self._together(jobs[start:index], self._pushed)
-                start, size = index, 0
-            size += more
-        yield from self._together(jobs[start:], self._pushed)
-
-    def _pushed(self, jobs: list[Push]) -> list[Result]:
-        try:
-            self._head.refuse_push()
-            start = self._engine.append(list(chain.from_iterable(map(_PAYLOADS, jobs)))).start
-        except Full:
-            return list(self._each(jobs))
-        results: list[Result] = []
-        for job in jobs:
-            stop = start + len(job.payloads)
-            results.append((job, range(start, stop), None))
-            start = stop
-        return results
-
-    def _acked(self, jobs: list[Ack]) -> list[Result]:
-        try:
-            errors = ack_all(self._engine, [(job.lease, job.seqs) for job in jobs])
-        except CommitUnknownError:
-            raise
-        except QueueError as error:
-            if isinstance(error, ServerError) and self._engine.is_away:
-                raise
-            return list(self._each(jobs))  # on a full disk
-        return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
-
-    def _claimed(self, kind: Any, jobs: list[Claim]) -> Iterator[Result]:
-        """Lease an item for each, while there are any."""
-
-        def lease(jobs: list[Claim]) -> list[Result]:
-            found = self._engine.lease_each(len(jobs), kind.ttl, self._head.sort_out)
-            results: list[Result] = [
-                (job, delivered(Lease(self._engine, *each)), None) for job, each in zip(jobs, found, strict=False)
-            ]
-            return results + list(self._each(jobs[len(found) :]))
-
-        return self._together(jobs, lease)
-
-    def _taken(self, jobs: list[Take]) -> Iterator[Result]:
-        self._engine.hurry(min(map(_DEADLINE, jobs)))
-        try:
-            found = self._available(len(jobs))
-        except CommitUnknownError as error:  # the items may have left
-            yield from ((job, None, error) for job in jobs)
-            return
-        for entry, item in zip(*found or ((), ()), strict=True):
-            yield jobs.pop(0), ([entry], [item]), None
-        for job in jobs:
-            job.lay_down()
-        yield from self._each(jobs)
-
-    def _available(self, n: int) -> Taken | None:
-        """Take up to ``n`` items; return None if that fails: then each job is tried alone, and gets its own error."""
-        try:
-            return self._head.take(n, 0)
-        except CommitUnknownError:
-            raise
-        except BaseException:  # each job gets its own error
-            return None
-
-    def _each(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Do jobs of one kind one by one, except those whose answer an earlier one has already found."""
-        known: dict[bool, Any] = {}  # the answer for all waiting jobs, and for all others
-        for job in jobs:
-            if job.future.done() or not job.take_up():
-                continue
-            if job.waits not in known:
-                if self._engine.is_away and job.deadline <= time.monotonic():
-                    yield job, None, self._refusal()
-                    continue
-                self._engine.hurry(job.deadline)
-                try:
-                    result = job.run(self._head)
-                except BaseException as error:  # goes to the caller, even a SystemExit of loads
-                    yield job, None, error
-                    continue
-                if job.is_for_all(result):
-                    known[job.waits] = result
-            else:
-                result = known[job.waits]
-            if result is None and job.waits and not job.is_late:
-                job.lay_down()
-                self._sleepers.append(job)
-            else:
-                yield job, result, None
-
-    def _refusal(self) -> ServerError:
-        return ServerError(self._engine.path, "a call", "the server is away")
-
     def _report(self, results: list[Result]) -> None:
         self._undelivered.append(results)
         with suppress(RuntimeError):  # the loop is closed: no caller is waiting any more
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _refuse_sleepers(self) -> None:
-        sleepers, self._sleepers = self._sleepers, []
+        sleepers, self._grouping.sleepers = self._grouping.sleepers, []
         self._report([(job, None, ClosedError(self._engine.path)) for job in sleepers])
 
     def _undo(self, job: Job) -> bool:

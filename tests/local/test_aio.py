@@ -787,7 +787,7 @@ def test_one_look_serves_all_who_wait(run, verb):
         else:
             takers = [asyncio.create_task(take()) for _ in range(tasks)]
         await asyncio.sleep(0)
-        while len(queue._courier._sleepers) < tasks:
+        while len(queue._courier._grouping.sleepers) < tasks:
             await queue.count()
         looks.clear()
         for _ in range(3):

@@ -51,7 +51,7 @@ def test_a_call_that_has_waited_for_longer_than_its_patience_is_tried_as_long_as
         async with AsyncPostgresQueue.open(postgres.url(), schema=schema) as queue:
             engine, asleep, patience = queue.queue._engine, [], []
             waiting = asyncio.ensure_future(queue.get())
-            await asyncio.to_thread(eventually, lambda: asleep.extend(queue._courier._sleepers) or asleep)
+            await asyncio.to_thread(eventually, lambda: asleep.extend(queue._courier._grouping.sleepers) or asleep)
             take = engine.take
             engine.take = lambda *args: patience.append(engine.patience) or take(*args)
             asleep[0].deadline = time.monotonic()
