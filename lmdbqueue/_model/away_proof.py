@@ -19,7 +19,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
 from lmdbqueue._format import Note, away, pack, unpack, weigh
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import fifo, lease_records, reader_records
+from lmdbqueue._model import fifo, lease_records, reader_records, weighed_records
 from lmdbqueue._model.lease_records import NEVER, Lease
 
 _MOST = 20  # the most sentences of one kind
@@ -49,7 +49,7 @@ class Proof:
 
     def _record_by_record(self) -> Iterator[str]:
         prefix = _format.record(self._queue.name, "")
-        for name, value in lease_records.entries(self._txn, self._queue, prefix, b""):
+        for name, value in weighed_records.entries(self._txn, self._queue.away, prefix):
             kind, _, rest = name[len(prefix) :].partition(b"/")
             try:
                 is_sealed = self._queue.sealed and [kind] not in _format.INDEXES

@@ -33,7 +33,7 @@ def dead(txn: Txn, queue: Tables, key: bytes, max_bytes: int) -> list[Record]:
     """Return dead letters from a key on, at least one if there is one, up to about ``max_bytes``."""
     queue_record(txn, queue)
     found = []
-    for name, value in lease_records.entries(txn, queue, away(queue.name, "dead"), key):
+    for name, value in weighed_records.entries(txn, queue.away, away(queue.name, "dead"), key):
         found.append(lease_records.record(queue, name, value))
         max_bytes -= len(value)
         if max_bytes <= 0:
@@ -50,7 +50,7 @@ def exhume(txn: Txn, queue: Tables, seqs: Collection[int] | None) -> list[Record
     """Take out dead letters, all or those of ``seqs``; return them."""
     prefix = away(queue.name, "dead")
     names = (
-        list(lease_records.keys(txn, queue, prefix))
+        list(weighed_records.keys(txn, queue.away, prefix))
         if seqs is None
         else [prefix + _format.key_of(seq) for seq in sorted(seqs)]
     )

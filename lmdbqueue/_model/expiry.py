@@ -34,7 +34,7 @@ def expire(txn: Txn, queue: Tables, now: int, wanted: int, *, bury: bool) -> int
     if not fifo.numbers(txn, queue).expiring:
         return 0
     over = []
-    for name, value in islice(lease_records.entries(txn, queue, prefix, b""), max(0, wanted)):
+    for name, value in islice(weighed_records.entries(txn, queue.away, prefix), max(0, wanted)):
         if unpack(name[-16:-8]) > now:
             break
         over.append((name[-8:], name, unpack(value)))

@@ -114,15 +114,8 @@ def classes(txn: Txn, queue: Tables) -> list[int]:
     if not _format.flags(queue_record(txn, queue)) & CLASSES:
         return [CLASS]
     prefix = _format.record(queue.name, "class/")
-    found = {CLASS}
-    with txn.cursor(queue.meta) as cursor:
-        if cursor.set_range(prefix):
-            for key in cursor.iternext(values=False):
-                if not key.startswith(prefix):
-                    break
-                if (number := _format.class_of_record(key[len(prefix) :])) is not None:
-                    found.add(number)
-    return sorted(found)
+    found = (_format.class_of_record(key[len(prefix) :]) for key in weighed_records.keys(txn, queue.meta, prefix))
+    return sorted({CLASS, *(number for number in found if number is not None)})
 
 
 def never_given(txn: Txn, queue: Tables, keys: Sequence[bytes]) -> list[bytes]:
@@ -383,15 +376,7 @@ def clear(txn: Txn, queue: Tables) -> int:
 
 def state(txn: Txn, queue: Tables) -> list[tuple[bytes, bytes]]:
     """Return the records of the queue's state, sealed if it has checksums."""
-    prefix = _format.state_record(queue.name, "")
-    found = []
-    with txn.cursor(queue.meta) as cursor:
-        if cursor.set_range(prefix):
-            for key, value in cursor.iternext():
-                if not key.startswith(prefix):
-                    break
-                found.append((key, value))
-    return found
+    return list(weighed_records.entries(txn, queue.meta, _format.state_record(queue.name, "")))
 
 
 def destroy(txn: Txn, queue: Tables) -> bool:

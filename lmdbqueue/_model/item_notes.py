@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from lmdbqueue import _format
 from lmdbqueue._format import Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import lease_records, weighed_records
+from lmdbqueue._model import weighed_records
 from lmdbqueue._model.weighed_records import opened
 
 NONE = Note()
@@ -90,7 +90,7 @@ def remembered(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) ->
 
 def forget_waiting(txn: Txn, queue: Tables) -> None:
     """Remove the notes on all waiting items."""
-    forget(txn, queue, [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "note"))])
+    forget(txn, queue, [key[-8:] for key in weighed_records.keys(txn, queue.away, away(queue.name, "note"))])
 
 
 def settle(txn: Txn, queue: Tables, key: bytes, note: Note, now: Numbers) -> Numbers:

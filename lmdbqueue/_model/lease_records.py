@@ -23,7 +23,7 @@ touches two small records, however many the lease holds.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence, Sized
+from collections.abc import Collection, Iterable, Sequence, Sized
 from typing import Final
 
 from lmdbqueue import _format
@@ -213,26 +213,6 @@ def owners(txn: Txn, queue: Tables, after: int, most: int) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def keys(txn: Txn, queue: Tables, prefix: bytes, behind: bytes = b"") -> Iterator[bytes]:
-    """Yield the keys that begin with ``prefix``, from ``prefix + behind`` on."""
-    with txn.cursor(queue.away) as cursor:
-        if cursor.set_range(prefix + behind):
-            for key in cursor.iternext(values=False):
-                if not key.startswith(prefix):
-                    return
-                yield key
-
-
-def entries(txn: Txn, queue: Tables, prefix: bytes, first: bytes) -> Iterator[Entry]:
-    """Yield the records whose keys begin with ``prefix``, from ``prefix + first`` on."""
-    with txn.cursor(queue.away) as cursor:
-        if cursor.set_range(prefix + first):
-            for key, value in cursor.iternext():
-                if not key.startswith(prefix):
-                    return
-                yield key, value
-
-
 # --- all records
 
 
@@ -279,7 +259,8 @@ class Contents(NamedTuple):
 
 def contents(txn: Txn, queue: Tables) -> Contents:
     """Return all records of a queue."""
-    return read(queue.name, entries(txn, queue, _format.record(queue.name, ""), b""), sealed=queue.sealed)
+    records = weighed_records.entries(txn, queue.away, _format.record(queue.name, ""))
+    return read(queue.name, records, sealed=queue.sealed)
 
 
 def read(name: str, records: Iterable[Entry], *, sealed: bool) -> Contents:

@@ -311,12 +311,12 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
 def clear(txn: Txn, queue: Tables) -> int:
     """Remove all waiting, leased, delayed and dead items; return their number."""
     before = fifo.numbers(txn, queue)
-    leased = [key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"))]
+    leased = [key[-8:] for key in weighed_records.keys(txn, queue.away, away(queue.name, "leased"))]
     reader_records.skip(txn, queue, leased)
     removed = fifo.clear(txn, queue)
     for kind in ("lease", "held", "owner", "expiry", "leased", "delayed", "dead", "note", "unique", "expires"):
         is_index = [kind.encode()] in _format.INDEXES
-        for key in list(lease_records.keys(txn, queue, away(queue.name, kind))):
+        for key in list(weighed_records.keys(txn, queue.away, away(queue.name, kind))):
             if is_index:
                 weighed_records.delete_index(txn, queue, key)
             else:

@@ -24,20 +24,13 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, GoneError
 from lmdbqueue._format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import lease_records, weighed_records
+from lmdbqueue._model import weighed_records
 
 
 def names(txn: Txn, queue: Tables) -> list[str]:
     """Return the names of all readers, in order."""
     prefix = _key(queue, "")
-    found = []
-    with txn.cursor(queue.meta) as cursor:
-        if cursor.set_range(prefix):
-            for key in cursor.iternext(values=False):
-                if not key.startswith(prefix):
-                    break
-                found.append(key[len(prefix) :].decode())
-    return found
+    return [key[len(prefix) :].decode() for key in weighed_records.keys(txn, queue.meta, prefix)]
 
 
 def exists(txn: Txn, queue: Tables, name: str) -> bool:
@@ -84,7 +77,7 @@ def remove(txn: Txn, queue: Tables, name: str) -> bool:
     """Remove a reader, damaged or not; return whether it existed."""
     if not weighed_records.delete_sealed(txn, queue, _key(queue, name)):
         return False
-    for key in list(lease_records.keys(txn, queue, away(queue.name, "passed"))):
+    for key in list(weighed_records.keys(txn, queue.away, away(queue.name, "passed"))):
         if key[len(away(queue.name, "passed")) + _format.KEY_SIZE :].decode() == name:
             weighed_records.delete_index(txn, queue, key)
     _drop_skips(txn, queue)
@@ -94,7 +87,7 @@ def remove(txn: Txn, queue: Tables, name: str) -> bool:
 def last_passed(txn: Txn, queue: Tables) -> bytes | None:
     """Return the key that the last of all readers has passed, None if there are none."""
     prefix = away(queue.name, "passed")
-    key = next(lease_records.keys(txn, queue, prefix), None)
+    key = next(weighed_records.keys(txn, queue.away, prefix), None)
     return None if key is None else key[len(prefix) : len(prefix) + _format.KEY_SIZE]
 
 
@@ -149,7 +142,7 @@ def skipped(position: Position, found: Iterable[tuple[bytes, int]]) -> int:
 def skips(txn: Txn, queue: Tables, begin: bytes = b"", end: bytes | None = None) -> list[tuple[bytes, int]]:
     """Return the positions from ``begin`` to before ``end`` at which skipped items are counted, with the counts."""
     found = []
-    for key, value in lease_records.entries(txn, queue, queue.skips, begin):
+    for key, value in weighed_records.entries(txn, queue.away, queue.skips, begin):
         passed = key[len(queue.skips) :]
         if end is not None and passed >= end:
             break
@@ -166,7 +159,7 @@ def _counted(queue: Tables, key: bytes, value: bytes) -> int:
 def _drop_skips(txn: Txn, queue: Tables) -> None:
     """Remove counts that no longer apply to any reader."""
     last = last_passed(txn, queue)
-    while (key := next(lease_records.keys(txn, queue, queue.skips), None)) is not None:
+    while (key := next(weighed_records.keys(txn, queue.away, queue.skips), None)) is not None:
         if last is not None and key[len(queue.skips) :] >= last:
             return
         weighed_records.pop_away(txn, queue, key)
@@ -187,7 +180,7 @@ def _behind(txn: Txn, queue: Tables, key: bytes) -> list[str]:
     """Return the names of the readers that have not passed a key."""
     prefix = away(queue.name, "passed")
     end = len(prefix) + _format.KEY_SIZE
-    found = takewhile(lambda each: each[len(prefix) : end] < key, lease_records.keys(txn, queue, prefix))
+    found = takewhile(lambda each: each[len(prefix) : end] < key, weighed_records.keys(txn, queue.away, prefix))
     return [each[end:].decode() for each in found]
 
 

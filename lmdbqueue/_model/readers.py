@@ -35,7 +35,7 @@ from lmdbqueue._format import (
     weigh_sealed,
 )
 from lmdbqueue._lmdb.snapshot import Tables, Txn
-from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, retention, weighed_records
+from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
 from lmdbqueue._values import NEWEST, OLDEST, Entry, NamedTuple, ReaderStats
 
@@ -291,5 +291,5 @@ def _leased_between(txn: Txn, queue: Tables, passed: bytes, last: bytes) -> list
     """Return the keys of the leased items behind one key and before another."""
     if not fifo.numbers(txn, queue).leased:
         return []
-    found = (key[-8:] for key in lease_records.keys(txn, queue, away(queue.name, "leased"), _next(passed)))
+    found = (key[-8:] for key in weighed_records.keys(txn, queue.away, away(queue.name, "leased"), _next(passed)))
     return list(takewhile(lambda key: key < last, found))

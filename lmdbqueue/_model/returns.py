@@ -146,7 +146,7 @@ def restore(
 def give_back_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted: int) -> int:
     """Give back leases listed under ``prefix`` in an index, until ``wanted`` items returned; return their number."""
     changed = 0
-    while changed < wanted and (key := next(lease_records.keys(txn, queue, prefix), None)) is not None:
+    while changed < wanted and (key := next(weighed_records.keys(txn, queue.away, prefix), None)) is not None:
         released = lease_records.release(txn, queue, unpack(key[-8:]), None)
         weighed_records.delete_index(txn, queue, key)
         if released:
@@ -157,7 +157,7 @@ def give_back_leases(txn: Txn, queue: Tables, prefix: bytes, how: Return, wanted
 
 def _restore_delayed(txn: Txn, queue: Tables, now: int, wanted: int) -> int:
     prefix = away(queue.name, "delayed")
-    some = islice(lease_records.keys(txn, queue, prefix), max(0, wanted))
+    some = islice(weighed_records.keys(txn, queue.away, prefix), max(0, wanted))
     due = [key for key in some if unpack(key[-16:-8]) <= now]
     if not due:
         return 0

@@ -25,12 +25,14 @@ running sum (``_lmdb.content.Running``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from zlib import crc32
 
 from lmdbqueue import _format
 from lmdbqueue._errors import GoneError
 from lmdbqueue._format import weigh, weigh_sealed
 from lmdbqueue._lmdb.snapshot import Db, Tables, Txn
+from lmdbqueue._values import Entry
 
 
 def queue_record(txn: Txn, queue: Tables) -> bytes:
@@ -39,6 +41,26 @@ def queue_record(txn: Txn, queue: Tables) -> bytes:
     if found is None or found[4:16] != queue.identity:
         raise GoneError(queue.generation.directory, queue.name)
     return found
+
+
+def keys(txn: Txn, db: Db, prefix: bytes, behind: bytes = b"") -> Iterator[bytes]:
+    """Yield the keys that begin with ``prefix``, from ``prefix + behind`` on."""
+    with txn.cursor(db) as cursor:
+        if cursor.set_range(prefix + behind):
+            for key in cursor.iternext(values=False):
+                if not key.startswith(prefix):
+                    return
+                yield key
+
+
+def entries(txn: Txn, db: Db, prefix: bytes, first: bytes = b"") -> Iterator[Entry]:
+    """Yield the records whose keys begin with ``prefix``, from ``prefix + first`` on."""
+    with txn.cursor(db) as cursor:
+        if cursor.set_range(prefix + first):
+            for entry in cursor.iternext():
+                if not entry[0].startswith(prefix):
+                    return
+                yield entry
 
 
 def replace_queue(txn: Txn, queue: Tables, before: bytes, now: bytes) -> None:
