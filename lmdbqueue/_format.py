@@ -310,12 +310,6 @@ def serializer(queue: bytes) -> str:
     return queue[queue[3] : queue[3] + queue[2]].decode()
 
 
-def with_serializer(queue: bytes, name: str) -> bytes:
-    """Return a queue's record with the name of another serializer."""
-    data = name.encode()
-    return queue[:2] + bytes([len(data)]) + queue[3 : queue[3]] + data
-
-
 def numbers(queue: bytes) -> Numbers:
     """Return the numbers of a queue's record."""
     return _new(Numbers, _NUMBERS.unpack_from(queue, HEAD_AT))
@@ -547,20 +541,6 @@ def seal(key: bytes, data: bytes, salt: int = 0) -> bytes:
 def is_intact(key: bytes, value: bytes, salt: int = 0) -> bool:
     """Return whether a sealed value is intact, and was stored under ``key``."""
     return crc32(value, crc32(key, salt)) == RESIDUE
-
-
-def salt_of(key: bytes, value: bytes) -> int:
-    """Return the only salt with which a value is intact, by running its checksum backwards over value and key."""
-    table = [crc32(bytes([each ^ 0xFF]), 0) ^ 0xFF00_0000 for each in range(256)]
-    index = {each >> 24: number for number, each in enumerate(table)}
-    state = int.from_bytes(value[-SEAL_SIZE:], "little") ^ _ONES
-    for byte in reversed(key + value[:-SEAL_SIZE]):
-        number = index[state >> 24]
-        state = ((state ^ table[number]) << 8 | number ^ byte) & _ONES
-    return state ^ _ONES
-
-
-_ONES: Final = 0xFFFF_FFFF
 
 
 # seals of many values at once: ``map`` runs no Python between two of them, which halves the time

@@ -131,11 +131,6 @@ def is_mine(lock: RLock) -> bool:
     return found
 
 
-def is_taken(lock: RLock) -> bool:
-    """Return whether any thread holds a lock, which the lock itself says from Python 3.14 on."""
-    return not repr(lock).startswith("<unlocked")
-
-
 def free(lock: RLock) -> None:
     """Release a lock that this thread did not hold before, if it holds it now."""
     if is_mine(lock):

@@ -165,17 +165,18 @@ class Environment(Live):
         result: R = self._read(Generation.glance, ref, fn, args)
         return result
 
-    def _read(self, read: Callable[..., Any], ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _read(self, read: Callable[..., Any], *what: Any) -> Any:
+        """Return ``read(generation, *what)`` of the live generation, or of this thread's transaction."""
         if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
-            return block.read(ref, fn, args)
+            return block.read(*what)
         thread = threading.get_ident()
         while True:
             self._reading[thread] = None  # before reading the generation: freeze() does it the other way round
             generation = self._generation
             try:
                 if generation is not None:
-                    return read(generation, ref, fn, args)
+                    return read(generation, *what)
             except Superseded:
                 if generation is not None and generation.is_broken:
                     self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
@@ -229,29 +230,14 @@ class Environment(Live):
     def sync(self) -> None:
         """Wait until the effects of all calls that have returned are on disk. Raises ``StorageError``."""
         self.refuse_inside("sync")
-        thread = threading.get_ident()
         while True:
-            self._reading[thread] = None  # before reading the generation: freeze() does it the other way round
-            generation = self._generation
             try:
-                if generation is not None:
-                    generation.sync()
-                    return
-            except Superseded:
-                if generation is not None and generation.is_broken:
-                    self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
-                    self._refuse_nested()
-                    with self._writer:
-                        self._abandon_broken(generation)
-                    continue
+                self._read(Generation.sync)
             except Doubtful:
-                self._reading.pop(thread, None)  # as above
                 self._refuse_nested()
                 self._begin_anew()
-                continue
-            finally:
-                self._reading.pop(thread, None)
-            self.follow(generation)
+            else:
+                return
 
     def _run(self, calls: Sequence[Call]) -> None:
         """Run calls in the live generation, and wake sleepers. The caller holds ``_writer``."""

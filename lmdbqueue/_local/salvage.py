@@ -21,10 +21,11 @@ from contextlib import suppress
 from heapq import merge
 from itertools import chain, groupby, islice
 from typing import Final
+from zlib import crc32
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Bounds, Note, Numbers, Position, Retention
+from lmdbqueue._format import SEAL_SIZE, Bounds, Note, Numbers, Position, Retention
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import meta_page, opening
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
@@ -35,6 +36,7 @@ _DATABASE: Final = 48  # bytes of its record
 _ALL: Final = (1 << 64) - 1
 _SHORT: Final = 1_000  # the largest size, in bytes, of items from which a salt is computed
 _SAMPLE: Final = 64  # the number of such items
+_ONES: Final = 0xFFFF_FFFF
 _NAMED: Final = 10  # the most numbers in a sentence
 
 
@@ -87,7 +89,7 @@ class _Queue:
         """If the salt was lost, find the one with which most of some short items are intact."""
         if self.salt is None:
             some = islice((node for node in pages.nodes(self.root) if len(node[1]) < _SHORT), _SAMPLE)
-            asked = Counter(_format.salt_of(*node) for node in some if len(node[1]) >= _format.SEAL_SIZE)
+            asked = Counter(_salt_of(*node) for node in some if len(node[1]) >= SEAL_SIZE)
             self.salt = asked.most_common(1)[0][0] if asked else None
 
     def keep(self, key: bytes, value: bytes) -> None:
@@ -384,3 +386,14 @@ def _whole_records(queue: _Queue, options: _format.Options, quarantine: Quaranti
             queue.damaged_records.append(f"the {kind} {key!r}" if key else f"the record of {kind}")
         else:
             yield record, value
+
+
+def _salt_of(key: bytes, value: bytes) -> int:
+    """Return the only salt with which a value is intact, by running its checksum backwards over value and key."""
+    table = [crc32(bytes([each ^ 0xFF]), 0) ^ 0xFF00_0000 for each in range(256)]
+    index = {each >> 24: number for number, each in enumerate(table)}
+    state = int.from_bytes(value[-SEAL_SIZE:], "little") ^ _ONES
+    for byte in reversed(key + value[:-SEAL_SIZE]):
+        number = index[state >> 24]
+        state = ((state ^ table[number]) << 8 | number ^ byte) & _ONES
+    return state ^ _ONES

@@ -6,10 +6,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from processes import DEADLINE, eventually, forked, status_of
+from processes import DEADLINE, eventually, forked, is_taken, status_of
 
 from lmdbqueue import PersistentQueue, TransactionError
-from lmdbqueue._host.threads import is_taken
 
 
 def _others_can_write(queue, place, item):

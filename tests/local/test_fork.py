@@ -23,12 +23,12 @@ from processes import (
     forked,
     in_a_small_process,
     interrupt,
+    is_taken,
     start,
     status_of,
 )
 
 from lmdbqueue import Empty, ForkError, PersistentQueue
-from lmdbqueue._host.threads import is_taken
 from lmdbqueue._local import live as _live
 
 FAST = {"durability": "off"}

@@ -17,11 +17,10 @@ import time
 from contextlib import suppress
 
 import pytest
-from processes import DEADLINE, STEP, Moments, eventually, forked, status_of
+from processes import DEADLINE, STEP, Moments, eventually, forked, is_taken, status_of
 
 from lmdbqueue import ClosedError, Empty, NestedCallError, PersistentQueue, QueueError
 from lmdbqueue._host import departures, directory
-from lmdbqueue._host.threads import is_taken
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import environment as _env
 from lmdbqueue._verbs.hands import Hands

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from processes import eventually
+from processes import eventually, is_taken
 
 from lmdbqueue import ClosedError, CorruptItemError, Empty, Full, PersistentQueue
 from lmdbqueue._host import directory as _directory
-from lmdbqueue._host.threads import is_taken
 from lmdbqueue._local import environment as _env
 from lmdbqueue._verbs import encoding, writing
 

@@ -6,10 +6,9 @@ import threading
 import time
 
 import pytest
-from processes import DEADLINE, eventually, forked, has_ended, status_of, touch
+from processes import DEADLINE, eventually, forked, has_ended, is_taken, status_of, touch
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._host.threads import is_taken
 
 LONG = 20.0  # seconds that the other process would hold what it holds
 SOON = 3.0  # seconds; far more than what does not wait takes, far less than that

@@ -48,6 +48,11 @@ Options = dict[str, Any]
 # --- waiting
 
 
+def is_taken(lock):
+    """Return whether any thread holds a lock, which the lock itself says from Python 3.14 on."""
+    return not repr(lock).startswith("<unlocked")
+
+
 def eventually(condition: Callable[[], object], within: float = DEADLINE) -> None:
     """Wait until ``condition()`` holds."""
     deadline = time.monotonic() + within
