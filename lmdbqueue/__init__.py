@@ -74,7 +74,7 @@ from lmdbqueue._errors import (
     VersionError,
 )
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._values import ReaderStats, Stats
+from lmdbqueue._values import Nacked, ReaderStats, Stats
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ __all__ = [
     "Job",
     "Lease",
     "LeaseExpiredError",
+    "Nacked",
     "NestedCallError",
     "OptionError",
     "PersistentQueue",

@@ -162,6 +162,22 @@ class Leased(NamedTuple):
 NOTHING: Final = Leased(0, [], [], None)
 
 
+class Nacked(NamedTuple):
+    """What became of the items of a ``nack`` or ``reject``, by their sequence numbers in the lease.
+
+    Items settled before are in none of the lists.
+
+    Attributes:
+        returned: Items that returned to the queue, or will after their delay.
+        dead: Items that became dead letters.
+        removed: Items that left for good instead: replaced, expired, or beyond the limits of ``retain``.
+    """
+
+    returned: list[int]
+    dead: list[int]
+    removed: list[int]
+
+
 class ReaderStats(NamedTuple):
     """The figures of a named reader.
 

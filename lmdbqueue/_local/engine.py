@@ -29,7 +29,7 @@ from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
-from lmdbqueue._values import Entry, Leased, Moment, Push, Pushed, ReaderStats, Stats, Taken
+from lmdbqueue._values import Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
 
 if TYPE_CHECKING:
     from lmdbqueue._local.reader_engine import LocalReaderEngine
@@ -342,7 +342,7 @@ class LocalEngine(LocalHold):
         reason: str,
         max_attempts: int | None,
         trace: str = "",
-    ) -> list[int] | None:
+    ) -> Nacked | None:
         """Give back items of a lease."""
         wall = self.clock().wall
         due = wall + int(delay * _SECOND) if delay else 0

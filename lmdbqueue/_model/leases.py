@@ -38,7 +38,7 @@ from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, read
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, Moment, NamedTuple
+from lmdbqueue._values import Entry, Moment, Nacked, NamedTuple
 
 if TYPE_CHECKING:
     from lmdbqueue._model.returns import Watch
@@ -270,21 +270,18 @@ def _keys(seqs: Collection[int] | None) -> list[bytes] | None:
     return None if seqs is None else list(map(_format.key_of, seqs))
 
 
-def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> list[int] | None:
-    """Give back all items of a lease, or those of ``seqs``; return their numbers, None if the lease is gone."""
+def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> Nacked | None:
+    """Give back all items of a lease, or those of ``seqs``; return what became of each, None if the lease is gone."""
     released = lease_records.release(txn, queue, token, _keys(seqs))
     if released is None:
         return None
-    if not released:
-        return []
-    returns.give_back(txn, queue, released, how)
-    return [_format.seq_of(record.key) for record in released]
+    return returns.give_back(txn, queue, released, how) if released else Nacked([], [], [])
 
 
 def forsake(
     txn: Txn, queue: Tables, token: int, owner: int, claims: dict[int, int], thread: int, how: Return
-) -> list[int] | None:
-    """Give back the items of a lease that a thread has made and nobody has; return their numbers, None if it has none.
+) -> Nacked | None:
+    """Give back the items of a lease that a thread has made and nobody has; None if there is no such lease.
 
     If that was not committed, another thread may have made a lease with the same token since, or another owner.
     """

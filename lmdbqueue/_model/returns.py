@@ -52,7 +52,7 @@ from lmdbqueue._model import (
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, Moment, NamedTuple
+from lmdbqueue._values import Entry, Moment, Nacked, NamedTuple
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
@@ -187,10 +187,13 @@ def _wait(txn: Txn, queue: Tables, records: Iterable[Record], now: int) -> None:
     fifo.put_back(txn, queue, entries)
 
 
-def _wait_again(txn: Txn, queue: Tables, before: bytes, numbers: Numbers, records: Sequence[Record], now: int) -> None:
+def _wait_again(
+    txn: Txn, queue: Tables, before: bytes, numbers: Numbers, records: Sequence[Record], now: int
+) -> list[bytes | None]:
     """Let items wait that were held, in their places or, where all readers have passed those, at the tail.
 
-    ``numbers``: those that the record of the queue, which is ``before``, is to have with it.
+    Return the key that each has now, None for a damaged one, which is a dead letter. ``numbers``: those that the record
+    of the queue, which is ``before``, is to have with it.
     """
     passed = reader_records.last_passed(txn, queue) if _format.flags(before) & READERS else None
     here = [record for record in records if passed is None or record.key > passed]
@@ -198,18 +201,23 @@ def _wait_again(txn: Txn, queue: Tables, before: bytes, numbers: Numbers, record
         numbers = item_notes.put(txn, queue, record.key, record.note, numbers)
     fifo.set_numbers(txn, queue, before, numbers)
     fifo.put_back(txn, queue, [(record.key, record.value) for record in here])
+    keys: list[bytes | None] = []
     for record in records:
-        if passed is not None and record.key <= passed:
-            _push_anew(txn, queue, record, now)
+        is_behind = passed is not None and record.key <= passed
+        keys.append(_push_anew(txn, queue, record, now) if is_behind else record.key)
+    return keys
 
 
-def _push_anew(txn: Txn, queue: Tables, record: Record, now: int) -> None:
-    """Let an item that was taken out wait at the tail, under a new key, with all that is known of it."""
+def _push_anew(txn: Txn, queue: Tables, record: Record, now: int) -> bytes | None:
+    """Let an item that was taken out wait at the tail, with all that is known of it; return its new key.
+
+    None: it is damaged, and a dead letter now.
+    """
     before = queue_record(txn, queue)
     if queue.sealed and not _format.is_intact(record.key, record.value, queue.salt):
         numbers = dead_letters.bury(txn, queue, record, Return(now, DAMAGED), _format.numbers(before))
         fifo.set_numbers(txn, queue, before, numbers)
-        return
+        return None
     (body,) = _format.bodies([record.value], sealed=queue.sealed)
     size = _format.Trailer.of(body)[1]
     numbers = item_notes.settle(txn, queue, record.key, record.note, _format.numbers(before))
@@ -223,14 +231,18 @@ def _push_anew(txn: Txn, queue: Tables, record: Record, now: int) -> None:
     if note.expires:
         numbers = item_notes.expire(txn, queue, note.expires, key, numbers)
     fifo.set_numbers(txn, queue, before, item_notes.put(txn, queue, key, note, numbers))
+    return key
 
 
-def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) -> None:
-    """Make items released by a lease wait again, delay them, or make them dead letters."""
+def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) -> Nacked:
+    """Make items released by a lease wait again, delay them, or make them dead letters; return what became of each."""
     before = queue_record(txn, queue)
     now = _format.numbers(before)
     now = now._replace(leased=now.leased - len(released))
     back = []
+    returned: list[bytes] = []
+    dead: list[bytes] = []
+    removed: list[bytes] = []
     for record in released:
         key = record.key
         if how.is_undone:
@@ -239,29 +251,45 @@ def give_back(txn: Txn, queue: Tables, released: Sequence[Record], how: Return) 
             note = record.note._replace(time=how.now, reason=how.reason, trace=how.trace)
         if record.note.reason == DAMAGED:
             now = dead_letters.bury(txn, queue, record, how._replace(reason=DAMAGED), now)
+            dead.append(key)
         elif note.unique and item_notes.held_by(txn, queue, note.unique) != key:  # another has replaced it
             reader_records.skip(txn, queue, [key])
             now = item_notes.settle(txn, queue, key, note, now)
+            removed.append(key)
         elif note.expires and note.expires <= how.now:
             now = now._replace(expired=now.expired + 1)
             if how.bury_expired:
                 now = dead_letters.bury(txn, queue, record, Return(how.now, expiry.EXPIRED), now)
+                dead.append(key)
             else:
                 reader_records.skip(txn, queue, [key])
                 now = item_notes.settle(txn, queue, key, note, now)
+                removed.append(key)
         elif how.max_attempts is not None and note.attempts >= how.max_attempts:
             now = dead_letters.bury(txn, queue, record, how, now)
+            dead.append(key)
         elif how.due:
             note = note._replace(due=how.due)
             name = away(queue.name, "delayed", how.due, key)
             weighed_records.put_away(txn, queue, name, note.pack() + record.value)
             now = item_notes.moved(txn, queue, key, note, now, how.due)
             now = now._replace(delayed=now.delayed + 1)
+            returned.append(key)
         else:
             back.append(record._replace(note=note))
-    _wait_again(txn, queue, before, now, back, how.now)
-    if back and _format.flags(before) & RETAINED:
-        retention.trim(txn, queue, how.now, bury=how.bury_expired)
+    waiting = _wait_again(txn, queue, before, now, back, how.now)
+    dropped = _dropped(txn, queue, waiting, how)
+    for record, there in zip(back, waiting, strict=True):
+        (dead if there is None else removed if there in dropped else returned).append(record.key)
+    return Nacked(*(sorted(map(_format.seq_of, keys)) for keys in (returned, dead, removed)))
+
+
+def _dropped(txn: Txn, queue: Tables, keys: Sequence[bytes | None], how: Return) -> Collection[bytes | None]:
+    """Remove items beyond the limits of retention, since these wait now; return which of these went."""
+    if not keys or not _format.flags(queue_record(txn, queue)) & RETAINED:
+        return ()
+    retention.trim(txn, queue, how.now, bury=how.bury_expired)
+    return {key for key in keys if key is not None and txn.get(key, db=queue.items) is None}
 
 
 def put_back(txn: Txn, queue: Tables, entries: Sequence[Entry], notes: Sequence[Note], now: int, bury: bool) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 from lmdbqueue._format import Note, Retention, Trailer
-from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Start, Stats
+from lmdbqueue._values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Start, Stats
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,10 +162,11 @@ class Engine(Protocol):
         reason: str,
         max_attempts: int | None,
         trace: str = "",
-    ) -> list[int] | None:
-        """Give back items of a lease, None for all; return their numbers, None if the lease is gone.
+    ) -> Nacked | None:
+        """Give back items of a lease, None for all; return what became of each, None if the lease is gone.
 
-        ``trace``: the traceback of the failure. ``max_attempts`` None: that of the queue object.
+        Only the engine knows that: an item may have been replaced meanwhile, or have expired. ``trace``: the traceback
+        of the failure. ``max_attempts`` None: that of the queue object.
         """
 
     def unlease(self, token: int) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, QueueError, TransactionError, told
 from lmdbqueue._format import Note, Trailer
-from lmdbqueue._values import Entry, Leased
+from lmdbqueue._values import Entry, Leased, Nacked
 from lmdbqueue._verbs.options import VERBS, check, numbers_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Lease(Sequence[T]):
         if wanted is None and settled is not None:
             self._held.clear()
         else:
-            self._settle(wanted, settled)
+            self._settle(wanted, is_over=settled is None)
 
     def nack(
         self,
@@ -136,8 +136,10 @@ class Lease(Sequence[T]):
         *,
         max_attempts: int | None = None,
         trace: str = "",
-    ) -> None:
+    ) -> Nacked:
         """Return the items to their places in the queue; durable when this returns.
+
+        An item that was replaced meanwhile, or has expired, does not return.
 
         Args:
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
@@ -146,6 +148,9 @@ class Lease(Sequence[T]):
             max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
             trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
 
+        Returns:
+            What became of each item.
+
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
             ValueError: An item is not in this lease.
@@ -153,10 +158,13 @@ class Lease(Sequence[T]):
         reason = "it was given back" if reason is None else reason
         check(VERBS, delay=delay, reason=reason, max_attempts=max_attempts, trace=trace)
         wanted = self._wanted(seqs)
-        if self._token:
-            self._settle(wanted, self._engine.nack(self._token, wanted, delay, reason, max_attempts, trace))
+        if not self._token:
+            return Nacked([], [], [])
+        nacked = self._engine.nack(self._token, wanted, delay, reason, max_attempts, trace)
+        self._settle(wanted, is_over=nacked is None)
+        return nacked or Nacked([], [], [])  # None, too, if all of them had been settled before
 
-    def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
+    def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> Nacked:
         """Make the items dead letters, whatever their number of leases; durable when this returns.
 
         ``dead.requeue`` tries them again.
@@ -165,28 +173,19 @@ class Lease(Sequence[T]):
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
             reason: The reason that the dead letters give.
 
+        Returns:
+            What became of each item, as for ``nack``.
+
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
             ValueError: An item is not in this lease.
         """
-        self.nack(seqs, reason="it was rejected" if reason is None else reason, max_attempts=0)
+        return self.nack(seqs, reason="it was rejected" if reason is None else reason, max_attempts=0)
 
     @property
     def queue_name(self) -> str:
         """The name of the items' queue."""
         return self._engine.name
-
-    def limit_of(self, max_attempts: int | None) -> int | None:
-        """Return the limit of leases that ``nack(max_attempts=...)`` applies.
-
-        Args:
-            max_attempts: The argument of ``nack``; None: the limit of the queue object.
-
-        Returns:
-            The number of leases after which an item becomes a dead letter; None: no limit.
-        """
-        check(VERBS, max_attempts=max_attempts)
-        return self._engine.max_attempts if max_attempts is None else max_attempts
 
     def extend(self, ttl: float | None) -> None:
         """Extend the lease; durable when this returns. It does nothing if all items are settled.
@@ -217,9 +216,9 @@ class Lease(Sequence[T]):
             raise ValueError(message)
         return wanted
 
-    def _settle(self, wanted: Collection[int] | None, settled: list[int] | None) -> None:
+    def _settle(self, wanted: Collection[int] | None, *, is_over: bool) -> None:
         asked = self._held if wanted is None else self._held.intersection(wanted)
-        if settled is None and asked:
+        if is_over and asked:
             raise LeaseExpiredError(self._engine.name, sorted(asked))
         self._held -= asked
 

@@ -430,10 +430,11 @@ class Queue(Writing[T], ABC):
             stop: An event, or a function that returns whether to stop; checked before each lease and once a second.
             progress: Called after each lease with the counts so far.
             on_retry: Called with the ``Job`` and the error of each item that will be tried again.
-            on_dead: Called with the ``Job`` and the error of each item that became a dead letter.
+            on_dead: Called with the ``Job`` and the error of each item that became a dead letter. Neither is called for
+                an item that was replaced while its handler ran, or has expired.
 
         Returns:
-            The numbers of items done, given back, and turned into dead letters.
+            The numbers of items done, given back, turned into dead letters, and removed instead.
 
         Raises:
             TypeError: The handler cannot be called with an item, or it or a hook is a coroutine function; nothing was

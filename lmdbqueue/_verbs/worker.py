@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
+from lmdbqueue._values import Nacked
 from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease, delivered, forsake
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
@@ -114,11 +115,13 @@ class Worked(NamedTuple):
         done: Items acknowledged.
         retried: Items given back, to be tried again.
         dead: Items turned into dead letters.
+        removed: Items that the handler failed on and that had left for good by then: replaced or expired.
     """
 
     done: int = 0
     retried: int = 0
     dead: int = 0
+    removed: int = 0
 
 
 Hook = Callable[[Job, Exception], object]
@@ -236,33 +239,46 @@ def jobs_of(lease: Lease[Any]) -> list[Job]:
     return list(map(Job._make, zip(lease.seqs, lease.attempts, lease.headers, lease.pushed_at, strict=True)))
 
 
-def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> list[bool]:
-    """Give back the items that a handler failed on, and log it; return for each whether it is a dead letter now."""
+def give_back(lease: Lease[Any], group: Group, plan: Plan, error: Exception) -> Nacked:
+    """Give back the items that a handler failed on; log and return what became of each."""
     import traceback  # noqa: PLC0415  (not every program needs it)
 
     trace = "".join(traceback.format_exception(error))[-_LONGEST_TRACE:]
-    reason = told(error)
-    limit = lease.limit_of(plan.retry.max_attempts)
-    tried = [lease.attempts[place] for place in group.places]
-    is_dead = [limit is not None and attempts >= limit for attempts in tried]
-    for attempts in sorted(set(tried)):
-        seqs = [lease.seqs[place] for place in group.places if lease.attempts[place] == attempts]
-        delay = plan.retry.delay(attempts)
-        fate = "a dead letter now" if limit is not None and attempts >= limit else f"tried again in {delay:.1f} s"
-        logger().error("items %s of %r failed, attempt %d: %s", seqs, lease.queue_name, attempts, fate, exc_info=error)
-        lease.nack(seqs, delay, reason, max_attempts=plan.retry.max_attempts, trace=trace)
-    return is_dead
+    seqs, attempts = group.seqs(lease), lease.attempts[group.places[0]]  # the same for all of a group
+    delay = plan.retry.delay(attempts)
+    fates = [(seqs, "not given back")]
+    try:
+        nacked = lease.nack(seqs, delay, told(error), max_attempts=plan.retry.max_attempts, trace=trace)
+        told_of = f"tried again in {delay:.1f} s", "a dead letter now", "replaced, expired or dropped meanwhile"
+        fates = [*zip(nacked, told_of, strict=True), (sorted({*seqs}.difference(*nacked)), "no longer leased")]
+    finally:  # whatever has become of the items, the error is told
+        for some, fate in fates:
+            if some:
+                logger().error(
+                    "items %s of %r failed, attempt %d: %s", some, lease.queue_name, attempts, fate, exc_info=error
+                )
+    return nacked
 
 
-def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, is_dead: list[bool]) -> None:
-    """Tell the hooks what happened to the items; an error of a hook is logged."""
-    for place, dead in zip(group.places, is_dead, strict=True):
-        hook = plan.on_dead if dead else plan.on_retry
+def call_hooks(group: Group, jobs: list[Job], plan: Plan, error: Exception, nacked: Nacked) -> None:
+    """Tell the hooks what became of the items; an error of a hook is logged."""
+    hooks = dict.fromkeys(nacked.returned, plan.on_retry) | dict.fromkeys(nacked.dead, plan.on_dead)
+    for job in [jobs[place] for place in group.places] if jobs else []:
+        hook = hooks.get(job.seq)
         if hook is not None:
             try:
-                hook(jobs[place], error)
+                hook(job, error)
             except Exception:
                 logger().exception("%r raised", hook)
+
+
+def with_failed(worked: Worked, nacked: Nacked) -> Worked:
+    """Return counts that include items that a handler failed on."""
+    return worked._replace(
+        retried=worked.retried + len(nacked.returned),
+        dead=worked.dead + len(nacked.dead),
+        removed=worked.removed + len(nacked.removed),
+    )
 
 
 def logger() -> Any:
@@ -292,11 +308,13 @@ class Tally:
         """Stop every thread."""
         self.is_stopped = True
 
-    def add(self, done: int, retried: int, dead: int) -> None:
+    def add(self, done: int, failed: Worked) -> None:
         """Count settled items, and report progress."""
         with self._lock:
-            worked = self.worked
-            self.worked = Worked(worked.done + done, worked.retried + retried, worked.dead + dead)
+            done_before, retried, dead, removed = self.worked
+            self.worked = Worked(
+                done_before + done, retried + failed.retried, dead + failed.dead, removed + failed.removed
+            )
             if self._progress is None:
                 return
             self._untold.append(self.worked)
@@ -368,7 +386,7 @@ class Loop:
 
     def _handle(self, lease: Lease[Any]) -> None:
         plan = self._plan
-        done, failed = 0, []
+        done, failed = 0, Worked()
         try:
             with lease:
                 self._lease = delivered(lease)  # from here on the block settles the items
@@ -378,9 +396,9 @@ class Loop:
                         try:
                             refuse_unawaited(plan.handler(*group.arguments(lease, jobs, plan)))
                         except Exception as error:
-                            is_dead = give_back(lease, group, plan, error)
-                            failed += is_dead
-                            call_hooks(group, jobs, plan, error, is_dead)
+                            nacked = give_back(lease, group, plan, error)
+                            failed = with_failed(failed, nacked)
+                            call_hooks(group, jobs, plan, error, nacked)
                         else:
                             lease.ack(group.seqs(lease))
                             done += len(group.places)
@@ -388,8 +406,8 @@ class Loop:
                     self._lease = None
         except LeaseExpiredError as late:
             logger().warning("%s", late)
-        if done or failed:
-            self._tally.add(done, len(failed) - sum(failed), sum(failed))
+        if done or any(failed):
+            self._tally.add(done, failed)
 
     def _wait(self) -> bool:
         """Wait for an item for up to a second or so; return whether there is one."""

@@ -16,12 +16,14 @@ from typing import Any, Generic, Self, TypeVar, overload
 from lmdbqueue._errors import ClosedError, LeaseExpiredError, QueueError, ShutDown
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import holding
+from lmdbqueue._values import Nacked
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
 from lmdbqueue._verbs.worker import (
     LOOK,
     Plan,
     Tally,
+    Worked,
     call_hooks,
     give_back,
     groups,
@@ -29,6 +31,7 @@ from lmdbqueue._verbs.worker import (
     jobs_of,
     logger,
     refuse_unawaited,
+    with_failed,
 )
 from lmdbqueue.aio._courier import is_dropped
 
@@ -129,8 +132,10 @@ class AsyncLease(Sequence[T]):
         *,
         max_attempts: int | None = None,
         trace: str = "",
-    ) -> None:
+    ) -> Nacked:
         """Return the items to their places in the queue; durable when it returns.
+
+        An item that was replaced meanwhile, or has expired, does not return.
 
         Args:
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
@@ -139,22 +144,31 @@ class AsyncLease(Sequence[T]):
             max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
             trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
 
+        Returns:
+            What became of each item.
+
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
         """
-        await self.call(partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace))
+        call = partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace)
+        nacked: Nacked = await self.call(call)
+        return nacked
 
-    async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> None:
+    async def reject(self, seqs: int | Iterable[int] | None = None, reason: str | None = None) -> Nacked:
         """Make the items dead letters; durable when it returns.
 
         Args:
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
             reason: The reason that the dead letters give.
 
+        Returns:
+            What became of each item, as for ``nack``.
+
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
         """
-        await self.call(self.lease.reject, seqs, reason)
+        nacked: Nacked = await self.call(self.lease.reject, seqs, reason)
+        return nacked
 
     async def extend(self, ttl: float | None) -> None:
         """Extend the lease; durable when it returns.
@@ -274,7 +288,7 @@ class AsyncLoop:
         lease, plan = await self._take(), self._plan
         if not lease:
             return  # another consumer was faster
-        done, failed = 0, []
+        done, failed = 0, Worked()
         try:
             async with lease:
                 with _kept_alive(lease.lease, plan.ttl):
@@ -283,16 +297,16 @@ class AsyncLoop:
                         try:
                             refuse_unawaited(await plan.handler(*group.arguments(lease.lease, jobs, plan)))
                         except Exception as error:
-                            is_dead = await lease.call(give_back, lease.lease, group, plan, error)
-                            failed += is_dead
-                            call_hooks(group, jobs, plan, error, is_dead)
+                            nacked = await lease.call(give_back, lease.lease, group, plan, error)
+                            failed = with_failed(failed, nacked)
+                            call_hooks(group, jobs, plan, error, nacked)
                         else:
                             await lease.ack(group.seqs(lease.lease))
                             done += len(group.places)
         except LeaseExpiredError as late:
             logger().warning("%s", late)
-        if done or failed:
-            self._tally.add(done, len(failed) - sum(failed), sum(failed))
+        if done or any(failed):
+            self._tally.add(done, failed)
 
 
 @holding

@@ -238,10 +238,11 @@ class AsyncQueue(AsyncWriting[T]):
             stop: An event, or a function that returns whether to stop; checked before each lease and once a second.
             progress: Called after each lease with the counts so far.
             on_retry: Called with the ``Job`` and the error of each item that will be tried again.
-            on_dead: Called with the ``Job`` and the error of each item that became a dead letter.
+            on_dead: Called with the ``Job`` and the error of each item that became a dead letter. Neither is called for
+                an item that was replaced while its handler ran, or has expired.
 
         Returns:
-            The numbers of items done, given back, and turned into dead letters.
+            The numbers of items done, given back, turned into dead letters, and removed instead.
 
         Raises:
             TypeError: The handler is not a coroutine function, or a hook is one; nothing was leased.

@@ -352,12 +352,9 @@ class DurableListener:
             for record, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
                 failure = self._handled(record, seq)
                 if failure is not None:
-                    reason = told(failure)
-                    if self._retry.max_attempts is not None and attempts >= self._retry.max_attempts:
+                    delay, most = self._retry.delay(attempts), self._retry.max_attempts
+                    if not lease.nack(seq, delay, told(failure), max_attempts=most).returned:
                         self._took.pop(seq, None)
-                        lease.reject(seq, reason)
-                    else:
-                        lease.nack(seq, self._retry.delay(attempts), reason)
 
     def _handled(self, record: logging.LogRecord, seq: int) -> BaseException | None:
         """Pass a record to each handler that has not taken it; return the error of one that failed."""

@@ -301,7 +301,7 @@ class Leases:
         surplus = [_items.number(key) for key, _ in found.entries[fits:]]
         if surplus:
             how = _away.Return("it did not fit into a batch")
-            self._hold.run(_away.nack, token, surplus, how)
+            self._hold.run(partial(_away.nack, buries=self._hold.buries_expired), token, surplus, how)
         return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
 
     def _give_back_doubtful(self) -> None:

@@ -10,10 +10,10 @@ returns them in a transaction of its own (``restore``); if it is killed before t
 are the server's.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._values import Entry
+from lmdbqueue._values import Entry, Nacked
 from lmdbqueue.postgres import _positions, _readers, _removal
 from lmdbqueue.postgres._items import (
     AT_ONCE,
@@ -156,7 +156,7 @@ _ACK_SLOWLY: Final = _OF_PAIRS + " RETURNING seq, lease"
 STILL_THERE: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
-# What has expired waits, whatever else is to become of it: so the next look removes it
+# What has expired waits, whatever else is to become of it: so ``nack``, or the next look, removes it
 _IS_OVER: Final = "expires_at IS NOT NULL AND expires_at <= {now}"
 _DIES: Final = "attempts >= %(max_attempts)s::bigint"
 _RETURN: Final = f"""
@@ -251,6 +251,14 @@ class Return(NamedTuple):
     max_attempts: int | None = None  # attempts after which an item is dead
     trace: str = ""  # the traceback of the failure
     is_undone: bool = False  # the lease does not count as an attempt, and leaves no note
+
+
+class _GivenBack(NamedTuple):
+    """Items that came back from leases."""
+
+    rows: list[tuple[int, int, int, bool]]  # of ``_RETURNING``
+    anew: Mapping[int, int] = {}  # numbers of those that got new ones, at the tail
+    is_kept: bool = False  # the queue has retention, and its tail is locked
 
 
 class Claimed(NamedTuple):
@@ -358,9 +366,24 @@ def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> lis
     return settled
 
 
-def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Return) -> list[int]:
-    """Give back those of these items that a lease holds; return their numbers."""
-    return _given_back(step, place, _NACK, how, lease=token, seqs=sorted(seqs))
+def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Return, *, buries: bool) -> Nacked:
+    """Give back those of these items that a lease holds; return what became of each.
+
+    Those that have expired leave, or are dead letters if ``buries``; so do, with retention, all others.
+    """
+    back = _given_back(step, place, _NACK, how, lease=token, seqs=sorted(seqs))
+    over = [seq for seq, _, _, is_over in back.rows if is_over]
+    dead = [seq for seq, state, _, _ in back.rows if state == _DEAD]
+    dead += _removal.expire_these(step, place, over, buries=buries)
+    waiting = {seq: back.anew.get(seq, seq) for seq, state, _, is_over in back.rows if not is_over and not state}
+    if back.is_kept:
+        _removal.expire_all(step, place, buries=buries)
+        _readers.trim_kept(step, place)
+        there = still_there(step, place, list(waiting.values()))
+        waiting = {seq: number for seq, number in waiting.items() if number in there}
+    returned = [*waiting, *(seq for seq, state, _, _ in back.rows if state == _DELAYED)]
+    removed = {seq for seq, *_ in back.rows}.difference(returned, dead)
+    return Nacked(sorted(returned), sorted(dead), sorted(removed))
 
 
 def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: float | None) -> bool:
@@ -377,7 +400,7 @@ def give_up(step: Step, place: Place, holders: Sequence[int], how: Return) -> in
     returned = _given_back(step, place, _GIVE_UP, how, holders=list(holders))
     step.execute(_FORGET, holders=list(holders))
     step.has_changed = True
-    return len(returned)
+    return len(returned.rows)
 
 
 def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> None:
@@ -387,8 +410,8 @@ def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> Non
         _given_back(step, place, _GIVE_BACK, how, lease=token)
 
 
-def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> list[int]:
-    followed = step.execute(_positions.LOCK_TAIL_IF_FOLLOWED, queue=place.id)
+def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> _GivenBack:
+    locked = step.execute(_positions.LOCK_TAIL_IF_NEEDED, queue=place.id)
     returned = step.execute(
         statement,
         queue=place.id,
@@ -400,8 +423,9 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
     )
     readers = step.execute(_positions.LOCK, queue=place.id).fetchall()
     rows = returned.fetchall()
+    (is_followed, is_kept), *_ = locked.fetchall() or [(False, False)]
     if not rows:
-        return []
+        return _GivenBack([])
     counted: dict[str, int] = {}
     for _, state, _, _ in rows:
         counted[_NAMES[state]] = counted.get(_NAMES[state], 0) + 1
@@ -409,11 +433,10 @@ def _given_back(step: Step, place: Place, statement: Any, how: Return, **values:
     step.count(place.id, leased=-len(rows), size=size, **counted)
     if died := [seq for seq, state, _, _ in rows if state == _DEAD]:
         _positions.skip(step, place.id, died)
-    if followed.fetchall():
-        back = [seq for seq, state, _, is_over in rows if state == _WAITING and not is_over]
-        _readers.push_anew_behind(step, place, back, readers)
+    back = [seq for seq, state, _, is_over in rows if state == _WAITING and not is_over]
+    anew = _readers.push_anew_behind(step, place, back, readers) if is_followed else {}
     tell(step, place)
-    return sorted(seq for seq, _, _, _ in rows)
+    return _GivenBack(rows, anew, is_kept)
 
 
 # --- coming back
@@ -428,7 +451,7 @@ def restore(
     if deaths and (dead := step.execute(_DEAD_HOLDERS, queue=place.id).fetchall()):
         changed += _bequeath(step, place, dead, Return("its consumer died", max_attempts=max_attempts))
     how = Return("its lease expired", max_attempts=max_attempts)
-    changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE))
+    changed += len(_given_back(step, place, _OVER, how, n=AT_ONCE).rows)
     changed += _readers.come_due(step, place) + _removal.expire(step, place, buries=buries_expired)
     if is_kept:
         _removal.expire_all(step, place, buries=buries_expired)  # including items that have just returned
@@ -447,7 +470,7 @@ def _bequeath(step: Step, place: Place, dead: Sequence[tuple[int, int]], how: Re
     if not step.is_block:
         step.execute(SHUT_OUT, queue=place.id, programs=programs)
     out = {program for (program,) in step.execute(ARE_OUT, queue=place.id, programs=programs).fetchall()}
-    changed = len(_given_back(step, place, _ORPHANED, how, holders=[holder for holder, _ in dead]))
+    changed = len(_given_back(step, place, _ORPHANED, how, holders=[holder for holder, _ in dead]).rows)
     holders = [holder for holder, owner in dead if program_of(owner) in out]
     step.has_changed = True
     return changed + step.changed(_FORGET_HOLDERS, queue=place.id, holders=holders)

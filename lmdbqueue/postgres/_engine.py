@@ -15,7 +15,7 @@ from lmdbqueue._errors import ClosedError, GoneError, OptionError, QueueError
 from lmdbqueue._format import Note, Retention, Trailer
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._values import Entry, Leased, Push, Pushed, ReaderStats, Stats
+from lmdbqueue._values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut
 from lmdbqueue._verbs.engine import within as up_to
 from lmdbqueue._verbs.serializers import refuse_other_serializer
@@ -242,14 +242,19 @@ class PostgresEngine:
         reason: str,
         max_attempts: int | None,
         trace: str = "",
-    ) -> list[int] | None:
-        """Give back items of a lease, None for all; return their numbers, None if the lease is gone."""
+    ) -> Nacked | None:
+        """Give back items of a lease, None for all; return what became of each, None if the lease is gone."""
         how = _away.Return(reason, delay, self._hold.max_attempts if max_attempts is None else max_attempts, trace)
-        return self._hold.run(_away.nack, token, wanted(token, seqs), how) or None
+        nacked = self._nack(token, seqs, how)
+        return nacked if any(nacked) else None
+
+    def _nack(self, token: int, seqs: Collection[int] | None, how: _away.Return) -> Nacked:
+        nack = partial(_away.nack, buries=self._hold.buries_expired)
+        return self._hold.run(nack, token, wanted(token, seqs), how)
 
     def unlease(self, token: int) -> None:
         """Undo ``lease``."""
-        self._hold.run(_away.nack, token, wanted(token, None), _away.Return("", is_undone=True))
+        self._nack(token, None, _away.Return("", is_undone=True))
 
     def forsake(self, known: Collection[int]) -> None:
         """Do nothing: see ``claims``."""

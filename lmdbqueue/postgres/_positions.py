@@ -33,11 +33,13 @@ LOCK: Final = "SELECT name, passed, moves FROM {readers} WHERE queue = %(queue)s
 _LOCK_TAIL: Final = """
 SELECT next, is_slow FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE
 """
-# A row if the queue has readers. If that of the tail is renewed while this waits for it, it is not locked
-LOCK_TAIL_IF_FOLLOWED: Final = """
-SELECT tail.next FROM {queues} AS q LEFT JOIN LATERAL (
+# A row if the queue has readers, or retention. If that of the tail is renewed while this waits for it, it is not locked
+LOCK_TAIL_IF_NEEDED: Final = """
+SELECT is_followed, is_kept FROM (
+    SELECT *, kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL AS is_kept FROM {queues}) AS q
+LEFT JOIN LATERAL (
     SELECT next FROM {tails} WHERE queue = q.id ORDER BY epoch DESC LIMIT 1 FOR NO KEY UPDATE) AS tail ON true
-WHERE q.id = %(queue)s AND is_followed
+WHERE q.id = %(queue)s AND (is_followed OR is_kept)
 """
 _IS_THERE: Final = "SELECT FROM {queues} WHERE id = %(queue)s"
 _OPTIONS: Final = "SELECT is_relaxed, has_classes FROM {queues} WHERE id = %(queue)s"

@@ -320,14 +320,18 @@ def come_last(step: Step, place: Place) -> Appended | None:
     return Appended(items, is_kept and bool(come))
 
 
-def push_anew(step: Step, place: Place, seqs: Sequence[int]) -> None:
-    """Give items that wait, and that this transaction has locked, new numbers at the tail, in their order."""
+def push_anew(step: Step, place: Place, seqs: Sequence[int]) -> dict[int, int]:
+    """Give items that wait, and that this transaction has locked, new numbers at the tail, in their order.
+
+    Return the old and the new number of each.
+    """
     locked = _positions.lock_tail(step, place.id)
     assert locked is not None  # they are in the queue
     tail, _ = locked
     step.execute(_PUSH_ANEW, queue=place.id, tail=tail, seqs=sorted(seqs))
     step.execute(_SET_NEXT, queue=place.id, next=tail + len(seqs))
     step.count(place.id, pushed=len(seqs))
+    return dict(zip(sorted(seqs), range(tail, tail + len(seqs)), strict=True))
 
 
 def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appended | None:

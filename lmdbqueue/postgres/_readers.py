@@ -252,15 +252,18 @@ def come_due(step: Step, place: Place) -> int:
     return 0 if what is None else len(what.items)
 
 
-def push_anew_behind(step: Step, place: Place, seqs: Sequence[int], rows: Sequence[tuple[str, int, int]]) -> None:
-    """Give those of these waiting items new numbers whose places all readers have passed; ``rows``: those of ``LOCK``.
+def push_anew_behind(
+    step: Step, place: Place, seqs: Sequence[int], rows: Sequence[tuple[str, int, int]]
+) -> dict[int, int]:
+    """Give those of these waiting items new numbers whose places all readers have passed; return the numbers of each.
 
-    This transaction has made them wait.
+    This transaction has made them wait. ``rows``: those of ``LOCK``.
     """
     if rows:
         passed = min(_positions.places(rows).values())
         if behind := [seq for seq in seqs if seq <= passed]:
-            _pushing.push_anew(step, place, behind)
+            return _pushing.push_anew(step, place, behind)
+    return {}
 
 
 def _appended(step: Step, place: Place, what: Appended, *, buries: bool) -> list[Pushed]:

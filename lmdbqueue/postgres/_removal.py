@@ -5,7 +5,7 @@ also by the readers that have not passed it. Must not know: connections, retries
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import AT_ONCE, UNCLAIMED, Place, extent, tell
@@ -19,9 +19,13 @@ WITH over AS MATERIALIZED (
     SELECT ctid AS at, state AS was FROM {items} WHERE queue = %(queue)s AND expires_at <= {now} AND state <> 1
     ORDER BY expires_at LIMIT %(n)s FOR UPDATE SKIP LOCKED)
 """
+_THESE: Final = """
+WITH over AS MATERIALIZED (
+    SELECT ctid AS at, state AS was FROM {items}
+    WHERE queue = %(queue)s AND state = 0 AND seq = ANY(%(seqs)s::bigint[]))
+"""
 _EXPIRE: Final = (
-    _OVER
-    + "DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM over)) RETURNING seq, state, octet_length(payload), "
+    "DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM over)) RETURNING seq, state, octet_length(payload), "
     + _IS_OUTDATED
 )
 _EXPIRE_OUTDATED: Final = (
@@ -29,14 +33,11 @@ _EXPIRE_OUTDATED: Final = (
     + _IS_OUTDATED
     + " RETURNING seq, state, octet_length(payload), true"
 )
-_BURY_EXPIRED: Final = (
-    _OVER
-    + """
+_BURY: Final = """
 UPDATE {items} SET state = 3, until = NULL, expires_at = NULL, changed = clock_timestamp(),
     reason = %(reason)s
 FROM over WHERE items.ctid = over.at RETURNING seq, over.was, octet_length(payload), false
 """
-)
 _WITH_KEYS: Final = """WHERE ctid = ANY(ARRAY(
     SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key AND state <> 3)
     FROM unnest(%(keys)s::bytea[]) AS wanted (key)))"""
@@ -147,17 +148,29 @@ def expire_all(step: Step, place: Place, *, buries: bool) -> None:
 
 def expire(step: Step, place: Place, *, buries: bool) -> int:
     """Remove expired items, or make them dead letters; return their number."""
+    removed, buried = _expire(step, place, _OVER, buries=buries, n=AT_ONCE)
+    return removed + len(buried)
+
+
+def expire_these(step: Step, place: Place, seqs: Sequence[int], *, buries: bool) -> list[int]:
+    """Like ``expire``, for waiting items of these numbers, which have expired; return which are dead letters now."""
+    return _expire(step, place, _THESE, buries=buries, seqs=list(seqs))[1] if seqs else []
+
+
+def _expire(step: Step, place: Place, over: LiteralString, *, buries: bool, **values: Any) -> tuple[int, list[int]]:
+    """Return how many items were removed, and the numbers of those that are dead letters now."""
     if buries:
-        outdated = step.execute(_EXPIRE_OUTDATED, queue=place.id).fetchall()
-        buried = step.execute(_BURY_EXPIRED, queue=place.id, n=AT_ONCE, reason=b"it expired").fetchall()
+        removed = step.execute(_EXPIRE_OUTDATED, queue=place.id).fetchall()
+        buried = step.execute(over + _BURY, queue=place.id, reason=b"it expired", **values).fetchall()
         if buried:
             step.count(place.id, dead=len(buried))
-        rows = outdated + buried
     else:
-        rows = step.execute(_EXPIRE, queue=place.id, n=AT_ONCE).fetchall()
-    if expired := sum(not is_outdated for *_, is_outdated in rows):
+        removed = step.execute(over + _EXPIRE, queue=place.id, **values).fetchall()
+        buried = []
+    if expired := sum(not is_outdated for *_, is_outdated in removed + buried):
         step.count(place.id, expired=expired)
-    return _left(step, place, [row[:3] for row in rows])
+    _left(step, place, [row[:3] for row in removed + buried])
+    return len(removed), [seq for seq, *_ in buried]
 
 
 def replaced(step: Step, place: Place, keys: Sequence[bytes]) -> None:

@@ -7,7 +7,7 @@ from processes import forked, status_of
 
 import lmdbqueue._host.session
 import lmdbqueue._verbs.reader
-from lmdbqueue import CorruptQueueError, Empty, PersistentQueue
+from lmdbqueue import CorruptQueueError, Empty, Nacked, PersistentQueue
 
 SECOND = 10**9
 
@@ -36,6 +36,20 @@ def test_a_damaged_item_with_a_delay_goes_to_the_dead_letters_of_a_queue_with_re
     clocks.go_on(6)
     assert billing.peek(10) == list("abcdef")
     assert [letter.seq for letter in queue.dead] == [6]
+    queue.dead.delete()
+
+
+def test_a_damaged_item_that_is_given_back_behind_all_readers_is_a_dead_letter_and_told_of_as_one(queue, billing):
+    def damage(txn, tables):
+        key, value = next(iter(txn.cursor(tables.items)))
+        txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=tables.items)
+        return True
+
+    queue._engine.environment.update(queue._engine.ref, damage)
+    _, leased = queue._engine.lease(2, None, lambda entries: (["?"] * len(entries), {}))
+    assert billing.delete(9) == 4
+    assert queue._engine.nack(leased.token, None, 0.0, "no", None) == Nacked([1], [0], [])
+    assert ([letter.seq for letter in queue.dead], billing.peek(9)) == ([0], ["b"])
     queue.dead.delete()
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lmdbqueue import Empty, Full, LeaseExpiredError, PersistentQueue
+from lmdbqueue import Empty, Full, LeaseExpiredError, Nacked, PersistentQueue
 from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 
@@ -266,8 +266,15 @@ class LeaseMachine(RuleBasedStateMachine):
     def nack(self, lease, some, delay):
         due = self.clock.wall + int(delay * SECOND) if delay else None
         handle = self.owner(lease)
-        for item in self.settle(lease, some, lambda seqs: lease.nack(seqs, delay)):
+        told = []
+        mine = self.settle(lease, some, lambda seqs: told.append(lease.nack(seqs, delay)))
+        became = {"returned": [], "dead": [], "removed": []}
+        for item in sorted(mine, key=lambda item: item.seq):
             self.give_back(item, handle, due)
+            is_there = self.items.get(item.seq) is item
+            became["removed" if not is_there else "dead" if item.where == "dead" else "returned"].append(item.seq)
+        assert told in ([], [Nacked(**became)])
+        assert told or not mine
         self.end_if_empty(lease)
 
     def end_if_empty(self, lease):

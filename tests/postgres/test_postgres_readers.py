@@ -220,7 +220,7 @@ def test_a_nack_in_a_block_waits_for_no_tail_if_the_first_reader_came_meanwhile(
 
         def executed(step, text, /, **values):
             cursor = execute(step, text, **values)
-            if text == _positions.LOCK_TAIL_IF_FOLLOWED:
+            if text == _positions.LOCK_TAIL_IF_NEEDED:
                 monkeypatch.undo()
                 executor.submit(other.reader, "name", start="newest").result()
                 holder.execute(f'SELECT FROM "{queue.schema}".tails FOR UPDATE')

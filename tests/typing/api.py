@@ -15,6 +15,8 @@ from lmdbqueue import (
     Empty,
     Full,
     Job,
+    Lease,
+    Nacked,
     OptionError,
     PersistentQueue,
     QueueError,
@@ -64,6 +66,16 @@ def handlers(queue: PersistentQueue[int], n: int) -> None:
     queue.work(text)  # type: ignore[arg-type]
     queue.work(one, items=10)  # type: ignore[arg-type]
     queue.work(many)  # type: ignore[arg-type]
+
+
+def given_back(lease: Lease[int]) -> None:
+    assert_type(lease.nack(delay=5.0), Nacked)
+    assert_type(lease.reject().dead, list[int])
+
+
+async def awaited_given_back(lease: AsyncLease[int]) -> None:
+    assert_type(await lease.nack(max_attempts=3), Nacked)
+    assert_type(await lease.reject(), Nacked)
 
 
 async def awaited_handlers(queue: AsyncPersistentQueue[int]) -> None:

@@ -113,7 +113,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._delivered.clear()
         self._delivered.restored = True
 
-    def _settle(self, tag: Any, do: Callable[[Lease[bytes], int], None]) -> None:
+    def _settle(self, tag: Any, do: Callable[[Lease[bytes], int], object]) -> None:
         held = self._leases.get(tag)
         if held is not None:
             with self.channel.broker.settling():
