@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
+from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Parking, holding
 
 _held: set[int] = set()
-_life = object()  # this process's own, not a forked child's; compared without a call, which could be interrupted
 _LOOK: Final = 0.02  # seconds between two attempts to get a lock with a time limit
 _FLOCK: Final = r": FLOCK +\w+ +\w+ (?P<pid>\d+) (?P<file>\S+) "  # a waiter's line has ": -> FLOCK"
 
@@ -150,7 +150,7 @@ def exclusive(
     ``parking``: shows a fork that this thread is waiting, so the fork need not wait for it. ``patience``: seconds after
     which ``BlockingIOError`` is raised; -1: never.
     """
-    life = _life
+    life = fork.life
     fd = open_at(path, os.O_RDONLY, folder)
     try:
         _held.add(fd)
@@ -163,7 +163,7 @@ def exclusive(
                 fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
-        if _life is life:  # otherwise this is a child forked in the block, and its parent holds the lock
+        if fork.life is life:  # otherwise this is a child forked in the block, and its parent holds the lock
             try:  # first, and not by release(): interrupts come when a call ends, or a function is entered
                 fcntl.flock(fd, fcntl.LOCK_UN)
             finally:
@@ -187,8 +187,6 @@ def _lock_within(fd: int, seconds: float) -> None:
 
 
 def _forget_in_child() -> None:
-    global _life  # noqa: PLW0603
-    _life = object()
     for fd in _held:
         close(fd)
     _held.clear()

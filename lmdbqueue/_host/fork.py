@@ -1,7 +1,7 @@
 """Forks: the steps of each module before a fork and in the child, and their order.
 
-Owns: the only ``os.register_at_fork``. Law: the order is given by ``ORDER``, not by that of imports; a failure in one
-module does not keep others from their part.
+Owns: the only ``os.register_at_fork``; what tells a process from the children that it forks. Law: the order is given by
+``ORDER``, not by that of imports; a failure in one module does not keep others from their part.
 
 An interrupt may come anywhere, and Python forks all the same. So the steps after a fork may run twice.
 
@@ -36,6 +36,9 @@ ORDER: Final = (
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+life = object()  # this process's own, not a forked child's; compared without a call, which could be interrupted
 
 
 class _Part:
@@ -78,7 +81,9 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
+    global life  # noqa: PLW0603
     if hasattr(_here, "forks"):
+        life = object()
         _call([_parts[name].child for name in registered()])
         _here.__dict__.clear()
 

@@ -33,6 +33,7 @@ import lmdb
 
 from lmdbqueue import _format
 from lmdbqueue._errors import CommitUnknownError, StorageError
+from lmdbqueue._host import fork
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
@@ -132,6 +133,8 @@ class Durable(Snapshot):
         elif self._is_full or self._is_weighed:
             self.note_last(txn)
         try:
+            if self._life is not fork.life:  # here, since a signal handler may fork as any call returns
+                self._refuse_inherited()
             txn.commit()
         except lmdb.Error as error:
             self.is_broken = True  # until it is known to be undone: a signal's handler may end the look
@@ -142,8 +145,8 @@ class Durable(Snapshot):
         self._left = self._leaves
 
     def _can_be_read(self) -> bool:
-        with suppress(lmdb.Error), self._env.begin():
-            return True
+        with suppress(lmdb.Error):
+            return self._look(bool)
         return False
 
     # --- flushes
@@ -197,8 +200,7 @@ class Durable(Snapshot):
 
     def _newest_to_read(self) -> int:
         """Return the newest snapshot, from the word that LMDB writes after a commit is complete with its meta page."""
-        with self._env.begin() as txn:
-            return txn.id()
+        return self._look(_number)
 
     @property
     def is_in_doubt(self) -> bool:
@@ -237,3 +239,7 @@ class Durable(Snapshot):
         with suppress(OSError):  # the swap that follows insists (``_local.swap``)
             self._session.set_in_doubt(self.number)
         raise StorageError(self.path, "sync", str(error)) from error
+
+
+def _number(txn: Txn) -> int:
+    return txn.id()

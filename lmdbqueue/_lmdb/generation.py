@@ -43,7 +43,16 @@ from typing import TYPE_CHECKING, Any, Final
 import lmdb
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CommitUnknownError, CorruptQueueError, Full, GoneError, NestedCallError, StorageError
+from lmdbqueue._errors import (
+    CommitUnknownError,
+    CorruptQueueError,
+    ForkError,
+    Full,
+    GoneError,
+    NestedCallError,
+    StorageError,
+)
+from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, explain, is_of_a_handler, translated
 from lmdbqueue._host.presence import Presence
@@ -90,12 +99,20 @@ class Generation(Durable):
             super().__init__(path, number, options, session)
             clear_readers = partial(self._lock_file.clear_readers, self._env)
             self._room = Room(path, self._env.stat()["psize"], self._map_size, clear_readers)
-            with translated(path, "opening"):
-                self._meta_pages = mmap.mmap(self._fd, 2 * self._room.page, prot=mmap.PROT_READ)
+            self._map_meta_pages()
             self.presence = Presence(self.directory, (path, path + "-lock", session.path))
         except BaseException:
             self.close()
             raise
+
+    def _map_meta_pages(self) -> None:
+        """Map them by another descriptor: the map keeps a copy, and with one of ``_fd`` it would keep its lock."""
+        with translated(self.path, "opening"):
+            fd = open_at(self.path, os.O_RDONLY)
+            try:
+                self._meta_pages = mmap.mmap(fd, 2 * self._room.page, prot=mmap.PROT_READ)
+            finally:
+                close(fd)
 
     def _open(self) -> tuple[lmdb.Environment, int]:
         refuse_cut_off(self.path)
@@ -128,6 +145,8 @@ class Generation(Durable):
 
     def explain(self, error: Exception, operation: str) -> Exception:
         """Return our error for one of LMDB's; any other passes."""
+        if self._life is not fork.life:  # as in ``write``
+            return ForkError(self.directory)
         if isinstance(error, lmdb.DbsFullError):  # it has to be reopened, with room for more handles
             self.wanted_dbs = 4 * self._max_dbs
             self.is_broken = True
@@ -144,13 +163,17 @@ class Generation(Durable):
         if hasattr(self, "_meta_pages"):  # as above
             self._meta_pages.close()
         self.let_go_of_locks()
+
+    def let_go_of_locks(self) -> None:
+        """Have none of the locks beside LMDB any more. In a forked child they are the parent's, who keeps them.
+
+        That includes the turn for LMDB's lock (``_begin_in_turn``): a child that kept the descriptor would keep the
+        turn of a parent that is killed, and others would wait for it.
+        """
+        self._lock_file.close()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             close(fd)
-
-    def let_go_of_locks(self) -> None:
-        """Have none of the locks beside LMDB any more. In a forked child they are the parent's, who keeps them."""
-        self._lock_file.close()
 
     # --- snapshots that are kept
 
@@ -172,7 +195,7 @@ class Generation(Durable):
         """Keep only the newest snapshots, at most this number; a fork keeps none."""
         while len(self._kept) > most:
             txn = self._kept.pop(0)()
-            if txn is not None:
+            if txn is not None and self._life is fork.life:
                 end(txn)
 
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
@@ -299,9 +322,14 @@ class Generation(Durable):
                 if not self.is_prepared:
                     return self._glance_by_itself(ref, fn, args)
         try:
-            with self._env.begin() as txn:
+            txn = self._env.begin()
+            try:
                 self._refuse_superseded(txn)
                 return fn(txn, self.table(ref), *args), self._first_stamp + txn.id()
+            finally:
+                if self._life is not fork.life:  # like _look(), with two frames less
+                    self._refuse_inherited()
+                txn.abort()
         except (lmdb.Error, SystemError, struct.error) as error:
             raise self.explain(error, "reading") from error
 
@@ -311,17 +339,19 @@ class Generation(Durable):
         LMDB allows this to one transaction of a process at a time.
         """
         try:
-            with self._env.begin() as txn:
-                self._refuse_superseded(txn)
-                self._open_shared(txn, create=False)
-                queue = self._existing(txn, ref.name)
-                if queue is None or queue.identity != ref.identity:
-                    raise GoneError(self.directory, ref.name)
-                return fn(txn, queue, *args), self._first_stamp + txn.id()
+            return self._look(self._read_once, ref, fn, args)
         except (lmdb.Error, SystemError, struct.error) as error:
             raise self.explain(error, "reading") from error
         finally:
             self.meta = self.away = None
+
+    def _read_once(self, txn: Txn, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, int]:
+        self._refuse_superseded(txn)
+        self._open_shared(txn, create=False)
+        queue = self._existing(txn, ref.name)
+        if queue is None or queue.identity != ref.identity:
+            raise GoneError(self.directory, ref.name)
+        return fn(txn, queue, *args), self._first_stamp + txn.id()
 
     def _refuse_superseded(self, txn: Txn) -> None:
         if txn.get(_format.NEXT_GENERATION) is not None:
@@ -353,6 +383,8 @@ class Generation(Durable):
         except CommitUnknownError:
             raise
         except BaseException as error:
+            if self._life is not fork.life:  # whatever this child, which has nothing of it open, has met
+                self._refuse_inherited()
             if txn is not None:
                 if is_open(txn):
                     txn.abort()
@@ -473,14 +505,14 @@ class Generation(Durable):
 
     def used(self, txn: Txn) -> int:
         """Return the bytes of the pages in use, with those that ``txn`` has added so far."""
-        grown = 0
-        with self._env.begin() as before:
-            is_writing = txn.id() == before.id() + 1
-            written = [self._tables[ref].items for ref in list(self._written) if ref in self._tables]
-            trees = [self.meta, self.away, *written]
-            if is_writing:
-                grown = sum(self.used_by(txn, db) - self.used_by(before, db) for db in trees)
-        return super().used(txn) + grown
+        return super().used(txn) + self._look(self._grown, txn)
+
+    def _grown(self, before: Txn, txn: Txn) -> int:
+        """Return by how many bytes of pages a transaction has grown the trees, 0 if it only reads."""
+        if txn.id() != before.id() + 1:
+            return 0
+        written = [self._tables[ref].items for ref in list(self._written) if ref in self._tables]
+        return sum(self.used_by(txn, db) - self.used_by(before, db) for db in [self.meta, self.away, *written])
 
     def size(self) -> int:
         """Return the size of the file in bytes."""

@@ -11,13 +11,14 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 from zlib import crc32
 
 import lmdb
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, Full, GoneError
+from lmdbqueue._errors import CorruptQueueError, ForkError, Full, GoneError
+from lmdbqueue._host import fork
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb import free_pages
 from lmdbqueue._lmdb.content import Content, Running
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
 else:
     Txn = lmdb.Transaction  # generic only in lmdb's stubs
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 Db = Any  # lmdb's class for a handle has no public name
 Cursor = Any  # generic in lmdb's stubs only
 
@@ -82,6 +85,7 @@ class Snapshot:
 
     def __init__(self, path: str, options: _format.Options) -> None:
         """Open the file at ``path``, which exists, for reading."""
+        self._life = fork.life  # in a forked child it is another one: then nothing of LMDB may be ended here
         self.path = path
         self.directory = os.path.dirname(path)
         self.options = options
@@ -113,15 +117,32 @@ class Snapshot:
 
     def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Return ``fn(txn, self, *args)`` in a read transaction, even if the generation is superseded."""
-        with self._translated("reading"), self._env.begin() as txn:
-            self._tables.clear()  # the handles of a reading transaction end with it
-            self._keep(self.open_all(txn))
-            return fn(txn, self, *args)
+        with self._translated("reading"):
+            return self._look(self._read_all, fn, *args)
+
+    def _read_all(self, txn: Txn, fn: Callable[..., Any], *args: Any) -> Any:
+        self._tables.clear()  # the handles of a reading transaction end with it
+        self._keep(self.open_all(txn))
+        return fn(txn, self, *args)
+
+    def _look(self, fn: Callable[[Txn, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(txn, *args)`` on the newest snapshot."""
+        txn = self._env.begin()
+        try:
+            return fn(txn, *args)
+        finally:
+            self._refuse_inherited()
+            txn.abort()
+
+    def _refuse_inherited(self) -> None:
+        """Raise ``ForkError`` in a child that a signal handler has forked amid a transaction, which is the parent's."""
+        if self._life is not fork.life:
+            raise ForkError(self.directory)
 
     def is_superseded(self) -> bool:
         """Return whether the queue continues in the next generation."""
-        with self._translated("reading"), self._env.begin() as txn:
-            return txn.get(_format.NEXT_GENERATION) is not None
+        with self._translated("reading"):
+            return self._look(_is_marked)
 
     def table(self, ref: Ref) -> Tables:
         """Return the tables of a queue. Raises ``GoneError`` if it was dropped."""
@@ -334,6 +355,8 @@ class Draft(Snapshot):
                 result = fn(txn, self, *args)
                 if result:
                     self.note_last(txn)
+                    if self._life is not fork.life:  # as for every commit (``_lmdb.durability``)
+                        self._refuse_inherited()
                     txn.commit()
             finally:
                 end(txn)
@@ -380,6 +403,10 @@ def remember(path: str, options: _format.Options) -> None:
 
 def _remember(txn: Txn, _draft: Snapshot, options: _format.Options) -> bool:
     return txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
+
+
+def _is_marked(txn: Txn) -> bool:
+    return txn.get(_format.NEXT_GENERATION) is not None
 
 
 def end(txn: Txn) -> None:

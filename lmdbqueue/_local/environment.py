@@ -9,9 +9,9 @@ them in one transaction, commits and flushes (``_local.group_commit``). Then eac
 durable, so no caller depends on one that is interrupted in between.
 
 Nested calls. A signal handler, or a ``__del__`` that the garbage collector runs, may interrupt any call and call this
-library. ``_writer`` and ``_moving`` know which thread holds them: a nested call of that thread raises
-``NestedCallError`` instead of waiting for itself, and closing is deferred (``_host.departures``). Reading in a nested
-call works, except during the move to another generation.
+library. ``_writer`` and ``_moving`` know which thread holds them, and ``_reading`` which threads read: a nested call of
+such a thread raises ``NestedCallError`` instead of waiting for itself, and closing is deferred (``_host.departures``).
+Reading in a nested call works, except during the move to another generation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
-from lmdbqueue._local.live import LOOK, Live
+from lmdbqueue._local.live import LOOK, Live, reads
 from lmdbqueue._local.recovery import tell
 from lmdbqueue._local.swap import Write, write_copy
 from lmdbqueue._local.transaction import Transaction, blocks
@@ -102,8 +102,9 @@ class Environment(Live):
             self._close()
 
     def _is_amid_a_call(self) -> bool:
-        """Return whether this thread writes, moves or makes a checkpoint: then closing would wait for itself."""
-        return is_mine(self._writer) or self._covers() or is_mine(self._moving)
+        """Return whether this thread reads, writes, moves or makes a checkpoint: then closing would wait for itself."""
+        is_writing = is_mine(self._writer) or self._covers() or is_mine(self._moving)
+        return is_writing or self._is_amid_a_reading()
 
     def _close(self) -> None:
         """Close everything, unless the directory was opened again meanwhile, which then continues to use it.
@@ -165,12 +166,14 @@ class Environment(Live):
         result: R = self._read(Generation.glance, ref, fn, args)
         return result
 
+    @reads
     def _read(self, read: Callable[..., Any], *what: Any) -> Any:
         """Return ``read(generation, *what)`` of the live generation, or of this thread's transaction."""
         if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
             return block.read(*what)
         thread = threading.get_ident()
+        is_nested = thread in self._reading and self._is_amid_a_reading()  # whose entry stays
         while True:
             self._reading[thread] = None  # before reading the generation: freeze() does it the other way round
             generation = self._generation
@@ -179,13 +182,15 @@ class Environment(Live):
                     return read(generation, *what)
             except Superseded:
                 if generation is not None and generation.is_broken:
-                    self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
+                    if not is_nested:
+                        self._reading.pop(thread, None)  # a thread that waits for readers holds the right to write
                     self._refuse_nested()
                     with self._writer:
                         self._abandon_broken(generation)
                     continue
             finally:
-                self._reading.pop(thread, None)
+                if not is_nested:
+                    self._reading.pop(thread, None)
             self.follow(generation)
 
     def update(self, ref: Ref, fn: Callable[[Txn, Tables, *Ts], R], *args: *Ts, room: int = 0) -> R:
@@ -202,7 +207,8 @@ class Environment(Live):
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
             return result
-        if self._holds() or self._covers():  # the writer may wait for a checkpoint, which would wait for the writer
+        # the writer may wait for a checkpoint, which would wait for the writer
+        if self._holds() or self._covers() or (self._reading and self._is_amid_a_reading()):
             raise NestedCallError(self.directory.path)
         generation, bell = self._generation, self.bell  # the bell that close() removes, not a later one
         if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:

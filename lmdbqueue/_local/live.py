@@ -30,13 +30,15 @@ have lowered: ``_reading`` has an entry for each thread, which its next transact
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from lmdbqueue._errors import ClosedError, CorruptQueueError, ForkError, NestedCallError
 from lmdbqueue._host import departures, owners
@@ -58,10 +60,18 @@ if TYPE_CHECKING:
     from lmdbqueue._local.checkpoints import Checkpoints
     from lmdbqueue._model.invariants import Progress
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
+_readings: Final[set[CodeType]] = set()  # the code of the functions of this file's class that read
 _INTERVAL: Final = 0.1  # seconds between checkpoints, where nobody says how many
 LOOK: Final = 0.0002  # seconds between two checks whether the readers are done, which takes them microseconds
+
+
+def reads(fn: Callable[P, R]) -> Callable[P, R]:
+    """Note that a function is a reading, in ``_reading`` while it has a transaction open. A decorator."""
+    _readings.add(cast("FunctionType", fn).__code__)
+    return fn
 
 
 def _refuse_doubt(generation: Generation) -> None:
@@ -102,9 +112,22 @@ class Live:
         self._max_dbs = 0  # the least number of handles for which a generation needs room
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` inside a call of this thread that is writing or moving."""
-        if self._holds() or self._covers() or is_mine(self._moving):
+        """Raise ``NestedCallError`` inside a call of this thread that is reading, writing or moving."""
+        if self._holds() or self._covers() or is_mine(self._moving) or self._is_amid_a_reading():
             raise NestedCallError(self.directory.path)
+
+    def _is_amid_a_reading(self) -> bool:
+        """Return whether the function that asks was called amid a reading of this thread, as by a signal handler.
+
+        Those who hold the locks, to fork or to drop a queue, wait for that reading: so it must not wait for them. An
+        entry in ``_reading`` alone may be one that an interrupt left, so it is searched for the reading itself.
+        """
+        if threading.get_ident() not in self._reading:
+            return False
+        frame = sys._getframe(1).f_back  # noqa: SLF001  (as traceback asks it)
+        while frame is not None and frame.f_code not in _readings:
+            frame = frame.f_back
+        return frame is not None
 
     @property
     def interval(self) -> float:
@@ -115,6 +138,8 @@ class Live:
         """Make checkpoints every ``seconds``, or more often if another queue object wants that; None: as others do."""
         if seconds is None:
             return
+        if self._is_amid_a_reading():
+            raise NestedCallError(self.directory.path)
         with self._moving:  # so that no checkpoints begin with a longer one meanwhile
             if self._wanted is None or seconds < self._wanted:
                 self._wanted = seconds
@@ -137,6 +162,8 @@ class Live:
 
     def processes(self) -> int | None:
         """Return the number of visible processes that have the directory open; None if unknown."""
+        if self._is_amid_a_reading():
+            return None
         with self._moving:  # so that the session is not closed meanwhile
             return None if self._session is None else self._session.processes()
 
@@ -216,7 +243,8 @@ class Live:
 
     def _move(self, old: Generation | None, progress: Progress | None = None) -> None:
         checkpoints = self._checkpoints
-        if is_mine(self._moving) or (checkpoints is not None and checkpoints.is_mine()):
+        covers = checkpoints is not None and checkpoints.is_mine()
+        if covers or is_mine(self._moving) or self._is_amid_a_reading():
             raise NestedCallError(self.directory.path)
         with self._moving:
             if self._generation is not old:
@@ -340,7 +368,7 @@ class Live:
         deadline = time.monotonic() + timeout
         block = blocks.current()
         self._torn = block is not None and block.owner is self
-        self._torn = self._torn or threading.get_ident() in self._reading
+        self._torn = self._torn or self._is_amid_a_reading()
         if self._torn or is_mine(self._writer) or is_mine(self._moving):
             return False  # held by this very thread: waiting is useless
         parking = self.directory.parking

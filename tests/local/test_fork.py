@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import fcntl
 import itertools
 import os
 import signal
@@ -28,8 +29,9 @@ from processes import (
     status_of,
 )
 
-from lmdbqueue import Empty, ForkError, PersistentQueue
+from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError
 from lmdbqueue._local import live as _live
+from lmdbqueue._local import sharing
 
 FAST = {"durability": "off"}
 
@@ -472,3 +474,136 @@ def _fork_interrupted_at_each_moment(place):
 
 def test_an_interrupt_at_any_moment_of_a_fork_holds_up_neither_side(tmp_path):
     assert in_a_small_process(_fork_interrupted_at_each_moment, str(tmp_path)) > 5
+
+
+# --- forks by a handler amid a call of its thread
+
+
+def _pop_in_a_block(queue):
+    with queue.transaction():
+        queue.push("of a block")
+        queue.pop()
+
+
+AMID = {
+    "push": lambda queue: queue.push("of the call"),
+    "pop": lambda queue: queue.pop(),
+    "lease": lambda queue: queue.lease().ack(),
+    "block": _pop_in_a_block,
+    "peek": lambda queue: queue.peek(2),
+}
+
+
+def _fork_amid(place, verb):
+    """Fork at one moment after the other of a call, which the child goes on with once its parent has done much more."""
+    number, forks = 1, 0
+    with PersistentQueue("queue", place, durability="interval", interval=3600.0) as queue:
+        while True:
+            queue.clear()
+            queue.push([f"before {n}" for n in range(10)])
+            goes_on, go_on = os.pipe()
+            children = []
+
+            def fork(children=children, goes_on=goes_on):
+                children.append(os.fork())
+                if not children[0]:
+                    os.read(goes_on, 1)
+
+            faulthandler.dump_traceback_later(DEADLINE, exit=True)
+            try:
+                with contextlib.suppress(QueueError), Moments(number, fork) as moments:
+                    AMID[verb](queue)
+            finally:
+                if children == [0]:
+                    os._exit(sys.exc_info()[0] is not None)
+            later = [f"{number}: {n}" for n in range(12)]
+            for item in later:
+                queue.push(item)
+            os.write(go_on, b"g")
+            for child in children:
+                assert status_of(child) == 0, f"at moment {number}"
+            assert [item for item in queue if item in later] == later, f"at moment {number}"
+            assert queue.check() == [], f"at moment {number}"
+            os.close(goes_on)
+            os.close(go_on)
+            if moments.left > 0:
+                return forks
+            number, forks = number + STEP, forks + 1
+
+
+@pytest.mark.parametrize("verb", AMID)
+def test_a_child_forked_amid_a_call_of_its_thread_ends_nothing_that_its_parent_has_begun(tmp_path, verb):
+    assert in_a_small_process(_fork_amid, str(tmp_path), verb) > 2
+
+
+@pytest.mark.parametrize("comes_first", [None, len, list])
+def test_a_child_forked_amid_a_reading_of_its_thread_leaves_the_snapshot_to_its_parent(open_queue, comes_first):
+    """Even if the handler has read before it forked."""
+    queue = open_queue(**FAST)
+    queue.push(["a", "b"])
+    engine, parent, children = queue._engine, os.getpid(), []
+
+    def read(_, tables):
+        if comes_first is not None:
+            comes_first(queue)
+        children.append(os.fork())
+        if os.getpid() == parent:
+            assert status_of(children[0]) == 7
+        return tables.generation._env.readers()
+
+    try:
+        readers = engine.environment.view(engine.ref, read)
+    except ForkError:
+        os._exit(7)
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+    assert [line.split()[0] for line in readers.splitlines()[1:] if line.split()[2] != "-"] == [str(parent)]
+    assert queue.pop(2) == ["a", "b"]
+
+
+def _wait_for_the_turn_and_fork(place, tell, idle):
+    sharing._PATIENCE = 0.1  # that the fork waits for the thread
+    with PersistentQueue("queue", place) as queue:
+        os.write(tell, b"r")
+        os.read(idle, 1)
+        threading.Thread(target=queue.push, args=("never stored",), daemon=True).start()
+        with open(queue._engine.environment._generation.path, "rb") as file:
+            eventually(lambda: _is_locked(file))
+        child = os.fork()
+        if child:
+            os.write(tell, child.to_bytes(4, "big"))
+        os.read(idle, 1)
+
+
+def _is_locked(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def test_a_child_that_a_fork_could_not_wait_for_keeps_no_turn_of_its_dead_parent(tmp_path):
+    told, tell = os.pipe()
+    idle, wake = os.pipe()
+    parent = forked(_wait_for_the_turn_and_fork, tmp_path, tell, idle)
+    os.read(told, 1)
+    with PersistentQueue("queue", tmp_path) as queue:
+        with queue.transaction():  # which a thread of the parent waits for
+            os.write(wake, b"g")
+            child = int.from_bytes(os.read(told, 4), "big")
+            os.kill(parent, signal.SIGKILL)
+            assert status_of(parent) == KILLED
+        try:
+            os.kill(child, 0)  # still there
+            pusher = threading.Thread(target=queue.push, args=("a",), daemon=True)
+            pusher.start()
+            pusher.join(DEADLINE)
+            assert not pusher.is_alive()
+            assert list(queue) == ["a"]
+        finally:
+            os.kill(child, signal.SIGKILL)
+            for fd in (told, tell, idle, wake):
+                os.close(fd)

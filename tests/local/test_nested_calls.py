@@ -85,6 +85,7 @@ OUTER = {
     "block": _block,
     "flush": _flush,
     "open": _open_another,
+    "peek": lambda queue: queue.peek(2),
 }
 
 
@@ -151,6 +152,38 @@ def _open_by_another_path(place):
 
 def test_no_opening_waits_for_one_of_the_same_thread_and_directory_by_another_path(tmp_path):
     assert status_of(forked(_open_by_another_path, tmp_path), 20) == 0
+
+
+def _call_amid_a_reading(place, nested):
+    """Call ``nested`` amid a reading for whose end another thread waits, which holds what writers need."""
+    with PersistentQueue("queue", place, **FAST) as queue:
+        PersistentQueue("queue", place, name="other", **FAST).close()
+        queue.push(["a", "b"])
+        engine, told = queue._engine, []
+        environment = engine.environment
+        dropper = threading.Thread(target=queue.drop_queue, args=("other",))
+
+        def read(_, __):
+            dropper.start()
+            eventually(lambda: environment._generation is None)
+            try:
+                NESTED[nested](queue)
+            except NestedCallError as error:
+                told.append(error)
+
+        with suppress(ClosedError):
+            environment.view(engine.ref, read)
+        dropper.join(DEADLINE)
+        assert not dropper.is_alive()
+        assert told or nested == "close"
+    with PersistentQueue("queue", place, **FAST) as again:
+        assert list(again) == ["a", "b"]
+        assert again.check() == []
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_no_call_amid_a_reading_waits_for_those_who_wait_for_that_reading(tmp_path, nested):
+    assert status_of(forked(_call_amid_a_reading, tmp_path, nested), DEADLINE) == 0
 
 
 @pytest.mark.parametrize("nested", ["push", "read", "open", "block"])
