@@ -14,12 +14,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
 from lmdbqueue._host.descriptors import close, open_at, open_folder
-from lmdbqueue._host.threads import beating
+from lmdbqueue._host.threads import beating, holding
 
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -111,12 +111,17 @@ def sync_path(path: str) -> None:
         os.close(fd)
 
 
-def synced_steadily(fd: int) -> AbstractContextManager[None]:
+@holding
+def synced_steadily(fd: int) -> Iterator[None]:
     """Bring a long file to the disk while the block writes it: a single sync at the end would delay those of others.
 
-    An error of a sync is raised at the end, since the next sync would not report it again.
+    An error of a sync is raised at the end, since the next sync would not report it again. If no thread can be had, as
+    at the program's end, nothing is synced here: the caller does it in any case.
     """
-    return beating(lambda: sync_file(fd), _STEADILY)
+    with ExitStack() as syncing:
+        with suppress(RuntimeError):
+            syncing.enter_context(beating(lambda: sync_file(fd), _STEADILY))
+        yield
 
 
 def sync_directory(path: str, folder: int | None = None) -> None:

@@ -32,6 +32,7 @@ from processes import (
 )
 
 from lmdbqueue import ClosedError, CorruptQueueError, ExistsError, FormatError, PersistentQueue
+from lmdbqueue._host import threads
 
 FAST = {"durability": "off"}
 
@@ -470,3 +471,19 @@ def test_a_copy_that_the_library_made_is_not_read_when_it_is_first_opened(open_q
     progress = []
     assert len(open_queue("copy", progress=lambda *done: progress.append(done))) == 1_000
     assert progress == []
+
+
+def test_a_flush_and_a_copy_need_no_further_thread(open_queue, tmp_path, monkeypatch):
+    """There is none left for a process with a limit, and from Python 3.12 on at the end of any program."""
+
+    def refuse(*_):
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    queue = open_queue()
+    queue.push_many([b"x" * 1000] * 3000)
+    queue.delete(2990)
+    monkeypatch.setattr(threads, "start_new_thread", refuse)
+    assert queue.flush(force=True) > 0
+    with queue.copy("copy", tmp_path) as copy:
+        assert list(copy) == list(queue) == [b"x" * 1000] * 10
