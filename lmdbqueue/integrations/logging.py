@@ -35,7 +35,6 @@ from typing import Any, Final, Self
 from lmdbqueue._errors import (
     ClosedError,
     Empty,
-    FormatError,
     NestedCallError,
     QueueError,
     ShutDown,
@@ -43,11 +42,11 @@ from lmdbqueue._errors import (
     told,
 )
 from lmdbqueue._format import Durability
-from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry
 from lmdbqueue.integrations._later import Later
+from lmdbqueue.integrations._options import options_for
 
 __all__ = ["DurableHandler", "DurableListener", "decode", "encode"]
 
@@ -138,7 +137,8 @@ class DurableHandler(logging.Handler):
         level: The level of the handler.
         name: The queue in the directory.
         retain: The number of newest records to keep while nobody listens; older ones are dropped. None: all.
-        durability: ``"off"``, ``"interval"`` or ``"full"``, for a new directory; an existing one keeps its own.
+        durability: ``"off"``, ``"interval"`` or ``"full"``; fixed when the directory is created. None: that of the
+            directory, ``"off"`` for a new one.
         linger: Seconds for which a thread collects records before it pushes them in one step. A log call then costs a
             third, and a killed program loses the records of that time. 0: each record is pushed immediately.
     """
@@ -150,7 +150,7 @@ class DurableHandler(logging.Handler):
         *,
         name: str = "queue",
         retain: int | None = 1_000_000,
-        durability: Durability = "off",
+        durability: Durability | None = None,
         linger: float = 0.0,
     ) -> None:
         super().__init__(level)
@@ -225,8 +225,9 @@ class DurableListener:
 
     A record is acknowledged when every handler has taken it, so a killed listener loses none, and up to ``batch``
     records may be passed on twice. A handler fails if it raises, or calls its ``handleError``, as those of the standard
-    library do. Then only this handler gets the record again, according to ``retry``; after the last attempt the record
-    becomes a dead letter: ``listener.queue.dead``. An item that is not a record becomes one at once.
+    library do; it reports the first and the last attempt. Only this handler gets the record again, according to
+    ``retry``; after the last attempt the record becomes a dead letter: ``listener.queue.dead``. An item that is not a
+    record becomes one at once.
 
     Args:
         source: The path of the directory, which is created if it is missing, or a ``PersistentQueue`` on it (the
@@ -237,6 +238,7 @@ class DurableListener:
         retry: The delays of a failed record, and the number of attempts after which it becomes a dead letter; None:
             ``Retry()``.
         respect_handler_level: Whether a handler gets only records of its level and above, as in ``QueueListener``.
+        durability: As for ``DurableHandler``; whichever of the two comes first creates the directory.
     """
 
     def __init__(
@@ -247,17 +249,20 @@ class DurableListener:
         batch: int = 100,
         retry: Retry | None = None,
         respect_handler_level: bool = False,
+        durability: Durability | None = None,
     ) -> None:
         if isinstance(source, PersistentQueue):
             self._where = local_engine_of(source).path, source.name
         else:
             self._where = os.path.abspath(source), name
         self.handlers = handlers
+        self._durability = durability
         self._batch = batch
         self._retry = DEFAULT_RETRY if retry is None else retry
         self._respects_level = respect_handler_level
         self._took: dict[int, set[int]] = {}  # which handlers have taken a record that will come again
         self._failure: BaseException | None = None  # error of the handler at work
+        self._is_to_report = True  # whether its own ``handleError`` hears of it: at the first and the last attempt
         self._thread: threading.Thread | None = None
         self._ident = 0  # identifies that thread
         self._round = _Round()
@@ -306,7 +311,7 @@ class DurableListener:
         self.queue.close()
 
     def _open(self) -> PersistentQueue[logging.LogRecord]:
-        return _opened(*self._where, loads=decode)  # a listener's death does not count as an attempt
+        return _opened(*self._where, self._durability, loads=decode)  # a listener's death does not count as an attempt
 
     def _run(self, queue: PersistentQueue[logging.LogRecord], round_: "_Round") -> None:
         self._ident = threading.get_ident()
@@ -344,15 +349,18 @@ class DurableListener:
         """Stand in for a handler's ``handleError``; other threads may use the handler, too, for example in a logger."""
         if threading.get_ident() == self._ident:
             self._failure = sys.exception()
-        else:
-            original(record)
+            if not self._is_to_report:
+                return
+        original(record)
 
     def _hand_on(self, lease: Lease[logging.LogRecord]) -> None:
         with lease:
             for record, seq, attempts in zip(lease.items, lease.seqs, lease.attempts, strict=True):
+                most = self._retry.max_attempts
+                self._is_to_report = attempts == 1 or (most is not None and attempts >= most)
                 failure = self._handled(record, seq)
                 if failure is not None:
-                    delay, most = self._retry.delay(attempts), self._retry.max_attempts
+                    delay = self._retry.delay(attempts)
                     if not lease.nack(seq, delay, told(failure), max_attempts=most).returned:
                         self._took.pop(seq, None)
 
@@ -367,6 +375,8 @@ class DurableListener:
             try:
                 handler.handle(copy(record))  # a handler may change it, which others must not see
             except BaseException as error:  # even SystemExit: the thread continues
+                with suppress(Exception):
+                    handler.handleError(record)
                 self._failure = error
             if self._failure is None:
                 took.add(number)
@@ -384,11 +394,7 @@ class _Round:
 
 
 def _opened(
-    path: str | os.PathLike[str], name: str, durability: Durability = "off", **options: Any
+    path: str | os.PathLike[str], name: str, durability: Durability | None, **options: Any
 ) -> PersistentQueue[Any]:
-    """Open a queue of records with the durability of its directory, or create it with this one."""
-    checksum = True
-    with suppress(FormatError):
-        found = options_of(os.path.abspath(path))
-        durability, checksum = found.durability, found.checksum
-    return PersistentQueue(path, dumps=bytes, name=name, durability=durability, checksum=checksum, **options)
+    """Open a queue of records."""
+    return PersistentQueue(path, dumps=bytes, name=name, **options_for(path, durability, "off"), **options)

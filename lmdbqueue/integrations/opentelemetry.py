@@ -37,15 +37,15 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from lmdbqueue._errors import FormatError, NestedCallError, QueueError, TransactionError, told
+from lmdbqueue._errors import NestedCallError, QueueError, TransactionError, told
 from lmdbqueue._format import Durability
 from lmdbqueue._host.threads import Flag
-from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.batch import Target
 from lmdbqueue._verbs.worker import Job
 from lmdbqueue.forward import Forwarder, HttpTarget, as_bytes
 from lmdbqueue.integrations._later import Later
+from lmdbqueue.integrations._options import options_for
 
 __all__ = [
     "DurableLogExporter",
@@ -77,11 +77,14 @@ class _Store:
     """A queue of requests, and the thread that sends them if there is a target."""
 
     def __init__(
-        self, path: str | os.PathLike[str], name: str, target: Target | str | None, retain: int | None, **options: Any
+        self,
+        path: str | os.PathLike[str],
+        name: str,
+        target: Target | str | None,
+        retain: int | None,
+        durability: Durability | None,
     ) -> None:
-        with suppress(FormatError):
-            found = options_of(os.path.abspath(path))
-            options = {"durability": found.durability, "checksum": found.checksum}
+        options = options_for(path, durability, "off")
         self.queue = PersistentQueue[bytes](path, dumps=bytes, loads=bytes, name=name, **options)
         self.queue.retain(retain)
         self._later: Later[bytes] = Later(self.queue, lambda some: self.queue.push(list(some)), self._failed)
@@ -172,6 +175,7 @@ class DurableSpanExporter(SpanExporter):
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
             Used when the directory is created.
     """
 
@@ -182,9 +186,9 @@ class DurableSpanExporter(SpanExporter):
         *,
         name: str = "traces",
         retain: int | None = 100_000,
-        durability: Durability = "off",
+        durability: Durability | None = None,
     ) -> None:
-        self._store = _Store(path, name, target, retain, durability=durability)
+        self._store = _Store(path, name, target, retain, durability)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Store spans; called by the processor."""
@@ -214,6 +218,7 @@ class DurableLogExporter(LogRecordExporter):
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
             Used when the directory is created.
     """
 
@@ -224,9 +229,9 @@ class DurableLogExporter(LogRecordExporter):
         *,
         name: str = "logs",
         retain: int | None = 100_000,
-        durability: Durability = "off",
+        durability: Durability | None = None,
     ) -> None:
-        self._store = _Store(path, name, target, retain, durability=durability)
+        self._store = _Store(path, name, target, retain, durability)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
         """Store log records; called by the processor."""
@@ -257,6 +262,7 @@ class DurableMetricExporter(MetricExporter):
         name: The queue in the directory.
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
+            Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
             Used when the directory is created.
         **preferred: Options of ``MetricExporter``.
     """
@@ -268,11 +274,11 @@ class DurableMetricExporter(MetricExporter):
         *,
         name: str = "metrics",
         retain: int | None = 100_000,
-        durability: Durability = "off",
+        durability: Durability | None = None,
         **preferred: Any,
     ) -> None:
         super().__init__(**preferred)
-        self._store = _Store(path, name, target, retain, durability=durability)
+        self._store = _Store(path, name, target, retain, durability)
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: Any) -> MetricExportResult:
         """Store metrics; called by the reader."""

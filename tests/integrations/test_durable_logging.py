@@ -222,7 +222,7 @@ def test_it_is_configured_by_a_dict(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["raises", "tells"])
-def test_a_record_that_a_handler_fails_at_is_set_aside_and_the_others_go_on(log, tmp_path, how):
+def test_a_record_that_a_handler_fails_at_is_set_aside_and_the_others_go_on(log, tmp_path, how, capsys):
     logger = log()
     for message in ("one", "bad", "two"):
         logger.info(message)
@@ -239,6 +239,9 @@ def test_a_record_that_a_handler_fails_at_is_set_aside_and_the_others_go_on(log,
     assert failing.messages == ["one", "two", "three"]
     assert other.messages == ["one", "bad", "two", "three"], "it had taken the record at its first attempt"
     assert failing.handleError.__self__ is failing, "it has its own again"
+    told = capsys.readouterr().err
+    assert told.count("--- Logging error ---") == 2, "it reports the first attempt and the last"
+    assert told.count("Bad file descriptor") == 2
 
 
 def test_a_record_that_cannot_be_decoded_is_set_aside(log):

@@ -4,16 +4,15 @@ Owns: where its data are kept, under which names and keys. Law: it is opened aga
 in a forked child. Must not know: tasks, when something is stored.
 """
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from lmdbqueue._errors import FormatError
 from lmdbqueue._format import Durability
-from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.state import State
+from lmdbqueue.integrations._options import options_for
 
 _MAX_KEY: Final = 200  # bytes of the longest key that is kept unchanged
 _MAX_NAME: Final = 160  # bytes of the longest name of a Huey that is kept unchanged, once it is quoted
@@ -35,10 +34,10 @@ class _Opened(NamedTuple):
 class Queues:
     """The queue of the tasks, and the states of three more. Hueys of different names may share a directory."""
 
-    def __init__(self, name: str, path: str, durability: Durability, max_attempts: int | None) -> None:
+    def __init__(self, name: str, path: str, durability: Durability | None, max_attempts: int | None) -> None:
         self._name = name
         self._path = path
-        self._durability: Durability = durability
+        self._durability: Durability | None = durability
         self._max_attempts = max_attempts
         self._opened: dict[str, _Opened] = {}  # by path; without a lock, which a forked child might find taken
         self.open()  # so that an invalid path is reported now
@@ -74,10 +73,7 @@ class Queues:
         return found
 
     def _open(self) -> _Opened:
-        durability, checksum = self._durability, True
-        with suppress(FormatError):
-            found = options_of(self._path)
-            durability, checksum = found.durability, found.checksum
+        options = options_for(self._path, self._durability, "full")
         quoted = quote(self._name, safe="")
         name = quoted if len(quoted) <= _MAX_NAME else f"{quoted[: _MAX_NAME // 2]}-{_digest(quoted)}"
         queues = [
@@ -87,8 +83,7 @@ class Queues:
                 loads=bytes,
                 name=f"{name}-{part}",
                 max_attempts=self._max_attempts,
-                durability=durability,
-                checksum=checksum,
+                **options,
             )
             for part in ("tasks", "schedule", "results", "counters")
         ]

@@ -39,7 +39,8 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         name: The name of the Huey instance; several may share a directory.
         path: The directory; created if it is missing; its parent must exist.
         durability: ``"full"``: enqueued tasks survive a power cut; ``"interval"``: all but those of the last moments
-            do; ``"off"``: they survive killed processes. For a new directory; an existing one keeps its own.
+            do; ``"off"``: they survive killed processes. Fixed when the directory is created. None: that of the
+            directory, ``"full"`` for a new one.
         read_timeout: Seconds that a worker waits for a task before it checks whether to stop. A task wakes it at once.
         max_attempts: The number of starts after which a task becomes a dead letter (``storage.tasks.dead``), for tasks
             that kill their workers; None: no limit. Huey counts its own retries itself.
@@ -53,7 +54,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         name: str = "huey",
         path: str | os.PathLike[str] = "huey",
         *,
-        durability: Durability = "full",
+        durability: Durability | None = None,
         read_timeout: float = 1.0,
         max_attempts: int | None = None,
     ) -> None:

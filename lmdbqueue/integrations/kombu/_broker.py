@@ -14,9 +14,9 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from lmdbqueue._errors import ClosedError, FormatError, GoneError, LeaseExpiredError, QueueError
-from lmdbqueue._lmdb.options_record import options_of
+from lmdbqueue._errors import ClosedError, GoneError, LeaseExpiredError, QueueError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue.integrations._options import options_for
 
 _UNCHANGING: Final = 60.0  # seconds until a queue that did not expire is checked again
 _LONGEST: Final = 160  # bytes of the longest name of a queue that is kept unchanged
@@ -41,10 +41,7 @@ class Broker:
 
     def __init__(self, path: str, durability: Any) -> None:
         self._path = os.path.abspath(path)
-        self._options = {"durability": durability, "checksum": True}
-        with suppress(FormatError):
-            found = options_of(self._path)
-            self._options = {"durability": found.durability, "checksum": found.checksum}
+        self._options = options_for(self._path, durability, "full")
         self._queues: dict[str, PersistentQueue[bytes]] = {}  # without a lock, which a forked child might find taken
         self._many = _FEW  # open queues from which on dropped ones are looked for
         self._is_closed = False

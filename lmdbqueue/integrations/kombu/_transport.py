@@ -44,7 +44,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     The directory is created if it is missing; its parent must exist. With ``transport_options={"durability":
     "interval"}`` nothing waits for the disk: messages survive killed processes, and a power cut undoes at most the last
-    moments. With ``"off"`` nothing is promised after a power cut.
+    moments. With ``"off"`` nothing is promised after a power cut. Without it, a directory keeps its own.
     """
 
     Channel = Channel
@@ -81,8 +81,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                     "or 'lmdb:////' and the rest of an absolute one"
                 )
                 raise ValueError(message)
-            durability = self.client.transport_options.get("durability", "full")
-            self._opened = Broker(self.client.virtual_host, durability)
+            self._opened = Broker(self.client.virtual_host, self.client.transport_options.get("durability"))
         return self._opened
 
     def driver_version(self) -> str:
