@@ -17,13 +17,14 @@ Trace context travels with items, in their headers: ``queue.push(item, headers=i
 ``queue.work(traced(handler))`` there.
 """
 
+import inspect
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
 from opentelemetry import propagate, trace
@@ -42,7 +43,7 @@ from lmdbqueue._format import Durability
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.batch import Target
-from lmdbqueue._verbs.worker import Job
+from lmdbqueue._verbs.worker import Job, function_of, takes_job
 from lmdbqueue.forward import Forwarder, HttpTarget, as_bytes
 from lmdbqueue.integrations._later import Later
 from lmdbqueue.integrations._options import options_for
@@ -321,8 +322,8 @@ def extract(headers: Mapping[str, str]) -> Context:
 
 
 def traced(
-    handler: Callable[[Any], object], *, name: str = "process", tracer: trace.Tracer | None = None
-) -> Callable[[Any, Any], object]:
+    handler: Callable[..., Any], *, name: str = "process", tracer: trace.Tracer | None = None
+) -> Callable[[Any, Any], Any]:
     """Return a handler for ``queue.work`` that runs ``handler`` in a span.
 
     At the first attempt of an item, the span is a child of its producer's. Later attempts, which may come days after,
@@ -330,29 +331,47 @@ def traced(
     recorded.
 
     Args:
-        handler: A handler of ``work``.
+        handler: A handler of ``work``, with or without a second parameter; a coroutine function for that of
+            ``lmdbqueue.aio``.
         name: The name of the span.
         tracer: Makes the spans; None: that of the global provider.
+
+    Raises:
+        TypeError: The handler cannot be called with an item.
     """
+    is_awaited = inspect.iscoroutinefunction(function_of(handler))
+    takes = takes_job(handler, is_awaited=is_awaited)
 
-    def run(item: Any, job: Job | list[Job]) -> object:
-        jobs = job if isinstance(job, list) else [job]
-        contexts = [extract(each.headers) for each in jobs]
-        is_child = len(jobs) == 1 and jobs[0].attempts == 1
-        spans = [trace.get_current_span(context).get_span_context() for context in contexts]
-        links = [] if is_child else [trace.Link(span) for span in spans if span.is_valid]
-        attributes: dict[str, str | int] = {
-            "messaging.system": "lmdbqueue",
-            "messaging.operation.type": "process",
-            "messaging.batch.message_count": len(jobs),
-        }
-        if len(jobs) == 1:
-            attributes["messaging.message.id"] = str(jobs[0].seq)
-            attributes["lmdbqueue.attempts"] = jobs[0].attempts
-        context = contexts[0] if is_child else Context()
-        with (tracer or trace.get_tracer("lmdbqueue")).start_as_current_span(
-            name, context, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
-        ):
-            return handler(item)
+    def call(item: Any, job: Job | list[Job]) -> Any:
+        return handler(item, job) if takes else handler(item)
 
-    return run
+    def run(item: Any, job: Job | list[Job]) -> Any:
+        with _span(job, name, tracer):
+            return call(item, job)
+
+    async def run_awaited(item: Any, job: Job | list[Job]) -> Any:
+        with _span(job, name, tracer):
+            return await call(item, job)
+
+    return run_awaited if is_awaited else run
+
+
+def _span(job: Job | list[Job], name: str, tracer: trace.Tracer | None) -> AbstractContextManager[trace.Span]:
+    """Return the span of a call of a handler."""
+    jobs = job if isinstance(job, list) else [job]
+    contexts = [extract(each.headers) for each in jobs]
+    is_child = len(jobs) == 1 and jobs[0].attempts == 1
+    spans = [trace.get_current_span(context).get_span_context() for context in contexts]
+    links = [] if is_child else [trace.Link(span) for span in spans if span.is_valid]
+    attributes: dict[str, str | int] = {
+        "messaging.system": "lmdbqueue",
+        "messaging.operation.type": "process",
+        "messaging.batch.message_count": len(jobs),
+    }
+    if len(jobs) == 1:
+        attributes["messaging.message.id"] = str(jobs[0].seq)
+        attributes["lmdbqueue.attempts"] = jobs[0].attempts
+    context = contexts[0] if is_child else Context()
+    return (tracer or trace.get_tracer("lmdbqueue")).start_as_current_span(
+        name, context, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
+    )

@@ -1,5 +1,6 @@
 """Spans, log records and metrics through a queue, decoded by a receiver of OTLP that is away at first."""
 
+import asyncio
 import http.server
 import os
 import random
@@ -27,6 +28,7 @@ from processes import KILLED, eventually, forked, status_of
 
 from lmdbqueue import PersistentQueue, Retry, StorageError
 from lmdbqueue._local.source import QueueSource
+from lmdbqueue.aio import AsyncPersistentQueue
 from lmdbqueue.forward import Forwarder, HttpTarget
 from lmdbqueue.integrations import opentelemetry
 from lmdbqueue.integrations.opentelemetry import (
@@ -374,6 +376,33 @@ def test_a_handler_is_a_child_of_the_producer_at_first_and_linked_to_it_when_it_
     assert [link.context.span_id for link in second.links] == [wanted.span_id]
     assert second.context.trace_id != wanted.trace_id
     assert (other.parent, other.links) == (None, ())
+
+
+def test_a_traced_handler_may_have_all_that_a_handler_may_have(open_queue, tmp_path):
+    provider, memory = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracer = provider.get_tracer("test")
+    queue, done = open_queue(), []
+    queue.push(["a", "b"])
+
+    def with_job(item, job):
+        done.append((item, job.seq))
+
+    async def awaited(item):
+        await asyncio.sleep(0)
+        done.append((item, trace.get_current_span().get_span_context().span_id))
+
+    async def main():
+        async with AsyncPersistentQueue("queue", tmp_path) as there:
+            await there.work(traced(awaited, tracer=tracer), stop=lambda: len(done) == 2)
+
+    queue.work(traced(with_job, tracer=tracer), stop=lambda: bool(done))
+    asyncio.run(main())
+    first, second = memory.get_finished_spans()
+    assert done == [("a", 0), ("b", second.context.span_id)]
+    assert first.attributes["messaging.message.id"] == "0"
+    with pytest.raises(TypeError, match="cannot be called with an item"):
+        traced(lambda: None)
 
 
 def test_trace_context_goes_through_a_forwarder_as_headers_of_http_and_of_other_queues(open_queue, open_postgres):
