@@ -493,6 +493,19 @@ class Generation(Durable):
             self.is_broken = True
             raise Superseded("the file has outgrown its map") from error
 
+    def use_reserve(self, txn: Txn, added: int, quarters: int) -> None:
+        """Like ``make_room``, for what consumers need: on a full disk it may take from the reserve for removals.
+
+        So many ``quarters`` of that stay: everything can still be removed, however often this is called. The call that
+        needs it has written nothing yet.
+        """
+        try:
+            self.make_room(txn, added)
+        except Full:  # the disk, or the address space
+            free = self.size() - super().used(txn)  # behind the last page and before it
+            if not self._room.lend(self.extent() // self._room.page, added, quarters, free):
+                raise
+
     def _has_free(self, txn: Txn, size: int) -> bool:
         """Return whether the file has ``size`` bytes of free pages that no reader holds."""
         ages = (line.split()[-1] for line in self._env.readers().splitlines()[1:])

@@ -6,6 +6,9 @@ them the pages that removals need, no matter who fills the disk. Must not know: 
 Removing needs pages, too, since LMDB never writes a page in place. So blocks are allocated in advance, and a push,
 which states how much it takes, is refused before it would use the reserve that removals may need. On a full disk
 consumers continue; and once they have freed enough pages within the file, so do pushes.
+
+What consumers do besides removing makes the file grow, too, and can be repeated without end. On a full disk, notes on
+items that they give back get a quarter of the reserve, leases another one, and the rest is for removals (``lend``).
 """
 
 from __future__ import annotations
@@ -57,6 +60,13 @@ class Room:
                 if not has_free(*of, wanted):
                     raise
         self.granted += added
+
+    def lend(self, pages: int, added: int, quarters: int, free: int) -> bool:
+        """Return whether ``added`` bytes can be taken from ``free`` ones, with some quarters of the reserve left."""
+        if self.granted + added + reserve(pages) * quarters // 4 * self.page > free:
+            return False
+        self.granted += added
+        return True
 
     def _allocate(self, needed: int, pages: int) -> None:
         self._before()

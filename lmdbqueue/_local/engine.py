@@ -44,6 +44,7 @@ _SECOND: Final = 10**9  # ns
 _DEATH_LOOK: Final = 0.25  # seconds between two checks of a sleeper for dead owners of leases
 _SMALL: Final = 1 << 14  # bytes of the largest item that is leased on a full disk
 _FEW: Final = 64  # items that may be leased on a full disk, so that leases cannot use up its reserve
+_SHORT: Final = 100  # characters of the reason that is noted on a full disk
 _FAILED_LOOK: Final = 0.05  # seconds until a sleeper retries to restore items that could not return
 
 # a record of AWAY: its key, its note
@@ -290,7 +291,7 @@ class LocalEngine(LocalHold):
             numbers = environment.glance(self.ref, fifo.numbers)
             if len(entries) > 1 or len(entries[0][1]) > _SMALL or numbers.leased > _FEW:
                 raise
-            given = environment.update(self.ref, lease, entries, terms)  # from the reserve, as for removals
+            given = environment.update(self.ref, leases.lease_from_reserve, entries, terms)
         self.refuse_if_closed()  # closed by another thread meanwhile: then the owner is dead
         if given is None:
             return None
@@ -349,7 +350,11 @@ class LocalEngine(LocalHold):
         how = Return(
             wall, reason, due, self.max_attempts if max_attempts is None else max_attempts, trace, self.buries_expired
         )
-        return self.environment.update(self.ref, leases.nack, token, seqs, how)
+        try:
+            return self.environment.update(self.ref, leases.nack, token, seqs, how)
+        except Full:
+            how = how._replace(reason=reason[:_SHORT], trace="")
+            return self.environment.update(self.ref, leases.nack, token, seqs, how)
 
     def unlease(self, token: int) -> None:
         """Undo ``lease``."""

@@ -43,6 +43,9 @@ from lmdbqueue._values import Entry, Moment, Nacked, NamedTuple
 if TYPE_CHECKING:
     from lmdbqueue._model.returns import Watch
 
+_AMID: Final = 8 * 4096  # bytes of the pages above the leaves, and of other trees, that a lease of one item rewrites
+_LONGEST_NOTE: Final = 3 * 4096  # bytes of the pages of a note with a traceback
+_OVERHEAD: Final = 50  # bytes of the key of a record, its node and its seal
 _FIRST: Final = Note(attempts=1).pack()  # note of an item that is leased for the first time
 
 
@@ -121,6 +124,13 @@ def lease_if_plain(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Ter
 
 _ONCE: Final = [1]
 _new = tuple.__new__
+
+
+def lease_from_reserve(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
+    """Like ``lease``, for one entry, on a full disk. Raises ``Full``."""
+    ((_, value),) = entries
+    queue.generation.use_reserve(txn, _AMID + len(value) + _LONGEST_NOTE, 2)
+    return lease_first(txn, queue, entries, terms)
 
 
 def lease_first(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Given | None:
@@ -271,7 +281,14 @@ def _keys(seqs: Collection[int] | None) -> list[bytes] | None:
 
 
 def nack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None, how: Return) -> Nacked | None:
-    """Give back all items of a lease, or those of ``seqs``; return what became of each, None if the lease is gone."""
+    """Give back all items of a lease, or those of ``seqs``; return what became of each, None if the lease is gone.
+
+    Raises ``Full`` if there is no room for what is noted on them.
+    """
+    if not how.is_undone and (found := lease_records.lease(txn, queue, token)) is not None:
+        n = found.items if seqs is None else min(len(seqs), found.items)
+        noted = len(Note(reason=how.reason, trace=how.trace).pack())
+        queue.generation.use_reserve(txn, 2 * n * (noted + _OVERHEAD), 3)
     released = lease_records.release(txn, queue, token, _keys(seqs))
     if released is None:
         return None

@@ -146,13 +146,14 @@ class Lease(Sequence[T]):
             delay: Seconds until they can be taken again.
             reason: The reason, for a dead letter.
             max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
-            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
+            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it, or none on a full disk.
 
         Returns:
             What became of each item.
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
+            DiskFullError: The disk is full, and very many items were given back since: they stay leased.
             ValueError: An item is not in this lease.
         """
         reason = "it was given back" if reason is None else reason

@@ -142,13 +142,14 @@ class AsyncLease(Sequence[T]):
             delay: Seconds until they can be taken again.
             reason: The reason, for a dead letter.
             max_attempts: Leases after which an item becomes a dead letter instead; None: the limit of the queue object.
-            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it.
+            trace: A traceback, for a dead letter, which keeps 8,000 bytes of it, or none on a full disk.
 
         Returns:
             What became of each item.
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
+            DiskFullError: The disk is full, and very many items were given back since: they stay leased.
         """
         call = partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace)
         nacked: Nacked = await self.call(call)

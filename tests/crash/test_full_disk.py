@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import mutants
@@ -276,6 +276,36 @@ def test_one_who_hoards_leases_on_a_full_disk_leaves_room_for_removals(tmp_path,
             assert queue.check() == []
 
     assert status_of(forked(use)) == 0
+    record_property(TOLD, 1)
+
+
+@pytest.mark.parametrize("trace", ["", "a line of a traceback\n" * 300])
+def test_a_worker_that_fails_again_and_again_on_a_full_disk_leaves_room_for_others(
+    trace, tmp_path, needs, record_property
+):
+    """What is noted on each item that it gives back would use up what removals need."""
+    needs("root", "mount")
+
+    def use() -> None:
+        with disk("tmpfs", str(tmp_path), DISK) as place, _open(place, "tmpfs", 0) as queue:
+            count = fill(queue, 1_000, 10, "tmpfs")
+            tried = 0
+            with suppress(DiskFullError):
+                while tried < count:
+                    lease = queue.lease()
+                    lease.nack(delay=3600, reason="no space left on device", trace=trace)
+                    tried += 1
+            assert tried > 10
+            lease.ack()
+            for _ in range(_SINGLY):
+                queue.lease().ack()
+                assert queue.pop() is not None
+            left = count - tried - 1 - 2 * _SINGLY
+            assert queue.delete(count) == left
+            assert queue.clear(all=True) is None
+            assert queue.check() == []
+
+    assert status_of(forked(use), 4 * DEADLINE) == 0
     record_property(TOLD, 1)
 
 
