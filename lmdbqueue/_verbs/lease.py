@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
 from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, QueueError, TransactionError, told
 from lmdbqueue._format import Note, Trailer
@@ -52,6 +52,11 @@ class Lease(Sequence[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of items {self.seqs} of queue {self._engine.name!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: the items belong to this process."""
+        message = f"{self!r} belongs to this process: pass on its items, list(lease), and acknowledge them here"
+        raise TypeError(message)
 
     @property
     def headers(self) -> list[Mapping[str, str]]:

@@ -1,8 +1,10 @@
 """Consumers that can die, on every engine: leases, delays, keys, dead letters, the loop of a worker."""
 
+import copy
 import gc
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -28,6 +30,12 @@ def figures(queue):
 
 
 # --- what a lease holds
+
+
+@pytest.mark.parametrize("pass_on", [pickle.dumps, copy.deepcopy, copy.copy])
+def test_a_lease_that_is_passed_to_another_process_says_what_to_pass_on_instead(full, pass_on):
+    with full.lease(2) as lease, pytest.raises(TypeError, match=r"items \[0, 1\] .* pass on its items, list\(lease\)"):
+        pass_on(lease)
 
 
 def test_a_lease_is_a_sequence_of_the_first_items_which_nobody_else_gets(full, engine):
