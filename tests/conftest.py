@@ -228,7 +228,7 @@ def open_postgres(postgres, schema) -> Iterator[Callable[..., PostgresQueue[Any]
 
     def open_(name: str = "queue", patience: float = 30.0, **options: Any) -> PostgresQueue[Any]:
         queue: PostgresQueue[Any] = PostgresQueue(postgres.url(), name, **{"schema": schema, **options})
-        queue._engine._hold._patience = patience  # from now on: opening may take longer on a busy machine
+        queue._engine._hold.patience = patience  # from now on: opening may take longer on a busy machine
         opened.append(queue)
         return queue
 

@@ -36,6 +36,7 @@ The map; imports go down this list only.
 ``_ledger``         the notes of each session on itself and its changes
 ``_schema``         the tables, and their creation
 ``_connection``     opening a connection, and its settings
+``_statements``     how our statements are sent, and what comes back
 ``_silence``        waiting for an answer: deadlines, silent connections
 ``_failures``       the meaning of the server's errors
 ``_sql``            statements with the names of one schema filled in

@@ -10,11 +10,11 @@ have waited for a network that says nothing.
 """
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final
 
 import psycopg
 
@@ -37,10 +37,9 @@ from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_at_work, silence
 from lmdbqueue.postgres._sql import Sql
 
-R = TypeVar("R")
-
 _PAUSES: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0)  # seconds before each attempt; the last one repeats
 _OTHERS: Final = 2  # connections in transactions, which occupy the free ones of a pooler
+_MUCH: Final = 0.9  # of the patience of a call
 _SLOW: Final = 2.5  # the most seconds that connecting to a reachable server takes
 
 
@@ -55,17 +54,16 @@ class Access:
         self.has_tables = False
         self.is_lost = False  # the last connection that was used, or tried
         self.greets: Callable[[Session], None]  # called with each new session of the pool
-        self._using: set[int] = set()  # threads using a connection of the pool
         self._is_apart = False  # whether each connection has its own server connection, as with session pooling
         self._connecting: float | None = None  # since when a connection is being opened, on time.monotonic()
-        self._unsettled: set[int] = set()  # lost sessions that may still have something under way
+        self.unsettled: set[int] = set()  # lost sessions that may still have something under way
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Start without connections: initially, and in a forked child."""
         self.pool = Pool(self.limit)
         self._program = Program()
-        self._unsettled.clear()
+        self.unsettled.clear()
 
     def abandon(self) -> None:
         """Give up the parent's connections."""
@@ -149,54 +147,58 @@ class Access:
     def taken(self, patience: float, deadline: float) -> Session:
         """Take a connection from the pool, or open one, for a call that is over at the deadline.
 
+        The server is told for how long to wait for locks only if much of the patience is gone.
+        """
+        left = deadline - time.monotonic()
+        if left <= _MUCH * patience:
+            patience = max(0.0, left)
+        session = self.pool.take()
+        if session is None:
+            session, is_new = self._waited_for(patience, deadline)
+            if is_new:
+                return session
+        try:
+            session.connection.until = deadline
+            if session.patience != patience:
+                session.wait_at_most(patience)
+        except BaseException as error:
+            self.drop(session)
+            if isinstance(error, psycopg.Error):
+                raise Lost(error) from error
+            raise
+        return session
+
+    def _waited_for(self, patience: float, deadline: float) -> tuple[Session, bool]:
+        """Open a connection, or wait for one; return it, and whether it was opened.
+
         Raises ``NestedCallError`` rather than wait for one while this thread itself uses one.
         """
-        is_nested = threading.get_ident() in self._using
-
-        def opened() -> Session:
-            self._connecting = time.monotonic()
-            try:
-                session = self.connect(patience, max(0.0, deadline - time.monotonic()), is_steady=False)
-            finally:
-                self._connecting = None
-            session.connection.until = deadline
-            if self.has_tables:
-                session.enter()
-                try:
-                    self.greets(session)
-                except BaseException:
-                    session.close()
-                    raise
-            return session
-
+        is_nested = self.pool.is_used_here()
         try:
-            session, is_new = self.pool.take(opened, 0.0 if is_nested else deadline)
+            return self.pool.wait(partial(self._opened, patience, deadline), 0.0 if is_nested else deadline)
         except psycopg.Error as error:
             raise Lost(error) from error
         except Lost:
             if is_nested:
                 raise NestedCallError(self.path) from None
             raise
-        if not is_new:
+
+    def _opened(self, patience: float, deadline: float) -> Session:
+        """Open a connection for the pool."""
+        self._connecting = time.monotonic()
+        try:
+            session = self.connect(patience, max(0.0, deadline - time.monotonic()), is_steady=False)
+        finally:
+            self._connecting = None
+        session.connection.until = deadline
+        if self.has_tables:
+            session.enter()
             try:
-                session.wait_at_most(patience, deadline)
-            except BaseException as error:
-                self.drop(session)
-                if isinstance(error, psycopg.Error):
-                    raise Lost(error) from error
+                self.greets(session)
+            except BaseException:
+                session.close()
                 raise
         return session
-
-    def used(self, session: Session, act: Callable[[Session], R]) -> R:
-        """Return the result of ``act`` for a session, which this thread uses meanwhile."""
-        thread = threading.get_ident()
-        if thread in self._using:
-            return act(session)
-        try:
-            self._using.add(thread)
-            return act(session)
-        finally:
-            self._using.discard(thread)
 
     def give_back(self, session: Session) -> None:
         """Put a session back for its next use, or end it."""
@@ -213,7 +215,7 @@ class Access:
         """End an intact connection."""
         if session is not None and session.process == os.getpid() and self.pool.lose(session):
             if session.is_known and not session.is_idle:
-                self._unsettled.add(session.id)
+                self.unsettled.add(session.id)
             session.leave()
 
     def drop(self, session: Session | None) -> None:
@@ -224,7 +226,7 @@ class Access:
         self.is_lost = True
         if session is not None and self.pool.lose(session):
             if session.is_known:
-                self._unsettled.add(session.id)
+                self.unsettled.add(session.id)
             if session.connection.was_silent:
                 for other in self.pool.empty():
                     other.close()
@@ -257,18 +259,18 @@ class Access:
                     raise
                 number = pause(number, deadline, other)
             else:
-                self._unsettled.discard(session)
+                self.unsettled.discard(session)
                 self.give_back(other)
                 return settled
 
     def settle(self, deadline: float) -> None:
         """Wait until nothing is under way of sessions that were lost, and not settled. Raises as ``shut_out`` does."""
-        for session in tuple(self._unsettled):
+        for session in tuple(self.unsettled):
             try:
                 self.shut_out(session, 0, deadline)
             except (Lost, psycopg.Error) as error:
                 if is_final(sqlstate_of(error)):  # the ledger is not there any more, or not for us
-                    self._unsettled.discard(session)
+                    self.unsettled.discard(session)
                     continue
                 if not isinstance(error, (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)):
                     raise

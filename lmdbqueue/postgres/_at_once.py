@@ -47,7 +47,8 @@ class Pushes:
         place, n, size = self._hold.place, len(payloads), sum(map(len, payloads))
         values: dict[str, Any] = {"n": n, "size": size, "class": 0}
         if n == 1:
-            refuse_large(payloads[0])
+            if size > _items.MAX_SIZE:
+                refuse_large(payloads[0])
             values["payload"] = payloads[0]
             statement = _pushing.PUSH_ONE_RELAXED if self._sequence else _pushing.PUSH_ONE
         elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _pushing.BLOCK):
@@ -57,9 +58,7 @@ class Pushes:
             statement = _pushing.PUSH_RELAXED if self._sequence else _pushing.PUSH
         if self._sequence:
             values["sequence"] = self._sequence
-        rows = self._hold.database.once(
-            self._hold.patience, statement, place.id, place.channel, values, _is_push_awaited
-        )
+        rows = self._hold.database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=1)
         if isinstance(rows, Settled):
             start = rows.result
             assert start is not None  # so the statement notes it
@@ -170,7 +169,7 @@ class Takes:
             "deaths": deaths,
             "claims": place.claims,
         }
-        rows = self._hold.database.once(self._hold.patience, statement, place.id, place.channel, values, _is_awaited)
+        rows = self._hold.database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=5)
         if isinstance(rows, Settled):
             entry.notes = _NO_NOTES
             return [entry], items
@@ -334,7 +333,7 @@ class Leases:
         if together and blocks.current() is None:
             database, place = self._hold.database, self._hold.place
             values = {"seqs": [seq for seq, _ in together], "leases": [token for _, token in together]}
-            rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, _is_ack_awaited)
+            rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, awaited=3)
             gone = None
             if isinstance(rows, Settled):
                 there = self._hold.view(_away.still_there, values["seqs"])
@@ -356,7 +355,7 @@ class Leases:
             values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
             if is_one:
                 values = {"seq": asked[0], "lease": token}
-            rows = database.once(self._hold.patience, statement, place.id, place.channel, values, _is_ack_awaited)
+            rows = database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=3)
             if isinstance(rows, Settled):
                 return sorted(set(asked).difference(self._hold.view(_away.still_there, asked)))
             settled: list[int] | None = rows[0][0] if rows else None
@@ -380,15 +379,3 @@ def wanted(token: int, seqs: Collection[int] | None) -> list[int]:
 def _fitting(decode: Decode[T], max_bytes: int, entries: list[Entry]) -> list[T]:
     """Return the items of those entries that fit."""
     return decode(fitting(entries, size_of, max_bytes))
-
-
-def _is_awaited(rows: list[Any]) -> bool:
-    return bool(rows) and rows[0][5] and rows[0][0] is not None
-
-
-def _is_ack_awaited(rows: list[Any]) -> bool:
-    return bool(rows) and rows[0][3] and rows[0][0] is not None
-
-
-def _is_push_awaited(rows: list[Any]) -> bool:
-    return bool(rows) and rows[0][1]

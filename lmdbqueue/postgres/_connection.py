@@ -1,21 +1,14 @@
 """Opening a connection, and its settings.
 
-Owns: the settings that our statements need, and how values are sent. Law: our statements mean the same under all
-settings of the server, the role or the database; settings that a user makes on a connection in a block end with the
-block. Must not know: what a connection is used for.
+Owns: the settings that our statements need. Law: our statements mean the same under all settings of the server, the
+role or the database; settings that a user makes on a connection in a block end with the block. Must not know: what a
+connection is used for.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, LiteralString
 
 import psycopg
-from psycopg import adapt, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import tuple_row
-from psycopg.types.array import ListBinaryDumper
-from psycopg.types.numeric import Int8BinaryDumper, Int8BinaryLoader
-from psycopg.types.string import BytesBinaryDumper
 
 from lmdbqueue._errors import VersionError
 from lmdbqueue.postgres._silence import Connection, host_limits
@@ -111,48 +104,5 @@ def _settings(connection: psycopg.Connection[Any], patience: float) -> LiteralSt
     return _SETTINGS.format(milliseconds(patience), later)
 
 
-def _adapters() -> adapt.AdaptersMap:
-    """Return the adapters for sending values and receiving times.
-
-    Every number is sent as a bigint, whatever its size, and lists are sent as binary. A time is received as the
-    server's own number, microseconds since 2000: for thousands of items no other form is as cheap, and it is exact.
-    """
-    found = adapt.AdaptersMap(psycopg.adapters)
-    for kind, dumper in ((int, Int8BinaryDumper), (bytes, BytesBinaryDumper), (list, ListBinaryDumper)):
-        found.register_dumper(kind, dumper)
-    found.register_loader("timestamptz", Int8BinaryLoader)
-    return found
-
-
-_ADAPTERS: Final = _adapters()
-
-
-class Cursor(psycopg.Cursor[Any]):
-    """A cursor for our own statements, independent of a user's settings of the connection."""
-
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
-        super().__init__(connection, row_factory=tuple_row)
-        self._adapters = _ADAPTERS
-        self.format = pq.Format.BINARY
-
-
 def milliseconds(seconds: float) -> str:
     return str(min(_MAX_TIMEOUT, max(1, int(seconds * 1000))))
-
-
-@contextmanager
-def together(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Pipeline]:
-    """Send the statements of the block together; what ends it is raised, and nothing is logged."""
-    ended_by = None
-    try:
-        with connection.pipeline() as pipeline:
-            try:
-                yield pipeline
-            except BaseException as error:  # psycopg would log further errors while this one unwinds
-                ended_by = error
-    except Exception as error:
-        if ended_by is None:
-            raise
-        raise ended_by from error
-    if ended_by is not None:
-        raise ended_by

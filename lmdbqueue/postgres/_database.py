@@ -150,7 +150,7 @@ class Database:
         if (block := blocks.current()) is not None:
             joined: R = block.call(self, fn, args)
             return joined
-        result: R = self._done_with("reading", over_at(patience), patience, lambda session: session.view(fn, args))
+        result: R = self._done_with("reading", over_at(patience), patience, Session.view, fn, args)
         return result
 
     def run(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
@@ -158,20 +158,14 @@ class Database:
         if (block := blocks.current()) is not None:
             joined: R = block.call(self, fn, args)
             return joined
-        self._refuse_nested()
-        deadline = self._settled_until(patience)
+        deadline = self._begun(patience)
         thread = threading.get_ident()
         try:
             self._amid.add(thread)
-            result: R = self._done_with("a change", deadline, patience, lambda session: session.run(fn, args))
+            result: R = self._done_with("a change", deadline, patience, Session.run, fn, args)
         finally:
             self._amid.discard(thread)
         return result
-
-    def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` in a transaction of this thread, which may hold what the call would wait for."""
-        if threading.get_ident() in self._amid:
-            raise NestedCallError(self.path)
 
     def attempt(self, patience: float, queue: int, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Like ``run``, for a function whose first statement writes its token to the ledger's row of a queue.
@@ -182,7 +176,7 @@ class Database:
             joined: R = block.attempt(self, fn, args)
             return joined
         deadline = self._settled_until(patience)
-        result: R = self._done_with("a change", deadline, patience, lambda session: session.run(fn, args, queue=queue))
+        result: R = self._done_with("a change", deadline, patience, Session.run, fn, args, queue)
         return result
 
     def once(
@@ -192,38 +186,28 @@ class Database:
         queue: int,
         channel: str,
         values: Values,
-        is_awaited: Callable[[list[Any]], bool] | None = None,
+        awaited: int | None = None,
     ) -> list[Any] | Settled:
         """Return the rows of a change that is one statement (``Session.once``), outside of blocks.
 
-        ``values`` may be a function that makes them for each try.
-
-        ``Settled`` if the rows were lost and the change took place. ``is_awaited``: whether the rows say that there are
-        sleepers.
+        ``Settled`` if the rows were lost and the change took place.
         """
-
-        def act(session: Session) -> list[Any]:
-            rows = session.once(text, queue, values)
-            if is_awaited is not None and is_awaited(rows):
-                session.tell({channel})
-            return rows
-
-        self._refuse_nested()
-        deadline = self._settled_until(patience)
-        done: list[Any] | Settled = self._done_with("a change", deadline, patience, act)
+        deadline = self._begun(patience)
+        done: list[Any] | Settled = self._done_with(
+            "a change", deadline, patience, Session.once, text, queue, values, channel, awaited
+        )
         return done
 
     def claim(self, patience: float, act: Callable[[Session], R]) -> R:
         """Return what ``act`` returns for a session, which may claim an item, decode it, and make one change."""
-        self._refuse_nested()
-        deadline = self._settled_until(patience)
+        deadline = self._begun(patience)
         result: R = self._done_with("a change", deadline, patience, act)
         return result
 
     def alone(self, patience: float, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""
         with suppress(QueueError):
-            self._done_with("a change", over_at(patience), patience, lambda session: session.alone(text, values))
+            self._done_with("a change", over_at(patience), patience, Session.alone, text, values)
 
     def _connected_for_listening(self) -> Session:
         return self.access.entered(0.0, _TO_LISTEN)
@@ -237,8 +221,7 @@ class Database:
             with block.joined():
                 yield block
             return
-        self._refuse_nested()
-        deadline = self._settled_until(patience)
+        deadline = self._begun(patience)
         session, step = self._done("a transaction", deadline, patience, Session.begin)
         block = Block(self, self.path, step, partial(self.access.drop, session), silence(patience))
         thread = threading.get_ident()
@@ -300,15 +283,19 @@ class Database:
 
     # --- again
 
-    def _done_with(self, operation: str, deadline: float, patience: float, act: Callable[[Session], Any]) -> Any:
-        """Return the result of ``act`` for a session, and return the session to the pool."""
-        session, result = self._done(operation, deadline, patience, act)
+    def _done_with(
+        self, operation: str, deadline: float, patience: float, act: Callable[..., Any], *args: object
+    ) -> Any:
+        """Return ``act(session, *args)``, and return the session to the pool."""
+        session, result = self._done(operation, deadline, patience, act, *args)
         if session is not None:
             self.access.give_back(session)
         return result
 
-    def _done(self, operation: str, deadline: float, patience: float, act: Callable[[Session], Any]) -> tuple[Any, Any]:
-        """Return a session and what ``act`` returns for it; repeat it with another until the deadline.
+    def _done(
+        self, operation: str, deadline: float, patience: float, act: Callable[..., Any], *args: object
+    ) -> tuple[Any, Any]:
+        """Return a session and ``act(session, *args)``; repeat it with another until the deadline.
 
         The session is None if it was lost, when what it did was done. ``patience``: how long it waits for a lock.
         """
@@ -317,7 +304,7 @@ class Database:
             session = None
             try:
                 session = self.access.taken(patience, deadline)
-                return session, self.access.used(session, act)
+                return session, act(session, *args)
             except Lost as lost:
                 self.access.drop(session)
                 if session is not None and lost.has_begun:
@@ -359,6 +346,15 @@ class Database:
         """Wait until nothing is under way of sessions that were lost, outside of blocks."""
         if blocks.current() is None:
             self._settled_until(patience)
+
+    def _begun(self, patience: float) -> float:
+        """Begin a change; return when the call is over.
+
+        Raises ``NestedCallError`` in a transaction of this thread, which may hold what the call would wait for.
+        """
+        if self._amid and threading.get_ident() in self._amid:
+            raise NestedCallError(self.path)
+        return self._settled_until(patience) if self.access.unsettled else over_at(patience)
 
     def _settled_until(self, patience: float) -> float:
         """Wait until nothing is under way of sessions that were lost; return when the call is over."""

@@ -27,7 +27,7 @@ from lmdbqueue.postgres._hold import DEATH_LOOK, Hold, size_of
 from lmdbqueue.postgres._items import Place
 from lmdbqueue.postgres._owner import Holder
 from lmdbqueue.postgres._reader_engine import PostgresReaderEngine
-from lmdbqueue.postgres._silence import as_one_call, within
+from lmdbqueue.postgres._silence import as_one_call, hurry, over_at, within
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -95,7 +95,7 @@ class PostgresEngine:
 
     @property
     def patience(self) -> float:
-        """Seconds for which a call of this thread continues while the server is unreachable."""
+        """Seconds for which a call continues while the server is unreachable."""
         return self._hold.patience
 
     @property
@@ -103,17 +103,13 @@ class PostgresEngine:
         """Whether a call is waiting for an unreachable server."""
         return not self.is_closed and self._hold.database.is_away
 
-    def over_at(self) -> float:
-        """Return when a call of this thread is over that is made now."""
-        return self._hold.over_at()
-
     def one_call(self, fn: Callable[[*Ts], R], *args: *Ts) -> R:
         """Return what a function returns whose steps have one deadline."""
-        return within(self._hold.over_at(), fn, *args)
+        return within(over_at(self.patience), fn, *args)
 
     def hurry(self, deadline: float) -> None:
         """Limit the calls of this thread to a deadline on ``time.monotonic()``."""
-        self._hold.hurry(deadline)
+        hurry(deadline)
 
     @property
     def max_attempts(self) -> int | None:

@@ -15,8 +15,8 @@ from lmdbqueue._errors import QueueError, ServerError
 # The server is stopping, starting, or now read-only: another connection may find one that accepts writes
 _GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}
 
-# It has undone a transaction in favour of another: repeat it
-_AGAIN: Final = {"40001", "40P01"}
+# It has undone a transaction in favour of another, or has forgotten a prepared statement: repeat it
+_AGAIN: Final = {"40001", "40P01", "26000"}
 
 # Errors that waiting does not cure: values that do not fit, a constraint, a missing permission, a limit of the server
 _FINAL: Final = ("22", "23", "42", "54")

@@ -4,7 +4,6 @@ Owns: how long an object's calls continue, whether it is closed. Law: before a s
 are due to return have returned. Must not know: what the steps do.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,14 +16,11 @@ from lmdbqueue.postgres import _away, _items
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Found, Place
 from lmdbqueue.postgres._owner import Holder
-from lmdbqueue.postgres._silence import SHORTEST, over_at
 from lmdbqueue.postgres._step import Step
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
-_EVER: Final = float("inf")
-_MUCH: Final = 0.9  # of the patience
 DEATH_LOOK: Final = 0.25  # seconds between two checks for dead owners of leases
 
 
@@ -37,31 +33,12 @@ class Hold:
         self.database = database  # after close(), an object that raises ClosedError
         self.name = name
         self.path = database.path
-        self._patience = patience
-        self._deadline = threading.local()  # deadlines of the calls of each thread
+        self.patience = patience  # seconds for which its calls continue while the server is unreachable
         self.max_attempts = max_attempts
         self.buries_expired = False
         self.is_closed = False
         self.holder = Holder(database.owner)
         self._deaths_seen = 0.0  # when dead owners were last looked for
-
-    @property
-    def patience(self) -> float:
-        """Seconds, from now, for which a call of this thread continues while the server is unreachable.
-
-        The full patience unless much of it is gone, since the server must be told of a different limit for locks.
-        """
-        left = self.over_at() - time.monotonic()
-        return self._patience if left > _MUCH * self._patience else max(0.0, left)
-
-    def over_at(self) -> float:
-        """Return when a call of this thread is over that is made now, or that it is amid, on ``time.monotonic()``."""
-        least = time.monotonic() + SHORTEST
-        return min(over_at(_EVER), max(least, min(getattr(self._deadline, "until", _EVER), over_at(self._patience))))
-
-    def hurry(self, deadline: float) -> None:
-        """Limit the calls of this thread to a deadline on ``time.monotonic()``."""
-        self._deadline.until = deadline
 
     def run(self, fn: Callable[[Step, Place, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, place, *args)``, as one transaction, or as a part of the block of this thread."""

@@ -270,7 +270,7 @@ def tail(step: Step, place: Place) -> int:
 
 def is_followed(step: Step, place: Place) -> bool:
     """Return whether the queue has readers. Creating one requires the lock of the tail."""
-    return step.execute(_IS_FOLLOWED, queue=place.id).fetchone() == (True,)
+    return bool(step.execute(_IS_FOLLOWED, queue=place.id).fetchone() == (True,))
 
 
 def tell(step: Step, place: Place) -> None:

@@ -12,9 +12,9 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 
-from lmdbqueue.postgres._connection import Cursor
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._sql import Sql
+from lmdbqueue.postgres._statements import Cursor
 
 _BITS: Final = 23  # of a session's number that count those of its process
 
@@ -143,7 +143,7 @@ class Ledger:
         self._cursor = cursor
         self._sql = sql
         self.session = session
-        self._worn: set[int] = set()  # queues whose row has left its page
+        self.worn: set[int] = set()  # queues whose row has left its page
         self._pages: dict[int, bytes] = {}  # the page of each queue's row
         self.rows: dict[int, int] = {}  # their keys, by queue; 0: the session's own
 
@@ -166,8 +166,8 @@ class Ledger:
 
     def renew(self) -> None:
         """Replace the rows that have left their pages."""
-        while self._worn:
-            queue = self._worn.pop()
+        while self.worn:
+            queue = self.worn.pop()
             row = random_id()
             self._cursor.execute(self._sql(_RENEW), {"old": self.rows[queue], "row": row})
             if not self._cursor.rowcount:
@@ -175,10 +175,10 @@ class Ledger:
             self.rows[queue] = row
             self._pages.pop(queue, None)
 
-    def look_at(self, queue: int, ctid: bytes | None) -> None:
+    def look_at(self, queue: int, ctid: bytes) -> None:
         """Note the place of a row's new version: while it can be pruned, it stays in its page."""
-        if ctid is not None and self._pages.setdefault(queue, ctid[:4]) != ctid[:4]:
-            self._worn.add(queue)
+        if self._pages.setdefault(queue, ctid[:4]) != ctid[:4]:
+            self.worn.add(queue)
 
     def is_fenced(self, queue: int) -> bool:
         """Return whether the server refused a change since this session was shut out."""

@@ -9,7 +9,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from lmdbqueue._host.threads import Resting
@@ -27,25 +26,32 @@ class Pool:
         self._lock = threading.RLock()
         self._waiting = Resting()  # threads waiting for a connection; woken when one is put back, or lost
         self._idle: list[Session] = []  # the most recently used one is last
-        self._used: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._open: weakref.WeakSet[Session] = weakref.WeakSet()  # all of them, idle or in use
         self._opening = 0
         self._is_closed = False
 
     @property
     def all(self) -> list[Session]:
         """All open connections."""
-        return [*self._idle, *self._used]
+        return list(self._open)
 
-    def take(self, open_: Callable[[], Session], deadline: float) -> tuple[Session, bool]:
+    def take(self) -> Session | None:
+        """Return an idle connection, None if there is none."""
+        with self._lock:
+            if not self._idle:
+                return None
+            session = self._idle.pop()
+            session.thread = threading.get_ident()
+            return session
+
+    def wait(self, open_: Callable[[], Session], deadline: float) -> tuple[Session, bool]:
         """Return an idle connection, or one that ``open_`` opens, and whether it was opened.
 
         Raises ``Lost`` if all permitted ones are in use until the deadline, and the errors of ``open_``.
         """
         while True:
             with self._lock:
-                with suppress(IndexError):  # none is idle
-                    session = self._idle.pop()
-                    self._used.add(session)
+                if (session := self.take()) is not None:
                     return session, False
                 if self._has_room():
                     self._opening += 1
@@ -57,7 +63,8 @@ class Pool:
             )
         try:
             session = open_()
-            self._used.add(session)
+            session.thread = threading.get_ident()
+            self._open.add(session)
         finally:
             with self._lock:
                 self._opening -= 1
@@ -65,28 +72,36 @@ class Pool:
         return session, True
 
     def _has_room(self) -> bool:
-        return self.limit is None or len(self._used) + self._opening < self.limit
+        return self.limit is None or len(self._open) + self._opening < self.limit
+
+    def is_used_here(self) -> bool:
+        """Return whether this thread uses a connection."""
+        with self._lock:
+            return any(each.thread == threading.get_ident() for each in self._open)
 
     def put(self, session: Session) -> list[Session]:
         """Put a session back; return the sessions to end: those idle for too long or, after ``close``, this one."""
         old = []
         with self._lock:
-            self._used.discard(session)
+            session.thread = 0
             if self._is_closed:
+                self._open.discard(session)
                 return [session]
             now = session.used_at = time.monotonic()
             self._idle.append(session)
             while now - self._idle[0].used_at > _IDLE:
                 old.append(self._idle.pop(0))
-            self._waiting.tell()
+                self._open.discard(old[-1])
+            if self.limit is not None:  # otherwise nobody waits
+                self._waiting.tell()
         return old
 
     def lose(self, session: Session) -> bool:
         """Forget a connection that was in use; return whether it was."""
         with self._lock:
-            if session not in self._used:
+            if session not in self._open or session in self._idle:
                 return False
-            self._used.discard(session)
+            self._open.discard(session)
             self._waiting.tell()
             return True
 
@@ -94,6 +109,7 @@ class Pool:
         """Return all that wait, which are forgotten."""
         with self._lock:
             idle, self._idle = self._idle, []
+            self._open.difference_update(idle)
         return idle
 
     def close(self) -> list[Session]:

@@ -31,9 +31,10 @@ class PostgresReaderEngine:
         self._queue = queue
         self._path = hold.database.path
 
-    def over_at(self) -> float:
-        """Return when a call of this thread is over that is made now."""
-        return self._hold.over_at()
+    @property
+    def patience(self) -> float:
+        """Seconds for which a call continues while the server is unreachable."""
+        return self._hold.patience
 
     @as_one_call
     def create(self, where: Start) -> None:

@@ -31,18 +31,17 @@ from lmdbqueue.postgres._connection import (
     OPENED,
     USUAL_LIMITS,
     USUAL_PLANS,
-    Cursor,
     attributes,
     connect,
     milliseconds,
     reset,
     settle_in,
-    together,
 )
 from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
 from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
 from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_readable, silence
 from lmdbqueue.postgres._sql import Sql
+from lmdbqueue.postgres._statements import Cursor, Statements, together
 from lmdbqueue.postgres._step import Step
 
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
@@ -58,7 +57,7 @@ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 _TELL: Final = (
     "WITH mine AS MATERIALIZED (" + ASYNC + ") SELECT pg_notify(each, '') FROM mine, unnest(%(channels)s::text[]) each"
 )
-
+_AS_IF_FENCED: Final = (psycopg.errors.NotNullViolation, psycopg.errors.DivisionByZero)  # or for another reason
 
 Values = dict[str, Any] | Callable[[], dict[str, Any]]
 
@@ -87,16 +86,17 @@ class Session:
         self._token = 0
         self._transaction: AbstractContextManager[psycopg.Transaction] | None = None
         self._held: tuple[LiteralString, dict[str, Any]] | None = None  # what releases the claim of this session
-        self._patience = patience
+        self.patience = patience  # for locks
         self.id = number
         self.process = os.getpid()
         self.used_at = 0.0  # set by the pool
+        self.thread = 0  # that uses it, as the pool says; 0: none
         self._conninfo = conninfo
         silent = SILENCE if is_steady else silence(patience)
         self.connection = connect(conninfo, path, patience if seconds is None else seconds, silent)
         try:
-            self._cursor = Cursor(self.connection)  # for changes of one statement
-            self._ledger = Ledger(self._cursor, sql, self.id)
+            self._statements = Statements(self.connection, sql)
+            self._ledger = Ledger(Cursor(self.connection), sql, self.id)
             self._is_near = self.connection.info.host.startswith(("/", "@"))
             row = self.connection.execute(OPENED, prepare=False).fetchone()
             assert row is not None
@@ -113,7 +113,7 @@ class Session:
 
     def settle_in(self) -> None:
         """Make the settings that our statements need."""
-        settle_in(self.connection, self._patience)
+        settle_in(self.connection, self.patience)
 
     def enter(self) -> Self:
         """Make this session known to others; it lives until its connection ends, which it does if this fails."""
@@ -125,13 +125,11 @@ class Session:
             raise (interrupt_amid(error, handled) or error) from None
         return self
 
-    def wait_at_most(self, patience: float, until: float) -> None:
-        """Set how many seconds a statement waits for a lock, and when the call is over, on ``time.monotonic()``."""
-        self.connection.until = until
-        if patience != self._patience:
-            self.connection.wait_at_most(silence(patience), self._conninfo)
-            self._cursor.execute(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
-            self._patience = patience
+    def wait_at_most(self, patience: float) -> None:
+        """Set how many seconds a statement waits for a lock."""
+        self.connection.wait_at_most(silence(patience), self._conninfo)
+        self._statements.rows(_WAIT_AT_MOST, {"timeout": milliseconds(patience)})
+        self.patience = patience
 
     def view(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Return ``fn(step, *args)``, in which each statement is independent and changes nothing."""
@@ -149,7 +147,6 @@ class Session:
         self,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
-        *,
         queue: int | None = None,
     ) -> Any:
         """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything.
@@ -166,7 +163,7 @@ class Session:
                 self._ledger.open_row(queue)
             self._token += 1
             step = self._step()
-            with self._together(queue is not None) as step.pipeline:
+            with self._together() as step.pipeline:
                 self._send(step, "BEGIN")
                 if queue is None:
                     step.execute(STAND, row=self._ledger.rows[0])
@@ -217,11 +214,11 @@ class Session:
     def _users_limits(self) -> list[str]:
         """Return the limits that apply in a block: the user's or, for locks without such a limit, our patience."""
         lock, *others = self._users
-        return [milliseconds(self._patience) if lock == "0" else lock, *others]
+        return [milliseconds(self.patience) if lock == "0" else lock, *others]
 
     def commit(self, step: Step, deadline: float) -> None:
         """Commit the transaction that ``begin`` began, including the user's own statements."""
-        self.connection.limit(silence(self._patience), deadline)
+        self.connection.limit(silence(self.patience), deadline)
         step.execute(NOTE, row=self._ledger.rows[0], token=self._token).fetchall()
         made = step.execute(ARE_THERE, rows=list(step.rows.values())).fetchall() if step.rows else []
         assert self._transaction is not None  # begun
@@ -232,11 +229,12 @@ class Session:
 
     def undo(self) -> None:
         """End the transaction that ``begin`` began."""
-        self.connection.limit(silence(self._patience))
+        self.connection.limit(silence(self.patience))
         transaction, self._transaction = self._transaction, None
         with suppress(psycopg.Error):
             if transaction is not None:
                 transaction.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
+        self._statements.forget()
         self._undo()
 
     def undo_at_once(self) -> None:
@@ -249,30 +247,66 @@ class Session:
 
     def reset(self) -> None:
         """Undo all settings that a user may have made on the connection."""
-        reset(self.connection, self._attributes, self._patience)
+        reset(self.connection, self._attributes, self.patience)
 
     def tell(self, channels: set[str]) -> None:
         """Wake the waiters of these queues. If it fails, they check by themselves within a second."""
         if channels:
             with suppress(psycopg.Error):
-                self._cursor.execute(_TELL, {"channels": sorted(channels)})
+                self._statements.rows(_TELL, {"channels": sorted(channels)})
 
     def _step(self, *, is_block: bool = False) -> Step:
-        return Step(self.connection, self._ledger, self._sql, self.path, self._token, is_block=is_block)
+        return Step(self._statements, self._ledger, self.path, self._token, is_block=is_block)
 
-    def _together(self, is_one: bool) -> AbstractContextManager[psycopg.Pipeline | None]:
-        """Return a pipeline. With a nearby server it costs more than the round trip that it saves, so then None."""
-        return nullcontext() if is_one and self._is_near else together(self.connection)
+    def _together(self) -> AbstractContextManager[psycopg.Pipeline | None]:
+        """Return a pipeline. With a nearby server it costs more than the round trips that it saves, so then None."""
+        return nullcontext() if self._is_near else together(self.connection)
 
     def _send(self, step: Step, text: LiteralString) -> None:
-        (self.connection if step.pipeline else self._cursor).execute(text)
+        if step.pipeline is not None:
+            self.connection.execute(text)
+        else:
+            self._statements.command(text.encode())
 
-    def once(self, text: LiteralString, queue: int, values: Values) -> list[Any]:
+    def once(
+        self, text: LiteralString, queue: int, values: Values, channel: str = "", awaited: int | None = None
+    ) -> list[Any]:
         """Return the rows of a change of one statement, which checks the fence and writes its token and result.
 
-        The last column of its last row is the new place of the ledger's row, None if that was not written. ``values``
-        may be a function that makes them once this session has its rows.
+        The last column of its last row is the new place of the ledger's row, None if that was not written.
+
+        Args:
+            text: The statement.
+            queue: The number of the queue that it changes.
+            values: Its values, or a function that makes them once this session has its rows.
+            channel: Where the sleepers of the queue listen.
+            awaited: The column of the first row that says whether there are sleepers, who are then woken.
         """
+        ledger = self._ledger
+        if ledger.worn or queue not in ledger.rows:
+            self._open_row(queue)
+        if callable(values):
+            values = values()
+        self._token += 1
+        try:
+            rows = self._statements.rows(
+                text, {**values, "queue": queue, "row": ledger.rows[queue], "token": self._token}
+            )
+        except Exception as error:
+            if is_undone(error) or (isinstance(error, _AS_IF_FENCED) and ledger.is_fenced(queue)):
+                raise Lost(error) from error
+            if is_lost(error, self.connection):
+                raise Lost(error, is_unknown=not is_answered(error)) from error
+            raise
+        if rows:
+            if (at := rows[-1][-1]) is not None:
+                ledger.look_at(queue, at)
+            if awaited is not None and rows[0][awaited]:
+                self.tell({channel})
+        return rows
+
+    def _open_row(self, queue: int) -> None:
+        """Make sure of this session's row for a queue."""
         try:
             self._ledger.renew()
             self._ledger.open_row(queue)
@@ -280,26 +314,6 @@ class Session:
             if is_lost(error, self.connection):
                 raise Lost(error) from error
             raise
-        if callable(values):
-            values = values()
-        self._token += 1
-        try:
-            rows = self._cursor.execute(
-                self._sql(text), values | {"queue": queue, "row": self._ledger.rows[queue], "token": self._token}
-            ).fetchall()
-        except (psycopg.errors.NotNullViolation, psycopg.errors.DivisionByZero) as error:
-            if self._ledger.is_fenced(queue):
-                raise Lost(error) from error
-            raise
-        except Exception as error:
-            if is_undone(error):
-                raise Lost(error) from error
-            if is_lost(error, self.connection):
-                raise Lost(error, is_unknown=not is_answered(error)) from error
-            raise
-        if rows:
-            self._ledger.look_at(queue, rows[-1][-1])
-        return rows
 
     def claim(self, text: LiteralString, values: dict[str, Any]) -> list[Any]:
         """Return the rows of a statement that locks for this session and changes nothing.
@@ -308,7 +322,7 @@ class Session:
         """
         self._token += 1  # so that this is not taken for the change before
         try:
-            return self._cursor.execute(self._sql(text), values).fetchall()
+            return self._statements.rows(text, values)
         except Exception as error:
             if is_lost(error, self.connection):
                 raise Lost(error, has_begun=True) from error
@@ -327,7 +341,7 @@ class Session:
 
     def alone(self, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""
-        self._cursor.execute(self._sql(text), values)
+        self._statements.rows(text, values)
 
     @property
     def token(self) -> int:
@@ -357,14 +371,15 @@ class Session:
     @property
     def is_quiet(self) -> bool:
         """Return whether nothing came that was not asked for, as its end is. It waits for nobody."""
-        with suppress(psycopg.Error):  # it is closed
-            return not is_readable(self.connection.fileno())
-        return False
+        try:
+            return not is_readable(self.connection.pgconn.socket)
+        except psycopg.Error:  # it is closed
+            return False
 
     def settled(self, session: int, token: int) -> Settled | None:
         """Shut out a session that lost its connection; return its notes on a change, None if that is undone."""
         with suppress(psycopg.errors.InsufficientPrivilege):  # of a user's trigger that is executed as another role
-            self._cursor.execute(_END, {"session": session})
+            self._statements.rows(_END, {"session": session})
         return self._ledger.settle(session, token)
 
     def sweep(self) -> None:
@@ -395,4 +410,4 @@ class Session:
     def _undo(self) -> None:
         with suppress(psycopg.Error):
             if not self.connection.closed and not self.is_idle:
-                self.connection.execute("ROLLBACK")
+                self._statements.command(b"ROLLBACK")

@@ -60,9 +60,10 @@ class Backend(NamedTuple):
 
 
 class _Calls(threading.local):
-    """When the call is over that a thread is amid."""
+    """When the call is over that a thread is amid, and when all of its calls are."""
 
     until = _EVER
+    hurried = _EVER
 
 
 _calls: Final = _Calls()
@@ -70,7 +71,13 @@ _calls: Final = _Calls()
 
 def over_at(patience: float) -> float:
     """Return when a step is over that begins now, on ``time.monotonic()``: at the latest with the thread's call."""
-    return min(_calls.until, time.monotonic() + max(SHORTEST, patience))
+    now = time.monotonic()
+    return min(_calls.until, now + max(SHORTEST, min(patience, _calls.hurried - now)))
+
+
+def hurry(deadline: float) -> None:
+    """Limit all further calls of this thread to a deadline on ``time.monotonic()``."""
+    _calls.hurried = deadline
 
 
 def within(until: float, fn: Callable[[*Ts], R], *args: *Ts) -> R:
@@ -84,9 +91,10 @@ def within(until: float, fn: Callable[[*Ts], R], *args: *Ts) -> R:
 
 
 class _Limited(Protocol):
-    """What a step belongs to: it knows when calls are over."""
+    """What a step belongs to."""
 
-    def over_at(self) -> float: ...
+    @property
+    def patience(self) -> float: ...
 
 
 def as_one_call(fn: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
@@ -96,7 +104,7 @@ def as_one_call(fn: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
     def called(self: S, /, *args: P.args, **options: P.kwargs) -> R:
         before = _calls.until
         try:
-            _calls.until = self.over_at()
+            _calls.until = over_at(self.patience)
             return fn(self, *args, **options)
         finally:
             _calls.until = before
@@ -150,14 +158,13 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Do as psycopg does, and look at the time where nothing comes."""
+        return super().wait(attended(gen, self._look), *args, **options)
 
-        def look(now: float, since: float) -> bool:
-            is_asked = now - since >= self.silent or now >= self.until
-            if is_asked:
-                self._refuse_silence(is_over=now >= self.until)
-            return is_asked
-
-        return super().wait(attended(gen, look), *args, **options)
+    def _look(self, now: float, since: float) -> bool:
+        is_asked = now - since >= self.silent or now >= self.until
+        if is_asked:
+            self._refuse_silence(is_over=now >= self.until)
+        return is_asked
 
     def limit(self, silent: float = _EVER, until: float = _EVER) -> None:
         """Set after how many seconds of silence, and when at the latest, it is given up."""

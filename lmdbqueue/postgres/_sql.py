@@ -4,9 +4,12 @@ Owns: how a name of the schema gets into a statement, and the common parts of st
 psycopg and values are parameters, so no user input becomes SQL. Must not know: what a statement does.
 """
 
-from typing import Final, LiteralString
+import re
+from collections.abc import Sequence
+from typing import Final, LiteralString, NamedTuple
 
 from psycopg import sql
+from psycopg.adapt import PyFormat
 
 TABLES: Final = ("meta", "queues", "tails", "items", "ledger", "owners", "sleepers", "state", "marks", "readers")
 
@@ -17,6 +20,34 @@ SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
 WHERE locktype = 'advisory' AND objsubid = 1 AND granted
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
+
+_NAMED: Final = re.compile(rb"%\((\w+)\)s|%%")
+
+
+class Numbered(NamedTuple):
+    """A statement with numbers for its parameters, as the server has it."""
+
+    text: bytes
+    names: tuple[str, ...]  # of its parameters, in the order of their numbers
+    formats: Sequence[PyFormat]
+
+
+class _Numbering(dict[LiteralString, Numbered]):
+    """The statements of a schema with numbered parameters, each made once."""
+
+    def __init__(self, sql: "Sql") -> None:
+        super().__init__()
+        self._sql = sql
+
+    def __missing__(self, text: LiteralString) -> Numbered:
+        names: dict[bytes, int] = {}
+
+        def number(found: re.Match[bytes]) -> bytes:
+            return b"$%d" % names.setdefault(found[1], len(names) + 1) if found[1] else b"%"
+
+        made = _NAMED.sub(number, self._sql(text))
+        self[text] = Numbered(made, tuple(name.decode() for name in names), [PyFormat.AUTO] * len(names))
+        return self[text]
 
 
 class Sql:
@@ -31,6 +62,7 @@ class Sql:
         # the key of the advisory lock of a sweep
         self._names["sweeper"] = sql.SQL("hashtextextended({}, 0)").format(sql.Literal(f"lmdbqueue sweep {schema}"))
         self._rendered: dict[str, bytes] = {}
+        self.numbered = _Numbering(self)
 
     def __call__(self, text: LiteralString) -> bytes:
         """Return the statement."""

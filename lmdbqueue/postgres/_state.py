@@ -11,7 +11,7 @@ from typing import Any, Final
 from lmdbqueue._verbs.state import StateMapping
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._items import Place
-from lmdbqueue.postgres._silence import as_one_call, over_at
+from lmdbqueue.postgres._silence import as_one_call
 from lmdbqueue.postgres._step import Step
 
 _MAX_KEY: Final = 1_000  # bytes; a row of an index takes some 2,700
@@ -45,20 +45,16 @@ class TableState(StateMapping):
         super().__init__(*codec)
         self._database = database
         self._place = place
-        self._patience = patience
+        self.patience = patience
         self._refuse_if_gone = refuse
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._place.id} in {self._database.path!r}>"
 
-    def over_at(self) -> float:
-        """Return when a call of this thread is over that is made now."""
-        return over_at(self._patience)
-
     @as_one_call
     def clear(self) -> None:
         """Remove all keys."""
-        if not self._database.run(self._patience, _clear, self._place):
+        if not self._database.run(self.patience, _clear, self._place):
             self._refuse_if_gone()
 
     def _record(self, key: str) -> bytes:
@@ -70,7 +66,7 @@ class TableState(StateMapping):
 
     @as_one_call
     def _get(self, record: bytes) -> bytes | None:
-        value = self._database.view(self._patience, _get, self._place, record)
+        value = self._database.view(self.patience, _get, self._place, record)
         if value is None:
             self._refuse_if_gone()
         return value
@@ -80,25 +76,25 @@ class TableState(StateMapping):
 
     @as_one_call
     def _put(self, record: bytes, payload: bytes) -> None:
-        if not self._database.run(self._patience, _put, self._place, record, payload):
+        if not self._database.run(self.patience, _put, self._place, record, payload):
             self._refuse_if_gone()
 
     @as_one_call
     def _delete(self, record: bytes) -> bool:
-        was_there = self._database.run(self._patience, _delete, self._place, record)
+        was_there = self._database.run(self.patience, _delete, self._place, record)
         if not was_there:
             self._refuse_if_gone()
         return was_there
 
     @as_one_call
     def _keys(self) -> list[str]:
-        keys = self._database.view(self._patience, _keys, self._place)
+        keys = self._database.view(self.patience, _keys, self._place)
         if not keys:
             self._refuse_if_gone()
         return keys
 
     def _transaction(self) -> AbstractContextManager[object]:
-        return self._database.transaction(self._patience)
+        return self._database.transaction(self.patience)
 
 
 def _get(step: Step, place: Place, record: bytes) -> bytes | None:

@@ -8,10 +8,8 @@ from typing import Any, LiteralString
 
 import psycopg
 
-from lmdbqueue.postgres._connection import Cursor
 from lmdbqueue.postgres._ledger import COUNT, FIRST_COUNT, KINDS, NOTE, Ledger, random_id
-from lmdbqueue.postgres._silence import Connection
-from lmdbqueue.postgres._sql import Sql
+from lmdbqueue.postgres._statements import Answer, Cursor, Statements
 
 
 class Step:
@@ -19,17 +17,16 @@ class Step:
 
     def __init__(
         self,
-        connection: Connection,
+        statements: Statements,
         ledger: Ledger,
-        sql: Sql,
         path: str,
         token: int,
         *,
         is_block: bool = False,
     ) -> None:
         """``path`` is for errors; ``token`` is that of the change."""
-        self.connection = connection
-        self.sql = sql
+        self.connection = statements.connection
+        self.sql = statements.sql
         self.path = path
         self.token = token
         self.pipeline: psycopg.Pipeline | None = None  # sends statements together, up to the next result
@@ -39,17 +36,20 @@ class Step:
         self.rows: dict[int, int] = {}  # rows of the ledger, created in this transaction
         self.is_block = is_block
         self._ledger = ledger
+        self._statements = statements
 
-    def execute(self, text: LiteralString, /, **values: Any) -> psycopg.Cursor[Any]:
-        """Send a statement; asking the cursor for its rows waits for them."""
+    def execute(self, text: LiteralString, /, **values: Any) -> Answer:
+        """Send a statement; asking for its rows waits for them."""
+        if self.pipeline is None and not self.is_block:
+            return self._statements.execute(text, values)
         return Cursor(self.connection).execute(self.sql(text), values)
 
     def changed(self, text: LiteralString, /, **values: Any) -> int:
         """Execute a statement; return the number of rows that it changed."""
-        cursor = self.execute(text, **values)
+        answer = self.execute(text, **values)
         if self.pipeline is not None:
             self.pipeline.sync()
-        return cursor.rowcount
+        return answer.rowcount
 
     def count(self, queue: int, **changes: int) -> None:
         """Count changes of pushed, waiting (and its bytes), leased, delayed and dead items.

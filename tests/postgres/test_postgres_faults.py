@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psycopg
 import pytest
 from postgres_pooler import Pooler
 from postgres_proxy import Proxy
 from processes import DEADLINE, eventually, forked, status_of
+from psycopg.adapt import PyFormat
 from psycopg.rows import dict_row
 
 from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, StorageError, TransactionError
@@ -247,12 +248,55 @@ def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
         sent = []
 
         def watch(step):
-            cursor = step.execute("SELECT octet_length((%(each)s::bytea[])[1])", each=[b"\xff" * 1000])
-            sent.extend(cursor._query.params)
-            return cursor.fetchone()
+            sent.extend(step._statements._values.dump_sequence([[b"\xff" * 1000]], [PyFormat.AUTO]))
+            return step.execute("SELECT octet_length((%(each)s::bytea[])[1])", each=[b"\xff" * 1000]).fetchone()
 
         assert queue._engine.database.view(1.0, watch) == (1000,)
         assert len(sent[0]) < 1100
+
+
+FORGETS = {
+    "the user says so": lambda txn: txn.connection.execute("DEALLOCATE ALL"),
+    "the block is rolled back": lambda _: 1 // 0,
+}
+NEXT = {
+    "push": lambda queue: queue.push("d"),
+    "pop": lambda queue: queue.pop(),
+    "lease": lambda queue: queue.lease(),
+    "peek": lambda queue: queue.peek(),
+    "delete": lambda queue: queue.delete(1),
+}
+
+
+@pytest.mark.parametrize("forgets", FORGETS)
+@pytest.mark.parametrize("verb", NEXT)
+def test_a_connection_that_has_forgotten_its_statements_prepares_them_anew(open_postgres, forgets, verb):
+    queue = open_postgres()
+    for _ in range(2):
+        queue.push(["a", "b", "c"])
+        NEXT[verb](queue)
+    (session,) = queue._engine.database.access.pool.all
+    with suppress(ZeroDivisionError), queue.transaction() as txn:
+        for _ in range(4):  # so that psycopg has prepared some, too
+            queue.push(["a", "b", "c"])
+        FORGETS[forgets](txn)
+    NEXT[verb](queue)
+    if forgets != "the user says so" or verb != "delete":  # that is noticed within a transaction
+        assert list(queue._engine.database.access.pool.all) == [session]
+
+
+def test_a_change_that_fails_at_its_commit_has_failed(postgres, schema, open_postgres):
+    """The server has sent the rows by then, and its error comes after them."""
+    queue = open_postgres()
+    postgres.execute(f"""
+        CREATE FUNCTION "{schema}".refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;
+        CREATE CONSTRAINT TRIGGER refuses AFTER INSERT ON "{schema}".items DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION "{schema}".refuse()
+    """)
+    for _ in range(3):
+        with pytest.raises(ServerError, match="not today"):
+            queue.push("a")
+    assert queue.count() == 0
 
 
 SETTINGS = {

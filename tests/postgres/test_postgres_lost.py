@@ -41,7 +41,7 @@ class World:
         self.look, self.other_look = look("queue"), look("other")
         self.queue = PostgresQueue(proxy.url(), schema=schema)
         self.other = PostgresQueue(proxy.url(), "other", schema=schema)
-        self.queue._engine._hold._patience = self.other._engine._hold._patience = patience
+        self.queue._engine._hold.patience = self.other._engine._hold.patience = patience
         self.lease = None
 
     def begin(self):
@@ -770,7 +770,7 @@ def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy
         for at in cycle(range(1, 7)):
             look.push(ITEMS)
             async with AsyncPostgresQueue.open(proxy.url(), schema=schema) as queue:
-                queue.queue._engine._hold._patience = 0.5
+                queue.queue._engine._hold.patience = 0.5
                 await queue.count()
                 proxy.arm("reply", at, then_down=True)
                 found = await together(queue)
@@ -797,7 +797,7 @@ def test_tasks_that_wait_are_told_when_the_server_stays_away(proxy, schema, open
 
     async def main():
         async with AsyncPostgresQueue.open(proxy.url(), schema=schema) as queue:
-            queue.queue._engine._hold._patience = 0.5
+            queue.queue._engine._hold.patience = 0.5
             waiting = [asyncio.create_task(queue.get()) for _ in range(20)]
             await queue.count()
             proxy.arm("request", 1, then_down=True)
@@ -843,7 +843,7 @@ def test_an_owner_that_cannot_be_forgotten_yet_keeps_nobody_from_what_waits(open
 def test_a_block_keeps_no_process_waiting_whose_owner_it_found_dead(open_postgres, postgres, schema):
     queue = open_postgres()
     with PostgresQueue(f"{postgres.url()}&application_name=other", schema=schema) as other:
-        other._engine._hold._patience = 1.0
+        other._engine._hold.patience = 1.0
         other.push(["a", "b"])
         other.lease()
         _end_of_owner(other, postgres)

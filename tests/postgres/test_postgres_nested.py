@@ -65,7 +65,7 @@ def test_a_call_from_within_a_call_never_waits_for_itself(open_postgres, verb):
             if moments.left > 0:
                 return nested
             nested += 1
-            number += 3 * STEP
+            number += STEP
 
     assert in_a_thread(called) > 2
     assert queue.check() == []
