@@ -26,14 +26,14 @@ class Pool:
         self._lock = threading.RLock()
         self._waiting = Resting()  # threads waiting for a connection; woken when one is put back, or lost
         self._idle: list[Session] = []  # the most recently used one is last
-        self._open: weakref.WeakSet[Session] = weakref.WeakSet()  # all of them, idle or in use
+        self._open: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()  # idle or in use
         self._opening = 0
         self._is_closed = False
 
     @property
     def all(self) -> list[Session]:
         """All open connections."""
-        return list(self._open)
+        return [each for reference in self._open.valuerefs() if (each := reference()) is not None]
 
     def take(self) -> Session | None:
         """Return an idle connection, None if there is none."""
@@ -64,7 +64,7 @@ class Pool:
         try:
             session = open_()
             session.thread = threading.get_ident()
-            self._open.add(session)
+            self._open[session.id] = session
         finally:
             with self._lock:
                 self._opening -= 1
@@ -76,8 +76,7 @@ class Pool:
 
     def is_used_here(self) -> bool:
         """Return whether this thread uses a connection."""
-        with self._lock:
-            return any(each.thread == threading.get_ident() for each in self._open)
+        return any(each.thread == threading.get_ident() for each in self.all)
 
     def put(self, session: Session) -> list[Session]:
         """Put a session back; return the sessions to end: those idle for too long or, after ``close``, this one."""
@@ -85,13 +84,13 @@ class Pool:
         with self._lock:
             session.thread = 0
             if self._is_closed:
-                self._open.discard(session)
+                self._open.pop(session.id, None)
                 return [session]
             now = session.used_at = time.monotonic()
             self._idle.append(session)
             while now - self._idle[0].used_at > _IDLE:
                 old.append(self._idle.pop(0))
-                self._open.discard(old[-1])
+                self._open.pop(old[-1].id, None)
             if self.limit is not None:  # otherwise nobody waits
                 self._waiting.tell()
         return old
@@ -99,9 +98,9 @@ class Pool:
     def lose(self, session: Session) -> bool:
         """Forget a connection that was in use; return whether it was."""
         with self._lock:
-            if session not in self._open or session in self._idle:
+            if session.id not in self._open or session in self._idle:
                 return False
-            self._open.discard(session)
+            self._open.pop(session.id, None)
             self._waiting.tell()
             return True
 
@@ -109,7 +108,8 @@ class Pool:
         """Return all that wait, which are forgotten."""
         with self._lock:
             idle, self._idle = self._idle, []
-            self._open.difference_update(idle)
+            for session in idle:
+                self._open.pop(session.id, None)
         return idle
 
     def close(self) -> list[Session]:

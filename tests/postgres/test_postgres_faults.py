@@ -29,6 +29,7 @@ from lmdbqueue._verbs.encoding import digest
 from lmdbqueue._verbs.lease import ack_all
 from lmdbqueue.forward import Forwarder
 from lmdbqueue.postgres import PostgresQueue, _ear
+from lmdbqueue.postgres._pool import Pool
 
 
 def begin_at(postgres, schema, number):
@@ -253,6 +254,29 @@ def test_lists_of_payloads_go_out_as_binary_at_their_own_size(postgres, schema):
 
         assert queue._engine.database.view(1.0, watch) == (1000,)
         assert len(sent[0]) < 1100
+
+
+def test_a_pool_may_grow_while_it_is_asked_who_uses_it():
+    """As by another thread, or by a signal handler amid the question."""
+    pool, opened = Pool(None), []
+
+    class Connected:
+        @property
+        def thread(self):
+            if len(opened) < 5:
+                opened.append(pool.wait(lambda: Connected(len(opened) + 2), 0.0)[0])
+            return 0
+
+        @thread.setter
+        def thread(self, number):
+            pass
+
+        def __init__(self, number):
+            self.id = number
+
+    opened.append(pool.wait(lambda: Connected(1), 0.0)[0])
+    assert not pool.is_used_here()
+    assert pool.all == opened
 
 
 FORGETS = {
