@@ -302,8 +302,8 @@ class Forwarder:
             buried = self._source.refuse(refused)  # the others have left meanwhile
             self._done = self._done._replace(refused=self._done.refused + len(buried))
             seq, reason = next(iter(refused.items()))
-            told = "the target refused %d items, of which %d are dead letters now; item %d: %s"
-            _logger().warning(told, len(refused), len(buried), seq, reason)
+            told = "the target of %r refused %d items, of which %d are dead letters now; item %d: %s"
+            _logger().warning(told, self._source.origin.name, len(refused), len(buried), seq, reason)
             if self._progress is not None:
                 self._progress(self._done)
         known = {*error.stored, *refused}
@@ -332,7 +332,8 @@ class Forwarder:
         if since is None or self._failed_at != step:
             return
         self._done = self._done._replace(away_since=None)
-        _logger().warning("the target is back after %.1f s", max(0.0, time.time() - since))
+        away = max(0.0, time.time() - since)
+        _logger().warning("the target of %r is back after %.1f s", self._source.origin.name, away)
         if self._progress is not None:
             self._progress(self._done)
 
@@ -346,7 +347,8 @@ class Forwarder:
         pause = min(self._pause, 0.1 * 2.0**self._failures) if wish is None else wish
         self._failures = min(self._failures + 1, 20)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-        _logger().warning("the target has been away since %s, next try in %.1f s: %s", when, pause, error)
+        told = "the target of %r has been away since %s, next try in %.1f s: %s"
+        _logger().warning(told, self._source.origin.name, when, pause, error)
         if self._progress is not None:
             self._progress(self._done)
         deadline = time.monotonic() + pause

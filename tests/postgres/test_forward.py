@@ -327,8 +327,8 @@ def test_a_target_that_is_away_is_tried_again(open_queue, caplog):
     assert [each.failures for each in seen] == [1, 2, 3, 3, 3, 3]
     assert [each.away_since is None for each in seen] == [False, False, False, True, True, True]
     assert seen[0].away_since == seen[2].away_since == pytest.approx(time.time(), abs=DEADLINE)
-    assert caplog.text.count("the target has been away since") == 3
-    assert caplog.text.count("the target is back after") == 1
+    assert caplog.text.count("the target of 'queue' has been away since") == 3
+    assert caplog.text.count("the target of 'queue' is back after") == 1
 
 
 def test_a_target_that_takes_nothing_is_away_until_it_has_taken_a_batch(open_queue, caplog):
@@ -348,7 +348,7 @@ def test_a_target_that_takes_nothing_is_away_until_it_has_taken_a_batch(open_que
     Forwarder(queue, target, pause=0.01, progress=seen.append).run()
     assert [each.away_since is None for each in seen] == [False, False, True, True]
     assert seen[0].away_since == seen[1].away_since
-    assert caplog.text.count("the target is back after") == 1
+    assert caplog.text.count("the target of 'queue' is back after") == 1
 
 
 def test_an_error_that_does_not_mean_away_ends_it(open_queue):
@@ -480,7 +480,7 @@ def test_the_command_waits_for_a_database_that_is_away(open_queue, proxy, tmp_pa
     queue.push("a")
     proxy._is_down = True
     process = command(tmp_path / "queue", proxy.url(), "--name", "jobs")
-    assert "the target has been away since" in process.stderr.readline()
+    assert "the target of 'jobs' has been away since" in process.stderr.readline()
     proxy.disarm()
     assert process.wait(DEADLINE) == 0
     assert len(queue) == 0
