@@ -3,6 +3,11 @@
 Owns: the format version, ``queue.json``, the names of the sub-databases and records, the keys of items, the trailer of
 a payload, the seal, the weight of a record. Law: pure functions of bytes; each line of ``docs/format.md`` has its line
 here. Must not know: files, transactions, LMDB.
+
+In this order, each under a heading: numbers; names; the key of an item; the record of a queue; records of AWAY;
+readers; ranges; the trailer of an item; the seal; the weight of a record; ``queue.json``.
+
+It is one file since every program loads all of it, and each further module would cost the import of the package 1 %.
 """
 
 from __future__ import annotations
@@ -347,7 +352,7 @@ class Directory(NamedTuple):
         return cls() if data is None else cls(unpack_from(data, 1)[0])
 
 
-# --- away
+# --- records of AWAY
 
 
 def away(name: str, kind: str, *parts: int | bytes) -> bytes:

@@ -87,6 +87,10 @@ class LocalEngine(LocalHold):
             given = self.environment.update(self.ref, pushing.push, payloads, pack(wall), limits, wall, room=room)
         return range(given.start - BASE, given.stop - BASE)
 
+    def _restore_due(self) -> None:
+        """Restore the items that are due to return, and remove those that have expired, as every reading does first."""
+        self.view(fifo.count)
+
     def _limits(self) -> Limits:
         return Limits(self.maxsize, self.max_bytes, self.buries_expired)
 
@@ -113,7 +117,7 @@ class LocalEngine(LocalHold):
 
     def cancel(self, key: bytes) -> bool:
         """Remove the item with a unique key, if it is waiting or delayed."""
-        self.view(fifo.count)  # so that expired items have left
+        self._restore_due()
         return self.environment.update(self.ref, keyed_items.cancel, key)
 
     def first(self, n: int, max_bytes: int | None = None) -> list[Entry]:
@@ -181,12 +185,12 @@ class LocalEngine(LocalHold):
 
     def delete_item(self, seq: int) -> bool:
         """Remove the item of this number, if it is waiting."""
-        self.view(fifo.count)  # so that items due to return have returned
+        self._restore_due()
         return self.environment.update(self.ref, keyed_items.delete_items, [_format.key_of(seq)]) > 0
 
     def dead_letter(self, seq: int, reason: str) -> bool:
         """Make the item of this number a dead letter if it is waiting."""
-        self.view(fifo.count)
+        self._restore_due()
         how = Return(self.clock().wall, reason)
         return self.environment.update(self.ref, dead_letters.bury_items, [_format.key_of(seq)], how, room=_SMALL) > 0
 
@@ -195,8 +199,8 @@ class LocalEngine(LocalHold):
         return self.environment.update(self.ref, fifo.delete, n)
 
     def clear(self) -> int:
-        """Remove all waiting items, including those that have come due unnoticed."""
-        self.view(fifo.count)
+        """Remove all waiting items, including those that have just come due."""
+        self._restore_due()
         return self.environment.update(self.ref, fifo.clear)
 
     def clear_all(self) -> int:
@@ -379,7 +383,7 @@ class LocalEngine(LocalHold):
 
     def requeue(self, seqs: Collection[int] | None) -> int:
         """Return dead letters to the queue."""
-        self.view(fifo.count)  # so that no expired item holds a key
+        self._restore_due()
         return self.environment.update(self.ref, returns.requeue, seqs, self.clock().wall)
 
     def delete_dead(self, seqs: Collection[int] | None) -> int:

@@ -97,10 +97,6 @@ class Calls(AsyncReading[T]):
         self._courier.carry(call)
         return call.future
 
-    async def _call(self, fn: Callable[..., R], *args: Any) -> R:
-        result: R = await self._begin(fn, *args)
-        return result
-
     async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
         """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
         result: R | None = await self._waited_for(Call(self._future(), attempt, waits=True), timeout)

@@ -118,10 +118,6 @@ class AsyncReader(AsyncReading[T]):
 
     # --- the parts of the verbs
 
-    async def _call(self, fn: Callable[..., R], *args: Any) -> R:
-        result: R = await self._begin(fn, *args)
-        return result
-
     async def _popped(
         self,
         many: Many,

@@ -4,6 +4,7 @@ Owns: arguments and results of ``peek``, ``pop`` and their kin. Law: a verb mean
 means. Must not know: threads, commits.
 """
 
+from asyncio import Future
 from collections.abc import Callable
 from functools import partial
 from operator import index
@@ -22,6 +23,7 @@ class AsyncReading(Generic[T]):
     """Items in their order, and the verbs that read the first ones and remove them."""
 
     _head: Head[T]
+    _begin: "Callable[..., Future[Any]]"  # begins a call outside of the loop
 
     @overload
     async def peek(  # type: ignore[overload-overlap]  # there is no type for "every int but 1"
@@ -159,7 +161,8 @@ class AsyncReading(Generic[T]):
 
     async def _call(self, fn: Callable[..., R], *args: Any) -> R:
         """Return ``fn(*args)``, which must not be called in the loop."""
-        raise NotImplementedError
+        result: R = await self._begin(fn, *args)
+        return result
 
     async def _until(self, attempt: Callable[[], R | None], timeout: float | None) -> R | None:  # noqa: ASYNC109
         """Repeat ``attempt`` until it does not return None, and return its result; None after ``timeout`` seconds."""
