@@ -1,4 +1,8 @@
-"""With which options an integration opens its directory."""
+"""The options with which an integration opens its directory.
+
+Owns: what becomes of a durability that was given, and of one that was not. Law: a given one is the directory's, or the
+opening is refused; without one, a directory keeps its own. Must not know: which integration asks.
+"""
 
 import os
 from contextlib import suppress
