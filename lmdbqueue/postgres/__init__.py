@@ -15,6 +15,7 @@ The map; imports go down this list only.
 ``_reader_engine``  ``PostgresReaderEngine``: the steps of one named reader
 ``_at_once``        pushes, pops, leases and acks as one statement each
 ``_claims``         a pop of one item: claimed, decoded with no transaction open, and removed
+``_batches``        a pop of several, likewise
 ``_hold``           the base of one queue object's steps; restoring items that are due
 ``_queues``         the queues of a schema: creating, listing, copying, dropping, verifying them
 ``_away``           items held back, and how they return; as functions of a transaction
@@ -53,7 +54,8 @@ items, chosen by the client.
 **A pop** decodes before it removes. It claims an item by an advisory lock of its session, decodes it with no
 transaction open, and removes exactly that item by one statement (``_claims``). That also returns the item that is first
 after it, so the next pop can decode it before asking for it: then it is one statement, which does nothing if another
-item is first by then. A pop of several items, or in a block, decodes in the transaction that takes them.
+item is first by then. A pop of several claims them by writing their numbers to a row of its own, and goes on in the
+same way (``_batches``). A pop in a block is a part of the block's transaction.
 
 **Everything else** is one transaction: lock this session's own row, make the change, write the token, commit.
 

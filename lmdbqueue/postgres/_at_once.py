@@ -4,9 +4,8 @@ Owns: when one statement suffices, and what is known in advance for the next cal
 nothing because more has to be done, the caller does it as a transaction. Must not know: SQL, where connections come
 from.
 
-A ``pop`` claims the first unclaimed item, decodes it, and removes it (``_claims``). A ``pop`` of several does so in one
-transaction: so the user's ``loads`` runs inside it, unlike with LMDB. There all others would wait, here none does,
-since claimed items are skipped. Items that cannot be decoded never leave.
+A ``pop`` claims the first unclaimed item, decodes it, and removes it (``_claims``), or several (``_batches``). Items
+that cannot be decoded never leave.
 """
 
 import time
@@ -18,12 +17,13 @@ from typing import Any, Final, TypeVar
 from lmdbqueue._errors import DecodeError, GoneError
 from lmdbqueue._values import Entry, Leased, Taken
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting
-from lmdbqueue.postgres import _away, _claims, _items, _pushing, _taking
+from lmdbqueue.postgres import _away, _batches, _claims, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._hold import Hold, size_of
 from lmdbqueue.postgres._items import Ahead, Found
 from lmdbqueue.postgres._ledger import Settled
 from lmdbqueue.postgres._owner import Token
+from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._step import Step
 
 T = TypeVar("T")
@@ -95,23 +95,25 @@ class Takes:
     ) -> tuple[list[Entry], list[T]] | None:
         """Claim the first unclaimed items, decode them, and remove them.
 
-        One item is claimed, and decoded outside of transactions (``_claims``); if it was seen ahead, when the previous
-        one left, it is removed by one statement. Several are all of that in one transaction.
+        That is done outside of transactions (``_claims``, ``_batches``). If a single item was seen ahead, when the
+        previous one left, it is removed by one statement. In a block everything is a part of its transaction.
         """
-        if max_bytes is not None:
-            return self.take(self._hold.that_fit(n, max_bytes), least, partial(_fitting, decode, max_bytes))
-        if n != 1 or blocks.current() is not None:
-            return self._take_together(n, least, decode)
+        if blocks.current() is not None:
+            if max_bytes is not None:
+                n, decode = self._hold.that_fit(n, max_bytes), partial(_fitting, decode, max_bytes)
+            return self._take_in_block(n, least, decode)
+        if n != 1:
+            return self._take_batch(n, least, decode, max_bytes)
         ahead, self._ahead = self._ahead, None
         if ahead is not None and (taken := self._take_known(ahead, decode)) is not None:
             return taken
         return self._take_claimed(least, decode)
 
-    def _take_together(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
-        """Claim the first unclaimed items, decode them, and remove them, as one transaction.
+    def _take_in_block(self, n: int, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
+        """Take the first items, decode them, and keep them, as a part of the block of this thread.
 
-        If fewer items can be decoded than were claimed, or more were claimed than fit, everything is undone, and
-        repeated for those.
+        If fewer items can be decoded than were taken, or more were taken than fit, all of that is undone, and repeated
+        for those.
         """
 
         def take(step: Step, deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
@@ -125,15 +127,32 @@ class Takes:
             return found, items
 
         def attempt(deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
-            hold = self._hold
-            return hold.database.attempt(hold.patience, hold.place.id, take, deaths, insists)
+            return self._hold.database.attempt(take, deaths, insists)
 
         found, items = self._taken(n, attempt)
         if items is None:
             return ([], []) if least == 0 else None
         if len(items) < len(found.entries):
-            return self._take_together(len(items), min(least, len(items)), decode)
+            return self._take_in_block(len(items), min(least, len(items)), decode)
         return found.entries, items
+
+    def _take_batch(
+        self, n: int, least: int, decode: Decode[T], max_bytes: int | None
+    ) -> tuple[list[Entry], list[T]] | None:
+        """Claim the first unclaimed items, decode them, and remove those that can be decoded."""
+        self._ahead = None
+
+        def take(deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
+            how = _batches.How(n, max(1, least), max_bytes, deaths, insists)
+            return self._claiming(lambda session: _batches.take(session, self._hold.place, how, decode))
+
+        found, items = self._taken(n, take)
+        if items is None:
+            return ([], []) if least == 0 else None
+        return found.entries, items
+
+    def _claiming(self, act: Callable[[Session], R]) -> R:
+        return self._hold.database.claim(self._hold.patience, act)
 
     def _take_claimed(self, least: int, decode: Decode[T]) -> tuple[list[Entry], list[T]] | None:
         """Claim the first unclaimed item, decode it, and remove it."""
@@ -142,10 +161,7 @@ class Takes:
 
         def take(deaths: bool, insists: bool) -> tuple[Found, list[T] | None]:
             how = _claims.How(deaths, insists, looks_ahead)
-            place = self._hold.place
-            return self._hold.database.claim(
-                self._hold.patience, lambda session: _claims.take(session, place, how, decode)
-            )
+            return self._claiming(lambda session: _claims.take(session, self._hold.place, how, decode))
 
         found, items = self._taken(1, take)
         if items is None:

@@ -167,17 +167,12 @@ class Database:
             self._amid.discard(thread)
         return result
 
-    def attempt(self, patience: float, queue: int, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
-        """Like ``run``, for a function whose first statement writes its token to the ledger's row of a queue.
-
-        Its effects are undone, even inside a block, unless it says that it ``has_changed`` something.
-        """
-        if (block := blocks.current()) is not None:
-            joined: R = block.attempt(self, fn, args)
-            return joined
-        deadline = self._settled_until(patience)
-        result: R = self._done_with("a change", deadline, patience, Session.run, fn, args, queue)
-        return result
+    def attempt(self, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
+        """Return ``fn(step, *args)`` in the block of this thread; undone unless it says that it ``has_changed``."""
+        block = blocks.current()
+        assert block is not None
+        joined: R = block.attempt(self, fn, args)
+        return joined
 
     def once(
         self,

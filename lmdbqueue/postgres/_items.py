@@ -55,11 +55,17 @@ class Ahead(NamedTuple):
 
 # The key of the lock of a claimed item (``_claims``): modulo a prime, so that equal numbers of two priorities differ
 CLAIM_KEY: Final = "(%(claims)s::integer, mod(seq, 2147483647)::integer)"
+# Whether a session that lives has claimed an item together with others (``_batches``)
+_IS_IN_BATCH: Final = """seq <@ (
+        SELECT coalesce(range_agg(items), int8multirange()) FROM {claims}
+        WHERE queue = %(queue)s AND NOT isempty(items) AND NOT CASE
+            WHEN pg_try_advisory_lock_shared(session) THEN pg_advisory_unlock_shared(session) ELSE false END)"""
+IS_IN_NO_BATCH: Final = f"NOT {_IS_IN_BATCH}"
 # Whether nobody has claimed an item, at this moment
-UNCLAIMED: Final = f"""
-    CASE WHEN pg_try_advisory_lock_shared{CLAIM_KEY} THEN pg_advisory_unlock_shared{CLAIM_KEY} ELSE false END"""
+UNCLAIMED: Final = f"""{IS_IN_NO_BATCH}
+    AND CASE WHEN pg_try_advisory_lock_shared{CLAIM_KEY} THEN pg_advisory_unlock_shared{CLAIM_KEY} ELSE false END"""
 # The same for many items, which costs less for each: of the moment when the statement began
-UNCLAIMED_OF_MANY: Final = """mod(seq, 2147483647)::integer::oid NOT IN (
+UNCLAIMED_OF_MANY: Final = f"""{IS_IN_NO_BATCH} AND mod(seq, 2147483647)::integer::oid NOT IN (
         SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %(claims)s::integer::oid
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"""
 # Whether a claim proceeds: due items return first, but those that cannot, because others have locked them, do

@@ -115,6 +115,7 @@ DELETE FROM {ledger} WHERE id = ANY(ARRAY(
     AND session NOT IN ({alive}) LIMIT 500 FOR UPDATE SKIP LOCKED))
 """
 _FORGET_SLEEPERS: Final = "DELETE FROM {sleepers} WHERE session NOT IN ({alive})"
+_FORGET_CLAIMS: Final = "DELETE FROM {claims} WHERE session NOT IN ({alive})"
 _SWEEPER: Final = "SELECT pg_try_advisory_xact_lock({sweeper})"
 _ROUNDS: Final = 20  # of one sweep: the next opening continues
 
@@ -214,6 +215,7 @@ def sweep(connection: psycopg.Connection[Any], sql: Sql) -> None:
                 ((folded,),) = cursor.execute(sql(_FOLD)).fetchall()
                 forgotten = cursor.execute(sql(_FORGET)).rowcount
                 cursor.execute(sql(_FORGET_SLEEPERS))
+                cursor.execute(sql(_FORGET_CLAIMS))
             if not folded and not forgotten:
                 return
 

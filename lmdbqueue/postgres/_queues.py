@@ -27,6 +27,7 @@ _DROP: Final = "DELETE FROM {queues} WHERE name = %(name)s RETURNING id, is_rela
 _DROP_REST: Final = (
     "DELETE FROM {tails} WHERE queue = %(queue)s",
     "DELETE FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3)",
+    "DELETE FROM {claims} WHERE queue = %(queue)s",
     "DELETE FROM {owners} WHERE queue = %(queue)s",
     "DELETE FROM {sleepers} WHERE queue = %(queue)s",
     "DELETE FROM {state} WHERE queue = %(queue)s",

@@ -10,6 +10,7 @@ Their content, where each row has the number of its queue::
     queues    name, options, retention; counts that no living session keeps
     tails     the number that the next item gets; its row is the lock of pushes in the order of commits
     items     every item: number, payload, and where it is: waiting, leased, delayed, dead
+    claims    the items that a session is decoding, to remove them then
     ledger    what each session has done last, and what it has added to each queue and taken from it
     owners    possible holders of leases, and the session that shows that they live
     sleepers  the sessions that listen for a queue now
@@ -43,7 +44,7 @@ import psycopg
 from lmdbqueue._errors import VersionError
 from lmdbqueue.postgres._sql import Sql
 
-VERSION: Final = 2  # another one with each change of the tables; 1 was that of states before the first release
+VERSION: Final = 3  # another one with each change of the tables; 1 was that of states before the first release
 
 _LOCK: Final = 0x6C6D_6462_7175_6575  # held while a schema is created, in any database: "lmdbqueu"
 
@@ -111,6 +112,13 @@ CREATE INDEX items_away ON {items} (queue, state, seq) WHERE state <> 0;
 CREATE INDEX items_until ON {items} (queue, until) WHERE until IS NOT NULL;
 CREATE INDEX items_expire ON {items} (queue, expires_at) WHERE expires_at IS NOT NULL AND state <> 1;
 CREATE UNIQUE INDEX items_key ON {items} (key, queue) WHERE key IS NOT NULL AND state <> 3;
+
+CREATE UNLOGGED TABLE {claims} (
+    queue    integer NOT NULL,
+    session  bigint NOT NULL,          -- also of an advisory lock: without it, nothing is claimed
+    items    int8multirange NOT NULL,  -- their numbers
+    PRIMARY KEY (queue, session)
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 CREATE TABLE {ledger} (
     id         bigint PRIMARY KEY,

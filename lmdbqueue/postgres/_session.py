@@ -49,8 +49,8 @@ _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 # waited for. If it comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and
 # comes after it
 _END: Final = """
-SELECT pg_terminate_backend(pid, 2000) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
-AND (classid::bigint << 32) | objid::bigint = %(session)s
+SELECT pg_terminate_backend(pid, 2000) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+AND granted AND mode = 'ExclusiveLock' AND (classid::bigint << 32) | objid::bigint = %(session)s
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 # Outside of the transaction that changed something: who commits a notice holds a lock of the whole cluster until then
@@ -336,8 +336,10 @@ class Session:
         """Release what this session has claimed, which also ends with its connection."""
         held, self._held = self._held, None
         if held is not None and self.is_idle:
-            with suppress(psycopg.Error):
+            try:
                 self.alone(*held)
+            except psycopg.Error:
+                self.close()
 
     def alone(self, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""

@@ -11,13 +11,25 @@ from typing import Final, LiteralString, NamedTuple
 from psycopg import sql
 from psycopg.adapt import PyFormat
 
-TABLES: Final = ("meta", "queues", "tails", "items", "ledger", "owners", "sleepers", "state", "marks", "readers")
+TABLES: Final = (
+    "meta",
+    "queues",
+    "tails",
+    "items",
+    "claims",
+    "ledger",
+    "owners",
+    "sleepers",
+    "state",
+    "marks",
+    "readers",
+)
 
 # The living sessions and owners, according to the server's lock table: no lock is taken to find out, since
 # thousands of dead ones would fill that table
 _ALIVE: Final = """
 SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
-WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND mode = 'ExclusiveLock'
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 

@@ -1,6 +1,6 @@
 """How items are taken from a queue, and put back.
 
-Owns: the items that a pop of several takes, and the pop of an item that was seen ahead. Law: items that others are
+Owns: the pop in a block, and that of an item that was seen ahead. Law: items that others are
 taking at the moment are skipped, never waited for; an item that is put back gets its old place, with its notes. Must
 not know: connections, retries, pickling.
 """
@@ -10,15 +10,13 @@ from typing import Any, Final
 
 from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
-from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import (
     CLAIM_KEY,
     IN_ORDER,
+    IS_IN_NO_BATCH,
     LOOK,
-    MINE,
     ORPHANED,
     OVERDUE,
-    STANDS,
     UNCLAIMED_OF_MANY,
     Found,
     Place,
@@ -32,51 +30,28 @@ from lmdbqueue.postgres._step import Step
 COLUMNS: Final = "seq, payload, attempts, pushed_at, expires_at, key, headers"
 # The last row has the facts seen on the way, in the columns of an item, since each further one costs as much with every
 # item as with this row. It has no time
-_IS_OVERDUE, _IS_FOLLOWED, _IS_AWAITED, _IS_NOTED = 1, 2, 4, 8
+_IS_OVERDUE, _IS_FOLLOWED, _IS_AWAITED = 1, 2, 4
 FACTS: Final = (
     f"is_overdue::integer * {_IS_OVERDUE} + is_followed::integer * {_IS_FOLLOWED} + is_awaited::integer * {_IS_AWAITED}"
 )
 # What one transaction leaves of an item is one version. After a failover to a standby that lagged, or the restoration
 # of a backup, another transaction may have the same number, and its item that of the one that was seen
 VERSION: Final = "xmin::text || ' ' || pushed_at::text"
-_TAKEN: Final = (
-    """,
+_TAKE: Final = (
+    "WITH "
+    + LOOK
+    + """,
 first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND """
     + IN_ORDER
-    + " AND "
-    + STANDS
     + " AND "
     + UNCLAIMED_OF_MANY
     + """
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
-    RETURNING seq, payload, attempts, pushed_at, expires_at::text, key, headers)"""
-)
-_NOTED: Final = """,
-noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - went.n, size = ledger.size - went.size
-    FROM (SELECT count(*) AS n, coalesce(sum(octet_length(payload)), 0)::bigint AS size FROM gone) AS went
-    WHERE id = %(row)s AND NOT is_fenced AND went.n > 0 RETURNING ctid AS at)"""
-_TAKE: Final = (
-    "WITH "
-    + LOOK
-    + MINE
-    + _TAKEN
-    + _NOTED
-    + " SELECT "
-    + COLUMNS
-    + " FROM gone UNION ALL SELECT NULL, NULL, "
-    + FACTS
-    + f" + EXISTS (SELECT FROM noted)::integer * {_IS_NOTED}, NULL, NULL, NULL, NULL FROM look"
-)
-_TAKE_IN_BLOCK: Final = (
-    "WITH "
-    + LOOK
-    + ", mine AS (SELECT)"
-    + _TAKEN
-    + " SELECT "
+    RETURNING seq, payload, attempts, pushed_at, expires_at::text, key, headers)
+SELECT """
     + COLUMNS
     + " FROM gone UNION ALL SELECT NULL, NULL, "
     + FACTS
@@ -107,7 +82,9 @@ first AS MATERIALIZED (
     + """) AND NOT EXISTS (
         SELECT FROM {queues} WHERE id = %(queue)s
         AND (is_followed OR kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL))
-    AND pg_try_advisory_xact_lock"""
+    AND """
+    + IS_IN_NO_BATCH
+    + " AND pg_try_advisory_xact_lock"
     + CLAIM_KEY
     + """
     ORDER BY seq LIMIT 1),
@@ -124,7 +101,6 @@ SELECT gone.*, EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), next.*, 
 FROM gone LEFT JOIN next ON true"""
 )
 TAKE_KNOWN_NOW: Final = hurried(TAKE_KNOWN)
-_TAKE_NOW: Final = hurried(_TAKE)
 # A key that another item has by now stays with that one
 _PUT_BACK: Final = """
 INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, headers)
@@ -142,22 +118,16 @@ FROM (SELECT id FROM {queues} WHERE id = %(queue)s FOR KEY SHARE) AS there,
 
 
 def take(step: Step, place: Place, n: int, *, deaths: bool, insists: bool) -> Found:
-    """Remove and return the first ``n`` unlocked entries, and write the token.
+    """Remove and return the first ``n`` unlocked entries, as a part of a block.
 
     It is undone unless the caller calls ``keep``. ``insists``: even if items that are due could not return first.
     """
     asked = {"queue": place.id, "claims": place.claims, "n": n, "deaths": deaths, "insists": insists}
-    if step.is_block:
-        rows = step.execute(_TAKE_IN_BLOCK, **asked).fetchall()
-    else:
-        values = {"row": step.row(place.id), "token": step.token}
-        rows = step.execute(_TAKE if deaths else _TAKE_NOW, **asked, **values).fetchall()
+    rows = step.execute(_TAKE, **asked).fetchall()
     if not rows or rows[-1][3] is not None:
         return Found([])
     last = rows.pop()
     rows.sort()
-    if rows and not step.is_block and not last[2] & _IS_NOTED:
-        raise Lost(RuntimeError("the session was fenced"))
     return found_of(rows, last)
 
 
@@ -175,9 +145,7 @@ def found_of(rows: Sequence[Any], last: Any) -> Found:
 
 def keep(step: Step, place: Place, taken: Found) -> None:
     """Delete the taken items. Readers count them only now, after the user's ``loads``, since that locks them."""
-    step.has_changed = True
-    if step.is_block:
-        step.count(place.id, waiting=-len(taken.entries), size=-sum(len(payload) for _, payload in taken.entries))
+    step.count(place.id, waiting=-len(taken.entries), size=-sum(len(payload) for _, payload in taken.entries))
     if taken.is_followed:
         _positions.skip(step, place.id, [number(key) for key, _ in taken.entries])
     if taken.is_awaited:

@@ -145,7 +145,7 @@ class Server:
         return {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
 
 
-_TABLES = ("items", "ledger", "marks", "owners", "queues", "readers", "sleepers", "state", "tails")
+_TABLES = ("items", "claims", "ledger", "marks", "owners", "queues", "readers", "sleepers", "state", "tails")
 _SHAPE = """
 SELECT array_agg(concat_ws(' ', relname, relkind, relacl, attname, attnum, tgname) ORDER BY relname, attnum, tgname)
 FROM pg_class

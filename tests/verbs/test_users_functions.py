@@ -32,18 +32,13 @@ def process():
         process.kill()
 
 
-SEVERAL = {"pop of several", "pop_many"}  # decoded on PostgreSQL in the transaction that takes them: docs/scaling.md
-
-
 @pytest.fixture
 def outsiders(engine, process, request):
     """Give the others of the queue that ``engine`` opens."""
-    params = getattr(request.node, "callspec", None)
-    is_within = params is not None and params.params.get("verb") in SEVERAL
 
     def transactions():
         """Return what a server's open transactions have done last."""
-        if engine.kind == "lmdb" or is_within:
+        if engine.kind == "lmdb":
             return []
         server = request.getfixturevalue("postgres")
         return [query for (query,) in server.execute(_OPEN)]
