@@ -41,7 +41,7 @@ from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_l
 from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
 from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_readable, silence
 from lmdbqueue.postgres._sql import Sql
-from lmdbqueue.postgres._statements import Cursor, Statements, together
+from lmdbqueue.postgres._statements import FORGOTTEN, Cursor, Statements, together
 from lmdbqueue.postgres._step import Step
 
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
@@ -143,16 +143,20 @@ class Session:
         self.tell(step.told)
         return result
 
-    def run(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        queue: int | None = None,
-    ) -> Any:
+    def run(self, fn: Callable[..., Any], args: tuple[Any, ...], queue: int | None = None) -> Any:
         """Return ``fn(step, *args)``, in a transaction that is committed if it changed anything.
 
         ``queue``: its first statement writes the token to the row of that queue, and is mostly the only one.
         """
+        try:
+            return self._run(fn, args, queue)
+        except Lost as lost:
+            if not self._is_near or not isinstance(lost.cause, FORGOTTEN):  # in a pipeline, psycopg has prepared them
+                raise
+        self._statements.forget()
+        return self._run(fn, args, queue)
+
+    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...], queue: int | None) -> Any:
         handled = sys.exception()
         step = None
         result = None

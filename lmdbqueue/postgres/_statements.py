@@ -28,7 +28,7 @@ from lmdbqueue.postgres._sql import Sql
 _BINARY: Final = pq.Format.BINARY
 _FINE: Final = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK)
 _IDLE: Final = pq.TransactionStatus.IDLE
-_Forgotten: Final = psycopg.errors.InvalidSqlStatementName  # a user has said DISCARD or DEALLOCATE
+FORGOTTEN: Final = psycopg.errors.InvalidSqlStatementName  # a user has said DISCARD or DEALLOCATE
 
 
 def _adapters() -> adapt.AdaptersMap:
@@ -112,7 +112,7 @@ class Statements:
         if error is None:
             wire.set_pgresult(results[0])
             return wire.load_rows(0, results[0].ntuples, tuple)
-        if known is None or pgconn.transaction_status != _IDLE or not isinstance(error, _Forgotten):
+        if known is None or pgconn.transaction_status != _IDLE or not isinstance(error, FORGOTTEN):
             raise error
         self.forget()
         return self.rows(text, values)

@@ -279,7 +279,13 @@ def test_a_pool_may_grow_while_it_is_asked_who_uses_it():
     assert pool.all == opened
 
 
+def undo_a_part(txn):
+    with txn.connection.transaction() as part:
+        raise psycopg.Rollback(part)
+
+
 FORGETS = {
+    "a part of the block is rolled back": undo_a_part,
     "the user says so": lambda txn: txn.connection.execute("DEALLOCATE ALL"),
     "the block is rolled back": lambda _: 1 // 0,
 }
@@ -289,6 +295,7 @@ NEXT = {
     "lease": lambda queue: queue.lease(),
     "peek": lambda queue: queue.peek(),
     "delete": lambda queue: queue.delete(1),
+    "push of what is due later": lambda queue: queue.push("d", delay=100),  # a transaction, with nothing before it
 }
 
 
@@ -297,16 +304,15 @@ NEXT = {
 def test_a_connection_that_has_forgotten_its_statements_prepares_them_anew(open_postgres, forgets, verb):
     queue = open_postgres()
     for _ in range(2):
-        queue.push(["a", "b", "c"])
+        queue.push([*"abcdefg"])
         NEXT[verb](queue)
     (session,) = queue._engine.database.access.pool.all
     with suppress(ZeroDivisionError), queue.transaction() as txn:
         for _ in range(4):  # so that psycopg has prepared some, too
-            queue.push(["a", "b", "c"])
+            queue.pop()  # a push would be followed by a notification, outside of transactions
         FORGETS[forgets](txn)
     NEXT[verb](queue)
-    if forgets != "the user says so" or verb != "delete":  # that is noticed within a transaction
-        assert list(queue._engine.database.access.pool.all) == [session]
+    assert list(queue._engine.database.access.pool.all) == [session]
 
 
 def test_a_change_that_fails_at_its_commit_has_failed(postgres, schema, open_postgres):
