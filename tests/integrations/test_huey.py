@@ -189,6 +189,34 @@ def test_a_chord_whose_last_task_is_killed_before_its_end_calls_back_once(huey, 
     assert len(huey.storage._queues.counters) == 0
 
 
+def test_a_member_of_a_chord_that_is_killed_fails_and_is_retried_is_counted_once(huey, monkeypatch):
+    fails = []
+
+    @huey.task()
+    def one(n):
+        if fails:
+            raise fails.pop()
+        return n
+
+    @huey.task()
+    def total(numbers):
+        return numbers
+
+    members = [one.s(0, retries=1, priority=1), one.s(1), one.s(2)]
+    result = huey.enqueue(chord(members, total.s()))
+
+    def killed():
+        monkeypatch.setattr(huey.storage.endings, "_end", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        huey.execute(huey.dequeue())
+
+    assert status_of(forked(killed)) == KILLED
+    fails.append(ValueError())
+    while huey.pending():
+        huey.execute(huey.dequeue())
+    assert result.callback.get() == [0, 1, 2]
+    assert len(huey.storage._queues.counters) == 0
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_what_follows_a_failed_member_of_a_chord_is_there_once_though_it_is_killed_before_its_end(huey, monkeypatch, n):
     @huey.task()
@@ -706,14 +734,82 @@ def test_a_result_that_a_hook_fails_to_read_is_stored_with_the_end_of_the_task_a
         return 1
 
     @huey.post_execute()
-    def look(task, *_):
+    def look(*_):
         with monkeypatch.context() as patched:
             patched.setattr(huey.storage.tasks, "transaction", undone)
-            huey.get(task.id, peek=True)
+            huey.all_results()
 
     result = work()
     huey.execute(huey.dequeue())
     assert result.get() == 1
+
+
+def test_a_hook_that_revokes_its_task_again_stops_its_retries(huey):
+    ran, revoked = [], []
+
+    @huey.task(retries=3, context=True)
+    def work(task):
+        ran.append(task.id)
+        huey.revoke(task)
+        raise ValueError
+
+    @huey.post_execute()
+    def stop(task, *_):
+        revoked.append(huey.is_revoked(task))
+        huey.revoke(task)
+
+    work()
+    while huey.pending():
+        huey.execute(huey.dequeue())
+    assert (len(ran), revoked) == (1, [False]), "Huey ends a revocation that came during the task"
+
+
+def test_a_hook_takes_replaces_or_removes_the_result_of_its_task(huey):
+    results = {}
+
+    @huey.task()
+    def work(how):
+        return how
+
+    @huey.post_execute()
+    def look(task, *_):
+        how = task.args[0]
+        if how == "replaces":
+            huey.put(task.id, "another")
+        else:
+            results[how] = huey.get(task.id) if how == "takes" else huey.delete(task.id)
+
+    left = {how: work(how) for how in ("takes", "replaces", "removes")}
+    while huey.pending():
+        huey.execute(huey.dequeue())
+    assert results == {"takes": "takes", "removes": True}
+    assert {how: result.get() for how, result in left.items()} == {
+        "takes": None,
+        "replaces": "another",
+        "removes": None,
+    }
+
+
+def test_a_task_that_a_hook_runs_sees_the_result_of_the_hook_s_task(huey):
+    seen = []
+
+    @huey.task()
+    def outer():
+        return 1
+
+    @huey.task()
+    def inner(key):
+        seen.append(huey.get(key, peek=True))
+
+    @huey.post_execute()
+    def run(task, *_):
+        if task.name == "outer":
+            inner(task.id)
+            huey.execute(huey.dequeue())
+
+    outer()
+    huey.execute(huey.dequeue())
+    assert seen == [1]
 
 
 def test_a_hook_that_asks_for_revocations_stores_nothing_of_the_end_of_its_task(huey):

@@ -18,22 +18,25 @@ step  what is done, by a worker                                     killed after
 Calls that a task, a hook or a signal handler makes to Huey (starting other tasks, taking locks) are stored
 immediately, as usual.
 
+What a task is yet to store is visible to its hooks and signal handlers, and what they store takes its place.
+
 A counter must return its value immediately, since the last task of a chord enqueues the callback. So a task is counted
 immediately, together with a mark that is removed in step 3: a task that comes again between the two is counted once,
-and gets the same number. Its deletions (of the counter, of the results of the chord) take place in step 3.
+and gets the same number, also if it fails the second time and only its retry is counted. Its deletions (of the
+counter, of the results of the chord) take place in step 3.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from lmdbqueue._errors import Empty, Full, LeaseExpiredError, QueueError, told
 from lmdbqueue._host.threads import holding
 from lmdbqueue._local.relay import relay
 from lmdbqueue._local.state import Put, prepared, some_of
 from lmdbqueue._verbs.lease import Lease
-from lmdbqueue.integrations.huey._queues import Queues
+from lmdbqueue.integrations.huey._queues import Queues, key_of
 
 _PAUSE: Final = 1.0  # seconds until a task whose end could not be stored comes again, twice as many each time
 _DOUBLINGS: Final = 6  # of that pause, at most
@@ -42,9 +45,8 @@ _DOUBLINGS: Final = 6  # of that pause, at most
 class Outcome:
     """What a task that has run will store with its end."""
 
-    def __init__(self, task: object, seq: int, outer: "Outcome | None") -> None:
+    def __init__(self, task: Any, outer: "Outcome | None") -> None:
         self.task = task
-        self._seq = seq  # its number in the queue
         self.outer = outer  # of the task that runs this one
         self.results: dict[str, Put | None] = {}  # by keys; None: to be removed
         self.steps: list[Callable[[], object]] = []  # which enqueue or schedule tasks
@@ -54,8 +56,9 @@ class Outcome:
         self.is_interrupted = False
 
     def records(self) -> dict[str, bytes | None]:
-        """Return the records of its results, None for those to be removed."""
-        return {key: None if put is None else put[2] for key, put in self.results.items()}
+        """Return the records of its results and of those of the tasks that run it, None for those to be removed."""
+        records = {} if self.outer is None else self.outer.records()
+        return records | {key: None if put is None else put[2] for key, put in self.results.items()}
 
     def puts(self) -> dict[str, Put]:
         """Return the results to be stored."""
@@ -75,9 +78,15 @@ class Outcome:
             if self.results.get(key) is put:  # otherwise another was stored meanwhile
                 self.results.pop(key, None)
 
-    def mark(self) -> str:
-        """Return the key of the next mark, the same whenever the task runs."""
-        mark = f"\0{self._seq}/{len(self.marks)}"
+    def supersede(self, key: str) -> None:
+        """Forget a result, also of the tasks that run this one: another was stored, or it was removed."""
+        self.results.pop(key, None)
+        if self.outer is not None:
+            self.outer.supersede(key)
+
+    def mark(self, counter: str) -> str:
+        """Return the key of the next mark, the same whenever the task or a retry of it runs."""
+        mark = key_of(f"\0{self.task.id}/{len(self.marks)}/{counter}")
         self.marks.append(mark)
         return mark
 
@@ -122,7 +131,7 @@ class Endings:
     def running(self, lease: Lease[bytes], task: object) -> Iterator[None]:
         """Collect what Huey itself stores in the block, not its task, hooks and signal handlers; then end the task."""
         outer = self._here.outcome
-        outcome = Outcome(task, lease.seqs[0], outer)
+        outcome = Outcome(task, outer)
         raised: BaseException | None = None
         try:
             self._here.outcome = outcome
@@ -179,38 +188,39 @@ class Endings:
 
     def get(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the records of results, as this thread's task leaves them; None for a missing one."""
-        outcome = self.outcome()
-        for key in keys if outcome is None else ():
-            self.settled(key)
         stored = some_of(self._queues.results, keys)
-        coming = {} if outcome is None else outcome.records()
+        coming = {} if self._here.outcome is None else self._here.outcome.records()
         return [coming.get(key, record) for key, record in zip(keys, stored, strict=True)]
 
     def put(self, key: str, record: bytes) -> None:
         """Store a result now, or with the end of the task that this thread has run."""
         outcome = self.outcome()
         if outcome is None:
-            self._queues.results[key] = record
+            self.put_now(key, record)
         else:
             outcome.results[key] = prepared(self._queues.results, key, record)
 
     def put_now(self, key: str, record: bytes) -> None:
         """Store a result now, even one that the end of the task would remove."""
-        outcome = self.outcome()
-        if outcome is not None:
-            outcome.results.pop(key, None)
         self._queues.results[key] = record
+        self._supersede(key)
 
     def remove(self, key: str) -> bytes | None:
         """Remove a result now, or with the end of the task that this thread has run; return its record, if any."""
         outcome = self.outcome()
         if outcome is None:
-            record: bytes | None = self.settled(key).results.pop(key, None)
-            return record
+            stored = self._queues.results.pop(key, None)
+            coming = {} if self._here.outcome is None else self._here.outcome.records()
+            self._supersede(key)
+            return coming.get(key, stored)
         (record,) = self.get([key])
         if record is not None:
             outcome.results[key] = None
         return record
+
+    def _supersede(self, key: str) -> None:
+        if self._here.outcome is not None:
+            self._here.outcome.supersede(key)
 
     def count(self, key: str, amount: int) -> int:
         """Add to a counter, which begins at 0; return the sum.
@@ -223,7 +233,7 @@ class Endings:
         if outcome is None:
             mark, puts, is_gone = None, {}, False
         else:
-            mark, puts, is_gone = outcome.mark(), outcome.puts(), key in outcome.uncounted
+            mark, puts, is_gone = outcome.mark(key), outcome.puts(), key in outcome.uncounted
         with queues.tasks.transaction():
             counted = None if mark is None else queues.counters.get(mark)
             if counted is not None:  # the task comes again
@@ -247,16 +257,16 @@ class Endings:
         else:
             outcome.uncounted.add(key)
 
-    def settled(self, key: str | None = None) -> Queues:
-        """Return the queues for reading, including what this thread's task has written so far.
+    def settled(self) -> Queues:
+        """Return the queues for a look at all they hold, including what this thread's task has stored so far.
 
-        That is then stored before the task's end, and stored twice if the worker is killed between. Huey itself reads
-        results by their keys, which has this effect only if the task stores that very key.
+        That is then stored before the task's end, and stored twice if the worker is killed between. Huey itself does
+        not look so.
         """
         outcome = self._here.outcome
         if outcome is not None:
             puts, steps = outcome.puts(), list(outcome.steps)
-            if key in puts or (key is None and (puts or steps)):
+            if puts or steps:
                 with self._queues.tasks.transaction():
                     self._put_all(puts)
                     for step in steps:

@@ -199,7 +199,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
 
     def put_if_empty(self, key: str | bytes, value: bytes, ttl: float | None = None) -> bool:
         """Store a value for ``ttl`` seconds if the key has none; return whether it was stored."""
-        with self.endings.settled(key_of(key)).tasks.transaction():
+        with self._queues.tasks.transaction():
             if self.has_data_for_key(key):
                 return False
             self.endings.put_now(key_of(key), _record(value, 0.0 if ttl is None else time.time() + ttl))
