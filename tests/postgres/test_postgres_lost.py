@@ -90,7 +90,7 @@ CHANGES = {
     "clear": lambda world: world.queue.clear(),
     "lease": lambda world: world.queue.lease(2).items,
     "ack": lambda world: world.lease.ack(world.lease.seqs[0]),
-    "nack": lambda world: world.lease.nack(),
+    "nack": lambda world: [[seq - world.lease.seqs[0] for seq in seqs] for seqs in world.lease.nack()],
     "extend": lambda world: world.lease.extend(50),
     "move": lambda world: world.queue.move(2, to=world.other),
     "reader, and its pop": lambda world: world.queue.reader("name").pop(2),
