@@ -119,14 +119,17 @@ def _door(path: str, folder: int, patience: float = -1) -> Iterator[None]:
 
     Raises ``BlockingIOError`` after ``patience`` seconds; -1: never.
     """
-    status = os.fstat(folder)
-    door = _doors.setdefault((status.st_dev, status.st_ino), threading.RLock())
+    door = _door_of(os.fstat(folder))
     if is_mine(door):  # it would wait for its own flock
         raise NestedCallError(path)
     with held(door, patience=patience) as is_held:
         if not is_held:
             raise BlockingIOError(errno.EWOULDBLOCK, "another thread has the lock")
         yield
+
+
+def _door_of(status: os.stat_result) -> threading.RLock:
+    return _doors.setdefault((status.st_dev, status.st_ino), threading.RLock())
 
 
 at_fork("doors", in_child=_doors.clear)
@@ -215,14 +218,16 @@ class Directory:
         self.options = options
         self.folder = folder
         self.finding = finding
-        status = os.fstat(folder)
-        self.identity = (status.st_dev, status.st_ino, options.uuid)
+        self._status = os.fstat(folder)
+        self.identity = (self._status.st_dev, self._status.st_ino, options.uuid)
         self.begin_anew()
 
     def begin_anew(self) -> None:
         """Begin, or continue in a forked child, with no thread in here."""
         self.parking = Parking()  # for threads that wait to move from one generation to the next
         self._compacting = threading.RLock()
+        # whether this thread has the lock, or opens the directory: then this is a nested call (is_mine)
+        self.enters: Callable[[], bool] = _door_of(self._status)._is_owned  # type: ignore[attr-defined]  # noqa: SLF001
 
     def close(self) -> None:
         """Free the descriptor; twice is harmless."""

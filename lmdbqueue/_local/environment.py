@@ -9,9 +9,10 @@ them in one transaction, commits and flushes (``_local.group_commit``). Then eac
 durable, so no caller depends on one that is interrupted in between.
 
 Nested calls. A signal handler, or a ``__del__`` that the garbage collector runs, may interrupt any call and call this
-library. ``_writer`` and ``_moving`` know which thread holds them, and ``_reading`` which threads read: a nested call of
-such a thread raises ``NestedCallError`` instead of waiting for itself, and closing is deferred (``_host.departures``).
-Reading in a nested call works, except during the move to another generation.
+library. ``_writer``, ``_moving`` and the directory lock know which thread holds them, and ``_reading`` which threads
+read. A nested call of such a thread raises ``NestedCallError`` instead of waiting for itself, or for a thread that
+waits for it, and closing is deferred (``_host.departures``). Reading in a nested call works, except during the move to
+another generation; so does writing amid a reading, while no other thread has the right to write.
 """
 
 from __future__ import annotations
@@ -100,11 +101,6 @@ class Environment(Live):
             departures.defer(self._close)
         else:
             self._close()
-
-    def _is_amid_a_call(self) -> bool:
-        """Return whether this thread reads, writes, moves or makes a checkpoint: then closing would wait for itself."""
-        is_writing = is_mine(self._writer) or self._covers() or is_mine(self._moving)
-        return is_writing or self._is_amid_a_reading()
 
     def _close(self) -> None:
         """Close everything, unless the directory was opened again meanwhile, which then continues to use it.
@@ -207,9 +203,12 @@ class Environment(Live):
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
             return result
-        # the writer may wait for a checkpoint, which would wait for the writer
-        if self._holds() or self._covers() or (self._reading and self._is_amid_a_reading()):
+        # amid a call of this thread: those who have the right to write may wait for what that call holds
+        if self._holds() or self._covers() or self._moves() or self._enters():
             raise NestedCallError(self.directory.path)
+        if self._reading and self._is_amid_a_reading():
+            result = self._update_amid_a_reading(ref, fn, args, room)
+            return result
         generation, bell = self._generation, self.bell  # the bell that close() removes, not a later one
         if generation is not None and not self._line.waiting and not self._retired and not self._is_writing:
             done: Any = NOT_DONE
@@ -232,6 +231,22 @@ class Environment(Live):
                 call.secure()
         result = call.outcome()
         return result
+
+    def _update_amid_a_reading(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
+        """Like ``update``, only the short way, and only if the right to write is free: who has it may wait for readers.
+
+        While this thread has it, nobody begins to wait for them.
+        """
+        done: Any = NOT_DONE
+        generation, bell = self._generation, self.bell  # as in ``update``
+        with held(self._writer, patience=0) as is_held:
+            if is_held and generation is not None:
+                done = generation.write(ref, fn, args, room)
+        if done is NOT_DONE:
+            raise NestedCallError(self.directory.path)
+        if done:
+            bell.ring()
+        return done
 
     def sync(self) -> None:
         """Wait until the effects of all calls that have returned are on disk. Raises ``StorageError``."""
@@ -311,7 +326,7 @@ class Environment(Live):
         block = blocks.current()
         is_of_a_block = block is not None and block.owner is self
         is_awaited = self._line.awaits(threading.get_ident())
-        return is_of_a_block or self._holds() or self._covers() or is_mine(self._moving) or is_awaited
+        return is_of_a_block or self._is_amid_a_call() or is_awaited
 
     def _hold(self, ending: Ending) -> None:
         """Stay open until ``ending`` is closed, even if queue objects are closed before."""

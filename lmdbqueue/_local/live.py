@@ -107,14 +107,24 @@ class Live:
         self._writer = threading.RLock()  # both reentrant only for ``is_mine``; neither is taken twice
         self._moving = threading.RLock()
         self._holds: Callable[[], bool] = self._writer._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (is_mine)
+        self._moves: Callable[[], bool] = self._moving._is_owned  # type: ignore[attr-defined]  # noqa: SLF001  (as above)
+        self._enters = self.directory.enters  # whether this thread has the directory lock
         self._covers: Callable[[], bool] = bool  # whether this thread is making a checkpoint; so far none does
         self._reading: dict[int, None] = {}  # the threads that have a read transaction open
         self._max_dbs = 0  # the least number of handles for which a generation needs room
 
     def _refuse_nested(self) -> None:
-        """Raise ``NestedCallError`` inside a call of this thread that is reading, writing or moving."""
-        if self._holds() or self._covers() or is_mine(self._moving) or self._is_amid_a_reading():
+        """Raise ``NestedCallError`` inside a call of this thread."""
+        if self._is_amid_a_call():
             raise NestedCallError(self.directory.path)
+
+    def _is_amid_a_call(self) -> bool:
+        """Return whether this thread is amid a call here, and so must not wait for those who may wait for that call."""
+        return self._holds() or self._may_not_move()
+
+    def _may_not_move(self) -> bool:
+        """Return whether this thread is amid a call for whose end those who move, or read ``_session``, may wait."""
+        return self._covers() or self._moves() or self._enters() or self._is_amid_a_reading()
 
     def _is_amid_a_reading(self) -> bool:
         """Return whether the function that asks was called amid a reading of this thread, as by a signal handler.
@@ -138,7 +148,7 @@ class Live:
         """Make checkpoints every ``seconds``, or more often if another queue object wants that; None: as others do."""
         if seconds is None:
             return
-        if self._is_amid_a_reading():
+        if self._may_not_move():
             raise NestedCallError(self.directory.path)
         with self._moving:  # so that no checkpoints begin with a longer one meanwhile
             if self._wanted is None or seconds < self._wanted:
@@ -162,7 +172,7 @@ class Live:
 
     def processes(self) -> int | None:
         """Return the number of visible processes that have the directory open; None if unknown."""
-        if self._is_amid_a_reading():
+        if self._may_not_move():
             return None
         with self._moving:  # so that the session is not closed meanwhile
             return None if self._session is None else self._session.processes()
@@ -242,9 +252,7 @@ class Live:
                 departures.defer(tell)
 
     def _move(self, old: Generation | None, progress: Progress | None = None) -> None:
-        checkpoints = self._checkpoints
-        covers = checkpoints is not None and checkpoints.is_mine()
-        if covers or is_mine(self._moving) or self._is_amid_a_reading():
+        if self._may_not_move():
             raise NestedCallError(self.directory.path)
         with self._moving:
             if self._generation is not old:

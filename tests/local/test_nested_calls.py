@@ -186,6 +186,71 @@ def test_no_call_amid_a_reading_waits_for_those_who_wait_for_that_reading(tmp_pa
     assert status_of(forked(_call_amid_a_reading, tmp_path, nested), DEADLINE) == 0
 
 
+def _call_amid(place, nested, owner, name, outer):
+    """Call ``nested`` in ``outer``, where ``name`` is called, while a writer of another thread waits for ``outer``."""
+    with PersistentQueue("queue", place, **FAST) as queue:
+        queue.push(["a", "b"])
+        environment, told, moving = queue._engine.environment, [], []
+        assert status_of(forked(_compact, place)) == 0  # so the writer has to move
+        writer = threading.Thread(target=queue.push, args=("by another thread",))
+        inner, move = getattr(owner, name), environment._move
+        environment._move = lambda *args: (moving.append(threading.get_ident()), move(*args))
+
+        def amid(*args):
+            setattr(owner, name, inner)
+            writer.start()
+            eventually(lambda: writer.ident in moving)  # with the right to write
+            try:
+                NESTED[nested](queue)
+            except NestedCallError as error:
+                told.append(error)
+            return inner(*args)
+
+        setattr(owner, name, amid)
+        with suppress(ClosedError):
+            outer(queue)
+        writer.join(DEADLINE)
+        assert not writer.is_alive()
+        assert told or nested in ("close", "read")
+    assert departures.wait(DEADLINE)
+    with PersistentQueue("queue", place, **FAST) as again:
+        assert [item for item in again if item != "by another thread"] == ["a", "b"]
+        assert again.check() == []
+
+
+def _compact(place):
+    with PersistentQueue("queue", place, **FAST) as queue:
+        queue.flush(force=True)
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_no_call_amid_a_move_waits_for_a_writer_who_waits_for_that_move(tmp_path, nested):
+    assert status_of(forked(_call_amid, tmp_path, nested, _env.Environment, "_open_live", len), DEADLINE) == 0
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_no_call_amid_an_opening_waits_for_a_writer_who_waits_for_that_opening(tmp_path, nested):
+    """They wait for the lock of the directory."""
+    outer = _open_another
+    assert status_of(forked(_call_amid, tmp_path, nested, directory, "refuse_read_only", outer), DEADLINE) == 0
+
+
+def test_a_push_amid_a_reading_is_stored_if_nobody_waits_for_that_reading(open_queue):
+    queue = open_queue(**FAST)
+    queue.push(["a", "b"])
+    engine = queue._engine
+
+    def read(_, __):
+        queue.push("nested")
+        queue.pop()
+        with queue.lease():
+            return queue.stats().waiting
+
+    assert engine.environment.view(engine.ref, read) == 1
+    assert list(queue) == ["nested"]
+    assert queue.check() == []
+
+
 @pytest.mark.parametrize("nested", ["push", "read", "open", "block"])
 def test_no_call_joins_a_block_that_has_been_committed(open_queue, monkeypatch, nested):
     queue, told = open_queue(**FAST), []
