@@ -767,7 +767,7 @@ def test_tasks_that_take_together_are_told_whether_their_items_may_be_gone(proxy
         return await asyncio.gather(*pops, return_exceptions=True)
 
     async def main():
-        for at in cycle(range(1, 7)):
+        for at in cycle(range(1, 9)):
             look.push(ITEMS)
             async with AsyncPostgresQueue.open(proxy.url(), schema=schema) as queue:
                 queue.queue._engine._hold.patience = 0.5
