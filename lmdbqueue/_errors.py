@@ -32,7 +32,7 @@ class QueueError(Exception):
 
 
 class Empty(QueueError, queue.Empty):
-    """There were fewer items than requested, immediately or until the timeout."""
+    """There were fewer items than requested, at once or until the timeout."""
 
     def __init__(self, wanted: int, timeout: float | None = None) -> None:
         super().__init__(wanted, timeout)
@@ -90,7 +90,7 @@ class ClosedError(QueueError):
 
 
 class ForkError(QueueError):
-    """A forked child cannot reopen the queue, because the fork happened inside a transaction."""
+    """A forked child cannot use the queue, because its parent forked during a transaction or another call."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -98,8 +98,8 @@ class ForkError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"this process was forked during a transaction on {self.path!r}, which cannot be abandoned safely: fork "
-            f"outside of transactions, or start the process with 'spawn'"
+            f"this process was forked during a transaction or another call on {self.path!r}, which cannot be abandoned "
+            f"safely: fork outside of transactions and signal handlers, or start the process with 'spawn'"
         )
 
 
@@ -184,20 +184,25 @@ class VersionError(FormatError):
 
 
 class OptionError(QueueError, ValueError):
-    """An option or a call conflicts with how the queue was created, or with its contents; nothing was touched."""
+    """An option or a call conflicts with how the queue was created, or with its contents; nothing was touched.
 
-    def __init__(self, path: str, option: str, stored: object, given: object) -> None:
-        super().__init__(path, option, stored, given)
+    ``name`` is the queue; it is "" if the option is one of the whole directory.
+    """
+
+    def __init__(self, path: str, option: str, stored: object, given: object, name: str = "") -> None:
+        super().__init__(path, option, stored, given, name)
         self.path = path
         self.option = option
         self.stored = stored
         self.given = given
+        self.name = name
 
     def __str__(self) -> str:
+        what = f"queue {self.name!r} in {self.path!r}" if self.name else repr(self.path)
         if self.stored in _NOT_TOGETHER:
-            return f"{self.path!r} has {_NOT_TOGETHER[self.stored]}, so it cannot have {self.given}"
+            return f"{what} has {_NOT_TOGETHER[self.stored]}, so it cannot have {self.given}"
         return (
-            f"{self.path!r} was created with {self.option}={self.stored!r}, which is fixed; it was opened with "
+            f"{what} was created with {self.option}={self.stored!r}, which is fixed; it was opened with "
             f"{self.given!r}: pass {self.option}={self.stored!r}"
         )
 
@@ -206,6 +211,7 @@ _NOT_TOGETHER: Final[dict[object, str]] = {
     "named readers": "named readers, which need items in the order of their pushes",
     "retention": "retention, which drops the first items, and with priorities those would be the most urgent",
     "priorities": "or had items with a priority, which come before items pushed earlier",
+    "relaxed order": "a relaxed order, in which an item can arrive before the position of a reader",
 }
 
 
@@ -346,9 +352,9 @@ class NestedCallError(QueueError):
 
     def __str__(self) -> str:
         return (
-            f"a call on {self.path!r} was made during another call of the same thread or one that waits for it, "
-            f"perhaps by a signal handler or __del__; nothing was stored: make the call in another thread (hand it "
-            f"over through queue.SimpleQueue)"
+            f"a call on {self.path!r} was made during another call of the same thread, or of one that waits for it, "
+            f"perhaps by a signal handler or __del__; nothing was stored: make the call in another thread (pass it "
+            f"the work through a queue.SimpleQueue)"
         )
 
 

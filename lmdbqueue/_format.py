@@ -68,7 +68,9 @@ def is_name(name: str) -> bool:
 def check_name(name: str) -> str:
     """Return ``name`` if a queue may be called so, else raise ``ValueError``."""
     if not is_name(name):
-        message = f"the name of a queue or reader is 1 to {_MAX_NAME} bytes of UTF-8 without '/' and NUL, not {name!r}"
+        message = (
+            f"the name of a queue or reader must be 1 to {_MAX_NAME} bytes of UTF-8 without '/' or NUL, not {name!r}"
+        )
         raise ValueError(message)
     return name
 

@@ -78,7 +78,7 @@ class LocalHold:
             environment.release()
             raise
         try:
-            refuse_other_serializer(path, _format.serializer(self.record), serializer)
+            refuse_other_serializer(path, name, _format.serializer(self.record), serializer)
         except OptionError:
             environment.release(self.ref)
             raise

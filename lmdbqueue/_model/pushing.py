@@ -102,7 +102,7 @@ def refuse_priority(txn: Txn, queue: Tables) -> None:
     flags = _format.flags(queue_record(txn, queue))
     if flags & (READERS | RETAINED):
         stored = "named readers" if flags & READERS else "retention"
-        raise OptionError(queue.generation.directory, "priority", stored, "a priority")
+        raise OptionError(queue.generation.directory, "priority", stored, "a priority", queue.name)
 
 
 def _append_to_class(txn: Txn, queue: Tables, payloads: Sequence[bytes], trailer: bytes, number: int) -> range:

@@ -65,7 +65,7 @@ def create(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bo
 def refuse_beside_classes(txn: Txn, queue: Tables) -> None:
     """Raise ``OptionError`` if the queue has items with a priority."""
     if _format.flags(queue_record(txn, queue)) & CLASSES:
-        raise OptionError(queue.generation.directory, "reader", "priorities", "a named reader")
+        raise OptionError(queue.generation.directory, "reader", "priorities", "a named reader", queue.name)
 
 
 def seek(txn: Txn, queue: Tables, name: str, where: int | str, now: int) -> bool:

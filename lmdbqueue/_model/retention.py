@@ -31,7 +31,7 @@ def retain(txn: Txn, queue: Tables, now: int, retention: Retention | None, bury:
     Raises ``OptionError`` if the queue has, or had, items with a priority.
     """
     if retention is not None and _format.flags(queue_record(txn, queue)) & _format.CLASSES:
-        raise OptionError(queue.generation.directory, "retain", "priorities", "retention")
+        raise OptionError(queue.generation.directory, "retain", "priorities", "retention", queue.name)
     held = 0
     if retention is not None and retention.bytes is not None:
         with txn.cursor(queue.items) as cursor:

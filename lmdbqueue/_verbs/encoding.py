@@ -47,7 +47,7 @@ def how_to_push(
     """Return what an engine is told of ``n`` items; raise for what cannot be, or not together."""
     check(VERBS, delay=delay, replace=replace, expires=expires, headers=headers, priority=priority)
     if expires is not None and expires <= delay:
-        message = f"'expires' is more than the delay of {delay!r} s, not {expires!r}"
+        message = f"'expires' must be more than the delay of {delay!r} s, not {expires!r}"
         raise ValueError(message)
     if replace and unique is None:
         message = "'replace' keeps the newest item with a key: it needs unique="
@@ -57,7 +57,7 @@ def how_to_push(
         is_list = isinstance(unique, Collection) and not isinstance(unique, (str, bytes))
         some: list[Any] = list(unique) if is_list else []
         if len(some) != n:
-            message = f"'unique' is a list of {n} keys for a list of {n} items, not {unique!r:.80}"
+            message = f"'unique' must be a list of {n} keys for a list of {n} items, not {unique!r:.80}"
             raise ValueError(message) if is_list else TypeError(message)
         for key in some:
             check(VERBS, unique=key)

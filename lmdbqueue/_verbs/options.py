@@ -58,8 +58,8 @@ def _check(name: str, rule: Rule, value: Any) -> None:
     elif int in rule.types and hasattr(type(value), "__index__"):
         fits = rule.least <= operator.index(value) <= rule.most
     if not fits:
-        none = " or None" if rule.or_none else ""
-        message = f"{name!r} is {rule.allowed}{none}, not {value!r:.80}"
+        none = ", or None" if rule.or_none else ""
+        message = f"{name!r} must be {rule.allowed}{none}, not {value!r:.80}"
         raise TypeError(message) if fits is None else ValueError(message)
 
 
@@ -125,10 +125,10 @@ FLAG: Final = Rule("True or False", (bool, int), 0, 1)
 CALLABLE: Final = Rule("a function", (), fits=lambda value: callable(value) or None)
 HOOK: Final = CALLABLE._replace(or_none=True)
 TEXT: Final = Rule("a str", (str,), fits=lambda _: True)
-PATH: Final = Rule("a path, a str or os.PathLike", (str, os.PathLike), fits=lambda path: "\0" not in str(path))
-NAME: Final = Rule("the name of a queue or reader: 1 to 200 bytes of UTF-8 without '/' and NUL", (str,), fits=is_name)
+PATH: Final = Rule("a path (str or os.PathLike)", (str, os.PathLike), fits=lambda path: "\0" not in str(path))
+NAME: Final = Rule("the name of a queue or reader: 1 to 200 bytes of UTF-8 without '/' or NUL", (str,), fits=is_name)
 _START: Final = Rule("'oldest', 'newest' or the number of an item", (), fits=_is_start)
-_KEY: Final = Rule("a unique key, a str or bytes", (str, bytes), fits=_is_encodable)
+_KEY: Final = Rule("a key (str or bytes)", (str, bytes), fits=_is_encodable)
 _SEQ: Final = Rule("the number of an item", (int,), -_NUMBERS, _NUMBERS - 1)
 
 # --- the rules
@@ -138,7 +138,7 @@ OPENING: Final = {  # a queue of any engine
     "name": NAME,
     "dumps": CALLABLE,
     "loads": CALLABLE,
-    "maxsize": Rule("a number of items, 0 or less for no limit", (int,), -_MOST, _MOST),  # as queue.Queue has it
+    "maxsize": Rule("a number of items (0 or less: no limit)", (int,), -_MOST, _MOST),  # as queue.Queue has it
     "max_attempts": whole("a number of leases", 1, or_none=True),
     "expired": one_of("drop", "dead"),
 }
@@ -152,9 +152,9 @@ VERBS: Final = {
     "ttl": seconds(more_than_0=True, or_none=True),
     "delay": seconds(),
     "expires": seconds(more_than_0=True, or_none=True),
-    "priority": whole("a priority, lower leaves sooner", -128, 127),
+    "priority": Rule("a whole number from -128 (leaves first) to 127", (int,), -128, 127),
     "headers": Rule(
-        f"a mapping of str to str, of at most {_LONGEST_HEADER:,} bytes each",
+        f"a mapping of str to str, each at most {_LONGEST_HEADER:,} bytes of UTF-8",
         (Mapping,),
         or_none=True,
         fits=_are_headers,
@@ -162,7 +162,7 @@ VERBS: Final = {
     "unique": _KEY._replace(or_none=True),
     "key": _KEY,
     "seq": _SEQ,
-    "seqs": _SEQ._replace(allowed="the number of an item, or several"),
+    "seqs": _SEQ._replace(allowed="the number of an item, or several numbers"),
     "reason": TEXT,
     "trace": TEXT,
     "max_attempts": whole("a number of leases", 0, or_none=True),
@@ -177,7 +177,7 @@ WORK: Final = {
     **VERBS,
     "ttl": seconds(more_than_0=True),
     "concurrency": whole("a number of threads or tasks", 1, _MOST_THREADS),
-    "stop": Rule("an event, or a function", (), or_none=True, fits=_can_stop),
+    "stop": Rule("an event or a function", (), or_none=True, fits=_can_stop),
     **dict.fromkeys(("progress", "on_retry", "on_dead"), HOOK),
 }
 

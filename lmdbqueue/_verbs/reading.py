@@ -205,9 +205,9 @@ def checked_many(items: int, at_least: int, max_bytes: int | None, *, blocking: 
     check(VERBS, items=items, at_least=at_least, max_bytes=max_bytes, blocking=blocking, timeout=timeout)
     n, least = index(items), index(at_least)
     if least != 1 and not blocking:
-        message = f"'at_least' is the number of items to wait for, 1 without blocking=True, not {least}"
+        message = f"'at_least' must be 1 without blocking=True, not {least}: it is the number of items to wait for"
         raise ValueError(message)
     if least > n and n and blocking:
-        message = f"'at_least' is 1 to {n}, the number of items, not {least}"
+        message = f"'at_least' must be 1 to {n}, the number of items, not {least}"
         raise ValueError(message)
     return Many(n, least if max_bytes is None else 1)  # fewer may be as much as fits

@@ -33,10 +33,10 @@ def chosen(
     return serializer, *_PAIRS[serializer]()
 
 
-def refuse_other_serializer(path: str, stored: str, given: str) -> None:
+def refuse_other_serializer(path: str, name: str, stored: str, given: str) -> None:
     """Raise ``OptionError`` if the serializer differs from the queue's; a pair of the user's passes as any of them."""
     if stored != given and not {stored, given} & {"", CUSTOM}:
-        raise OptionError(path, "serializer", stored, given)
+        raise OptionError(path, "serializer", stored, given, name)
 
 
 def pair_of(name: str) -> Pair | None:
@@ -89,7 +89,7 @@ def _module(name: str, module: str) -> Any:
 def _to_bytes(item: Any) -> bytes:
     if isinstance(item, (bytes, bytearray, memoryview)):
         return bytes(item)
-    message = f"an item is bytes, with serializer='bytes', not {item!r:.80}"  # bytes(5) would be five zeros
+    message = f"with serializer='bytes' an item must be bytes, not {item!r:.80}"  # bytes(5) would be five zeros
     raise TypeError(message)
 
 

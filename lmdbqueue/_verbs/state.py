@@ -143,6 +143,6 @@ class StateMapping(MutableMapping[str, Any]):
 
     def _checked(self, key: str) -> bytes:
         if not isinstance(key, str):
-            message = f"a key of the state is a str, not {type(key).__name__}"
+            message = f"a key of the state must be a str, not {type(key).__name__}"
             raise TypeError(message)
         return self._record(key)

@@ -81,7 +81,7 @@ _FIELDS: Final = {
     "retry.base": seconds(),
     "retry.factor": Rule("a number, 1 to 1,000,000", (int, float), 1, 1_000_000),
     "retry.max_delay": seconds(),
-    "retry.jitter": Rule("a part, 0 to 1", (int, float), 0, 1),
+    "retry.jitter": Rule("a fraction, 0 to 1", (int, float), 0, 1),
 }
 
 
@@ -115,7 +115,7 @@ class Worked(NamedTuple):
         done: Items acknowledged.
         retried: Items given back, to be tried again.
         dead: Items turned into dead letters.
-        removed: Items that the handler failed on and that had left for good by then: replaced or expired.
+        removed: Items whose handler failed, and which had left for good by then: replaced, expired, or dropped.
     """
 
     done: int = 0

@@ -163,5 +163,5 @@ def header_of(text: str) -> tuple[str, str]:
     """Return the name and the value of a header given as NAME:VALUE."""
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise click.UsageError(f"A header is NAME:VALUE, not {text!r}.")
+        raise click.UsageError(f"A header must be NAME:VALUE, not {text!r}.")
     return name.strip(), value.strip()

@@ -371,5 +371,5 @@ def _target_of(remote: Any) -> Target:
 
     if isinstance(remote, PostgresQueue):
         return PostgresTarget(remote)
-    message = f"remote is a PostgresQueue or a Target, not {type(remote).__name__}"
+    message = f"'remote' must be a queue or a Target, not {type(remote).__name__}"
     raise TypeError(message)

@@ -106,11 +106,11 @@ class HttpTarget(Target):
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            message = f"a URL begins with http:// or https:// and has a host, not {url!r}"
+            message = f"a URL must begin with http:// or https:// and have a host, not {url!r}"
             raise ValueError(message)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if not _VALUE.fullmatch(path) or " " in path or "\t" in path:
-            message = f"the path of a URL is printable ASCII, not {path!r}: quote it with urllib.parse.quote"
+            message = f"the path of a URL must be printable ASCII, not {path!r}: quote it with urllib.parse.quote"
             raise ValueError(message)
         host, port = parts.hostname, _port_of(parts)
         check_connection(host=host, port=port, timeout=timeout, batch=batch)

@@ -79,10 +79,12 @@ class MqttTarget(Target):
         check_connection(host=host, port=port, timeout=timeout, batch=batch)
         check_connection(topic=topic, client_id=client_id, username=username, password=password)
         if not topic or set(topic) & set("+#") or _ILLEGAL.search(topic):
-            message = f"a topic to publish to is not empty, and has no wildcards or control characters, not {topic!r}"
+            message = (
+                f"a topic to publish to must be a non-empty text without wildcards or control characters, not {topic!r}"
+            )
             raise ValueError(message)
         if qos not in (0, 1, 2):
-            message = f"qos is 0, 1 or 2, not {qos!r}"
+            message = f"'qos' must be 0, 1 or 2, not {qos!r}"
             raise ValueError(message)
         self.limit = batch
         self._address = host, port

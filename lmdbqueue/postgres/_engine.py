@@ -69,8 +69,8 @@ class PostgresEngine:
             if known is None:
                 make = partial(_queues.make, is_relaxed=is_relaxed, serializer=serializer)
                 known = database.run(patience, make, name)
-            refuse_other_order(database.path, stored=known.is_relaxed, given=is_relaxed)
-            refuse_other_serializer(database.path, known.serializer, serializer)
+            refuse_other_order(database.path, name, stored=known.is_relaxed, given=is_relaxed)
+            refuse_other_serializer(database.path, name, known.serializer, serializer)
             place = _claims.place_of(known.id, database.uuid, database.sql.channel(known.id))
             self._hold.place = self._hold.holder.place = place
             sequence = _items.sequence(database.sql, known.id) if is_relaxed else ""
@@ -458,11 +458,11 @@ def _let_go(database: Database, holder: Holder) -> None:
         database.release()
 
 
-def refuse_other_order(path: str, *, stored: bool, given: bool) -> None:
+def refuse_other_order(path: str, name: str, *, stored: bool, given: bool) -> None:
     """Raise ``OptionError`` if a queue was created with another order."""
     if stored != given:
         order = {True: "relaxed", False: "commit"}
-        raise OptionError(path, "order", order[stored], order[given])
+        raise OptionError(path, "order", order[stored], order[given], name)
 
 
 def _begin_anew_in_child() -> None:

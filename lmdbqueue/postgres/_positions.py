@@ -42,7 +42,7 @@ LEFT JOIN LATERAL (
 WHERE q.id = %(queue)s AND (is_followed OR is_kept)
 """
 _IS_THERE: Final = "SELECT FROM {queues} WHERE id = %(queue)s"
-_OPTIONS: Final = "SELECT is_relaxed, has_classes FROM {queues} WHERE id = %(queue)s"
+_OPTIONS: Final = "SELECT name, is_relaxed, has_classes FROM {queues} WHERE id = %(queue)s"
 _ADD: Final = """
 INSERT INTO {readers} (queue, name, passed) VALUES (%(queue)s, %(name)s, %(passed)s)
 ON CONFLICT (queue, name) DO NOTHING
@@ -116,11 +116,11 @@ def moves(rows: Iterable[tuple[str, int, int]], name: str) -> int | None:
 def refuse_readers(step: Step, queue: int) -> None:
     """Raise ``OptionError`` if items may arrive before the position of a reader."""
     row = step.execute(_OPTIONS, queue=queue).fetchone()
-    is_relaxed, has_classes = row or (False, False)
+    name, is_relaxed, has_classes = row or ("", False, False)
     if is_relaxed:
-        raise OptionError(step.path, "order", "relaxed", "a named reader")
+        raise OptionError(step.path, "order", "relaxed order", "a named reader", name)
     if has_classes:
-        raise OptionError(step.path, "reader", "priorities", "a named reader")
+        raise OptionError(step.path, "reader", "priorities", "a named reader", name)
 
 
 def add(step: Step, queue: int, name: str, where: int | None) -> bool | None:
@@ -176,8 +176,10 @@ def set_retention(step: Step, queue: int, now: Retention | None) -> bool:
     """Store the limits of retention; return whether the queue exists."""
     if lock_tail(step, queue) is None:
         return False
-    if now is not None and step.execute(_OPTIONS, queue=queue).fetchall()[0][1]:
-        raise OptionError(step.path, "retain", "priorities", "retention")
+    if now is not None:
+        name, _, has_classes = step.execute(_OPTIONS, queue=queue).fetchall()[0]
+        if has_classes:
+            raise OptionError(step.path, "retain", "priorities", "retention", name)
     nothing = Reach(None, None, None)
     wanted = nothing if now is None else Reach(now.items, now.bytes, None if now.age is None else now.age // 1000)
     if wanted == (retention(step, queue) or nothing):

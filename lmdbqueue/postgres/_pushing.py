@@ -119,6 +119,7 @@ _SET_NEXT: Final = """
 UPDATE {tails} SET next = %(next)s
 WHERE queue = %(queue)s AND epoch = (SELECT epoch FROM {tails} WHERE queue = %(queue)s ORDER BY epoch DESC LIMIT 1)
 """
+_NAME: Final = "SELECT name FROM {queues} WHERE id = %(queue)s"
 _OPTIONS: Final = "SELECT is_relaxed, is_followed, has_classes FROM {queues} WHERE id = %(queue)s"
 _HAVE_CLASSES: Final = "UPDATE {queues} SET has_classes = true WHERE id = %(queue)s"
 _ARE_FIRST: Final = """
@@ -194,7 +195,7 @@ def append(
         if not key or (key not in held and first_of.setdefault(key, index) == index):
             fresh.append(index)
     if how.priority and (is_followed or is_kept):
-        raise _no_priority(step, is_followed=is_followed)
+        raise _no_priority(step, place, is_followed=is_followed)
     if not fresh:
         return Appended([Pushed(held[key], is_stored=False) for key in keys], is_kept=False)
     sizes = [len(payloads[index]) for index in fresh]
@@ -243,8 +244,9 @@ def _held(step: Step, place: Place, keys: Sequence[bytes], *, buries: bool) -> d
         expire(step, place, buries=buries)
 
 
-def _no_priority(step: Step, *, is_followed: bool) -> OptionError:
-    return OptionError(step.path, "priority", "named readers" if is_followed else "retention", "a priority")
+def _no_priority(step: Step, place: Place, *, is_followed: bool) -> OptionError:
+    ((name,),) = step.execute(_NAME, queue=place.id).fetchall()
+    return OptionError(step.path, "priority", "named readers" if is_followed else "retention", "a priority", name)
 
 
 def _locked(step: Step, place: Place) -> tuple[tuple[int, bool] | None, Any]:
@@ -354,7 +356,7 @@ def move(step: Step, place: Place, target: Place, n: int, maxsize: int) -> Appen
     if moved:
         if any(seq >> CLASS for seq, _, _ in moved):
             if is_followed or is_kept:
-                raise _no_priority(step, is_followed=is_followed)
+                raise _no_priority(step, target, is_followed=is_followed)
             if not has_classes:
                 step.execute(_HAVE_CLASSES, queue=target.id)
         size = sum(each for _, _, each in moved)

@@ -50,7 +50,7 @@ _OPENING: Final = {
     **OPENING,
     "conninfo": TEXT,
     "schema": Rule(
-        f"the name of a schema: 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL and %", (str,), fits=_is_schema
+        f"the name of a schema: 1 to {_LONGEST_SCHEMA} bytes of UTF-8 without NUL or %", (str,), fits=_is_schema
     ),
     "patience": seconds(most=_DAY / 2),
     "order": one_of("commit", "relaxed"),
@@ -104,7 +104,7 @@ class PostgresQueue(Queue[T]):
 
     Raises:
         ServerError: The server refused, or did not answer for ``patience`` seconds.
-        OptionError: The queue was created with another ``order``.
+        OptionError: The queue was created with another ``order`` or ``serializer``.
         VersionError: The schema is of another version of the library.
     """
 

@@ -278,9 +278,9 @@ def test_bytes_go_as_they_are(server, open_queue):
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://", "x"])
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ValueError, match="a URL begins with"):
+    with pytest.raises(ValueError, match="a URL must begin with"):
         HttpTarget(url)
-    with pytest.raises(ValueError, match="'batch' is a number of items, 1 or more"):
+    with pytest.raises(ValueError, match="'batch' must be a number of items, 1 or more"):
         HttpTarget("http://x", batch=0)
 
 
@@ -290,7 +290,7 @@ HOSTS = ["a b", "a..b", ".a", "a" * 64 + ".example", "a\x7f", "\u3002", "\ud800"
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_host_that_cannot_be_looked_up_is_refused_before_a_forwarder_runs(host):
     for make in (lambda: HttpTarget(f"https://{host}/"), lambda: MqttTarget(host, topic="x")):
-        with pytest.raises(ValueError, match="'host' is the name or address of a host"):
+        with pytest.raises(ValueError, match="'host' must be the name or address of a host"):
             make()
 
 
@@ -299,7 +299,7 @@ def test_a_host_that_cannot_be_looked_up_is_refused_before_a_forwarder_runs(host
 )
 def test_a_timeout_that_no_socket_takes_is_refused(timeout, error):
     for make in (HttpTarget, partial(MqttTarget, topic="x")):
-        with pytest.raises(error, match="'timeout' is a positive number of seconds"):
+        with pytest.raises(error, match="'timeout' must be a positive number of seconds"):
             make("http://x" if make is HttpTarget else "x", timeout=timeout)
 
 
@@ -311,7 +311,7 @@ def test_an_ipv6_address_without_a_port_is_not_taken_for_one_with_a_port(scheme,
 
 @pytest.mark.parametrize("path", ["/é", "/a b", "/?q=é", "/?a\x7fb"])
 def test_what_no_request_can_ask_for_is_refused(path):
-    with pytest.raises(ValueError, match="the path of a URL is printable ASCII"):
+    with pytest.raises(ValueError, match="the path of a URL must be printable ASCII"):
         HttpTarget(f"http://x{path}")
 
 

@@ -230,7 +230,7 @@ def test_what_is_no_topic_or_qos_is_refused(options):
 @pytest.mark.parametrize("what", ["username", "password", "client_id"])
 @pytest.mark.parametrize("text", ["a" * 65_536, "\ud800"])
 def test_a_name_that_no_message_can_carry_is_refused(what, text):
-    with pytest.raises(ValueError, match=f"'{what}' is a text of at most 65,535 bytes"):
+    with pytest.raises(ValueError, match=f"'{what}' must be a text of at most 65,535 bytes"):
         MqttTarget("localhost", topic="x", **{what: text})
 
 

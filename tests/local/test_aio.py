@@ -70,7 +70,7 @@ def test_the_verbs_mean_what_they_mean_without_await(run, place):
 def test_errors_are_those_of_the_verbs(run):
     async def test(queue):
         for verb in (queue.pop, queue.peek, queue.delete):
-            with pytest.raises(ValueError, match="'items' is a number of items, 0 or more"):
+            with pytest.raises(ValueError, match="'items' must be a number of items, 0 or more"):
                 await verb(-1)
             with pytest.raises(TypeError):
                 await verb("many")

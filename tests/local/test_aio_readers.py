@@ -73,10 +73,10 @@ def test_errors_are_those_of_the_verbs(run):
     async def test(queue):
         await queue.push([b"good", b"bad"])
         reader = await queue.reader("billing")
-        with pytest.raises(ValueError, match="'start' is 'oldest'"):
+        with pytest.raises(ValueError, match="'start' must be 'oldest'"):
             await queue.reader("other", start="begin")
         for verb in (reader.pop, reader.peek, reader.delete):
-            with pytest.raises(ValueError, match="'items' is"):
+            with pytest.raises(ValueError, match="'items' must be"):
                 await verb(-1)
         for verb in (reader.pop, reader.peek):
             with pytest.raises(ValueError, match="non-negative"):
@@ -90,7 +90,7 @@ def test_errors_are_those_of_the_verbs(run):
             with pytest.raises(DecodeError, match=r"delete_item\(1\)"):
                 await verb(2)
         assert await reader.position() == 1
-        with pytest.raises(ValueError, match="'items' is"):
+        with pytest.raises(ValueError, match="'items' must be"):
             await queue.retain(0)
 
     def loads(data):

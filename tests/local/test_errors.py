@@ -54,7 +54,10 @@ SAMPLES = {
     Full: (("items", 1000, 999, 2), ["999", "1,000", "items", "2 more"]),
     NestedCallError: (("/q",), ["'/q'", "same thread"]),
     LeaseExpiredError: (("jobs", [7, 8]), ["'jobs'", "items 7, 8", "longer ttl"]),
-    OptionError: (("/q", "checksum", True, False), ["'/q'", "checksum=True", "False"]),
+    OptionError: (
+        ("/q", "serializer", "json", "pickle", "jobs"),
+        ["queue 'jobs' in '/q'", "serializer='json'", "'pickle'"],
+    ),
     QueueError: ((), []),
     ServerError: (("/q", "a push", "it stops", "57P01"), ["'/q'", "a push", "it stops", "57P01"]),
     ShutDown: ((), ["shut down"]),

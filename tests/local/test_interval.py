@@ -69,7 +69,7 @@ def _size(queue):
 
 @pytest.mark.parametrize("interval", [0, -1.0, math.nan, math.inf, 3601])
 def test_an_interval_that_makes_no_sense_is_refused(interval, tmp_path):
-    with pytest.raises(ValueError, match="'interval' is a positive number of seconds, at most 3600"):
+    with pytest.raises(ValueError, match="'interval' must be a positive number of seconds, at most 3600"):
         _open(tmp_path, interval)
 
 

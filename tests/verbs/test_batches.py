@@ -115,7 +115,7 @@ def test_what_cannot_be_asked_for_is_refused(queue, verb):
     for wrong in ({"at_least": 2}, too_few, too_many, {"max_bytes": 0}):
         with pytest.raises(ValueError, match=r"at_least|max_bytes"):
             call(3, **wrong)
-    with pytest.raises(ValueError, match="'items' is a number of items, 0 or more"):
+    with pytest.raises(ValueError, match="'items' must be a number of items, 0 or more"):
         call(-1)
     with pytest.raises(TypeError):
         call(1.5)

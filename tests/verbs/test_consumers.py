@@ -83,7 +83,7 @@ def test_a_ttl_that_is_none_is_refused(full):
     with full.lease() as lease:
         for ttl in (math.inf, -math.inf, math.nan, 0, -0.5, 1e300):
             for call in (full.lease, lease.extend, partial(full.work, print)):
-                with pytest.raises(ValueError, match="'ttl' is a positive number of seconds"):
+                with pytest.raises(ValueError, match="'ttl' must be a positive number of seconds"):
                     call(ttl=ttl)
     assert full.stats().leased == 0
 
@@ -342,7 +342,7 @@ def test_one_who_waits_is_woken_when_an_item_comes_due(queue):
 def test_what_is_given_back_with_a_delay_waits_for_it_and_has_its_place_again(full, later):
     with full.lease(3) as lease:
         for delay in (-1, float("nan"), float("inf"), 1e11):
-            with pytest.raises(ValueError, match="'delay' is a non-negative number of seconds"):
+            with pytest.raises(ValueError, match="'delay' must be a non-negative number of seconds"):
                 lease.nack(delay=delay)
         lease.nack(0, delay=300)
         lease.nack(2, delay=100)
@@ -373,7 +373,7 @@ def test_an_item_whose_key_is_there_is_not_stored_twice(queue, later):
     assert queue.push("g", unique="key") == 3
     assert queue.push("h", unique="later", delay=10) == queue.push("i", unique="later") == 4
     for keys in (["a"], "ab", ["a", "b", "c"]):
-        with pytest.raises((ValueError, TypeError), match="'unique' is a list of 2 keys"):
+        with pytest.raises((ValueError, TypeError), match="'unique' must be a list of 2 keys"):
             queue.push(["x", "y"], unique=keys)
     assert len(queue) == 3
 

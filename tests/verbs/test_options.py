@@ -128,7 +128,7 @@ def refuses(call, option, value, name=None):
         call(value)
     message = str(caught.value)
     shown = value[-1] if option == "seqs" and isinstance(value, list) else value
-    assert f"'{name or option}' is " in message, (value, message)
+    assert f"'{name or option}' must be " in message, (value, message)
     assert f"not {shown!r:.80}"[:80] in message, (value, message)
 
 

@@ -4,6 +4,7 @@ On every engine, and awaited.
 """
 
 import pickle
+import re
 import time
 
 import pytest
@@ -133,6 +134,22 @@ def test_an_item_of_any_priority_is_settled_by_its_number(priority, queue):
     assert queue.pop(4) == ["b", "d"]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("priority", 128, "a whole number from -128 (leaves first) to 127, not 128"),
+        (
+            "headers",
+            {"a": "x" * 65_536},
+            "a mapping of str to str, each at most 65,535 bytes of UTF-8, or None, not {'a'",
+        ),
+    ],
+)
+def test_a_refusal_says_what_an_option_must_be(queue, option, value, allowed):
+    with pytest.raises(ValueError, match=re.escape(f"'{option}' must be {allowed}")):
+        queue.push("a", **{option: value})
+
+
 @pytest.mark.parametrize("what", ["readers", "retention"])
 def test_a_priority_beside_readers_or_retention_is_refused_and_the_other_way_round(engine, what):
     def begin(queue):
@@ -145,16 +162,18 @@ def test_a_priority_beside_readers_or_retention_is_refused_and_the_other_way_rou
         with pytest.raises(OptionError, match=f"has (named )?{what}, which.*cannot have a priority") as caught:
             queue.push("a", priority=1, **more)
         assert (caught.value.option, queue.stats().tail, queue.find("k")) == ("priority", 1, 0)
+        assert caught.value.name == queue.name
     other = engine("other")
     other.push("b")
     other.push("c", priority=1)
     assert other.move(1, to=queue) == 1
-    with pytest.raises(OptionError, match=what):
+    with pytest.raises(OptionError, match=f"^queue '{queue.name}' .*{what}"):
         other.move(1, to=queue)
     assert (list(queue), list(other)) == (["plain", "b"], ["c"])
     with pytest.raises(OptionError, match="had items with a priority") as caught:
         begin(other)
     assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args
+    assert caught.value.name == other.name
     other.retain()
     assert queue.check() == other.check() == []
 

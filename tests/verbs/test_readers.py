@@ -496,12 +496,12 @@ def test_the_tightest_limit_holds_and_others_see_it(engine):
         queue.retain(5, bytes=1 << 30, seconds=1e6)
         other.push(list(range(20)))
         assert list(queue) == [15, 16, 17, 18, 19]
-        with pytest.raises(ValueError, match="'items' is a number of items, 1 or more or None"):
+        with pytest.raises(ValueError, match="'items' must be a number of items, 1 or more, or None"):
             queue.retain(0)
         with pytest.raises(ValueError, match="positive"):
             queue.retain(seconds=-1.0)
         for limit in ({"seconds": math.inf}, {"seconds": math.nan}, {"items": 1 << 80}, {"bytes": 1 << 64}):
-            with pytest.raises(ValueError, match=r"'(seconds|items|bytes)' is"):
+            with pytest.raises(ValueError, match=r"'(seconds|items|bytes)' must be"):
                 queue.retain(**limit)
         for wrong in ({"items": 1.5}, {"bytes": 1.5}, {"seconds": "1"}):
             with pytest.raises(TypeError):

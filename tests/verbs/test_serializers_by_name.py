@@ -30,9 +30,9 @@ def test_a_serializer_is_chosen_by_its_name_which_is_kept(engine, name, item, pa
     with queue.copy("twin") as twin:
         assert (twin.serializer, twin.peek()) == (name, item)
     other = "json" if name != "json" else "pickle"
-    with pytest.raises(OptionError, match=f"serializer='{name}'") as caught:
+    with pytest.raises(OptionError, match=f"^queue '{queue.name}' in .* serializer='{name}'") as caught:
         engine(serializer=other)
-    assert (caught.value.stored, caught.value.given) == (name, other)
+    assert (caught.value.name, caught.value.stored, caught.value.given) == (queue.name, name, other)
     if name != "pickle":
         with pytest.raises(OptionError):
             engine()
@@ -44,16 +44,16 @@ def test_a_pair_of_ones_own_is_never_refused_and_says_nothing_of_names(engine):
     assert engine(serializer="bytes").pop() == b"a"
     with pytest.raises(ValueError, match="not both"):
         engine(serializer="json", dumps=str.encode)
-    with pytest.raises(ValueError, match="'serializer' is 'pickle', 'json'"):
+    with pytest.raises(ValueError, match="'serializer' must be 'pickle', 'json'"):
         engine(serializer="yaml")
 
 
 @pytest.mark.parametrize("item", [5, (1, 2), "text", None])
 def test_nothing_but_bytes_is_an_item_of_a_queue_of_bytes(engine, item):
     queue = engine(serializer="bytes")
-    with pytest.raises(TypeError, match="an item is bytes"):
+    with pytest.raises(TypeError, match="an item must be bytes"):
         queue.put(item)
-    with pytest.raises(TypeError, match="an item is bytes"):
+    with pytest.raises(TypeError, match="an item must be bytes"):
         queue.push_many([b"a", item])
     queue.push_many([b"a", bytearray(b"b"), memoryview(b"c")])
     assert queue.pop_many(9) == [b"a", b"b", b"c"]
