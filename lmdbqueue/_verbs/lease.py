@@ -144,7 +144,7 @@ class Lease(Sequence[T]):
     ) -> Nacked:
         """Return the items to their places in the queue; durable when this returns.
 
-        An item that was replaced meanwhile, or has expired, does not return.
+        An item that was replaced meanwhile, has expired, or is beyond the limits of ``retain`` does not return.
 
         Args:
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
@@ -158,7 +158,7 @@ class Lease(Sequence[T]):
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
-            DiskFullError: The disk is full, and very many items were given back since: they stay leased.
+            DiskFullError: The disk is full, and very many items were given back since it was; these stay leased.
             ValueError: An item is not in this lease.
         """
         reason = "it was given back" if reason is None else reason

@@ -412,8 +412,8 @@ class Queue(Writing[T], ABC):
         may process the same items.
 
         It stops after ``shutdown()``, and at SIGTERM and SIGINT, which it then passes to the program's own handlers. It
-        finishes the current items first. In another thread than the main one, signals stop it only while the main
-        thread works, too.
+        finishes the current items first. In any thread other than the main one, signals stop it only
+        while the main thread works, too.
 
         Example:
             >>> queue.work(send, retry=Retry(max_attempts=5))

@@ -115,7 +115,8 @@ class Writing(Reading[T]):
                 ``ack``, the old one leaves, and is no dead letter.
             expires: Seconds after which the items are no longer delivered.
             headers: Texts stored with each item, such as a ``traceparent``; leases and dead letters return them.
-            priority: -128 to 127. Lower leaves sooner; items of equal priority leave in the order of their pushes.
+            priority: -128 to 127. Lower leaves sooner; items of equal priority leave in the order of their pushes. With
+                another one than 0, the sequence numbers are very large or negative.
 
         Returns:
             The sequence number of the item, or the ``range`` of numbers for a list. With ``unique`` each number has an

@@ -135,7 +135,7 @@ class AsyncLease(Sequence[T]):
     ) -> Nacked:
         """Return the items to their places in the queue; durable when it returns.
 
-        An item that was replaced meanwhile, or has expired, does not return.
+        An item that was replaced meanwhile, has expired, or is beyond the limits of ``retain`` does not return.
 
         Args:
             seqs: The sequence numbers of some of the items; None: all that the lease still holds.
@@ -149,7 +149,7 @@ class AsyncLease(Sequence[T]):
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
-            DiskFullError: The disk is full, and very many items were given back since: they stay leased.
+            DiskFullError: The disk is full, and very many items were given back since it was; these stay leased.
         """
         call = partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace)
         nacked: Nacked = await self.call(call)

@@ -194,7 +194,8 @@ def _with_headers(queue: PersistentQueue[bytes], form: Form) -> Iterator[bytes]:
 def pop(path: str, name: str, count: int, form: Form, *, trust: bool) -> int:
     """Print the first items, and remove them.
 
-    An item is removed after it has been printed: if a broken pipe or a kill prevents that, it returns to its place.
+    Only printed items are removed; if a broken pipe or a kill ends the command earlier, the others return to their
+    places.
     """
     left = count
     with existing(path, name) as queue:

@@ -177,7 +177,6 @@ class DurableSpanExporter(SpanExporter):
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
             Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
-            Used when the directory is created.
     """
 
     def __init__(
@@ -220,7 +219,6 @@ class DurableLogExporter(LogRecordExporter):
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
             Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
-            Used when the directory is created.
     """
 
     def __init__(
@@ -264,7 +262,6 @@ class DurableMetricExporter(MetricExporter):
         retain: The number of newest requests to keep while no collector answers; None: all.
         durability: ``"off"``; ``"interval"``: a power cut loses the last moments at most; ``"full"``: it loses nothing.
             Fixed when the directory is created. None: that of the directory, ``"off"`` for a new one.
-            Used when the directory is created.
         **preferred: Options of ``MetricExporter``.
     """
 

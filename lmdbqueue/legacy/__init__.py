@@ -3,9 +3,9 @@
     from lmdbqueue.legacy import import_file
     import_file("old.queue", "new")
 
-Owns: the public names of imports. Law: there are no others than those below. Must not know: how an import works.
+Owns: the public names of imports. Law: these are all of them. Must not know: how an import works.
 
-The map; imports go down it only:
+The map; imports go down this list only:
 
 ====================  ============================================================================
 ``_import``           the protocol of an import; recognizing the format

@@ -33,7 +33,8 @@ class AsyncPostgresQueue(AsyncQueue[T]):
     """A ``PostgresQueue`` for one event loop.
 
     ``async with`` opens it; ``await AsyncPostgresQueue.open(...)`` creates and opens it in one step. The verbs are
-    those of ``lmdbqueue.aio``. While the server does not answer, all calls of the object wait, for its ``patience``.
+    those of ``lmdbqueue.aio``. While the server does not answer, a call waits for its ``timeout`` or the ``patience``,
+    whichever is over first.
 
     Args:
         queue: The address; or an open ``PostgresQueue``, which then belongs to this object.
