@@ -1,7 +1,8 @@
 """Opening relative to an open directory, and closing immediately.
 
 Owns: how a name in a queue's directory is opened, so that a directory that has taken its place is never written to.
-Law: a descriptor of a directory is closed when ``close`` returns; no file of a queue is a standard stream.
+Law: a descriptor of a directory is closed when ``close`` returns; a directory is listed by a descriptor of its own; no
+file of a queue is a standard stream.
 
 ``folder`` is always the descriptor of the directory that contains the last name of a path; None: the path itself is
 used.
@@ -35,6 +36,19 @@ def open_at(path: str, flags: int, folder: int | None = None, mode: int = 0o600)
 def open_folder(path: str) -> int:
     """Open a directory; return its descriptor, the ``folder`` for the files in it."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def names_in(folder: int) -> list[str]:
+    """Return the names of all files in an open directory.
+
+    They are read by a descriptor opened for that: the place up to which a directory was read belongs to the open file
+    description, which a forked child and other threads share, so each would miss the names that another reads.
+    """
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.listdir(fd)
+    finally:
+        close(fd)
 
 
 def close(fd: int) -> None:

@@ -59,7 +59,7 @@ from typing import Final
 from lmdbqueue._errors import CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
 from lmdbqueue._format import Options
 from lmdbqueue._host import flock, owners
-from lmdbqueue._host.descriptors import close, occupy_standard, open_at, open_folder
+from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
@@ -97,7 +97,7 @@ def open_directory(
         folder = open_folder(path)
         try:
             with _door(path, folder), flock.exclusive(os.path.join(path, "."), folder):
-                there = os.listdir(folder)
+                there = names_in(folder)
                 if not _is_queue(there):
                     _create(path, folder, there, wanted, build)
                 elif fresh:
@@ -145,7 +145,7 @@ def find_directory(path: str, remembered: Remembered) -> Directory:
         except (FileNotFoundError, NotADirectoryError):
             raise _no_queue(path, "missing") from None
         try:
-            if not _is_queue(os.listdir(folder)):
+            if not _is_queue(names_in(folder)):
                 raise _no_queue(path, "an ordinary directory")  # noqa: TRY301  (the folder is closed below)
             return _existing(path, folder, remembered, mends=False)
         except BaseException:
@@ -187,7 +187,7 @@ def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, s
         finding = "queue.json is gone"
     except CorruptQueueError as error:
         finding = error.reason
-    for number in sorted(_generations(os.listdir(folder)), reverse=True):
+    for number in sorted(_generations(names_in(folder)), reverse=True):
         if found := remembered(_generation(path, number)):
             return Options.from_json(path, found), finding
     if found := remembered(_generation(path, 1) + ".tmp"):  # creation was cut short
@@ -273,7 +273,7 @@ class Directory:
         if is_mine(self._compacting):
             raise NestedCallError(self.path)
         with translated(self.path, "listing"):
-            is_lost = _OPTIONS_FILE not in os.listdir(self.folder)
+            is_lost = _OPTIONS_FILE not in names_in(self.folder)
         if is_lost:
             with self.lock():
                 _write_options(self.path, self.folder, self.options)
@@ -296,12 +296,12 @@ class Directory:
     def newest(self) -> int:
         """Return the highest existing generation, 0 for none. Call it under the directory lock."""
         with translated(self.path, "listing"):
-            return max(_generations(os.listdir(self.folder)), default=0)
+            return max(_generations(names_in(self.folder)), default=0)
 
     def publish(self, number: int) -> None:
         """Give the finished draft of generation ``number`` its final name, unless it has it. Under the lock."""
         with translated(self.path, "renaming"):
-            there = os.listdir(self.folder)
+            there = names_in(self.folder)
             name, draft = (os.path.basename(each) for each in (self.generation(number), self.draft(number)))
             if name not in there:
                 if draft not in there:
@@ -320,7 +320,7 @@ class Directory:
         That means generations before ``live``, and lock files of later ones, which a power cut during ``publish``
         leaves.
         """
-        for name in os.listdir(self.folder):
+        for name in names_in(self.folder):
             generation, lock_file = re.match(_GENERATION, name), re.fullmatch(_LOCK_FILE, name)
             is_draft = re.fullmatch(_DRAFT, name)
             is_old = generation and not is_draft and int(generation[1]) < live
@@ -346,7 +346,7 @@ class Directory:
         mine |= {FORWARDED, f"{FORWARDED}.tmp"}
         return sorted(
             name
-            for name in os.listdir(self.folder)
+            for name in names_in(self.folder)
             if name not in mine and not owners.is_owner(name) and not re.fullmatch(rf"{_DRAFT}|{LANE}", name)
         )
 

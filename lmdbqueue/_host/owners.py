@@ -26,7 +26,7 @@ from contextlib import suppress
 
 from lmdbqueue._errors import ClosedError, NestedCallError
 from lmdbqueue._host import flock
-from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.descriptors import close, names_in, open_at
 from lmdbqueue._host.disk import open_private, translated
 from lmdbqueue._host.threads import is_mine
 
@@ -146,7 +146,7 @@ def _is_dead(path: str, folder: int | None) -> bool:
 def sweep(directory: str, folder: int) -> None:
     """Remove the files of all dead owners."""
     with suppress(OSError):
-        for name in os.listdir(folder):
+        for name in names_in(folder):
             with suppress(OSError):
                 if is_owner(name) and _is_dead(os.path.join(directory, name), folder):
                     os.unlink(name, dir_fd=folder)

@@ -198,6 +198,23 @@ class Generation(Durable):
             if txn is not None and self._life is fork.life:
                 end(txn)
 
+    def leave_table_of_readers(self) -> bool:
+        """Free this process's entries in LMDB's table of readers before a fork; return whether that succeeded.
+
+        No transaction may be under way. Those that have ended keep their entries as long as their objects exist, and
+        LMDB's binding keeps one more for the next reading. A forked child has all of these, too: by closing its
+        environment it would clear the entries, in the table that it shares with its parent, when other readings of the
+        parent may have them already; and pages that those still read would be reused. Of all calls of the binding,
+        only that which maps the file anew frees the entries.
+        """
+        self.let_go()
+        try:
+            self._env.set_mapsize(self._map_size)
+        except lmdb.Error:  # no address space, for example: then it has to be reopened
+            self.is_broken = True
+            return False
+        return True
+
     def changed_since(self, before: Kept, now: MetaPage) -> Iterator[tuple[bytes, ChangedTree | None]]:
         """Yield the trees that changed between a kept snapshot and a later one; None for a deleted tree."""
         from lmdbqueue._lmdb.changed_records import changed_trees  # noqa: PLC0415  (only for compactions)

@@ -20,9 +20,11 @@ commit.
 
 Fork. A fork waits until no transaction of this process is under way (``_local.sharing``), since an open one could not
 be ended in the child without damage to the parent's: for writers by ``_writer``; for readers, by hiding the generation
-from new ones and waiting for those in ``_reading``. A thread that waits for another process to release the directory
-lock is parked, outside of any transaction, and the fork does not wait for it. In the child everything is dropped, and
-reopened at the next call.
+from new ones and waiting for those in ``_reading``. Then nothing of this process is left in LMDB's table of readers,
+which the child would clear (``Generation.leave_table_of_readers``). A thread that waits for another process to release
+the directory lock is parked, outside of any transaction, and the fork does not wait for it: the generation that it
+leaves is superseded, so its pages are not used again, whatever the child clears. In the child everything is dropped,
+and reopened at the next call.
 
 An interrupt (KeyboardInterrupt) may come at any step, so nothing waits for a count that an interrupted thread should
 have lowered: ``_reading`` has an entry for each thread, which its next transaction clears.
@@ -397,10 +399,10 @@ class Live:
                 break
             time.sleep(LOOK)
         is_still = not is_read and self._freeze_checkpoints(deadline)  # after sync(), which waits for checkpoints
+        if is_still and self._hidden is not None:
+            is_still = self._hidden.leave_table_of_readers()
         if not is_still:
             self.thaw()
-        elif self._hidden is not None:
-            self._hidden.let_go()
         return is_still
 
     def _show(self) -> None:

@@ -14,10 +14,24 @@ from processes import DEADLINE, forked, in_a_small_process, status_of
 
 from lmdbqueue import PersistentQueue, QueueError, StorageError
 from lmdbqueue._host import departures
+from lmdbqueue._host.descriptors import names_in, open_folder
 from lmdbqueue._local import environment as _env
 
 MOST = 30  # free descriptors; opening needs fewer
 FAST = {"durability": "off"}
+
+
+def test_a_directory_is_listed_whole_whatever_others_have_read_of_it_by_the_same_description(tmp_path):
+    for name in "abc":
+        (tmp_path / name).touch()
+    folder = open_folder(str(tmp_path))
+    other = os.dup(folder)  # as a forked child has it
+    with os.scandir(other) as entries:
+        next(entries)
+        assert os.listdir(folder) == []  # how a child missed the live generation
+        assert sorted(names_in(folder)) == ["a", "b", "c"]
+    os.close(other)
+    os.close(folder)
 
 
 def _open_files():

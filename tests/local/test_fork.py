@@ -30,10 +30,46 @@ from processes import (
 )
 
 from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError
+from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import live as _live
 from lmdbqueue._local import sharing
 
 FAST = {"durability": "off"}
+
+
+# --- LMDB's table of readers, which parent and child share
+
+
+def _readings(generation):
+    """Return the snapshots that this process has entries for in LMDB's table of readers."""
+    entries = [line.split() for line in generation._env.readers().splitlines()[1:]]
+    return [snapshot for pid, _, snapshot in entries if int(pid) == os.getpid()]
+
+
+def test_a_child_that_is_slow_clears_no_entry_that_its_parent_has_reused(open_queue, monkeypatch):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    generation = queue._engine.environment._generation
+    kept = generation.keep()  # as a flush does, which may go on for long
+    queue.peek()  # LMDB's binding keeps the entry of the last reading for the next one
+    gate, opener = os.pipe()
+
+    def close_later(generation):
+        os.read(gate, 1)
+        close(generation)
+
+    close = Generation.close
+    with monkeypatch.context() as patched:
+        patched.setattr(Generation, "close", close_later)  # by the child, as it drops what it has inherited
+        pid = forked(queue.peek)
+    del kept
+    later = [generation.keep() for _ in range(3)]
+    os.write(opener, b".")
+    assert status_of(pid) == 0
+    assert _readings(generation) == [str(each.txn.id()) for each in later]
+    generation.let_go()
+    os.close(gate)
+    os.close(opener)
 
 
 # --- one object on both sides
