@@ -9,6 +9,8 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
+from functools import partial
 from multiprocessing import get_context
 
 import pytest
@@ -70,6 +72,94 @@ def test_a_child_that_is_slow_clears_no_entry_that_its_parent_has_reused(open_qu
     generation.let_go()
     os.close(gate)
     os.close(opener)
+
+
+class _Account:
+    """A file in which all threads and processes write what they have pushed and popped."""
+
+    def __init__(self, place):
+        self._path = place / "account"
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._numbers = itertools.count()
+
+    def push(self, queue, n=1):
+        for _ in range(n):
+            item = f"{os.getpid()}-{threading.get_ident()}-{next(self._numbers)}"
+            queue.push(item)
+            os.write(self._fd, f"+{item}\n".encode())
+
+    def pop(self, queue):
+        os.write(self._fd, f"-{queue.pop()}\n".encode())
+
+    def close(self):
+        """Return the items that must be left, each as often as it must be."""
+        os.close(self._fd)
+        left = Counter()
+        for line in self._path.read_text().split():
+            left[line[1:]] += 1 if line[0] == "+" else -1
+        return {item: number for item, number in left.items() if number}
+
+
+def _fork_beside_flushes(place, rounds, durability):
+    account, stop = _Account(place), threading.Event()
+    queue = PersistentQueue("queue", place, durability=durability)
+    account.push(queue, 200)
+
+    def use(queue):
+        account.push(queue, 5)
+        queue.peek(2)
+        account.pop(queue)
+
+    def use_anew():
+        with PersistentQueue("queue", place, durability=durability) as mine:
+            use(mine)
+
+    def flush():
+        queue.flush(force=True)
+        time.sleep(0.05)  # so that others do more than follow it
+
+    def open_another():
+        PersistentQueue("queue", place, name="another", durability=durability).close()
+
+    def again_and_again(call):
+        while not stop.is_set():
+            call()
+            time.sleep(0.002)
+
+    def in_parent():
+        account.push(queue)
+        account.pop(queue)
+
+    loops = [threading.Thread(target=again_and_again, args=[call]) for call in (in_parent, flush, open_another)]
+    for loop in loops:
+        loop.start()
+    try:
+        for _ in range(rounds):
+            for call in (partial(use, queue), use_anew):
+                assert status_of(forked(call)) == 0
+            two = [threading.Thread(target=lambda: status_of(forked(use, queue))) for _ in range(2)]
+            for each in two:
+                each.start()
+            for each in two:
+                each.join()
+            assert queue.check() == []
+    finally:
+        stop.set()
+        for loop in loops:
+            loop.join()
+    assert account.close() == dict.fromkeys(queue, 1)
+    queue.close()
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_forks_beside_flushes_lose_nothing_and_bring_nothing_back(tmp_path, durability):
+    _fork_beside_flushes(tmp_path, 20, durability)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("durability", ["full", "interval", "off"])
+def test_a_thousand_forks_beside_flushes_lose_nothing_and_bring_nothing_back(tmp_path, durability):
+    _fork_beside_flushes(tmp_path, 250, durability)
 
 
 # --- one object on both sides
