@@ -103,7 +103,7 @@ def test_a_batch_is_limited_in_bytes_and_has_one_item_at_least(open_queue):
     for options in ({"batch": 0}, {"max_bytes": 0}):
         with pytest.raises(ValueError, match="1 or more"):
             Forwarder(queue, target, **options)
-    with pytest.raises(TypeError, match="a PostgresQueue or a Target"):
+    with pytest.raises(TypeError, match="'remote' must be a queue or a Target, not str"):
         Forwarder(queue, "postgresql://")
 
 
