@@ -20,15 +20,13 @@ step  what is done, by a new owner                        killed after it; or an
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from lmdbqueue._errors import ClosedError, NestedCallError
+from lmdbqueue._errors import ClosedError
 from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, names_in, open_at
 from lmdbqueue._host.disk import open_private, translated
-from lmdbqueue._host.threads import is_mine
 
 _PREFIX = "owner-"
 
@@ -40,30 +38,36 @@ class Owners:
         """``directory``: where the owners' files are; ``folder``: its descriptor, open while this is in use."""
         self._directory = directory
         self._folder = folder
-        self._lock = threading.RLock()  # shows which thread holds it
-        self._mine: Owner | None = None
+        self._mine: dict[str, Owner] = {}  # one at most, set and taken by calls of C: nobody waits for it
         self._has_left = False
         self.after = 0  # the owner that was tested last
 
     @property
     def mine(self) -> int:
         """The id of this queue as an owner, 0 until ``join``."""
-        return 0 if self._mine is None else self._mine.id
+        found = self._mine.get("")
+        return 0 if found is None else found.id
 
     def join(self) -> int:
-        """Return the id of this queue as an owner. Raises ``ClosedError`` after ``leave``."""
-        if is_mine(self._lock):
-            raise NestedCallError(self._directory)
-        with self._lock:
-            if self._has_left:
-                raise ClosedError(self._directory)
-            if self._mine is None:
-                mine = Owner(self._directory, self._folder)
-                if self._has_left:  # closed meanwhile by a signal handler
-                    mine.release()
-                    raise ClosedError(self._directory)
-                self._mine = mine
-            return self._mine.id
+        """Return the id of this queue as an owner. Raises ``ClosedError`` after ``leave``.
+
+        Without a lock: a signal handler amid it may push, and wait for a block of another thread, which may lease.
+        """
+        if self._has_left:
+            raise ClosedError(self._directory)
+        return self.mine or self._become().id
+
+    def _become(self) -> Owner:
+        mine = Owner(self._directory, self._folder)
+        try:
+            found = self._mine.setdefault("", mine)
+        finally:
+            if self._mine.get("") is not mine:  # another thread was faster, or has closed the queue
+                mine.release()
+        if self._has_left:  # which may have come before ``mine`` was there
+            self.leave()
+            raise ClosedError(self._directory)
+        return found
 
     def dead_among(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return which of these owners are dead for ever; the next call should test those behind the last of them."""
@@ -78,14 +82,12 @@ class Owners:
 
     def begin_anew(self) -> None:
         """Stop being an owner in a forked child, whose parent may be one."""
-        self._lock = threading.RLock()
-        self._mine = None
+        self._mine = {}
 
     def leave(self) -> None:
         """Release the lock of this owner, whose leases then return; idempotent."""
-        with self._lock:
-            self._has_left = True
-            mine, self._mine = self._mine, None
+        self._has_left = True
+        mine = self._mine.pop("", None)
         if mine is not None:
             mine.release()
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import threading
 
 import pytest
 from processes import DEADLINE, KILLED, forked, holder, kill, status_of
@@ -16,6 +17,7 @@ from lmdbqueue import (
 )
 from lmdbqueue._format import key_of
 from lmdbqueue._host import departures
+from lmdbqueue._host import owners as _owners
 from lmdbqueue._model import fifo, lease_records, returns
 from lmdbqueue._verbs.lease import ack_all
 from lmdbqueue._verbs.reading import head_of
@@ -376,3 +378,29 @@ def test_the_item_of_one_who_dies_comes_before_the_one_that_was_seen_next(open_q
     assert queue.lease().items == ["a"]
     for each in (read, write):
         os.close(each)
+
+
+def test_a_queue_that_becomes_an_owner_keeps_no_other_thread_from_leasing(open_queue, monkeypatch, tmp_path):
+    queue = open_queue()
+    queue.push(["a", "b"])
+    leased = []
+
+    def lease_in_a_block():
+        with queue.transaction():  # for which a handler amid the other lease would wait
+            leased.append(queue.lease())
+
+    def open_after_another_thread(*what, **how):
+        monkeypatch.undo()
+        other = threading.Thread(target=lease_in_a_block, daemon=True)
+        other.start()
+        other.join(DEADLINE)
+        assert not other.is_alive()
+        return open_private(*what, **how)
+
+    open_private = _owners.open_private
+    monkeypatch.setattr(_owners, "open_private", open_after_another_thread)
+    leased.append(queue.lease())
+    assert [each[0] for each in leased] == ["a", "b"]
+    assert len(owners(tmp_path)) == 1
+    for each in leased:
+        each.ack()
