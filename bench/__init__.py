@@ -17,6 +17,7 @@ measured and what the words mean. The map, imports go down only:
 ``proof``        whether an adapter is a queue at all
 ``syncs``        apart from a run: how often each adapter syncs, by strace
 ``writes``       apart from a run: what calls on PostgreSQL write, counted
+``bloat``        apart from a run: what an hour of jobs leaves in PostgreSQL
 ``items``        what is pushed
 ``environment``  the facts of the machine that stand beside the figures
 ===============  ===============================================================================

@@ -11,7 +11,7 @@ are packages with a map of their own.
 ``prometheus``     ``QueueCollector``: figures for prometheus_client, read at each scrape
 ``otel``           ``observe``: figures for OpenTelemetry, read at each collection
 ``opentelemetry``  exporters whose telemetry survives; trace context in headers of items
-``_options``       with which options a directory is opened
+``_options``       the options with which a directory is opened
 ``_later``         pushes that a thread makes: for ``logging`` and ``opentelemetry``
 =================  ==========================================================================================
 """
