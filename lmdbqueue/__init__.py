@@ -1,4 +1,4 @@
-"""lmdbqueue: a crash-safe FIFO queue in a directory, for any number of threads and processes of one machine.
+"""lmdbqueue: a crash-safe FIFO queue in a directory, for any number of threads and processes on one machine.
 
     from lmdbqueue import PersistentQueue
 

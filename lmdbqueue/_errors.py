@@ -149,7 +149,7 @@ class CorruptItemError(QueueError):
 
 
 class CorruptQueueError(QueueError):
-    """The queue's files are damaged and cannot be repaired without a decision about lost items."""
+    """The queue's files are damaged; ``check(repair=True)`` saves everything readable to a new file."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -343,7 +343,7 @@ class NestedCallError(QueueError):
 
     A signal handler, or a ``__del__`` that the garbage collector runs, can interrupt any call. The interrupted call
     waits for the handler, so a call made there must not wait for the interrupted one. It is also raised in a coroutine
-    for which a function of ``transact()`` waits, if that calls the same queue.
+    that calls a queue while a function of ``transact()`` on that queue waits for the coroutine.
     """
 
     def __init__(self, path: str) -> None:

@@ -48,7 +48,7 @@ _OPENING: Final = {
 
 
 class PersistentQueue(Queue[T]):
-    """A persistent FIFO queue in a directory, for any number of threads and processes of one machine.
+    """A persistent FIFO queue in a directory, for any number of threads and processes on one machine.
 
     Threads can share an object, and a forked child can continue to use it. Pickling it, as for a spawned process, opens
     the same queue there. With ``durability="full"`` the effect of a call is on disk when the call returns.
@@ -78,9 +78,9 @@ class PersistentQueue(Queue[T]):
         expired: What this object does with items that it finds past their ``expires``: ``"drop"``, or ``"dead"``, which
             makes them dead letters.
         durability: ``"full"``: survives killed processes and power cuts. ``"interval"``: much faster, survives killed
-            processes; a power cut undoes only the calls of about the last ``interval`` seconds, later ones before
-            earlier ones, never part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing
-            after a power cut. Fixed when the directory is created.
+            processes; a power cut undoes only the calls of about the last ``interval`` seconds, the latest first, never
+            part of a call (see ``sync``). ``"off"``: survives killed processes, promises nothing after a power cut.
+            Fixed when the directory is created.
         interval: Seconds between two checkpoints, with ``durability="interval"``. If objects of a process differ, the
             shortest applies. None: that of the other objects, or 0.1 if there are none.
         checksum: Whether each item has a checksum. Fixed when the directory is created.
@@ -168,12 +168,12 @@ class PersistentQueue(Queue[T]):
     def flush(self, force: bool = False) -> int:
         """Return empty space to the file system, for all queues of the directory.
 
-        New items reuse empty space anyway, so a queue needs this only after it has been much longer than it will be
-        again. Other processes continue meanwhile; writers wait briefly at the end. If it fails, or its process dies,
-        nothing has changed.
+        New items reuse empty space anyway, so a queue needs this only if it is unlikely to become as long again. Other
+        processes continue meanwhile; writers wait briefly at the end. If it fails, or its process dies, nothing has
+        changed.
 
         Args:
-            force: Also if less than ``flush_limit`` bytes are empty.
+            force: Shrink the file even if less than ``flush_limit`` bytes are empty.
 
         Returns:
             The number of bytes by which the file shrank.
@@ -202,7 +202,7 @@ class PersistentQueue(Queue[T]):
 
         Raises:
             ExistsError: There is a queue already; copies never overwrite.
-            FormatError: There is something else.
+            FormatError: There is something other than a queue.
             DiskFullError: There is no room for the copy.
         """
         check(_COPY, new_filename=new_filename, path=path)
@@ -304,7 +304,7 @@ class PersistentQueue(Queue[T]):
     def check(self, repair: bool = False) -> list[str]:
         """Verify the files of the directory, and repair them on request.
 
-        It verifies the structure of the file, every checksum, the records of every queue against their items, and
+        It verifies the structure of the file, every checksum, and the records of each queue against its items, and
         reports files that do not belong there. Writers wait meanwhile. For a queue that cannot be opened use
         ``lmdbqueue.check``.
 

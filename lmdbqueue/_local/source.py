@@ -102,7 +102,7 @@ class Source(ABC):
         """
 
     def sync(self) -> None:  # noqa: B027  (most sources need not do anything)
-        """Wait until everything read and removed is on the disk; called before the outside is told of it."""
+        """Wait until everything read and removed is on the disk; called before anybody outside hears of it."""
 
     @abstractmethod
     def wait(self, timeout: float) -> None:
@@ -117,11 +117,11 @@ class Source(ABC):
 
         Args:
             items: The number of items to wait for.
-            size: Bytes of payloads that are enough, too.
+            size: Bytes of payloads that suffice, too.
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether they are there. A source that cannot wait for more returns True.
+            Whether there are enough. A source that cannot wait for more returns True.
         """
         del items, size, timeout
         return True
@@ -270,7 +270,7 @@ class QueueSource(Source):
         return f"{self.origin.name} to {target}"
 
     def sync(self) -> None:
-        """Bring everything read and removed to the disk, if calls return before that."""
+        """Bring everything read and removed to the disk; needed only with ``durability="interval"``."""
         if self._options.durability == "interval":
             self._queue.sync()
 
@@ -296,11 +296,11 @@ class QueueSource(Source):
 
         Args:
             items: The number of items to wait for.
-            size: Bytes of payloads that are enough, too.
+            size: Bytes of payloads that suffice, too.
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether they are there.
+            Whether there are enough.
         """
         head, batch = self._head(), checked_batch(items, size, 0.0)
         return bool(head.wait(lambda: head.is_full(batch) or None, timeout))

@@ -158,7 +158,7 @@ class Target(ABC):
 
 
 class BusyError(Exception):
-    """Another forwarder of the same source is, or was, at work."""
+    """Another forwarder of the same source is, or was, running."""
 
 
 class RefusedError(Exception):

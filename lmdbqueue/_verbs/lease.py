@@ -158,7 +158,7 @@ class Lease(Sequence[T]):
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
-            DiskFullError: The disk is full, and very many items were given back since it was; these stay leased.
+            DiskFullError: The disk is full, and so is the reserve for returned items; these items stay leased.
             ValueError: An item is not in this lease.
         """
         reason = "it was given back" if reason is None else reason

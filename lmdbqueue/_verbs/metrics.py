@@ -53,9 +53,9 @@ class Metric(NamedTuple):
 
 
 METRICS: Final = (
-    Metric("waiting", "lmdbqueue_items_waiting", "{item}", "Items that wait."),
-    Metric("leased", "lmdbqueue_items_leased", "{item}", "Items that consumers hold."),
-    Metric("delayed", "lmdbqueue_items_delayed", "{item}", "Items that come due later."),
+    Metric("waiting", "lmdbqueue_items_waiting", "{item}", "Waiting items."),
+    Metric("leased", "lmdbqueue_items_leased", "{item}", "Leased items."),
+    Metric("delayed", "lmdbqueue_items_delayed", "{item}", "Delayed items."),
     Metric("dead", "lmdbqueue_items_dead", "{item}", "Dead letters."),
     Metric("pushed", "lmdbqueue_items_pushed_total", "{item}", "Items ever pushed.", is_total=True),
     Metric("removed", "lmdbqueue_items_removed_total", "{item}", "Items ever removed.", is_total=True),
@@ -64,7 +64,7 @@ METRICS: Final = (
     Metric("head", "lmdbqueue_head", "1", "Number of the first item that never left."),
     Metric("tail", "lmdbqueue_tail", "1", "Number of the next item to be pushed."),
     Metric("oldest_age", "lmdbqueue_oldest_age_seconds", "s", "Age of the item that has waited longest."),
-    Metric("lag", "lmdbqueue_reader_lag", "{item}", "Items that a reader has not passed.", of=_reader),
+    Metric("lag", "lmdbqueue_reader_lag", "{item}", "Items not yet passed by a reader.", of=_reader),
     Metric("position", "lmdbqueue_reader_position", "1", "Number of the next item of a reader.", of=_reader),
     Metric("skipped", "lmdbqueue_reader_skipped_total", "{item}", "Items lost to a reader.", is_total=True, of=_reader),
     Metric("seen", "lmdbqueue_reader_seen_seconds", "s", "Time of a reader's last move, since 1970.", of=_reader),

@@ -297,8 +297,8 @@ class Queue(Writing[T], ABC):
         """Reserve the first items for this consumer: nobody else gets them while the lease lasts.
 
         If the process dies, for whatever reason, its items are back in their places for the next consumer, without any
-        timeout. Each item is delivered at least once, and to one living consumer at a time if that one finishes within
-        the ``ttl``. ``len`` does not count leased items. Items that cannot be decoded become dead letters.
+        timeout. Each item is delivered at least once, and to one living consumer at a time as long as each finishes
+        within its ``ttl``. ``len`` does not count leased items. Items that cannot be decoded become dead letters.
 
         Example:
             >>> with queue.lease(10, ttl=60) as lease:
@@ -405,15 +405,15 @@ class Queue(Writing[T], ABC):
 
         If the handler raises an ``Exception``, its items return after the delay of ``retry``, or become dead letters.
         The logger ``lmdbqueue.work`` gets the traceback, and dead letters keep it. The items of a failed batch return
-        one by one, so a bad item does not take its neighbours along.
+        one by one, so one bad item does not fail its neighbours.
 
         Another thread extends the lease while the handler runs, so ``ttl`` only limits how long a process that hangs as
         a whole can hold items. Code in C that holds the GIL for longer than ``ttl`` stops that thread, too; then others
         may process the same items.
 
         It stops after ``shutdown()``, and at SIGTERM and SIGINT, which it then passes to the program's own handlers. It
-        finishes the current items first. In any thread other than the main one, signals stop it only
-        while the main thread works, too.
+        finishes the current items first. In any thread other than the main one, signals stop it only while ``work``
+        also runs in the main thread.
 
         Example:
             >>> queue.work(send, retry=Retry(max_attempts=5))
@@ -434,7 +434,7 @@ class Queue(Writing[T], ABC):
                 an item that was replaced while its handler ran, or has expired.
 
         Returns:
-            The numbers of items done, given back, turned into dead letters, and removed instead.
+            The numbers of items done, given back, turned into dead letters, and removed meanwhile.
 
         Raises:
             TypeError: The handler cannot be called with an item, or it or a hook is a coroutine function; nothing was

@@ -49,7 +49,7 @@ class Retry(NamedTuple):
         base: Seconds until the second attempt.
         factor: The ratio of each delay to the previous one.
         max_delay: The longest delay, in seconds.
-        jitter: The random part by which a delay may be longer or shorter.
+        jitter: The fraction by which a delay is randomly longer or shorter.
     """
 
     max_attempts: int | None = 13

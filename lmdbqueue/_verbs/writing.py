@@ -114,9 +114,10 @@ class Writing(Reading[T]):
                 A leased one stays with its consumer, and the new one waits behind it; if the lease ends without an
                 ``ack``, the old one leaves, and is no dead letter.
             expires: Seconds after which the items are no longer delivered.
-            headers: Texts stored with each item, such as a ``traceparent``; leases and dead letters return them.
+            headers: Strings by name, stored with each item, such as ``traceparent``; leases and dead letters return
+                them.
             priority: -128 to 127. Lower leaves sooner; items of equal priority leave in the order of their pushes. With
-                another one than 0, the sequence numbers are very large or negative.
+                a priority other than 0, sequence numbers are very large or negative.
 
         Returns:
             The sequence number of the item, or the ``range`` of numbers for a list. With ``unique`` each number has an

@@ -149,7 +149,7 @@ class AsyncLease(Sequence[T]):
 
         Raises:
             LeaseExpiredError: The lease is over; nothing was changed.
-            DiskFullError: The disk is full, and very many items were given back since it was; these stay leased.
+            DiskFullError: The disk is full, and so is the reserve for returned items; these items stay leased.
         """
         call = partial(self.lease.nack, seqs, delay, reason, max_attempts=max_attempts, trace=trace)
         nacked: Nacked = await self.call(call)

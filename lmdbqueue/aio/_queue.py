@@ -242,7 +242,7 @@ class AsyncQueue(AsyncWriting[T]):
                 an item that was replaced while its handler ran, or has expired.
 
         Returns:
-            The numbers of items done, given back, turned into dead letters, and removed instead.
+            The numbers of items done, given back, turned into dead letters, and removed meanwhile.
 
         Raises:
             TypeError: The handler is not a coroutine function, or a hook is one; nothing was leased.
@@ -342,8 +342,8 @@ class AsyncQueue(AsyncWriting[T]):
 
         Raises:
             TypeError: ``fn`` is a coroutine function, or returns a coroutine or a generator; nothing was changed.
-            NestedCallError: Raised in a coroutine that ``fn`` makes the event loop run, if that uses this queue: the
-                two would wait for each other.
+            NestedCallError: Raised in a coroutine that uses this queue while ``fn`` waits for that coroutine: the two
+                would wait for each other.
         """
         if inspect.iscoroutinefunction(function_of(fn)):
             message = f"{fn!r} is a coroutine function, but a transaction must not await: pass an ordinary function"
@@ -380,7 +380,7 @@ class AsyncQueue(AsyncWriting[T]):
         """Return empty space to the file system; other calls of this object wait meanwhile.
 
         Args:
-            force: Also if less than ``flush_limit`` bytes are empty.
+            force: Shrink the file even if less than ``flush_limit`` bytes are empty.
 
         Returns:
             The number of bytes by which the file shrank.

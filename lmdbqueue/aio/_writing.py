@@ -94,7 +94,7 @@ class AsyncWriting(Calls[T]):
             unique: A key of the item; for a list, a key for each item, or None.
             replace: The new item replaces a waiting or delayed one with its key.
             expires: Seconds after which the items are no longer delivered.
-            headers: Texts stored with each item.
+            headers: Strings by name, stored with each item.
             priority: -128 to 127. Lower leaves sooner.
 
         Returns:

@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--version", action="version", version=f"lmdbqueue, version {lmdbqueue.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     demo_ = commands.add_parser("demo", help="kill a producer and a consumer again and again; nothing is lost")
-    demo_.add_argument("--input", metavar="FILE", type=_readable, help="a text whose lines are the items")
+    demo_.add_argument("--input", metavar="FILE", type=_readable, help="a text file whose lines are the items")
     demo_.add_argument(
         "--items", metavar="N", type=_positive, default=20_000, help="the number of lines (default: %(default)s)"
     )

@@ -136,7 +136,7 @@ def check(path: str, *, repair: bool) -> int:
     "source",
     type=click.Path(exists=True, dir_okay=False, readable=True),
     metavar="FILE",
-    help="A text whose lines are the items.  [default: Python's manual]",
+    help="A text file whose lines are the items.  [default: Python's manual]",
 )
 @click.option("--items", type=click.IntRange(min=1), default=20_000, show_default=True, help="The number of lines.")
 def demo(source: str | None, items: int) -> int:
@@ -209,7 +209,7 @@ def _any_name(path: str) -> str:
 @click.option("--all", "every", is_flag=True, help="Also leased, delayed and dead items.")
 @yes_option
 def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
-    """Remove all items; asks first."""
+    """Remove all waiting items; asks first."""
     with existing(path, name) as queue:
         stats = queue.stats()
         count = stats.waiting + (stats.leased + stats.delayed + stats.dead if every else 0)

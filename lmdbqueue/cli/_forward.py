@@ -88,9 +88,9 @@ def forward(
     """Drain a queue into PostgreSQL, a directory, HTTP or MQTT.
 
     URL is postgresql://, file:///DIRECTORY, http://, https://, mqtt://HOST/TOPIC or mqtts://HOST/TOPIC. Items arrive in
-    order, whatever is killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers become
-    headers of requests or user properties of messages. While the target does not answer, the command tries again, and
-    shows since when. Refused items become dead letters. SIGTERM ends it cleanly.
+    order, even if processes are killed meanwhile: each exactly once in a queue, at least once elsewhere. Their headers
+    become headers of requests or user properties of messages. While the target does not answer, the command tries
+    again, and shows since when. Refused items become dead letters. SIGTERM ends it cleanly.
     """
     if linger and not follow:
         raise click.UsageError("--linger needs --follow: without it, nothing waits for more items.")

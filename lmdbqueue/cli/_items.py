@@ -239,7 +239,7 @@ def _decoded(line: Any, seq: int, payload: bytes) -> bytes:
 def delete(path: str, name: str, count: int, seqs: tuple[int, ...]) -> int:
     """Remove items without decoding them.
 
-    The first ones, or with --item those with these numbers.
+    It removes the first items, or with --item those with the given numbers.
     """
     if seqs and count != 1:
         raise click.UsageError("--count means the first items, --item those with these numbers: give one of them.")

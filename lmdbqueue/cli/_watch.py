@@ -26,8 +26,8 @@ from lmdbqueue.cli._open import existing
 def watch(path: str, name: str, *, interval: float, once: bool) -> None:
     """Show a queue while it is used, until Ctrl-C.
 
-    It shows the depth and the rates; the leased, delayed and dead items; the age of the oldest item; the lag of each
-    reader; the space, and the number of processes that have the queue open.
+    It shows the number of waiting items and the rates; the leased, delayed and dead items; the age of the oldest item;
+    the lag of each reader; the space, and the number of processes that have the queue open.
     """
     from rich.console import Console  # noqa: PLC0415  (0.1 s that no other command shall take)
     from rich.live import Live  # noqa: PLC0415

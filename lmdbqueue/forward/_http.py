@@ -82,12 +82,12 @@ class HttpTarget(Target):
         encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
             ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own. One that needs a
             second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. It
-            returns bytes, or a text, which is sent as UTF-8. An item for which it raises or returns anything else is
+            returns bytes, or a str, which is sent as UTF-8. An item for which it raises or returns anything else is
             refused.
         batch: The maximum number of items in a request.
         max_bytes: The maximum size of the payloads of a request; a single item may exceed it.
-        timeout: Seconds without a complete answer after which the server counts as unreachable. If the status has come
-            by then, it counts.
+        timeout: Seconds to wait for the status and the headers of an answer; after that the server counts as
+            unreachable.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts; ``bytes`` anything.
         context: For ``https``; None: certificates are verified against those that the system trusts.
     """

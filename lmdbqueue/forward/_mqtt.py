@@ -52,7 +52,7 @@ class MqttTarget(Target):
         client_id: The client identifier; "" lets the broker choose one.
         encode: Makes the payload of an item: ``as_json`` (the default), ``as_json_with_headers``, ``as_bytes``, or a
             function of your own. One that needs a second argument gets the ``Envelope`` of the item. It returns bytes,
-            or a text, which is sent as UTF-8. An item for which it raises or returns anything else is refused.
+            or a str, which is sent as UTF-8. An item for which it raises or returns anything else is refused.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts.
         batch: The maximum number of items published before the first of them is acknowledged.
         timeout: Seconds without an answer after which the broker counts as unreachable.

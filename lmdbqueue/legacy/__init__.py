@@ -1,4 +1,4 @@
-"""Keep your data: imports of queues of other libraries into a queue of this one.
+"""Imports of other libraries' queues into a queue of this one.
 
     from lmdbqueue.legacy import import_file
     import_file("old.queue", "new")

@@ -1,4 +1,4 @@
-"""Keep your data: imports of queues of other libraries into a queue of this one.
+"""Imports of other libraries' queues into a queue of this one.
 
     from lmdbqueue.legacy import import_file
     import_file("old.queue", "new")      # as ``lmdbqueue import old.queue new`` does
@@ -149,7 +149,7 @@ def import_file(
 
     Args:
         path: A file or directory of python-persistent-queue, persist-queue, litequeue or queuelib. Its program must not
-            run.
+            be running.
         dest: The queue's directory; created if it is missing.
         name: The queue in the directory.
         progress: Called with records read, finished ones included, and the source's own total, which may be wrong; the
@@ -159,7 +159,7 @@ def import_file(
         loads: The ``loads`` with which the new queue will be used.
 
     Returns:
-        What was done.
+        The result of the import.
 
     Raises:
         SourceError: The source cannot be imported.
