@@ -10,6 +10,8 @@ LMDB's further requirements, and where they are met:
 - ``open_db`` without a transaction waits for the write lock *with the GIL held*: handles are opened
   here inside a write transaction, whose begin frees the GIL.
 - Ending a transaction in a forked child damages the parent's: ``_local.sharing`` ensures that none is open at a fork.
+- Undoing a write transaction may wait for all other threads, with the write lock held: it is dropped instead
+  (``_lmdb.snapshot.undo``).
 - A value cannot exceed 4 GiB, and a file cannot outgrow its map: the map is larger than the file, and when the file
   approaches its end the generation ``is_broken`` and reopened with a larger one. A map costs only address space, of
   which a process has 47 bits for all directories, or less if it is limited (``ulimit -v``).
@@ -65,7 +67,7 @@ from lmdbqueue._lmdb.failures import Superseded, came_after_the_commit, may_be_o
 from lmdbqueue._lmdb.meta_page import LAST_PAGE, LAST_PAGE_AT, MetaPage
 from lmdbqueue._lmdb.opening import LOCK_FILE, LockFile, open_shared, refuse_cut_off, wanted_map
 from lmdbqueue._lmdb.preallocation import Outgrown, Room
-from lmdbqueue._lmdb.snapshot import Kept, Ref, Tables, Txn, end, is_open
+from lmdbqueue._lmdb.snapshot import Kept, Ref, Tables, Txn, end, is_open, undo
 
 if TYPE_CHECKING:
     from lmdbqueue._lmdb.changed_records import ChangedTree
@@ -394,7 +396,8 @@ class Generation(Durable):
             result = fn(txn, self._tables[ref], *args)
             if not result:
                 seen = self._first_stamp + txn.id() - 1
-                txn.abort()
+                left, txn = weakref.ref(txn), None
+                undo(left)
                 return result if self.is_secured(seen) else NOT_DONE
             transaction = self.commit(txn)
         except CommitUnknownError:
@@ -404,7 +407,8 @@ class Generation(Durable):
                 self._refuse_inherited()
             if txn is not None:
                 if is_open(txn):
-                    txn.abort()
+                    left, txn = weakref.ref(txn), None
+                    undo(left)
                 elif came_after_the_commit(error):
                     raise
             if may_be_of_a_handler(error) and not (isinstance(error, KeyError) and ref not in self._tables):
@@ -444,7 +448,7 @@ class Generation(Durable):
                 if found.st_ctime_ns != presence.since or found.st_ino != presence.inode:
                     presence.look_at_all(found)
             except BaseException:
-                txn.abort()
+                txn.commit()  # of nothing: abort() might wait for other threads (``undo``)
                 raise
         except (lmdb.Error, SystemError) as error:  # not by _translated, since every commit passes here
             raise self.explain(error, operation) from error

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
+from weakref import ReferenceType
 from zlib import crc32
 
 import lmdb
@@ -416,6 +418,32 @@ def end(txn: Txn) -> None:
     """Undo a transaction unless it has ended."""
     if is_open(txn):
         txn.abort()
+
+
+def undo(left: ReferenceType[Txn]) -> None:
+    """Undo a write transaction to which the caller has dropped its reference, unless it has ended.
+
+    The binding undoes it at once when the last reference goes. Its ``abort`` waits until no other thread is within a
+    call of the environment: for the length of a copy, and forever beside two threads that read all the time. The write
+    lock is held meanwhile, and all processes wait.
+    """
+    if left() is not None:
+        forget_frames(sys.exception())
+    txn = left()
+    if txn is not None:  # a debugger, for example, refers to it, too
+        end(txn)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Clear the frames of this library that an error, and those before it, refer to: they refer to a transaction."""
+    while error is not None:
+        at = error.__traceback__
+        while at is not None:
+            if at.tb_frame.f_globals.get("__name__", "").startswith("lmdbqueue."):
+                with suppress(RuntimeError):  # it has not ended
+                    at.tb_frame.clear()
+            at = at.tb_next
+        error = error.__context__
 
 
 def is_open(txn: Txn) -> bool:

@@ -98,6 +98,7 @@ def _check(environment: Environment, *, repair: bool) -> list[str]:
         strangers = directory.strangers(generation.number)
         if repair:  # no other process writes a draft: that takes the locks held here
             directory.clean(generation.number, alone=True)
+        txn.commit()  # of nothing, since undoing it might wait for other threads
     if problems and repair:
 
         def write(damaged: Generation, _txn: Txn, draft: str) -> None:

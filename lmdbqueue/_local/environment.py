@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+from weakref import ref as weak
 
 from lmdbqueue._errors import ClosedError, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
@@ -33,7 +34,7 @@ from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, free, held, holding, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
-from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end, undo
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -290,8 +291,9 @@ class Environment(Live):
         try:
             try:
                 self._hold(ending)
-                generation, txn = self._seize(_begin_on_the_disk, ending)
-                block = Transaction(self, self.directory.path, generation, txn, ending)
+                begun = self._seize(_begin_on_the_disk, ending)
+                generation = begun[0][0]
+                block = Transaction(self, self.directory.path, begun, ending)
                 blocks.begin(block, ending)
                 yield
                 if threading.get_ident() != thread:  # LMDB's mutex belongs to the other thread
@@ -360,15 +362,17 @@ class Environment(Live):
         """Hold the write lock of the live generation; changes that the block does not commit are undone."""
         ending = Ending()
         try:
-            yield self._seize(begin, ending)
+            yield self._seize(begin, ending)[0]
         finally:
             try:
                 ending.close()
             finally:
                 ending.close()
 
-    def _seize(self, begin: Callable[[Generation], tuple[Generation, Txn]], ending: Ending) -> tuple[Generation, Txn]:
-        """Like ``exclusive``, until ``ending`` is closed."""
+    def _seize(
+        self, begin: Callable[[Generation], tuple[Generation, Txn]], ending: Ending
+    ) -> list[tuple[Generation, Txn]]:
+        """Like ``exclusive``, until ``ending`` is closed, by a list that then is empty."""
         self._refuse_nested()
         writer = self._writer
         begun: list[tuple[Generation, Txn]] = []
@@ -377,15 +381,17 @@ class Environment(Live):
         writer.acquire()
         self._is_writing = True
         begun[:] = [self._in_live(begin)]
-        return begun[0]
+        return begun
 
-    def _end_writing(self, writer: threading.RLock, begun: Sequence[tuple[Generation, Txn]]) -> None:
+    def _end_writing(self, writer: threading.RLock, begun: list[tuple[Generation, Txn]]) -> None:
         if is_mine(writer):
             self._is_writing = False
         if self._writer is not writer:  # in a forked child, which must not end it
             return
-        for generation, txn in begun:
-            end(txn)
+        while begun:
+            generation, left = begun[0][0], weak(begun[0][1])
+            begun.clear()
+            undo(left)
             if generation.is_broken:
                 self._abandon_broken(generation)
 

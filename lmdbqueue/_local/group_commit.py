@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock, get_ident
 from typing import Any
+from weakref import ref
 
 from lmdbqueue._errors import CommitUnknownError, Full, NestedCallError, QueueError
 from lmdbqueue._lmdb.failures import Doubtful, Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.generation import Generation
-from lmdbqueue._lmdb.snapshot import Ref, is_open
+from lmdbqueue._lmdb.snapshot import Ref, forget_frames, is_open, undo
 
 
 class Call:
@@ -132,7 +133,7 @@ def _may_have_room(generation: Generation) -> bool:
 
 def _run(generation: Generation, calls: Sequence[Call]) -> None:
     transaction = 0
-    txn = generation.begin("writing")
+    txn: Any = generation.begin("writing")  # None: it was undone
     try:
         transaction = generation.stamp(txn) - 1  # the transaction that it sees
         changed = False
@@ -148,15 +149,18 @@ def _run(generation: Generation, calls: Sequence[Call]) -> None:
                     changed = True
             except Full as error:
                 call.error = error
+                forget_frames(error)  # which keep the transaction
         if changed:
             transaction += 1
             generation.commit(txn)
         else:
-            txn.abort()
+            left, txn = ref(txn), None
+            undo(left)
         _finish(calls, generation, transaction)
     except BaseException as error:
-        if is_open(txn):
-            txn.abort()
+        if txn is not None and is_open(txn):
+            left, txn = ref(txn), None
+            undo(left)
         elif came_after_the_commit(error):
             _finish_interrupted(generation, calls, transaction)
         raise

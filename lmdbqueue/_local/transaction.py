@@ -42,11 +42,14 @@ _of_parent: list[Transaction] = []  # in a child: kept, since LMDB's binding wou
 class Transaction(Block):
     """A block whose calls share one LMDB transaction."""
 
-    def __init__(self, owner: object, path: str, generation: Generation, txn: Txn, ending: Ending) -> None:
-        """Begin. ``ending``: the steps that end everything begun for it; closed by the thread that began it."""
+    def __init__(self, owner: object, path: str, begun: list[tuple[Generation, Txn]], ending: Ending) -> None:
+        """Begin. ``begun``: the only reference to its transaction, which is emptied to undo it.
+
+        ``ending``: the steps that end everything begun for it; closed by the thread that began it.
+        """
         super().__init__(owner, path)
-        self.generation = generation
-        self._txn = txn
+        self._begun = begun
+        self.generation = generation = begun[0][0]
         self._ending = ending
         self._has_changed = False
         self._is_busy = False  # whether a call or the commit is under way
@@ -55,7 +58,7 @@ class Transaction(Block):
     def queue(self, name: str) -> Tables | None:
         """Return the tables of a queue, None if it was not opened before."""
         self.refuse_amid_a_call()
-        return next((each for each in self.generation.open_to(self._txn) if each.name == name), None)
+        return next((each for each in self.generation.open_to(self._begun[0][1]) if each.name == name), None)
 
     def end(self) -> None:
         """End it in its thread, since the block was left in another thread, or never."""
@@ -66,7 +69,7 @@ class Transaction(Block):
         self.refuse_if_spoiled()
         self.refuse_amid_a_call()
         try:
-            return fn(self._txn, self.generation.table(ref), *args)
+            return fn(self._begun[0][1], self.generation.table(ref), *args)
         except Exception as error:
             self._raise(error, "reading")
 
@@ -78,8 +81,8 @@ class Transaction(Block):
         try:
             self._is_busy = True
             if room:
-                self.generation.make_room(self._txn, room)
-            result = fn(self._txn, table, *args)
+                self.generation.make_room(self._begun[0][1], room)
+            result = fn(self._begun[0][1], table, *args)
         except Full:
             raise
         except BaseException as error:
@@ -104,7 +107,7 @@ class Transaction(Block):
         with translated(self.path, "commit"):
             self.generation.presence.refuse_gone()  # the block may have lasted long
         try:
-            return self.generation.commit(self._txn)
+            return self.generation.commit(self._begun[0][1])
         except Exception as error:
             self._raise(error, "commit")
 
