@@ -86,3 +86,22 @@ def test_a_take_with_a_time_out_whose_commit_is_unknown_is_told_so(proxy, schema
                 return
 
     asyncio.run(asyncio.wait_for(main(), DEADLINE))
+
+
+def test_500_waiting_tasks_need_no_more_than_three_connections(postgres, schema):
+    ((begun,),) = postgres.execute("SELECT clock_timestamp()")
+
+    def connections():
+        ours = "application_name = 'lmdbqueue' AND backend_start > %s"
+        return postgres.execute(f"SELECT count(*) FROM pg_stat_activity WHERE {ours}", begun)[0][0]
+
+    async def main():
+        async with AsyncPostgresQueue.open(postgres.url(), schema=schema) as queue:
+            waiting = [asyncio.create_task(queue.get()) for _ in range(500)]
+            await queue.count()  # they have all been tried and sleep
+            assert await asyncio.to_thread(connections) <= 3
+            await queue.push([*range(500)])
+            assert await asyncio.gather(*waiting) == [*range(500)]
+            assert await asyncio.to_thread(connections) <= 3
+
+    asyncio.run(asyncio.wait_for(main(), DEADLINE))
