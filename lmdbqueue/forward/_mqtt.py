@@ -54,7 +54,8 @@ class MqttTarget(Target):
             function of your own. One that needs a second argument gets the ``Envelope`` of the item. It returns bytes,
             or a str, which is sent as UTF-8. An item for which it raises or returns anything else is refused.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts.
-        batch: The maximum number of items published before the first of them is acknowledged.
+        batch: The maximum number of items in a batch, which a crash can repeat. At most 100 messages at a time are
+            unacknowledged.
         timeout: Seconds without an answer after which the broker counts as unreachable.
     """
 
