@@ -24,6 +24,7 @@ DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_BEGIN: Final = "mdb_txn_begin"  # the binding's name of the call, in its message
 _OF_THE_SYSTEM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -56,8 +57,8 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
     reason = str(error)
     if os.strerror(errno.EACCES) in reason:
         return AccessError(path, reason)
-    if isinstance(error, lmdb.LockError) and os.strerror(errno.EAGAIN) in reason:  # of the byte ``pid`` of LMDB's file
-        return PidError(path, reason)
+    if isinstance(error, lmdb.LockError):
+        return _unavailable(path, reason, operation)
     if "already open in this process" in reason:
         return StorageError(
             path,
@@ -72,3 +73,11 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
         if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
             return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
     return StorageError(path, operation, reason)
+
+
+def _unavailable(path: str, reason: str, operation: str) -> QueueError:
+    """Return our error for what LMDB could not get, but might later."""
+    if _BEGIN in reason:  # the byte ``pid`` of its file
+        return PidError(path, reason)
+    advice = "LMDB copies with a thread of its own, and the system allows no more: see ulimit -u and ulimit -v"
+    return StorageError(path, operation, reason, advice)

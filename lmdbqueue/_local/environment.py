@@ -34,7 +34,7 @@ from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, free, held, holding, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import NOT_DONE, Generation
-from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, end, undo
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, undo
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.commit_line import Line
 from lmdbqueue._local.group_commit import Call
@@ -66,7 +66,7 @@ def _begin_on_the_disk(generation: Generation) -> tuple[Generation, Txn]:
     try:
         generation.secure_before(txn)
     except BaseException:
-        end(txn)
+        txn.commit()  # of nothing: undoing it might wait for other threads
         raise
     return generation, txn
 

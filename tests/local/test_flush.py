@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import os
 import re
+import resource
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -487,3 +489,33 @@ def test_a_flush_and_a_copy_need_no_further_thread(open_queue, tmp_path, monkeyp
     assert queue.flush(force=True) > 0
     with queue.copy("copy", tmp_path) as copy:
         assert list(copy) == list(queue) == [b"x" * 1000] * 10
+
+
+NO_THREAD = """
+import os, resource, sys, threading
+stack, most = 1 << 47, resource.getrlimit(resource.RLIMIT_STACK)[1]
+if resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, most))  # no thread finds room for its stack
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+from lmdbqueue import PersistentQueue, StorageError
+queue = PersistentQueue(sys.argv[1])
+queue.push([1, 2, 3])
+for copies in (lambda: queue.flush(force=True), lambda: queue.copy("other")):
+    try:
+        copies()
+    except StorageError as error:
+        print(error)
+assert queue.pop() == 1
+assert not queue.check()
+"""
+
+
+def test_a_copy_for_which_the_system_has_no_thread_says_so_and_the_queue_goes_on(tmp_path):
+    if resource.getrlimit(resource.RLIMIT_STACK)[1] != resource.RLIM_INFINITY:
+        pytest.skip("the size of a stack is limited here")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREAD, "queue"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    flush, copy = done.stdout.splitlines()
+    assert "ulimit -u" in flush
+    assert "ulimit -u" in copy
