@@ -222,7 +222,7 @@ class PersistentQueue(Queue[T]):
         end. An inner block is a part of the outer one.
 
         The block holds the only write lock of the directory, so keep it short: it is no place for waiting (use a
-        lease), least of all for ``await``. Readers are not delayed.
+        lease), least of all for ``await``. A call that only reads waits for it only if it finds items due or expired.
 
         Example:
             >>> with inbox.transaction():
@@ -231,8 +231,8 @@ class PersistentQueue(Queue[T]):
 
         Raises:
             TransactionError: A call cannot be part of a transaction: on a queue of another directory or one that does
-                not exist yet, a call that waits, ``flush``, ``copy``, ``check``, ``drop_queue``. At the end of the
-                block: a call in it failed halfway, even if its error was caught. (``Full`` can be caught.)
+                not exist yet, a call that waits, ``sync``, ``flush``, ``copy``, ``check``, ``drop_queue``. At the end
+                of the block: a call in it failed halfway, even if its error was caught. (``Full`` can be caught.)
             StorageError: At the end: nothing was stored.
             CommitUnknownError: At the end: check whether the block took effect.
         """
