@@ -40,6 +40,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration
+_TOGETHER: Final = 1 << 22  # bytes of items that are leased in one transaction, each by itself
 _SECOND: Final = 10**9  # ns
 _DEATH_LOOK: Final = 0.25  # seconds between two checks of a sleeper for dead owners of leases
 _SMALL: Final = 1 << 14  # bytes of the largest item that is leased on a full disk
@@ -316,24 +317,65 @@ class LocalEngine(LocalHold):
                 del self.claims[token]
 
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
-        """Lease at most the first ``n`` items, each with a lease of its own."""
+        """Lease at most the first ``n`` items, each with a lease of its own, many in one transaction."""
         leases: list[tuple[list[T], Leased]] = []
         while len(leases) < n:
             try:
-                lease = self.lease(1, ttl, sort_out)
+                found = self._lease_some(n - len(leases), ttl, sort_out)
             except BaseException:  # even of ``loads``: the next call gets it, and the other callers get their items
                 if not leases:
                     raise
                 break
-            if lease is None:
+            if not found:
                 break
-            leases.append(lease)
+            leases += found
         return leases
+
+    def _lease_some(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease some of the first ``n`` items, each by itself; an empty list if there are none, durably."""
+        if n > 1 and (found := self._lease_together(n, ttl, sort_out)):
+            return found
+        lease = self.lease(1, ttl, sort_out)
+        return [] if lease is None else [lease]
+
+    def _lease_together(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
+        """Lease some of the first ``n`` items, each by itself, in one transaction; an empty list if that fails."""
+        entries = self.candidates(n, _TOGETHER)
+        if not entries:
+            return []
+        try:
+            items, unreadable = sort_out(entries)
+        except BaseException:  # one at a time: the caller who meets it gets it
+            return []
+        moment = self.clock()
+        deadline = _deadline(moment, ttl)
+        terms = leases.Terms(
+            self.owners.join(),
+            deadline,
+            moment.wall,
+            unreadable,
+            has_looked=True,
+            claims=self.claims,
+            thread=get_ident(),
+        )
+        room = _room_away([value for _, value in entries])
+        try:
+            given = self.environment.update(self.ref, leases.lease_each, entries, terms, room=room)
+        except DiskFullError:  # for one there may be room
+            return []
+        self.refuse_if_closed()  # closed by another thread meanwhile: then the owner is dead
+        if given and (following := given[-1].following) is not None:
+            self._next = [following]
+        until = None if ttl is None else deadline / _SECOND
+        held = [(each, entry) for each, entry in zip(given, entries, strict=False) if each.token]
+        return [
+            ([item], Leased(each.token, [_format.seq_of(entry[0])], each.attempts, until, [entry]))
+            for item, (each, entry) in zip(items, held, strict=False)
+        ]
 
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
         """Like ``ack``, for several leases in one transaction; return the result of each."""
-        with self.environment.transaction():
-            return [self.ack(token, seqs) for token, seqs in asked]
+        return self.environment.update(self.ref, leases.ack_each, asked)
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good."""

@@ -169,6 +169,22 @@ def lease(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> Gi
     return Given(token if leased else 0, leased, attempts)
 
 
+def lease_each(txn: Txn, queue: Tables, entries: Sequence[Entry], terms: Terms) -> list[Given]:
+    """Lease the first items, each with a lease of its own, as far as they are exactly these entries."""
+    leases: list[Given] = []
+    for entry in entries:
+        given = (lease if entry[0] in terms.unreadable else lease_first)(txn, queue, [entry], terms)
+        if given is None:
+            break
+        leases.append(given)
+    return leases
+
+
+def ack_each(txn: Txn, queue: Tables, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+    """Like ``ack``, for several leases."""
+    return [ack(txn, queue, token, seqs) for token, seqs in asked]
+
+
 def ack(txn: Txn, queue: Tables, token: int, seqs: Collection[int] | None) -> list[int] | None:
     """Remove all items of a lease, or those of ``seqs``; return their numbers, None if the lease is gone."""
     before = queue_record(txn, queue)
