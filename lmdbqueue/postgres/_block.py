@@ -141,8 +141,7 @@ def _attempted(step: Step, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any
     try:
         with step.connection.transaction() as savepoint:
             result = fn(step, *args)
-            if not step.has_changed:
-                raise psycopg.Rollback(savepoint)
+            savepoint.force_rollback = not step.has_changed  # a Rollback would come out if the connection were lost
     finally:
         step.has_changed = step.has_changed or had_changed
     return result

@@ -596,6 +596,21 @@ def test_what_a_lost_block_had_taken_is_the_first_again_at_once(proxy, schema, o
     assert at > 3
 
 
+@pytest.mark.parametrize("mode", ["request", "reply"])
+def test_a_block_that_finds_nothing_fails_with_our_error_whenever_its_connection_is_lost(proxy, schema, mode):
+    with PostgresQueue(proxy.url(), schema=schema) as queue:
+        for at in count(1):
+            proxy.arm(mode, at)
+            with suppress(ServerError), queue.transaction():
+                queue.pop()
+                queue.pop(2)
+            has_cut = proxy.has_cut
+            proxy.disarm()
+            if not has_cut:
+                break
+        assert at > 3
+
+
 def test_what_an_interrupted_pop_had_claimed_is_the_first_again_at_once(open_postgres, monkeypatch):
     queue, close = open_postgres(), Session.close
     queue.push(["a", "b"])
