@@ -6,6 +6,10 @@ statements mean the same whatever a user sets on the connection. Must not know: 
 A cursor of psycopg's passes 34 frames for each statement, and takes as much processor time as the round trip. Most
 statements are therefore executed by what such a cursor is made of: psycopg's functions that dump values, send a
 prepared statement, wait for its result, and load the rows. The wait is the connection's own (``_silence``).
+
+They do not take the connection's lock, which a cursor takes, since a session is for one thread at a time. An interrupt
+may leave that lock behind: Python calls a trace function before it leaves a ``with`` statement, and a debugger's, amid
+which Ctrl-C comes, raises there. The release of a claim would then wait for its own thread.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,12 +106,11 @@ class Statements:
     def rows(self, text: LiteralString, values: Mapping[str, Any]) -> list[Any]:
         """Execute a statement; return its rows."""
         numbered = self.sql.numbered[text]
-        wire, pgconn, connection = self._values, self._pgconn, self.connection
-        with connection.lock:
-            sent = wire.dump_sequence([*map(values.__getitem__, numbered.names)], numbered.formats)
-            known = self._prepared.get((text, wire.types))
-            pgconn.send_query_prepared(known or self._prepare(text, numbered.text), sent, wire.formats, _BINARY)
-            results = connection.wait(execute(pgconn))
+        wire, pgconn = self._values, self._pgconn
+        sent = wire.dump_sequence([*map(values.__getitem__, numbered.names)], numbered.formats)
+        known = self._prepared.get((text, wire.types))
+        pgconn.send_query_prepared(known or self._prepare(text, numbered.text), sent, wire.formats, _BINARY)
+        results = self.connection.wait(execute(pgconn))
         error = _error_of(results)
         if error is None:
             wire.set_pgresult(results[0])
@@ -132,9 +135,8 @@ class Statements:
 
         psycopg would take a ROLLBACK for a reason to forget all prepared statements.
         """
-        with self.connection.lock:
-            self._pgconn.send_query(text)
-            results = self.connection.wait(execute(self._pgconn))
+        self._pgconn.send_query(text)
+        results = self.connection.wait(execute(self._pgconn))
         if (error := _error_of(results)) is not None:
             raise error
 

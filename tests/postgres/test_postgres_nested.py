@@ -4,6 +4,7 @@ import fcntl
 import gc
 import itertools
 import pickle
+import sys
 import threading
 from contextlib import suppress
 
@@ -12,7 +13,7 @@ from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
 from lmdbqueue import DecodeError, Empty, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
-from lmdbqueue.postgres import _database, _ear
+from lmdbqueue.postgres import _database, _ear, _statements
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._ear import Ear
 
@@ -249,3 +250,35 @@ def test_who_gets_no_thread_to_listen_looks_now_and_then_and_the_next_tries_agai
     with pytest.raises(Empty):
         queue.get(timeout=0.02)
     assert queue._engine.database.ear._has_begun
+
+
+def test_a_claim_is_released_by_whom_a_debugger_interrupts_as_a_lock_is_left(open_postgres):
+    """Python calls the trace function once more before it leaves a ``with`` statement, and then does not leave it."""
+    queue, other = open_postgres(), open_postgres()
+
+    def interrupted(number):
+        """Return whether there was a line of this number to interrupt a pop at."""
+        queue.push(["a", "b"])
+        left = number
+
+        def trace(frame, event, _):
+            nonlocal left
+            if frame.f_code is not _statements.Statements.rows.__code__:
+                return None
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    interrupt()
+            return trace
+
+        sys.settrace(trace)
+        try:
+            with suppress(KeyboardInterrupt):
+                queue.pop_many(2)
+        finally:
+            sys.settrace(None)
+        other.clear()
+        return left <= 0
+
+    assert in_a_thread(lambda: next(number for number in itertools.count(1) if not interrupted(number))) > 11
