@@ -47,6 +47,7 @@ from lmdbqueue._verbs.engine import Decode
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import (
+    EXPIRY,
     IN_ORDER,
     IS_IN_NO_BATCH,
     LOOK,
@@ -107,7 +108,7 @@ _MINE: Final = (
 # The version of a row is negative if a transaction has locked it, be it one that is over
 _READ: Final = (
     "SELECT "
-    + COLUMNS.replace("expires_at", "expires_at::text")
+    + COLUMNS.replace("expires_at", EXPIRY)
     + """, CASE WHEN xmax = '0'::xid THEN 1 ELSE -1 END * xmin::text::bigint
     FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND seq BETWEEN %(first)s AND %(last)s AND """

@@ -40,6 +40,7 @@ from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost
 from lmdbqueue.postgres._items import (
     CLAIM_KEY,
+    EXPIRY,
     IN_ORDER,
     IS_IN_NO_BATCH,
     LOOK,
@@ -65,7 +66,7 @@ _CLAIM: Final = (
     + """,
 first AS MATERIALIZED (
     SELECT """
-    + COLUMNS.replace("expires_at", "expires_at::text")
+    + COLUMNS.replace("expires_at", EXPIRY)
     + ", "
     + VERSION
     + """ AS version, xmax <> '0'::xid AS is_doubtful FROM {items} WHERE queue = %(queue)s AND state = 0

@@ -53,6 +53,8 @@ class Ahead(NamedTuple):
     version: str
 
 
+# When an item expires, as text that means the same whatever the server's DateStyle and TimeZone are
+EXPIRY: Final = "extract(epoch FROM expires_at)::text"
 # The key of the lock of a claimed item (``_claims``): modulo a prime, so that equal numbers of two priorities differ
 CLAIM_KEY: Final = "(%(claims)s::integer, mod(seq, 2147483647)::integer)"
 # Whether a session that lives has claimed an item together with others (``_batches``)

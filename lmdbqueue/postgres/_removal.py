@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, LiteralString
 
 from lmdbqueue.postgres import _positions
-from lmdbqueue.postgres._items import AT_ONCE, UNCLAIMED, Place, extent, tell
+from lmdbqueue.postgres._items import AT_ONCE, EXPIRY, UNCLAIMED, Place, extent, tell
 from lmdbqueue.postgres._step import Step
 
 # Expired items, and those whose key another item gets: leased ones among them leave when they return.
@@ -75,7 +75,8 @@ WITH gone AS (
 )
 # Items that all have passed, or that exceed the limits. Items that others are taking leave with them, or next time.
 # If readers have to count them, also which they were, and their notes, to put them back
-_TRIM: Final = """
+_TRIM: Final = (
+    """
 WITH first AS MATERIALIZED (
     SELECT ctid AS at, seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq <= %(last)s
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
@@ -83,13 +84,16 @@ gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
     RETURNING seq, octet_length(payload) AS size, attempts,
         (extract(epoch FROM pushed_at - timestamptz '2000-01-01 00:00:00+00') * 1000000)::bigint AS pushed,
-        expires_at::text AS expires, key, headers)
+        """
+    + EXPIRY
+    + """ AS expires, key, headers)
 SELECT count(*), coalesce(sum(size), 0)::bigint, array_agg(seq) FILTER (WHERE is_followed),
     array_agg(attempts::bigint) FILTER (WHERE is_followed), array_agg(pushed) FILTER (WHERE is_followed),
     array_agg(expires) FILTER (WHERE is_followed), array_agg(key) FILTER (WHERE is_followed),
     array_agg(headers) FILTER (WHERE is_followed)
 FROM gone, (SELECT is_followed FROM {queues} WHERE id = %(queue)s) AS q
 """
+)
 # The last item beyond the limits: too many items, or bytes, come after it, or it is too old
 _BEYOND_ITEMS: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 ORDER BY seq OFFSET %(n)s LIMIT 1

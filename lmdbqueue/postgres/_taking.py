@@ -12,6 +12,7 @@ from lmdbqueue._values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import (
     CLAIM_KEY,
+    EXPIRY,
     IN_ORDER,
     IS_IN_NO_BATCH,
     LOOK,
@@ -50,7 +51,9 @@ first AS MATERIALIZED (
     ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = ANY(ARRAY(SELECT at FROM first))
-    RETURNING seq, payload, attempts, pushed_at, expires_at::text, key, headers)
+    RETURNING seq, payload, attempts, pushed_at, """
+    + EXPIRY
+    + """ AS expires_at, key, headers)
 SELECT """
     + COLUMNS
     + " FROM gone UNION ALL SELECT NULL, NULL, "
@@ -93,7 +96,9 @@ free AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED),
 gone AS (
     DELETE FROM {items} WHERE ctid = (SELECT at FROM free)
-    RETURNING attempts, pushed_at, expires_at::text, key, headers),
+    RETURNING attempts, pushed_at, """
+    + EXPIRY
+    + """, key, headers),
 """
     + ONE_LEFT
     + """
@@ -106,7 +111,7 @@ _PUT_BACK: Final = """
 INSERT INTO {items} (queue, seq, payload, attempts, pushed_at, expires_at, key, headers)
 SELECT id, seq, payload, attempts,
     coalesce(timestamptz '2000-01-01 00:00:00+00' + pushed_at * interval '1 microsecond', {now}),
-    expires_at::timestamptz,
+    to_timestamp(expires_at::float8),
     CASE WHEN NOT EXISTS (SELECT FROM {items} AS other WHERE other.queue = %(queue)s AND other.key = pushed.key
                               AND other.state <> 3)
     THEN key END, headers

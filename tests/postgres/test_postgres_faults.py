@@ -343,6 +343,30 @@ SETTINGS = {
 }
 
 
+@pytest.mark.parametrize("take", ["one", "the next one", "several", "in a block", "by a reader"])
+def test_an_item_that_is_put_back_expires_when_it_would_have_wherever_the_server_is(postgres, schema, take):
+    """In this form of times, a zone is an abbreviation, which is that of another zone when it is read."""
+    url = postgres.url() + "&options=-c%20DateStyle%3DSQL%20-c%20TimeZone%3DAsia/Shanghai"
+    when = f'SELECT expires_at FROM "{schema}".items ORDER BY seq'
+    with PostgresQueue(url, schema=schema) as queue:
+        queue.push(["a", "b", "c"], expires=100)
+        before, engine = postgres.execute(when), queue._engine
+        if take == "by a reader":
+            reader = queue.reader("name")._head.steps
+            entries = reader.first(3)
+            move = reader.advance([key for key, _ in entries])
+            assert postgres.execute(when) == []
+            reader.retreat(move, entries)
+        elif take == "in a block":
+            with queue.transaction():
+                engine.put_back(engine.take(2, 1, list)[0])
+        else:
+            counts = {"one": [1], "the next one": [1, 1], "several": [2]}[take]
+            for entries in [engine.take(n, 1, list)[0] for n in counts]:
+                engine.put_back(entries)
+        assert postgres.execute(when) == before
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_role_s_own_settings_change_nothing(postgres, schema, setting):
     role = f"role_{setting.lower()}_{os.getpid()}"
