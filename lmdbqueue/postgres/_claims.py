@@ -89,7 +89,13 @@ WITH unflushed AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', t
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 0 AND seq = ANY(%(seqs)s::bigint[])
 AND EXISTS (SELECT FROM unflushed) FOR UPDATE SKIP LOCKED
 """
-_RELEASE: Final = "SELECT pg_advisory_unlock" + CLAIM_KEY + " FROM unnest(%(seqs)s::bigint[]) AS claimed (seq)"
+_RELEASE_THESE: Final = "SELECT pg_advisory_unlock" + CLAIM_KEY + " FROM unnest(%(seqs)s::bigint[]) AS claimed (seq)"
+# All that this session has locked, be it that the reply which says what was lost to an interrupt; an oid has no sign
+_RELEASE: Final = """
+SELECT pg_advisory_unlock(%(claims)s::integer, (objid::bigint - (objid::bigint >> 31 << 32))::integer)
+FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND pid = pg_backend_pid()
+AND classid = %(claims)s::integer::oid AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 # No row means that the item is not there, or not free. The lock becomes one of the transaction, which ends after it
 _REMOVE: Final = (
     "WITH "
@@ -165,28 +171,23 @@ def _claimed(session: Session, place: Place, how: How) -> tuple[Found, str]:
     passed: list[int] = []
     n = 1
     while True:
+        session.hold(_RELEASE, {"claims": place.claims})  # from now on, whatever happens
         rows = session.claim(statement, values | {"n": n, "passed": passed})
         last = rows.pop() if rows else None
+        if not rows:
+            session.hold()
+            return Found([]) if last is None else found_of([], last), ""
         seqs = [row[0] for row in rows]
-        if rows:
-            session.hold(_RELEASE, {"claims": place.claims, "seqs": seqs})
         doubtful = [row[0] for row in rows if row[8]]
         free = session.claim(_ARE_FREE, {"queue": place.id, "seqs": doubtful}) if doubtful else []
         left = set(doubtful).difference(seq for (seq,) in free)
-        if not rows or seqs[0] not in left:
-            _release_rest(session, place, seqs)
-            return Found([]) if last is None else found_of(rows[:1], last), rows[0][7] if rows else ""
+        if seqs[0] not in left:
+            if len(seqs) > 1:
+                session.claim(_RELEASE_THESE, {"claims": place.claims, "seqs": seqs[1:]})
+            return found_of(rows[:1], last), rows[0][7]
         session.release()
         passed += left
         n = min(_AT_ONCE, 4 * n)  # a block may have locked many
-
-
-def _release_rest(session: Session, place: Place, seqs: list[int]) -> None:
-    """Release all but the first of the claimed items."""
-    if len(seqs) > 1:
-        session.hold(_RELEASE, {"claims": place.claims, "seqs": seqs[1:]})
-        session.release()
-        session.hold(_RELEASE, {"claims": place.claims, "seqs": seqs[:1]})
 
 
 def _removed(session: Session, place: Place, found: Found, version: str, *, looks_ahead: bool) -> list[Any]:

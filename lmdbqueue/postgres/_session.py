@@ -44,6 +44,7 @@ from lmdbqueue.postgres._sql import Sql
 from lmdbqueue.postgres._statements import FORGOTTEN, Cursor, Statements, together
 from lmdbqueue.postgres._step import Step
 
+_IDLE: Final = pq.TransactionStatus.IDLE
 _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 # The server may not know yet that nobody is at the other end: until it does, what was claimed is locked, so its end is
 # waited for. If it comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and
@@ -338,12 +339,12 @@ class Session:
 
     def release(self) -> None:
         """Release what this session has claimed, which also ends with its connection."""
-        held, self._held = self._held, None
-        if held is not None and self.is_idle:
+        if self._held is not None and self.connection.pgconn.transaction_status == _IDLE:
             try:
-                self.alone(*held)
+                self.alone(*self._held)
             except psycopg.Error:
                 self.close()
+            self._held = None
 
     def alone(self, text: LiteralString, values: dict[str, Any]) -> None:
         """Execute a statement that may be done once, twice or not at all."""
@@ -361,8 +362,8 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether this session can be used for the next step."""
-        return self.connection.pgconn.transaction_status == pq.TransactionStatus.IDLE
+        """Return whether this session can be used for the next step, and has claimed nothing."""
+        return self._held is None and self.connection.pgconn.transaction_status == _IDLE
 
     @property
     def is_alive(self) -> bool:
@@ -415,5 +416,5 @@ class Session:
 
     def _undo(self) -> None:
         with suppress(psycopg.Error):
-            if not self.connection.closed and not self.is_idle:
+            if not self.connection.closed and self.connection.pgconn.transaction_status != _IDLE:
                 self._statements.command(b"ROLLBACK")

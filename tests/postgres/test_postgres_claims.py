@@ -11,6 +11,7 @@ import pytest
 from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import DecodeError
+from lmdbqueue.postgres._session import Session
 
 _CLAIMS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
 _OPEN = "SELECT query FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
@@ -206,3 +207,23 @@ def test_queues_of_one_database_have_claims_of_their_own(queue, open_postgres):
 
     queue.loads = loads
     assert queue.pop() == "a"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("step", ["claim", "alone"])
+def test_what_a_handler_raises_just_after_a_claim_or_before_its_release_leaves_nothing_claimed(
+    queue, open_postgres, monkeypatch, n, step
+):
+    done = getattr(Session, step)
+
+    def interrupted(self, *statement):
+        if step == "claim":
+            done(self, *statement)
+        raise TimeoutError
+
+    queue.loads = int
+    with monkeypatch.context() as amid:
+        amid.setattr(Session, step, interrupted)
+        with pytest.raises(TimeoutError):
+            queue.pop_many(n) if n > 1 else queue.pop()
+    eventually(lambda: open_postgres().pop(9) == [*"abcdef"])
