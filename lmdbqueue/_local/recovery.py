@@ -307,7 +307,7 @@ def _prove_all(
     """Verify the whole file; return the first snapshot that is whole, of the likeliest, the newest, the one before."""
     began = time.monotonic()
     newest, before = meta_page.read(path)
-    message = "%s is a copy, or a flush of it failed, or it is not made durable: verifying all of its %s bytes"
+    message = "%s is a copy, or a flush of it failed, or it is not durable: verifying all of its %s bytes"
     _report("INFO", message, path, f"{likeliest.size:,}")
     candidates = [likeliest, newest]
     if newest.transaction == before.transaction + 1 > 1:

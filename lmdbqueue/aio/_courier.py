@@ -256,7 +256,7 @@ class Courier:
     def wait_until_over(self, timeout: float) -> None:
         """Wait until the worker has put back what nobody has received, at most ``timeout`` seconds."""
         if not self._threads and not self._is_over.wait(timeout) and self._unclaimed:
-            message = "%s: what %d calls had taken is lost, since the program ended before it could be put back"
+            message = "%s: the items taken by %d calls are lost, since the program ended before they could be put back"
             logging.getLogger("lmdbqueue").error(message, self._engine.path, len(self._unclaimed))
 
     def forget(self) -> None:
@@ -349,7 +349,7 @@ class Courier:
             try:
                 self._undo(job)
             except QueueError:
-                message = "%s: what a call had taken is lost, since it could not be put back"
+                message = "%s: the items taken by a call are lost, since they could not be put back"
                 logging.getLogger("lmdbqueue").exception(message, self._engine.path)
 
     def _end(self) -> None:

@@ -226,6 +226,6 @@ def clear(path: str, name: str, *, every: bool, yes: bool) -> None:
 def drop(path: str, name: str, *, yes: bool) -> None:
     """Remove the queue NAME with all its items; asks first."""
     with existing(path, name) as queue:
-        confirm(f"Remove queue {name!r} in {path}, with {counted(len(queue))} that wait?", yes=yes)
+        confirm(f"Remove queue {name!r} in {path}, with {counted(len(queue))} waiting?", yes=yes)
         queue.drop_queue(name)
     click.echo(f"removed queue {name!r}")

@@ -78,7 +78,7 @@ count_option = click.option(
 @click.option(
     "--priority", type=click.IntRange(-128, 127), default=0, metavar="N", help="A lower number leaves sooner."
 )
-@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A text to store with the items.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header to store with the items.")
 @click.option("--unique", metavar="KEY", help="Do not store the item if one with this key exists.")
 @click.option("--replace", is_flag=True, help="With --unique: replace an existing item with the key.")
 def push(

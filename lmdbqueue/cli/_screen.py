@@ -61,7 +61,7 @@ def _readers(readers: Sequence[ReaderStats]) -> Iterator[str]:
         lost = f", [bold red]{each.skipped:,} lost[/]" if each.skipped else ""
         yield f"reader {escape(each.name)}: {each.lag:,} behind{lost}"
     if len(readers) > _READERS:
-        yield f"and {len(readers) - _READERS:,} readers that are less behind"
+        yield f"and {len(readers) - _READERS:,} readers less far behind"
 
 
 def _pushed(stats: Stats) -> int:

@@ -45,7 +45,7 @@ def _bytes_of(body: object) -> bytes:
         return body.encode()
     if isinstance(body, bytes | bytearray | memoryview):
         return bytes(body)
-    message = f"encode returned {type(body).__name__}, not bytes"
+    message = f"encode returned {type(body).__name__}, neither bytes nor str"
     raise TypeError(message)
 
 

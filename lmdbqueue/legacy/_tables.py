@@ -190,7 +190,7 @@ def _opened(path: str) -> Iterator[sqlite3.Connection]:
                 yield db
     except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:  # garbage causes the last two
         reason = f"SQLite cannot read it ({error})"
-        raise SourceError(path, reason, "let the program sqlite3 .recover a copy, and import that") from error
+        raise SourceError(path, reason, "recover a copy with sqlite3 (.recover), and import that") from error
 
 
 @contextmanager

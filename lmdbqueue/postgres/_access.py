@@ -274,7 +274,7 @@ class Access:
                     continue
                 if not isinstance(error, (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)):
                     raise
-                reason = f"what a lost connection had under way has not ended ({said(error)})"
+                reason = f"the change of a lost connection has not ended ({said(error)})"
                 raise ServerError(self.path, "a change", reason, error.sqlstate or "") from error
 
 

@@ -791,7 +791,7 @@ def test_watch_shows_the_age_and_the_readers_that_are_the_furthest_behind(run, q
     assert "reader r[0]: 1,199 behind, 1 lost" in printed
     assert "reader r[9]: 300 behind " in printed
     assert "r[10]" not in printed
-    assert "and 2 readers that are less behind" in printed
+    assert "and 2 readers less far behind" in printed
 
 
 @pytest.mark.parametrize(

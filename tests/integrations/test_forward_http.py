@@ -430,7 +430,7 @@ def test_an_item_for_which_encode_returns_no_bytes_is_refused_and_nothing_is_sen
     sent = [json.loads(body.decode()) for body in server.taken]
     assert (sent, done.items, done.refused) == (["é", "b"] if batch == 1 else [["é"], ["b"]], 2, 2)
     assert [(letter.seq, letter.item) for letter in queue.dead] == [(0, "none"), (2, "number")]
-    assert "it cannot be encoded: TypeError: encode returned NoneType, not bytes" in next(iter(queue.dead)).reason
+    assert "TypeError: encode returned NoneType, neither bytes nor str" in next(iter(queue.dead)).reason
 
 
 def test_a_stop_iteration_of_loads_ends_no_batch_early(server, open_queue):
