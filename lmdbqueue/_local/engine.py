@@ -97,20 +97,29 @@ class LocalEngine(LocalHold):
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads with options."""
+        (pushed,) = self.append_each([(payloads, how)])
+        return pushed
+
+    def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
+        """Append the payloads of several pushes with options, in one transaction."""
         wall = self.clock().wall
+        apart = [(payloads, self._apart(how, wall)) for payloads, how in pushes]
+        room = sum(_room_away(payloads) for payloads, _ in pushes)
+        try:
+            found = self.environment.update(self.ref, keyed_items.push_each, apart, room=room)
+        except Full:
+            if not self._makes_room():
+                raise
+            found = self.environment.update(self.ref, keyed_items.push_each, apart, room=room)
+        return [[Pushed(item.key - BASE, item.is_stored) for item in each] for each in found]
+
+    def _apart(self, how: Push, wall: int) -> Apart:
         due = wall + int(how.delay * _SECOND) if how.delay else 0
         expires = 0 if how.expires is None else wall + int(how.expires * _SECOND)
         trailer = Trailer(due or wall, expires, how.headers or {}).pack()
         number = _format.class_of(how.priority)
-        apart = Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits(), self.buries_expired)
-        room = _room_away(payloads)
-        try:
-            found = self.environment.update(self.ref, keyed_items.push, payloads, apart, room=room)
-        except Full:
-            if not self._makes_room():
-                raise
-            found = self.environment.update(self.ref, keyed_items.push, payloads, apart, room=room)
-        return [Pushed(each.key - BASE, each.is_stored) for each in found]
+        buries = self.buries_expired
+        return Apart(wall, trailer, due, how.keys, how.replace, expires, number, self._limits(), buries)
 
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key."""

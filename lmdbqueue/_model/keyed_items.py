@@ -83,6 +83,11 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
     ]
 
 
+def push_each(txn: Txn, queue: Tables, pushes: Sequence[tuple[Sequence[bytes], Apart]]) -> list[list[Pushed]]:
+    """Like ``push``, for several pushes, one after another."""
+    return [push(txn, queue, payloads, apart) for payloads, apart in pushes]
+
+
 def _is_over(txn: Txn, queue: Tables, digest: bytes, now: int) -> bool:
     """Return whether the item with a unique key has expired, but is not removed yet."""
     found = _here(txn, queue, digest)

@@ -79,6 +79,9 @@ class Engine(Protocol):
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
 
+    def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
+        """Like ``append_apart``, for several pushes in one step, all or none; return the result of each."""
+
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key, given by its digest."""
 

@@ -24,7 +24,7 @@ from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Batch, Head, is_over, remaining
 from lmdbqueue._verbs.lease import DeadLetters, Lease, delivered, forsake
 from lmdbqueue._verbs.options import OPENING, RETAINED, VERBS, WORK, check
-from lmdbqueue._verbs.writing import Writing, append_of
+from lmdbqueue._verbs.writing import Writing, appended, of_priority
 
 if TYPE_CHECKING:
     from lmdbqueue._verbs.engine import Engine
@@ -162,14 +162,14 @@ class Queue(Writing[T], ABC):
         """
         check(VERBS, block=block, timeout=timeout if block else None)  # ignored, as queue.Queue does
         head, payloads = self._head, [payload_of(self.dumps, item)]
-        append = append_of(head.engine, priority)
+        how = of_priority(priority)
         refusal: Full | None = None
 
         def attempt() -> object:
             nonlocal refusal
             head.refuse_push()
             try:
-                return append(payloads)
+                return appended(head.engine, payloads, how)
             except DiskFullError:
                 raise
             except Full as error:

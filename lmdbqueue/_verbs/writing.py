@@ -281,29 +281,48 @@ def push_apart(
     how: Callable[..., Push],
 ) -> int | range | list[Number] | Number:
     """Push items with options; ``how`` is ``how_to_push`` that lacks only the number of items and their keys."""
+    payloads, push = encoded_apart(dumps, items, unique, how)
+    return told_of(appended(engine, payloads, push) if payloads else [], items, unique)
+
+
+def encoded_apart(
+    dumps: Callable[[T], bytes],
+    items: T | list[T],
+    unique: Key | Sequence[Key | None] | None,
+    how: Callable[..., Push],
+) -> tuple[list[bytes], Push]:
+    """Return the payloads of items, and what an engine is told of them."""
+    if isinstance(items, list):
+        push = how(len(items), unique=unique)
+        return payloads_of(dumps, items), push
+    push = how(1, unique=None if unique is None else [unique])
+    return [payload_of(dumps, items)], push
+
+
+def told_of(
+    given: range | list[Pushed], items: T | list[T], unique: Key | Sequence[Key | None] | None
+) -> int | range | list[Number] | Number:
+    """Return the outcome of a push as its caller wants it."""
+    if isinstance(given, range):
+        return given if isinstance(items, list) else given.start
     if not isinstance(items, list):
-        push = how(1, unique=None if unique is None else [unique])
-        (pushed,) = _appended(engine, [payload_of(dumps, items)], push)
+        (pushed,) = given
         return pushed.seq if unique is None else Number.of(pushed)
-    push = how(len(items), unique=unique)
-    given = _appended(engine, payloads_of(dumps, items), push) if items else []
     if unique is not None:
         return list(map(Number.of, given))
     return range(given[0].seq, given[-1].seq + 1) if given else range(0)
 
 
-def _appended(engine: Engine, payloads: Sequence[bytes], push: Push) -> list[Pushed]:
-    if push == PLAIN:  # empty headers, a delay of 0.0
-        return [Pushed(seq, is_stored=True) for seq in engine.append(payloads)]
-    return engine.append_apart(payloads, push)
+def appended(engine: Engine, payloads: list[bytes], how: Push) -> range | list[Pushed]:
+    """Append payloads, with options if there are any."""
+    return engine.append(payloads) if how == PLAIN else engine.append_apart(payloads, how)
 
 
-def append_of(engine: Engine, priority: int) -> Callable[[Sequence[bytes]], object]:
-    """Return a function that appends payloads with a priority."""
+def of_priority(priority: int) -> Push:
+    """Return what an engine is told of an item with a priority."""
     if priority == 0:
-        return engine.append
-    how = how_to_push(1, delay=0.0, unique=None, replace=False, expires=None, headers=None, priority=priority)
-    return lambda payloads: engine.append_apart(payloads, how)
+        return PLAIN
+    return how_to_push(1, delay=0.0, unique=None, replace=False, expires=None, headers=None, priority=priority)
 
 
 def checked_on_error(on_error: OnError) -> Callable[[DecodeError | CorruptItemError], object]:

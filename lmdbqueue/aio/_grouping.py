@@ -4,9 +4,9 @@ Owns: which calls share a commit, which waiter gets an item. Law: a call gets th
 Must not know: threads, the loop, who made a call.
 
 Successive pushes become one push of all their items (if there is no room for it, each is tried alone), single takes one
-take, leases of one item one step, and so do acks. While the disk syncs, the loop continues, and the next group gathers;
-so 1,000 concurrent pushes share a few commits. If one call finds nothing, the others of its kind are not tried: one
-reading serves all.
+take; leases of one item become one step, and so do acks, and pushes with options. While the disk syncs, the loop
+continues, and the next group gathers; so 1,000 concurrent pushes share a few commits. If one call finds nothing, the
+others of its kind are not tried: one reading serves all.
 
 While a server is unreachable, each call is tried until its own deadline, regardless of earlier calls.
 """
@@ -17,9 +17,9 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
-from lmdbqueue._errors import CommitUnknownError, Full, QueueError, ServerError
+from lmdbqueue._errors import CommitUnknownError, Full, OptionError, QueueError, ServerError
 from lmdbqueue._verbs.lease import Lease, ack_all, delivered
-from lmdbqueue.aio._jobs import ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Take, Taken
+from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Take, Taken
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _PAYLOADS: Final = attrgetter("payloads")
@@ -39,13 +39,15 @@ class Grouping:
     def done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where possible."""
         is_one = isinstance(kind, Claimed) and kind.is_one
-        if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, Ack.kind, ONE)):
+        if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, APART, Ack.kind, ONE)):
             return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
         if not jobs:  # all are cancelled
             return ()
         if kind == Push.kind:
-            return self._shared(jobs)
+            return self._shared(jobs, self._pushed)
+        if kind == APART:
+            return self._shared(jobs, self._pushed_apart)
         if kind == Ack.kind:
             return self._together(jobs, self._acked)
         return self._taken(jobs) if kind == ONE else self._claimed(kind, jobs)
@@ -68,16 +70,16 @@ class Grouping:
             else:
                 return
 
-    def _shared(self, jobs: list[Push]) -> Iterator[Result]:
+    def _shared(self, jobs: list[Push], do: Callable[[list[Push]], list[Result]]) -> Iterator[Result]:
         """Push in parts that are small enough to share a commit."""
         start = size = 0
         for index, job in enumerate(jobs):
             more = sum(map(len, job.payloads))
             if index > start and size + more > _SHARED:
-                yield from self._together(jobs[start:index], self._pushed)
+                yield from self._together(jobs[start:index], do)
                 start, size = index, 0
             size += more
-        yield from self._together(jobs[start:], self._pushed)
+        yield from self._together(jobs[start:], do)
 
     def _pushed(self, jobs: list[Push]) -> list[Result]:
         try:
@@ -91,6 +93,14 @@ class Grouping:
             results.append((job, range(start, stop), None))
             start = stop
         return results
+
+    def _pushed_apart(self, jobs: list[Push]) -> list[Result]:
+        try:
+            self._head.refuse_push()
+            found = self._engine.append_each([(job.payloads, job.how) for job in jobs])
+        except (Full, OptionError, ValueError):  # of one of them, and nothing was stored
+            return list(self._each(jobs))
+        return [(job, pushed, None) for job, pushed in zip(jobs, found, strict=True)]
 
     def _acked(self, jobs: list[Ack]) -> list[Result]:
         try:

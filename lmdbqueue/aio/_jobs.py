@@ -13,8 +13,11 @@ from typing import Any, Final
 
 from lmdbqueue._errors import ClosedError, DiskFullError, Full
 from lmdbqueue._values import Entry, NamedTuple
+from lmdbqueue._values import Push as HowToPush
+from lmdbqueue._verbs.encoding import PLAIN
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease, undo
+from lmdbqueue._verbs.writing import appended
 
 AnyHead = Head[Any]
 Taken = tuple[list[Entry], list[Any]]
@@ -104,8 +107,11 @@ class Call(Job):
         return self.undone_by is not None and self.undone_by(result)
 
 
+APART: Final = "push with options"
+
+
 class Push(Job):
-    """A push of payloads, all or none; its result is their numbers."""
+    """A push of payloads, all or none; its result is their numbers, or what became of each if they have options."""
 
     kind: object = "push"
     refusal: Full
@@ -114,24 +120,23 @@ class Push(Job):
         self,
         future: "Future[Any]",
         payloads: list[bytes],
+        how: HowToPush = PLAIN,
         *,
         waits: bool = False,
-        append: Callable[[list[bytes]], object] | None = None,
     ) -> None:
-        """``append``: the function that appends them, if they have options."""
         super().__init__()
         self.future = future
         self.payloads = payloads
+        self.how = how
         self.waits = waits
-        self.append = append
-        if append is not None:
-            self.kind = object()  # a kind of its own
+        if how != PLAIN:
+            self.kind = APART
 
     def run(self, head: AnyHead) -> object:
         """Append them."""
         head.refuse_push()
         try:
-            return (self.append or head.engine.append)(self.payloads)
+            return appended(head.engine, self.payloads, self.how)
         except Full as error:
             if not self.waits or isinstance(error, DiskFullError):
                 raise

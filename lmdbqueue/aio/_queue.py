@@ -34,7 +34,7 @@ from lmdbqueue._verbs.worker import (
     takes_job,
 )
 from lmdbqueue._verbs.worker import Job as WorkerJob
-from lmdbqueue._verbs.writing import append_of
+from lmdbqueue._verbs.writing import of_priority
 from lmdbqueue.aio._courier import is_dropped
 from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
 from lmdbqueue.aio._leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
@@ -410,10 +410,7 @@ class AsyncQueue(AsyncWriting[T]):
         """
         check(VERBS, block=block, timeout=timeout if block else None)
         payloads = [payload_of(self.queue.dumps, item)]
-        if priority != 0:
-            push = Push(self._future(), payloads, waits=block, append=append_of(self._engine, priority))
-        else:
-            push = Push(self._future(), payloads, waits=block)
+        push = Push(self._future(), payloads, of_priority(priority), waits=block)
         if timeout is not None:
             push.deadline = time.monotonic() + timeout
         if await self._waited_for(push, timeout) is None:

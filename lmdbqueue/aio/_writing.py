@@ -13,7 +13,7 @@ from lmdbqueue._errors import CorruptItemError, DecodeError
 from lmdbqueue._values import Number
 from lmdbqueue._verbs.encoding import Key, how_to_push, payload_of, payloads_of
 from lmdbqueue._verbs.reading import Many
-from lmdbqueue._verbs.writing import OnError, checked_on_error, decoded, push_apart
+from lmdbqueue._verbs.writing import OnError, checked_on_error, decoded, encoded_apart, told_of
 from lmdbqueue.aio._calls import Calls
 from lmdbqueue.aio._jobs import Push, Wanted
 
@@ -115,8 +115,9 @@ class AsyncWriting(Calls[T]):
             or replace is not False
         ):
             how = partial(how_to_push, delay=delay, replace=replace, expires=expires, headers=headers)
-            encoded: Any = payloads_of(dumps, items) if isinstance(items, list) else payload_of(dumps, items)
-            return await self._call(push_apart, self._engine, bytes, encoded, unique, partial(how, priority=priority))
+            payloads, push = encoded_apart(dumps, items, unique, partial(how, priority=priority))
+            given = await self._carried(Push(self._future(), payloads, push)) if payloads else []
+            return told_of(given, items, unique)
         if not isinstance(items, list):
             return (await self._pushed([payload_of(dumps, items)])).start
         return await self._pushed(payloads_of(dumps, items)) if items else range(0)

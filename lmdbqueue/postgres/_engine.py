@@ -153,9 +153,15 @@ class PostgresEngine:
 
     def append_apart(self, payloads: Sequence[bytes], how: Push) -> list[Pushed]:
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
-        for payload in payloads:
-            refuse_large(payload)
-        pushed = self._hold.run(partial(_readers.push, buries=self.buries_expired), payloads, how, self.maxsize)
+        (pushed,) = self.append_each([(payloads, how)])
+        return pushed
+
+    def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
+        """Like ``append_apart``, for several pushes in one transaction; return the result of each."""
+        for payloads, _ in pushes:
+            for payload in payloads:
+                refuse_large(payload)
+        pushed = self._hold.run(partial(_readers.push_each, buries=self.buries_expired), pushes, self.maxsize)
         if pushed is None:
             raise GoneError(self.path, self.name)
         return pushed

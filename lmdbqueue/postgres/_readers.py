@@ -227,6 +227,19 @@ def retain(step: Step, place: Place, now: Retention | None) -> bool:
     return is_there
 
 
+def push_each(
+    step: Step, place: Place, pushes: Sequence[tuple[Sequence[bytes], Push]], maxsize: int, *, buries: bool
+) -> list[list[Pushed]] | None:
+    """Like ``push``, for several pushes, one after another; None if the queue is gone."""
+    outcomes = []
+    for payloads, how in pushes:
+        pushed = push(step, place, payloads, how, maxsize, buries=buries)
+        if pushed is None:
+            return None
+        outcomes.append(pushed)
+    return outcomes
+
+
 def push(
     step: Step, place: Place, payloads: Sequence[bytes], how: Push, maxsize: int, *, buries: bool = False
 ) -> list[Pushed] | None:

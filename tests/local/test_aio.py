@@ -157,6 +157,43 @@ def test_pushes_at_once_share_commits_and_keep_their_order(run, place):
     run(test)
 
 
+def test_pushes_with_options_share_commits_and_fail_alone(run, place):
+    tasks = 100
+
+    async def test(queue):
+        before = place.commits(queue)
+        pushes = [
+            queue.push(n, headers={"n": str(n)}, unique=str(n // 2), priority=n % 3, delay=(n % 5 == 4) * 3600)
+            for n in range(tasks)
+        ]
+        told = await asyncio.gather(*pushes)
+        assert place.commits(queue) - before < tasks / 4
+        assert [number.is_stored for number in told] == [n % 2 == 0 for n in range(tasks)]
+        assert [told[n] == told[n + 1] for n in range(0, tasks, 2)] == [True] * (tasks // 2)
+        stored = [n for n in range(0, tasks, 2) if n % 5 != 4]
+        lease = await queue.lease(tasks)
+        assert list(lease) == sorted(stored, key=lambda n: n % 3)
+        assert [each["n"] for each in await lease.headers()] == [str(n) for n in lease]
+        await lease.ack()
+        queue.queue.maxsize = len(queue.queue) + queue.queue.stats().delayed + 2
+        told = await asyncio.gather(
+            queue.push("a", headers={"n": "a"}),
+            queue.push(["b", "b"], headers={"n": "b"}),
+            queue.push("c", unique="c"),
+            queue.push("d", headers={}),
+            queue.put("e", block=False, priority=-1),
+            return_exceptions=True,
+        )
+        assert [type(each).__name__ for each in told] == ["int", "Full", "Number", "Full", "Full"]
+        queue.queue.maxsize = 0
+        replaced = await asyncio.gather(*(queue.push(n, unique="r", replace=True) for n in range(10)))
+        assert all(number.is_stored for number in replaced)
+        assert len(set(replaced)) == len(replaced)
+        assert await queue.pop_many(9) == ["a", "c", 9]
+
+    run(test)
+
+
 def test_pushes_that_share_a_commit_fail_alone(run):
     async def test(queue):
         pushes = [queue.push(list(range(n))) for n in (3, 4, 9, 2, 1, 1)]
