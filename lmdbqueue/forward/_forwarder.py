@@ -106,7 +106,8 @@ class Forwarder:
         max_bytes: The maximum size of a batch in bytes; a single item may exceed it.
         follow: Whether to wait for more items; otherwise ``run`` ends when none is left.
         linger: With ``follow``, seconds to wait for a batch to fill.
-        away: The types of errors that mean that the target does not answer at the moment.
+        away: The types of errors that mean that the target does not answer at the moment; ``AwayError`` is an
+            ``OSError``.
         pause: The longest pause between two attempts, in seconds.
         progress: Called with a ``Forwarded`` after each batch, each failure, and when the target is back.
     """
