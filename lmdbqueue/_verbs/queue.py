@@ -113,7 +113,7 @@ class Queue(Writing[T], ABC):
         return self._engine.count()
 
     def stats(self) -> Stats:
-        """Return the figures of the queue (``Stats``), in constant time."""
+        """Return the figures of the queue (``Stats``), in constant time unless a reader's lag must be counted."""
         return self._engine.stats()
 
     def sync(self) -> None:
@@ -297,7 +297,7 @@ class Queue(Writing[T], ABC):
         """Reserve the first items for this consumer: nobody else gets them while the lease lasts.
 
         If the process dies, for whatever reason, its items are back in their places for the next consumer, without any
-        timeout. Each item is delivered at least once, and to one living consumer at a time as long as each finishes
+        timeout. Each item is delivered at least once, and to one living consumer at a time, as long as each finishes
         within its ``ttl``. ``len`` does not count leased items. Items that cannot be decoded become dead letters.
 
         Example:
@@ -405,7 +405,7 @@ class Queue(Writing[T], ABC):
 
         If the handler raises an ``Exception``, its items return after the delay of ``retry``, or become dead letters.
         The logger ``lmdbqueue.work`` gets the traceback, and dead letters keep it. The items of a failed batch return
-        one by one, so one bad item does not fail its neighbours.
+        one by one, so one bad item does not make its neighbours dead letters.
 
         Another thread extends the lease while the handler runs, so ``ttl`` only limits how long a process that hangs as
         a whole can hold items. Code in C that holds the GIL for longer than ``ttl`` stops that thread, too; then others
