@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from _thread import start_new_thread
 from collections import deque
@@ -268,6 +269,7 @@ def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
     process = os.getpid()
     stop, ended = _closed(), _closed()  # each is opened by one call of C, the first in its block
     failed: list[BaseException] = []
+    thread = 0  # none yet
 
     def beat() -> None:
         try:
@@ -280,7 +282,7 @@ def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
 
     try:
         try:
-            start_new_thread(beat, ())
+            thread = start_new_thread(beat, ())
         except RuntimeError:  # there are too many threads
             ended.release()
             raise
@@ -288,7 +290,8 @@ def beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
     finally:
         stop.release()
         if os.getpid() == process:
-            ended.acquire()
+            while not ended.acquire(timeout=_LOOK) and thread in sys._current_frames():  # noqa: SLF001  (as faulthandler)
+                pass  # one that found no memory has ended before its first step
     if failed:
         raise failed[0]
 

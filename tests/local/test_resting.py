@@ -204,6 +204,17 @@ def test_without_a_thread_to_be_had_the_block_is_not_begun(monkeypatch):
         pytest.fail("it was begun")
 
 
+def test_the_block_ends_beside_a_thread_that_found_no_memory_for_its_first_step(monkeypatch):
+    start = _threads.start_new_thread
+
+    def run():
+        with beating(lambda: None, 0.0001):
+            return True
+
+    monkeypatch.setattr(_threads, "start_new_thread", lambda _fn, args: start(lambda: None, args))
+    assert _in_a_thread(run)
+
+
 def test_an_interrupt_at_any_moment_leaves_no_thread_behind():
     def at(number):
         moments = Moments(number, interrupt)
