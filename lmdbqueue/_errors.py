@@ -385,7 +385,9 @@ class ForwardError(QueueError):
 
 
 class LeaseExpiredError(QueueError):
-    """A lease is over: by its ``ttl``, by ``clear(all=True)``, or with its queue object. Nothing was changed.
+    """A lease is over, or belongs to the parent of this forked process; nothing was changed.
+
+    It ended by its ``ttl``, by ``clear(all=True)``, or with its connection to PostgreSQL.
 
     ``name`` is the name of the queue; ``seqs`` are the items of the call.
     """

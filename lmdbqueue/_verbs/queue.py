@@ -517,9 +517,8 @@ class Queue(Writing[T], ABC):
         items leave when all readers have passed them. In a queue without readers it makes a ring buffer, and
         ``stats().dropped`` counts the items dropped.
 
-        This is a property of the queue, durable when this returns. It applies when items are pushed and readers move.
-        No caller sees more than the limits allow. Expired items leave before anything is counted; ``maxsize`` counts
-        the items that then remain.
+        This is a property of the queue, durable when this returns. From then on no caller sees more than the limits
+        allow. Expired items leave before anything is counted; ``maxsize`` counts the items that then remain.
 
         Args:
             items: The number of items to keep.
