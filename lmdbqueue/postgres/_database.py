@@ -28,6 +28,7 @@ Another connection may lead to another server, after a failover. Its answer hold
 had not acknowledged exists there with its token, or does not exist, and neither does its token.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,7 +38,7 @@ from typing import Any, Final, LiteralString, TypeVar, TypeVarTuple
 
 import psycopg
 
-from lmdbqueue._errors import CommitUnknownError, NestedCallError, QueueError, ServerError
+from lmdbqueue._errors import CommitUnknownError, ForkError, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import holding
@@ -322,6 +323,8 @@ class Database:
 
     def _after(self, session: Session, lost: Lost, operation: str, deadline: float) -> Settled | None:
         """Wait until a lost session's change has taken place, or no longer can; return its notes."""
+        if session.process != os.getpid():  # the call was under way when this process was forked
+            raise ForkError(self.path)
         try:
             return self._settled(session.id, session.token, deadline, lost.cause)
         except CommitUnknownError:

@@ -18,6 +18,7 @@ with it, and must not claim anything if they arrive after the session has been s
 """
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -410,9 +411,18 @@ class Session:
         self.connection.close()
 
     def abandon(self) -> None:
-        """Close the descriptor of the parent's connection without sending anything to the server."""
+        """Close the descriptor of the parent's connection without sending anything to the server.
+
+        Its number is then that of a socket whose other end is closed: a call that was under way may still write to it.
+        """
         with suppress(OSError, psycopg.Error):
-            os.close(self.connection.fileno())
+            number = self.connection.fileno()
+            try:
+                one, other = socket.socketpair()
+                with one, other:
+                    os.dup2(one.fileno(), number, inheritable=False)
+            except OSError:  # no descriptor is left
+                os.close(number)
 
     def _undo(self) -> None:
         with suppress(psycopg.Error):

@@ -3,14 +3,16 @@
 import os
 import pickle
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 
 import pytest
 from processes import DEADLINE, eventually, forked, status_of
 
-from lmdbqueue import DecodeError
+from lmdbqueue import DecodeError, ForkError
 from lmdbqueue.postgres._session import Session
 
 _CLAIMS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2"
@@ -227,3 +229,34 @@ def test_what_a_handler_raises_just_after_a_claim_or_before_its_release_leaves_n
         with pytest.raises(TimeoutError):
             queue.pop_many(n) if n > 1 else queue.pop()
     eventually(lambda: open_postgres().pop(9) == [*"abcdef"])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_child_that_is_forked_while_an_item_is_decoded_has_no_part_in_the_pop(queue, postgres, n):
+    """Nor does it write to what it has opened under the number of its parent's connection."""
+    parent, children, sockets = os.getpid(), [], []
+    sessions = postgres.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'lmdbqueue' ORDER BY 1")
+
+    def loads(payload):
+        if not children:
+            children.append(os.fork())
+            if os.getpid() == parent:
+                assert status_of(children[0]) == 0
+            else:
+                sockets.extend(chain(*(socket.socketpair() for _ in range(20))))
+        return pickle.loads(payload)
+
+    queue.loads = loads
+    try:
+        popped = queue.pop_many(n)
+        assert os.getpid() == parent
+    except ForkError:
+        for each in sockets:
+            with pytest.raises(BlockingIOError):
+                each.recv(1, socket.MSG_DONTWAIT)
+        os._exit(0)
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+    assert popped == [*"abcdef"[:n]]
+    assert set(sessions) <= set(postgres.execute("SELECT pid FROM pg_stat_activity"))
