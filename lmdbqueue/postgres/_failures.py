@@ -78,6 +78,17 @@ def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseE
     return None
 
 
+def first_amid(error: BaseException, handled: BaseException | None) -> BaseException:
+    """Return the error that came first: psycopg raises others, even an ``AssertionError``, as it undoes what it began.
+
+    ``handled`` is the error that the caller was handling before.
+    """
+    while (before := error.__context__) not in (None, handled) and not error.__suppress_context__:
+        assert before is not None
+        error = before
+    return error
+
+
 def is_final(sqlstate: str) -> bool:
     """Return whether repeating the statement would only meet the same error of the server."""
     return sqlstate[:2] in _FINAL

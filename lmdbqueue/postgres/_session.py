@@ -38,7 +38,7 @@ from lmdbqueue.postgres._connection import (
     reset,
     settle_in,
 )
-from lmdbqueue.postgres._failures import Lost, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
+from lmdbqueue.postgres._failures import Lost, first_amid, interrupt_amid, is_answered, is_lost, is_shut_out, is_undone
 from lmdbqueue.postgres._ledger import ARE_THERE, ASYNC, CHEAP, FENCE, NOTE, STAND, Ledger, Settled, sweep
 from lmdbqueue.postgres._silence import SHORTEST, SILENCE, Backend, is_readable, silence
 from lmdbqueue.postgres._sql import Sql
@@ -200,17 +200,23 @@ class Session:
 
     def begin(self) -> Step:
         """Begin a transaction that lasts until ``commit`` or ``undo``."""
+        handled = sys.exception()
         try:
             self._ledger.renew()
             self._token += 1
-            self._transaction = self.connection.transaction()
-            self._transaction.__enter__()  # so that psycopg refuses a user's commit()
+            transaction = self.connection.transaction()
+            transaction.__enter__()  # so that psycopg refuses a user's commit()
+            self._transaction = transaction
             self.connection.execute(USUAL_PLANS)  # for the user's own statements
             self.connection.execute(USUAL_LIMITS, self._users_limits())
             step = self._step(is_block=True)
             if not step.execute(FENCE, row=self._ledger.rows[0]).fetchall():
                 raise Lost(RuntimeError("the session was fenced"))  # noqa: TRY301
         except Exception as error:
+            first = first_amid(error, handled)
+            if not isinstance(first, (psycopg.Error, Lost)):  # and nobody knows how far psycopg has come
+                self.close()
+                raise first from None
             self.undo()
             if is_lost(error, self.connection):
                 raise Lost(error) from error

@@ -166,6 +166,28 @@ def test_a_block_that_is_left_in_another_thread_is_undone(open_postgres):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("error", [TimeoutError, KeyboardInterrupt])
+def test_what_a_handler_raises_as_a_block_begins_comes_out_of_it(open_postgres, error):
+    queue = open_postgres()
+
+    def raise_():
+        raise error
+
+    for number in itertools.count(1, 3):
+        queue.count()  # connects
+        block, moments = queue.transaction(), Moments(number, raise_)
+        try:
+            with moments:
+                block.__enter__()
+        except error:
+            assert moments.left == 0
+        else:
+            block.__exit__(None, None, None)
+            break
+    assert number > 50
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_as_a_block_ends_leaves_no_block_behind(open_postgres):
     queue = open_postgres()
 
