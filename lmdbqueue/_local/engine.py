@@ -29,7 +29,7 @@ from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
-from lmdbqueue._values import Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
+from lmdbqueue._values import NOTHING, Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
 
 if TYPE_CHECKING:
     from lmdbqueue._local.reader_engine import LocalReaderEngine
@@ -40,6 +40,7 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration
+_RELAYED: Final = 1 << 16  # bytes of the largest item that is leased in the commit that ends another lease
 _TOGETHER: Final = 1 << 22  # bytes of items that are leased in one transaction, each by itself
 _SECOND: Final = 10**9  # ns
 _DEATH_LOOK: Final = 0.25  # seconds between two checks of a sleeper for dead owners of leases
@@ -389,6 +390,47 @@ class LocalEngine(LocalHold):
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good."""
         return self.environment.update(self.ref, leases.ack, token, seqs)
+
+    def relay(
+        self, token: int, seqs: Collection[int] | None, ttl: float | None, sort_out: SortOut[T]
+    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
+        """Remove items of a lease for good, and lease the first unless it is large or something is due to return."""
+        moment = self.clock()
+        deadline = _deadline(moment, ttl)
+        terms = leases.Terms(
+            self.owners.join(), deadline, moment.wall, {}, has_looked=True, claims=self.claims, thread=get_ident()
+        )
+        want = leases.Want(1, _RELAYED, terms, moment)
+        try:
+            relayed = self.environment.update(
+                self.ref, leases.relay, token, seqs, (), want, self.owners, room=3 * (_RELAYED + _AWAY_OVERHEAD)
+            )
+        except DiskFullError:
+            return self.ack(token, seqs), None
+        if relayed is None:
+            return None, None
+        until = None if ttl is None else deadline / _SECOND
+        items, leased = self.leased(relayed, until, sort_out)
+        return relayed.acked, (items, leased) if items else None
+
+    def leased(
+        self, relayed: leases.Relayed | None, deadline: float | None, sort_out: SortOut[T]
+    ) -> tuple[list[T], Leased]:
+        """Return what was leased as another lease ended; what cannot be decoded becomes dead letters."""
+        if relayed is None or relayed.given is None:
+            return [], NOTHING
+        self.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
+        given, entries = relayed.given, relayed.entries
+        items, unreadable = sort_out(entries)
+        for key, reason in unreadable.items():
+            self.nack(given.token, [_format.seq_of(key)], 0.0, reason, 0)
+        kept = [each for each in zip(entries, given.attempts, strict=True) if each[0][0] not in unreadable]
+        if not kept:
+            self.claims.pop(given.token, None)
+            return [], NOTHING
+        some = [entry for entry, _ in kept]
+        seqs = [_format.seq_of(key) for key, _ in some]
+        return items, Leased(given.token, seqs, [attempts for _, attempts in kept], deadline, some)
 
     def nack(
         self,

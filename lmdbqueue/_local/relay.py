@@ -23,16 +23,13 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lmdbqueue._errors import DiskFullError
-from lmdbqueue._format import seq_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, pushing
 from lmdbqueue._model.lease_records import NEVER
-from lmdbqueue._values import NOTHING, Leased
 from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by, size_of
 from lmdbqueue._verbs.reading import head_of
 
 if TYPE_CHECKING:
-    from lmdbqueue._local.engine import LocalEngine
     from lmdbqueue._local.state import Put
 
 T = TypeVar("T")
@@ -88,27 +85,7 @@ def relay(
         owner = engine.owners.join() if items else 0
         room = pushing.room_for([payload for _, _, payload in puts]) + 3 * (_MOST + items * _RECORDS)
         settle_by(lease, seqs, step)
-        return delivered(_following(queue, engine, relayed))
+        return delivered(Lease(engine, *engine.leased(relayed, None, head_of(queue).sort_out)))
     except BaseException:
         forsake(engine, known)
         raise
-
-
-def _following(queue: PersistentQueue[T], engine: LocalEngine, relayed: leases.Relayed | None) -> Lease[T]:
-    """Return what was leased."""
-    if relayed is None or relayed.given is None:
-        return Lease(engine, [], NOTHING)
-    engine.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
-    given, entries = relayed.given, relayed.entries
-    found, unreadable = head_of(queue).sort_out(entries)
-    following = Leased(given.token, list(map(seq_of, given.keys)), given.attempts, None, entries)
-    if not unreadable:
-        return Lease(engine, found, following)
-    for key, reason in unreadable.items():
-        engine.nack(given.token, [seq_of(key)], 0.0, reason, 0)
-    rest = [each for each in zip(entries, following.seqs, given.attempts, strict=True) if each[0][0] not in unreadable]
-    if not rest:
-        engine.claims.pop(given.token, None)
-        return Lease(engine, [], NOTHING)
-    kept, numbers, attempts = map(list, zip(*rest, strict=True))
-    return Lease(engine, found, Leased(given.token, numbers, attempts, None, kept))

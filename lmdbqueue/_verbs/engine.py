@@ -157,6 +157,14 @@ class Engine(Protocol):
     def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
         """Like ``ack``, for several leases in one step, all or none; return the result of each."""
 
+    def relay(
+        self, token: int, seqs: Collection[int] | None, ttl: float | None, sort_out: SortOut[T]
+    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
+        """Do as ``ack``, and lease the first item in the same step if that takes no further one.
+
+        Return the results of both. There may be no lease although items wait, and there is none if the old one is gone.
+        """
+
     def nack(
         self,
         token: int,

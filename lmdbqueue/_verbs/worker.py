@@ -4,6 +4,9 @@ Owns: when an item is tried again, how a worker is stopped, how a lease is kept 
 immediately, but never a handler; items that were begun are settled before the loop ends. Must not know: how leases are
 kept.
 
+An item's ack and the lease of the next are one step where the engine can do that, since each alone would be a flush.
+What was leased so and is not to be begun any more is given back as if it had never been leased.
+
 Stopping. A signal handler runs in the main thread, between two steps of whatever that thread is doing. While the loop
 waits, the handler raises, which ends the wait before anything was taken; at any other time it only sets a flag. After
 the first signal the old handlers are restored, so a second one does what it would have done without the loop.
@@ -13,16 +16,16 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
 from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
-from lmdbqueue._values import Nacked
+from lmdbqueue._values import Leased, Nacked
 from lmdbqueue._verbs.head import Batch, Head
-from lmdbqueue._verbs.lease import Lease, delivered, forsake
+from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by, undo
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
 
 LOOK: Final = 1.0  # seconds between two checks of ``stop``
@@ -347,6 +350,7 @@ class Loop:
         self._plan = plan
         self._tally = tally
         self._is_waiting = False
+        self._is_over = False
         self._lease: Lease[Any] | None = None  # the lease that the handler is working on
         self._thread = threading.get_ident()
 
@@ -360,7 +364,7 @@ class Loop:
         """Work until told to stop."""
         tally = self._tally
         with beating(self._keep, self._plan.ttl / 3), suppress(ShutDown, _Stopped):
-            while not tally.is_stopped and not is_set(self._plan.stop):
+            while not self._is_over and not tally.is_stopped and not is_set(self._plan.stop):
                 if self._wait():
                     self._once()
 
@@ -378,15 +382,17 @@ class Loop:
         known = tuple(head.engine.claims)
         try:
             found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
-            if found is not None:  # otherwise another consumer was faster
-                self._handle(Lease(head.engine, *found))
+            while found is not None:  # otherwise another consumer was faster, or the rest takes longer
+                found = self._handle(Lease(head.engine, *found))
         except BaseException:
             forsake(head.engine, known)
             raise
 
-    def _handle(self, lease: Lease[Any]) -> None:
+    def _handle(self, lease: Lease[Any]) -> tuple[list[Any], Leased] | None:
+        """Have the items of a lease handled, and settle them; return the next lease if it came with the ack."""
         plan = self._plan
         done, failed = 0, Worked()
+        following: tuple[list[Any], Leased] | None = None
         try:
             with lease:
                 self._lease = delivered(lease)  # from here on the block settles the items
@@ -400,7 +406,7 @@ class Loop:
                             failed = with_failed(failed, nacked)
                             call_hooks(group, jobs, plan, error, nacked)
                         else:
-                            lease.ack(group.seqs(lease))
+                            following = self._ack(lease, group)
                             done += len(group.places)
                 finally:
                     self._lease = None
@@ -408,6 +414,41 @@ class Loop:
             logger().warning("%s", late)
         if done or any(failed):
             self._tally.add(done, failed)
+        if following is not None and (self._tally.is_stopped or self._has_stop_event()):
+            unwanted = Lease(self._head.engine, *following)
+            undo(unwanted)
+            delivered(unwanted)
+            return None
+        return following
+
+    def _ack(self, lease: Lease[Any], group: Group) -> tuple[list[Any], Leased] | None:
+        """Acknowledge items whose handler has returned; return the next lease, if it could be had in the same commit.
+
+        A function that says when to stop is called before that, since it may count the items that wait, unless
+        ``progress`` is given, since it may have to be told first.
+        """
+        plan, head = self._plan, self._head
+        following: tuple[list[Any], Leased] | None = None
+
+        def relay(token: int, seqs: Collection[int] | None) -> list[int] | None:
+            nonlocal following
+            acked, following = head.engine.relay(token, seqs, plan.ttl, head.sort_out)
+            return acked
+
+        goes_on = False
+        try:
+            if plan.batch.items == 1 and (plan.progress is None or not callable(plan.stop)):
+                self._is_over = is_set(plan.stop)
+                goes_on = not (self._is_over or self._tally.is_stopped or head.engine.is_drained)
+        finally:  # an error of that function is no error of the handler
+            if goes_on:
+                settle_by(lease, None, relay)
+            else:
+                lease.ack(group.seqs(lease))
+        return following
+
+    def _has_stop_event(self) -> bool:
+        return not callable(self._plan.stop) and is_set(self._plan.stop)
 
     def _wait(self) -> bool:
         """Wait for an item for up to a second or so; return whether there is one."""

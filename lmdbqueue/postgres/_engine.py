@@ -236,6 +236,16 @@ class PostgresEngine:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         return self._leases.ack(token, seqs)
 
+    def relay(
+        self,
+        token: int,
+        seqs: Collection[int] | None,
+        ttl: float | None,  # noqa: ARG002  (as the next)
+        sort_out: SortOut[T],  # noqa: ARG002
+    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
+        """Do as ``ack``: a lease would be a second statement."""
+        return self.ack(token, seqs), None
+
     def nack(
         self,
         token: int,

@@ -3,13 +3,14 @@
 import asyncio
 import itertools
 import os
+import random
 import signal
 import threading
 import time
 from contextlib import ExitStack, suppress
 
 import pytest
-from processes import DEADLINE, Moments, eventually
+from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
 from lmdbqueue import LeaseExpiredError, Retry, StorageError, Worked
 from lmdbqueue._host import signals as _signals
@@ -222,3 +223,31 @@ def test_a_lease_is_kept_alive_after_an_extension_that_failed():
     lease = Failing()
     with _kept_alive(lease, 0.003):
         eventually(lambda: lease.extended > 2)
+
+
+def test_a_worker_commits_once_an_item(open_queue):
+    queue = open_queue()
+    queue.push_many(range(10))
+    environment = queue._engine.environment._generation._env
+    before, done = environment.info()["last_txnid"], []
+    queue.work(done.append, stop=lambda: len(done) >= 10)
+    assert environment.info()["last_txnid"] == before + 11
+
+
+def test_a_worker_that_is_interrupted_at_any_moment_loses_no_item_and_holds_none(open_queue, record_property):
+    for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
+        queue = open_queue(name=str(number), dumps=bytes, loads=bytes)
+        queue.push_many([b"a", b"b", b"c", b"d"])
+        done = []
+        moments = Moments(number, interrupt)
+        with suppress(KeyboardInterrupt), moments:
+            queue.work(done.append, stop=lambda done=done: len(done) >= 3)
+        assert queue.stats().leased == 0
+        rest = queue.pop(9)
+        items = [b"a", b"b", b"c", b"d"]
+        assert done == items[: len(done)]
+        assert rest in (items[len(done) :], items[max(0, len(done) - 1) :])  # the last one not acknowledged
+        if moments.left:
+            record_property("interrupts", number // STEP)
+            assert rest == [b"d"]
+            return

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -423,3 +424,86 @@ def test_a_progress_that_raises_ends_the_work_and_is_told_again_by_the_next(queu
         with pytest.raises(LookupError):
             queue.work(lambda _: None, progress=fail)
     assert queue.count() == 0
+
+
+# --- the ack of an item brings the lease of the next along, where one commit can do both
+
+
+def test_a_worker_leaves_what_it_was_told_not_to_begin_as_if_it_had_never_been_leased(queue):
+    for is_event in (False, True):
+        queue.push_many(range(6))
+        done, ending = [], threading.Event()
+
+        def handle(item, done=done, ending=ending):
+            done.append(item)
+            if len(done) == 3:
+                ending.set()
+
+        assert queue.work(handle, stop=ending if is_event else ending.is_set) == Worked(3, 0, 0)
+        assert (done, queue.stats().leased) == ([0, 1, 2], 0)
+        with queue.lease(6) as rest:
+            assert (list(rest), rest.attempts) == ([3, 4, 5], [1, 1, 1])
+
+
+def test_an_event_that_progress_sets_stops_a_worker_before_the_next_item(queue):
+    queue.push_many(range(6))
+    done, stop = [], threading.Event()
+
+    def progress(worked):
+        if worked.done == 2:
+            stop.set()
+
+    assert queue.work(done.append, stop=stop, progress=progress) == Worked(2, 0, 0)
+    assert done == [0, 1]
+    with queue.lease(6) as rest:
+        assert (list(rest), rest.attempts) == ([2, 3, 4, 5], [1, 1, 1, 1])
+
+
+def test_a_stop_that_looks_at_the_queue_sees_the_items_that_wait(queue):
+    for is_over in (lambda: not len(queue), lambda: not queue.peek_many(1)):
+        queue.push_many(range(5))
+        done = []
+        queue.work(done.append, stop=is_over)
+        assert done == [0, 1, 2, 3, 4]
+        assert (len(queue), queue.stats().leased) == (0, 0)
+
+
+def test_a_stop_that_says_so_once_is_heard(queue):
+    for at in range(1, 8):
+        queue.push_many(range(9))
+        asked = itertools.count(1)
+        worked = queue.work([].append, stop=lambda asked=asked, at=at: next(asked) == at)
+        assert (next(asked), worked.done < at) == (at + 1, True)
+        queue.clear()
+
+
+def test_an_item_is_done_although_the_stop_asked_after_it_raises(queue):
+    queue.push_many(range(3))
+    done = []
+
+    def stop():
+        if done:
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        queue.work(done.append, stop=stop)
+    assert done == [0]
+    assert queue.stats().leased == 0
+    assert queue.pop(5) == [1, 2]
+
+
+def test_a_worker_meets_what_cannot_be_decoded_what_comes_due_and_what_is_shut_down(engine):
+    queue = engine(dumps=bytes, loads=lambda payload: payload.decode())
+    queue.push_many([b"a", b"\xff", b"b", b"\xff", b"c" * 100_000, b"d"])
+    done = []
+
+    def handle(item):
+        done.append(item[0])
+        if item == "b":
+            queue.push(b"urgent", priority=-1)
+        if item == "d":
+            queue.shutdown(immediate=True)
+
+    assert queue.work(handle).done == 5
+    assert done == ["a", "b", "u", "c", "d"]
+    assert [letter.seq for letter in queue.dead] == [1, 3]
