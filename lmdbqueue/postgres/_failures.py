@@ -79,12 +79,14 @@ def interrupt_amid(error: BaseException, handled: BaseException | None) -> BaseE
 
 
 def first_amid(error: BaseException, handled: BaseException | None) -> BaseException:
-    """Return the error that came first: psycopg raises others, even an ``AssertionError``, as it undoes what it began.
+    """Return the error that psycopg's hide: it raises more, even an ``AssertionError``, as it undoes what it began.
 
     ``handled`` is the error that the caller was handling before.
     """
-    while (before := error.__context__) not in (None, handled) and not error.__suppress_context__:
-        assert before is not None
+    while isinstance(error, (psycopg.Error, AssertionError)) and not error.__suppress_context__:
+        before = error.__context__
+        if before is None or before is handled:
+            break
         error = before
     return error
 
