@@ -56,9 +56,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import CorruptQueueError, ExistsError, FormatError, GoneError, NestedCallError
+from lmdbqueue._errors import CorruptQueueError, ExistsError, ForkError, FormatError, GoneError, NestedCallError
 from lmdbqueue._format import Options
-from lmdbqueue._host import flock, owners
+from lmdbqueue._host import flock, fork, owners
 from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
@@ -312,6 +312,8 @@ class Directory:
             sync_directory(self.path, self.folder)
 
     def _rename(self, old: str, new: str) -> None:
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(self.path)
         os.rename(old, new, src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
     def clean(self, live: int, *, alone: bool) -> None:
@@ -327,6 +329,8 @@ class Directory:
             is_left = lock_file and int(lock_file[1]) > live
             if is_old or is_left or (is_draft and (alone or (generation and int(generation[1]) <= live))):
                 with suppress(FileNotFoundError):
+                    if fork.amid.life not in (None, fork.life):
+                        raise ForkError(self.path)
                     os.unlink(name, dir_fd=self.folder)
 
     def strangers(self, live: int) -> list[str]:
@@ -396,6 +400,8 @@ def _create(path: str, folder: int, names: list[str], options: Options, build: B
             advice += _how_to_import(path)
         raise FormatError(path, found, advice)
     for name in names:
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(path)
         os.unlink(name, dir_fd=folder)
 
     options = options.named()
@@ -420,6 +426,8 @@ def _write_options(path: str, folder: int, options: Options) -> None:
         fd = open_private(os.path.join(path, name), os.O_RDWR | os.O_TRUNC, folder=folder)
     try:
         text = options.to_json()
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(path)
         os.pwrite(fd, text, 0)
         os.ftruncate(fd, len(text))
         sync_file(fd)

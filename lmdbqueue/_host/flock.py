@@ -150,7 +150,7 @@ def exclusive(
     ``parking``: shows a fork that this thread is waiting, so the fork need not wait for it. ``patience``: seconds after
     which ``BlockingIOError`` is raised; -1: never.
     """
-    life = fork.life
+    life, before = fork.life, fork.amid.life
     fd = open_at(path, os.O_RDONLY, folder)
     try:
         _held.add(fd)
@@ -161,8 +161,10 @@ def exclusive(
         else:
             with parking.parked():
                 fcntl.flock(fd, fcntl.LOCK_EX)
+        fork.amid.life = life
         yield fd
     finally:
+        fork.amid.life = before
         if fork.life is life:  # otherwise this is a child forked in the block, and its parent holds the lock
             try:  # first, and not by release(): interrupts come when a call ends, or a function is entered
                 fcntl.flock(fd, fcntl.LOCK_UN)

@@ -5,6 +5,11 @@ Owns: the only ``os.register_at_fork``; what tells a process from the children t
 
 An interrupt may come anywhere, and Python forks all the same. So the steps after a fork may run twice.
 
+A signal handler may fork while its thread has the lock of a directory, and the child returns into that work, which is
+the parent's: it would write old pages and names over what the parent has done since. So the lock notes whose it is
+(``amid``), and whatever is written under it is preceded by a look at that, with no call in between, in which a handler
+might fork.
+
 Before a fork the order is reversed, so that resources taken first are given back last: the environments quiesce all
 transactions while everything else stands still. In the child the order is forwards: first the parent's locks are
 dropped, then the state that its threads left, then come the environments, which may be used immediately.
@@ -39,6 +44,15 @@ def _nothing() -> None:
 
 
 life = object()  # this process's own, not a forked child's; compared without a call, which could be interrupted
+
+
+class _Amid(threading.local):
+    """The work of one thread under the lock of a directory."""
+
+    life: object | None = None  # of the process that has the lock; None: there is no such work
+
+
+amid = _Amid()
 
 
 class _Part:

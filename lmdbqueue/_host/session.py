@@ -43,7 +43,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._host import flock
+from lmdbqueue._errors import ForkError
+from lmdbqueue._host import flock, fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
 from lmdbqueue._values import NamedTuple
@@ -225,6 +226,8 @@ class Session:
 
     def settle(self, synced: int) -> None:
         """As the first process, record durably the place and state of the files, once they are known to be whole."""
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(os.path.dirname(self.path))
         self._known = self._words[_CHECK] = 0
         self._words[_COVERED:_TRANSACTION] = memoryview(bytes(8 * (_TRANSACTION - _COVERED))).cast("Q")
         self.set_synced(synced)
@@ -235,7 +238,10 @@ class Session:
 
     def close(self) -> None:
         """As the last process, record durably that everything is on the disk."""
-        _PLACE.pack_into(self._memory, _PLACE_AT, *_place(self._file)._replace(boot=CLOSED))
+        place = _place(self._file)._replace(boot=CLOSED)
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(os.path.dirname(self.path))
+        _PLACE.pack_into(self._memory, _PLACE_AT, *place)
         self.save()
 
     @property
@@ -287,7 +293,10 @@ class Session:
     def note(self, note: bytes) -> None:
         self._memory[_NOTE_AT : _NOTE_AT + len(note)] = note
         self.save()
-        _LENGTH.pack_into(self._memory, _LENGTH_AT, len(note))
+        size = len(note)
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(os.path.dirname(self.path))
+        _LENGTH.pack_into(self._memory, _LENGTH_AT, size)
         self.save()
 
 

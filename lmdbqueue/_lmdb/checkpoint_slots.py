@@ -32,6 +32,8 @@ from struct import Struct
 from typing import Final
 from zlib import crc32
 
+from lmdbqueue._errors import ForkError
+from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.directory import LANE
 from lmdbqueue._host.disk import NO_ROOM, open_private, sync_directory, sync_file
@@ -183,10 +185,13 @@ def read(path: str) -> tuple[bool, Checkpoint | None]:
 
 def forget(path: str) -> None:
     """Record durably in all existing lanes that there is no checkpoint."""
+    folder = os.path.dirname(path)
     with suppress(FileNotFoundError):
         for each in reversed(_lanes(path)):
             fd = os.open(each, os.O_RDWR | os.O_CLOEXEC)
             try:
+                if fork.amid.life not in (None, fork.life):
+                    raise ForkError(folder)
                 os.pwrite(fd, bytes(2 * SLOT_SIZE), 0)
                 sync_file(fd)
             finally:

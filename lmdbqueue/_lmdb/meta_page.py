@@ -22,7 +22,8 @@ from contextlib import suppress
 from struct import Struct
 from typing import Final
 
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._errors import CorruptQueueError, ForkError
+from lmdbqueue._host import fork
 from lmdbqueue._host.disk import sync_file
 from lmdbqueue._lmdb.raw_pages import Tree
 from lmdbqueue._values import NamedTuple
@@ -152,6 +153,8 @@ def _slot(path: str, offset: int, raw: bytes) -> MetaPage:
 def _write(path: str, offset: int, raw: bytes) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(os.path.dirname(path))
         os.pwrite(fd, raw, offset)
         sync_file(fd)
     finally:

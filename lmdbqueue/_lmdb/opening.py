@@ -36,7 +36,8 @@ from typing import Any, Final
 import lmdb
 
 from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, StorageError
+from lmdbqueue._errors import CorruptQueueError, ForkError, StorageError
+from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, translated
 from lmdbqueue._lmdb import meta_page
@@ -84,8 +85,11 @@ def build(
                 left = iter(records)
                 some = list(islice(left, _AT_A_TIME))
                 while True:  # at least once, so that the database exists
-                    with env.begin(write=True) as txn, txn.cursor(env.open_db(database, txn=txn)) as cursor:
-                        cursor.putmulti(some, append=True)
+                    with env.begin(write=True) as txn:
+                        with txn.cursor(env.open_db(database, txn=txn)) as cursor:
+                            cursor.putmulti(some, append=True)
+                        if fork.amid.life not in (None, fork.life):
+                            raise ForkError(os.path.dirname(path))
                     if not (some := list(islice(left, _AT_A_TIME))):
                         break
             with env.begin(write=True) as txn:
@@ -93,6 +97,8 @@ def build(
                 env.open_db(_format.AWAY, txn=txn)
                 txn.put(_format.LAST_TXN, _format.pack_last(txn.id()), db=meta)
                 txn.put(_format.OPTIONS, _format.seal(_format.OPTIONS, options.to_json()))
+                if fork.amid.life not in (None, fork.life):
+                    raise ForkError(os.path.dirname(path))
         finally:
             env.close()
     except lmdb.Error as error:
@@ -107,10 +113,13 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
     The map is smaller if the address space is limited.
     """
     map_size = wanted_map(path, size)
+    name = os.fsencode(path)
     while True:
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(os.path.dirname(path))
         try:
             env = lmdb.open(
-                os.fsencode(path),
+                name,
                 map_size=map_size,
                 subdir=False,
                 mode=0o600,

@@ -5,6 +5,7 @@ import faulthandler
 import fcntl
 import itertools
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import pytest
+from opener import as_after_a_reboot
 from processes import (
     DEADLINE,
     KILLED,
@@ -660,6 +662,64 @@ def _fork_amid(place, verb):
 @pytest.mark.parametrize("verb", AMID)
 def test_a_child_forked_amid_a_call_of_its_thread_ends_nothing_that_its_parent_has_begun(tmp_path, verb):
     assert in_a_small_process(_fork_amid, str(tmp_path), verb) > 2
+
+
+def _cut_off(place, durability):
+    """Leave a queue of 50 items as a power cut would, which is verified before it is opened."""
+    options = {"durability": durability}
+    assert (
+        status_of(forked(lambda: os._exit(PersistentQueue("queue", place, **options).push(list(range(50))) is None)))
+        == 0
+    )
+    as_after_a_reboot(os.path.join(place, "queue"))
+
+
+def _fork_amid_an_opening(place, durability, stride, before):
+    """Fork at moments of an opening, which the child goes on with once its parent has worked with the queue."""
+    for number in itertools.count(1, stride):
+        shutil.rmtree(os.path.join(place, "queue"), ignore_errors=True)
+        if before:
+            _cut_off(place, durability)
+        goes_on, go_on = os.pipe()
+        children = []
+
+        def fork(children=children, goes_on=goes_on):
+            children.append(os.fork())
+            if not children[0]:
+                os.read(goes_on, 1)
+
+        faulthandler.dump_traceback_later(DEADLINE, exit=True)
+        try:
+            with Moments(number, fork) as moments:
+                queue = PersistentQueue("queue", place, durability=durability)
+        except QueueError:
+            if children != [0]:
+                raise
+        finally:
+            if children == [0]:
+                os._exit(0)
+        later = [f"{number}: {n}" for n in range(200)]
+        for item in later:
+            queue.push(item)
+        os.write(go_on, b"g")
+        for child in children:
+            assert status_of(child) == 0, f"at moment {number}"
+        queue.push("the last")
+        assert list(queue) == [*range(before), *later, "the last"], f"at moment {number}"
+        assert queue.check() == [], f"at moment {number}"
+        queue.close()
+        os.close(goes_on)
+        os.close(go_on)
+        if moments.left > 0:
+            return number // stride
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("durability", "stride", "before"), [("full", 25, 0), ("full", 25, 50), ("interval", 25, 50)])
+def test_a_child_forked_amid_an_opening_of_its_thread_writes_over_nothing_of_its_parent(
+    tmp_path, durability, stride, before
+):
+    assert in_a_small_process(_fork_amid_an_opening, str(tmp_path), durability, stride * STEP, before) > 2
 
 
 @pytest.mark.parametrize("comes_first", [None, len, list])
