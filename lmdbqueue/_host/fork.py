@@ -29,6 +29,7 @@ ORDER: Final = (
     "departures",  # _host.departures: as doors
     "hands",  # _verbs.hands: items returned by get() belong to the parent
     "blocks",  # _local.transaction
+    "unfinished files",  # _lmdb.opening: the child could not open them
     "environments",  # _local.sharing: quiet before, opened anew in the child
     "engines",  # _local.hold: leases belong to the parent
     "couriers",  # aio._courier

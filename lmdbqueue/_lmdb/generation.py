@@ -203,9 +203,8 @@ class Generation(Durable):
     def leave_table_of_readers(self) -> bool:
         """Free this process's entries in LMDB's table of readers before a fork; return whether that succeeded.
 
-        No transaction may be under way. Those that have ended keep their entries as long as their objects exist, and
-        LMDB's binding keeps one more for the next reading. A forked child has all of these, too: by closing its
-        environment it would clear the entries, in the table that it shares with its parent, when other readings of the
+        No transaction may be under way. Those that have ended keep their entries as long as their objects exist. A
+        forked child has these, too: by closing its environment it would clear the entries, in the table that it shares with its parent, when other readings of the
         parent may have them already; and pages that those still read would be reused. Of all calls of the binding,
         only that which maps the file anew frees the entries.
         """

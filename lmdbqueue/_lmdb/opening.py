@@ -27,6 +27,7 @@ import errno
 import fcntl
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
@@ -40,6 +41,8 @@ from lmdbqueue._errors import CorruptQueueError, ForkError, StorageError
 from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, translated
+from lmdbqueue._host.fork import at_fork
+from lmdbqueue._host.threads import free
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.failures import failure
 from lmdbqueue._lmdb.preallocation import reserve
@@ -55,6 +58,25 @@ _SET_UP: Final = 0  # bytes of the lock file, as above
 _LIVES: Final = 1 << 32
 _RECORD: Final = Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 _HAS_THEM: Final = sys.platform == "linux" and hasattr(fcntl, "F_OFD_SETLK")
+
+
+# held while a file that has no final name yet is open: a fork waits for it. LMDB's binding opens no file twice in a
+# process, and would take it for open in the child, which has no thread that closes it
+unfinished = threading.RLock()
+_PATIENCE: Final = 5.0  # seconds that a fork waits
+
+
+def _begin_anew() -> None:
+    global unfinished  # noqa: PLW0603
+    unfinished = threading.RLock()
+
+
+at_fork(
+    "unfinished files",
+    before=lambda: unfinished.acquire(timeout=_PATIENCE),
+    in_parent=lambda: free(unfinished),
+    in_child=_begin_anew,
+)
 
 
 def provide(path: str) -> None:
@@ -76,6 +98,15 @@ def build(
 
     The next transaction records the weight of its records: until then nothing of it can be torn.
     """
+    with unfinished:
+        _write(path, options, contents, size)
+    with translated(path, "allocation"):
+        provide(path)
+
+
+def _write(
+    path: str, options: _format.Options, contents: Iterable[tuple[bytes, Iterable[tuple[bytes, bytes]]]], size: int
+) -> None:
     try:
         env, _ = open_environment(
             path, size, sync=False, lock=False, max_dbs=MANY_DBS
@@ -103,8 +134,6 @@ def build(
             env.close()
     except lmdb.Error as error:
         raise failure(path, error, "creation") from error
-    with translated(path, "allocation"):
-        provide(path)
 
 
 def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Environment, int]:

@@ -22,7 +22,7 @@ from lmdbqueue import _format
 from lmdbqueue._errors import CorruptQueueError, ForkError, Full, GoneError
 from lmdbqueue._host import fork
 from lmdbqueue._host.disk import translated
-from lmdbqueue._lmdb import free_pages
+from lmdbqueue._lmdb import free_pages, opening
 from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.meta_page import MetaPage
@@ -399,11 +399,12 @@ def is_weighed(options: _format.Options) -> bool:
 
 def remember(path: str, options: _format.Options) -> None:
     """Write these options into a copy that no other process has open yet. Not durable."""
-    draft = Draft(path, options)
-    try:
-        draft.change(_remember, options)
-    finally:
-        draft.close()
+    with opening.unfinished:
+        draft = Draft(path, options)
+        try:
+            draft.change(_remember, options)
+        finally:
+            draft.close()
 
 
 def _remember(txn: Txn, _draft: Snapshot, options: _format.Options) -> bool:

@@ -162,6 +162,12 @@ class Live:
         """Return the age of the oldest call that a power cut could undo, 0.0 if there is none; None: unknown."""
         if self.directory.options.durability == "off":
             return None
+        if self._may_not_move():
+            return self._unsynced_seconds()
+        with self._moving:  # a fork waits for that: the child cannot close a file that is being asked
+            return self._unsynced_seconds()
+
+    def _unsynced_seconds(self) -> float:
         checkpoints = self._checkpoints
         since = 0 if checkpoints is None else checkpoints.uncovered_since()
         return max(1, time.monotonic_ns() - since) / 1e9 if since else 0.0

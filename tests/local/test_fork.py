@@ -33,7 +33,8 @@ from processes import (
     status_of,
 )
 
-from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError
+from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError, _format
+from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import live as _live
 from lmdbqueue._local import sharing
@@ -662,6 +663,47 @@ def _fork_amid(place, verb):
 @pytest.mark.parametrize("verb", AMID)
 def test_a_child_forked_amid_a_call_of_its_thread_ends_nothing_that_its_parent_has_begun(tmp_path, verb):
     assert in_a_small_process(_fork_amid, str(tmp_path), verb) > 2
+
+
+def _fork_amid_a_creation_by_another_thread(place, directories):
+    inside, forks, pack = threading.Event(), threading.Event(), _format.pack_last
+    queue = PersistentQueue("before", place)
+
+    def pack_last(*numbers):
+        inside.set()
+        assert forks.wait(DEADLINE)
+        return pack(*numbers)
+
+    make = queue.copy if directories == 2 else lambda name: PersistentQueue(name, place)
+    created = []
+    thread = threading.Thread(target=lambda: created.append(make("queue")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_format, "pack_last", pack_last)
+        os.register_at_fork(before=forks.set)  # the last one registered is the first one called
+        thread.start()
+        assert inside.wait(DEADLINE)
+
+        def push():
+            eventually(lambda: os.path.exists(os.path.join(place, "queue", "session")))
+            PersistentQueue("queue", place).push("child")
+
+        child = forked(push)
+    thread.join()
+    assert status_of(child) == 0
+    return list(created[0])
+
+
+@pytest.mark.parametrize("directories", [1, 2])
+def test_a_child_forked_amid_a_creation_by_another_thread_can_open_what_that_has_created(tmp_path, directories):
+    assert in_a_small_process(_fork_amid_a_creation_by_another_thread, str(tmp_path), directories) == ["child"]
+
+
+def test_a_fork_waits_for_a_thread_that_asks_for_the_age_of_what_is_not_on_the_disk(open_queue, monkeypatch):
+    queue = open_queue(durability="interval")
+    queue.push(1)
+    environment = queue._engine.environment
+    monkeypatch.setattr(environment._checkpoints, "uncovered_since", lambda: is_mine(environment._moving))
+    assert queue.stats().unsynced_seconds
 
 
 def _cut_off(place, durability):
