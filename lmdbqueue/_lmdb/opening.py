@@ -66,17 +66,20 @@ unfinished = threading.RLock()
 _PATIENCE: Final = 5.0  # seconds that a fork waits
 
 
+def _wait() -> None:
+    unfinished.acquire(timeout=_PATIENCE)
+
+
+def _go_on() -> None:
+    free(unfinished)
+
+
 def _begin_anew() -> None:
     global unfinished  # noqa: PLW0603
     unfinished = threading.RLock()
 
 
-at_fork(
-    "unfinished files",
-    before=lambda: unfinished.acquire(timeout=_PATIENCE),
-    in_parent=lambda: free(unfinished),
-    in_child=_begin_anew,
-)
+at_fork("unfinished files", before=_wait, in_parent=_go_on, in_child=_begin_anew)
 
 
 def provide(path: str) -> None:
