@@ -173,7 +173,7 @@ def test_what_a_handler_raises_as_a_block_begins_comes_out_of_it(open_postgres, 
     def raise_():
         raise error
 
-    for number in itertools.count(1, 3):
+    for number in itertools.count(1, STEP):
         queue.count()  # connects
         block, moments = queue.transaction(), Moments(number, raise_)
         try:
