@@ -26,7 +26,14 @@ _ENCODING: Final = {"client_encoding": "UTF8"}
 # Settings of the user's that hold in a block again
 USERS: Final = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
 _STARTED: Final = "(SELECT extract(epoch FROM backend_start)::text FROM pg_stat_get_activity(pg_backend_pid()))"
-OPENED: Final = f"SELECT pg_backend_pid(), {_STARTED}, " + ", ".join(f"current_setting('{name}')" for name in USERS)
+# A role that this one acts as (ALTER ROLE ... SET role) may know and end nothing of it: for this statement it does not
+AS_ITSELF: Final = "set_config('role', 'none', true) = 'none'"
+OPENED: Final = (
+    f"SELECT pg_backend_pid(), {_STARTED}, "
+    + ", ".join(f"current_setting('{name}')" for name in USERS)
+    + " WHERE "
+    + AS_ITSELF
+)
 
 # What is read after a lock was waited for must be newer than the lock, so each statement has a snapshot of its own
 _SETTINGS: Final = """

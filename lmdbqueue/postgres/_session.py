@@ -29,6 +29,7 @@ from psycopg import pq
 
 from lmdbqueue._host import departures
 from lmdbqueue.postgres._connection import (
+    AS_ITSELF,
     OPENED,
     USUAL_LIMITS,
     USUAL_PLANS,
@@ -50,11 +51,13 @@ _WAIT_AT_MOST: Final = "SELECT set_config('lock_timeout', %(timeout)s, false)"
 # The server may not know yet that nobody is at the other end: until it does, what was claimed is locked, so its end is
 # waited for. If it comes amid the wait of a commit for a standby, the commit of the fence waits for the same one, and
 # comes after it
-_END: Final = """
+_END: Final = (
+    """
 SELECT pg_terminate_backend(pid, 2000) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
 AND granted AND mode = 'ExclusiveLock' AND (classid::bigint << 32) | objid::bigint = %(session)s
-AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND """
+    + AS_ITSELF
+)
 # Outside of the transaction that changed something: who commits a notice holds a lock of the whole cluster until then
 _TELL: Final = (
     "WITH mine AS MATERIALIZED (" + ASYNC + ") SELECT pg_notify(each, '') FROM mine, unnest(%(channels)s::text[]) each"

@@ -229,4 +229,5 @@ def is_at_work(other: Connection, backend: Backend, *, is_over: bool) -> bool:
 
     ``is_over``: if it waits for a lock, it waits no longer.
     """
+    other.execute("SET ROLE NONE")  # another role that it acts as may know nothing of the backend
     return bool(other.execute(_AT_WORK, (is_over, *backend), prepare=False).fetchall())

@@ -213,6 +213,29 @@ def test_a_server_that_is_at_work_is_waited_for_longer_than_a_silence(proxy, sch
 
 
 @pytest.mark.usefixtures("impatient")
+def test_a_role_that_acts_as_another_knows_of_its_own_connections_and_may_end_them(postgres, schema):
+    """As with ALTER ROLE ... SET role; the other knows nothing of what this one is doing."""
+    role = f"acts_{schema}"
+    postgres.execute(f"""
+        CREATE ROLE "{role}_as"; CREATE ROLE "{role}" LOGIN IN ROLE "{role}_as";
+        ALTER ROLE "{role}" SET role = '{role}_as'; CREATE SCHEMA "{schema}" AUTHORIZATION "{role}_as"
+    """)
+    try:
+        with PostgresQueue(postgres.url().replace("postgres@", f"{role}@"), schema=schema, patience=20.0) as queue:
+            database = queue._engine.database
+            acting = "SELECT current_user::text FROM pg_sleep(2)"
+            shown = database.view(20.0, lambda step: step.connection.execute(acting).fetchall())
+            assert shown == [(f"{role}_as",)]
+            lost = database.access.entered(time.monotonic() + DEADLINE)
+            database.access.shut_out(lost.id, 1, time.monotonic() + DEADLINE)
+            assert postgres.execute("SELECT FROM pg_stat_activity WHERE pid = %s", lost.backend) == []
+            lost.close()
+            assert queue.push("a") == 0
+    finally:
+        postgres.execute(f'DROP SCHEMA "{schema}" CASCADE; DROP ROLE "{role}"; DROP ROLE "{role}_as"')
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_server_without_room_for_another_connection_is_waited_for(postgres, schema):
     role = f"limited_{schema}"
     postgres.execute(f'CREATE ROLE "{role}" LOGIN; CREATE SCHEMA "{schema}" AUTHORIZATION "{role}"')
