@@ -13,6 +13,9 @@ from typing import Any
 from clocks import Clock
 
 from lmdbqueue import Lease, LeaseExpiredError, PersistentQueue
+from lmdbqueue._verbs.encoding import how_to_push
+from lmdbqueue._verbs.lease import delivered
+from lmdbqueue._verbs.reading import head_of
 
 SIZES = (0, 1, 20, 20, 100, 100, 900, 1_980, 2_000, 2_040, 3_000, 4_000, 4_081, 9_000, 20_000, 40_000)
 COUNTS = (1, 1, 2, 5, 30, 30, 300)
@@ -104,6 +107,29 @@ class AnyVerbs:
         lease = queue.lease(self.random.choice((1, 4, 40)), ttl=self.random.choice((None, 0.02, 60.0)))
         if lease:
             self.leases.append(lease)
+
+    def do_lease_together(self, queue):
+        engine, ttl = queue._engine, self.random.choice((None, 0.02, 60.0))
+        found = engine.lease_each(self.random.choice((2, 5, 30)), ttl, head_of(queue).sort_out)
+        self.leases += [delivered(Lease(engine, *each)) for each in found]
+
+    def do_push_together(self, queue):
+        pushes = []
+        for _ in range(self.random.choice((2, 3, 8))):
+            unique = str(self.random.randrange(30)) if self.random.random() < 0.5 else None
+            how = {"replace": unique is not None and self.random.random() < 0.5, "expires": None, "headers": {"h": "1"}}
+            push = how_to_push(1, delay=self.random.choice((0.0, 0.05)), unique=unique and [unique], priority=0, **how)
+            pushes.append(([self.values.randbytes(min(self.size(), 6_000))], push))
+        queue._engine.append_each(pushes)
+
+    def do_relay(self, queue):
+        """End the lease of one item, and lease the next in the same commit."""
+        engine = queue._engine
+        for lease in [each for each in self.leases if each._engine is engine and len(each.seqs) == 1][:1]:
+            self.leases.remove(lease)
+            _, found = engine.relay(lease._token, None, self.random.choice((None, 0.02)), head_of(queue).sort_out)
+            if found is not None:
+                self.leases.append(delivered(Lease(engine, *found)))
 
     def do_end_a_part_of_a_lease(self, _queue):
         if not self.leases:
