@@ -102,7 +102,7 @@ class LocalEngine(LocalHold):
         return pushed
 
     def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
-        """Append the payloads of several pushes with options, in one transaction."""
+        """Append the payloads of the first of several pushes with options, in one transaction."""
         wall = self.clock().wall
         apart = [(payloads, self._apart(how, wall)) for payloads, how in pushes]
         room = sum(_room_away(payloads) for payloads, _ in pushes)

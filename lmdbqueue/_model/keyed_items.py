@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from lmdbqueue import _format
+from lmdbqueue._errors import Full
 from lmdbqueue._format import CLASS, RETAINED, Note, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import expiry, fifo, item_notes, lease_records, pushing, retention, weighed_records
@@ -84,8 +85,19 @@ def push(txn: Txn, queue: Tables, payloads: Sequence[bytes], apart: Apart) -> li
 
 
 def push_each(txn: Txn, queue: Tables, pushes: Sequence[tuple[Sequence[bytes], Apart]]) -> list[list[Pushed]]:
-    """Like ``push``, for several pushes, one after another."""
-    return [push(txn, queue, payloads, apart) for payloads, apart in pushes]
+    """Like ``push``, for several pushes, up to the first that ``Full`` refuses; raises it if that is the first of all.
+
+    Else what the others have written would not be undone, as a transaction goes on after ``Full``.
+    """
+    outcomes: list[list[Pushed]] = []
+    for payloads, apart in pushes:
+        try:
+            outcomes.append(push(txn, queue, payloads, apart))
+        except Full:
+            if not outcomes:
+                raise
+            break
+    return outcomes
 
 
 def _is_over(txn: Txn, queue: Tables, digest: bytes, now: int) -> bool:

@@ -80,7 +80,10 @@ class Engine(Protocol):
         """Append payloads with a delay, unique keys, an expiry, headers or a priority; all or none (``Full``)."""
 
     def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
-        """Like ``append_apart``, for several pushes in one step, all or none; return the result of each."""
+        """Like ``append_apart``, for several pushes in one step, or for the first ones; return the result of each.
+
+        If it raises, nothing was stored. ``Full`` and errors of an argument may be those of any push.
+        """
 
     def find(self, key: bytes) -> int | None:
         """Return the number of the item with a unique key, given by its digest."""

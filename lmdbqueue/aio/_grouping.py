@@ -100,7 +100,8 @@ class Grouping:
             found = self._engine.append_each([(job.payloads, job.how) for job in jobs])
         except (Full, OptionError, ValueError):  # of one of them, and nothing was stored
             return list(self._each(jobs))
-        return [(job, pushed, None) for job, pushed in zip(jobs, found, strict=True)]
+        results: list[Result] = [(job, pushed, None) for job, pushed in zip(jobs, found, strict=False)]
+        return results + list(self._each(jobs[len(found) :]))
 
     def _acked(self, jobs: list[Ack]) -> list[Result]:
         try:

@@ -1,5 +1,6 @@
 """Many threads on one queue: each item once and in order, and commits that callers share."""
 
+import asyncio
 import os
 import sys
 import threading
@@ -12,6 +13,10 @@ import pytest
 from processes import eventually
 
 from lmdbqueue import ClosedError, CommitUnknownError, Full, PersistentQueue, QueueError
+from lmdbqueue._values import Push as HowToPush
+from lmdbqueue._verbs.reading import head_of
+from lmdbqueue.aio._grouping import Grouping
+from lmdbqueue.aio._jobs import APART, Push
 
 PATIENCE = 60  # seconds, for what happens at once when all is well
 
@@ -499,3 +504,21 @@ def test_what_is_read_while_the_queue_is_closed_and_was_not_on_the_disk_is_not_h
     with pytest.raises(ClosedError):
         queue.peek()
     assert synced(generation.number)
+
+
+def test_pushes_with_options_are_stored_once_though_one_of_them_is_refused_amid_the_calls_of_others(open_queue):
+    queue, other = open_queue(maxsize=3), open_queue(name="other")
+    loop = asyncio.new_event_loop()
+    jobs = [
+        Push(loop.create_future(), [queue.dumps(item) for item in items], HowToPush(headers={"n": items}))
+        for items in ("a", "bcde", "f")
+    ]
+    told = []
+    with Crowd(queue) as crowd:
+        crowd.add(other.push, "x")
+        crowd.add(lambda: told.extend(Grouping(head_of(queue)).done(APART, jobs)))
+    loop.close()
+    assert [(job, type(error)) for job, _, error in told] == list(
+        zip(jobs, [type(None), Full, type(None)], strict=True)
+    )
+    assert (list(queue), list(other)) == (["a", "f"], ["x"])
