@@ -329,10 +329,12 @@ class LocalEngine(LocalHold):
     def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
         """Lease at most the first ``n`` items, each with a lease of its own, many in one transaction."""
         leases: list[tuple[list[T], Leased]] = []
+        known = list(self.claims)
         while len(leases) < n:
             try:
                 found = self._lease_some(n - len(leases), ttl, sort_out)
             except BaseException:  # even of ``loads``: the next call gets it, and the other callers get their items
+                self.forsake([*known, *(leased.token for _, leased in leases)])
                 if not leases:
                     raise
                 break

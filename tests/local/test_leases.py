@@ -1,18 +1,22 @@
 """Leases: who holds what, for how long, and how it comes back; delays, keys, dead letters."""
 
 import gc
+import itertools
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 from processes import DEADLINE, KILLED, forked, holder, kill, status_of
 
 from lmdbqueue import (
+    CommitUnknownError,
     CorruptItemError,
     DiskFullError,
     LeaseExpiredError,
     PersistentQueue,
+    StorageError,
     _format,
 )
 from lmdbqueue._format import key_of
@@ -388,6 +392,27 @@ def test_leases_of_several_share_a_commit_and_set_aside_what_cannot_be_decoded(o
         assert queue._engine.ack(leased.token, None) == leased.seqs
         assert queue.stats().leased == 4 - number
     assert queue.check() == []
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_leases_of_several_whose_flush_fails_are_given_back(open_queue, monkeypatch, fails_at):
+    queue = open_queue()
+    queue.push([b"x" * 3_000_000] * 4)  # of which one transaction leases two
+    engine, generation = queue._engine, queue._engine.environment._generation
+    sync, flushes = generation._sync, itertools.count(1)
+
+    def failing(transaction):
+        if next(flushes) == fails_at:
+            raise StorageError(generation.path, "sync", "input/output error")
+        sync(transaction)
+
+    monkeypatch.setattr(generation, "_sync", failing)
+    found = None
+    with pytest.raises(CommitUnknownError) if fails_at == 1 else nullcontext():
+        found = engine.lease_each(4, None, head_of(queue).sort_out)
+    held = [leased.token for _, leased in found or ()]
+    assert (list(engine.claims), queue.stats().leased) == (held, len(held))
+    assert [len(queue), len(held)] == ([4, 0] if fails_at == 1 else [3, 1])
 
 
 def test_the_item_of_one_who_dies_comes_before_the_one_that_was_seen_next(open_queue):
