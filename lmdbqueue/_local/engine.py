@@ -422,17 +422,18 @@ class LocalEngine(LocalHold):
         if relayed is None or relayed.given is None:
             return [], NOTHING
         self.refuse_if_closed()  # by another thread meanwhile: then the owner is dead
-        given, entries = relayed.given, relayed.entries
+        given, entries, attempts = relayed.given, relayed.entries, relayed.given.attempts
         items, unreadable = sort_out(entries)
-        for key, reason in unreadable.items():
-            self.nack(given.token, [_format.seq_of(key)], 0.0, reason, 0)
-        kept = [each for each in zip(entries, given.attempts, strict=True) if each[0][0] not in unreadable]
-        if not kept:
-            self.claims.pop(given.token, None)
-            return [], NOTHING
-        some = [entry for entry, _ in kept]
-        seqs = [_format.seq_of(key) for key, _ in some]
-        return items, Leased(given.token, seqs, [attempts for _, attempts in kept], deadline, some)
+        if unreadable:
+            for key, reason in unreadable.items():
+                self.nack(given.token, [_format.seq_of(key)], 0.0, reason, 0)
+            kept = [each for each in zip(entries, attempts, strict=True) if each[0][0] not in unreadable]
+            if not kept:
+                self.claims.pop(given.token, None)
+                return [], NOTHING
+            entries, attempts = map(list, zip(*kept, strict=True))
+        seqs = [_format.seq_of(key) for key, _ in entries]
+        return items, Leased(given.token, seqs, attempts, deadline, entries)
 
     def nack(
         self,
