@@ -350,7 +350,6 @@ class Loop:
         self._plan = plan
         self._tally = tally
         self._is_waiting = False
-        self._is_over = False
         self._lease: Lease[Any] | None = None  # the lease that the handler is working on
         self._thread = threading.get_ident()
 
@@ -362,9 +361,8 @@ class Loop:
 
     def serve(self) -> None:
         """Work until told to stop."""
-        tally = self._tally
         with beating(self._keep, self._plan.ttl / 3), suppress(ShutDown, _Stopped):
-            while not self._is_over and not tally.is_stopped and not is_set(self._plan.stop):
+            while not self._is_stopped():
                 if self._wait():
                     self._once()
 
@@ -414,7 +412,7 @@ class Loop:
             logger().warning("%s", late)
         if done or any(failed):
             self._tally.add(done, failed)
-        if following is not None and (self._tally.is_stopped or self._has_stop_event()):
+        if following is not None and self._is_stopped():
             unwanted = Lease(self._head.engine, *following)
             undo(unwanted)
             delivered(unwanted)
@@ -424,10 +422,14 @@ class Loop:
     def _ack(self, lease: Lease[Any], group: Group) -> tuple[list[Any], Leased] | None:
         """Acknowledge items whose handler has returned; return the next lease, if it could be had in the same commit.
 
-        A function that says when to stop is called before that, since it may count the items that wait, unless
-        ``progress`` is given, since it may have to be told first.
+        A function of the user's that is called between the two, ``progress`` or ``stop``, may close the queue, look at
+        its items, or take longer than a lease lasts: then they are two steps.
         """
         plan, head = self._plan, self._head
+        is_between = plan.progress is not None or callable(plan.stop)
+        if plan.batch.items > 1 or is_between or self._is_stopped() or head.engine.is_drained:
+            lease.ack(group.seqs(lease))
+            return None
         following: tuple[list[Any], Leased] | None = None
 
         def relay(token: int, seqs: Collection[int] | None) -> list[int] | None:
@@ -435,20 +437,11 @@ class Loop:
             acked, following = head.engine.relay(token, seqs, plan.ttl, head.sort_out)
             return acked
 
-        goes_on = False
-        try:
-            if plan.batch.items == 1 and (plan.progress is None or not callable(plan.stop)):
-                self._is_over = is_set(plan.stop)
-                goes_on = not (self._is_over or self._tally.is_stopped or head.engine.is_drained)
-        finally:  # an error of that function is no error of the handler
-            if goes_on:
-                settle_by(lease, None, relay)
-            else:
-                lease.ack(group.seqs(lease))
+        settle_by(lease, None, relay)
         return following
 
-    def _has_stop_event(self) -> bool:
-        return not callable(self._plan.stop) and is_set(self._plan.stop)
+    def _is_stopped(self) -> bool:
+        return self._tally.is_stopped or is_set(self._plan.stop)
 
     def _wait(self) -> bool:
         """Wait for an item for up to a second or so; return whether there is one."""

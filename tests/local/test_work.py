@@ -229,8 +229,14 @@ def test_a_worker_commits_once_an_item(open_queue):
     queue = open_queue()
     queue.push_many(range(10))
     environment = queue._engine.environment._generation._env
-    before, done = environment.info()["last_txnid"], []
-    queue.work(done.append, stop=lambda: len(done) >= 10)
+    before, done, ending = environment.info()["last_txnid"], [], threading.Event()
+
+    def handle(item):
+        done.append(item)
+        if len(done) == 10:
+            ending.set()
+
+    queue.work(handle, stop=ending)
     assert environment.info()["last_txnid"] == before + 11
 
 
@@ -238,10 +244,16 @@ def test_a_worker_that_is_interrupted_at_any_moment_loses_no_item_and_holds_none
     for number in itertools.count(1 + random.randrange(STEP), STEP):  # noqa: S311
         queue = open_queue(name=str(number), dumps=bytes, loads=bytes)
         queue.push_many([b"a", b"b", b"c", b"d"])
-        done = []
+        done, ending = [], threading.Event()
+
+        def handle(item, done=done, ending=ending):
+            done.append(item)
+            if len(done) == 3:
+                ending.set()
+
         moments = Moments(number, interrupt)
         with suppress(KeyboardInterrupt), moments:
-            queue.work(done.append, stop=lambda done=done: len(done) >= 3)
+            queue.work(handle, stop=ending)
         assert queue.stats().leased == 0
         rest = queue.pop(9)
         items = [b"a", b"b", b"c", b"d"]

@@ -8,12 +8,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 from processes import DEADLINE, eventually
 
-from lmdbqueue import DecodeError, Retry, Worked
+from lmdbqueue import ClosedError, DecodeError, LeaseExpiredError, Retry, Worked
 
 SOON = Retry(max_attempts=2, base=0.0, jitter=0.0)
 
@@ -443,6 +444,45 @@ def test_a_worker_leaves_what_it_was_told_not_to_begin_as_if_it_had_never_been_l
         assert (done, queue.stats().leased) == ([0, 1, 2], 0)
         with queue.lease(6) as rest:
             assert (list(rest), rest.attempts) == ([3, 4, 5], [1, 1, 1])
+
+
+def _clear(queue):
+    queue.clear()
+    queue.shutdown()
+
+
+def _fail(_):
+    raise LeaseExpiredError("another", [7])
+
+
+@pytest.mark.parametrize("where", ["progress", "stop"])
+@pytest.mark.parametrize(
+    ("between", "raised", "left"),
+    [
+        (lambda queue: queue.close(), ClosedError, [2, 3]),
+        (lambda queue: queue.shutdown(immediate=True), None, [2, 3]),
+        (_clear, None, []),
+        (_fail, LeaseExpiredError, [2, 3]),
+    ],
+)
+def test_nothing_is_leased_while_a_function_of_the_users_is_called_between_two_items(
+    engine, where, between, raised, left
+):
+    queue = engine()
+    queue.push_many(range(4))
+    done, leased = [], []
+
+    def called(*_):
+        leased.append(queue.stats().leased)
+        if len(done) == 2:
+            between(queue)
+        return False
+
+    with pytest.raises(raised) if raised else nullcontext():
+        queue.work(done.append, **{where: called})
+    assert (done, set(leased)) == ([0, 1], {0})
+    with engine() as again, again.lease(4) as rest:
+        assert (list(rest), rest.attempts) == (left, [1] * len(left))
 
 
 def test_an_event_that_progress_sets_stops_a_worker_before_the_next_item(queue):
