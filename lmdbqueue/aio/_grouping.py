@@ -22,6 +22,7 @@ from lmdbqueue._verbs.lease import Lease, ack_all, delivered
 from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Take, Taken
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
+_AT_ONCE: Final = 100  # pushes with options that share one: each is several statements, and other processes wait
 _PAYLOADS: Final = attrgetter("payloads")
 _DEADLINE: Final = attrgetter("deadline")
 
@@ -72,10 +73,11 @@ class Grouping:
 
     def _shared(self, jobs: list[Push], do: Callable[[list[Push]], list[Result]]) -> Iterator[Result]:
         """Push in parts that are small enough to share a commit."""
+        most = _AT_ONCE if jobs[0].kind == APART else len(jobs)
         start = size = 0
         for index, job in enumerate(jobs):
             more = sum(map(len, job.payloads))
-            if index > start and size + more > _SHARED:
+            if index > start and (size + more > _SHARED or index - start == most):
                 yield from self._together(jobs[start:index], do)
                 start, size = index, 0
             size += more

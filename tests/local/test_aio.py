@@ -194,6 +194,23 @@ def test_pushes_with_options_share_commits_and_fail_alone(run, place):
     run(test)
 
 
+def test_so_many_pushes_with_options_share_a_commit_that_others_need_not_wait_long(run, monkeypatch):
+    async def test(queue):
+        engine, shared = queue._engine, []
+        append = engine.append_each
+
+        def counted(pushes):
+            shared.append(len(pushes))
+            return append(pushes)
+
+        monkeypatch.setattr(engine, "append_each", counted)
+        pushes = [queue.push(n, headers={"n": str(n)}) for n in range(1000)]
+        assert await asyncio.gather(*pushes) == list(range(1000))
+        assert 10 <= max(shared) <= 100
+
+    run(test)
+
+
 def test_pushes_that_share_a_commit_fail_alone(run):
     async def test(queue):
         pushes = [queue.push(list(range(n))) for n in (3, 4, 9, 2, 1, 1)]
