@@ -184,6 +184,10 @@ class Session:
         except Exception as error:
             if (interrupt := interrupt_amid(error, handled)) is not None:
                 raise interrupt from None
+            first = first_amid(error, handled)
+            if first is not error and not isinstance(first, psycopg.Error):  # a handler's, amid the end of a pipeline
+                self.close()
+                raise first from None
             self._undo()
             if is_undone(error) or (is_shut_out(error) and self._ledger.is_fenced(queue or 0)):
                 raise Lost(error) from error
@@ -373,7 +377,8 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Return whether this session can be used for the next step, and has claimed nothing."""
-        return self._held is None and self.connection.pgconn.transaction_status == _IDLE
+        pgconn = self.connection.pgconn
+        return self._held is None and pgconn.transaction_status == _IDLE and not pgconn.pipeline_status
 
     @property
     def is_alive(self) -> bool:

@@ -162,7 +162,7 @@ def _error_of(results: Sequence[pq.abc.PGresult]) -> psycopg.Error | None:
 @contextmanager
 def together(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Pipeline]:
     """Send the statements of the block together; what ends it is raised, and nothing is logged."""
-    ended_by = None
+    ended_by = pipeline = None
     try:
         with connection.pipeline() as pipeline:
             try:
@@ -170,6 +170,8 @@ def together(connection: psycopg.Connection[Any]) -> Iterator[psycopg.Pipeline]:
             except BaseException as error:  # psycopg would log further errors while this one unwinds
                 ended_by = error
     except Exception as error:
+        if pipeline is None:  # an interrupt: nobody knows whether it has begun
+            connection.close()
         if ended_by is None:
             raise
         raise ended_by from error

@@ -8,12 +8,14 @@ import sys
 import threading
 from contextlib import suppress
 
+import psycopg
 import pytest
+from postgres_proxy import Proxy
 from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
 from lmdbqueue import DecodeError, Empty, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
-from lmdbqueue.postgres import _database, _ear, _statements
+from lmdbqueue.postgres import PostgresQueue, _database, _ear, _statements
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._ear import Ear
 
@@ -186,6 +188,39 @@ def test_what_a_handler_raises_as_a_block_begins_comes_out_of_it(open_postgres, 
             break
     assert number > 50
     gc.collect()  # a connection that was lost on its way out of the pool ends here, with a warning
+
+
+class Late(Exception):
+    """What the handler of a signal raises."""
+
+
+def entered_late(pipeline, enter=psycopg.Pipeline.__enter__):
+    enter(pipeline)
+    raise Late
+
+
+def left_late(_pipeline):
+    yield from ()
+    raise Late
+
+
+@pytest.mark.parametrize(("step", "late"), [("__enter__", entered_late), ("_exit_gen", left_late)])
+def test_what_a_handler_raises_amid_a_pipeline_comes_out_of_it_and_leaves_none_behind(
+    postgres, schema, monkeypatch, step, late
+):
+    proxy = Proxy(postgres, is_near=False)
+    try:
+        with PostgresQueue(proxy.url(), schema=schema, patience=5.0) as queue:
+            queue.push("a")
+            with monkeypatch.context() as amid:
+                amid.setattr(psycopg.Pipeline, step, late)
+                with pytest.raises(Late):
+                    queue.delete(1)
+            assert not any(each.connection.pgconn.pipeline_status for each in queue._engine.database.access.pool.all)
+            assert queue.push("b") == 1
+            assert queue.check() == []
+    finally:
+        proxy.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
