@@ -231,13 +231,13 @@ class AccessError(QueueError):
 
 
 class PidError(AccessError):
-    """Another process with the same pid has the queue open, in a container with a pid namespace of its own."""
+    """A process of another pid namespace, such as that of another container, has the queue open."""
 
     def __str__(self) -> str:
         return (
-            f"{self.path!r} is open in a process of another container that has the same pid as this one, and LMDB "
-            f"identifies processes by their pids ({self.reason}); nothing was damaged: share the pid namespace between "
-            f"the containers (--pid=host, shareProcessNamespace)"
+            f"{self.path!r} is open in a process of another pid namespace ({self.reason}), and LMDB identifies "
+            f"processes and threads by their numbers, which may be the same in both; nothing was damaged: share the "
+            f"pid namespace between the containers (--pid=host, shareProcessNamespace), or close the queue there"
         )
 
 

@@ -17,6 +17,7 @@ killed the next moment. It is 4096 bytes long, in the machine's byte order::
     56   8  birth     of this file, in ns since 1970, since an inode may be used again; 0 if unknown
     64  8   length of the note, 0 for none
     72      note      what the next recovery must know if this one is cut short
+  3672  8   pids      the inode of the pid namespace of all processes that have the queue open; 0 if unknown
   3680 384  covered   with checkpoints, for each of 16 lanes, 8 bytes each: the generation and the number of the newest
                       transaction that it covers, and a check
   4064  8   synced    the transaction's number in its generation
@@ -24,6 +25,11 @@ killed the next moment. It is 4096 bytes long, in the machine's byte order::
   4080  8   unsynced  with checkpoints: a moment, by the monotonic clock in ns, since which there may be commits that
                       none covers; 0 if all are covered
   4088  8   joined    whether another process has come since the first one did
+
+**Pids.** LMDB's lock for writing knows its holder by the number of its thread, and the kernel, when a process dies that
+waits for the lock, compares that with the number of the dead. In another namespace it may be the same: then the lock
+would be taken from its living holder, two processes would write at once, and an acknowledged call would be lost. So all
+processes that have the queue open have to be of one namespace: that of the first.
 
 A word on the disk may be older than it was in memory when the power went, which is harmless: a
 transaction that ``synced`` does not cover is verified, not lost. A process that raises ``synced`` may overwrite higher
@@ -43,7 +49,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import ForkError
+from lmdbqueue._errors import ForkError, PidError
 from lmdbqueue._host import flock, fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
@@ -55,6 +61,7 @@ SIZE: Final = 4096
 _LANES: Final = 16
 _GENERATION: Final = 1  # indices of 8-byte words
 _DOUBT: Final = 2
+_PIDS: Final = 459
 _COVERED: Final = 460
 _TRANSACTION: Final = 508
 _CHECK: Final = 509
@@ -69,6 +76,7 @@ _LENGTH_AT: Final = 64
 _NOTE_AT: Final = 72
 _TRANSACTION_BITS: Final = 64
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
+_NAMESPACE: Final = "/proc/self/ns/pid"
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800
 _STATX_MNT_ID_UNIQUE: Final = 0x4000  # Linux 6.8
@@ -120,6 +128,15 @@ class Session:
         self._memory = mmap.mmap(self._file, SIZE)
         self._words = memoryview(self._memory).cast("Q")
         self._words[_JOINED] = not self.first
+        self._refuse_other_pids()
+
+    def _refuse_other_pids(self) -> None:
+        """Raise ``PidError`` beside processes of another pid namespace."""
+        words, pids = self._words, _pids()
+        if self.first:
+            words[_PIDS] = pids
+        elif pids and words[_PIDS] not in (0, pids):
+            raise PidError(os.path.dirname(self.path), f"pid:[{words[_PIDS]}], here pid:[{pids}]")
 
     # --- the words
 
@@ -311,6 +328,14 @@ def _make(path: str, folder: int | None) -> None:
 
 def _place(fd: int) -> _Place:
     return _Place(_boot(), *_mount_and_birth(fd))
+
+
+def _pids() -> int:
+    """Return the inode of this process's pid namespace, 0 where there is none to be seen."""
+    try:
+        return os.stat(_NAMESPACE).st_ino
+    except OSError:
+        return 0
 
 
 def _boot() -> bytes:

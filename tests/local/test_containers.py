@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import lmdbqueue
-from lmdbqueue import PersistentQueue
+from lmdbqueue import PersistentQueue, PidError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(lmdbqueue.__file__)))
 HOLD = """
@@ -17,30 +19,37 @@ sys.stdin.read()
 print(queue.push("still"), flush=True)
 """
 OPEN = """
-import os, lmdbqueue
-assert os.getpid() == 1
+import lmdbqueue
 try:
     print(lmdbqueue.PersistentQueue("queue").peek())
 except lmdbqueue.PidError as error:
     print(error)
 """
+BOTH = f"""
+import subprocess, sys, lmdbqueue
+with lmdbqueue.PersistentQueue("queue"):
+    subprocess.run([sys.executable, "-c", {OPEN!r}], check=True)
+"""
 
 
-def test_a_second_process_with_the_same_pid_is_told_so_and_damages_nothing(needs, tmp_path):
+def test_processes_of_other_namespaces_are_refused_and_damage_nothing(needs, tmp_path):
+    """Of the same pid, and of another one, too: their threads may have the same number."""
     needs("pid namespaces")
     in_a_container = ["unshare", "-p", "-f", sys.executable, "-c"]
     place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": ROOT}, "text": True}
 
-    def second():
-        return subprocess.run([*in_a_container, OPEN], **place, capture_output=True, timeout=60, check=True).stdout
+    def other(program=OPEN):
+        return subprocess.run([*in_a_container, program], **place, capture_output=True, timeout=60, check=True).stdout
 
     with subprocess.Popen([*in_a_container, HOLD], **place, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == "0\n"
-        assert "--pid=host" in second()
-        with PersistentQueue("queue", tmp_path) as queue:  # of another pid
-            assert queue.peek() == "held"
+        assert "--pid=host" in other()
+        with pytest.raises(PidError, match="--pid=host"):
+            PersistentQueue("queue", tmp_path)
         assert holder.communicate(timeout=60)[0] == "1\n"
-    assert second() == "held\n"
+    assert other(BOTH) == "held\n"
     with PersistentQueue("queue", tmp_path) as queue:
         assert list(queue) == ["held", "still"]
         assert queue.check() == []
+        assert "--pid=host" in other()
+    assert other() == "held\n"
