@@ -119,8 +119,9 @@ class Queue(Writing[T], ABC):
     def sync(self) -> None:
         """Wait until the effects of all calls that have returned, in any process, are on disk.
 
-        With ``durability="interval"`` it makes a checkpoint now; otherwise it returns at once. Call it before you
-        report items to anything outside, which would otherwise hear of items that a power cut could undo.
+        With ``durability="interval"`` it makes a checkpoint now; with ``"full"``, and on PostgreSQL, it returns at
+        once. Call it before you report items to anything outside, which would otherwise hear of items that a power cut
+        could undo.
         """
         self._engine.sync()
 
