@@ -4,6 +4,7 @@ A systemd is started as PID 1 of namespaces of its own, with the file system rea
 with no units but those that are written here: it can change nothing outside, and ends with the test.
 """
 
+import ast
 import os
 import shutil
 import signal
@@ -91,6 +92,16 @@ class Systemd:
         done = self.control(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
 
+    def look(self, place: Path, expression: str) -> object:
+        """Return what an expression of ``jobs`` is, asked from within: the queue belongs to that pid namespace."""
+        program = (
+            f"import lmdbqueue\nwith lmdbqueue.PersistentQueue({str(place / 'jobs')!r}) as jobs: print({expression})"
+        )
+        command = ["nsenter", "--target", str(self._first()), "--all", sys.executable, "-c", program]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+        return ast.literal_eval(told.stdout)
+
     def show(self, *names: str) -> list[str]:
         """Return these properties of the service."""
         properties = self.control("show", "orders", *(f"--property={name}" for name in names)).stdout
@@ -150,17 +161,17 @@ def sent(place):
 def test_a_stop_finishes_the_item_under_way_and_is_a_success(systemd, place):
     systemd("stop", "--no-block", "orders")
     assert systemd.show("ActiveState") == ["deactivating"]  # SIGTERM has been sent
-    with PersistentQueue(place / "jobs") as jobs:
-        assert (jobs.stats().leased, sent(place)) == (1, [])
-        (place / "go on").touch()
-        eventually(lambda: systemd.show("ActiveState") == ["inactive"])
-        assert systemd.show("Result", "ExecMainCode", "ExecMainStatus") == ["success", "1", "0"]  # exited, with 0
-        assert (sent(place), list(jobs), jobs.stats().leased) == (LETTERS[:1], LETTERS[1:], 0)
-        systemd("start", "orders")
-        eventually(lambda: jobs.stats().removed == len(LETTERS))
-        systemd("stop", "orders")
-        assert systemd.show("Result", "ExecMainCode", "ExecMainStatus") == ["success", "1", "0"]
-        assert (sent(place), len(jobs.dead)) == (LETTERS, 0)
+    assert (systemd.look(place, "jobs.stats().leased"), sent(place)) == (1, [])
+    (place / "go on").touch()
+    eventually(lambda: systemd.show("ActiveState") == ["inactive"])
+    assert systemd.show("Result", "ExecMainCode", "ExecMainStatus") == ["success", "1", "0"]  # exited, with 0
+    assert systemd.look(place, "(list(jobs), jobs.stats().leased)") == (LETTERS[1:], 0)
+    assert sent(place) == LETTERS[:1]
+    systemd("start", "orders")
+    eventually(lambda: systemd.look(place, "jobs.stats().removed") == len(LETTERS))
+    systemd("stop", "orders")
+    assert systemd.show("Result", "ExecMainCode", "ExecMainStatus") == ["success", "1", "0"]
+    assert (sent(place), systemd.look(place, "len(jobs.dead)")) == (LETTERS, 0)
 
 
 def test_a_killed_worker_is_started_again_and_has_its_item_again(systemd, place):
@@ -168,9 +179,9 @@ def test_a_killed_worker_is_started_again_and_has_its_item_again(systemd, place)
     systemd("kill", "--signal=KILL", "orders")
     eventually((place / "begun").exists)  # by the next one: RestartSec later
     (place / "go on").touch()
-    with PersistentQueue(place / "jobs") as jobs:
-        eventually(lambda: jobs.stats().removed == len(LETTERS))
-        assert (sent(place), jobs.stats().leased, len(jobs.dead)) == (LETTERS, 0, 0)
+    eventually(lambda: systemd.look(place, "jobs.stats().removed") == len(LETTERS))
+    assert systemd.look(place, "(jobs.stats().leased, len(jobs.dead))") == (0, 0)
+    assert sent(place) == LETTERS
     assert systemd.show("NRestarts", "ActiveState") == ["1", "active"]
 
 
