@@ -206,8 +206,7 @@ class Generation(Durable):
         No transaction may be under way. Those that have ended keep their entries as long as their objects exist. A
         forked child has these, too: by closing its environment it would clear the entries, in the table that it shares
         with its parent, when other readings of the parent may have them already; and pages that those still read would
-        be reused. Of all calls of the binding,
-        only that which maps the file anew frees the entries.
+        be reused. Of all calls of the binding, only that which maps the file anew frees the entries.
         """
         self.let_go()
         try:

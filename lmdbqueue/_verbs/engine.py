@@ -163,9 +163,9 @@ class Engine(Protocol):
     def relay(
         self, token: int, seqs: Collection[int] | None, ttl: float | None, sort_out: SortOut[T]
     ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
-        """Do as ``ack``, and lease the first item in the same step if that takes no further one.
+        """Do as ``ack``, and lease the first item if that can be done in the same step; return the results of both.
 
-        Return the results of both. There may be no lease although items wait, and there is none if the old one is gone.
+        There may be no lease although items wait. There is none if the old lease is gone.
         """
 
     def nack(

@@ -5,7 +5,7 @@ immediately, but never a handler; items that were begun are settled before the l
 kept.
 
 An item's ack and the lease of the next are one step where the engine can do that, since each alone would be a flush.
-What was leased so and is not to be begun any more is given back as if it had never been leased.
+If the worker is told to stop just then, the lease is undone, and counts as no attempt.
 
 Stopping. A signal handler runs in the main thread, between two steps of whatever that thread is doing. While the loop
 waits, the handler raises, which ends the wait before anything was taken; at any other time it only sets a flag. After
