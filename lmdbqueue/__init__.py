@@ -33,9 +33,7 @@ packages only ``_lmdb`` imports ``lmdb``, and only ``postgres`` imports ``psycop
 ``_model``        the data structure of a queue: functions of a transaction
 ``_lmdb``         everything that trusts or bypasses LMDB
 ``_host``         files, processes, threads
-``_format``       what the bytes on disk mean
-``_errors``       every exception
-``_values``       values that cross layers, and the base of named tuples
+``_base``         what all of them share: what the bytes on disk mean, every exception, values
 ================  ==================================================================================
 """
 
@@ -46,7 +44,7 @@ if sys.platform == "win32":
     message = "lmdbqueue does not support Windows, where it was never tested for loss of items: use Linux or macOS"
     raise ImportError(message)
 
-from lmdbqueue._errors import (
+from lmdbqueue._base.errors import (
     AccessError,
     ClosedError,
     CommitUnknownError,
@@ -73,8 +71,8 @@ from lmdbqueue._errors import (
     TransactionError,
     VersionError,
 )
+from lmdbqueue._base.values import Nacked, ReaderStats, Stats
 from lmdbqueue._local.queue import PersistentQueue
-from lmdbqueue._values import Nacked, ReaderStats, Stats
 from lmdbqueue._verbs.lease import DeadLetter, DeadLetters, Lease
 
 if TYPE_CHECKING:

@@ -56,8 +56,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import CorruptQueueError, ExistsError, ForkError, FormatError, GoneError, NestedCallError
-from lmdbqueue._format import Options
+from lmdbqueue._base.errors import CorruptQueueError, ExistsError, ForkError, FormatError, GoneError, NestedCallError
+from lmdbqueue._base.format import Options
 from lmdbqueue._host import flock, fork, owners
 from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated

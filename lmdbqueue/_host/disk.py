@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
-from lmdbqueue._errors import AccessError, DiskFullError, QueueError, StorageError
+from lmdbqueue._base.errors import AccessError, DiskFullError, QueueError, StorageError
 from lmdbqueue._host.descriptors import close, open_at, open_folder
 from lmdbqueue._host.threads import beating, holding
 

@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from lmdbqueue._errors import ClosedError
+from lmdbqueue._base.errors import ClosedError
 from lmdbqueue._host import flock
 from lmdbqueue._host.descriptors import close, names_in, open_at
 from lmdbqueue._host.disk import open_private, translated

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from lmdbqueue._errors import GoneError
+from lmdbqueue._base.errors import GoneError
 
 _SECOND: Final = 10**9  # ns
 _TICK: Final = _SECOND // 50  # longer than the time for which a kernel's clock shows the same value

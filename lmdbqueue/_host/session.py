@@ -49,11 +49,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import ForkError, PidError
+from lmdbqueue._base.errors import ForkError, PidError
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import flock, fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import open_private, sync_file
-from lmdbqueue._values import NamedTuple
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)

@@ -11,7 +11,7 @@ import warnings
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import AccessError
+from lmdbqueue._base.errors import AccessError
 
 _CALLER: Final = 6  # frames up to the caller that opens the queue
 

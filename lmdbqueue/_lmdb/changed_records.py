@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import SUB, Child, Node, SoundPages, as_tree
-from lmdbqueue._values import NamedTuple
 
 
 class ChangedTree(NamedTuple):

@@ -32,12 +32,12 @@ from struct import Struct
 from typing import Final
 from zlib import crc32
 
-from lmdbqueue._errors import ForkError
+from lmdbqueue._base.errors import ForkError
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.directory import LANE
 from lmdbqueue._host.disk import NO_ROOM, open_private, sync_directory, sync_file
-from lmdbqueue._values import NamedTuple
 
 MAGIC: Final = b"lmdbqcp1"
 BODY_SIZE: Final = 136

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 
-from lmdbqueue._format import weigh_item
+from lmdbqueue._base.format import weigh_item
 
 
 class Content:

@@ -29,10 +29,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import EMPTY, NO_ROOT, Tree
 from lmdbqueue._lmdb.sound_pages import BIG, FIRST, SUB, Child, Node, SoundPages, Unsound, as_tree, check_tree
-from lmdbqueue._values import NamedTuple
 
 R = TypeVar("R")
 

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import lmdb
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CommitUnknownError, StorageError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CommitUnknownError, StorageError
 from lmdbqueue._host import fork
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page

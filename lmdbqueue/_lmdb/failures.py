@@ -13,7 +13,7 @@ from typing import Final
 
 import lmdb
 
-from lmdbqueue._errors import AccessError, CommitUnknownError, NestedCallError, PidError, QueueError, StorageError
+from lmdbqueue._base.errors import AccessError, CommitUnknownError, NestedCallError, PidError, QueueError, StorageError
 from lmdbqueue._host.disk import explain
 
 DAMAGE: Final = (

@@ -44,8 +44,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import lmdb
 
-from lmdbqueue import _format
-from lmdbqueue._errors import (
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import (
     CommitUnknownError,
     CorruptQueueError,
     ForkError,

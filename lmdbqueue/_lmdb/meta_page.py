@@ -22,11 +22,11 @@ from contextlib import suppress
 from struct import Struct
 from typing import Final
 
-from lmdbqueue._errors import CorruptQueueError, ForkError
+from lmdbqueue._base.errors import CorruptQueueError, ForkError
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import fork
 from lmdbqueue._host.disk import sync_file
 from lmdbqueue._lmdb.raw_pages import Tree
-from lmdbqueue._values import NamedTuple
 
 _SLOT: Final = Struct("=10x H 4x II 16x 48s 48s QQ")
 _HEADER: Final = 16

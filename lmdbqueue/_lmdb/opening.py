@@ -36,8 +36,8 @@ from typing import Any, Final
 
 import lmdb
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, ForkError, StorageError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError, ForkError, StorageError
 from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._host.disk import allocate, translated

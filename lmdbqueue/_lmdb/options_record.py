@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._host import directory
 from lmdbqueue._host.descriptors import close, open_at
 from lmdbqueue._lmdb import meta_page

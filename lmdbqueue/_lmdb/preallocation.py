@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from lmdbqueue._errors import Full
+from lmdbqueue._base.errors import Full
 from lmdbqueue._host.disk import allocate, is_of_a_handler, translated
 
 _RESERVE: Final = 64  # pages reserved for removals, and one more for each _RESERVE pages in use

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from struct import Struct, error, unpack_from
 from typing import Final
 
-from lmdbqueue._values import NamedTuple
+from lmdbqueue._base.values import NamedTuple
 
 HEADER: Final = 16
 NO_ROOT: Final = 0xFFFF_FFFF_FFFF_FFFF  # of an empty tree

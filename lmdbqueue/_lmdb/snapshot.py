@@ -18,16 +18,16 @@ from zlib import crc32
 
 import lmdb
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, ForkError, Full, GoneError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError, ForkError, Full, GoneError
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import fork
 from lmdbqueue._host.disk import translated
-from lmdbqueue._lmdb import free_pages, opening
+from lmdbqueue._lmdb import opening
 from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.opening import MANY_DBS, open_environment
-from lmdbqueue._values import NamedTuple
 
 if TYPE_CHECKING:
     Txn = lmdb.Transaction[bytes]
@@ -218,6 +218,8 @@ class Snapshot:
 
     def used(self, txn: Txn) -> int:
         """Return the bytes of the pages in use that ``txn`` sees; the extent if it is too old to know."""
+        from lmdbqueue._lmdb import free_pages  # noqa: PLC0415  (only for figures, and to decide on a flush)
+
         with translated(self.path, "reading"):
             try:
                 found = free_pages.used(self.path, txn.id())

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.meta_page import MetaPage
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Tree

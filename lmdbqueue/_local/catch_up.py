@@ -29,7 +29,7 @@ import os
 from collections.abc import Iterable
 from typing import Self
 
-from lmdbqueue import _format
+from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb.changed_records import ChangedTree
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.meta_page import MetaPage

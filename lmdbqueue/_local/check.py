@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import os
 
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._host.directory import SESSION, Directory, find_directory
 from lmdbqueue._host.disk import explain, sync_directory, translated
 from lmdbqueue._host.session import Session, stamp

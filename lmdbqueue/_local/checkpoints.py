@@ -60,7 +60,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import NestedCallError, QueueError
+from lmdbqueue._base.errors import NestedCallError, QueueError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._host.threads import free

@@ -6,7 +6,7 @@ Must not know: LMDB's calls, verbs, items; how a compacted file takes the place 
 
 from __future__ import annotations
 
-from lmdbqueue._format import Options
+from lmdbqueue._base.format import Options
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._lmdb.failures import Superseded
 from lmdbqueue._lmdb.options_record import remembered

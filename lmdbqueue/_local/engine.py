@@ -11,9 +11,10 @@ from contextlib import suppress
 from threading import get_ident
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptItemError, DecodeError, DiskFullError, Full, QueueError
-from lmdbqueue._format import BASE, Note, Trailer, pack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptItemError, DecodeError, DiskFullError, Full, QueueError
+from lmdbqueue._base.format import BASE, Note, Trailer, pack
+from lmdbqueue._base.values import NOTHING, Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
 from lmdbqueue._host.disk import translated
 from lmdbqueue._local.hold import LocalHold
 from lmdbqueue._model import (
@@ -29,7 +30,6 @@ from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.keyed_items import Apart
 from lmdbqueue._model.lease_records import NEVER
 from lmdbqueue._model.pushing import Limits, Target
-from lmdbqueue._values import NOTHING, Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
 
 if TYPE_CHECKING:
     from lmdbqueue._local.reader_engine import LocalReaderEngine

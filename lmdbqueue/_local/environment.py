@@ -25,7 +25,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 from weakref import ref as weak
 
-from lmdbqueue._errors import ClosedError, NestedCallError, QueueError, TransactionError
+from lmdbqueue._base.errors import ClosedError, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptItemError, DecodeError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptItemError, DecodeError
+from lmdbqueue._base.values import Entry
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._values import Entry
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue._verbs.writing import OnError, checked_on_error, decoded
 

@@ -11,7 +11,7 @@ from threading import Lock, get_ident
 from typing import Any
 from weakref import ref
 
-from lmdbqueue._errors import CommitUnknownError, Full, NestedCallError, QueueError
+from lmdbqueue._base.errors import CommitUnknownError, Full, NestedCallError, QueueError
 from lmdbqueue._lmdb.failures import Doubtful, Superseded, came_after_the_commit, may_be_of_a_handler
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.snapshot import Ref, forget_frames, is_open, undo

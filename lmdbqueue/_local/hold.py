@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._errors import ClosedError, CorruptItemError, Full, OptionError, QueueError
-from lmdbqueue._format import Trailer
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import ClosedError, CorruptItemError, Full, OptionError, QueueError
+from lmdbqueue._base.format import Trailer
+from lmdbqueue._base.values import Clock, Entry, Moment, now
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.owners import Owners
@@ -25,7 +26,6 @@ from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import leases, pushing, retention, returns
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.returns import Overdue
-from lmdbqueue._values import Clock, Entry, Moment, now
 from lmdbqueue._verbs.serializers import refuse_other_serializer
 
 R = TypeVar("R")

@@ -42,7 +42,7 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-from lmdbqueue._errors import ClosedError, CorruptQueueError, ForkError, NestedCallError
+from lmdbqueue._base.errors import ClosedError, CorruptQueueError, ForkError, NestedCallError
 from lmdbqueue._host import departures, owners
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL, CHECKPOINT, SESSION, Directory

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args
 
-from lmdbqueue import _format
-from lmdbqueue._errors import TransactionError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import TransactionError
+from lmdbqueue._base.values import Expired
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.threads import holding
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.sharing import open_environment
-from lmdbqueue._values import Expired
 from lmdbqueue._verbs.options import FLAG, HOOK, OPENING, PATH, VERBS, Rule, check, one_of, seconds, whole
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of

@@ -12,9 +12,9 @@ from lmdbqueue._model import pushing, reader_records, readers
 from lmdbqueue._verbs.engine import within
 
 if TYPE_CHECKING:
+    from lmdbqueue._base.values import Entry, ReaderStats, Start
     from lmdbqueue._local.hold import LocalHold
     from lmdbqueue._model.readers import Move
-    from lmdbqueue._values import Entry, ReaderStats, Start
 
 _ROOM: Final = 1 << 14  # the most bytes that a new reader needs
 

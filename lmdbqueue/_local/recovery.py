@@ -104,8 +104,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._host.directory import CHECKPOINT
 from lmdbqueue._host.disk import sync_path, translated
 from lmdbqueue._host.session import Session, stamp

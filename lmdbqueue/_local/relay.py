@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterable, Sequence
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from lmdbqueue._errors import DiskFullError
+from lmdbqueue._base.errors import DiskFullError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._model import leases, pushing
 from lmdbqueue._model.lease_records import NEVER

@@ -23,9 +23,9 @@ from itertools import chain, groupby, islice
 from typing import Final
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import SEAL_SIZE, Bounds, Note, Numbers, Position, Retention
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.format import SEAL_SIZE, Bounds, Note, Numbers, Position, Retention
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import meta_page, opening
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from lmdbqueue import _format
-from lmdbqueue._errors import OptionError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import OptionError
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import beating, free

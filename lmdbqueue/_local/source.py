@@ -15,8 +15,9 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from lmdbqueue import _format
-from lmdbqueue._errors import Empty
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import Empty
+from lmdbqueue._base.values import Entry, NamedTuple
 from lmdbqueue._host import flock
 from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
@@ -24,7 +25,6 @@ from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._local.sharing import open_environment
 from lmdbqueue._model import fifo, keyed_items, readers
-from lmdbqueue._values import Entry, NamedTuple
 from lmdbqueue._verbs.batch import Envelope, Origin
 from lmdbqueue._verbs.head import Head, checked_batch
 from lmdbqueue._verbs.reader import Reader, position_of

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import SEAL_SIZE
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.format import SEAL_SIZE
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment

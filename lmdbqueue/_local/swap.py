@@ -47,7 +47,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from lmdbqueue._errors import CorruptQueueError
+from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._host.directory import Directory
 from lmdbqueue._host.disk import open_private, sync_directory, sync_path, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp

@@ -17,9 +17,9 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
-from lmdbqueue._errors import DiskFullError, ForwardError, Full
+from lmdbqueue._base.errors import DiskFullError, ForwardError, Full
+from lmdbqueue._base.values import Push
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._values import Push
 from lmdbqueue._verbs.batch import AwayError, Batch, BusyError, Mark, Origin, Target, ends_of, seqs_of
 
 _MARKS: Final = "lmdbqueue-marks"

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from lmdbqueue._errors import Full, NestedCallError, StorageError
+from lmdbqueue._base.errors import Full, NestedCallError, StorageError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Ending

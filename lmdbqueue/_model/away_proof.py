@@ -15,9 +15,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import ClassVar
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Note, away, pack, unpack, weigh
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.format import Note, away, pack, unpack, weigh
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, lease_records, reader_records, weighed_records
 from lmdbqueue._model.lease_records import NEVER, Lease

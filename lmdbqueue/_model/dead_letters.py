@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from lmdbqueue import _format
-from lmdbqueue._format import Numbers, away
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import Numbers, away
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, lease_records, reader_records, weighed_records
 from lmdbqueue._model.lease_records import Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import NamedTuple
 
 
 class Return(NamedTuple):

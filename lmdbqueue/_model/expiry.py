@@ -10,8 +10,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Final
 
-from lmdbqueue import _format
-from lmdbqueue._format import away, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import away, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, reader_records, weighed_records
 from lmdbqueue._model.dead_letters import Return

@@ -26,9 +26,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import (
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.format import (
     CLASS,
     CLASSES,
     FLAGS_AT,
@@ -47,10 +47,10 @@ from lmdbqueue._format import (
     unpack_from,
     weigh,
 )
+from lmdbqueue._base.values import Entry, NamedTuple
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import item_notes, reader_records, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, NamedTuple
 
 _PASSED = 1_000  # skipped keys that the head passes in one call, beyond those of the call's own items
 

@@ -11,14 +11,14 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError
-from lmdbqueue._format import Bounds, pack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.format import Bounds, pack
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.snapshot import Snapshot, Tables, Txn
 from lmdbqueue._lmdb.structure import problems_of
 from lmdbqueue._model import away_proof, fifo, reader_records
-from lmdbqueue._values import NamedTuple
 
 _NO_ITEM: Final = -1
 _NUMBER: Final = 8  # bytes

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lmdbqueue import _format
-from lmdbqueue._format import Note, Numbers, away, pack, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import Note, Numbers, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
 from lmdbqueue._model.weighed_records import opened

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from lmdbqueue import _format
-from lmdbqueue._errors import Full
-from lmdbqueue._format import CLASS, RETAINED, Note, away, pack, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import Full
+from lmdbqueue._base.format import CLASS, RETAINED, Note, away, pack, unpack
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import expiry, fifo, item_notes, lease_records, pushing, retention, weighed_records
 from lmdbqueue._model.pushing import Limits
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import NamedTuple
 
 
 class Apart(NamedTuple):

@@ -35,8 +35,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from lmdbqueue import _format
-from lmdbqueue._format import AWAY, CLASS, CLASSES, KEY_SIZE, LAST_TXN, META, NEXT_GENERATION, OPTIONS, Bounds, Last
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import (
+    AWAY,
+    CLASS,
+    CLASSES,
+    KEY_SIZE,
+    LAST_TXN,
+    META,
+    NEXT_GENERATION,
+    OPTIONS,
+    Bounds,
+    Last,
+)
 from lmdbqueue._lmdb.difference import Changes, Difference
 from lmdbqueue._lmdb.raw_pages import EMPTY
 from lmdbqueue._lmdb.sound_pages import Node, Unsound

@@ -26,11 +26,11 @@ import struct
 from collections.abc import Collection, Iterable, Sequence, Sized
 from typing import Final
 
-from lmdbqueue import _format
-from lmdbqueue._format import Note, away, pack, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import Note, away, pack, unpack
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
-from lmdbqueue._values import NamedTuple
 
 NEVER: Final = (1 << 64) - 1  # a deadline that never comes
 DAMAGED: Final = "its record was damaged"

@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._format import (
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import (
     BASE,
     ENDS,
     FLAGS_AT,
@@ -33,12 +33,12 @@ from lmdbqueue._format import (
     pack,
     unpack_from,
 )
+from lmdbqueue._base.values import Entry, Moment, Nacked, NamedTuple
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import dead_letters, fifo, item_notes, lease_records, reader_records, returns, weighed_records
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import LEASE, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, Moment, Nacked, NamedTuple
 
 if TYPE_CHECKING:
     from lmdbqueue._model.returns import Watch

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, Full, OptionError
-from lmdbqueue._format import (
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError, Full, OptionError
+from lmdbqueue._base.format import (
     CLASS,
     CLASSES,
     READERS,
@@ -26,10 +26,10 @@ from lmdbqueue._format import (
     pack,
     unpack_from,
 )
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
 from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import NamedTuple
 
 _PAGE: Final = 4096  # bytes, of LMDB
 _BEHIND: Final = SEAL_SIZE + TRAILER  # bytes behind a payload

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import takewhile
 
-from lmdbqueue import _format
-from lmdbqueue._errors import CorruptQueueError, GoneError
-from lmdbqueue._format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away, pack, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import CorruptQueueError, GoneError
+from lmdbqueue._base.format import BEFORE_ALL, READERS, RETAINED, SIZED, Position, Retention, away, pack, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import weighed_records
 

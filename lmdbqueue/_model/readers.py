@@ -14,9 +14,9 @@ from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._errors import OptionError
-from lmdbqueue._format import (
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import OptionError
+from lmdbqueue._base.format import (
     BEFORE_ALL,
     CLASSES,
     FLAGS_AT,
@@ -34,10 +34,10 @@ from lmdbqueue._format import (
     unpack_from,
     weigh_sealed,
 )
+from lmdbqueue._base.values import NEWEST, OLDEST, Entry, NamedTuple, ReaderStats
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, item_notes, reader_records, retention, weighed_records
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import NEWEST, OLDEST, Entry, NamedTuple, ReaderStats
 
 
 class Move(NamedTuple):

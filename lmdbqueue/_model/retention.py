@@ -15,9 +15,9 @@ from collections.abc import Collection, Sequence
 from itertools import islice, takewhile
 from typing import Final
 
-from lmdbqueue import _format
-from lmdbqueue._errors import OptionError
-from lmdbqueue._format import Retention, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import OptionError
+from lmdbqueue._base.format import Retention, unpack
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import expiry, fifo, reader_records
 from lmdbqueue._model.weighed_records import queue_record

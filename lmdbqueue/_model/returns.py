@@ -35,8 +35,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, TypeVarTuple
 
-from lmdbqueue import _format
-from lmdbqueue._format import READERS, RETAINED, Note, Numbers, away, pack, unpack
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import READERS, RETAINED, Note, Numbers, away, pack, unpack
+from lmdbqueue._base.values import Entry, Moment, Nacked, NamedTuple
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import (
     dead_letters,
@@ -52,7 +53,6 @@ from lmdbqueue._model import (
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.lease_records import DAMAGED, NEVER, Record
 from lmdbqueue._model.weighed_records import queue_record
-from lmdbqueue._values import Entry, Moment, Nacked, NamedTuple
 
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")

@@ -6,12 +6,12 @@ the queue. Must not know: LMDB.
 
 from __future__ import annotations
 
-from lmdbqueue import _format
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.values import Moment, Stats
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.preallocation import reserve
 from lmdbqueue._lmdb.snapshot import Tables, Txn
 from lmdbqueue._model import fifo, readers, retention
-from lmdbqueue._values import Moment, Stats
 
 
 def of_queue(txn: Txn, queue: Tables, now: Moment) -> Stats:

@@ -28,11 +28,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from zlib import crc32
 
-from lmdbqueue import _format
-from lmdbqueue._errors import GoneError
-from lmdbqueue._format import weigh, weigh_sealed
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import GoneError
+from lmdbqueue._base.format import weigh, weigh_sealed
+from lmdbqueue._base.values import Entry
 from lmdbqueue._lmdb.snapshot import Db, Tables, Txn
-from lmdbqueue._values import Entry
 
 
 def queue_record(txn: Txn, queue: Tables) -> bytes:

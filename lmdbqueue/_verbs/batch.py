@@ -10,8 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 
-from lmdbqueue._format import ranges
-from lmdbqueue._values import NamedTuple
+from lmdbqueue._base.format import ranges
+from lmdbqueue._base.values import NamedTuple
 
 
 class Origin(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from lmdbqueue._errors import ForkError, TransactionError, told
+from lmdbqueue._base.errors import ForkError, TransactionError, told
 from lmdbqueue._host.threads import Ending, holding
 
 

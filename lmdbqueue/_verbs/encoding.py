@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from lmdbqueue._format import MAX_PAYLOAD
-from lmdbqueue._values import Push
+from lmdbqueue._base.format import MAX_PAYLOAD
+from lmdbqueue._base.values import Push
 from lmdbqueue._verbs.options import VERBS, check
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
-from lmdbqueue._format import Note, Retention, Trailer
-from lmdbqueue._values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Start, Stats
+from lmdbqueue._base.format import Note, Retention, Trailer
+from lmdbqueue._base.values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Start, Stats
 
 T = TypeVar("T")
 R = TypeVar("R")

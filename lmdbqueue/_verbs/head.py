@@ -12,8 +12,8 @@ from contextlib import suppress
 from operator import index
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lmdbqueue._errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown, told
-from lmdbqueue._values import Entry, NamedTuple
+from lmdbqueue._base.errors import ClosedError, CorruptItemError, DecodeError, Empty, ShutDown, told
+from lmdbqueue._base.values import Entry, NamedTuple
 from lmdbqueue._verbs.options import VERBS, check
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar, overload
 
-from lmdbqueue._errors import ClosedError, DecodeError, LeaseExpiredError, QueueError, TransactionError, told
-from lmdbqueue._format import Note, Trailer
-from lmdbqueue._values import Entry, Leased, Nacked
+from lmdbqueue._base.errors import ClosedError, DecodeError, LeaseExpiredError, QueueError, TransactionError, told
+from lmdbqueue._base.format import Note, Trailer
+from lmdbqueue._base.values import Entry, Leased, Nacked
 from lmdbqueue._verbs.options import VERBS, check, numbers_of
 
 if TYPE_CHECKING:

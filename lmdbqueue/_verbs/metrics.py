@@ -8,7 +8,7 @@ up. Must not know: who asks, how a figure is obtained.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._values import Stats
+from lmdbqueue._base.values import Stats
 
 Figures = tuple[str, str, Stats]  # path and name of a queue, and the result of its stats()
 Labels = dict[str, str]

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from lmdbqueue._format import is_name
-from lmdbqueue._values import NEWEST, OLDEST, NamedTuple
+from lmdbqueue._base.format import is_name
+from lmdbqueue._base.values import NEWEST, OLDEST, NamedTuple
 
 _CENTURY: Final = 100 * 365 * 86400.0  # seconds
 _MOST: Final = sys.maxsize  # items, or bytes

@@ -15,10 +15,10 @@ from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 
-from lmdbqueue._errors import DiskFullError, Empty, Full
-from lmdbqueue._format import Retention
+from lmdbqueue._base.errors import DiskFullError, Empty, Full
+from lmdbqueue._base.format import Retention
+from lmdbqueue._base.values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._host.disk import translated
-from lmdbqueue._values import NOTHING, Expired, ReaderStats, Start, Stats
 from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.hands import Hands
 from lmdbqueue._verbs.head import Batch, Head, is_over, remaining

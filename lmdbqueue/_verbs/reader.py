@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
-from lmdbqueue._errors import ClosedError, ShutDown
-from lmdbqueue._values import Entry, ReaderStats, Start
+from lmdbqueue._base.errors import ClosedError, ShutDown
+from lmdbqueue._base.values import Entry, ReaderStats, Start
 from lmdbqueue._verbs.engine import Engine, Move
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.options import VERBS, check

@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import index
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from lmdbqueue._values import NamedTuple
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.options import VERBS, check
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Final, Literal
 
-from lmdbqueue._errors import OptionError
+from lmdbqueue._base.errors import OptionError
 from lmdbqueue._verbs.options import check, one_of
 
 Serializer = Literal["pickle", "json", "msgpack", "msgspec", "bytes"]

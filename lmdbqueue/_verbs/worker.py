@@ -20,10 +20,10 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
-from lmdbqueue._errors import LeaseExpiredError, QueueError, ShutDown, told
+from lmdbqueue._base.errors import LeaseExpiredError, QueueError, ShutDown, told
+from lmdbqueue._base.values import Leased, Nacked
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
-from lmdbqueue._values import Leased, Nacked
 from lmdbqueue._verbs.head import Batch, Head
 from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by, undo
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds

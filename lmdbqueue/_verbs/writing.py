@@ -11,9 +11,9 @@ from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from lmdbqueue._errors import CorruptItemError, DecodeError
-from lmdbqueue._format import MAX_PAYLOAD
-from lmdbqueue._values import Entry, Number, Push, Pushed
+from lmdbqueue._base.errors import CorruptItemError, DecodeError
+from lmdbqueue._base.format import MAX_PAYLOAD
+from lmdbqueue._base.values import Entry, Number, Push, Pushed
 from lmdbqueue._verbs.encoding import PLAIN, Key, as_payload, digest, how_to_push, payload_of, payloads_of
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.options import VERBS, check

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Self, TypeVar
 
-from lmdbqueue._errors import ClosedError, Empty
+from lmdbqueue._base.errors import ClosedError, Empty
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.aio._courier import Courier

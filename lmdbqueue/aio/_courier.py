@@ -51,7 +51,7 @@ from queue import Empty as NothingLeft
 from queue import SimpleQueue
 from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, CommitUnknownError, NestedCallError, QueueError
+from lmdbqueue._base.errors import ClosedError, CommitUnknownError, NestedCallError, QueueError
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of

@@ -17,7 +17,7 @@ from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
-from lmdbqueue._errors import CommitUnknownError, Full, OptionError, QueueError, ServerError
+from lmdbqueue._base.errors import CommitUnknownError, Full, OptionError, QueueError, ServerError
 from lmdbqueue._verbs.lease import Lease, ack_all, delivered
 from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Take, Taken
 

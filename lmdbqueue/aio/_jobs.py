@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any, Final
 
-from lmdbqueue._errors import ClosedError, DiskFullError, Full
-from lmdbqueue._values import Entry, NamedTuple
-from lmdbqueue._values import Push as HowToPush
+from lmdbqueue._base.errors import ClosedError, DiskFullError, Full
+from lmdbqueue._base.values import Entry, NamedTuple
+from lmdbqueue._base.values import Push as HowToPush
 from lmdbqueue._verbs.encoding import PLAIN
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import Lease, undo

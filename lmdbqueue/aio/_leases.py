@@ -13,10 +13,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from lmdbqueue._errors import ClosedError, LeaseExpiredError, QueueError, ShutDown
+from lmdbqueue._base.errors import ClosedError, LeaseExpiredError, QueueError, ShutDown
+from lmdbqueue._base.values import Nacked
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import holding
-from lmdbqueue._values import Nacked
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
 from lmdbqueue._verbs.worker import (

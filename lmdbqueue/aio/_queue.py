@@ -12,8 +12,8 @@ from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from lmdbqueue._errors import Empty
-from lmdbqueue._values import ReaderStats, Start
+from lmdbqueue._base.errors import Empty
+from lmdbqueue._base.values import ReaderStats, Start
 from lmdbqueue._verbs.encoding import payload_of
 from lmdbqueue._verbs.head import Batch, is_over, remaining
 from lmdbqueue._verbs.lease import Lease

@@ -16,8 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from lmdbqueue._errors import ClosedError, Empty, ShutDown
-from lmdbqueue._values import Entry, Start
+from lmdbqueue._base.errors import ClosedError, Empty, ShutDown
+from lmdbqueue._base.values import Entry, Start
 from lmdbqueue._verbs.engine import Move
 from lmdbqueue._verbs.reader import Position, Reader, position_of
 from lmdbqueue._verbs.reading import Many

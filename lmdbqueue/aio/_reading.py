@@ -10,7 +10,7 @@ from functools import partial
 from operator import index
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from lmdbqueue._errors import Empty
+from lmdbqueue._base.errors import Empty
 from lmdbqueue._verbs.head import Head
 from lmdbqueue._verbs.options import VERBS, check
 from lmdbqueue._verbs.reading import Many, checked_many, shaped

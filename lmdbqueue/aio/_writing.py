@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
-from lmdbqueue._errors import CorruptItemError, DecodeError
-from lmdbqueue._values import Number
+from lmdbqueue._base.errors import CorruptItemError, DecodeError
+from lmdbqueue._base.values import Number
 from lmdbqueue._verbs.encoding import Key, how_to_push, payload_of, payloads_of
 from lmdbqueue._verbs.reading import Many
 from lmdbqueue._verbs.writing import OnError, checked_on_error, decoded, encoded_apart, told_of

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import click
 
+from lmdbqueue._base.values import Stats
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._values import Stats
 from lmdbqueue._verbs.metrics import Figures, prometheus_text
 from lmdbqueue.cli import _bare
 from lmdbqueue.cli._command import NO_QUEUE, Failure, command, confirm, counted, name_option, path_argument

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from lmdbqueue._errors import CorruptItemError, DecodeError, QueueError, told
+from lmdbqueue._base.errors import CorruptItemError, DecodeError, QueueError, told
 from lmdbqueue._local.follow import Follower, described
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.lease import DeadLetter, Lease

@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 
 import click
 
-from lmdbqueue._errors import SourceError, told
+from lmdbqueue._base.errors import SourceError, told
 from lmdbqueue._local.follow import numbered
 from lmdbqueue.cli._command import (
     NO_QUEUE,

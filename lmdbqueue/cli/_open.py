@@ -23,9 +23,9 @@ from typing import Any, Final, Literal
 
 import click
 
-from lmdbqueue._errors import FormatError, OptionError
-from lmdbqueue._format import Options, check_name
-from lmdbqueue._format import serializer as serializer_of
+from lmdbqueue._base.errors import FormatError, OptionError
+from lmdbqueue._base.format import Options, check_name
+from lmdbqueue._base.format import serializer as serializer_of
 from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from lmdbqueue._values import ReaderStats, Stats
+from lmdbqueue._base.values import ReaderStats, Stats
 
 WIDTH: Final = 40  # of a sparkline
 _RAMPS: Final = {True: "_.-=+*%#", False: "▁▂▃▄▅▆▇█"}  # by ascii_only

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
-from lmdbqueue._errors import told
+from lmdbqueue._base.errors import told
 from lmdbqueue._verbs.batch import Envelope
 from lmdbqueue._verbs.worker import takes_second
 

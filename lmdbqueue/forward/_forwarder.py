@@ -38,7 +38,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from lmdbqueue._errors import ForwardError, StorageError
+from lmdbqueue._base.errors import ForwardError, StorageError
 from lmdbqueue._host.directory import FORWARDED
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import Flag

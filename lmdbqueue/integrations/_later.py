@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from lmdbqueue._errors import ClosedError
+from lmdbqueue._base.errors import ClosedError
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Resting, is_mine

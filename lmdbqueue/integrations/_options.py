@@ -8,8 +8,8 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from lmdbqueue._errors import FormatError
-from lmdbqueue._format import Durability
+from lmdbqueue._base.errors import FormatError
+from lmdbqueue._base.format import Durability
 from lmdbqueue._lmdb.options_record import options_of
 
 

@@ -32,7 +32,7 @@ from copy import copy
 from functools import partial
 from typing import Any, Final, Self
 
-from lmdbqueue._errors import (
+from lmdbqueue._base.errors import (
     ClosedError,
     Empty,
     NestedCallError,
@@ -41,7 +41,7 @@ from lmdbqueue._errors import (
     TransactionError,
     told,
 )
-from lmdbqueue._format import Durability
+from lmdbqueue._base.format import Durability
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry

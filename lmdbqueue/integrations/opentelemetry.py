@@ -38,8 +38,8 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from lmdbqueue._errors import NestedCallError, QueueError, TransactionError, told
-from lmdbqueue._format import Durability
+from lmdbqueue._base.errors import NestedCallError, QueueError, TransactionError, told
+from lmdbqueue._base.format import Durability
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._verbs.batch import Target

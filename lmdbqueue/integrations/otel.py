@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from lmdbqueue._errors import QueueError
+from lmdbqueue._base.errors import QueueError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.metrics import METRICS, Figures, Metric
 

@@ -17,9 +17,9 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lmdbqueue._errors import QueueError
+from lmdbqueue._base.errors import QueueError
+from lmdbqueue._base.values import Stats
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._values import Stats
 from lmdbqueue._verbs import metrics
 
 __all__ = ["QueueCollector"]

@@ -72,7 +72,7 @@ from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from lmdbqueue._errors import FormatError, SourceError
+from lmdbqueue._base.errors import FormatError, SourceError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lmdbqueue._errors import SourceError
+from lmdbqueue._base.errors import SourceError
 
 Stamp = list[list[Any]]  # for each file: its path, size, time of change in ns, inode
 

@@ -36,7 +36,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from lmdbqueue._errors import SourceError
+from lmdbqueue._base.errors import SourceError
 from lmdbqueue.legacy._source import Aside, Expected, Finished, Found, Payload, Source, Value
 
 _MAGIC: Final = b"SQLite format 3\0"

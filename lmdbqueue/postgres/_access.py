@@ -18,7 +18,7 @@ from typing import Final
 
 import psycopg
 
-from lmdbqueue._errors import NestedCallError, QueueError, ServerError
+from lmdbqueue._base.errors import NestedCallError, QueueError, ServerError
 from lmdbqueue.postgres._connection import connect
 from lmdbqueue.postgres._failures import (
     Lost,

@@ -14,8 +14,8 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeVar
 
-from lmdbqueue._errors import DecodeError, GoneError
-from lmdbqueue._values import Entry, Leased, Taken
+from lmdbqueue._base.errors import DecodeError, GoneError
+from lmdbqueue._base.values import Entry, Leased, Taken
 from lmdbqueue._verbs.engine import Decode, SortOut, fitting
 from lmdbqueue.postgres import _away, _batches, _claims, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks

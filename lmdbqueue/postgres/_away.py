@@ -13,7 +13,7 @@ are the server's.
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._values import Entry, Nacked
+from lmdbqueue._base.values import Entry, Nacked
 from lmdbqueue.postgres import _positions, _readers, _removal
 from lmdbqueue.postgres._items import (
     AT_ONCE,

@@ -42,7 +42,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Final, LiteralString, TypeVar
 
-from lmdbqueue._values import Entry, NamedTuple, Taken
+from lmdbqueue._base.values import Entry, NamedTuple, Taken
 from lmdbqueue._verbs.engine import Decode
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost

@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from lmdbqueue._errors import ForkError, Full, NestedCallError, QueueError, TransactionError
+from lmdbqueue._base.errors import ForkError, Full, NestedCallError, QueueError, TransactionError
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import holding

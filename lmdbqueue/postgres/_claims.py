@@ -34,7 +34,7 @@ a connection. One item is not claimed by a row, which costs a commit more. Each 
 import hashlib
 from typing import Any, Final, TypeVar
 
-from lmdbqueue._values import NamedTuple
+from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._verbs.engine import Decode
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._failures import Lost

@@ -10,7 +10,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from lmdbqueue._errors import VersionError
+from lmdbqueue._base.errors import VersionError
 from lmdbqueue.postgres._silence import Connection, host_limits
 
 _OLDEST: Final = 140_000  # PostgreSQL 14, the oldest that is maintained

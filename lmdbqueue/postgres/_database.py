@@ -38,7 +38,7 @@ from typing import Any, Final, LiteralString, TypeVar, TypeVarTuple
 
 import psycopg
 
-from lmdbqueue._errors import CommitUnknownError, ForkError, NestedCallError, QueueError, ServerError
+from lmdbqueue._base.errors import CommitUnknownError, ForkError, NestedCallError, QueueError, ServerError
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import holding

@@ -8,8 +8,8 @@ items die.
 from collections.abc import Collection
 from typing import Any, Final
 
-from lmdbqueue._format import Note, Trailer
-from lmdbqueue._values import Entry
+from lmdbqueue._base.format import Note, Trailer
+from lmdbqueue._base.values import Entry
 from lmdbqueue.postgres import _positions, _readers
 from lmdbqueue.postgres._items import BROWSE_BYTES, Place, pack, tell, trailer_of, with_keys
 from lmdbqueue.postgres._step import Step

@@ -11,11 +11,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
-from lmdbqueue._errors import ClosedError, GoneError, OptionError, QueueError
-from lmdbqueue._format import Note, Retention, Trailer
+from lmdbqueue._base.errors import ClosedError, GoneError, OptionError, QueueError
+from lmdbqueue._base.format import Note, Retention, Trailer
+from lmdbqueue._base.values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._verbs.engine import Decode, SortOut
 from lmdbqueue._verbs.engine import within as up_to
 from lmdbqueue._verbs.serializers import refuse_other_serializer

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import psycopg
 
-from lmdbqueue._errors import QueueError, ServerError
+from lmdbqueue._base.errors import QueueError, ServerError
 
 # The server is stopping, starting, or now read-only: another connection may find one that accepts writes
 _GOING: Final = {"57P01", "57P02", "57P03", "57P05", "25006", "53300"}

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
-from lmdbqueue._errors import ClosedError, GoneError
-from lmdbqueue._values import Entry
+from lmdbqueue._base.errors import ClosedError, GoneError
+from lmdbqueue._base.values import Entry
 from lmdbqueue._verbs.engine import within
 from lmdbqueue.postgres import _away, _items
 from lmdbqueue.postgres._database import Database

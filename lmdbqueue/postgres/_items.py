@@ -14,8 +14,8 @@ from typing import Any, Final, LiteralString, NamedTuple
 
 from psycopg import sql as text
 
-from lmdbqueue._format import Trailer
-from lmdbqueue._values import Entry
+from lmdbqueue._base.format import Trailer
+from lmdbqueue._base.values import Entry
 from lmdbqueue.postgres._step import Step
 
 BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration

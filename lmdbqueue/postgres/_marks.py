@@ -16,8 +16,8 @@ from typing import Any, Final, NoReturn
 
 import psycopg
 
-from lmdbqueue._errors import ForwardError, GoneError, ServerError
-from lmdbqueue._values import Push
+from lmdbqueue._base.errors import ForwardError, GoneError, ServerError
+from lmdbqueue._base.values import Push
 from lmdbqueue._verbs.batch import Batch, BusyError, Envelope, Mark, Origin, RefusedError, Target, ends_of, seqs_of
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._database import Database

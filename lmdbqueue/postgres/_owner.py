@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import psycopg
 
-from lmdbqueue._errors import ClosedError, NestedCallError, ServerError
+from lmdbqueue._base.errors import ClosedError, NestedCallError, ServerError
 from lmdbqueue._host.threads import free, holding, is_mine
 from lmdbqueue.postgres._failures import explained
 from lmdbqueue.postgres._failures import is_lost as is_of_no_use

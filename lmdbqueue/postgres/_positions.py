@@ -11,8 +11,8 @@ others have locked; so there is no deadlock.
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from lmdbqueue._errors import OptionError
-from lmdbqueue._format import Retention
+from lmdbqueue._base.errors import OptionError
+from lmdbqueue._base.format import Retention
 from lmdbqueue.postgres._step import Step
 
 NOTHING: Final = -1  # before all items of a queue with readers

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._errors import Full, OptionError
-from lmdbqueue._values import Push, Pushed
+from lmdbqueue._base.errors import Full, OptionError
+from lmdbqueue._base.values import Push, Pushed
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import (
     AT_ONCE,

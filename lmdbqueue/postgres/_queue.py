@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
-from lmdbqueue._errors import ExistsError, TransactionError
+from lmdbqueue._base.errors import ExistsError, TransactionError
+from lmdbqueue._base.values import Expired
 from lmdbqueue._host.threads import holding
-from lmdbqueue._values import Expired
 from lmdbqueue._verbs.options import OPENING, TEXT, VERBS, Rule, check, one_of, seconds, whole
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of

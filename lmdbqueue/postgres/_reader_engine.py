@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
-from lmdbqueue._errors import GoneError
-from lmdbqueue._values import Entry, ReaderStats, Start
+from lmdbqueue._base.errors import GoneError
+from lmdbqueue._base.values import Entry, ReaderStats, Start
 from lmdbqueue._verbs.engine import within
 from lmdbqueue.postgres import _readers
 from lmdbqueue.postgres._hold import Hold, size_of

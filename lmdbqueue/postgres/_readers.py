@@ -29,8 +29,8 @@ order. Undone at any step, the item is held as before.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._format import Retention
-from lmdbqueue._values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats, Taken
+from lmdbqueue._base.format import Retention
+from lmdbqueue._base.values import NEWEST, OLDEST, Entry, Push, Pushed, ReaderStats, Taken
 from lmdbqueue.postgres import _items, _positions, _pushing, _removal, _taking
 from lmdbqueue.postgres._items import LOOK, Found, Place
 from lmdbqueue.postgres._positions import NOTHING, Reach

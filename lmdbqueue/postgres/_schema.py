@@ -41,7 +41,7 @@ from typing import Any, Final, LiteralString
 
 import psycopg
 
-from lmdbqueue._errors import VersionError
+from lmdbqueue._base.errors import VersionError
 from lmdbqueue.postgres._sql import Sql
 
 VERSION: Final = 3  # another one with each change of the tables; 1 was that of states before the first release

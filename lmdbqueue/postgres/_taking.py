@@ -8,7 +8,7 @@ not know: connections, retries, pickling.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lmdbqueue._values import Entry, Taken
+from lmdbqueue._base.values import Entry, Taken
 from lmdbqueue.postgres import _positions
 from lmdbqueue.postgres._items import (
     CLAIM_KEY,

@@ -9,7 +9,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from lmdbqueue import PersistentQueue, ReaderStats
-from lmdbqueue._values import Stats
+from lmdbqueue._base.values import Stats
 from lmdbqueue._verbs.metrics import METRICS, prometheus_text
 from lmdbqueue.integrations.otel import _Readings, observe
 

@@ -15,8 +15,9 @@ from any_verbs import AnyVerbs
 from cuts import PAGE, Explorer
 from opener import as_after_a_reboot
 
-from lmdbqueue import PersistentQueue, _format
-from lmdbqueue._format import Bounds
+from lmdbqueue import PersistentQueue
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.format import Bounds
 from lmdbqueue._lmdb.sound_pages import Unsound
 from lmdbqueue._model import last_transaction
 

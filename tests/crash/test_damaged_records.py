@@ -13,8 +13,8 @@ import pytest
 
 import lmdbqueue
 from lmdbqueue import CorruptItemError, CorruptQueueError, Full, GoneError, PersistentQueue, QueueError
-from lmdbqueue._format import BASE, pack
-from lmdbqueue._values import Push
+from lmdbqueue._base.format import BASE, pack
+from lmdbqueue._base.values import Push
 
 SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "5"))
 MORE = 60  # items than a queue has here

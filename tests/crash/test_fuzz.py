@@ -18,9 +18,9 @@ import pytest
 from clocks import Clock
 
 from lmdbqueue import ClosedError, DiskFullError, Full, GoneError, LeaseExpiredError, OptionError, PersistentQueue
+from lmdbqueue._base.values import Push
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local.queue import local_engine_of
-from lmdbqueue._values import Push
 
 SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "30"))
 SIZES = [0, 1, 10, 40, 40, 40, 200, 900, 2000, 2040, 4000, 8200, 40_000]

@@ -9,7 +9,8 @@ import pytest
 from processes import forked, generations, status_of, tree
 
 import lmdbqueue
-from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue, _format
+from lmdbqueue import CorruptItemError, CorruptQueueError, FormatError, PersistentQueue
+from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.raw_pages import Pages, root_of
 from lmdbqueue._local.queue import local_engine_of

@@ -10,12 +10,13 @@ from collections.abc import Callable
 import pytest
 from processes import forked, status_of
 
-from lmdbqueue import PersistentQueue, StorageError, _format
+from lmdbqueue import PersistentQueue, StorageError
+from lmdbqueue._base import format as _format
+from lmdbqueue._base.values import Push
 from lmdbqueue._host import disk
 from lmdbqueue._lmdb.snapshot import Snapshot, is_open
 from lmdbqueue._lmdb.sound_pages import SoundPages
 from lmdbqueue._local import catch_up, environment
-from lmdbqueue._values import Push
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import content
 import pytest
 
 from lmdbqueue import LeaseExpiredError
+from lmdbqueue._base.values import Moment
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import group_commit
 from lmdbqueue._local.group_commit import Call
 from lmdbqueue._model import fifo, leases, pushing, returns
 from lmdbqueue._model.dead_letters import Return
 from lmdbqueue._model.leases import Terms
-from lmdbqueue._values import Moment
 
 
 @pytest.fixture(autouse=True)

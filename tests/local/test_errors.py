@@ -86,7 +86,7 @@ def test_every_public_exception_has_a_sample_here():
 
 def test_every_exception_of_the_errors_module_is_public():
     defined = {
-        each for each in vars(lmdbqueue._errors).values() if inspect.isclass(each) and issubclass(each, QueueError)
+        each for each in vars(lmdbqueue._base.errors).values() if inspect.isclass(each) and issubclass(each, QueueError)
     }
     assert defined == set(PUBLIC)
 

@@ -33,7 +33,8 @@ from processes import (
     status_of,
 )
 
-from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError, _format
+from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError
+from lmdbqueue._base import format as _format
 from lmdbqueue._host.threads import is_mine
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import live as _live

@@ -31,7 +31,7 @@ from lmdbqueue import (
     TransactionError,
     check,
 )
-from lmdbqueue._errors import Full
+from lmdbqueue._base.errors import Full
 from lmdbqueue._host import session
 from lmdbqueue._lmdb import checkpoint_pin, checkpoint_slots, meta_page
 from lmdbqueue._lmdb import generation as of_lmdb

@@ -19,7 +19,7 @@ from lmdbqueue import (
     StorageError,
     _format,
 )
-from lmdbqueue._format import key_of
+from lmdbqueue._base.format import key_of
 from lmdbqueue._host import departures
 from lmdbqueue._host import owners as _owners
 from lmdbqueue._model import fifo, lease_records, returns

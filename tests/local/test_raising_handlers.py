@@ -19,7 +19,7 @@ import pytest
 from processes import Moments, eventually
 
 from lmdbqueue import CommitUnknownError, Empty, LeaseExpiredError, NestedCallError, StorageError
-from lmdbqueue._format import pack
+from lmdbqueue._base.format import pack
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb import durability, generation, preallocation

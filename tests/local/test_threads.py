@@ -13,7 +13,7 @@ import pytest
 from processes import eventually
 
 from lmdbqueue import ClosedError, CommitUnknownError, Full, PersistentQueue, QueueError
-from lmdbqueue._values import Push as HowToPush
+from lmdbqueue._base.values import Push as HowToPush
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.aio._grouping import Grouping
 from lmdbqueue.aio._jobs import APART, Push

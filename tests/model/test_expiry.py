@@ -3,8 +3,8 @@
 import pytest
 
 from lmdbqueue import Full
+from lmdbqueue._base.values import Push
 from lmdbqueue._local.queue import local_engine_of
-from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 
 

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from lmdbqueue import CorruptQueueError, Full, GoneError
-from lmdbqueue import _format as fmt
+from lmdbqueue._base import format as fmt
 from lmdbqueue._host.session import Session
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.opening import build

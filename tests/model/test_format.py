@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmdbqueue import CorruptQueueError, VersionError
-from lmdbqueue import _format as fmt
+from lmdbqueue._base import format as fmt
 
 numbers = st.integers(0, (1 << 64) - 1)
 seqs = st.integers(0, (1 << 56) - 1)

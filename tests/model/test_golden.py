@@ -9,7 +9,8 @@ from clocks import SECOND, Clock
 from opener import as_after_a_reboot
 
 import lmdbqueue
-from lmdbqueue import PersistentQueue, _format
+from lmdbqueue import PersistentQueue
+from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb import checkpoint_slots, meta_page
 from lmdbqueue._local import hold
 from lmdbqueue._local.queue import local_engine_of

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 )
 
 from lmdbqueue import Empty, Full, LeaseExpiredError, Nacked, PersistentQueue
-from lmdbqueue._values import Push
+from lmdbqueue._base.values import Push
 from lmdbqueue._verbs.encoding import digest
 
 SECOND = 10**9

@@ -23,8 +23,8 @@ from psycopg.adapt import PyFormat
 from psycopg.rows import dict_row
 
 from lmdbqueue import ForwardError, PersistentQueue, QueueError, ServerError, StorageError, TransactionError
+from lmdbqueue._base.values import Push
 from lmdbqueue._local import source
-from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 from lmdbqueue._verbs.lease import ack_all
 from lmdbqueue.forward import Forwarder

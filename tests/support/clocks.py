@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmdbqueue._values import Moment
+from lmdbqueue._base.values import Moment
 
 SECOND = 10**9
 

@@ -1,6 +1,6 @@
 """What a transaction adds, as its two snapshots tell: the content weight that its record has to note."""
 
-from lmdbqueue import _format
+from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb.generation import Generation
 
 _commit = Generation._commit

@@ -10,9 +10,9 @@ import shutil
 from clocks import Clock
 
 from lmdbqueue import PersistentQueue
-from lmdbqueue._format import VERSION
+from lmdbqueue._base.format import VERSION
+from lmdbqueue._base.values import Push
 from lmdbqueue._local.queue import local_engine_of
-from lmdbqueue._values import Push
 from lmdbqueue._verbs.encoding import digest
 
 PLACE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "model", "golden")

@@ -14,7 +14,7 @@ from typing import Any
 
 from account import Worker
 
-from lmdbqueue import _format
+from lmdbqueue._base import format as _format
 from lmdbqueue._host import directory, disk
 from lmdbqueue._host.session import stamp
 from lmdbqueue._lmdb import generation, meta_page, opening, preallocation, snapshot

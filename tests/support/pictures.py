@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from lmdbqueue._values import ReaderStats, Stats
+from lmdbqueue._base.values import ReaderStats, Stats
 from lmdbqueue.cli._screen import WIDTH, Sample, frame
 
 FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "docs", "_static")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from lmdbqueue import _format
+from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb import meta_page
 
 SEAMS = {

@@ -2,11 +2,11 @@
 
 from typing import assert_type
 
+from lmdbqueue._base.values import Entry, Moment, ReaderStats
 from lmdbqueue._lmdb.snapshot import Ref
 from lmdbqueue._local.engine import LocalEngine
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._model import fifo, readers
-from lmdbqueue._values import Entry, Moment, ReaderStats
 from lmdbqueue._verbs.engine import Engine
 from lmdbqueue.postgres import _dead
 from lmdbqueue.postgres._database import Database

@@ -9,7 +9,7 @@ from awaited import Loop
 from clocks import Clock
 from postgres_server import age
 
-from lmdbqueue._values import now
+from lmdbqueue._base.values import now
 
 
 class Engine:

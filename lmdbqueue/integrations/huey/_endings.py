@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from lmdbqueue._errors import Empty, Full, LeaseExpiredError, QueueError, told
+from lmdbqueue._base.errors import Empty, Full, LeaseExpiredError, QueueError, told
 from lmdbqueue._host.threads import holding
 from lmdbqueue._local.relay import relay
 from lmdbqueue._local.state import Put, prepared, some_of

@@ -17,7 +17,7 @@ from huey.constants import WORKER_GREENLET
 from huey.exceptions import ConfigurationError
 from huey.signals import SIGNAL_INTERRUPTED
 
-from lmdbqueue._errors import told
+from lmdbqueue._base.errors import told
 from lmdbqueue._host.threads import waits_in_native_code
 from lmdbqueue.integrations.huey._storage import LmdbStorage
 

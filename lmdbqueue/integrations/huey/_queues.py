@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from lmdbqueue._format import Durability
+from lmdbqueue._base.format import Durability
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.state import State
 from lmdbqueue.integrations._options import options_for

@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 from huey.constants import EmptyData
 from huey.storage import BaseStorage
 
-from lmdbqueue._errors import Empty
-from lmdbqueue._format import Durability
+from lmdbqueue._base.errors import Empty
+from lmdbqueue._base.format import Durability
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue.integrations.huey._endings import Endings
 from lmdbqueue.integrations.huey._queues import Queues, key_of

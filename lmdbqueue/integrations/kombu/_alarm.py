@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._errors import ClosedError, QueueError
+from lmdbqueue._base.errors import ClosedError, QueueError
 from lmdbqueue.integrations.kombu._broker import Broker
 
 LOOK: Final = 1.0  # seconds between two checks of a waiting connection

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from lmdbqueue._errors import ClosedError, GoneError, LeaseExpiredError, QueueError
+from lmdbqueue._base.errors import ClosedError, GoneError, LeaseExpiredError, QueueError
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue.integrations._options import options_for
 

@@ -22,7 +22,7 @@ from functools import partial
 from queue import Empty
 from typing import Any, Final, NamedTuple
 
-from lmdbqueue._errors import ClosedError, Full, GoneError, LeaseExpiredError, QueueError
+from lmdbqueue._base.errors import ClosedError, Full, GoneError, LeaseExpiredError, QueueError
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue._local.relay import relay
 from lmdbqueue._verbs.lease import Lease

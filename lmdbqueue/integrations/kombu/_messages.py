@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from kombu.utils.json import dumps, loads
 
-from lmdbqueue._errors import told
+from lmdbqueue._base.errors import told
 
 _SOONEST: Final = 0.001  # seconds after which a message may expire
 _LATEST: Final = 100 * 365 * 86_400.0  # seconds after which one may expire or be due, the most that a push accepts

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from kombu.transport import virtual
 
-from lmdbqueue._errors import QueueError
+from lmdbqueue._base.errors import QueueError
 from lmdbqueue._verbs.lease import Lease
 
 AT_ONCE: Final = 16  # the most messages leased together

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from kombu.transport import virtual
 
-from lmdbqueue import _errors
+from lmdbqueue._base import errors as _errors
 from lmdbqueue.integrations.kombu._alarm import LOOK, Alarm
 from lmdbqueue.integrations.kombu._broker import Broker
 from lmdbqueue.integrations.kombu._channel import Channel

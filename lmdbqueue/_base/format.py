@@ -23,8 +23,8 @@ from struct import error as struct_error
 from typing import Final, Literal, get_args
 from zlib import crc32
 
-from lmdbqueue._errors import CorruptQueueError, VersionError
-from lmdbqueue._values import NamedTuple
+from lmdbqueue._base.errors import CorruptQueueError, VersionError
+from lmdbqueue._base.values import NamedTuple
 
 VERSION: Final = 1
 
