@@ -23,7 +23,7 @@ from lmdbqueue._base.errors import CorruptQueueError, ForkError, Full, GoneError
 from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import fork
 from lmdbqueue._host.disk import translated
-from lmdbqueue._lmdb import opening
+from lmdbqueue._lmdb import free_pages, opening
 from lmdbqueue._lmdb.content import Content, Running
 from lmdbqueue._lmdb.failures import DAMAGE, Superseded, failure
 from lmdbqueue._lmdb.meta_page import MetaPage
@@ -218,8 +218,6 @@ class Snapshot:
 
     def used(self, txn: Txn) -> int:
         """Return the bytes of the pages in use that ``txn`` sees; the extent if it is too old to know."""
-        from lmdbqueue._lmdb import free_pages  # noqa: PLC0415  (only for figures, and to decide on a flush)
-
         with translated(self.path, "reading"):
             try:
                 found = free_pages.used(self.path, txn.id())

@@ -20,7 +20,6 @@ from lmdbqueue._host.directory import open_directory
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import beating, free
 from lmdbqueue._lmdb.opening import build
-from lmdbqueue._lmdb.options_record import remembered
 from lmdbqueue._local.environment import Environment, environments, opening
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def open_environment(
     is a function of the user's: it is called by a thread that holds nothing, and once more by this one if it was
     called, when nothing is held any more.
     """
-    directory = open_directory(path, wanted, build, remembered)
+    directory = open_directory(path, wanted, build, _remembered)
     counted = None  # the environment, once it has to be released
     try:
         _refuse_other_options(path, directory.options, wanted)
@@ -63,6 +62,13 @@ def open_environment(
             counted.release()
         raise
     return environment
+
+
+def _remembered(path: str) -> bytes:
+    """Return the content of ``queue.json`` as the environment at ``path`` has it."""
+    from lmdbqueue._lmdb.options_record import remembered  # noqa: PLC0415  (only if the file is lost or damaged)
+
+    return remembered(path)
 
 
 def _prepare(environment: Environment, progress: Progress) -> None:

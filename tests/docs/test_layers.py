@@ -135,7 +135,7 @@ LATE = {
     "lmdbqueue._local.salvage",
     "lmdbqueue._local.state",
     "lmdbqueue._lmdb.changed_records",
-    "lmdbqueue._lmdb.free_pages",
+    "lmdbqueue._lmdb.options_record",
     "lmdbqueue._lmdb.sound_pages",
     "lmdbqueue._lmdb.checkpoint_slots",
     "lmdbqueue._lmdb.structure",
