@@ -59,7 +59,7 @@ def _measure(url: str, chosen: argparse.Namespace) -> None:
     with psycopg.connect(url, autocommit=True) as connection, psycopg.connect(url) as report:
         for statement in _TABLES.get(chosen.contender, ()):
             connection.execute(statement)
-        push, _, _, close = open_worker()
+        push, _, _, close, _ = open_worker()
         for item in make_items(STANDING):
             push(item)
         close()
@@ -90,7 +90,7 @@ def _start(open_worker: Callable[[], Worker], tell: int, *, only_push: bool) -> 
     if pid:
         return pid
     try:
-        push, pop, job, _ = open_worker()
+        push, pop, job, *_ = open_worker()
         items: list[Any] = make_items(10)
         while True:
             for item in items:

@@ -226,13 +226,19 @@ def _postgres_jobs(judged: _Judged) -> Iterable[Verdict]:
                 measure = f"{verb}, {processes}"
                 ratios = judged.ratios(mode, (ours, measure), (other, measure))
                 yield _at_least(f"{verb} on a server, {many}{where}: {ours} against {other}", limit, ratios)
+            ratios = judged.ratios(
+                mode, (jobs.OURS, f"work, {processes}"), (jobs.THEIRS, f"lease and ack, {processes}")
+            )
+            yield _at_least(
+                f"work(handler) on a server, {many}{where}: against {jobs.THEIRS}'s read, delete", 1.0, ratios
+            )
         ratios = judged.ratios(mode, (jobs.OURS, "push, 1"), (jobs.HAND, "push, 1"))
         yield _at_least(f"push on a server in the order of commits{where}: against an insert by hand", 0.6, ratios)
         many, one = (jobs.AWAITED.format(tasks) for tasks in (jobs.TASKS, 1))
         ratios = judged.ratios(mode, (jobs.OURS, many), (jobs.OURS, one))
         yield _at_least(f"lease and ack, {jobs.TASKS} tasks that await them{where}: against one", 5.0, ratios)
-        rates = judged.values(mode, jobs.OURS, jobs.JOBS)
-        yield _at_least(f"push, lease and ack, {jobs.TASKS} tasks{where}", 10_000, rates, "jobs/s")
+        for measure in (jobs.JOBS, jobs.WORKED_JOBS):
+            yield _at_least(f"{measure}{where}", 10_000, judged.values(mode, jobs.OURS, measure), "jobs/s")
 
 
 def _postgres(judged: _Judged) -> Iterable[Verdict]:

@@ -76,7 +76,7 @@ def _measured(url: str, tables: tuple[str, ...], open_worker: Callable[[], Any])
 
 def _call(open_worker: Callable[[], Any], place: int, look: Callable[[], Written] | None = None) -> list[Written]:
     """Call a verb some hundred times; return what ``look`` sees before and after that."""
-    *verbs, close = open_worker()
+    *verbs, close, _ = open_worker()
     items = iter(make_items(_CALLS + _WARM_UP))
     call = verbs[place] if place else lambda: verbs[0](next(items))
     seen = []

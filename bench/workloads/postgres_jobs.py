@@ -10,8 +10,9 @@ Each process has a connection of its own, and each call is a commit of its own. 
 others        the libraries of ``postgres_frameworks``, as far as they are installed
 ============  =============================================================================================
 
-Ours is also measured with one and with 16 tasks of one event loop that take jobs, and with 16 that take what another
-pushes meanwhile. All of it is done by three servers: one as it is; one whose commits take 2 ms at the least
+Ours is also measured with ``work(handler)``, which acknowledges one job and leases the next by one statement, and with
+one and with 16 tasks of one event loop: they lease and acknowledge, or ``work``, what is there or is pushed meanwhile.
+All of it is done by three servers: one as it is; one whose commits take 2 ms at the least
 (``commit_delay``), as a network's disk does; one with a synchronous standby.
 """
 
@@ -19,12 +20,13 @@ import asyncio
 import os
 import pickle
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.items import make_items
 from bench.measure import Measures, Run
@@ -37,6 +39,8 @@ PROCESSES = (1, 4, 16)
 TASKS = 16
 AWAITED = "lease and ack, awaited by {}"
 JOBS = f"push, lease and ack, awaited by {TASKS}"
+WORKED = "work, awaited by {}"
+WORKED_JOBS = f"push and work, awaited by {TASKS}"
 _AT_ONCE = 64  # pushes that are awaited together
 _SLOWER, _ROUNDS = 4, 3  # so many times less is measured where commits wait, and in so many rounds
 _WARM_UP = 20
@@ -71,7 +75,16 @@ FROM cte WHERE m.msg_id = cte.msg_id RETURNING m.msg_id, m.read_ct, m.enqueued_a
 _DELETE = "DELETE FROM q_jobs WHERE msg_id = %s RETURNING msg_id"
 
 Call = Callable[[], object]
-Worker = tuple[Callable[[Any], object], Call, Call | None, Call]  # push, pop, lease with ack, close
+
+
+class Worker(NamedTuple):
+    """What a process does with a queue."""
+
+    push: Callable[[Any], object]
+    pop: Call
+    job: Call | None  # a lease with its ack
+    close: Call
+    work: Callable[[int], object] | None = None  # so many jobs in one call
 
 
 def measure_postgres_jobs(run: Run) -> None:
@@ -116,7 +129,7 @@ def _measured(
         for statement in tables:
             connection.execute(statement)  # type: ignore[arg-type]  (ours, all of them)
     if open_worker.func is _framework:  # type: ignore[attr-defined]
-        open_worker()[3]()  # so that the tables are there before many want them
+        open_worker().close()  # so that the tables are there before many want them
     for processes in PROCESSES:
         each = max(50, n // processes)
         measures[f"push, {processes}"] = _together(processes, each, open_worker, "push")
@@ -127,6 +140,9 @@ def _measured(
             measures[f"lease and ack, {processes}"] = _together(processes, each, open_worker, "job")
         else:
             _together(processes, each, open_worker, "pop")
+        if open_worker.func is ours:  # type: ignore[attr-defined]
+            _together(processes, each, open_worker, "push")
+            measures[f"work, {processes}"] = _together(processes, each, open_worker, "work")
     if open_worker.func is ours:  # type: ignore[attr-defined]
         measures |= asyncio.run(_awaited(n, *open_worker.args))  # type: ignore[attr-defined]
     return measures
@@ -153,7 +169,24 @@ async def _awaited(n: int, url: str, order: Any) -> dict[str, float]:
             working = (work(len(items) // tasks) for _ in range(tasks))
             measures[AWAITED.format(tasks)] = len(items) / await _seconds(*working)
         measures[JOBS] = len(items) / await _seconds(push(), *(work(len(items) // TASKS) for _ in range(TASKS)))
+        for tasks in (1, TASKS):
+            await queue.push(items)
+            measures[WORKED.format(tasks)] = len(items) / await _seconds(_worked(queue, len(items), tasks))
+        measures[WORKED_JOBS] = len(items) / await _seconds(push(), _worked(queue, len(items), TASKS))
     return measures
+
+
+async def _worked(queue: Any, jobs: int, tasks: int) -> None:
+    """Have a worker do so many jobs in so many tasks."""
+    done, ending = 0, asyncio.Event()
+
+    async def handle(_: object) -> None:
+        nonlocal done
+        done += 1
+        if done >= jobs:
+            ending.set()
+
+    await queue.work(handle, concurrency=tasks, stop=ending)
 
 
 async def _seconds(*tasks: Coroutine[Any, Any, None]) -> float:
@@ -197,18 +230,21 @@ def _together(processes: int, each: int, open_worker: Callable[[], Worker], verb
 
 def _work(each: int, open_worker: Callable[[], Worker], verb: str, pipes: tuple[int, int, int]) -> None:
     ready, begin, ended = pipes
-    push, pop, job, close = open_worker()
+    worker = open_worker()
     items = iter(make_items(each))
-    call = {"push": lambda: push(next(items)), "pop": pop, "job": job}[verb]
+    call = {"push": lambda: worker.push(next(items)), "pop": worker.pop, "job": worker.job, "work": worker.job}[verb]
     assert call is not None
     for _ in range(_WARM_UP):
         call()
     os.write(ready, b".")
     os.read(begin, 1)
-    for _ in range(each - _WARM_UP):
-        call()
+    if verb == "work" and worker.work is not None:
+        worker.work(each - _WARM_UP)
+    else:
+        for _ in range(each - _WARM_UP):
+            call()
     os.write(ended, b".")
-    close()
+    worker.close()
 
 
 def ours(url: str, order: Any) -> Worker:
@@ -226,7 +262,18 @@ def ours(url: str, order: Any) -> Worker:
             pass
         lease.ack()
 
-    return queue.push, pop, job, queue.close
+    def work(jobs: int) -> None:
+        done, ending = 0, threading.Event()
+
+        def handle(_: object) -> None:
+            nonlocal done
+            done += 1
+            if done == jobs:
+                ending.set()
+
+        queue.work(handle, stop=ending)
+
+    return Worker(queue.push, pop, job, queue.close, work)
 
 
 def by_hand(url: str, insert: Any) -> Worker:
@@ -243,12 +290,11 @@ def by_hand(url: str, insert: Any) -> Worker:
             pass
         pickle.loads(rows[0][0])
 
-    return push, pop, None, connection.close
+    return Worker(push, pop, None, connection.close)
 
 
 def _framework(open_: Any, url: str) -> Worker:
-    found: Worker = postgres_frameworks.worker(open_, url)
-    return found
+    return Worker(*postgres_frameworks.worker(open_, url))
 
 
 def pgmq(url: str) -> Worker:
@@ -267,4 +313,4 @@ def pgmq(url: str) -> Worker:
         pickle.loads(payload)
         connection.execute(_DELETE, [number]).fetchall()
 
-    return push, job, job, connection.close
+    return Worker(push, job, job, connection.close)

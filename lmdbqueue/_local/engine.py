@@ -33,14 +33,15 @@ from lmdbqueue._model.pushing import Limits, Target
 
 if TYPE_CHECKING:
     from lmdbqueue._local.reader_engine import LocalReaderEngine
-    from lmdbqueue._verbs.engine import Decode, SortOut
+    from lmdbqueue._verbs.engine import Decode, Relayed, Request, SortOut
 
 T = TypeVar("T")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 _BROWSE_BYTES: Final = 1 << 18  # of items read at a time by iteration
-_RELAYED: Final = 1 << 16  # bytes of the largest item that is leased in the commit that ends another lease
+_RELAYED: Final = 1 << 16  # bytes of the items that are leased in the commit that ends as many other leases, for each
+_RELAYED_AT_ONCE: Final = 16  # leases for which that much is allowed
 _TOGETHER: Final = 1 << 22  # bytes of items that are leased in one transaction, each by itself
 _SECOND: Final = 10**9  # ns
 _DEATH_LOOK: Final = 0.25  # seconds between two checks of a sleeper for dead owners of leases
@@ -385,7 +386,7 @@ class LocalEngine(LocalHold):
             for item, (each, entry) in zip(items, held, strict=False)
         ]
 
-    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+    def ack_each(self, asked: Sequence[Request]) -> list[list[int] | None]:
         """Like ``ack``, for several leases in one transaction; return the result of each."""
         return self.environment.update(self.ref, leases.ack_each, asked)
 
@@ -393,27 +394,32 @@ class LocalEngine(LocalHold):
         """Remove items of a lease for good."""
         return self.environment.update(self.ref, leases.ack, token, seqs)
 
-    def relay(
-        self, token: int, seqs: Collection[int] | None, ttl: float | None, sort_out: SortOut[T]
-    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
-        """Remove items of a lease for good, and lease the first unless it is large or something is due to return."""
+    def relay_each(self, asked: Sequence[Request], ttl: float | None, sort_out: SortOut[T]) -> list[Relayed[T]]:
+        """Remove items of leases for good, and lease one for each unless it is large or something is due to return."""
         moment = self.clock()
         deadline = _deadline(moment, ttl)
         terms = leases.Terms(
             self.owners.join(), deadline, moment.wall, {}, has_looked=True, claims=self.claims, thread=get_ident()
         )
-        want = leases.Want(1, _RELAYED, terms, moment)
-        try:
-            relayed = self.environment.update(
-                self.ref, leases.relay, token, seqs, (), want, self.owners, room=3 * (_RELAYED + _AWAY_OVERHEAD)
-            )
-        except DiskFullError:
-            return self.ack(token, seqs), None
-        if relayed is None:
-            return None, None
+        size = _RELAYED * min(len(asked), _RELAYED_AT_ONCE)
+        want = leases.Want(1, size, terms, moment)
+        room = 3 * (size + len(asked) * _AWAY_OVERHEAD)
         until = None if ttl is None else deadline / _SECOND
-        items, leased = self.leased(relayed, until, sort_out)
-        return relayed.acked, (items, leased) if items else None
+        found: list[Relayed[T]] = []
+        known = list(self.claims)
+        try:
+            relayed = self.environment.update(self.ref, leases.relay_each, asked, want, self.owners, room=room)
+            found += [(None if each is None else each.acked, None) for each in relayed]
+            for place, each in enumerate(relayed):
+                items, leased = self.leased(each, until, sort_out)
+                found[place] = found[place][0], (items, leased) if items else None
+        except BaseException as error:  # even of ``loads``: this and those after it have not been leased
+            self.forsake([*known, *(each[1].token for _, each in found if each is not None)])
+            if not found and isinstance(error, DiskFullError):
+                return [(acked, None) for acked in self.ack_each(asked)]
+            if not found or len(asked) == 1:  # of several, the others get theirs
+                raise
+        return found
 
     def leased(
         self, relayed: leases.Relayed | None, deadline: float | None, sort_out: SortOut[T]

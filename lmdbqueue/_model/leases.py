@@ -253,6 +253,19 @@ def relay(
     return Relayed(acked, entries, given)
 
 
+def relay_each(
+    txn: Txn, queue: Tables, asked: Sequence[tuple[int, Collection[int] | None]], want: Want, watch: Watch
+) -> list[Relayed | None]:
+    """Like ``relay``, for several leases; ``want.size`` limits the bytes of all new leases together."""
+    relayed = []
+    for token, seqs in asked:
+        each = relay(txn, queue, token, seqs, (), want, watch)
+        if each is not None:
+            want = want._replace(size=want.size - sum(len(value) for _, value in each.entries))
+        relayed.append(each)
+    return relayed
+
+
 _NOT_NOTED: Final = bytes(24)
 _IN_ORDER: Final = bytes(32)
 

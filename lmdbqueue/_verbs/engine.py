@@ -21,6 +21,8 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 Move = Any  # of an engine: the record by which it undoes a reader's move
+Request = tuple[int, Collection[int] | None]  # the token of a lease, and the numbers of some of its items; None: all
+Relayed = tuple[list[int] | None, tuple[list[T], Leased] | None]  # what an ack returns, and the lease of another item
 Decode = Callable[[list[Entry]], list[T]]  # the items of the entries, which are not empty, in their order
 SortOut = Callable[[list[Entry]], tuple[list[T], dict[bytes, str]]]  # the items; the keys of the unreadable, and why
 
@@ -157,15 +159,13 @@ class Engine(Protocol):
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
 
-    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+    def ack_each(self, asked: Sequence[Request]) -> list[list[int] | None]:
         """Like ``ack``, for several leases in one step, all or none; return the result of each."""
 
-    def relay(
-        self, token: int, seqs: Collection[int] | None, ttl: float | None, sort_out: SortOut[T]
-    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
-        """Do as ``ack``, and lease the first item if that can be done in the same step; return the results of both.
+    def relay_each(self, asked: Sequence[Request], ttl: float | None, sort_out: SortOut[T]) -> list[Relayed[T]]:
+        """Do as ``ack_each``, and lease an item for each if that can be done in the same step; return both of each.
 
-        There may be no lease although items wait. There is none if the old lease is gone.
+        There may be no leases although items wait. There is none for a lease that is gone.
         """
 
     def nack(

@@ -17,10 +17,13 @@ from lmdbqueue._base.values import Entry, Leased, Nacked
 from lmdbqueue._verbs.options import VERBS, check, numbers_of
 
 if TYPE_CHECKING:
-    from lmdbqueue._verbs.engine import Decode, Engine
+    from lmdbqueue._verbs.engine import Decode, Engine, Request, SortOut
 
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+Numbers = int | Iterable[int] | None  # of some items of a lease, or all
 
 
 class Lease(Sequence[T]):
@@ -233,9 +236,53 @@ class Lease(Sequence[T]):
             raise LeaseExpiredError(self._engine.name, self.seqs)
 
 
-def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int] | None]]) -> list[Exception | None]:
+class ReturnedOnError:
+    """A block that settles all items of a lease itself: they are given back only if an exception leaves it."""
+
+    def __init__(self, lease: Lease[Any]) -> None:
+        self._lease = lease
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Give back what is left after an exception."""
+        if error is not None:
+            self._lease.__exit__(kind, error, trace)
+
+
+def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], Numbers]]) -> list[Exception | None]:
     """Acknowledge all or some items of leases of one engine, in one step; return the error of each, or None."""
-    errors: list[Exception | None] = [None] * len(asked)
+
+    def step(requests: Sequence[Request]) -> list[tuple[list[int] | None, None]]:
+        return [(gone, None) for gone in engine.ack_each(requests)]
+
+    return [error for error, _ in _settled_by(step, asked)]
+
+
+def relay_all(
+    engine: Engine, leases: Sequence[Lease[T]], ttl: float | None, sort_out: SortOut[T]
+) -> list[tuple[Exception | None, tuple[list[T], Leased] | None]]:
+    """Acknowledge leases of one engine, and lease an item for each, in one step if that can be done.
+
+    Returns:
+        For each lease its error, or None, and what was leased for it, or None.
+    """
+    asked: list[tuple[Lease[Any], Numbers]] = [(lease, None) for lease in leases]
+    if engine.is_drained:
+        return [(error, None) for error in ack_all(engine, asked)]
+    return _settled_by(lambda requests: engine.relay_each(requests, ttl, sort_out), asked)
+
+
+def _settled_by(
+    step: Callable[[Sequence[Request]], Sequence[tuple[list[int] | None, R | None]]],
+    asked: Sequence[tuple[Lease[Any], Numbers]],
+) -> list[tuple[Exception | None, R | None]]:
+    """Acknowledge by a step that returns the numbers of the removed items of each lease, and something besides.
+
+    Return the error of each, or None, and that.
+    """
+    results: list[tuple[Exception | None, R | None]] = [(None, None)] * len(asked)
     wanted: dict[int, Collection[int] | None] = {}
     for index, (lease, seqs) in enumerate(asked):
         try:
@@ -243,14 +290,15 @@ def ack_all(engine: Engine, asked: Sequence[tuple[Lease[Any], int | Iterable[int
             if lease._token:  # noqa: SLF001
                 wanted[index] = some
         except Exception as error:  # one invalid request must not stop the others
-            errors[index] = error
-    settled = engine.ack_each([(asked[index][0]._token, some) for index, some in wanted.items()])  # noqa: SLF001
-    for (index, some), gone in zip(wanted.items(), settled, strict=True):
+            results[index] = error, None
+    settled = step([(asked[index][0]._token, some) for index, some in wanted.items()])  # noqa: SLF001
+    for (index, some), (gone, more) in zip(wanted.items(), settled, strict=True):
         try:
             asked[index][0]._be_acked(some, gone)  # noqa: SLF001
+            results[index] = None, more
         except LeaseExpiredError as error:
-            errors[index] = error
-    return errors
+            results[index] = error, None
+    return results
 
 
 def settle_by(

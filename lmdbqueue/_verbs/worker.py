@@ -4,8 +4,9 @@ Owns: when an item is tried again, how a worker is stopped, how a lease is kept 
 immediately, but never a handler; items that were begun are settled before the loop ends. Must not know: how leases are
 kept.
 
-An item's ack and the lease of the next are one step where the engine can do that, since each alone would be a flush.
-If the worker is told to stop just then, the lease is undone, and counts as no attempt.
+An item's ack and the lease of the next are one step where the engine can do that, since each alone would be a commit.
+If the worker is told to stop just then, the lease is undone, and counts as no attempt. A worker that has had an item
+leases the next without looking first whether there is one.
 
 Stopping. A signal handler runs in the main thread, between two steps of whatever that thread is doing. While the loop
 waits, the handler raises, which ends the wait before anything was taken; at any other time it only sets a flag. After
@@ -16,7 +17,7 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -25,7 +26,7 @@ from lmdbqueue._base.values import Leased, Nacked
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import beating
 from lmdbqueue._verbs.head import Batch, Head
-from lmdbqueue._verbs.lease import Lease, delivered, forsake, settle_by, undo
+from lmdbqueue._verbs.lease import Lease, ReturnedOnError, delivered, forsake, relay_all, undo
 from lmdbqueue._verbs.options import OPENING, Rule, check, seconds
 
 LOOK: Final = 1.0  # seconds between two checks of ``stop``
@@ -147,6 +148,15 @@ class Plan(NamedTuple):
     def wants_jobs(self) -> bool:
         """Whether the handler or a hook wants jobs, not only items."""
         return self.takes_job or self.on_retry is not None or self.on_dead is not None
+
+    @property
+    def relays(self) -> bool:
+        """Whether an item may be leased in the step that acknowledges another.
+
+        A function of the user's that is called between the two, ``progress`` or ``stop``, may close the queue, look at
+        its items, or take longer than a lease lasts: then they are two steps.
+        """
+        return self.batch.items == 1 and self.progress is None and not callable(self.stop)
 
 
 def takes_job(handler: Callable[..., Any], *, is_awaited: bool) -> bool:
@@ -362,9 +372,10 @@ class Loop:
     def serve(self) -> None:
         """Work until told to stop."""
         with beating(self._keep, self._plan.ttl / 3), suppress(ShutDown, _Stopped):
+            has_more = False
             while not self._is_stopped():
-                if self._wait():
-                    self._once()
+                if has_more or self._wait():
+                    has_more = self._once()
 
     def _keep(self) -> None:
         """Extend the lease, if there is one at the moment."""
@@ -373,18 +384,22 @@ class Loop:
             with suppress(QueueError):  # the ack will raise the error
                 lease.extend(self._plan.ttl)
 
-    def _once(self) -> None:
+    def _once(self) -> bool:
+        """Lease and handle items; return whether there may be more, which need not be waited for."""
         plan, head = self._plan, self._head
         if plan.batch.linger:
             head.fill(plan.batch, 0.0)
+        lease = functools.partial(head.engine.lease, plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
         known = tuple(head.engine.claims)
         try:
-            found = head.engine.lease(plan.batch.items, plan.ttl, head.sort_out, plan.batch.max_bytes)
-            while found is not None:  # otherwise another consumer was faster, or the rest takes longer
+            found = head.if_enough(1, lease)
+            has_found = found is not None  # otherwise another consumer was faster
+            while found is not None:
                 found = self._handle(Lease(head.engine, *found))
         except BaseException:
             forsake(head.engine, known)
             raise
+        return has_found and not plan.batch.linger
 
     def _handle(self, lease: Lease[Any]) -> tuple[list[Any], Leased] | None:
         """Have the items of a lease handled, and settle them; return the next lease if it came with the ack."""
@@ -392,7 +407,7 @@ class Loop:
         done, failed = 0, Worked()
         following: tuple[list[Any], Leased] | None = None
         try:
-            with lease:
+            with ReturnedOnError(lease):
                 self._lease = delivered(lease)  # from here on the block settles the items
                 try:
                     jobs = jobs_of(lease) if plan.wants_jobs else []
@@ -420,24 +435,14 @@ class Loop:
         return following
 
     def _ack(self, lease: Lease[Any], group: Group) -> tuple[list[Any], Leased] | None:
-        """Acknowledge items whose handler has returned; return the next lease, if it could be had in the same commit.
-
-        A function of the user's that is called between the two, ``progress`` or ``stop``, may close the queue, look at
-        its items, or take longer than a lease lasts: then they are two steps.
-        """
+        """Acknowledge items whose handler has returned; return the next lease, if it could be had in the same step."""
         plan, head = self._plan, self._head
-        is_between = plan.progress is not None or callable(plan.stop)
-        if plan.batch.items > 1 or is_between or self._is_stopped() or head.engine.is_drained:
+        if not plan.relays or self._is_stopped():
             lease.ack(group.seqs(lease))
             return None
-        following: tuple[list[Any], Leased] | None = None
-
-        def relay(token: int, seqs: Collection[int] | None) -> list[int] | None:
-            nonlocal following
-            acked, following = head.engine.relay(token, seqs, plan.ttl, head.sort_out)
-            return acked
-
-        settle_by(lease, None, relay)
+        ((error, following),) = relay_all(head.engine, [lease], plan.ttl, head.sort_out)
+        if error is not None:
+            raise error
         return following
 
     def _is_stopped(self) -> bool:

@@ -56,7 +56,7 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.aio._grouping import Grouping, Result
-from lmdbqueue.aio._jobs import Ack, Call, Job
+from lmdbqueue.aio._jobs import Ack, Call, Job, Relay
 
 _LONG: Final = 3600.0  # seconds; a bell wakes its sleepers more often
 _PAUSE: Final = 0.25  # seconds before the listener asks an unreachable server again
@@ -64,6 +64,7 @@ _PAUSE: Final = 0.25  # seconds before the listener asks an unreachable server a
 
 _KIND: Final = attrgetter("kind")
 
+_RANKS: Final[dict[type[Job], int]] = {Ack: 0, Relay: 1}
 _END: Final = Job()  # tells the worker to end
 _EVER: Final = float("inf")
 _PATIENCE: Final = 30.0  # seconds for which the end of a program waits for all workers
@@ -280,7 +281,7 @@ class Courier:
             jobs = [*sleepers, *new]
             self._grouping.sleepers = []
             live = [job for job in jobs if job is not None and job is not _END]
-            live.sort(key=_comes_later)  # changes nothing except that acks come first
+            live.sort(key=_rank)  # changes nothing except that acks come first
             for kind, group in groupby(live, _KIND):
                 self._round = object()
                 _amid.set(self._round)
@@ -375,5 +376,5 @@ class Courier:
                     time.sleep(_PAUSE)
 
 
-def _comes_later(job: Job) -> bool:
-    return job.kind != Ack.kind
+def _rank(job: Job) -> int:
+    return _RANKS.get(type(job), len(_RANKS))

@@ -4,7 +4,7 @@ Owns: which calls share a commit, which waiter gets an item. Law: a call gets th
 Must not know: threads, the loop, who made a call.
 
 Successive pushes become one push of all their items (if there is no room for it, each is tried alone), single takes one
-take; leases of one item become one step, and so do acks, and pushes with options. While the disk syncs, the loop
+take; leases of one item become one step, and so do acks, relays and pushes with options. While the disk syncs, the loop
 continues, and the next group gathers; so 1,000 concurrent pushes share a few commits. If one call finds nothing, the
 others of its kind are not tried: one reading serves all.
 
@@ -18,8 +18,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from lmdbqueue._base.errors import CommitUnknownError, Full, OptionError, QueueError, ServerError
-from lmdbqueue._verbs.lease import Lease, ack_all, delivered
-from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Take, Taken
+from lmdbqueue._verbs.lease import Lease, ack_all, delivered, relay_all
+from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Relayed, Take, Taken
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _AT_ONCE: Final = 100  # pushes with options that share one: each is several statements, and other processes wait
@@ -39,7 +39,7 @@ class Grouping:
 
     def done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where possible."""
-        is_one = isinstance(kind, Claimed) and kind.is_one
+        is_one = isinstance(kind, Relayed) or (isinstance(kind, Claimed) and kind.is_one)
         if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, APART, Ack.kind, ONE)):
             return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
@@ -49,7 +49,7 @@ class Grouping:
             return self._shared(jobs, self._pushed)
         if kind == APART:
             return self._shared(jobs, self._pushed_apart)
-        if kind == Ack.kind:
+        if kind == Ack.kind or isinstance(kind, Relayed):
             return self._together(jobs, self._acked)
         return self._taken(jobs) if kind == ONE else self._claimed(kind, jobs)
 
@@ -106,7 +106,10 @@ class Grouping:
         return results + list(self._each(jobs[len(found) :]))
 
     def _acked(self, jobs: list[Ack]) -> list[Result]:
+        kind, leases = jobs[0].kind, [job.lease for job in jobs]
         try:
+            if isinstance(kind, Relayed):
+                return self._relayed(jobs, relay_all(self._engine, leases, kind.ttl, self._head.sort_out))
             errors = ack_all(self._engine, [(job.lease, job.seqs) for job in jobs])
         except CommitUnknownError:
             raise
@@ -115,6 +118,12 @@ class Grouping:
                 raise
             return list(self._each(jobs))  # on a full disk
         return [(job, None, error) for job, error in zip(jobs, errors, strict=True)]
+
+    def _relayed(self, jobs: list[Ack], found: Sequence[tuple[Exception | None, Any]]) -> list[Result]:
+        return [
+            (job, None if each is None else delivered(Lease(self._engine, *each)), error)
+            for job, (error, each) in zip(jobs, found, strict=True)
+        ]
 
     def _claimed(self, kind: Any, jobs: list[Claim]) -> Iterator[Result]:
         """Lease an item for each, while there are any."""

@@ -16,7 +16,7 @@ from lmdbqueue._base.values import Entry, NamedTuple
 from lmdbqueue._base.values import Push as HowToPush
 from lmdbqueue._verbs.encoding import PLAIN
 from lmdbqueue._verbs.head import Head
-from lmdbqueue._verbs.lease import Lease, undo
+from lmdbqueue._verbs.lease import Lease, delivered, relay_all, undo
 from lmdbqueue._verbs.writing import appended
 
 AnyHead = Head[Any]
@@ -227,10 +227,8 @@ class Claim(Job):
         return bool(result)
 
     def undo(self, head: AnyHead, result: Lease[Any]) -> bool:  # noqa: ARG002
-        """Give them back; a queue that was closed has done so."""
-        with suppress(ClosedError):
-            undo(result)
-        return True
+        """Give them back."""
+        return give_back(result)
 
 
 class Ack(Job):
@@ -244,6 +242,44 @@ class Ack(Job):
         self.lease = lease
         self.seqs = seqs
 
-    def run(self, head: AnyHead) -> None:  # noqa: ARG002
+    def run(self, head: AnyHead) -> Any:  # noqa: ARG002
         """Acknowledge the items."""
         self.lease.ack(self.seqs)
+
+
+class Relayed(NamedTuple):
+    """The terms of a relay."""
+
+    ttl: float
+
+
+class Relay(Ack):
+    """An ack of a whole lease, and the lease of another item if it can be had in the same step, which is the result."""
+
+    kind: Relayed
+
+    def __init__(self, future: "Future[Any]", lease: Lease[Any], ttl: float) -> None:
+        super().__init__(future, lease, None)
+        self.kind = Relayed(ttl)
+
+    def run(self, head: AnyHead) -> Lease[Any] | None:
+        """Acknowledge and lease."""
+        ((error, following),) = relay_all(head.engine, [self.lease], self.kind.ttl, head.sort_out)
+        if error is not None:
+            raise error
+        return None if following is None else delivered(Lease(head.engine, *following))
+
+    def has_effect(self, result: Lease[Any] | None) -> bool:
+        """Return whether there is another lease."""
+        return result is not None
+
+    def undo(self, head: AnyHead, result: Lease[Any]) -> bool:  # noqa: ARG002
+        """Give back what was leased; the ack stays."""
+        return give_back(result)
+
+
+def give_back(lease: Lease[Any]) -> bool:
+    """Undo a lease that nobody got; a queue that was closed has done so."""
+    with suppress(ClosedError):
+        undo(lease)
+    return True

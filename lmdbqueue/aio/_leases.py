@@ -18,9 +18,10 @@ from lmdbqueue._base.values import Nacked
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._host.threads import holding
 from lmdbqueue._verbs.head import Head
-from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since
+from lmdbqueue._verbs.lease import LOWEST, DeadLetter, DeadLetters, Lease, letters_since, undo
 from lmdbqueue._verbs.worker import (
     LOOK,
+    Group,
     Plan,
     Tally,
     Worked,
@@ -40,6 +41,7 @@ C = TypeVar("C", bound=AbstractAsyncContextManager[Any, None])
 Calls = Callable[..., Awaitable[Any]]  # of a function that must not be called in the loop, and its arguments
 Leave = Callable[[Callable[[], object]], None]  # calls a function outside of the loop, and waits for nothing
 Acks = Callable[[Lease[Any], int | Iterable[int] | None], "asyncio.Future[None]"]
+Relays = Callable[["AsyncLease[Any]", float], Awaitable["AsyncLease[Any] | None"]]  # acks one, and leases another
 
 
 class AsyncLease(Sequence[T]):
@@ -183,6 +185,21 @@ class AsyncLease(Sequence[T]):
         await self.call(self.lease.extend, ttl)
 
 
+class ReturnedOnError:
+    """A block that settles all items of a lease itself: they are given back only if an exception leaves it."""
+
+    def __init__(self, lease: AsyncLease[Any]) -> None:
+        self._lease = lease
+
+    async def __aenter__(self) -> None:
+        """Do nothing."""
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Give back what is left after an exception."""
+        if error is not None:
+            await self._lease.__aexit__(kind, error, trace)
+
+
 class Opening(Generic[C]):
     """An opening that can be awaited, or entered with ``async with``."""
 
@@ -255,24 +272,33 @@ class AsyncLoop:
 
     def __init__(
         self,
+        head: Head[Any],
         lease: Callable[[], Awaitable["AsyncLease[Any]"]],
         anything: Callable[[float], Awaitable[bool]],
         plan: Plan,
         tally: Tally,
         stopped: asyncio.Event,
+        relay: Relays,
     ) -> None:
+        self._engine = head.engine
         self._take = lease
+        self._relay = relay
         self._anything = anything
         self._plan = plan
         self._tally = tally
         self._stopped = stopped
+        self._lease: Lease[Any] | None = None  # the lease that the handler is working on
 
     async def serve(self) -> None:
         """Work until told to stop."""
+        has_more = False
         with suppress(ShutDown):
-            while not self._stopped.is_set() and not is_set(self._plan.stop):
-                if await self._wait():
-                    await self._once()
+            while not self._is_stopped():
+                if has_more or await self._wait():
+                    has_more = await self._once()
+
+    def _is_stopped(self) -> bool:
+        return self._stopped.is_set() or is_set(self._plan.stop)
 
     async def _wait(self) -> bool:
         found = asyncio.ensure_future(self._anything(LOOK))
@@ -285,14 +311,33 @@ class AsyncLoop:
                 found.cancel()
                 stopped.cancel()
 
-    async def _once(self) -> None:
-        lease, plan = await self._take(), self._plan
-        if not lease:
-            return  # another consumer was faster
+    async def _once(self) -> bool:
+        """Lease and handle items; return whether there may be more, which need not be waited for."""
+        if self._engine.is_drained:
+            raise ShutDown
+        with _beating(self._keep, self._plan.ttl / 3):
+            lease: AsyncLease[Any] | None = await self._take()
+            has_found = bool(lease)  # otherwise another consumer was faster
+            while lease:
+                lease = await self._handled(lease)
+        return has_found and not self._plan.batch.linger
+
+    def _keep(self) -> None:
+        """Extend the lease, if there is one at the moment."""
+        lease = self._lease
+        if lease is not None:
+            with suppress(QueueError):  # the next attempt may succeed; if not, the ack will raise the error
+                lease.extend(self._plan.ttl)
+
+    async def _handled(self, lease: AsyncLease[Any]) -> AsyncLease[Any] | None:
+        """Have the items of a lease handled, and settle them; return the next lease if it came with the ack."""
+        plan = self._plan
         done, failed = 0, Worked()
+        following: AsyncLease[Any] | None = None
         try:
-            async with lease:
-                with _kept_alive(lease.lease, plan.ttl):
+            async with ReturnedOnError(lease):
+                self._lease = lease.lease
+                try:
                     jobs = await lease.call(jobs_of, lease.lease) if plan.wants_jobs else []
                     for group in groups(lease.lease):
                         try:
@@ -302,23 +347,38 @@ class AsyncLoop:
                             failed = with_failed(failed, nacked)
                             call_hooks(group, jobs, plan, error, nacked)
                         else:
-                            await lease.ack(group.seqs(lease.lease))
+                            following = await self._ack(lease, group)
                             done += len(group.places)
+                finally:
+                    self._lease = None
         except LeaseExpiredError as late:
             logger().warning("%s", late)
         if done or any(failed):
             self._tally.add(done, failed)
+        if following is not None and self._is_stopped():
+            await asyncio.shield(asyncio.ensure_future(following.call(undo, following.lease)))
+            return None
+        return following
+
+    async def _ack(self, lease: AsyncLease[Any], group: Group) -> AsyncLease[Any] | None:
+        """Acknowledge items whose handler has returned; return the next lease, if it could be had in the same step."""
+        if self._plan.relays and not self._is_stopped():
+            return await self._relay(lease, self._plan.ttl)
+        await lease.ack(group.seqs(lease.lease))
+        return None
 
 
 @holding
-def _kept_alive(lease: Lease[Any], ttl: float) -> Iterator[None]:
-    """Extend a lease in a thread while the block runs, so that a handler may block the loop."""
+def _beating(fn: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call ``fn`` every ``seconds`` seconds in a thread while the block runs, which may block the loop.
+
+    The end of the block waits for no call under way, since that would block the loop, too.
+    """
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(ttl / 3):
-            with suppress(QueueError):  # the next attempt may succeed; if not, the ack will raise the error
-                lease.extend(ttl)
+        while not ended.wait(seconds):
+            fn()
 
     start_new_thread(beat, ())
     try:

@@ -36,7 +36,7 @@ from lmdbqueue._verbs.worker import (
 from lmdbqueue._verbs.worker import Job as WorkerJob
 from lmdbqueue._verbs.writing import of_priority
 from lmdbqueue.aio._courier import is_dropped
-from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Wanted
+from lmdbqueue.aio._jobs import Ack, Call, Claim, Claimed, Push, Relay, Wanted
 from lmdbqueue.aio._leases import AsyncDeadLetters, AsyncLease, AsyncLoop, Opening, run_tasks
 from lmdbqueue.aio._reader import AsyncReader
 from lmdbqueue.aio._writing import AsyncWriting
@@ -162,6 +162,11 @@ class AsyncQueue(AsyncWriting[T]):
         self._courier.carry(ack)
         return ack.future
 
+    async def _relayed(self, lease: AsyncLease[T], ttl: float) -> AsyncLease[T] | None:
+        """Acknowledge a lease, and lease another item if that can be had in the same step."""
+        found = await self._kept(Relay(self._future(), lease.lease, ttl), None)
+        return None if found is None else AsyncLease(found, self._call, self._acked, self._courier.leave)
+
     @property
     def dead(self) -> AsyncDeadLetters[T]:
         """The dead letters: items that failed too often, were rejected, or cannot be decoded."""
@@ -256,7 +261,9 @@ class AsyncQueue(AsyncWriting[T]):
         plan = Plan(handler, job, batch, ttl, retry, stop, progress, on_retry, on_dead)
         tally, stopped = Tally(progress), asyncio.Event()
         lease = partial(self._leased, batch, ttl, blocking=False, timeout=None)
-        loops = [AsyncLoop(lease, self._anything, plan, tally, stopped) for _ in range(tasks)]
+        loops = [
+            AsyncLoop(self._head, lease, self._anything, plan, tally, stopped, self._relayed) for _ in range(tasks)
+        ]
         await run_tasks(loops, stopped, signals=signals)
         return tally.worked
 

@@ -13,7 +13,8 @@ The map; imports go down this list only.
 ``_state``          ``state`` in a table
 ``_engine``         ``PostgresEngine``: the steps that the verbs are made of
 ``_reader_engine``  ``PostgresReaderEngine``: the steps of one named reader
-``_at_once``        pushes, pops, leases and acks as one statement each
+``_at_once``        pushes and pops as one statement each
+``_leasing``        leases and acks, likewise, and both by one statement
 ``_claims``         a pop of one item: claimed, decoded with no transaction open, and removed
 ``_batches``        a pop of several, likewise
 ``_hold``           the base of one queue object's steps; restoring items that are due
@@ -45,11 +46,11 @@ The map; imports go down this list only.
 
 The protocols:
 
-**A push, a lease, an ack** are one statement each, which commits by itself. It claims its items, writes the token of
-the change and its counts to this session's row of the queue in the ledger, and fails if that is fenced. A push first
-locks the queue's tail and takes numbers from it, so numbers have the order of commits; in a queue of relaxed order they
-come from a sequence, and pushes of many processes share the server's flushes. A lease is the token in the rows of its
-items, chosen by the client.
+**A push, a lease, an ack**, and the ack of an item together with the lease of the next, are one statement each, which
+commits by itself. It claims its items, writes the token of the change and its counts to this session's row of the queue
+in the ledger, and fails if that is fenced. A push first locks the queue's tail and takes numbers from it, so numbers
+have the order of commits; in a queue of relaxed order they come from a sequence, and pushes of many processes share the
+server's flushes. A lease is the token in the rows of its items, chosen by the client.
 
 **A pop** decodes before it removes. It claims an item by an advisory lock of its session, decodes it with no
 transaction open, and removes exactly that item by one statement (``_claims``). That also returns the item that is first

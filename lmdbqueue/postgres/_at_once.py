@@ -1,4 +1,4 @@
-"""Pushes, pops, leases and acks outside of blocks: the short ways, of one statement each.
+"""Pushes and pops outside of blocks: the short ways, of one statement each.
 
 Owns: when one statement suffices, and what is known in advance for the next call. Law: if one statement has changed
 nothing because more has to be done, the caller does it as a transaction. Must not know: SQL, where connections come
@@ -8,21 +8,18 @@ A ``pop`` claims the first unclaimed item, decodes it, and removes it (``_claims
 that cannot be decoded never leave.
 """
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Final, TypeVar
 
 from lmdbqueue._base.errors import DecodeError, GoneError
-from lmdbqueue._base.values import Entry, Leased, Taken
-from lmdbqueue._verbs.engine import Decode, SortOut, fitting
-from lmdbqueue.postgres import _away, _batches, _claims, _items, _pushing, _taking
+from lmdbqueue._base.values import Entry, Taken
+from lmdbqueue._verbs.engine import Decode, fitting
+from lmdbqueue.postgres import _batches, _claims, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._hold import Hold, size_of
 from lmdbqueue.postgres._items import Ahead, Found
 from lmdbqueue.postgres._ledger import Settled
-from lmdbqueue.postgres._owner import Token
 from lmdbqueue.postgres._session import Session
 from lmdbqueue.postgres._step import Step
 
@@ -220,176 +217,11 @@ class Takes:
             deaths, insists = again
 
 
-class Leases:
-    """The leases of one queue object, and their acks."""
-
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
-
-    def lease(
-        self, n: int, ttl: float | None, sort_out: SortOut[T], max_bytes: int | None = None
-    ) -> tuple[list[T], Leased] | None:
-        """Lease the first unclaimed items by one statement; those that cannot be decoded then become dead letters.
-
-        Items that do not fit, because others were faster than the estimate, are given back at once.
-        """
-        n = self._hold.that_fit(n, max_bytes)
-        deaths = self._hold.is_time_to_look()
-        insists = False
-        while True:
-            self._hold.refuse_if_closed()
-            database, place = self._hold.database, self._hold.place
-            deadline = None if ttl is None else time.monotonic() + ttl
-            tokens: list[Token] = []
-            values = partial(self._values, tokens, {"n": n, "ttl": ttl, "deaths": deaths, "insists": insists})
-            if blocks.current() is not None:
-                found = self._hold.run(_away.lease, values())
-            else:
-                self._give_back_doubtful()
-                try:
-                    found = _away.claimed(self._leased(values, tokens, deaths=deaths, is_short=n == 1 and not deaths))
-                except BaseException:
-                    self._hold.holder.doubtful += tokens
-                    raise
-            token = tokens[-1]
-            if not found.is_there:
-                raise GoneError(self._hold.path, self._hold.name)
-            if not found.entries:
-                empty = Found([], is_overdue=found.is_overdue)
-                again = self._hold.again(empty, n, deaths=deaths, insists=insists)
-                if again is None:
-                    return None
-                deaths, insists = again
-                continue
-            if self._hold.is_closed:  # by another thread meanwhile
-                how = _away.Return("its queue was closed", max_attempts=self._hold.max_attempts)
-                database.run(0.0, _away.give_up, place, self._hold.holder.numbers, how)
-            self._hold.refuse_if_closed()
-            try:
-                found = self._without_surplus(token, found, max_bytes)
-                lease = self._lease_of(token, found, deadline, sort_out)
-            except BaseException:  # the lease is not handed out
-                self._hold.holder.doubtful.append(token)
-                raise
-            if lease is not None:
-                return lease
-
-    def _values(self, tokens: list[Token], others: dict[str, Any]) -> dict[str, Any]:
-        """Return the values of an attempt, with a new token, since another process may have forgotten the old owner."""
-        self._hold.refuse_if_closed()  # before a connection is opened that would never be closed
-        tokens.append(self._hold.holder.token(self._hold.patience))
-        return {**others, "claims": self._hold.place.claims, "lease": tokens[-1]}
-
-    def _leased(
-        self, values: Callable[[], dict[str, Any]], tokens: list[Token], *, deaths: bool, is_short: bool
-    ) -> list[Any]:
-        """Lease the first items, under the last of ``tokens``; return the rows that say which."""
-        database, place = self._hold.database, self._hold.place
-        statement = _away.LEASE_ONE if is_short else _away.LEASE if deaths else _away.LEASE_NOW
-        rows = database.once(self._hold.patience, statement, place.id, place.channel, values)
-        if isinstance(rows, Settled):  # nothing is held if its ttl ended before another connection was available
-            rows = self._hold.view(_away.held, tokens[-1])
-            return rows or self._leased(values, tokens, deaths=deaths, is_short=is_short)
-        return rows if rows or not is_short else self._leased(values, tokens, deaths=deaths, is_short=False)
-
-    def _lease_of(
-        self, token: Token, found: _away.Claimed, deadline: float | None, sort_out: SortOut[T]
-    ) -> tuple[list[T], Leased] | None:
-        """Return the lease of the claimed items; undecodable ones become dead letters. None if all are."""
-        items, unreadable = sort_out(found.entries)
-        seqs = [_items.number(key) for key, _ in found.entries]
-        attempts = found.attempts
-        if unreadable:
-            reasons = {_items.number(key): reason for key, reason in unreadable.items()}
-            self._hold.run(_away.bury, token, reasons)
-            attempts = [each for seq, each in zip(seqs, attempts, strict=True) if seq not in reasons]
-            seqs = [seq for seq in seqs if seq not in reasons]
-        token.seqs = seqs
-        entries = [entry for entry in found.entries if entry[0] not in unreadable]
-        return (items, Leased(token, seqs, attempts, deadline, entries)) if items else None
-
-    def _without_surplus(self, token: Token, found: _away.Claimed, max_bytes: int | None) -> _away.Claimed:
-        """Give back items that do not fit; return the rest."""
-        if max_bytes is None:
-            return found
-        fits = len(fitting(found.entries, size_of, max_bytes))
-        surplus = [_items.number(key) for key, _ in found.entries[fits:]]
-        if surplus:
-            how = _away.Return("it did not fit into a batch")
-            self._hold.run(partial(_away.nack, buries=self._hold.buries_expired), token, surplus, how)
-        return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
-
-    def _give_back_doubtful(self) -> None:
-        """Give back the items of leases whose outcome this object never learned."""
-        doubtful, self._hold.holder.doubtful = self._hold.holder.doubtful, []
-        if doubtful:
-            try:
-                self._hold.run(_away.give_back_doubtful, doubtful)
-            except BaseException:
-                self._hold.holder.doubtful += doubtful
-                raise
-
-    def lease_each(self, n: int, ttl: float | None, sort_out: SortOut[T]) -> list[tuple[list[T], Leased]]:
-        """Lease items together; return a lease for each, which can be settled by itself."""
-        found = self.lease(n, ttl, sort_out)
-        if found is None:
-            return []
-        items, leased = found
-        leases = []
-        for item, seq, attempts, entry in zip(items, leased.seqs, leased.attempts, leased.entries, strict=True):
-            token = Token(leased.token)
-            token.seqs = [seq]
-            leases.append(([item], Leased(token, [seq], [attempts], leased.deadline, [entry])))
-        return leases
-
-    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
-        """Remove items of several leases, all or none; return the numbers for each."""
-        pairs = [[(seq, int(token)) for seq in wanted(token, seqs)] for token, seqs in asked]
-        together = list(dict.fromkeys(chain.from_iterable(pairs)))
-        if together and blocks.current() is None:
-            database, place = self._hold.database, self._hold.place
-            values = {"seqs": [seq for seq, _ in together], "leases": [token for _, token in together]}
-            rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, awaited=3)
-            gone = None
-            if isinstance(rows, Settled):
-                there = self._hold.view(_away.still_there, values["seqs"])
-                gone = {pair for pair in together if pair[0] not in there}
-            elif rows and not rows[0][2]:  # no reader has to be informed
-                gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
-            if gone is not None:
-                return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
-        gone = set(self._hold.run(_away.ack_pairs, together)) if together else set()
-        return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
-
-    def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
-        """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
-        asked = wanted(token, seqs)
-        if blocks.current() is None and asked:
-            database, place = self._hold.database, self._hold.place
-            is_one = len(asked) == 1
-            statement = _away.ACK_ONE if is_one else _away.ACK
-            values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
-            if is_one:
-                values = {"seq": asked[0], "lease": token}
-            rows = database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=3)
-            if isinstance(rows, Settled):
-                return sorted(set(asked).difference(self._hold.view(_away.still_there, asked)))
-            settled: list[int] | None = rows[0][0] if rows else None
-            if settled or (rows and not rows[0][2]):
-                return settled
-        return self._hold.run(_away.ack, token, asked) or None
-
-
 def refuse_large(payload: bytes) -> None:
     """Raise ``ValueError`` for a payload that is too large for a row of the server."""
     if len(payload) > _items.MAX_SIZE:
         message = f"an item of {len(payload):,} bytes; PostgreSQL stores at most {_items.MAX_SIZE:,}"
         raise ValueError(message)
-
-
-def wanted(token: int, seqs: Collection[int] | None) -> list[int]:
-    """Return the items of a lease that are meant: those of ``seqs``, or all that it was given."""
-    return sorted(token.seqs if seqs is None and isinstance(token, Token) else seqs or ())
 
 
 def _fitting(decode: Decode[T], max_bytes: int, entries: list[Entry]) -> list[T]:

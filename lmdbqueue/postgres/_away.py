@@ -76,10 +76,8 @@ noted AS (
 _LEASE_IN_BLOCK: Final = (
     "WITH " + LOOK + ", mine AS (SELECT)" + _CLAIMED + _UPDATED.replace("%(one)s", "1") + "NULL FROM look"
 )
-# One item, and the short way: no row says that there is none, or that more has to be done, and ``LEASE`` what that is
-LEASE_ONE: Final = (
+_FIRST_CLAIMED: Final = (
     """
-WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),
 claimed AS MATERIALIZED (
     SELECT ctid AS at, octet_length(payload) AS size FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
@@ -89,7 +87,14 @@ claimed AS MATERIALIZED (
         AND (kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL)) AND """
     + UNCLAIMED
     + """
-    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
+    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED)"""
+)
+# One item, and the short way: no row says that there is none, or that more has to be done, and ``LEASE`` what that is
+LEASE_ONE: Final = (
+    """
+WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),"""
+    + _FIRST_CLAIMED
+    + """,
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,
         size = ledger.size - claimed.size
@@ -151,6 +156,55 @@ gone AS ("""
     + """ AND NOT (SELECT is_followed FROM look)
     RETURNING seq, lease)"""
     + _NOTED_ACK
+)
+# The ack of one item and the lease of the next, the short way: no row where ``ACK_ONE`` has none, and no item where
+# ``LEASE_ONE`` has none
+RELAY_ONE: Final = (
+    """
+WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fenced FOR NO KEY UPDATE),
+gone AS (
+    DELETE FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = %(seq)s AND lease = %(held)s
+    AND EXISTS (SELECT FROM mine) AND NOT EXISTS (SELECT FROM {readers} WHERE queue = %(queue)s) RETURNING seq),
+"""
+    + _FIRST_CLAIMED.replace("EXISTS (SELECT FROM mine)", "EXISTS (SELECT FROM gone)")
+    + """,
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (claimed.at IS NULL)::integer,
+        waiting = waiting - (claimed.at IS NOT NULL)::integer, size = ledger.size - coalesce(claimed.size, 0)
+    FROM gone LEFT JOIN claimed ON true WHERE id = %(row)s RETURNING ledger.ctid AS at, claimed.at AS item),
+leased AS (
+    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
+        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
+    FROM noted WHERE items.ctid = noted.item RETURNING payload, seq, attempts)
+SELECT payload, seq, attempts, ARRAY[%(seq)s], ARRAY[%(held)s],
+    EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), noted.at
+FROM noted LEFT JOIN leased ON true
+"""
+)
+RELAY: Final = hurried(
+    "WITH "
+    + LOOK
+    + MINE
+    + """,
+gone AS ("""
+    + _OF_PAIRS
+    + """ AND NOT (SELECT is_followed FROM look) RETURNING seq, lease)"""
+    + _CLAIMED.replace("WHERE queue", "WHERE EXISTS (SELECT FROM gone) AND queue")
+    + """,
+noted AS (
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - taken.n,
+        leased = leased + taken.n - settled.n, size = ledger.size - taken.size
+    FROM (SELECT count(*) AS n, coalesce(sum(size), 0)::bigint AS size FROM claimed) AS taken,
+        (SELECT count(*) AS n FROM gone) AS settled
+    WHERE id = %(row)s AND NOT is_fenced AND settled.n > 0 RETURNING ctid AS at),
+leased AS (
+    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + (SELECT 1 FROM noted),
+        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
+    WHERE ctid = ANY(ARRAY(SELECT at FROM claimed)) RETURNING payload, seq, attempts)
+SELECT payload, seq, attempts, NULL::bigint[], NULL::bigint[], is_awaited, NULL::tid FROM leased, look UNION ALL
+SELECT NULL, NULL, NULL, seqs, leases, is_awaited, (SELECT at FROM noted)
+FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
+"""
 )
 _ACK_SLOWLY: Final = _OF_PAIRS + " RETURNING seq, lease"
 STILL_THERE: Final = """
@@ -297,6 +351,25 @@ def claimed(rows: Sequence[Any]) -> Claimed:
         [attempts for _, _, attempts, *_ in held],
         is_there=status is not None or bool(held),
         is_overdue=status is not None and status[3],
+    )
+
+
+class Relayed(NamedTuple):
+    """What came of acks and leases, from the rows of ``RELAY``."""
+
+    gone: set[tuple[int, int]]  # the items that were removed, with the tokens of their leases
+    entries: list[Entry]  # that were leased
+    attempts: list[int]
+
+
+def relayed(rows: Sequence[Any]) -> Relayed:
+    """Return the content of the rows of a relay."""
+    *_, seqs, leases, _, _ = rows[-1] if rows else (None, None, None, None)
+    taken = sorted((row for row in rows if row[0] is not None), key=_by_seq)
+    return Relayed(
+        set(zip(seqs or (), leases or (), strict=True)),
+        [(pack(seq), payload) for payload, seq, *_ in taken],
+        [attempts for _, _, attempts, *_ in taken],
     )
 
 

@@ -16,15 +16,16 @@ from lmdbqueue._base.format import Note, Retention, Trailer
 from lmdbqueue._base.values import Entry, Leased, Nacked, Push, Pushed, ReaderStats, Stats
 from lmdbqueue._host import departures
 from lmdbqueue._host.fork import at_fork
-from lmdbqueue._verbs.engine import Decode, SortOut
+from lmdbqueue._verbs.engine import Decode, Relayed, Request, SortOut
 from lmdbqueue._verbs.engine import within as up_to
 from lmdbqueue._verbs.serializers import refuse_other_serializer
 from lmdbqueue.postgres import _away, _claims, _dead, _items, _queues, _readers, _removal
-from lmdbqueue.postgres._at_once import Leases, Pushes, Takes, refuse_large, wanted
+from lmdbqueue.postgres._at_once import Pushes, Takes, refuse_large
 from lmdbqueue.postgres._block import blocks
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._hold import DEATH_LOOK, Hold, size_of
 from lmdbqueue.postgres._items import Place
+from lmdbqueue.postgres._leasing import Leases, wanted
 from lmdbqueue.postgres._owner import Holder
 from lmdbqueue.postgres._reader_engine import PostgresReaderEngine
 from lmdbqueue.postgres._silence import as_one_call, hurry, over_at, within
@@ -227,7 +228,7 @@ class PostgresEngine:
         return self._leases.lease_each(n, ttl, sort_out)
 
     @as_one_call
-    def ack_each(self, asked: Sequence[tuple[int, Collection[int] | None]]) -> list[list[int] | None]:
+    def ack_each(self, asked: Sequence[Request]) -> list[list[int] | None]:
         """Like ``ack``, for several leases by one statement; return the result of each."""
         return self._leases.ack_each(asked)
 
@@ -236,15 +237,10 @@ class PostgresEngine:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         return self._leases.ack(token, seqs)
 
-    def relay(
-        self,
-        token: int,
-        seqs: Collection[int] | None,
-        ttl: float | None,  # noqa: ARG002  (as the next)
-        sort_out: SortOut[T],  # noqa: ARG002
-    ) -> tuple[list[int] | None, tuple[list[T], Leased] | None]:
-        """Do as ``ack``: a lease would be a second statement."""
-        return self.ack(token, seqs), None
+    @as_one_call
+    def relay_each(self, asked: Sequence[Request], ttl: float | None, sort_out: SortOut[T]) -> list[Relayed[T]]:
+        """Do as ``ack_each``, and lease an item for each by the same statement; return the results of both."""
+        return self._leases.relay_each(asked, ttl, sort_out)
 
     def nack(
         self,

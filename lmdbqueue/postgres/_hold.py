@@ -95,10 +95,15 @@ class Hold:
     def is_time_to_look(self) -> bool:
         """Return whether to look for dead owners now, which not every call does."""
         now = time.monotonic()
-        is_time = now - self._deaths_seen >= DEATH_LOOK
-        if is_time:
-            self._deaths_seen = now
-        return is_time
+        if now - self._deaths_seen < DEATH_LOOK:
+            return False
+        self._deaths_seen = now
+        return True
+
+    @property
+    def has_to_look(self) -> bool:
+        """Whether the next reading will look for dead owners."""
+        return time.monotonic() - self._deaths_seen >= DEATH_LOOK
 
     def _restore(self, *, deaths: bool) -> int:
         return self.run(partial(_away.restore, buries_expired=self.buries_expired, deaths=deaths), self.max_attempts)

@@ -12,11 +12,10 @@ from contextlib import ExitStack, suppress
 import pytest
 from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
-from lmdbqueue import LeaseExpiredError, Retry, StorageError, Worked
+from lmdbqueue import Lease, LeaseExpiredError, Retry, StorageError, Worked
 from lmdbqueue._host import signals as _signals
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Batch
-from lmdbqueue.aio._leases import _kept_alive
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():
@@ -211,18 +210,29 @@ def test_handlers_that_could_not_be_given_back_are_left_alone(monkeypatch):
         assert not _signals._before
 
 
-def test_a_lease_is_kept_alive_after_an_extension_that_failed():
-    class Failing:
-        extended = 0
+def test_a_lease_is_kept_alive_after_an_extension_that_failed(run, monkeypatch):
+    extended, again = [], threading.Event()
 
-        def extend(self, _ttl):
-            self.extended += 1
-            if self.extended == 1:
-                raise StorageError("queue", "sync", "the disk is away for a moment")
+    def extend(_lease, ttl):
+        extended.append(ttl)
+        if len(extended) == 1:
+            raise StorageError("queue", "sync", "the disk is away for a moment")
+        again.set()
 
-    lease = Failing()
-    with _kept_alive(lease, 0.003):
-        eventually(lambda: lease.extended > 2)
+    monkeypatch.setattr(Lease, "extend", extend)
+
+    async def test(queue):
+        await queue.push("a")
+        ending = threading.Event()
+
+        async def handle(_item):
+            await asyncio.to_thread(again.wait, DEADLINE)
+            ending.set()
+
+        await queue.work(handle, ttl=0.03, stop=ending)
+
+    run(test)
+    assert set(extended) == {0.03}
 
 
 def test_a_worker_commits_once_an_item(open_queue):
@@ -238,6 +248,28 @@ def test_a_worker_commits_once_an_item(open_queue):
 
     queue.work(handle, stop=ending)
     assert environment.info()["last_txnid"] == before + 11
+
+
+def test_awaited_workers_share_commits(run, place):
+    """The tasks of a group acknowledge what they have, and lease what follows, in one commit."""
+    tasks, rounds = 20, 5
+
+    async def test(queue):
+        await queue.push(list(range(tasks * rounds)))
+        before, done, ending = place.commits(queue), [], threading.Event()
+        together = asyncio.Barrier(tasks)
+
+        async def handle(item):
+            await together.wait()
+            done.append(item)
+            if len(done) == tasks * rounds:
+                ending.set()
+
+        assert (await queue.work(handle, concurrency=tasks, stop=ending)).done == tasks * rounds
+        assert sorted(done) == list(range(tasks * rounds))
+        assert place.commits(queue) - before < tasks * rounds / 2
+
+    run(test)
 
 
 def test_a_worker_that_is_interrupted_at_any_moment_loses_no_item_and_holds_none(open_queue, record_property):

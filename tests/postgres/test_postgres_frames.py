@@ -2,19 +2,32 @@
 
 import gc
 import sys
+import threading
 
 import psycopg
 import pytest
+
+from lmdbqueue import Lease
+from lmdbqueue._verbs.lease import relay_all
+from lmdbqueue._verbs.reading import head_of
+from lmdbqueue.postgres._statements import Statements
 
 CALLS = {  # and their budgets
     "push": (25, lambda queue, _: queue.push("item")),
     "pop": (35, lambda queue, _: queue.pop()),
     "pop of what was not seen ahead": (68, lambda queue, _: pop_anew(queue)),
     "lease + ack": (85, lambda queue, _: queue.lease().ack()),
+    "relay": (69, lambda queue, leases: leases.append(relayed(queue, leases.pop()))),
     "peek": (47, lambda queue, _: queue.peek()),
     "len": (70, lambda queue, _: len(queue)),
     "reader's pop": (226, lambda _, reader: reader.pop()),
 }
+
+
+def relayed(queue, lease):
+    ((error, following),) = relay_all(queue._engine, [lease], None, head_of(queue).sort_out)
+    assert error is None
+    return Lease(queue._engine, *(following or queue._engine.lease(1, None, head_of(queue).sort_out)))
 
 
 def pop_anew(queue):
@@ -29,10 +42,12 @@ def test_a_lone_call_passes_few_frames(open_postgres, call):
     budget, verb = CALLS[call]
     queue = open_postgres()
     queue.push(list(range(100)))
+    queue._engine._hold._deaths_seen = float("inf")  # a look for dead owners is another statement
     reader = queue.reader("billing", start="oldest") if call.startswith("reader") else None
+    reader = [queue.lease()] if call == "relay" else reader
     for _ in range(5):  # until all is prepared
         verb(queue, reader)
-    queue._engine._hold._deaths_seen = float("inf")  # a look for dead owners is another statement
+    queue._engine._hold._deaths_seen = float("inf")
     frames = []
 
     def count(frame, event, _):
@@ -48,3 +63,23 @@ def test_a_lone_call_passes_few_frames(open_postgres, call):
         sys.setprofile(None)
         gc.enable()
     assert len(frames) - 1 <= budget, " ".join(frames)  # less that of the test's own function
+
+
+@pytest.mark.parametrize("items", [1, 5])
+def test_a_worker_sends_few_statements(open_postgres, monkeypatch, items):
+    """One for each item, which acknowledges it and leases the next; two for each list."""
+    queue, sent, done, ending = open_postgres(), [], [], threading.Event()
+    queue.push_many(range(30))
+    queue._engine._hold._deaths_seen = float("inf")
+    rows, command = Statements.rows, Statements.command
+    monkeypatch.setattr(Statements, "rows", lambda self, text, values: sent.append(text) or rows(self, text, values))
+    monkeypatch.setattr(Statements, "command", lambda self, text: sent.append(text) or command(self, text))
+
+    def handle(item):
+        done.extend(item if items > 1 else [item])
+        if len(done) == 30:
+            ending.set()
+
+    queue.work(handle, items=items, stop=ending)
+    assert done == [*range(30)]
+    assert len(sent) <= (33 if items == 1 else 14)

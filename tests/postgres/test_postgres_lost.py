@@ -17,6 +17,7 @@ from postgres_proxy import LATE, Proxy
 from processes import DEADLINE, eventually, forked, status_of
 
 from lmdbqueue import CommitUnknownError, DecodeError, LeaseExpiredError, QueueError, ServerError
+from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.postgres import PostgresQueue, _session, _silence
 from lmdbqueue.postgres._database import Database
 from lmdbqueue.postgres._failures import Lost
@@ -62,6 +63,14 @@ class World:
             self.other.push(self.queue.pop())
             self.queue.state["n"] = 1
 
+    def relay(self, n):
+        """End leases of one item each, and lease as many others; return how many ended, and the other items."""
+        engine, sort_out = self.queue._engine, head_of(self.queue).sort_out
+        leased = engine.lease_each(n, None, sort_out)
+        engine._hold._deaths_seen = float("inf")  # otherwise the leases that follow are left to a look for dead owners
+        relayed = engine.relay_each([(token, None) for _, (token, *_) in leased], None, sort_out)
+        return len([acked for acked, _ in relayed if acked]), [found and found[0] for _, found in relayed]
+
     def all(self):
         """Return all that can be told of both queues."""
         stats = self.look.stats()
@@ -90,6 +99,8 @@ CHANGES = {
     "clear": lambda world: world.queue.clear(),
     "lease": lambda world: world.queue.lease(2).items,
     "ack": lambda world: world.lease.ack(world.lease.seqs[0]),
+    "relay": lambda world: world.relay(1),
+    "relay of several": lambda world: world.relay(2),
     "nack": lambda world: [[seq - world.lease.seqs[0] for seq in seqs] for seqs in world.lease.nack()],
     "extend": lambda world: world.lease.extend(50),
     "move": lambda world: world.queue.move(2, to=world.other),
@@ -147,7 +158,7 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["lost request", "lost reply"])
-@pytest.mark.parametrize("change", ["push", "pop", "pop some", "lease", "ack", "reader, and its pop", "state"])
+@pytest.mark.parametrize("change", ["push", "pop", "pop some", "lease", "ack", "relay", "reader, and its pop", "state"])
 @pytest.mark.usefixtures("impatient")
 def test_a_change_is_done_once_whenever_a_connection_falls_silent(proxy, schema, open_postgres, change, mode):
     """The server hears nothing of its end, and holds what was claimed until it is told."""

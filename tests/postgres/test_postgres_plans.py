@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from processes import DEADLINE, eventually
 
+from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.postgres import PostgresQueue, _session
 
 SIZES = [200_000, pytest.param(1_000_000, marks=pytest.mark.long)]
@@ -97,6 +98,16 @@ def settle(queue):
         pass
 
 
+def relay(queue):
+    engine = queue._engine
+    for n in (1, 3):
+        leased = engine.lease_each(n, 60.0, head_of(queue).sort_out)
+        engine._hold._deaths_seen = float("inf")  # otherwise the leases that follow are left to a look for dead owners
+        relayed = engine.relay_each([(token, None) for _, (token, *_) in leased], 60.0, head_of(queue).sort_out)
+        assert [acked and found and len(acked) for acked, found in relayed] == [1] * n
+        engine.ack_each([(found[1].token, None) for _, found in relayed])
+
+
 def in_block(queue, other):
     with queue.transaction():
         other.push(queue.pop())
@@ -135,6 +146,7 @@ VERBS = {
     "browse": lambda queue, _: next(iter(queue)),
     "delete": lambda queue, _: queue.delete(2),
     "lease, ack, nack": lambda queue, _: settle(queue),
+    "relay": lambda queue, _: relay(queue),
     "stats": lambda queue, _: (len(queue), queue.stats()),
     "dead": lambda queue, _: (queue.dead.requeue(next(iter(queue.dead)).seq), queue.dead.delete(33)),
     "move": lambda queue, other: queue.move(2, to=other),

@@ -123,13 +123,15 @@ class AnyVerbs:
         queue._engine.append_each(pushes)
 
     def do_relay(self, queue):
-        """End the lease of one item, and lease the next in the same commit."""
+        """End leases of one item, and lease as many others in the same commit."""
         engine = queue._engine
-        for lease in [each for each in self.leases if each._engine is engine and len(each.seqs) == 1][:1]:
-            self.leases.remove(lease)
-            _, found = engine.relay(lease._token, None, self.random.choice((None, 0.02)), head_of(queue).sort_out)
-            if found is not None:
-                self.leases.append(delivered(Lease(engine, *found)))
+        ended = [each for each in self.leases if each._engine is engine and len(each.seqs) == 1]
+        ended = ended[: self.random.choice((1, 1, 3, 20))]
+        self.leases = [each for each in self.leases if each not in ended]
+        if ended:
+            asked = [(lease._token, None) for lease in ended]
+            relayed = engine.relay_each(asked, self.random.choice((None, 0.02)), head_of(queue).sort_out)
+            self.leases += [delivered(Lease(engine, *found)) for _, found in relayed if found is not None]
 
     def do_end_a_part_of_a_lease(self, _queue):
         if not self.leases:
