@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lmdbqueue.aio import _courier, _grouping
-from lmdbqueue.postgres import PostgresQueue, _access, _at_once, _database, _hold, _leasing, _owner, _pool, _silence
+from lmdbqueue.postgres import PostgresQueue, _access, _database, _hold, _leasing, _owner, _pool, _silence
 from lmdbqueue.postgres._silence import Connection
 from lmdbqueue.postgres.aio import AsyncPostgresQueue
 
@@ -33,7 +33,7 @@ class Clock:
 def clock(monkeypatch):
     """Let each message of the thread that makes a call take ``STEP``, and note until when it is waited for."""
     clock, wait = Clock(), Connection.wait
-    for module in (_access, _at_once, _leasing, _courier, _database, _grouping, _hold, _owner, _pool, _silence):
+    for module in (_access, _courier, _database, _grouping, _hold, _leasing, _owner, _pool, _silence):
         monkeypatch.setattr(module, "time", clock)
 
     def waited(connection, *args, **options):
