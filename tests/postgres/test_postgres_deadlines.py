@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from lmdbqueue._verbs.lease import relay_all
+from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.aio import _courier, _grouping
 from lmdbqueue.postgres import PostgresQueue, _access, _database, _hold, _leasing, _owner, _pool, _silence
 from lmdbqueue.postgres._silence import Connection
@@ -64,6 +66,7 @@ VERBS = {
     "lease": lambda queue: queue.lease(),
     "lease what fits": lambda queue: queue.lease(3, max_bytes=50),
     "ack": lambda queue: queue.leased.ack(),
+    "relay": lambda queue: relay_all(queue._engine, [queue.leased], None, head_of(queue).sort_out),
     "nack": lambda queue: queue.leased.nack(),
     "peek": lambda queue: queue.peek(),
     "len": len,
