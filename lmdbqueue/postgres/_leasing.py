@@ -115,7 +115,7 @@ class Leases:
             self._hold.run(_away.bury, token, reasons)
             attempts = [each for seq, each in zip(seqs, attempts, strict=True) if seq not in reasons]
             seqs = [seq for seq in seqs if seq not in reasons]
-        token.seqs = seqs
+        token.seqs = set(seqs)
         entries = [entry for entry in found.entries if entry[0] not in unreadable]
         return (items, Leased(token, seqs, attempts, deadline, entries)) if items else None
 
@@ -174,7 +174,10 @@ class Leases:
                 raise
         gone = relayed.gone or set(self._hold.run(_away.ack_pairs, pairs))
         following = iter(leases)
-        return [([pair[0]], next(following, None)) if pair in gone else (None, None) for pair in pairs]
+        return [
+            (_ended(token, [seq]), next(following, None)) if (seq, token) in gone else (None, None)
+            for (token, _), (seq, _) in zip(asked, pairs, strict=True)
+        ]
 
     def _relayed(self, pairs: Sequence[tuple[int, int]], ttl: float | None, tokens: list[Token]) -> _away.Relayed:
         """Remove items of leases, and lease as many others under the last of ``tokens``, by one statement."""
@@ -197,38 +200,47 @@ class Leases:
         """Remove items of several leases, all or none; return the numbers for each."""
         pairs = [[(seq, int(token)) for seq in wanted(token, seqs)] for token, seqs in asked]
         together = list(dict.fromkeys(chain.from_iterable(pairs)))
-        if together and blocks.current() is None:
-            database, place = self._hold.database, self._hold.place
-            values = {"seqs": [seq for seq, _ in together], "leases": [token for _, token in together]}
-            rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, awaited=3)
-            gone = None
-            if isinstance(rows, Settled):
-                there = self._hold.view(_away.still_there, values["seqs"])
-                gone = {pair for pair in together if pair[0] not in there}
-            elif rows and not rows[0][2]:  # no reader has to be informed
-                gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
-            if gone is not None:
-                return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
-        gone = set(self._hold.run(_away.ack_pairs, together)) if together else set()
-        return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
+        if blocks.current() is not None:
+            gone = set(self._hold.run(_away.ack_pairs, together)) if together else set()
+            return [[seq for seq, token in each if (seq, token) in gone] or None for each in pairs]
+        gone = self._acked(together) if together else set()
+        return [
+            _ended(token, [seq for seq, of in each if (seq, of) in gone])
+            for (token, _), each in zip(asked, pairs, strict=True)
+        ]
+
+    def _acked(self, pairs: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Remove items, given with the tokens of their leases, if those still hold them; return which."""
+        database, place = self._hold.database, self._hold.place
+        values = {"seqs": [seq for seq, _ in pairs], "leases": [token for _, token in pairs]}
+        rows = database.once(self._hold.patience, _away.ACK, place.id, place.channel, values, awaited=3)
+        if isinstance(rows, Settled):
+            there = self._hold.view(_away.still_there, values["seqs"])
+            return {pair for pair in pairs if pair[0] not in there}
+        if rows and not rows[0][2]:  # no reader has to be informed
+            return set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
+        return set(self._hold.run(_away.ack_pairs, pairs))
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
         asked = wanted(token, seqs)
-        if blocks.current() is None and asked:
-            database, place = self._hold.database, self._hold.place
-            is_one = len(asked) == 1
-            statement = _away.ACK_ONE if is_one else _away.ACK
-            values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
-            if is_one:
-                values = {"seq": asked[0], "lease": token}
-            rows = database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=3)
-            if isinstance(rows, Settled):
-                return sorted(set(asked).difference(self._hold.view(_away.still_there, asked)))
-            settled: list[int] | None = rows[0][0] if rows else None
-            if settled or (rows and not rows[0][2]):
-                return settled
-        return self._hold.run(_away.ack, token, asked) or None
+        if blocks.current() is not None:
+            return self._hold.run(_away.ack, token, asked) or None
+        if not asked:
+            return []
+        database, place = self._hold.database, self._hold.place
+        is_one = len(asked) == 1
+        statement = _away.ACK_ONE if is_one else _away.ACK
+        values: dict[str, Any] = {"seqs": asked, "leases": [token] * len(asked)}
+        if is_one:
+            values = {"seq": asked[0], "lease": token}
+        rows = database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=3)
+        if isinstance(rows, Settled):
+            return _ended(token, sorted(set(asked).difference(self._hold.view(_away.still_there, asked))))
+        settled: list[int] | None = rows[0][0] if rows else None
+        if not settled and (not rows or rows[0][2]):  # readers have to be informed, or the lease is gone
+            settled = self._hold.run(_away.ack, token, asked)
+        return _ended(token, settled)
 
 
 def _each_of(items: list[T], leased: Leased) -> list[tuple[list[T], Leased]]:
@@ -236,11 +248,18 @@ def _each_of(items: list[T], leased: Leased) -> list[tuple[list[T], Leased]]:
     leases = []
     for item, seq, attempts, entry in zip(items, leased.seqs, leased.attempts, leased.entries, strict=True):
         token = Token(leased.token)
-        token.seqs = [seq]
+        token.seqs = {seq}
         leases.append(([item], Leased(token, [seq], [attempts], leased.deadline, [entry])))
     return leases
 
 
+def _ended(token: int, settled: list[int] | None) -> list[int] | None:
+    """Return the items that a lease has lost for good, by an ack outside of blocks; its token forgets them."""
+    if settled and isinstance(token, Token):
+        token.seqs.difference_update(settled)
+    return settled or None
+
+
 def wanted(token: int, seqs: Collection[int] | None) -> list[int]:
-    """Return the items of a lease that are meant: those of ``seqs``, or all that it was given."""
+    """Return the items of a lease that are meant: those of ``seqs``, or all that it may hold."""
     return sorted(token.seqs if seqs is None and isinstance(token, Token) else seqs or ())

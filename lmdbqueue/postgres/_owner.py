@@ -35,9 +35,9 @@ _LIVES: Final = "SELECT WHERE %(owner)s IN ({alive})"
 
 
 class Token(int):
-    """The token of a lease, with its items."""
+    """The token of a lease."""
 
-    seqs: list[int]
+    seqs: set[int]  # its items, less those that were acknowledged outside of blocks, which nothing undoes
 
 
 class Owner:

@@ -17,7 +17,7 @@ CALLS = {  # and their budgets
     "pop": (35, lambda queue, _: queue.pop()),
     "pop of what was not seen ahead": (68, lambda queue, _: pop_anew(queue)),
     "lease + ack": (85, lambda queue, _: queue.lease().ack()),
-    "relay": (69, lambda queue, leases: leases.append(relayed(queue, leases.pop()))),
+    "relay": (70, lambda queue, leases: leases.append(relayed(queue, leases.pop()))),
     "peek": (47, lambda queue, _: queue.peek()),
     "len": (70, lambda queue, _: len(queue)),
     "reader's pop": (226, lambda _, reader: reader.pop()),
@@ -65,15 +65,22 @@ def test_a_lone_call_passes_few_frames(open_postgres, call):
     assert len(frames) - 1 <= budget, " ".join(frames)  # less that of the test's own function
 
 
-@pytest.mark.parametrize("items", [1, 5])
-def test_a_worker_sends_few_statements(open_postgres, monkeypatch, items):
-    """One for each item, which acknowledges it and leases the next; two for each list."""
-    queue, sent, done, ending = open_postgres(), [], [], threading.Event()
-    queue.push_many(range(30))
-    queue._engine._hold._deaths_seen = float("inf")
-    rows, command = Statements.rows, Statements.command
+@pytest.fixture
+def sent(monkeypatch):
+    """Note what is sent to the server."""
+    sent, rows, command = [], Statements.rows, Statements.command
     monkeypatch.setattr(Statements, "rows", lambda self, text, values: sent.append(text) or rows(self, text, values))
     monkeypatch.setattr(Statements, "command", lambda self, text: sent.append(text) or command(self, text))
+    return sent
+
+
+@pytest.mark.parametrize("items", [1, 5])
+def test_a_worker_sends_few_statements(open_postgres, sent, items):
+    """One for each item, which acknowledges it and leases the next; two for each list."""
+    queue, done, ending = open_postgres(), [], threading.Event()
+    queue.push_many(range(30))
+    queue._engine._hold._deaths_seen = float("inf")
+    sent.clear()
 
     def handle(item):
         done.extend(item if items > 1 else [item])
@@ -83,3 +90,17 @@ def test_a_worker_sends_few_statements(open_postgres, monkeypatch, items):
     queue.work(handle, items=items, stop=ending)
     assert done == [*range(30)]
     assert len(sent) <= (33 if items == 1 else 14)
+
+
+def test_items_that_were_acknowledged_are_not_asked_for_again_at_the_end_of_a_lease(open_postgres, sent):
+    queue = open_postgres()
+    queue.push_many(range(4))
+    for acked in (None, 1):
+        with queue.lease(2) as lease:
+            lease.ack(acked and lease.seqs[0])
+            with pytest.raises(ZeroDivisionError), queue.transaction():
+                lease.ack()  # which is undone
+                raise ZeroDivisionError
+            sent.clear()
+        assert bool(sent) == bool(acked)
+    assert queue.stats().leased == queue.count() == 0
