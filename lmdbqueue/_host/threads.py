@@ -29,6 +29,7 @@ T = TypeVar("T")
 _LOOK: Final = (
     1.0  # seconds between two checks of a resting thread: the one that should wake it may have been interrupted
 )
+_LEAVING: Final = 30  # frames that leaving a ``with`` statement may need beyond those of entering it
 
 
 class Flag:
@@ -178,6 +179,7 @@ class Held(AbstractContextManager[T], ContextDecorator):
         self.manager = manager  # of contextlib
 
     def __enter__(self) -> T:
+        _descend(_LEAVING)  # before anything is held
         entered: T = self.manager.__enter__()
         return entered
 
@@ -190,6 +192,12 @@ class Held(AbstractContextManager[T], ContextDecorator):
 
     else:
         __exit__ = _Exit()
+
+
+def _descend(frames: int) -> None:
+    """Raise ``RecursionError`` now if the stack has no room for this number of frames."""
+    if frames:
+        _descend(frames - 1)
 
 
 def holding(begin: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:

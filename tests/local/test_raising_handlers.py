@@ -18,7 +18,7 @@ import lmdb
 import pytest
 from processes import Moments, eventually
 
-from lmdbqueue import CommitUnknownError, Empty, LeaseExpiredError, NestedCallError, StorageError
+from lmdbqueue import CommitUnknownError, Empty, LeaseExpiredError, NestedCallError, PersistentQueue, StorageError
 from lmdbqueue._base.format import pack
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.disk import translated
@@ -408,4 +408,27 @@ def test_a_call_too_deep_in_a_recursion_is_done_once_or_not_at_all(open_queue):
         other.start()
         other.join(10)
         assert not other.is_alive(), f"with {left} frames left"
+    assert outcomes == {"done", "too deep"}
+
+
+def test_an_opening_too_deep_in_a_recursion_keeps_no_lock(open_queue, tmp_path):
+    """At each depth: leaving a lock's block needs more frames than entering it."""
+    open_queue(**FAST)
+
+    def at(depth, fn):
+        return at(depth - 1, fn) if depth else fn()
+
+    def open_and_close():
+        PersistentQueue("queue", tmp_path, name="other", **FAST).close()
+
+    limit = sys.getrecursionlimit()
+    depth = len(inspect.stack(0))
+    outcomes = set()
+    for left in range(120, 0, -1):
+        try:
+            at(limit - depth - left, open_and_close)
+            outcomes.add("done")
+        except RecursionError:
+            outcomes.add("too deep")
+        open_and_close()  # not a nested call
     assert outcomes == {"done", "too deep"}
