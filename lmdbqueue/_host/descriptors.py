@@ -11,6 +11,7 @@ used.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Final
 
 _STANDARD: Final = 3  # the number of standard descriptors: input, output, error
@@ -49,6 +50,19 @@ def names_in(folder: int) -> list[str]:
         return os.listdir(fd)
     finally:
         close(fd)
+
+
+def close_when_executing(path: str) -> None:
+    """Have programs that are executed inherit no descriptor of a file, whichever library has opened it.
+
+    A program that did would keep the blocks of the file from the file system after a ``flush`` has replaced it.
+    """
+    with suppress(OSError):  # no such list, or no descriptor left
+        file = os.stat(path)
+        for fd in map(int, os.listdir("/dev/fd")):
+            with suppress(OSError):  # closed meanwhile
+                if os.get_inheritable(fd) and os.path.samestat(os.fstat(fd), file):
+                    os.set_inheritable(fd, False)  # noqa: FBT003  (positional only)
 
 
 def close(fd: int) -> None:

@@ -39,7 +39,7 @@ import lmdb
 from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import CorruptQueueError, ForkError, StorageError
 from lmdbqueue._host import fork
-from lmdbqueue._host.descriptors import close, open_at
+from lmdbqueue._host.descriptors import close, close_when_executing, open_at
 from lmdbqueue._host.disk import allocate, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import free
@@ -164,6 +164,7 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
                 raise
             map_size //= 2
         else:
+            close_when_executing(path)  # LMDB opens it without O_CLOEXEC
             return env, max(map_size, int(env.info()["map_size"]))
 
 

@@ -33,13 +33,14 @@ drops its timers then; so one of them has a callback that wakes the worker when 
 waits for the worker, but not without limit.
 """
 
+import asyncio
 import atexit
 import logging
 import threading
 import time
 import weakref
 from _thread import start_new_thread
-from asyncio import AbstractEventLoop, Future, get_running_loop
+from asyncio import AbstractEventLoop, Future
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,7 +109,7 @@ at_fork("couriers", in_child=_forget_all)
 def is_dropped() -> bool:
     """Return whether this coroutine is not resumed but dropped, with its loop: it can await nothing any more."""
     try:
-        get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
         return True
     return False
@@ -166,7 +167,7 @@ class Courier:
         """
         if self._is_closed:
             raise ClosedError(self._engine.path)
-        if get_running_loop() is not self._loop:  # it would be done, but nobody could await its result
+        if asyncio.get_running_loop() is not self._loop:  # it would be done, but nobody could await its result
             message = f"this object for {self._engine.path!r} belongs to another event loop: open one in each loop"
             raise RuntimeError(message)
         if self._round is not None and _amid.get(None) is self._round:

@@ -1097,3 +1097,20 @@ def test_a_transaction_whose_function_returns_what_must_be_awaited_is_undone(run
         assert await queue.count() == 0
 
     run(test)
+
+
+def test_the_loop_is_found_as_libraries_that_bring_other_loops_have_it(run, monkeypatch):
+    """As trio-asyncio does: it replaces the function of ``asyncio``, even after this package was imported."""
+    find = asyncio.get_running_loop
+    asked = []
+
+    def found():
+        asked.append("for the loop")
+        return find()
+
+    async def test(queue):
+        monkeypatch.setattr(asyncio, "get_running_loop", found)
+        assert await queue.push("item") == 0
+        assert asked
+
+    run(test)

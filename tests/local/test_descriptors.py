@@ -214,3 +214,14 @@ os._exit(77)
         os.execv(sys.executable, [sys.executable, "-c", code])  # noqa: S606
 
     assert status_of(forked(begin), DEADLINE) == 77
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_a_program_that_is_executed_inherits_no_file_of_a_queue(open_queue, durability):
+    queue = open_queue(durability=durability)
+    queue.push("item")
+    queue.flush(force=True)
+    with queue.lease():
+        found = {fd: file for fd, file in _open_files().items() if queue.filename in file.split("/")}
+        assert any(file.endswith(".mdb") for file in found.values())
+        assert {file for fd, file in found.items() if os.get_inheritable(fd)} == set()
