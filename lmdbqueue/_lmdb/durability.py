@@ -34,6 +34,7 @@ import lmdb
 from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import CommitUnknownError, StorageError
 from lmdbqueue._host import fork
+from lmdbqueue._host.disk import translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
@@ -188,7 +189,7 @@ class Durable(Snapshot):
 
         The body belongs to that snapshot if it is still the newest: see ``_local.checkpoints``.
         """
-        with self._translated("reading"):
+        with translated(self.path, "reading"), self._translated("reading"):
             while True:
                 number = self._newest_to_read()
                 body = meta_page.body_of(self._fd, number, self._room.page)

@@ -1225,3 +1225,18 @@ def test_a_call_that_meets_a_file_which_was_closed_meanwhile_has_done_nothing(tm
     eventually(lambda: not generation.keeper._is_kept)
     queue.close()
     assert generation.write(ref, fifo.delete, (1,), 0) is of_lmdb.NOT_DONE
+
+
+def test_a_meta_page_that_the_disk_fails_to_read_is_told_as_any_failure_of_the_disk(tmp_path, monkeypatch):
+    def unreadable(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        queue = PersistentQueue("queue", tmp_path, durability="interval", interval=3600)
+        queue.push("item")
+        failing.setattr(meta_page, "body_of", unreadable)
+        with pytest.raises(StorageError, match="Input/output error"):
+            queue.sync()
+        queue.close()
+    with PersistentQueue("queue", tmp_path, durability="interval") as queue:
+        assert (list(queue), queue.check()) == (["item"], [])
