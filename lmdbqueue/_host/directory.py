@@ -135,6 +135,16 @@ def _door_of(status: os.stat_result) -> threading.RLock:
 at_fork("doors", in_child=_doors.clear)
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path that holds wherever this process goes; raise ``FormatError`` if it is nowhere now."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise FormatError(
+            os.fspath(path), "in the working directory, which was removed", "choose another path"
+        ) from None
+
+
 def find_directory(path: str, remembered: Remembered) -> Directory:
     """Return the queue directory at ``path``, which the caller closes; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):

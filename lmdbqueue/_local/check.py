@@ -21,10 +21,9 @@ step  what is done, under the directory lock              killed after it: the n
 from __future__ import annotations
 
 import errno
-import os
 
 from lmdbqueue._base.errors import CorruptQueueError
-from lmdbqueue._host.directory import SESSION, Directory, find_directory
+from lmdbqueue._host.directory import SESSION, Directory, absolute, find_directory
 from lmdbqueue._host.disk import explain, sync_directory, translated
 from lmdbqueue._host.session import Session, stamp
 from lmdbqueue._lmdb import meta_page
@@ -58,7 +57,7 @@ def check(path: str, *, repair: bool = False) -> list[str]:
         FormatError: There is no queue at the path.
     """
     options.check(_RULES, path=path, repair=repair)
-    path = os.path.abspath(path)  # the quarantine's directory is made durable
+    path = absolute(path)  # the quarantine's directory is made durable
     directory = find_directory(path, remembered)
     found = [f"{directory.finding}: it was restored from the queue's file"] if directory.finding else []
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, get_args
 from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import TransactionError
 from lmdbqueue._base.values import Expired
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.threads import holding
 from lmdbqueue._lmdb.snapshot import Tables, Txn
@@ -123,7 +124,7 @@ class PersistentQueue(Queue[T]):
             message = "durability='interval' needs checksum=True: recovery verifies the file by its checksums"
             raise ValueError(message)
         self.serializer, dumps, loads = chosen(serializer, dumps, loads)
-        directory = os.path.abspath(os.path.join(path, filename))
+        directory = absolute(os.path.join(path, filename))
         options = _format.Options(checksum=checksum, durability=durability)
         environment = open_environment(directory, options, progress, interval=interval)
         super().__init__(
@@ -210,7 +211,7 @@ class PersistentQueue(Queue[T]):
         with translated(self._engine.path, "opening"):
             from lmdbqueue._local import compaction  # noqa: PLC0415
 
-        compaction.copy(self._engine.environment, self._engine.ref, os.path.abspath(os.path.join(target, new_filename)))
+        compaction.copy(self._engine.environment, self._engine.ref, absolute(os.path.join(target, new_filename)))
         return type(self)(new_filename, target, **self._options())
 
     @holding

@@ -19,7 +19,7 @@ from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import Empty
 from lmdbqueue._base.values import Entry, NamedTuple
 from lmdbqueue._host import flock
-from lmdbqueue._host.directory import FORWARDED
+from lmdbqueue._host.directory import FORWARDED, absolute
 from lmdbqueue._host.disk import open_private, sync_directory, sync_file
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
@@ -145,7 +145,7 @@ class QueueSource(Source):
 
     def __init__(self, path: str | os.PathLike[str], name: str = "queue") -> None:
         """Open the queue; raise ``FormatError`` without a queue directory, ``KeyError`` without that queue."""
-        self.path = os.path.abspath(path)
+        self.path = absolute(path)
         options = options_of(self.path)
         if name not in _names(self.path, options):
             raise KeyError(name)

@@ -4,7 +4,6 @@ Owns: what they print. Law: commands that remove items ask first. Must not know:
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -12,6 +11,7 @@ from typing import Any, Final
 import click
 
 from lmdbqueue._base.values import Stats
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._local.environment import Environment
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.metrics import Figures, prometheus_text
@@ -45,7 +45,7 @@ def stat(paths: tuple[str, ...], name: str | None, form: str | None) -> None:
     """Print the figures of queues."""
     figures = _figures(paths, name)
     if form == "prometheus":
-        click.echo(prometheus_text((os.path.abspath(path), queue, stats) for path, queue, stats in figures), nl=False)
+        click.echo(prometheus_text((absolute(path), queue, stats) for path, queue, stats in figures), nl=False)
     elif form == "json":
         for path, queue, stats in figures:
             click.echo(json.dumps({"path": path, "queue": queue, **_fields(stats)}, ensure_ascii=False))
@@ -185,7 +185,7 @@ def copy(path: str, dest: str) -> None:
 
     It is a snapshot of one moment, with all queues of the directory, and independent of the original.
     """
-    target = os.path.abspath(dest)
+    target = absolute(dest)
     with existing(path, _any_name(path)) as queue:
         used = queue.stats().bytes_used or 0
         with while_it_grows("copying", target, used, lambda: queue.copy(target)) as copied:

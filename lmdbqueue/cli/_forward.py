@@ -3,7 +3,6 @@
 Owns: what the command prints. Law: only the last line goes to standard output. Must not know: how items are forwarded.
 """
 
-import os
 import ssl
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import click
 
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._local.source import QueueSource, ReaderSource
 from lmdbqueue._verbs.batch import Target
@@ -152,7 +152,7 @@ def _target(
     if scheme == "file":
         return QueueTarget(partial(writable_as_it_is, unquote(urlsplit(url).path), to or name, codec))
     if scheme in (*_HTTP, *_MQTT):
-        stranger = "" if trust or form == "bytes" else strange_in(os.path.abspath(path))
+        stranger = "" if trust or form == "bytes" else strange_in(absolute(path))
         loads = bytes if form == "bytes" else partial(_loaded, stranger=stranger)
         encode: Encode = as_bytes if form == "bytes" else as_json_with_headers if with_headers else as_json
         try:

@@ -26,6 +26,7 @@ import click
 from lmdbqueue._base.errors import FormatError, OptionError
 from lmdbqueue._base.format import Options, check_name
 from lmdbqueue._base.format import serializer as serializer_of
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._host.strangers import strange_in
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
@@ -120,7 +121,7 @@ def codec_of(path: str, name: str) -> Mapping[str, Any]:
 
 def _for_writing(path: str, name: str, **codec: Any) -> PersistentQueue[Any]:
     try:
-        options = options_of(os.path.abspath(path))
+        options = options_of(absolute(path))
     except FormatError:
         options = Options()  # PersistentQueue reports what is there instead, if anything
     return _opened(path, options, name=name, **codec)
@@ -137,9 +138,9 @@ def _environment(path: str) -> Iterator[tuple[Options, list[str]]]:
     """Yield the options and the names of the queues at ``path``, and keep it open for the block."""
     if not os.path.exists(path):
         raise Failure(f"there is no queue at {path!r}: give the path of a queue's directory", NO_QUEUE)
-    options = options_of(os.path.abspath(path))
+    options = options_of(absolute(path))
     with _told_if_it_lasts(), progress("verifying", in_bytes=True) as report:
-        environment = open_environment(os.path.abspath(path), options, report)
+        environment = open_environment(absolute(path), options, report)
     try:
         with _told_if_it_lasts(), environment.exclusive() as (generation, txn):
             names = sorted(generation.names(txn))

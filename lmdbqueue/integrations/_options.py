@@ -10,6 +10,7 @@ from typing import Any
 
 from lmdbqueue._base.errors import FormatError
 from lmdbqueue._base.format import Durability
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._lmdb.options_record import options_of
 
 
@@ -17,6 +18,6 @@ def options_for(path: str | os.PathLike[str], given: Durability | None, default:
     """Return the options of a directory, or of a new one; a given durability is not replaced by the stored one."""
     durability, checksum = default, True
     with suppress(FormatError):
-        found = options_of(os.path.abspath(path))
+        found = options_of(absolute(path))
         durability, checksum = found.durability, found.checksum
     return {"durability": durability if given is None else given, "checksum": checksum}

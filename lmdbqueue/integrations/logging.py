@@ -42,6 +42,7 @@ from lmdbqueue._base.errors import (
     told,
 )
 from lmdbqueue._base.format import Durability
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.lease import Lease
 from lmdbqueue._verbs.worker import DEFAULT_RETRY, Retry
@@ -254,7 +255,7 @@ class DurableListener:
         if isinstance(source, PersistentQueue):
             self._where = local_engine_of(source).path, source.name
         else:
-            self._where = os.path.abspath(source), name
+            self._where = absolute(source), name
         self.handlers = handlers
         self._durability = durability
         self._batch = batch

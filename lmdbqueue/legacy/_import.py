@@ -73,6 +73,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from lmdbqueue._base.errors import FormatError, SourceError
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
@@ -168,7 +169,7 @@ def import_file(
         CommitUnknownError: Run it again to find out.
     """
     source = _recognized(os.path.realpath(path), table)
-    directory = os.path.abspath(dest)
+    directory = absolute(dest)
     blocks.refuse_inside(directory, "an import")
     options: dict[str, Any] = {"name": name, "dumps": _as_it_is, "loads": _as_it_is, "interval": None}
     with suppress(FormatError):  # no queue is there: it is created, or that says why not

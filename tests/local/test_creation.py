@@ -23,6 +23,7 @@ from lmdbqueue import (
     OptionError,
     PersistentQueue,
     VersionError,
+    check,
 )
 
 NOBODY = 65534
@@ -347,3 +348,13 @@ def test_a_queue_with_something_closed_to_its_user_is_refused_and_left_alone(pub
     after = tree(public_place)
     after["queue/session"] = before["queue/session"]  # which tells in what page cache it was looked at
     assert after == before
+
+
+def test_a_path_in_a_working_directory_that_was_removed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for open_ in (PersistentQueue, check):
+        with pytest.raises(FormatError, match="removed"):
+            open_("queue")
+    PersistentQueue("queue", tmp_path).close()

@@ -3,6 +3,7 @@
 import gc
 import sys
 import threading
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -98,7 +99,7 @@ def test_items_that_were_acknowledged_are_not_asked_for_again_at_the_end_of_a_le
     for acked in (None, 1):
         with queue.lease(2) as lease:
             lease.ack(acked and lease.seqs[0])
-            with pytest.raises(ZeroDivisionError), queue.transaction():
+            with suppress(ZeroDivisionError), queue.transaction():
                 lease.ack()  # which is undone
                 raise ZeroDivisionError
             sent.clear()

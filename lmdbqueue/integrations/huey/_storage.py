@@ -22,6 +22,7 @@ from huey.storage import BaseStorage
 
 from lmdbqueue._base.errors import Empty
 from lmdbqueue._base.format import Durability
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._local.queue import PersistentQueue
 from lmdbqueue.integrations.huey._endings import Endings
 from lmdbqueue.integrations.huey._queues import Queues, key_of
@@ -59,7 +60,7 @@ class LmdbStorage(BaseStorage):  # type: ignore[misc]
         max_attempts: int | None = None,
     ) -> None:
         super().__init__(name)
-        self.path = os.path.abspath(path)
+        self.path = absolute(path)
         self._queues = Queues(name, self.path, durability, max_attempts)
         self.endings = Endings(self._queues, read_timeout)
         self._timeout = read_timeout

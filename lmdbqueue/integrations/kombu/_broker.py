@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from lmdbqueue._base.errors import ClosedError, GoneError, LeaseExpiredError, QueueError
+from lmdbqueue._host.directory import absolute
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue.integrations._options import options_for
 
@@ -40,7 +41,7 @@ class Broker:
     """The queue directory, as one connection has it."""
 
     def __init__(self, path: str, durability: Any) -> None:
-        self._path = os.path.abspath(path)
+        self._path = absolute(path)
         self._options = options_for(self._path, durability, "full")
         self._queues: dict[str, PersistentQueue[bytes]] = {}  # without a lock, which a forked child might find taken
         self._many = _FEW  # open queues from which on dropped ones are looked for
