@@ -177,7 +177,7 @@ class RefusedError(Exception):
 class AwayError(OSError):
     """The target cannot be reached, or accepts nothing at the moment.
 
-    ``retry_after``: seconds until the next attempt; None: the forwarder decides. ``stored`` and ``refused``: as in
+    ``retry_after``: seconds until the next attempt; None or 0: the forwarder decides. ``stored`` and ``refused``: as in
     ``RefusedError``, for the part of the batch that was already processed.
     """
 

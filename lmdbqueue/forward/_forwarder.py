@@ -138,7 +138,7 @@ class Forwarder:
         self._progress = progress
         self._stopped = Flag()
         self._done = Forwarded()
-        self._failures = 0  # since the last success
+        self._failures = 0  # since the last success, except those that named a time to wait
         self._failed_at = ""  # the step of the target that failed, while it is unreachable
         self._source = source_of(local)
         self._owns_source = self._source is not local
@@ -201,8 +201,8 @@ class Forwarder:
                 number -= 1
                 continue
             except self._away as error:
-                if isinstance(error, AwayError):
-                    self._settle(batch, error)
+                if isinstance(error, AwayError) and self._settle(batch, error):
+                    self._answered("store")
                 self._tell("store", error)
                 return True
             self._answered("store")
@@ -303,7 +303,7 @@ class Forwarder:
             buried = self._source.refuse(refused)  # the others have left meanwhile
             self._done = self._done._replace(refused=self._done.refused + len(buried))
             seq, reason = next(iter(refused.items()))
-            told = "the target of %r refused %d items, of which %d are dead letters now; item %d: %s"
+            told = "the target of %r refused items: %d; new dead letters: %d; item %d: %s"
             _logger().warning(told, self._source.origin.name, len(refused), len(buried), seq, reason)
             if self._progress is not None:
                 self._progress(self._done)
@@ -344,9 +344,10 @@ class Forwarder:
         since = time.time() if done.away_since is None else done.away_since
         self._done = done._replace(failures=done.failures + 1, away_since=since)
         self._failed_at = step
-        wish = getattr(error, "retry_after", None)
-        pause = min(self._pause, 0.1 * 2.0**self._failures) if wish is None else wish
-        self._failures = min(self._failures + 1, 20)
+        pause = getattr(error, "retry_after", None) or 0.0
+        if pause <= 0:  # no wish, or "at once", as proxies answer for servers that are down
+            pause = min(self._pause, 0.1 * 2.0**self._failures)
+            self._failures = min(self._failures + 1, 20)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
         told = "the target of %r has been away since %s, next try in %.1f s: %s"
         _logger().warning(told, self._source.origin.name, when, pause, error)

@@ -9,7 +9,7 @@ answer                        the fate of the request's items
 2xx                           done
 413, and other 4xx            sent again in halves; an item that is refused alone becomes a dead letter with the
                               status and the answer's text
-429, 503                      sent again, after ``Retry-After`` if that is given
+429, 503                      sent again, after ``Retry-After`` if that is given and not 0
 401, 407, 408, 421, 425       sent again: they concern the sender or the moment, not the items
 3xx, 5xx, none, a broken one  sent again, after a pause that doubles each time
 ============================  ===============================================================================

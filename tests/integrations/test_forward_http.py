@@ -22,6 +22,7 @@ from processes import KILLED, forked, status_of
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue.forward import (
+    AwayError,
     Batch,
     Forwarder,
     HttpTarget,
@@ -598,7 +599,51 @@ def test_what_left_before_it_was_refused_is_no_dead_letter_and_not_counted(open_
     target.store = meanwhile
     done = Forwarder(queue, target).run()
     assert (target.items, [letter.item for letter in queue.dead], done.refused) == ([0, 2], [3], 1)
-    assert "refused 2 items, of which 1 are dead letters now; item 1: odd" in caplog.text
+    assert "refused items: 2; new dead letters: 1; item 1: odd" in caplog.text
+
+
+def _forward_to(queue, answers, **options):
+    """Forward to a target that raises each of these errors in turn, and then takes everything."""
+    target = Picky(keeps=False)
+    left = iter(answers)
+
+    def store(_batch):
+        for error in left:
+            raise error
+
+    target.store = store
+    return Forwarder(queue, target, **options).run()
+
+
+def _pauses(caplog):
+    return [record.args[2] for record in caplog.records if "next try in" in record.msg]
+
+
+def test_a_target_that_wants_the_next_attempt_at_once_still_gets_a_pause(open_queue, caplog):
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push(b"a")
+    done = _forward_to(queue, [AwayError("busy", retry_after=0.0), AwayError("busy", retry_after=-1.0)], **QUICK)
+    assert done.items == 1
+    assert _pauses(caplog) == [QUICK["pause"]] * 2
+
+
+def test_attempts_after_the_pause_that_a_target_asked_for_do_not_lengthen_the_pauses_of_others(open_queue, caplog):
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push(b"a")
+    _forward_to(queue, [AwayError("busy", retry_after=0.001)] * 5 + [AwayError("broken")])
+    assert _pauses(caplog) == [0.001] * 5 + [0.1]
+
+
+def test_a_target_that_took_a_part_of_a_batch_was_back(open_queue, caplog):
+    queue = open_queue(dumps=bytes, loads=bytes)
+    queue.push([b"a", b"b", b"c"])
+    told = []
+    errors = [AwayError("down"), AwayError("down", stored=[0]), AwayError("down", refused={1: "odd"})]
+    done = _forward_to(queue, errors, progress=lambda now: told.append(now.away_since is None), **QUICK)
+    assert (done.items, done.refused, done.failures) == (2, 1, 3)
+    assert caplog.text.count("is back after") == 3
+    assert told[0] is False
+    assert told[-1] is True
 
 
 def test_a_reader_passes_what_is_refused_and_it_is_dead_in_a_queue_of_its_own(open_queue, tmp_path):
