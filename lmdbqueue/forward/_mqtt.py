@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from lmdbqueue._base.errors import without_extra
 from lmdbqueue._verbs.batch import AwayError, Batch, Envelope, Mark, Origin, RefusedError, Target
 from lmdbqueue.forward._address import check_connection
 from lmdbqueue.forward._bodies import CannotEncodeError, Encode, as_json, encoded, encoder_of, load
@@ -77,6 +78,10 @@ class MqttTarget(Target):
         batch: int = 1000,
         timeout: float = 10.0,
     ) -> None:
+        try:
+            import paho.mqtt.client  # noqa: F401, PLC0415  (the extra mqtt)
+        except ImportError as error:
+            raise without_extra("MqttTarget", "paho-mqtt", "mqtt", error) from error
         check_connection(host=host, port=port, timeout=timeout, batch=batch)
         check_connection(topic=topic, client_id=client_id, username=username, password=password)
         if not topic or set(topic) & set("+#") or _ILLEGAL.search(topic):
@@ -165,7 +170,7 @@ class MqttTarget(Target):
         return self._connection
 
     def _client(self) -> "Client":
-        from paho.mqtt.client import Client, MQTTv5  # noqa: PLC0415  (the extra mqtt)
+        from paho.mqtt.client import Client, MQTTv5  # noqa: PLC0415
         from paho.mqtt.enums import CallbackAPIVersion  # noqa: PLC0415
 
         client = Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=MQTTv5, reconnect_on_failure=False)

@@ -27,18 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Final
 
-from opentelemetry import propagate, trace
-from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
-from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
-from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.sdk._logs import ReadableLogRecord
-from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-from lmdbqueue._base.errors import NestedCallError, QueueError, TransactionError, told
+from lmdbqueue._base.errors import NestedCallError, QueueError, TransactionError, told, without_extra
 from lmdbqueue._base.format import Durability
 from lmdbqueue._host.threads import Flag
 from lmdbqueue._local.queue import PersistentQueue
@@ -47,6 +36,20 @@ from lmdbqueue._verbs.worker import Job, function_of, takes_job
 from lmdbqueue.forward import Forwarder, HttpTarget, as_bytes
 from lmdbqueue.integrations._later import Later
 from lmdbqueue.integrations._options import options_for
+
+try:
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context, attach, set_value
+    from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
+    from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+except ImportError as error:
+    raise without_extra(__name__, "OpenTelemetry's SDK and its OTLP encoders", "opentelemetry", error) from error
 
 __all__ = [
     "DurableLogExporter",

@@ -19,11 +19,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from opentelemetry.metrics import CallbackOptions, Meter, Observation
-
-from lmdbqueue._base.errors import QueueError
+from lmdbqueue._base.errors import QueueError, without_extra
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs.metrics import METRICS, Figures, Metric
+
+try:
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation
+except ImportError as error:
+    raise without_extra(__name__, "opentelemetry-api", "otel", error) from error
 
 __all__ = ["observe"]
 

@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from lmdbqueue._base.errors import QueueError
+from lmdbqueue._base.errors import QueueError, without_extra
 from lmdbqueue._base.values import Stats
 from lmdbqueue._local.queue import PersistentQueue, local_engine_of
 from lmdbqueue._verbs import metrics
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise without_extra(__name__, "prometheus_client", "prometheus", error) from error
 
 __all__ = ["QueueCollector"]
 

@@ -95,11 +95,12 @@ notification after its commit, in a transaction of its own for which nothing wai
 would hold a lock of the whole cluster through the flush.
 """
 
+from lmdbqueue._base.errors import without_extra
+
 try:
     import psycopg  # noqa: F401
 except ImportError as error:
-    message = f"lmdbqueue.postgres needs psycopg: pip install 'lmdbqueue-persistent[postgres]' ({error})"
-    raise ImportError(message, name="psycopg") from error
+    raise without_extra(__name__, "psycopg", "postgres", error) from error
 
 from lmdbqueue.postgres._marks import PostgresTarget
 from lmdbqueue.postgres._queue import PostgresQueue, Transaction

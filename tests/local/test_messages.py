@@ -161,14 +161,26 @@ def test_an_import_that_was_done_says_that_it_adds_nothing(tmp_path):
     assert first.items == again.items
 
 
-def test_the_engine_on_postgresql_says_what_it_needs():
-    program = """
+@pytest.mark.parametrize(
+    ("package", "extra", "statement"),
+    [
+        ("psycopg", "postgres", "import lmdbqueue.postgres"),
+        ("huey", "huey", "import lmdbqueue.integrations.huey"),
+        ("kombu", "celery", "import lmdbqueue.integrations.kombu"),
+        ("prometheus_client", "prometheus", "import lmdbqueue.integrations.prometheus"),
+        ("opentelemetry", "otel", "import lmdbqueue.integrations.otel"),
+        ("opentelemetry", "opentelemetry", "import lmdbqueue.integrations.opentelemetry"),
+        ("paho", "mqtt", "from lmdbqueue.forward import MqttTarget; MqttTarget('localhost', topic='a')"),
+    ],
+)
+def test_what_needs_an_extra_names_it(package, extra, statement):
+    program = f"""
         import sys
-        sys.modules["psycopg"] = None
+        sys.modules[{package!r}] = None
         try:
-            import lmdbqueue.postgres
+            {statement}
         except ImportError as error:
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
-    assert "pip install 'lmdbqueue-persistent[postgres]'" in done.stdout
+    assert f"pip install 'lmdbqueue-persistent[{extra}]'" in done.stdout

@@ -14,6 +14,13 @@ The map; imports go down this list only. How a task survives its worker is the t
 ============  =============================================================================
 """
 
+from lmdbqueue._base.errors import without_extra
+
+try:
+    import huey  # noqa: F401
+except ImportError as error:
+    raise without_extra(__name__, "huey", "huey", error) from error
+
 from lmdbqueue.integrations.huey._huey import LmdbHuey
 from lmdbqueue.integrations.huey._storage import LmdbStorage
 

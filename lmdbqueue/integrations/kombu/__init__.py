@@ -20,7 +20,12 @@ The map; imports go down this list only. Each file says which choices kombu and 
 ==============  =======================================================================================
 """
 
-from kombu.transport import TRANSPORT_ALIASES
+from lmdbqueue._base.errors import without_extra
+
+try:
+    from kombu.transport import TRANSPORT_ALIASES
+except ImportError as error:
+    raise without_extra(__name__, "kombu", "celery", error) from error
 
 from lmdbqueue.integrations.kombu._channel import Channel
 from lmdbqueue.integrations.kombu._transport import Transport
