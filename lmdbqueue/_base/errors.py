@@ -207,7 +207,7 @@ class OptionError(QueueError, ValueError):
     def __str__(self) -> str:
         what = f"queue {self.name!r} in {self.path!r}" if self.name else repr(self.path)
         if self.stored in _NOT_TOGETHER:
-            return f"{what} has {_NOT_TOGETHER[self.stored]}, so it cannot have {self.given}"
+            return f"{what} has {_NOT_TOGETHER[self.stored]}, so it cannot have {self.given}: use another queue"
         return (
             f"{what} was created with {self.option}={self.stored!r}, which is fixed; it was opened with "
             f"{self.given!r}: pass {self.option}={self.stored!r}"

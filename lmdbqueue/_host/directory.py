@@ -71,6 +71,8 @@ _LOCK_FILE: Final = r"(\d{8,})\.mdb-lock"
 _LEFTOVER_OF_CREATION: Final = r"00000001\.mdb\.tmp(-lock)?|queue\.json\.tmp"
 _OF_OTHERS: Final = r"q\d{5,}|data\.db"  # files of persist-queue and queuelib
 _OPTIONS_FILE: Final = "queue.json"
+_CHOOSE_ANOTHER: Final = "choose another name"  # to whoever would create a queue
+_GIVE_A_QUEUE: Final = "give the path of a queue's directory"  # to whoever wants one that exists
 SESSION: Final = "session"
 CHECKPOINT: Final = "checkpoint"
 LANE: Final = rf"{CHECKPOINT}-[1-9]\d*"  # other files of checkpoints
@@ -91,7 +93,7 @@ def open_directory(
     closes the directory.
     """
     with translated(path, "opening"):
-        _refuse_file(path)
+        _refuse_file(path, _CHOOSE_ANOTHER)
         _make(path)
         occupy_standard()
         folder = open_folder(path)
@@ -148,7 +150,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def find_directory(path: str, remembered: Remembered) -> Directory:
     """Return the queue directory at ``path``, which the caller closes; raise ``FormatError`` if there is none."""
     with translated(path, "opening"):
-        _refuse_file(path)
+        _refuse_file(path, _GIVE_A_QUEUE)
         occupy_standard()
         try:
             folder = open_folder(path)
@@ -170,12 +172,20 @@ def find_options(path: str, remembered: Remembered) -> Options:
     return directory.options
 
 
+def is_queue(path: str) -> bool:
+    """Return whether there is a queue of this library at ``path``."""
+    try:
+        return _is_queue(os.listdir(path))
+    except OSError:
+        return False
+
+
 def _is_queue(names: list[str]) -> bool:
     return _OPTIONS_FILE in names or bool(_generations(names))
 
 
 def _no_queue(path: str, found: str) -> FormatError:
-    return FormatError(path, found, "give the path of a queue's directory")
+    return FormatError(path, found, _GIVE_A_QUEUE)
 
 
 def _existing(path: str, folder: int, remembered: Remembered, *, mends: bool) -> Directory:
@@ -448,7 +458,7 @@ def _write_options(path: str, folder: int, options: Options) -> None:
     sync_directory(path, folder)
 
 
-def _refuse_file(path: str) -> None:
+def _refuse_file(path: str, advice: str) -> None:
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             return
@@ -458,18 +468,18 @@ def _refuse_file(path: str) -> None:
         head = file.read(64)
         size = os.fstat(file.fileno()).st_size
     if struct.pack("=I", _LMDB_MAGIC) in head:
-        raise FormatError(path, "an LMDB environment of another program", "choose another name")
+        raise FormatError(path, "an LMDB environment of another program", advice)
     if len(head) >= 8:  # noqa: PLR2004  (its header: number of items, offset of the first; both 32 bits)
         count, start = struct.unpack_from("=II", head)
         if 8 <= start <= size and (count == 0) == (start == size):  # noqa: PLR2004
             raise FormatError(
                 path,
                 f"a file of python-persistent-queue with {count:,} items",
-                f"choose another name{_how_to_import(path)}",
+                f"{advice}{_how_to_import(path)}",
             )
     if head.startswith(b"SQLite format 3"):
-        raise FormatError(path, "an SQLite database", f"choose another name{_how_to_import(path)}")
-    raise FormatError(path, "a file", "choose another name")
+        raise FormatError(path, "an SQLite database", f"{advice}{_how_to_import(path)}")
+    raise FormatError(path, "a file", advice)
 
 
 def _how_to_import(path: str) -> str:

@@ -73,7 +73,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 from lmdbqueue._base.errors import FormatError, SourceError
-from lmdbqueue._host.directory import absolute
+from lmdbqueue._host.directory import absolute, is_queue
 from lmdbqueue._host.disk import translated
 from lmdbqueue._lmdb.options_record import options_of
 from lmdbqueue._local.queue import PersistentQueue
@@ -335,6 +335,10 @@ def _recognized(path: str, table: str | None) -> Source:
         if os.path.isdir(path):
             if source := _chunks.recognize(path):
                 return source
+            if is_queue(path):
+                raise SourceError(
+                    path, "it is a queue of lmdbqueue", "open it as it is; or import what lmdbqueue export prints of it"
+                )
             inside = os.path.join(path, "data.db")  # persist-queue's name for it
             if not os.path.isfile(inside):
                 raise SourceError(

@@ -113,14 +113,16 @@ def _found(value: Any, meaning: str, place: str, *, is_encoded: bool) -> Found:
 def recognize(path: str, table: str | None) -> Table:
     """Return the queue in a database, selected by ``table`` if there are several; raise ``SourceError`` for none."""
     found, refused = _tables(path)
+    others = ", ".join(map(repr, found))
     if table is not None:
         found = {name: kind for name, kind in found.items() if name == table}
         refused = {name: what for name, what in refused.items() if name == table}
     if len(found) == 1:
         return Table(path, *found.popitem())
     if found:
-        names = ", ".join(map(repr, found))
-        raise SourceError(path, f"it holds several queues: the tables {names}", "name one of them: table=...")
+        raise SourceError(
+            path, f"it holds several queues: the tables {others}", "name one of them by table=, or --table in a shell"
+        )
     if refused:
         name, what = refused.popitem()
         raise SourceError(
@@ -132,7 +134,7 @@ def recognize(path: str, table: str | None) -> Table:
     raise SourceError(
         path,
         f"it is an SQLite database with {wanted} of persist-queue, litequeue or queuelib",
-        "give the path of one of their queues",
+        f"name one of its tables: {others}" if others else "give the path of one of their queues",
     )
 
 

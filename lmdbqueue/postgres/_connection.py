@@ -66,7 +66,7 @@ def shown(conninfo: str) -> str:
     try:
         known = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        message = f"this is not the address of a database: {str(error).strip()}"
+        message = f"this is not the address of a database, like 'postgresql://host/name': {str(error).strip()}"
         raise ValueError(message) from None
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 

@@ -60,13 +60,13 @@ def test_of_a_database_with_several_queues_one_is_chosen(tmp_path, new):
             queue.put(name)
     with closing(persistqueue.FILOSQLiteQueue(path)) as queue:
         queue.put("last in")
-    with pytest.raises(SourceError, match=r"the tables 'queue_logs', 'queue_mails'.*table=") as caught:
+    with pytest.raises(SourceError, match=r"the tables 'queue_logs', 'queue_mails'.* --table") as caught:
         detect(path)
     assert str(tmp_path) in str(caught.value)
     assert detect(path, table="queue_mails") == "persist-queue SQLite"
     with pytest.raises(SourceError, match="FILO"):
         detect(path, table="filo_queue_default")
-    with pytest.raises(SourceError, match="with no table 'queue_news'"):
+    with pytest.raises(SourceError, match=r"with no table 'queue_news'.*: 'queue_logs', 'queue_mails'"):
         detect(path, table="queue_news")
     import_file(path, new, table="queue_mails")
     import_file(path, new, table="queue_logs")

@@ -99,6 +99,12 @@ def test_a_path_that_can_be_no_queue_is_called_what_it_is(name, error, told, tmp
         PersistentQueue(name, tmp_path)
 
 
+def test_who_wants_a_queue_that_exists_is_not_told_to_choose_another_name_for_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FormatError, match=r"it is a file; .*: give the path of a queue's directory"):
+        check(tmp_path / "file")
+
+
 def test_a_path_through_a_file_is_no_queue(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FormatError, match="it is missing"):

@@ -159,7 +159,9 @@ def test_a_priority_beside_readers_or_retention_is_refused_and_the_other_way_rou
     begin(queue)
     for more in ({}, {"delay": 5}, {"unique": "k"}, {"unique": "k", "replace": True}):
         queue.push("plain", unique="k")
-        with pytest.raises(OptionError, match=f"has (named )?{what}, which.*cannot have a priority") as caught:
+        with pytest.raises(
+            OptionError, match=f"has (named )?{what}, which.*cannot have a priority: use another"
+        ) as caught:
             queue.push("a", priority=1, **more)
         assert (caught.value.option, queue.stats().tail, queue.find("k")) == ("priority", 1, 0)
         assert caught.value.name == queue.name

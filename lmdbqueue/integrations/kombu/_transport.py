@@ -75,13 +75,18 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def broker(self) -> Broker:
         """The directory of this connection."""
         if self._opened is None or not self._opened.is_mine:
-            if (host := self.client.hostname) not in (None, "", "localhost"):  # it would be left out of the path
+            host, path = self.client.hostname, self.client.virtual_host
+            wrong = None
+            if host not in (None, "", "localhost"):  # it would be left out of the path
+                wrong = f"'lmdb://{host}/...' names a host, {host!r}"
+            elif path in (None, "", "/"):  # kombu gives "/" for none
+                wrong = "'lmdb://' names no directory"
+            if wrong is not None:
                 message = (
-                    f"'lmdb://{host}/...' names a host, {host!r}: write 'lmdb:///' and a relative path, "
-                    "or 'lmdb:////' and the rest of an absolute one"
+                    f"{wrong}: write 'lmdb:///' and a relative path, or 'lmdb:////' and the rest of an absolute one"
                 )
                 raise ValueError(message)
-            self._opened = Broker(self.client.virtual_host, self.client.transport_options.get("durability"))
+            self._opened = Broker(path, self.client.transport_options.get("durability"))
         return self._opened
 
     def driver_version(self) -> str:
