@@ -27,11 +27,9 @@ def told(error: BaseException) -> str:
         return type(error).__name__
 
 
-def without_extra(module: str, package: str, extra: str, error: ImportError) -> ImportError:
+def without_extra(module: str, package: str, advice: str, error: ImportError) -> ImportError:
     """Return the error of a module that cannot be imported because its extra is not installed."""
-    return ImportError(
-        f"{module} needs {package}: pip install 'lmdbqueue-persistent[{extra}]' ({error})", name=error.name
-    )
+    return ImportError(f"{module} needs {package}: {advice} ({error})", name=error.name)
 
 
 class QueueError(Exception):

@@ -507,7 +507,12 @@ class AsyncQueue(AsyncWriting[T]):
         self._courier.look()
 
     async def close(self) -> None:
-        """Finish earlier calls and close; waiting calls and all later ones raise ``ClosedError``."""
+        """Finish earlier calls and close; waiting calls and all later ones raise ``ClosedError``.
+
+        Closing twice, or before opening, is harmless.
+        """
+        if self._open is not None:
+            return
         if is_dropped():
             self._courier.finish()
             return

@@ -45,3 +45,6 @@ __all__ = [
     "as_json_with_headers",
     "load",
 ]
+
+for _each in __all__:
+    globals()[_each].__module__ = __name__  # so tracebacks and pickles do not name the private module

@@ -81,7 +81,7 @@ class MqttTarget(Target):
         try:
             import paho.mqtt.client  # noqa: F401, PLC0415  (the extra mqtt)
         except ImportError as error:
-            raise without_extra("MqttTarget", "paho-mqtt", "mqtt", error) from error
+            raise without_extra("MqttTarget", "paho-mqtt", "pip install 'lmdbqueue-persistent[mqtt]'", error) from error
         check_connection(host=host, port=port, timeout=timeout, batch=batch)
         check_connection(topic=topic, client_id=client_id, username=username, password=password)
         if not topic or set(topic) & set("+#") or _ILLEGAL.search(topic):

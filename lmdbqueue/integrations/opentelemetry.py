@@ -49,7 +49,12 @@ try:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 except ImportError as error:
-    raise without_extra(__name__, "OpenTelemetry's SDK and its OTLP encoders", "opentelemetry", error) from error
+    raise without_extra(
+        __name__,
+        "OpenTelemetry's SDK and its OTLP encoders",
+        "pip install 'lmdbqueue-persistent[opentelemetry]'",
+        error,
+    ) from error
 
 __all__ = [
     "DurableLogExporter",

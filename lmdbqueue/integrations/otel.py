@@ -26,7 +26,7 @@ from lmdbqueue._verbs.metrics import METRICS, Figures, Metric
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
 except ImportError as error:
-    raise without_extra(__name__, "opentelemetry-api", "otel", error) from error
+    raise without_extra(__name__, "opentelemetry-api", "pip install 'lmdbqueue-persistent[otel]'", error) from error
 
 __all__ = ["observe"]
 

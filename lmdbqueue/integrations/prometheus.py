@@ -23,7 +23,9 @@ try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ImportError as error:
-    raise without_extra(__name__, "prometheus_client", "prometheus", error) from error
+    raise without_extra(
+        __name__, "prometheus_client", "pip install 'lmdbqueue-persistent[prometheus]'", error
+    ) from error
 
 __all__ = ["QueueCollector"]
 

@@ -21,3 +21,6 @@ The map; imports go down this list only:
 from lmdbqueue.legacy._import import Imported, SourceError, detect, import_file
 
 __all__ = ["Imported", "SourceError", "detect", "import_file"]
+
+for _each in (Imported, detect, import_file):
+    _each.__module__ = __name__  # so tracebacks and pickles do not name the private module

@@ -100,9 +100,12 @@ from lmdbqueue._base.errors import without_extra
 try:
     import psycopg  # noqa: F401
 except ImportError as error:
-    raise without_extra(__name__, "psycopg", "postgres", error) from error
+    raise without_extra(__name__, "psycopg", "pip install 'lmdbqueue-persistent[postgres]'", error) from error
 
 from lmdbqueue.postgres._marks import PostgresTarget
 from lmdbqueue.postgres._queue import PostgresQueue, Transaction
 
 __all__ = ["PostgresQueue", "PostgresTarget", "Transaction"]
+
+for _each in __all__:
+    globals()[_each].__module__ = __name__  # so tracebacks and pickles do not name the private module

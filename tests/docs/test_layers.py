@@ -1,6 +1,7 @@
 """The map in ``lmdbqueue/__init__.py`` is true: who imports whom, and what an import costs."""
 
 import ast
+import importlib
 import inspect
 import os
 import pickle
@@ -192,3 +193,9 @@ def test_what_is_public_is_called_so_in_tracebacks_and_pickles():
     for name in lmdbqueue.__all__:
         assert getattr(lmdbqueue, name).__module__ == "lmdbqueue", name
     assert pickle.loads(pickle.dumps(lmdbqueue.Retry(3))) == lmdbqueue.Retry(3)
+    for page in os.listdir(os.path.join(ROOT, "docs", "reference")):
+        module = (
+            importlib.import_module("lmdbqueue." + page.removesuffix(".rst")) if page != "lmdbqueue.rst" else lmdbqueue
+        )
+        for name in module.__all__:
+            assert getattr(module, name).__module__ in {"lmdbqueue", module.__name__}, name

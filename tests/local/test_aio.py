@@ -709,6 +709,7 @@ def test_async_with_opens_and_an_unopened_object_says_so(tmp_path):
         for verb in (lambda: queue.push(1), lambda: queue.pop(1), lambda: queue.get(timeout=1)):
             with pytest.raises(ClosedError, match="async with"):
                 await verb()
+        await queue.close()  # as in a finally
         assert os.listdir(tmp_path) == []
         async with queue as same:
             assert same is queue

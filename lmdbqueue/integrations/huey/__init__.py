@@ -19,7 +19,7 @@ from lmdbqueue._base.errors import without_extra
 try:
     import huey  # noqa: F401
 except ImportError as error:
-    raise without_extra(__name__, "huey", "huey", error) from error
+    raise without_extra(__name__, "huey", "pip install 'lmdbqueue-persistent[huey]'", error) from error
 
 from lmdbqueue.integrations.huey._huey import LmdbHuey
 from lmdbqueue.integrations.huey._storage import LmdbStorage

@@ -25,7 +25,7 @@ from lmdbqueue._base.errors import without_extra
 try:
     from kombu.transport import TRANSPORT_ALIASES
 except ImportError as error:
-    raise without_extra(__name__, "kombu", "celery", error) from error
+    raise without_extra(__name__, "kombu", "pip install 'lmdbqueue-persistent[celery]'", error) from error
 
 from lmdbqueue.integrations.kombu._channel import Channel
 from lmdbqueue.integrations.kombu._transport import Transport
