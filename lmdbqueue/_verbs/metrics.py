@@ -1,18 +1,41 @@
 """The figures of ``stats()``, for collectors of metrics.
 
-Owns: names, units, meanings and subjects of the figures as metrics; Prometheus' text format. Law: each field of
-``Stats``, and of its readers, is here once; figures of a directory have no queue as a label, so that they are not added
-up. Must not know: who asks, how a figure is obtained.
+Owns: names, units, meanings and subjects of the figures as metrics; reading them; Prometheus' text format. Law: each
+field of ``Stats``, and of its readers, is here once; figures of a directory have no queue as a label, so that they are
+not added up; a queue that can no longer be read is left out. Must not know: who asks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from lmdbqueue._base.errors import QueueError
 from lmdbqueue._base.values import Stats
+from lmdbqueue._verbs.queue import Queue
+from lmdbqueue._verbs.reading import head_of
 
 Figures = tuple[str, str, Stats]  # path and name of a queue, and the result of its stats()
 Labels = dict[str, str]
 Sample = tuple[Labels, float]
+
+
+def figures_of(queues: Iterable[Queue[Any]]) -> Iterator[Figures]:
+    """Yield the figures of each queue that can be read."""
+    for queue in queues:
+        with suppress(QueueError):
+            yield head_of(queue).engine.path, queue.name, queue.stats()
+
+
+def checked(queues: Sequence[Queue[Any]]) -> Sequence[Queue[Any]]:
+    """Return these queues; raise ``TypeError`` if one is something else, such as an asynchronous one."""
+    for each in queues:
+        if not isinstance(each, Queue):
+            kind = type(each).__name__
+            message = f"metrics are read from a PersistentQueue or PostgresQueue, not {kind}"
+            if hasattr(type(each), "transact"):
+                message += ": pass its attribute 'queue'"
+            raise TypeError(message)
+    return queues
 
 
 def _queue(path: str, name: str, stats: Stats) -> Iterator[tuple[Labels, Any]]:

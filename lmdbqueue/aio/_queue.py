@@ -85,6 +85,9 @@ class AsyncQueue(AsyncWriting[T]):
     where it was. The same applies to a task that its loop never resumes, since it was closed or the program ended.
 
     Closing the loop closes the object and the queue beneath it.
+
+    Attributes:
+        queue: The queue beneath, with the same verbs without ``await``, which block; for metrics, for example.
     """
 
     async def __aexit__(self, *_: object) -> None:

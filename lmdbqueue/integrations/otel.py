@@ -15,13 +15,12 @@ use what it has read: each reading serves an instrument once, and for a second a
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
-from lmdbqueue._base.errors import QueueError, without_extra
-from lmdbqueue._local.queue import PersistentQueue, local_engine_of
-from lmdbqueue._verbs.metrics import METRICS, Figures, Metric
+from lmdbqueue._base.errors import without_extra
+from lmdbqueue._verbs.metrics import METRICS, Figures, Metric, checked, figures_of
+from lmdbqueue._verbs.queue import Queue
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
@@ -33,7 +32,7 @@ __all__ = ["observe"]
 _FRESH: Final = 1.0  # seconds that a reading may serve the instruments of a collection
 
 
-def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
+def observe(meter: Meter, *queues: Queue[Any]) -> None:
     """Report the figures of ``queue.stats()`` to OpenTelemetry: ``lmdbqueue.waiting``, ``lmdbqueue.pushed`` and so on.
 
     They are gauges, except the counters ``pushed``, ``removed`` and ``reader.skipped``. Their attributes are the
@@ -43,9 +42,12 @@ def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
 
     Args:
         meter: The meter that reports.
-        *queues: Open queues.
+        *queues: Open queues, in directories or on PostgreSQL; of an asynchronous one its attribute ``queue``.
+
+    Raises:
+        TypeError: One of them is something else.
     """
-    readings = _Readings(queues)
+    readings = _Readings(checked(queues))
     for metric in METRICS:
         create = meter.create_observable_counter if metric.is_total else meter.create_observable_gauge
         callback = partial(readings.observations, metric)
@@ -55,7 +57,7 @@ def observe(meter: Meter, *queues: PersistentQueue[Any]) -> None:
 class _Readings:
     """The figures of all queues, read once a collection."""
 
-    def __init__(self, queues: Sequence[PersistentQueue[Any]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queues: Sequence[Queue[Any]], clock: Callable[[], float] = time.monotonic) -> None:
         self._queues = queues
         self._clock = clock
         self._found: list[Figures] = []
@@ -65,7 +67,7 @@ class _Readings:
     def observations(self, metric: Metric, _options: CallbackOptions) -> Iterable[Observation]:
         """Return the observations of one instrument; its callback."""
         if metric.key not in self._unserved or self._clock() > self._until:
-            self._found = list(self._read())
+            self._found = list(figures_of(self._queues))
             self._unserved = {each.key for each in METRICS}
             self._until = self._clock() + _FRESH
         self._unserved.discard(metric.key)
@@ -74,8 +76,3 @@ class _Readings:
             for labels, value in metric.samples(*figures):
                 found[tuple(labels.values())] = Observation(value, labels)
         return list(found.values())
-
-    def _read(self) -> Iterable[Figures]:
-        for queue in self._queues:
-            with suppress(QueueError):
-                yield local_engine_of(queue).path, queue.name, queue.stats()

@@ -11,13 +11,11 @@ left out, without affecting the others. Must not know: names and meanings (``_ve
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-from lmdbqueue._base.errors import QueueError, without_extra
-from lmdbqueue._base.values import Stats
-from lmdbqueue._local.queue import PersistentQueue, local_engine_of
+from lmdbqueue._base.errors import without_extra
 from lmdbqueue._verbs import metrics
+from lmdbqueue._verbs.queue import Queue
 
 try:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -37,11 +35,14 @@ class QueueCollector(Collector):
     prometheus_client refuses two with the same names. Closed queues are left out.
 
     Args:
-        queues: Open queues, of one directory or of several.
+        queues: Open queues, in directories or on PostgreSQL; of an asynchronous one its attribute ``queue``.
+
+    Raises:
+        TypeError: One of them is something else.
     """
 
-    def __init__(self, *queues: PersistentQueue[Any]) -> None:
-        self._queues = queues
+    def __init__(self, *queues: Queue[Any]) -> None:
+        self._queues = metrics.checked(queues)
 
     def describe(self) -> Iterator[Metric]:
         """Name the metrics, for the registry."""
@@ -49,11 +50,7 @@ class QueueCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the figures; called by the registry."""
-        figures: list[tuple[str, str, Stats]] = []
-        for queue in self._queues:
-            path = local_engine_of(queue).path
-            with suppress(QueueError):
-                figures.append((path, queue.name, queue.stats()))
+        figures = list(metrics.figures_of(self._queues))
         for metric in metrics.METRICS:
             family = _family(metric)
             found: dict[tuple[str, ...], tuple[metrics.Labels, float]] = {}  # a directory's figures once

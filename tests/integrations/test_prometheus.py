@@ -1,14 +1,19 @@
 """Figures for prometheus_client, read by the real registry, server and parser."""
 
+import asyncio
 import os
 import urllib.request
+from functools import partial
 
 import pytest
+from opentelemetry.metrics import get_meter
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from lmdbqueue import PersistentQueue
 from lmdbqueue._verbs.metrics import prometheus_text
+from lmdbqueue.aio import AsyncPersistentQueue
+from lmdbqueue.integrations.otel import observe
 from lmdbqueue.integrations.prometheus import QueueCollector
 
 
@@ -90,3 +95,16 @@ def test_registering_reads_nothing_and_refuses_a_second_one(open_queue, monkeypa
     registry.register(QueueCollector(queue))
     with pytest.raises(ValueError, match="Duplicated"):
         registry.register(QueueCollector(queue))
+
+
+@pytest.mark.parametrize("report", [QueueCollector, partial(observe, get_meter("test"))])
+def test_what_is_no_queue_is_refused_at_once_and_an_asynchronous_one_with_advice(tmp_path, report):
+    async def main():
+        async with AsyncPersistentQueue("queue", tmp_path) as queue:
+            with pytest.raises(TypeError, match="not AsyncPersistentQueue: pass its attribute 'queue'"):
+                report(queue)
+            report(queue.queue)
+        with pytest.raises(TypeError, match=r"not str$"):
+            report("queue")
+
+    asyncio.run(main())
