@@ -424,7 +424,7 @@ class SourceError(QueueError):
 
 
 class CommitUnknownError(StorageError):
-    """The disk failed during a commit: only the reopened queue shows whether the call took effect."""
+    """The disk or the server failed during a commit: check the queue to see whether the call took effect."""
 
     def __str__(self) -> str:
         return (

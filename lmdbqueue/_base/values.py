@@ -204,9 +204,9 @@ class Stats(NamedTuple):
         leased: Leased items.
         delayed: Delayed items.
         dead: Dead letters.
-        pushed: Items pushed ever, delayed ones included.
-        removed: Items popped, deleted, acknowledged or cleared ever.
-        head: All items with smaller numbers have left, except those that came back.
+        pushed: Items ever pushed, including delayed ones.
+        removed: Items ever popped, deleted, acknowledged or cleared.
+        head: The sequence number below which all items have left, except those that came back.
         tail: The sequence number of the next push.
         oldest_age: The age in seconds, on the wall clock, of the item that has waited longest, since its push or the
             end of its delay; None if no item is waiting.
@@ -216,8 +216,8 @@ class Stats(NamedTuple):
             None on PostgreSQL.
         file_size: The size of the file in bytes, with blocks allocated in advance.
         generation: The number of the file; it grows whenever the file is written anew.
-        dropped: Items dropped by ``retain`` ever.
-        expired: Items expired ever.
+        dropped: Items ever dropped by ``retain``.
+        expired: Items ever expired.
         unsynced_seconds: The age of the oldest call that a power cut could undo, 0.0 if there is none; None with
             ``durability="off"`` and on PostgreSQL.
         processes: The number of processes that have the directory open, including this one, as far as the kernel shows

@@ -92,7 +92,8 @@ class PersistentQueue(Queue[T]):
         FormatError: There is something else at the path; nothing was changed, as with all errors here.
         VersionError: A newer version of the library wrote the queue.
         OptionError: A fixed option has another value.
-        AccessError: This process lacks permissions. ``PidError``: a process of another pid namespace has it open.
+        AccessError: This process lacks permissions.
+        PidError: A process of another pid namespace has the queue open.
         CorruptQueueError: The files are damaged.
     """
 

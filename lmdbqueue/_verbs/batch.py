@@ -33,7 +33,7 @@ class Mark(NamedTuple):
         number: The number of the batch; the first is 1.
         seqs: The sequence numbers of its items.
         next: A number greater than those of its items.
-        removed: The number of items that have left the source, after the batch.
+        removed: The number of items that have left the source, including those of the batch.
         digest: A digest of the payloads, to detect other items with these numbers in a restored copy; b"" if unknown.
     """
 

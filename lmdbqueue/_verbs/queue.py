@@ -311,7 +311,7 @@ class Queue(Writing[T], ABC):
             max_bytes: Bytes of payloads, at most; one item is leased in any case.
             linger: Seconds to wait for more items, once one is there, until ``items`` or ``max_bytes`` is reached.
             blocking: Whether to wait for at least one item.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The lease, durable. It is empty, and falsy, if there was no item.

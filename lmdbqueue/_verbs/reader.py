@@ -144,9 +144,9 @@ class Reader(Reading[T]):
     ``queue.shutdown()`` when everything is read. Objects of the same name, in any process, share the position: ``pop``
     gives each item to one of them. ``queue.reader(name)`` makes readers.
 
-    Writers wait for each commit of a reader. So a reader that keeps up with writers of other processes takes several
-    items in a commit: a blocking verb that has read everything lets new ones gather first, for a hundred times the
-    duration of its last move, but for at most 50 ms.
+    Each move of a reader is a commit, for which writers wait. So that a reader that keeps up does not slow down the
+    writers of other processes, a blocking verb that has read everything lets items gather before it moves again: for
+    a hundred times the duration of its last move, but for at most 50 ms.
     """
 
     __module__ = "lmdbqueue"  # set here, since the public module imports it only at first use

@@ -37,7 +37,7 @@ class Reading(Generic[T]):
         Args:
             items: The number of items, at most. 1 returns the item itself, any other number a list.
             blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The item, or None if the queue is empty; or a list, which ends before an item that cannot be decoded.
@@ -72,7 +72,7 @@ class Reading(Generic[T]):
         Args:
             items: The number of items, as for ``peek``.
             blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The item, None or a list, as ``peek``. An item that cannot be decoded stays, and so do those behind it.
@@ -105,7 +105,7 @@ class Reading(Generic[T]):
                 ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is returned in any case.
             blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The items; an empty list if there are none. The list ends before an item that cannot be decoded.
@@ -141,7 +141,7 @@ class Reading(Generic[T]):
                 ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is taken in any case.
             blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The items; an empty list if there are none. An item that cannot be decoded stays, and so do those behind it.

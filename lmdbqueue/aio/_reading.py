@@ -47,7 +47,7 @@ class AsyncReading(Generic[T]):
         Args:
             items: The number of items, at most. 1 returns the item itself, any other number a list.
             blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The item, or None if the queue is empty; or a list.
@@ -82,7 +82,7 @@ class AsyncReading(Generic[T]):
         Args:
             items: The number of items, at most. 1 returns the item itself, any other number a list.
             blocking: Whether to wait until there are ``items`` of them.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The item, or None if the queue is empty; or a list.
@@ -112,7 +112,7 @@ class AsyncReading(Generic[T]):
                 ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is returned in any case.
             blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The items; an empty list if there are none.
@@ -146,7 +146,7 @@ class AsyncReading(Generic[T]):
                 ends the list, which may then be shorter, since those behind it are not returned.
             max_bytes: Bytes of payloads, at most; one item is returned in any case.
             blocking: Whether to wait until there are ``at_least`` items.
-            timeout: Seconds to wait at most; None: no limit.
+            timeout: With ``blocking``, seconds to wait at most; None: no limit.
 
         Returns:
             The items; an empty list if there are none.

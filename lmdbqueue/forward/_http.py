@@ -80,9 +80,9 @@ class HttpTarget(Target):
         url: An ``http`` or ``https`` address; ``user:password@`` in it becomes basic authentication.
         headers: More headers for each request; they replace those of the target and of the items.
         encode: Makes the body, of one item with ``batch=1``, else of a list: ``as_json`` (the default),
-            ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own. One that needs a
-            second argument gets the ``Envelope`` of the item, or a list of them: number, headers, time of push. It
-            returns bytes, or a str, which is sent as UTF-8. An item for which it raises or returns anything else is
+            ``as_json_lines``, ``as_json_with_headers``, ``as_bytes``, or a function of your own, which returns bytes,
+            or a str, which is sent as UTF-8. If it needs a second argument, it gets the ``Envelope`` of the item
+            (number, headers, time of push), or a list of them. If it raises, or returns anything else, the item is
             refused.
         batch: The maximum number of items in a request.
         max_bytes: The maximum size of the payloads of a request; a single item may exceed it.

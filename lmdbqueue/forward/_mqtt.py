@@ -35,11 +35,11 @@ _FLIGHT: Final = 100  # the most messages without an answer
 class MqttTarget(Target):
     """Publish each item as a message, in order, each at least once.
 
-    MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of the queue,
-    and the number of the item, so a subscriber can skip items that it already has; and one user property for each
-    header of the item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a control
-    character, for which a broker would end the connection. A message that is too large for the broker becomes a dead
-    letter; after any other error the broker counts as unreachable.
+    It speaks MQTT 5. Messages have the user property ``lmdbqueue-id``: the uuid of the queue's directory, the name of
+    the queue, and the number of the item, so a subscriber can skip items that it already has; and one user property for
+    each header of the item, such as ``traceparent``. Left out are a header called ``lmdbqueue-id``, and those with a
+    control character, for which a broker would end the connection. A message that is too large for the broker becomes a
+    dead letter; after any other error the broker counts as unreachable.
 
     Args:
         host: The broker.
@@ -52,8 +52,8 @@ class MqttTarget(Target):
         password: The password of ``username``.
         client_id: The client identifier; "" lets the broker choose one.
         encode: Makes the payload of an item: ``as_json`` (the default), ``as_json_with_headers``, ``as_bytes``, or a
-            function of your own. One that needs a second argument gets the ``Envelope`` of the item. It returns bytes,
-            or a str, which is sent as UTF-8. An item for which it raises or returns anything else is refused.
+            function of your own, which returns bytes, or a str, which is sent as UTF-8. If it needs a second argument,
+            it gets the ``Envelope`` of the item. If it raises, or returns anything else, the item is refused.
         loads: Makes the item from a payload: ``load`` (the default) reads pickles and JSON texts.
         batch: The maximum number of items in a batch, which a crash can repeat. At most 100 messages at a time are
             unacknowledged.

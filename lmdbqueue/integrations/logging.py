@@ -140,8 +140,9 @@ class DurableHandler(logging.Handler):
         retain: The number of newest records to keep while nobody listens; older ones are dropped. None: all.
         durability: ``"off"``, ``"interval"`` or ``"full"``; fixed when the directory is created. None: that of the
             directory, ``"off"`` for a new one.
-        linger: Seconds for which a thread collects records before it pushes them in one step. A log call then costs
-            about a sixth, and a killed program loses the records of that time. 0: each record is pushed immediately.
+        linger: Seconds for which a thread collects records before it pushes them in one step. A log call then takes
+            about a sixth of the time, and a killed program loses the records of these seconds. 0: each record is
+            pushed immediately.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ _IN_MEMORY = 1 << 24  # bytes of a spool
 
 @dataclass(frozen=True)
 class Imported:
-    """The result of an import. If it was done before, the result of that run.
+    """The result of an import; if the import had been done before, the result of that run.
 
     Attributes:
         format: The format of the source, as ``detect`` names it.
@@ -153,8 +153,8 @@ def import_file(
             be running.
         dest: The queue's directory; created if it is missing.
         name: The queue in the directory.
-        progress: Called with records read, finished ones included, and the source's own total, which may be wrong; the
-            last time before the items are stored.
+        progress: Called with the number of records read, including finished ones, and the total that the source
+            states, which may be wrong; for the last time before the items are stored.
         table: The queue, in a database that holds several.
         dumps: The ``dumps`` with which the new queue will be used.
         loads: The ``loads`` with which the new queue will be used.

@@ -30,7 +30,8 @@ class LmdbHuey(Huey):  # type: ignore[misc]
 
     ``LmdbHuey("app", path="tasks")`` takes the place of ``SqliteHuey("app", filename="tasks.db")``. A task runs at
     least once. Its end is stored in one step with its result, its retry and the next task; if its worker dies before
-    that, it runs again. It takes the options of ``LmdbStorage`` and those of ``Huey``.
+    that, it runs again. The options are those of ``LmdbStorage`` (``path``, ``durability``, ``max_attempts``, ...) and
+    of ``Huey``.
     """
 
     storage_class = LmdbStorage
