@@ -419,7 +419,27 @@ class LocalEngine(LocalHold):
                 return [(acked, None) for acked in self.ack_each(asked)]
             if not found or len(asked) == 1:  # of several, the others get theirs
                 raise
+        if ttl is not None and 3 * (self.clock().monotonic - moment.monotonic) > ttl * _SECOND:
+            return self._begun_now(found, ttl)
         return found
+
+    def _begun_now(self, relayed: list[Relayed[T]], ttl: float) -> list[Relayed[T]]:
+        """Have the leases begin now, since decoding took long; leave out those whose items others have."""
+        deadline = _deadline(self.clock(), ttl)
+        tokens = [each[1].token for _, each in relayed if each is not None]
+        try:
+            is_held = self.environment.update(self.ref, leases.extend_each, tokens, deadline)
+        except QueueError:  # the ack will raise the error
+            return relayed
+        over = {token for token, each in zip(tokens, is_held, strict=True) if not each}
+        for token in over:
+            self.claims.pop(token, None)
+        return [
+            (acked, None)
+            if each is None or each[1].token in over
+            else (acked, (each[0], each[1]._replace(deadline=deadline / _SECOND)))
+            for acked, each in relayed
+        ]
 
     def leased(
         self, relayed: leases.Relayed | None, deadline: float | None, sort_out: SortOut[T]

@@ -351,6 +351,11 @@ def extend(txn: Txn, queue: Tables, token: int, deadline: int) -> bool | None:
     return True
 
 
+def extend_each(txn: Txn, queue: Tables, tokens: Sequence[int], deadline: int) -> list[bool | None]:
+    """Like ``extend``, for several leases."""
+    return [extend(txn, queue, token, deadline) for token in tokens]
+
+
 def clear(txn: Txn, queue: Tables) -> int:
     """Remove all waiting, leased, delayed and dead items; return their number."""
     before = fifo.numbers(txn, queue)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import pickle
 import random
 import signal
 import threading
@@ -10,12 +11,15 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
+from clocks import SECOND, Clock
 from processes import DEADLINE, STEP, Moments, eventually, interrupt
 
 from lmdbqueue import Lease, LeaseExpiredError, Retry, StorageError, Worked
 from lmdbqueue._host import signals as _signals
 from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Batch
+from lmdbqueue._verbs.lease import relay_all
+from lmdbqueue._verbs.reading import head_of
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():
@@ -40,6 +44,66 @@ def test_a_handler_whose_lease_is_over_all_the_same_is_told_of_in_the_log(open_q
     assert queue.work(handle, stop=stop) == Worked()
     assert "the lease of items 0 of queue 'queue' is over" in caplog.text
     assert caplog.records[0].name == "lmdbqueue.work"
+
+
+def test_a_lease_that_came_with_an_ack_begins_once_its_item_is_decoded(open_queue):
+    clock, stop, handled, seen = Clock(), threading.Event(), [], []
+    other = clock.given_to(open_queue())
+
+    def loads(data):
+        clock.go_on(50)
+        return pickle.loads(data)
+
+    def handle(item):
+        handled.append(item)
+        clock.go_on(50)
+        seen.append(list(other))
+        if item == "c":
+            stop.set()
+
+    other.push(["a", "b", "c"])
+    assert clock.given_to(open_queue(loads=loads)).work(handle, ttl=60, stop=stop) == Worked(3, 0, 0)
+    assert (handled, seen) == (["a", "b", "c"], [["b", "c"], ["c"], []])
+
+
+def test_leases_that_came_with_acks_of_several_tasks_begin_once_all_items_are_decoded(open_queue):
+    clock = Clock()
+    other = clock.given_to(open_queue())
+
+    def loads(data):
+        clock.go_on(25)
+        return pickle.loads(data)
+
+    other.push(list("abcdef"))
+    queue = clock.given_to(open_queue(loads=loads))
+    leases = [queue.lease() for _ in range(3)]
+    relayed = relay_all(queue._engine, leases, 60, head_of(queue).sort_out)
+    assert [(error, items) for error, (items, _) in relayed] == [(None, [item]) for item in "def"]
+    assert {leased.deadline - clock.mono / SECOND for _, (_, leased) in relayed} == {60}
+    clock.go_on(50)
+    assert (list(other), other.stats().leased) == ([], 3)
+
+
+def test_an_item_that_others_lease_while_it_is_decoded_is_not_handled(open_queue):
+    clock, stop, handled, taken = Clock(), threading.Event(), [], []
+    other = clock.given_to(open_queue())
+
+    def loads(data):
+        if handled and not taken:
+            clock.go_on(61)
+            taken.append(other.lease())
+        return pickle.loads(data)
+
+    def handle(item):
+        handled.append(item)
+        if item == "c":
+            stop.set()
+
+    other.push(["a", "b", "c"])
+    assert clock.given_to(open_queue(loads=loads)).work(handle, ttl=60, stop=stop) == Worked(2, 0, 0)
+    assert (handled, taken[0].items, taken[0].attempts) == (["a", "c"], ["b"], [2])
+    taken[0].ack()
+    assert other.stats().leased == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
