@@ -239,7 +239,7 @@ class Generation(Durable):
 
         Takes the write lock, as LMDB requires, and writes nothing.
         """
-        txn = self.begin("opening", pinned=False)
+        txn: Any = self.begin("opening", pinned=False)
         try:
             with self._translated("opening"), self._borrowing:
                 self._open_shared(txn, create=False)
@@ -248,7 +248,8 @@ class Generation(Durable):
                 self._keep(each for each in found if each is not None)
                 self.is_prepared = True
         finally:
-            end(txn)
+            left, txn = weakref.ref(txn), None
+            undo(left)
 
     def open_queue(self, name: str, make: Callable[[Txn, Tables], bytes]) -> tuple[Tables, bytes, int]:
         """Open the handle of a queue, which ``make`` creates if it is missing.
@@ -256,7 +257,7 @@ class Generation(Durable):
         Return its tables, its record, and the transaction for ``secure``, 0 for none. Raises ``Superseded`` if the
         handle of a queue of that name, which another process has dropped, is still open: it is closed with the file.
         """
-        txn = self.begin("opening", pinned=False)
+        txn: Any = self.begin("opening", pinned=False)
         transaction = 0
         try:
             with self._translated("opening"):
@@ -280,7 +281,8 @@ class Generation(Durable):
                     record = txn.get(found.queue, db=self.meta) or b""
                     txn.commit()
         finally:
-            end(txn)
+            left, txn = weakref.ref(txn), None
+            undo(left)
         self._keep([found])
         return found, record, transaction
 
@@ -290,7 +292,7 @@ class Generation(Durable):
         Return the transaction, 0 if there is no such queue. The handle is closed in any case: if this is not committed,
         the file has to be reopened.
         """
-        txn = self.begin("dropping")
+        txn: Any = self.begin("dropping")
         has_handle = True
         try:
             with self._translated("dropping"):
@@ -310,7 +312,8 @@ class Generation(Durable):
             self.is_broken = self.is_broken or not has_handle
             raise
         finally:
-            end(txn)
+            left, txn = weakref.ref(txn), None
+            undo(left)
 
     def _content_leaves(self, txn: Txn, queue: Tables) -> None:
         if self.content.is_running:
@@ -562,10 +565,11 @@ class Generation(Durable):
         if not self._is_tight:
             return False
         self._is_tight = False
-        txn = self.begin("writing")
+        txn: Any = self.begin("writing")
         try:
             with self._translated("writing"):
                 self.commit(txn)
         finally:
-            end(txn)
+            left, txn = weakref.ref(txn), None
+            undo(left)
         return True

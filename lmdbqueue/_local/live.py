@@ -41,6 +41,7 @@ from contextlib import suppress
 from functools import partial
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from weakref import ref as weak
 
 from lmdbqueue._base.errors import ClosedError, CorruptQueueError, ForkError, NestedCallError
 from lmdbqueue._host import departures, owners
@@ -52,7 +53,7 @@ from lmdbqueue._host.session import Session
 from lmdbqueue._host.threads import Ending, free, held, is_mine
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
-from lmdbqueue._lmdb.snapshot import Ref, Txn, end
+from lmdbqueue._lmdb.snapshot import Ref, Txn, undo
 from lmdbqueue._local.recovery import has_said, is_whole, recover, tell
 from lmdbqueue._local.swap import Write, swap, write_copy
 from lmdbqueue._local.transaction import blocks
@@ -211,11 +212,12 @@ class Live:
     def _rewrite(self, generation: Generation) -> None:
         """Replace a generation whose flush failed by a copy, unless another process has."""
         with suppress(Superseded):
-            txn = generation.begin("locking")
+            txn: Any = generation.begin("locking")
             try:
                 self._swap(generation, txn)
             finally:
-                end(txn)
+                left, txn = weak(txn), None
+                undo(left)
         self.follow(generation)
 
     def _begin_anew(self) -> None:

@@ -32,7 +32,7 @@ from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import Ending
 from lmdbqueue._lmdb.failures import Doubtful, Superseded
 from lmdbqueue._lmdb.generation import Generation
-from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn
+from lmdbqueue._lmdb.snapshot import Ref, Tables, Txn, forget_frames
 from lmdbqueue._verbs.block import Block, Blocks
 
 blocks: Blocks[Transaction] = Blocks()
@@ -70,7 +70,8 @@ class Transaction(Block):
         self.refuse_amid_a_call()
         try:
             return fn(self._begun[0][1], self.generation.table(ref), *args)
-        except Exception as error:
+        except BaseException as error:
+            forget_frames(error)  # as below
             self._raise(error, "reading")
 
     def write(self, ref: Ref, fn: Callable[..., Any], args: tuple[Any, ...], room: int) -> Any:
@@ -83,9 +84,11 @@ class Transaction(Block):
             if room:
                 self.generation.make_room(self._begun[0][1], room)
             result = fn(self._begun[0][1], table, *args)
-        except Full:
+        except Full as error:
+            forget_frames(error)  # which keep the transaction, and the user may keep the error
             raise
         except BaseException as error:
+            forget_frames(error)
             self._spoiled_by = error
             self._raise(error, "writing")
         finally:

@@ -1,12 +1,14 @@
 """Calls that change nothing, or fail, wait for no call of another thread: LMDB's binding would let them."""
 
+import operator
 import os
 import threading
 from contextlib import contextmanager, suppress
 
 import pytest
 
-from lmdbqueue import Full, PersistentQueue
+from lmdbqueue import Full, OptionError, PersistentQueue, StorageError, TransactionError
+from lmdbqueue._host.session import Session
 
 PATIENCE = 60  # seconds, for what happens at once when all is well
 
@@ -82,14 +84,58 @@ def checked(queue):
     assert not queue.check()
 
 
+def undone_after_an_error_that_is_kept(queue):
+    queue.maxsize = 1
+    kept = []
+    with suppress(ZeroDivisionError), queue.transaction():
+        try:
+            queue.push(b"")
+        except Full as error:
+            kept.append(error)
+        raise ZeroDivisionError
+
+
+def undone_after_an_error_that_is_caught(queue):
+    with pytest.raises(TransactionError), queue.transaction(), suppress(OptionError):
+        queue.push(b"", priority=1)  # beside a reader
+
+
+def not_opened(queue):
+    environment = queue._engine.environment
+    with pytest.raises(TypeError):
+        environment.open_queue("other", operator.truediv)  # in the place of what makes it
+
+
+def not_rewritten(queue):
+    environment = queue._engine.environment
+    os.mkdir(environment.directory.draft(environment._generation.number + 1))  # in the place of the file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "is_in_doubt", lambda *_: True)
+        with pytest.raises(StorageError):
+            environment._begin_anew()
+
+
 @pytest.mark.parametrize(
     "call",
-    [cancelled, refused, refused_in_a_group, undone, undone_within_a_call, dropped, checked],
+    [
+        cancelled,
+        refused,
+        refused_in_a_group,
+        undone,
+        undone_within_a_call,
+        undone_after_an_error_that_is_kept,
+        undone_after_an_error_that_is_caught,
+        not_opened,
+        not_rewritten,
+        dropped,
+        checked,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_is_not_committed_waits_for_no_call_of_another_thread(tmp_path, call):
     with PersistentQueue("queue", tmp_path, serializer="bytes") as queue:
         queue.push([os.urandom(4096)] * 1024)
+        queue.reader("reader")
         found = list(queue)
         with a_call_that_does_not_end(queue):
             assert ends(lambda: call(queue))
