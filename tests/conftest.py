@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,7 @@ def needs() -> Callable[..., None]:
 
     def needs_(*wanted: str) -> None:
         special = {"root": os.geteuid() == 0, "loop devices": os.path.exists("/dev/loop-control")}
+        special["Linux 6.11"] = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 11)
         if "pid namespaces" in wanted:
             tried = shutil.which("unshare") and subprocess.run(["unshare", "-p", "-f", "true"], check=False).returncode
             special["pid namespaces"] = tried == 0

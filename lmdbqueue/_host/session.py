@@ -41,6 +41,7 @@ nothing else. With checkpoints it would cost more: commits would be called uncov
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import struct
@@ -77,6 +78,7 @@ _NOTE_AT: Final = 72
 _TRANSACTION_BITS: Final = 64
 _BOOT: Final = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE: Final = "/proc/self/ns/pid"
+_PIDFD_GET_PID_NAMESPACE: Final = 0xFF05
 _AT_EMPTY_PATH: Final = 0x1000
 _STATX_BTIME: Final = 0x800
 _STATX_MNT_ID_UNIQUE: Final = 0x4000  # Linux 6.8
@@ -127,8 +129,8 @@ class Session:
         self._file = open_at(self.path, os.O_RDWR, self._folder)
         self._memory = mmap.mmap(self._file, SIZE)
         self._words = memoryview(self._memory).cast("Q")
-        self._words[_JOINED] = not self.first
         self._refuse_other_pids()
+        self._words[_JOINED] = not self.first
 
     def _refuse_other_pids(self) -> None:
         """Raise ``PidError`` beside processes of another pid namespace."""
@@ -331,11 +333,23 @@ def _place(fd: int) -> _Place:
 
 
 def _pids() -> int:
-    """Return the inode of this process's pid namespace, 0 where there is none to be seen."""
-    try:
+    """Return the inode of this process's pid namespace, 0 where there is none to be seen.
+
+    There may be no /proc, or that of another namespace, as for ``nsenter -m``: then the kernel is asked directly.
+    """
+    with suppress(OSError):
         return os.stat(_NAMESPACE).st_ino
-    except OSError:
-        return 0
+    with suppress(OSError, AttributeError):  # which it answers since Linux 6.11
+        process = os.pidfd_open(os.getpid())
+        try:
+            namespace = fcntl.ioctl(process, _PIDFD_GET_PID_NAMESPACE)
+        finally:
+            close(process)
+        try:
+            return os.fstat(namespace).st_ino
+        finally:
+            close(namespace)
+    return 0
 
 
 def _boot() -> bytes:

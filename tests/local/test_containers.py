@@ -53,3 +53,17 @@ def test_processes_of_other_namespaces_are_refused_and_damage_nothing(needs, tmp
         assert queue.check() == []
         assert "--pid=host" in other()
     assert other() == "held\n"
+
+
+@pytest.mark.parametrize("is_other", [True, False], ids=["another namespace", "the same"])
+def test_namespaces_are_told_apart_without_proc(needs, tmp_path, is_other):
+    """As where there is none, or that of another namespace, to which ``nsenter -m`` leads."""
+    needs("pid namespaces", "Linux 6.11")
+    bare = ["unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$0" "$@"', sys.executable, "-c", OPEN]
+    other = ["unshare", "-p", "-f", *bare] if is_other else bare
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push("held")
+        place = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": ROOT}}
+        seen = subprocess.run(other, **place, text=True, capture_output=True, timeout=60, check=True).stdout
+        assert "--pid=host" in seen if is_other else seen == "held\n"
+        assert queue._engine.environment._session.is_shared() is not is_other, "who is refused is waited for"
