@@ -43,8 +43,8 @@ class Grouping:
         if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, APART, Ack.kind, ONE)):
             return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
-        if not jobs:  # all are cancelled
-            return ()
+        if len(jobs) <= 1:  # the others are cancelled. What fails for one job alone is its error: it is not tried again
+            return self._each(jobs)
         if kind == Push.kind:
             return self._shared(jobs, self._pushed)
         if kind == APART:

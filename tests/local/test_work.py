@@ -20,6 +20,8 @@ from lmdbqueue._host.signals import stopped_by_signals
 from lmdbqueue._verbs.head import Batch
 from lmdbqueue._verbs.lease import relay_all
 from lmdbqueue._verbs.reading import head_of
+from lmdbqueue.aio._grouping import Grouping
+from lmdbqueue.aio._jobs import Relay
 
 
 def test_delays_grow_up_to_a_limit_and_differ_by_chance():
@@ -82,6 +84,25 @@ def test_leases_that_came_with_acks_of_several_tasks_begin_once_all_items_are_de
     assert {leased.deadline - clock.mono / SECOND for _, (_, leased) in relayed} == {60}
     clock.go_on(50)
     assert (list(other), other.stats().leased) == ([], 3)
+
+
+def test_a_relay_whose_companion_is_cancelled_gets_the_error_that_came_after_its_ack(open_queue, monkeypatch):
+    queue = open_queue(dumps=str.encode, loads=bytes.decode)
+    queue.push(["a", "b"])
+    queue._engine.append([b"\xff"])
+
+    def fail(*_):
+        raise StorageError(queue.path, "commit", "the disk failed")
+
+    async def test():
+        jobs = [Relay(asyncio.get_running_loop().create_future(), queue.lease(), 60) for _ in "ab"]
+        jobs[0].future.cancel()
+        monkeypatch.setattr(queue._engine, "nack", fail)  # what makes the unreadable item a dead letter
+        return list(Grouping(head_of(queue)).done(jobs[0].kind, jobs))
+
+    ((_, _, error),) = asyncio.run(test())
+    assert isinstance(error, StorageError)
+    assert (queue.stats().leased, len(queue)) == (1, 1), "an ack was lost, or a lease stays"
 
 
 def test_an_item_that_others_lease_while_it_is_decoded_is_not_handled(open_queue):
