@@ -60,7 +60,7 @@ from lmdbqueue._base.errors import CorruptQueueError, ExistsError, ForkError, Fo
 from lmdbqueue._base.format import Options
 from lmdbqueue._host import flock, fork, owners
 from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
-from lmdbqueue._host.disk import open_private, sync_directory, sync_file, translated
+from lmdbqueue._host.disk import open_private, refuse_short, sync_directory, sync_file, translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
 from lmdbqueue._host.threads import Parking, held, holding, is_mine
@@ -448,7 +448,7 @@ def _write_options(path: str, folder: int, options: Options) -> None:
         text = options.to_json()
         if fork.amid.life not in (None, fork.life):
             raise ForkError(path)
-        os.pwrite(fd, text, 0)
+        refuse_short(os.pwrite(fd, text, 0), text)
         os.ftruncate(fd, len(text))
         sync_file(fd)
     finally:

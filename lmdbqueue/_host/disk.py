@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
@@ -92,6 +92,20 @@ def disk_full(path: str, number: int | None = errno.ENOSPC) -> DiskFullError:
     if space.f_files and not space.f_favail:
         return DiskFullError("files", space.f_files, space.f_files - space.f_favail, 0)
     return DiskFullError("bytes", total, used, 0)
+
+
+def refuse_short(written: int, data: Sized) -> None:
+    """Raise ``OSError`` if only a part of ``data`` was written, as where the disk has room for no more."""
+    if written < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def append(fd: int, line: bytes) -> None:
+    """Append a line to a file, on a line of its own even if an earlier one was cut short. Raises ``OSError``."""
+    size = os.fstat(fd).st_size
+    left = memoryview(line if not size or os.pread(fd, 1, size - 1) == b"\n" else b"\n" + line)
+    while left:  # one call writes 2 GiB at most
+        left = left[os.write(fd, left) :]
 
 
 def sync_file(fd: int) -> None:

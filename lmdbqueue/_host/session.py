@@ -54,7 +54,7 @@ from lmdbqueue._base.errors import ForkError, PidError
 from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import flock, fork
 from lmdbqueue._host.descriptors import close, open_at
-from lmdbqueue._host.disk import open_private, sync_file
+from lmdbqueue._host.disk import open_private, refuse_short, sync_file
 
 MAGIC: Final = b"lmdbqses"
 CLOSED: Final = b"closed".ljust(16)
@@ -323,7 +323,8 @@ def _make(path: str, folder: int | None) -> None:
     fd = open_private(path, os.O_RDWR, folder=folder)
     try:
         if os.fstat(fd).st_size != SIZE:
-            os.pwrite(fd, MAGIC.ljust(SIZE, b"\0"), 0)
+            empty = MAGIC.ljust(SIZE, b"\0")
+            refuse_short(os.pwrite(fd, empty, 0), empty)
     finally:
         close(fd)
 

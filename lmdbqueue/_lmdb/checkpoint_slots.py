@@ -37,7 +37,7 @@ from lmdbqueue._base.values import NamedTuple
 from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close
 from lmdbqueue._host.directory import LANE
-from lmdbqueue._host.disk import NO_ROOM, open_private, sync_directory, sync_file
+from lmdbqueue._host.disk import NO_ROOM, open_private, refuse_short, sync_directory, sync_file
 
 MAGIC: Final = b"lmdbqcp1"
 BODY_SIZE: Final = 136
@@ -155,13 +155,15 @@ class _Lane:
         """Bring the file and its name to the disk, since its creator may have been killed before that."""
         size = os.fstat(self._fd).st_size
         if size < 2 * SLOT_SIZE:
-            os.pwrite(self._fd, bytes(2 * SLOT_SIZE - size), size)
+            rest = bytes(2 * SLOT_SIZE - size)
+            refuse_short(os.pwrite(self._fd, rest, size), rest)
             sync_file(self._fd)
         sync_directory(os.path.dirname(self._path), self._folder)
 
     def _write(self, offset: int, checkpoint: Checkpoint) -> None:
         data = _SLOT.pack(MAGIC, *checkpoint)
-        os.pwrite(self._fd, data + _SUM.pack(crc32(data)), offset)
+        data += _SUM.pack(crc32(data))
+        refuse_short(os.pwrite(self._fd, data, offset), data)
         sync_file(self._fd)
 
 

@@ -26,7 +26,7 @@ from zlib import crc32
 from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import CorruptQueueError
 from lmdbqueue._base.format import SEAL_SIZE, Bounds, Note, Numbers, Position, Retention
-from lmdbqueue._host.disk import open_private, sync_directory, sync_file
+from lmdbqueue._host.disk import append, open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import meta_page, opening
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
 from lmdbqueue._model.lease_records import Contents, read
@@ -54,9 +54,9 @@ class Quarantine:
         import json  # noqa: PLC0415
 
         line = json.dumps({"queue": queue, **place, "value": base64.b64encode(value).decode()}) + "\n"
-        fd = open_private(self.path, os.O_WRONLY | os.O_APPEND, beside=self._directory)
+        fd = open_private(self.path, os.O_RDWR | os.O_APPEND, beside=self._directory)
         try:
-            os.write(fd, line.encode())
+            append(fd, line.encode())
             sync_file(fd)
         finally:
             os.close(fd)

@@ -1,6 +1,7 @@
 """``check(repair=True)`` saves every item that can be read, says what is lost, and leaves a whole queue."""
 
 import base64
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from lmdbqueue._base import format as _format
 from lmdbqueue._lmdb import meta_page
 from lmdbqueue._lmdb.raw_pages import Pages, root_of
 from lmdbqueue._local.queue import local_engine_of
+from lmdbqueue._local.salvage import Quarantine
 from lmdbqueue.cli import main
 
 ITEMS = [f"item {number} ".encode() * (number % 7 + 1) for number in range(300)]
@@ -226,3 +228,28 @@ def test_a_queue_whose_record_is_lost_is_not_made_anew_and_all_its_items_are_sav
         assert queue.push(b"next") == len(ITEMS) + 10
         assert list(other) == [b"alone"]
         assert queue.check() == []
+
+
+def test_each_line_of_a_quarantine_file_is_whole_whatever_the_disk_cuts_short(tmp_path, monkeypatch):
+    write = os.write
+    room = 150
+
+    def cut_short(fd, data):
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(fd, data[: min(room, 50)])
+        room -= written
+        return written
+
+    (tmp_path / "queue").mkdir()
+    quarantine = Quarantine(str(tmp_path / "queue"))
+    monkeypatch.setattr(os, "write", cut_short)
+    quarantine.add("queue", b"a" * 30, seq=1)
+    with pytest.raises(OSError, match="No space"):
+        quarantine.add("queue", b"b" * 300, seq=2)
+    room = 1000
+    quarantine.add("queue", b"b" * 300, seq=2)
+    first, _, again = (tmp_path / "queue.quarantine").read_text().splitlines()
+    assert [json.loads(line)["seq"] for line in (first, again)] == [1, 2]
+    assert base64.b64decode(json.loads(again)["value"]) == b"b" * 300

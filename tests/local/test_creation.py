@@ -18,6 +18,7 @@ from processes import DEADLINE, drained, eventually, finish, forked, generations
 from lmdbqueue import (
     AccessError,
     CorruptQueueError,
+    DiskFullError,
     Empty,
     FormatError,
     OptionError,
@@ -358,3 +359,28 @@ def test_a_path_in_a_working_directory_that_was_removed_is_refused(tmp_path, mon
         with pytest.raises(FormatError, match="removed"):
             open_("queue")
     PersistentQueue("queue", tmp_path).close()
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_a_write_that_the_disk_cuts_short_is_a_full_disk(tmp_path, monkeypatch, durability):
+    """As on a file system with small blocks that has room for some of them: the call reports what it has written."""
+    write = os.pwrite
+    for cut in range(1, 100):
+        calls = 0
+
+        def cut_short(fd, data, offset, cut=cut):
+            nonlocal calls
+            calls += 1
+            return write(fd, data[: len(data) // 2] if calls == cut and len(data) > 1 else data, offset)
+
+        with monkeypatch.context() as cutting, contextlib.suppress(DiskFullError):
+            cutting.setattr(os, "pwrite", cut_short)
+            with PersistentQueue(f"queue {cut}", tmp_path, durability=durability) as queue:
+                queue.push("item")
+                queue.sync()
+        with PersistentQueue(f"queue {cut}", tmp_path, durability=durability) as queue:
+            assert queue.check() == []
+            queue.push("item")
+        if calls < cut:
+            break
+    assert cut > 2
