@@ -70,10 +70,11 @@ class Full(QueueError, queue.Full):
                 f"{self.used:,}; nothing was stored: see ulimit -v, open fewer queues, or remove items"
             )
         more = f", and {self.added:,} more do{'es' * (self.added == 1)} not fit" if self.added else ""
-        return (
-            f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit}{more}; nothing was stored: remove "
-            f"items, or use put(), which waits for room"
-        )
+        advice = "remove items, or use put(), which waits for room"
+        if self.added > self.limit:  # even an empty queue has no room for them
+            advice = "push less at once, or open the queue with a higher limit"
+        holds = f"the queue holds {self.used:,} of at most {self.limit:,} {self.unit}{more}"
+        return f"{holds}; nothing was stored: {advice}"
 
 
 class ShutDown(QueueError, _StandardShutDown):

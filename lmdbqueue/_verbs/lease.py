@@ -31,8 +31,9 @@ class Lease(Sequence[T]):
 
     As a context manager it acknowledges its items at the end of the block; an exception returns them to their places in
     the queue. ``ack``, ``nack``, ``reject`` and ``extend`` are durable when they return, or with the transaction around
-    them. They raise ``LeaseExpiredError`` and change nothing if the lease is over: others may have the items then. A
-    forked child does not share its parent's leases. ``queue.lease()`` makes leases.
+    them. They raise ``LeaseExpiredError`` and change nothing if the lease is over: others may have the items then.
+    After its ``ttl`` a lease is over as soon as anybody reads or takes items; until then, a late ``ack`` still counts.
+    A forked child does not share its parent's leases. ``queue.lease()`` makes leases.
 
     Attributes:
         items: The items.

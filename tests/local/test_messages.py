@@ -16,6 +16,7 @@ from lmdbqueue import (
     DecodeError,
     DiskFullError,
     FormatError,
+    Full,
     GoneError,
     PersistentQueue,
     StorageError,
@@ -97,6 +98,15 @@ def test_a_path_that_can_be_no_queue_is_called_what_it_is(name, error, told, tmp
     (tmp_path / "of others" / "theirs").touch()
     with pytest.raises(error, match=told):
         PersistentQueue(name, tmp_path)
+
+
+def test_who_pushes_more_than_the_limit_at_once_is_not_told_to_wait_for_room(tmp_path):
+    with PersistentQueue("queue", tmp_path, maxsize=2) as queue:
+        with pytest.raises(Full, match="push less at once"):
+            queue.push([1, 2, 3])
+        queue.push([1, 2])
+        with pytest.raises(Full, match=r"remove items, or use put\(\)"):
+            queue.push(3)
 
 
 def test_who_wants_a_queue_that_exists_is_not_told_to_choose_another_name_for_it(tmp_path):

@@ -143,6 +143,13 @@ def test_a_lease_with_a_ttl_ends_with_it_and_a_late_ack_touches_nothing(full, en
     again.ack()
 
 
+def test_an_ack_after_the_ttl_counts_if_nobody_has_looked_since(full, later):
+    lease = full.lease(2, ttl=1)
+    later(2)
+    lease.ack()
+    assert next(iter(full)) == "c"
+
+
 def test_a_block_that_ends_late_says_so_but_not_over_another_exception(full, later):
     for error in (LeaseExpiredError, ZeroDivisionError):
         with pytest.raises(error), full.lease(ttl=1):  # noqa: PT012
