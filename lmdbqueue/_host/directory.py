@@ -56,7 +56,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from lmdbqueue._base.errors import CorruptQueueError, ExistsError, ForkError, FormatError, GoneError, NestedCallError
+from lmdbqueue._base.errors import (
+    CorruptQueueError,
+    ExistsError,
+    ForkError,
+    FormatError,
+    GoneError,
+    NestedCallError,
+    StorageError,
+)
 from lmdbqueue._base.format import Options
 from lmdbqueue._host import flock, fork, owners
 from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
@@ -317,6 +325,20 @@ class Directory:
         """Return the highest existing generation, 0 for none. Call it under the directory lock."""
         with translated(self.path, "listing"):
             return max(_generations(names_in(self.folder)), default=0)
+
+    def refuse_hard_links(self, number: int) -> None:
+        """Raise ``StorageError`` if the file of a generation is in a second directory, too, as after ``cp -al``.
+
+        Both would be one queue, until a ``flush`` of one takes the items out of the other; nor do they share the files
+        of the owners of leases, or even the lock file, if a program has linked only files that were equal.
+        """
+        with translated(self.path, "opening"):
+            name = os.path.basename(self.generation(number))
+            links = os.stat(name, dir_fd=self.folder).st_nlink
+        if links > 1:
+            reason = f"{name} has {links} names (hard links), so two directories would be one queue"
+            advice = "remove the other directory; copy one with lmdbqueue copy, or close it and use cp -r"
+            raise StorageError(self.path, "opening", reason, advice)
 
     def publish(self, number: int) -> None:
         """Give the finished draft of generation ``number`` its final name, unless it has it. Under the lock."""

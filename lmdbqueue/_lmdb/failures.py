@@ -65,7 +65,7 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
             operation,
             reason,
             "the library was loaded twice, as a second copy, by importlib.reload or in a sub-interpreter: import one "
-            "copy, once; or the directory is a copy made of hard links: copy the files instead",
+            "copy, once",
         )
     for number in _OF_THE_SYSTEM:
         if os.strerror(number) in reason:

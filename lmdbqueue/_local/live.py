@@ -296,6 +296,7 @@ class Live:
             session = self._session or Session(self.directory.file(SESSION), self.directory.folder)
             try:
                 if joins:
+                    self.directory.refuse_hard_links(number)
                     session.join()
                 self.bell.hang()
                 generation = self._open_newest(number, session, progress)

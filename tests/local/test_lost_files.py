@@ -14,7 +14,7 @@ import pytest
 from processes import forked, status_of, tree
 
 import lmdbqueue
-from lmdbqueue import CorruptQueueError, GoneError, PersistentQueue
+from lmdbqueue import CorruptQueueError, GoneError, PersistentQueue, StorageError
 from lmdbqueue._host.owners import is_owner
 from lmdbqueue.cli import _bare
 
@@ -336,3 +336,24 @@ def test_generations_are_counted_beyond_eight_digits(tmp_path):
         assert list(queue) == ["a", "b"]
         assert queue.check() == []
     assert (tmp_path / "queue" / "100000001.mdb").exists()
+
+
+def test_a_copy_made_of_hard_links_is_refused_before_it_takes_the_file_from_the_original(tmp_path):
+    """A flush of either would continue in a file of its own, where the other does not look."""
+    with PersistentQueue("queue", tmp_path) as queue:
+        queue.push([1, 2])
+        shutil.copytree(tmp_path / "queue", tmp_path / "linked", copy_function=os.link)
+
+        def flush_the_copy():
+            with pytest.raises(StorageError, match="hard links"), PersistentQueue("linked", tmp_path) as linked:
+                linked.flush(force=True)
+            with pytest.raises(StorageError, match="hard links"):
+                lmdbqueue.check(str(tmp_path / "linked"), repair=True)
+
+        assert status_of(forked(flush_the_copy)) == 0
+        queue.push(3)
+    with pytest.raises(StorageError, match="remove the other directory"):
+        PersistentQueue("queue", tmp_path)
+    shutil.rmtree(tmp_path / "linked")
+    with PersistentQueue("queue", tmp_path) as queue:
+        assert (list(queue), queue.check()) == ([1, 2, 3], [])
