@@ -445,7 +445,7 @@ class Queue(Writing[T], ABC):
 
         hooks = {"stop": stop, "progress": progress, "on_retry": on_retry, "on_dead": on_dead}
         check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
-        retry = worker.DEFAULT_RETRY if retry is None else worker.checked_retry(retry)
+        retry = worker.checked_retry(worker.DEFAULT_RETRY if retry is None else retry, self.max_attempts)
         takes_job = worker.takes_job(handler, is_awaited=False)
         worker.refuse_coroutines(**hooks)
         batch, threads = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)

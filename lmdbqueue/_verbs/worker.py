@@ -49,7 +49,8 @@ class Retry(NamedTuple):
     last time about 68 minutes after the first, so an outage of an hour makes no dead letters.
 
     Attributes:
-        max_attempts: Leases after which an item becomes a dead letter; None: the limit of the queue object.
+        max_attempts: Leases after which an item becomes a dead letter; None: the limit of the queue object, which
+            applies in any case if it is lower.
         base: Seconds until the second attempt.
         factor: The ratio of each delay to the previous one.
         max_delay: The longest delay, in seconds.
@@ -89,10 +90,17 @@ _FIELDS: Final = {
 }
 
 
-def checked_retry(retry: Retry) -> Retry:
-    """Return a ``Retry`` whose fields make sense; raise ``TypeError`` or ``ValueError`` for another one."""
+def checked_retry(retry: Retry, limit: int | None) -> Retry:
+    """Return a ``Retry`` that keeps the limit of the queue object; raise for fields that make no sense.
+
+    Args:
+        retry: As the user gave it.
+        limit: The ``max_attempts`` of the queue object.
+    """
     check(_RETRY, retry=retry)
     check(_FIELDS, **{f"retry.{name}": value for name, value in retry._asdict().items()})
+    if limit is not None and retry.max_attempts is not None and retry.max_attempts > limit:
+        return retry._replace(max_attempts=limit)
     return retry
 
 

@@ -257,7 +257,7 @@ class AsyncQueue(AsyncWriting[T]):
         """
         hooks = {"stop": stop, "progress": progress, "on_retry": on_retry, "on_dead": on_dead, "signals": signals}
         check(WORK, items=items, max_bytes=max_bytes, linger=linger, ttl=ttl, concurrency=concurrency, **hooks)
-        retry = checked_retry(retry)
+        retry = checked_retry(retry, self.queue.max_attempts)
         batch, tasks = Batch(max(1, index(items)), max_bytes, linger), index(concurrency)
         job = takes_job(handler, is_awaited=True)
         refuse_coroutines(stop=stop, progress=progress, on_retry=on_retry, on_dead=on_dead)

@@ -54,6 +54,20 @@ def test_a_failure_is_logged_with_its_traceback_and_the_dead_letter_keeps_it(que
     assert letter.traceback.endswith("LookupError: no such thing\n")
 
 
+@pytest.mark.parametrize(("retries", "tries"), [(9, 3), (2, 2), (None, 3)])
+def test_the_limit_of_the_queue_applies_to_workers_unless_theirs_is_lower(queue, retries, tries):
+    queue.max_attempts = 3
+    queue.push("bad")
+    seen = []
+
+    def handle(_, job):
+        seen.append(job.attempts)
+        raise LookupError
+
+    assert work(queue, handle, 1, retry=SOON._replace(max_attempts=retries)) == Worked(0, tries - 1, 1)
+    assert seen == list(range(1, tries + 1))
+
+
 def test_a_long_traceback_is_kept_from_its_end(queue):
     queue.push("bad")
 
