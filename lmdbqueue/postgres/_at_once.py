@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from lmdbqueue._base.errors import DecodeError, GoneError
-from lmdbqueue._base.values import Entry, Taken
+from lmdbqueue._base.values import Entry, Push, Taken
+from lmdbqueue._verbs.encoding import PLAIN
 from lmdbqueue._verbs.engine import Decode, fitting
 from lmdbqueue.postgres import _batches, _claims, _items, _pushing, _taking
 from lmdbqueue.postgres._block import blocks
@@ -31,7 +32,7 @@ _NO_NOTES: Final = (0, None, None, None, None)
 
 
 class Pushes:
-    """The pushes of one queue object that have no options."""
+    """The pushes of one queue object that have no options but headers and an expiry."""
 
     def __init__(self, hold: Hold, sequence: str) -> None:
         """``sequence``: the source of numbers, "" in the order of commits."""
@@ -39,20 +40,24 @@ class Pushes:
         self._sequence = sequence
         self._page = b""  # the page of the tail's row
 
-    def append(self, payloads: Sequence[bytes]) -> range | None:
-        """Append by one statement; None if more has to be done, or if the tail was renewed."""
+    def append(self, payloads: Sequence[bytes], how: Push = PLAIN) -> range | None:
+        """Append by one statement; None if more has to be done.
+
+        ``how``: with headers and an expiry, and no other options.
+        """
         place, n, size = self._hold.place, len(payloads), sum(map(len, payloads))
         values: dict[str, Any] = {"n": n, "size": size, "class": 0}
         if n == 1:
             if size > _items.MAX_SIZE:
                 refuse_large(payloads[0])
             values["payload"] = payloads[0]
-            statement = _pushing.PUSH_ONE_RELAXED if self._sequence else _pushing.PUSH_ONE
         elif size + 4 * n > _items.MAX_SIZE or (self._sequence and n > 1 << _pushing.BLOCK):
             return None
         else:
             values["payloads"] = payloads
-            statement = _pushing.PUSH_RELAXED if self._sequence else _pushing.PUSH
+        if how is not PLAIN:
+            values |= _pushing.notes_of(how)
+        statement = _pushing.AT_ONCE_BY[n == 1, self._sequence != "", how is not PLAIN]
         if self._sequence:
             values["sequence"] = self._sequence
         rows = self._hold.database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=1)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
 from lmdbqueue._base.errors import ClosedError, GoneError, OptionError, QueueError
@@ -158,14 +159,30 @@ class PostgresEngine:
         return pushed
 
     def append_each(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]]:
-        """Like ``append_apart``, for several pushes in one transaction; return the result of each."""
+        """Like ``append_apart``, for several pushes in one step; return the result of each.
+
+        If they have no options but headers, and expire alike, that is one statement.
+        """
         for payloads, _ in pushes:
             for payload in payloads:
                 refuse_large(payload)
+        if (appended := self._appended(pushes)) is not None:
+            return appended
         pushed = self._hold.run(partial(_readers.push_each, buries=self.buries_expired), pushes, self.maxsize)
         if pushed is None:
             raise GoneError(self.path, self.name)
         return pushed
+
+    def _appended(self, pushes: Sequence[tuple[Sequence[bytes], Push]]) -> list[list[Pushed]] | None:
+        """Append by one statement; None if more has to be done."""
+        payloads = [payload for some, _ in pushes for payload in some]
+        how = _alike(pushes)
+        if how is None or not payloads or self.maxsize > 0 or blocks.current() is not None:
+            return None
+        if (numbers := self._pushes.append(payloads, how)) is None:
+            return None
+        numbered = iter(numbers)
+        return [[Pushed(seq, is_stored=True) for seq in islice(numbered, len(some))] for some, _ in pushes]
 
     @as_one_call
     def find(self, key: bytes) -> int | None:
@@ -454,6 +471,18 @@ class _Closed:
 
     def __getattr__(self, name: str) -> Any:
         raise ClosedError(self._path)
+
+
+def _alike(pushes: Sequence[tuple[Sequence[bytes], Push]]) -> Push | None:
+    """Return the options of one push that stores the same items; None if they differ in more than their headers."""
+    (_, first), *others = pushes
+    alike = Push(expires=first.expires)
+    if any(how._replace(headers=None, headers_of_each=()) != alike for _, how in pushes):
+        return None
+    if not others:
+        return first
+    headers = [how.headers_of_each or [how.headers or {}] * len(payloads) for payloads, how in pushes]
+    return alike._replace(headers_of_each=list(chain.from_iterable(headers)))
 
 
 def _let_go(database: Database, holder: Holder) -> None:

@@ -7,7 +7,7 @@ other. Must not know: connections, retries, pickling.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 
 from lmdbqueue._base.errors import Full, OptionError
 from lmdbqueue._base.values import Push, Pushed
@@ -97,6 +97,31 @@ SELECT %(class)s + result, """
     + AWAITED
     + ", NULL::tid, at FROM noted"
 )
+
+
+def _noted(statement: LiteralString) -> LiteralString:
+    """Return a push whose items have headers, all the same or each its own, or expire."""
+    notes: LiteralString = "%(headers)s::bytea, {now} + %(expires)s::bigint * interval '1 microsecond'"
+    return (
+        statement.replace("(queue, seq, payload)", "(queue, seq, payload, headers, expires_at)")
+        .replace("%(payload)s", "%(payload)s, " + notes)
+        .replace("place - 1, payload", "place - 1, payload, coalesce(own, " + notes.replace("bytea,", "bytea),"))
+        .replace("unnest(%(payloads)s::bytea[])", "unnest(%(payloads)s::bytea[], %(owns)s::bytea[])")
+        .replace("pushed (payload, place)", "pushed (payload, own, place)")
+    )
+
+
+# By whether it is of one item, in relaxed order, and with headers or an expiry
+AT_ONCE_BY: Final[dict[tuple[bool, bool, bool], LiteralString]] = {
+    (True, False, False): PUSH_ONE,
+    (True, True, False): PUSH_ONE_RELAXED,
+    (False, False, False): PUSH,
+    (False, True, False): PUSH_RELAXED,
+    (True, False, True): _noted(PUSH_ONE),
+    (True, True, True): _noted(PUSH_ONE_RELAXED),
+    (False, False, True): _noted(PUSH),
+    (False, True, True): _noted(PUSH_RELAXED),
+}
 # Under an old snapshot the versions of a row cannot be pruned: a new row without history takes its place
 RENEW_TAIL: Final = """
 WITH mine AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true)),
@@ -211,8 +236,8 @@ def append(
             delay=delay,
             payloads=[payloads[index] for index in fresh[part]],
             keys=[keys[index] for index in fresh[part]],
-            headers=_stored(how.headers),
-            owns=[_stored(how.headers_of_each[index]) for index in fresh[part]] if how.headers_of_each else [],
+            headers=stored(how.headers),
+            owns=[stored(how.headers_of_each[index]) for index in fresh[part]] if how.headers_of_each else [],
             expires=None if how.expires is None else int(how.expires * 1e6),
         )
     if how.priority and not has_classes:
@@ -230,7 +255,16 @@ def append(
     return Appended(items, is_kept and not how.delay)
 
 
-def _stored(headers: Mapping[str, str] | None) -> bytes | None:
+def notes_of(how: Push) -> dict[str, Any]:
+    """Return the values of a push whose only options are headers and an expiry."""
+    return {
+        "headers": stored(how.headers if len(how.headers_of_each) != 1 else how.headers_of_each[0]),
+        "owns": list(map(stored, how.headers_of_each)),
+        "expires": None if how.expires is None else int(how.expires * 1e6),
+    }
+
+
+def stored(headers: Mapping[str, str] | None) -> bytes | None:
     """Return headers in their stored form, None for none."""
     return json.dumps(dict(headers)).encode() if headers else None
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 
 import psycopg
 import pytest
+from processes import eventually
 
 from lmdbqueue import Lease
+from lmdbqueue._base.values import Push
 from lmdbqueue._verbs.lease import relay_all
 from lmdbqueue._verbs.reading import head_of
 from lmdbqueue.postgres._statements import Statements
@@ -91,6 +93,28 @@ def test_a_worker_sends_few_statements(open_postgres, sent, items):
     queue.work(handle, items=items, stop=ending)
     assert done == [*range(30)]
     assert len(sent) <= (33 if items == 1 else 14)
+
+
+@pytest.mark.parametrize("order", ["commit", "relaxed"])
+def test_a_push_with_headers_or_an_expiry_is_one_statement(open_postgres, sent, order):
+    queue = open_postgres(order=order)
+    queue.push("a", headers={"n": "1"})  # and opens what the session needs
+    sent.clear()
+    queue.push("b", headers={"n": "2"}, expires=100)
+    queue.push(["c", "d"], headers={"n": "3"})
+    several = [queue.dumps("e"), queue.dumps("f")]
+    queue._engine.append_each([(several, Push(headers={"n": "4"})), (several, Push())])
+    assert len(sent) == 3
+    sent.clear()
+    queue._engine.append_each([([queue.dumps("g")], Push(expires=9)), ([queue.dumps("h")], Push(expires=99))])
+    assert len(sent) > 3
+    with queue.lease(10) as lease:
+        assert list(lease) == list("abcdefefgh")
+        assert [each.get("n") for each in lease.headers] == ["1", "2", "3", "3", "4", "4", None, None, None, None]
+    queue.push_many(list("abc"), expires=0.001)
+    queue.push("d", expires=1000)
+    eventually(lambda: list(queue) == ["d"])
+    assert queue.stats().expired == 3
 
 
 def test_items_that_were_acknowledged_are_not_asked_for_again_at_the_end_of_a_lease(open_postgres, sent):

@@ -90,6 +90,7 @@ class World:
 CHANGES = {
     "push": lambda world: world.queue.push("new"),
     "push a list": lambda world: world.queue.push(["new", "newer"]),
+    "push with headers": lambda world: world.queue.push(["new", "newer"], headers={"a": "b"}, expires=100),
     "push with a key": lambda world: world.queue.push(["new", "newer"], unique=["k", None]),
     "push with a delay": lambda world: world.queue.push("new", delay=100),
     "pop": lambda world: world.queue.pop(),

@@ -138,6 +138,7 @@ def wait(queue):
 VERBS = {
     "push": lambda queue, _: queue.push("a"),
     "push many": lambda queue, _: queue.push(["a", "b"]),
+    "push with headers": lambda queue, _: (queue.push("a", headers={"b": "c"}), queue.push(["a", "b"], expires=1000)),
     "push with a key": lambda queue, _: queue.push("a", unique="k"),
     "push with a delay": lambda queue, _: queue.push("a", delay=1000),
     "pop": lambda queue, _: [queue.pop() for _ in range(4)],
