@@ -68,7 +68,7 @@ from lmdbqueue._base.errors import (
 from lmdbqueue._base.format import Options
 from lmdbqueue._host import flock, fork, owners
 from lmdbqueue._host.descriptors import close, names_in, occupy_standard, open_at, open_folder
-from lmdbqueue._host.disk import open_private, refuse_short, sync_directory, sync_file, translated
+from lmdbqueue._host.disk import open_private, refuse_short, sync_directory, sync_file, translated, write_in_place
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.strangers import refuse_read_only, warn_of_strangers
 from lmdbqueue._host.threads import Parking, held, holding, is_mine
@@ -446,6 +446,7 @@ def _create(path: str, folder: int, names: list[str], options: Options, build: B
             raise ForkError(path)
         os.unlink(name, dir_fd=folder)
 
+    write_in_place(folder)
     options = options.named()
     draft = _generation(path, 1) + ".tmp"
     build(draft, options)

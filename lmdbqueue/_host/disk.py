@@ -15,6 +15,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sized
 from contextlib import ExitStack, contextmanager, suppress
+from struct import Struct
 from typing import Final
 
 from lmdbqueue._base.errors import AccessError, DiskFullError, QueueError, StorageError
@@ -24,6 +25,10 @@ from lmdbqueue._host.threads import beating, holding
 NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # the last: ``ulimit -f``
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _STEADILY: Final = 0.01  # seconds between two syncs
+_GET_FLAGS: Final = 0x8008_6601  # FS_IOC_GETFLAGS
+_SET_FLAGS: Final = 0x4008_6602
+_FLAGS: Final = Struct("=I4x")
+_IN_PLACE: Final = 0x80_0000  # FS_NOCOW_FL
 _NO_ACCESS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR})
 
 
@@ -159,6 +164,18 @@ def allocate(path: str, size: int) -> None:
             os.posix_fallocate(fd, 0, size)
     finally:
         close(fd)
+
+
+def write_in_place(folder: int) -> None:
+    """Have the files that will be created in an open directory written in place, where btrfs would write copies.
+
+    There a store to a mapped file needs a free block, and on a full disk such a store kills the process (SIGBUS). Other
+    file systems refuse the flag, or ignore it.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError):
+            flags = _FLAGS.unpack(fcntl.ioctl(folder, _GET_FLAGS, bytes(_FLAGS.size)))[0]
+            fcntl.ioctl(folder, _SET_FLAGS, _FLAGS.pack(flags | _IN_PLACE))
 
 
 def open_private(path: str, flags: int, *, beside: str | None = None, folder: int | None = None) -> int:

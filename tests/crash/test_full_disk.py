@@ -390,3 +390,37 @@ def test_a_very_large_tree_can_be_removed_at_once_on_a_full_disk(size, drain, tm
     needs("root", "mount")
     assert status_of(forked(lambda: _fill_and_drain("ext4", str(tmp_path), TREE, size, [drain])), 3600) == 0
     record_property(TOLD, 1)
+
+
+def _fill_btrfs(place: str, durability: str) -> None:
+    own_mounts()
+    mount_point, image = os.path.join(place, "mnt"), os.path.join(place, "image")
+    os.mkdir(mount_point)
+    with open(image, "xb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True, capture_output=True)
+    subprocess.run(["mount", "-o", "loop", image, mount_point], check=True)
+    with _open(mount_point, "btrfs", 0, durability=durability) as queue:
+        queue.push([_item(number, 1_000) for number in range(300)])
+    with open(os.path.join(mount_point, "others"), "xb", buffering=0) as others:
+        for first in range(0, 300, 100):
+            for size in (1 << 20, 4096):
+                with suppress(OSError):
+                    while others.write(os.urandom(size)):
+                        pass
+            os.sync()  # from now on each first store to a page that was written before needs a copy of it
+            with _open(mount_point, "btrfs", 0, durability=durability) as queue:
+                with pytest.raises(DiskFullError):
+                    queue.push(b"x" * 30_000_000)
+                for number in range(first, first + 100, 2):
+                    assert queue.pop() == _item(number, 1_000)
+                    with queue.lease() as lease:
+                        assert list(lease) == [_item(number + 1, 1_000)]
+                assert queue.check() == []
+
+
+@pytest.mark.parametrize("durability", ["full", "interval"])
+def test_consumers_continue_where_a_copy_on_write_file_system_is_full(durability, tmp_path, needs, record_property):
+    needs("root", "mount", "mkfs.btrfs", "loop devices")
+    assert status_of(forked(lambda: _fill_btrfs(str(tmp_path), durability))) == 0
+    record_property(TOLD, 1)
