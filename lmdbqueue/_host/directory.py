@@ -226,7 +226,7 @@ def _options(path: str, folder: int, remembered: Remembered) -> tuple[Options, s
 def _read(path: str, folder: int) -> bytes:
     fd = open_at(path, os.O_RDONLY, folder)
     try:
-        return os.read(fd, 1 << 16)
+        return os.pread(fd, 1 << 16, 0)  # not by the position, which a child forked amid this shares
     finally:
         close(fd)
 
@@ -466,7 +466,7 @@ def _write_options(path: str, folder: int, options: Options) -> None:
         fd = open_at(os.path.join(path, name), os.O_RDWR, folder)
     except FileNotFoundError:
         name += ".tmp"
-        fd = open_private(os.path.join(path, name), os.O_RDWR | os.O_TRUNC, folder=folder)
+        fd = open_private(os.path.join(path, name), os.O_RDWR, folder=folder)
     try:
         text = options.to_json()
         if fork.amid.life not in (None, fork.life):
@@ -477,6 +477,8 @@ def _write_options(path: str, folder: int, options: Options) -> None:
     finally:
         close(fd)
     if name != _OPTIONS_FILE:
+        if fork.amid.life not in (None, fork.life):
+            raise ForkError(path)
         os.rename(name, _OPTIONS_FILE, src_dir_fd=folder, dst_dir_fd=folder)
     sync_directory(path, folder)
 

@@ -7,8 +7,9 @@ An interrupt may come anywhere, and Python forks all the same. So the steps afte
 
 A signal handler may fork while its thread has the lock of a directory, and the child returns into that work, which is
 the parent's: it would write old pages and names over what the parent has done since. So the lock notes whose it is
-(``amid``), and whatever is written under it is preceded by a look at that, with no call in between, in which a handler
-might fork.
+(``amid``), and whatever is written, renamed or removed under it is preceded by a look at that, with no call in between,
+in which a handler might fork. And what is read there is read by its offset: a child shares the position in a file that
+is open, and would move it for its parent.
 
 Before a fork the order is reversed, so that resources taken first are given back last: the environments quiesce all
 transactions while everything else stands still. In the child the order is forwards: first the parent's locks are

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from struct import Struct
-from typing import Final
+from typing import BinaryIO, Final
 
 from lmdbqueue._base.errors import CorruptQueueError, ForkError
 from lmdbqueue._base.values import NamedTuple
@@ -71,9 +71,8 @@ class MetaPage(NamedTuple):
 def read(path: str) -> tuple[MetaPage, MetaPage]:
     """Return the slot that counts and the other one; raise ``CorruptQueueError`` if either is damaged."""
     with open(path, "rb") as file:
-        first = _slot(path, 0, file.read(SLOT_SIZE))
-        file.seek(first.page_size)
-        second = _slot(path, first.page_size, file.read(SLOT_SIZE))
+        first = _read(file, 0)
+        second = _read(file, first.page_size)
     return (second, first) if second.transaction > first.transaction else (first, second)
 
 
@@ -103,9 +102,8 @@ def whole(path: str) -> list[MetaPage]:
     found = []
     with open(path, "rb") as file:
         for offset in (0, *_PAGE_SIZES):
-            file.seek(offset)
             with suppress(CorruptQueueError):
-                slot = _slot(path, offset, file.read(SLOT_SIZE))
+                slot = _read(file, offset)
                 if offset in (0, slot.page_size):
                     found.append(slot)
     if not found:
@@ -137,6 +135,11 @@ def restore(path: str, raw: bytes) -> None:
     second = _slot(path, first.page_size, raw[SLOT_SIZE:])
     for slot in (first, second):
         write(path, slot)
+
+
+def _read(file: BinaryIO, offset: int) -> MetaPage:
+    """Read a slot by its offset: a child that a handler forks amid this shares the position in the file."""
+    return _slot(file.name, offset, os.pread(file.fileno(), SLOT_SIZE, offset))
 
 
 def _slot(path: str, offset: int, raw: bytes) -> MetaPage:

@@ -238,8 +238,12 @@ class Snapshot:
         with self._translated("copying"):
             if kept is not None:
                 with suppress(TypeError):
+                    if self._life is not fork.life:  # as for every commit
+                        self._refuse_inherited()
                     self._env.copyfd(fd, compact=True, txn=kept.txn)
                     return True
+            if self._life is not fork.life:
+                self._refuse_inherited()
             self._env.copyfd(fd, compact=True)
             return False
 

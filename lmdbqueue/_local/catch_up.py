@@ -30,6 +30,8 @@ from collections.abc import Iterable
 from typing import Self
 
 from lmdbqueue._base import format as _format
+from lmdbqueue._base.errors import ForkError
+from lmdbqueue._host import fork
 from lmdbqueue._lmdb.changed_records import ChangedTree
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._lmdb.meta_page import MetaPage
@@ -55,7 +57,7 @@ class Ahead:
         if self._source is not None:
             self._source.let_go()
         for name in (self._path, self._path + "-lock"):
-            if os.path.exists(name):
+            if os.path.exists(name) and fork.amid.life in (None, fork.life):  # otherwise it is the parent's
                 os.unlink(name)
 
     def copy(self, txn: Txn, queue: Tables) -> bool:
@@ -83,8 +85,10 @@ class Ahead:
         """Write the content of ``generation`` to ``path``, durably except its name. ``txn`` holds its write lock."""
         if self._source is generation and self._catch_up(generation, generation.last_committed(txn)) is not None:
             complete(self._path)
-            os.rename(self._path + "-lock", path + "-lock")
-            os.rename(self._path, path)
+            for end in ("-lock", ""):
+                if fork.amid.life not in (None, fork.life):
+                    raise ForkError(generation.directory)
+                os.rename(self._path + end, path + end)
         else:
             write_copy(generation, txn, path)
 

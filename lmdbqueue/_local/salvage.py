@@ -24,8 +24,9 @@ from typing import Final
 from zlib import crc32
 
 from lmdbqueue._base import format as _format
-from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.errors import CorruptQueueError, ForkError
 from lmdbqueue._base.format import SEAL_SIZE, Bounds, Note, Numbers, Position, Retention
+from lmdbqueue._host import fork
 from lmdbqueue._host.disk import append, open_private, sync_directory, sync_file
 from lmdbqueue._lmdb import meta_page, opening
 from lmdbqueue._lmdb.raw_pages import NO_ROOT, Node, Pages, root_of
@@ -271,6 +272,8 @@ def rebuild(path: str, draft: str, options: _format.Options, quarantine: Quarant
     """
     for name in (draft, draft + "-lock"):
         if os.path.exists(name):
+            if fork.amid.life not in (None, fork.life):
+                raise ForkError(os.path.dirname(path))
             os.unlink(name)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -47,7 +47,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from lmdbqueue._base.errors import CorruptQueueError
+from lmdbqueue._base.errors import CorruptQueueError, ForkError
+from lmdbqueue._host import fork
 from lmdbqueue._host.directory import Directory
 from lmdbqueue._host.disk import open_private, sync_directory, sync_path, synced_steadily, translated
 from lmdbqueue._host.session import Session, stamp
@@ -95,8 +96,10 @@ def write_copy(generation: Snapshot, _txn: Txn, path: str, kept: Kept | None = N
     """
     for name in (path, path + "-lock"):
         if os.path.exists(name):
+            if fork.amid.life not in (None, fork.life):
+                raise ForkError(os.path.dirname(path))
             os.unlink(name)
-    fd = open_private(path, os.O_RDWR | os.O_EXCL)
+    fd = open_private(path, os.O_RDWR)
     try:
         with synced_steadily(fd):
             is_of_kept = generation.copy(fd, kept)

@@ -765,6 +765,49 @@ def test_a_child_forked_amid_an_opening_of_its_thread_writes_over_nothing_of_its
     assert in_a_small_process(_fork_amid_an_opening, str(tmp_path), durability, stride * STEP, before) > 2
 
 
+def _fork_amid_and_go_on_first(place, verb, stride):
+    """Fork at moments of a call, which the child goes on with while its parent is still amid it."""
+    for number in itertools.count(1, stride):
+        shutil.rmtree(os.path.join(place, "queue"), ignore_errors=True)
+        queue = None
+        if verb == "flush":
+            queue = PersistentQueue("queue", place)
+            queue.push([b"item" * 100] * 300)
+            queue.delete(200)
+        children = []
+
+        def fork(children=children):
+            children.append(os.fork())
+            if children[0]:
+                assert status_of(children[0]) == 0
+
+        faulthandler.dump_traceback_later(DEADLINE, exit=True)
+        try:
+            with Moments(number, fork) as moments:
+                if queue is None:
+                    queue = PersistentQueue("queue", place)
+                else:
+                    queue.flush(force=True)
+        except QueueError:
+            if children != [0]:
+                raise
+        finally:
+            if children == [0]:
+                os._exit(0)
+        queue.push(b"the last")
+        assert list(queue) == [*[b"item" * 100] * 100 * (verb == "flush"), b"the last"], f"at moment {number}"
+        assert queue.check() == [], f"at moment {number}"
+        queue.close()
+        if moments.left > 0:
+            return number // stride
+    raise AssertionError
+
+
+@pytest.mark.parametrize("verb", ["create", "flush"])
+def test_a_child_forked_amid_a_call_that_goes_on_first_takes_nothing_from_its_parent(tmp_path, verb):
+    assert in_a_small_process(_fork_amid_and_go_on_first, str(tmp_path), verb, 25 * STEP) > 2
+
+
 @pytest.mark.parametrize("comes_first", [None, len, list])
 def test_a_child_forked_amid_a_reading_of_its_thread_leaves_the_snapshot_to_its_parent(open_queue, comes_first):
     """Even if the handler has read before it forked."""
