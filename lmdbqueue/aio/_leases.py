@@ -291,11 +291,13 @@ class AsyncLoop:
 
     async def serve(self) -> None:
         """Work until told to stop."""
-        has_more = False
         with suppress(ShutDown):
             while not self._is_stopped():
-                if has_more or await self._wait():
-                    has_more = await self._once()
+                if await self._wait():
+                    with _beating(self._keep, self._plan.ttl / 3):
+                        while await self._once():
+                            if self._is_stopped():
+                                return
 
     def _is_stopped(self) -> bool:
         return self._stopped.is_set() or is_set(self._plan.stop)
@@ -315,11 +317,10 @@ class AsyncLoop:
         """Lease and handle items; return whether there may be more, which need not be waited for."""
         if self._engine.is_drained:
             raise ShutDown
-        with _beating(self._keep, self._plan.ttl / 3):
-            lease: AsyncLease[Any] | None = await self._take()
-            has_found = bool(lease)  # otherwise another consumer was faster
-            while lease:
-                lease = await self._handled(lease)
+        lease: AsyncLease[Any] | None = await self._take()
+        has_found = bool(lease)  # otherwise another consumer was faster
+        while lease:
+            lease = await self._handled(lease)
         return has_found and not self._plan.batch.linger
 
     def _keep(self) -> None:

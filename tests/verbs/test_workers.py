@@ -531,6 +531,21 @@ def test_a_stop_that_says_so_once_is_heard(queue):
         queue.clear()
 
 
+def test_a_stop_that_says_so_once_is_heard_by_an_awaited_worker(run):
+    async def handle(_item):
+        pass
+
+    async def test(queue):
+        for at in range(1, 8):
+            await queue.push(list(range(9)))
+            asked = itertools.count(1)
+            worked = await queue.work(handle, stop=lambda asked=asked, at=at: next(asked) == at)
+            assert (next(asked), worked.done < at) == (at + 1, True)
+            await queue.clear()
+
+    run(test)
+
+
 def test_an_item_is_done_although_the_stop_asked_after_it_raises(queue):
     queue.push_many(range(3))
     done = []
