@@ -407,39 +407,46 @@ class LocalEngine(LocalHold):
         until = None if ttl is None else deadline / _SECOND
         found: list[Relayed[T]] = []
         known = list(self.claims)
+        since = moment.monotonic
         try:
             relayed = self.environment.update(self.ref, leases.relay_each, asked, want, self.owners, room=room)
             found += [(None if each is None else each.acked, None) for each in relayed]
             for place, each in enumerate(relayed):
                 items, leased = self.leased(each, until, sort_out)
                 found[place] = found[place][0], (items, leased) if items else None
+                now = self.clock().monotonic
+                if ttl is not None and 3 * (now - since) > ttl * _SECOND:  # decoding takes long
+                    since = now
+                    self._extended([each.given.token for each in relayed if each and each.given], ttl)
         except BaseException as error:  # even of ``loads``: this and those after it have not been leased
             self.forsake([*known, *(each[1].token for _, each in found if each is not None)])
             if not found and isinstance(error, DiskFullError):
                 return [(acked, None) for acked in self.ack_each(asked)]
             if not found or len(asked) == 1:  # of several, the others get theirs
                 raise
-        if ttl is not None and 3 * (self.clock().monotonic - moment.monotonic) > ttl * _SECOND:
-            return self._begun_now(found, ttl)
-        return found
+        return found if ttl is None or since == moment.monotonic else self._begun_now(found, ttl)
 
     def _begun_now(self, relayed: list[Relayed[T]], ttl: float) -> list[Relayed[T]]:
         """Have the leases begin now, since decoding took long; leave out those whose items others have."""
-        deadline = _deadline(self.clock(), ttl)
         tokens = [each[1].token for _, each in relayed if each is not None]
+        extended = self._extended(tokens, ttl)
+        for token in set(tokens).difference(extended):
+            self.claims.pop(token, None)
+        return [
+            (acked, (each[0], each[1]._replace(deadline=extended[each[1].token])))
+            if each is not None and each[1].token in extended
+            else (acked, None)
+            for acked, each in relayed
+        ]
+
+    def _extended(self, tokens: list[int], ttl: float) -> dict[int, float]:
+        """Extend leases; return the deadline of each that is held."""
+        deadline = _deadline(self.clock(), ttl)
         try:
             is_held = self.environment.update(self.ref, leases.extend_each, tokens, deadline)
         except QueueError:  # the ack will raise the error
-            return relayed
-        over = {token for token, each in zip(tokens, is_held, strict=True) if not each}
-        for token in over:
-            self.claims.pop(token, None)
-        return [
-            (acked, None)
-            if each is None or each[1].token in over
-            else (acked, (each[0], each[1]._replace(deadline=deadline / _SECOND)))
-            for acked, each in relayed
-        ]
+            is_held = [True] * len(tokens)
+        return {token: deadline / _SECOND for token, each in zip(tokens, is_held, strict=True) if each}
 
     def leased(
         self, relayed: leases.Relayed | None, deadline: float | None, sort_out: SortOut[T]
