@@ -46,6 +46,8 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final
 
+from lmdbqueue._base.errors import ForkError
+from lmdbqueue._host import fork
 from lmdbqueue._host.descriptors import close, open_at
 
 NOTHING: Final = (1 << 64) - 1
@@ -95,6 +97,8 @@ class Pin:
         entry = _BEGIN.pack(transactions[0].id(), os.getpid())
         found = [match.start() for match in re.finditer(re.escape(entry), memory[:])]
         while transactions:
+            if fork.amid.life not in (None, fork.life):  # the entries are the parent's
+                raise ForkError(os.path.dirname(self._lock_file))
             transactions.pop().abort()
         at = next((at for at in found if not _PID.unpack_from(memory, at + _WORD)[0]), None)
         if at is None:

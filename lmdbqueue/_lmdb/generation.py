@@ -134,7 +134,7 @@ class Generation(Durable):
                 else:
                     self.pin.find(env, self._lock_file.clear_readers)
         except BaseException:
-            if env is not None:
+            if env is not None and self._life is fork.life:  # in a child it would end its parent's transactions
                 env.close()
             raise
         return env, map_size

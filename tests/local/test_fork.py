@@ -36,6 +36,7 @@ from processes import (
 from lmdbqueue import Empty, ForkError, PersistentQueue, QueueError
 from lmdbqueue._base import format as _format
 from lmdbqueue._host.threads import is_mine
+from lmdbqueue._lmdb import checkpoint_pin
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local import live as _live
 from lmdbqueue._local import sharing
@@ -806,6 +807,36 @@ def _fork_amid_and_go_on_first(place, verb, stride):
 @pytest.mark.parametrize("verb", ["create", "flush"])
 def test_a_child_forked_amid_a_call_that_goes_on_first_takes_nothing_from_its_parent(tmp_path, verb):
     assert in_a_small_process(_fork_amid_and_go_on_first, str(tmp_path), verb, 25 * STEP) > 2
+
+
+def _fork_amid_the_making_of_a_pin(place):
+    begin, children = checkpoint_pin._BEGIN, []
+
+    class Begin:
+        """Fork between the two transactions by which a pin is made, and their end."""
+
+        def pack(self, *entry):
+            children.append(os.fork())
+            if children[0]:
+                assert status_of(children[0]) == 0
+            return begin.pack(*entry)
+
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint_pin, "_BEGIN", Begin())
+            queue = PersistentQueue("queue", place, durability="interval")
+    except QueueError:
+        if children != [0]:
+            raise
+    finally:
+        if children == [0]:
+            os._exit(0)
+    queue.push(1)
+    return list(queue)
+
+
+def test_a_child_forked_amid_the_making_of_a_pin_ends_no_transaction_of_its_parent(tmp_path):
+    assert in_a_small_process(_fork_amid_the_making_of_a_pin, str(tmp_path)) == [1]
 
 
 @pytest.mark.parametrize("comes_first", [None, len, list])
