@@ -96,7 +96,11 @@ class ClosedError(QueueError):
 
 
 class ForkError(QueueError):
-    """A forked child cannot use the queue, because its parent forked during a transaction or another call."""
+    """A forked child cannot use the queue: its parent forked during a call, or code in C (uWSGI) forked it.
+
+    What a child finds that was forked during a transaction or another call is its parent's. The same is true of all
+    that was open when code in C forked without Python's hooks: open the queue in the child.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -105,7 +109,8 @@ class ForkError(QueueError):
     def __str__(self) -> str:
         return (
             f"this process was forked during a transaction or another call on {self.path!r}, which cannot be abandoned "
-            f"safely: fork outside of transactions and signal handlers, or start the process with 'spawn'"
+            f"safely, or by code in C while that was open: fork outside of transactions and signal handlers, start the "
+            f"process with 'spawn', or open the queue after the fork"
         )
 
 

@@ -11,6 +11,9 @@ the parent's: it would write old pages and names over what the parent has done s
 in which a handler might fork. And what is read there is read by its offset: a child shares the position in a file that
 is open, and would move it for its parent.
 
+Code in C (uWSGI, ``daemon(3)``) forks without Python's steps, and nothing is quiet then. So each call compares the
+process with the one that has begun (``notice``), and what was open at such a fork raises ``ForkError`` in the child.
+
 Before a fork the order is reversed, so that resources taken first are given back last: the environments quiesce all
 transactions while everything else stands still. In the child the order is forwards: first the parent's locks are
 dropped, then the state that its threads left, then come the environments, which may be used immediately.
@@ -45,6 +48,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
+pid = os.getpid()  # of the process that has begun, by running the steps after a fork if it is a child
 life = object()  # this process's own, not a forked child's; compared without a call, which could be interrupted
 
 
@@ -97,11 +101,18 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    global life  # noqa: PLW0603
-    if hasattr(_here, "forks"):
+    global life, pid  # noqa: PLW0603
+    if hasattr(_here, "forks") or os.getpid() != pid:
         life = object()
         _call([_parts[name].child for name in registered()])
+        pid = os.getpid()
         _here.__dict__.clear()
+
+
+def notice() -> None:
+    """Begin as a child if code in C has forked this process: then Python has run no step, before or after."""
+    for _ in range(2 if os.getpid() != pid else 0):  # as below
+        _in_child()
 
 
 def _call(functions: list[Callable[[], object]]) -> None:

@@ -17,6 +17,7 @@ another generation; so does writing amid a reading, while no other thread has th
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 from weakref import ref as weak
 
 from lmdbqueue._base.errors import ClosedError, NestedCallError, QueueError, TransactionError
-from lmdbqueue._host import departures
+from lmdbqueue._host import departures, fork
 from lmdbqueue._host.bell import Bell
 from lmdbqueue._host.directory import BELL
 from lmdbqueue._host.flock import LeftFile
@@ -166,6 +167,8 @@ class Environment(Live):
     @reads
     def _read(self, read: Callable[..., Any], *what: Any) -> Any:
         """Return ``read(generation, *what)`` of the live generation, or of this thread's transaction."""
+        if os.getpid() != fork.pid:
+            fork.notice()
         if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
             return block.read(*what)
@@ -200,6 +203,8 @@ class Environment(Live):
         the right there would commit one after the other, for as long as others come.
         """
         result: R
+        if os.getpid() != fork.pid:
+            fork.notice()
         if blocks.of_thread and (block := blocks.current()) is not None:
             block.refuse_other(self)
             result = block.write(ref, fn, args, room)
@@ -276,6 +281,7 @@ class Environment(Live):
     @holding
     def transaction(self) -> Iterator[None]:
         """Make all calls of this thread in the block one transaction, durable when it is left (``transaction``)."""
+        fork.notice()
         block = blocks.current()
         if block is not None:
             block.refuse_other(self)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from lmdbqueue._base import format as _format
 from lmdbqueue._base.errors import OptionError
+from lmdbqueue._host import fork
 from lmdbqueue._host.directory import open_directory
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import beating, free
@@ -39,6 +40,7 @@ def open_environment(
     is a function of the user's: it is called by a thread that holds nothing, and once more by this one if it was
     called, when nothing is held any more.
     """
+    fork.notice()
     directory = open_directory(path, wanted, build, _remembered)
     counted = None  # the environment, once it has to be released
     try:

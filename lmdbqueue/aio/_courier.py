@@ -53,6 +53,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from lmdbqueue._base.errors import ClosedError, CommitUnknownError, NestedCallError, QueueError
+from lmdbqueue._host import fork
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._verbs.queue import Queue
 from lmdbqueue._verbs.reading import head_of
@@ -165,6 +166,7 @@ class Courier:
 
         Raises ``ClosedError``, ``NestedCallError``; ``RuntimeError`` in another loop than this object's.
         """
+        fork.notice()
         if self._is_closed:
             raise ClosedError(self._engine.path)
         if asyncio.get_running_loop() is not self._loop:  # it would be done, but nobody could await its result

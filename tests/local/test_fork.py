@@ -1,6 +1,7 @@
 """Forks: the child goes on with the same queue object, the parent too, and neither harms the other."""
 
 import contextlib
+import ctypes
 import faulthandler
 import fcntl
 import itertools
@@ -910,3 +911,49 @@ def test_a_child_that_a_fork_could_not_wait_for_keeps_no_turn_of_its_dead_parent
             os.kill(child, signal.SIGKILL)
             for fd in (told, tell, idle, wake):
                 os.close(fd)
+
+
+def _fork_in_c(tmp_path, uses, hook):
+    if uses != "opening of a new one":
+        queue = PersistentQueue("queue", tmp_path)
+        queue.push([1, 2])
+        queue.peek()
+    if uses == "opening after close":
+        queue.close()
+    child = ctypes.PyDLL(None).fork()
+    if child:
+        assert status_of(child) == 0
+        if uses.startswith("opening"):
+            queue = PersistentQueue("queue", tmp_path)
+        queue.push(3)
+        assert queue.pop(4)[-1] == 3
+        assert queue.check() == []
+        return
+    if hook:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    code = 1
+    try:
+        if uses in ("opening of a new one", "opening after close"):
+            assert PersistentQueue("queue", tmp_path).push("by the child") >= 0
+        else:
+            with pytest.raises(ForkError, match="code in C"):
+                _IN_A_CHILD_OF_C[uses](queue, tmp_path)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+_IN_A_CHILD_OF_C = {
+    "push": lambda queue, _: queue.push("by the child"),
+    "peek": lambda queue, _: queue.peek(),
+    "transaction": lambda queue, _: queue.transaction().__enter__(),
+    "flush": lambda queue, _: queue.flush(force=True),
+    "another object": lambda _, place: PersistentQueue("queue", place),
+}
+
+
+@pytest.mark.parametrize("hook", [False, True], ids=["no hook", "hook of a child"])
+@pytest.mark.parametrize("uses", [*_IN_A_CHILD_OF_C, "opening of a new one", "opening after close"])
+def test_a_child_forked_by_code_in_c_uses_nothing_of_its_parent(tmp_path, uses, hook):
+    """As uWSGI forks its workers, by default without any of Python's hooks."""
+    assert status_of(forked(lambda: _fork_in_c(tmp_path, uses, hook))) == 0
