@@ -10,7 +10,7 @@ returns them in a transaction of its own (``restore``); if it is killed before t
 are the server's.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lmdbqueue._base.values import Entry, Nacked
@@ -38,10 +38,12 @@ _MAX_TRACE: Final = 8_000  # characters
 _WAITING, _LEASED, _DELAYED, _DEAD = range(4)
 _NAMES: Final = {_WAITING: "waiting", _DELAYED: "delayed", _DEAD: "dead"}
 
+# A row that another transaction has changed since the statement began is locked where it is now, and not found there by
+# the update: so what is counted is what was updated
 _CLAIMED: Final = (
     """,
 claimed AS MATERIALIZED (
-    SELECT ctid AS at, octet_length(payload) AS size FROM {items}
+    SELECT ctid AS at FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND """
     + IN_ORDER
     + " AND "
@@ -51,35 +53,40 @@ claimed AS MATERIALIZED (
     + " ORDER BY seq LIMIT %(n)s FOR UPDATE SKIP LOCKED)"
 )
 _UPDATED: Final = """,
-leased AS (
-    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + %(one)s,
+taken AS (
+    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
         until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
     WHERE ctid = ANY(ARRAY(SELECT at FROM claimed))
-    RETURNING payload, seq, attempts)
-SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, NULL::tid FROM leased UNION ALL
-SELECT NULL, (SELECT sum(size) FROM claimed)::bigint, NULL, is_overdue, is_followed, """
-# If the session is fenced there is no number of attempts, and the server undoes all of it
+    RETURNING payload, seq, attempts)"""
+_TOTAL: Final = "(SELECT count(*) AS n, coalesce(sum(octet_length(payload)), 0)::bigint AS size FROM taken)"
+_WHAT_IS_TAKEN: Final = (
+    """
+SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, NULL::tid FROM taken UNION ALL
+SELECT NULL, (SELECT size FROM """
+    + _TOTAL
+    + " AS total), NULL, is_overdue, is_followed, "
+)
 LEASE: Final = (
     "WITH "
     + LOOK
     + MINE
     + _CLAIMED
+    + _UPDATED
     + """,
 noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - taken.n, leased = leased + taken.n,
-        size = ledger.size - taken.size
-    FROM (SELECT count(*) AS n, coalesce(sum(size), 0)::bigint AS size FROM claimed) AS taken
-    WHERE id = %(row)s AND NOT is_fenced AND taken.n > 0 RETURNING ctid AS at)"""
-    + _UPDATED.replace("%(one)s", "(SELECT 1 FROM noted)")
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - total.n, leased = leased + total.n,
+        size = ledger.size - total.size
+    FROM """
+    + _TOTAL
+    + """ AS total WHERE id = %(row)s AND total.n > 0 RETURNING ctid AS at)"""
+    + _WHAT_IS_TAKEN
     + "(SELECT at FROM noted) FROM look"
 )
-_LEASE_IN_BLOCK: Final = (
-    "WITH " + LOOK + ", mine AS (SELECT)" + _CLAIMED + _UPDATED.replace("%(one)s", "1") + "NULL FROM look"
-)
+_LEASE_IN_BLOCK: Final = "WITH " + LOOK + ", mine AS (SELECT)" + _CLAIMED + _UPDATED + _WHAT_IS_TAKEN + "NULL FROM look"
 _FIRST_CLAIMED: Final = (
     """
 claimed AS MATERIALIZED (
-    SELECT ctid AS at, octet_length(payload) AS size FROM {items}
+    SELECT ctid AS at FROM {items}
     WHERE queue = %(queue)s AND state = 0 AND EXISTS (SELECT FROM mine) AND NOT ("""
     + OVERDUE
     + """) AND NOT EXISTS (
@@ -87,7 +94,11 @@ claimed AS MATERIALIZED (
         AND (kept_items IS NOT NULL OR kept_bytes IS NOT NULL OR kept_age IS NOT NULL)) AND """
     + UNCLAIMED
     + """
-    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED)"""
+    ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED),
+taken AS (
+    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
+        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
+    WHERE ctid = (SELECT at FROM claimed) RETURNING payload, seq, attempts)"""
 )
 # One item, and the short way: no row says that there is none, or that more has to be done, and ``LEASE`` what that is
 LEASE_ONE: Final = (
@@ -97,16 +108,13 @@ WITH mine AS MATERIALIZED (SELECT FROM {ledger} WHERE id = %(row)s AND NOT is_fe
     + """,
 noted AS (
     UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - 1, leased = leased + 1,
-        size = ledger.size - claimed.size
-    FROM claimed WHERE id = %(row)s AND NOT is_fenced RETURNING ledger.ctid AS at, claimed.at AS item)
-UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
-    until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
-FROM noted WHERE items.ctid = noted.item
-RETURNING payload, seq, attempts, NULL::boolean, NULL::boolean, noted.at
+        size = ledger.size - octet_length(payload)
+    FROM taken WHERE id = %(row)s RETURNING ledger.ctid AS at)
+SELECT payload, seq, attempts, NULL::boolean, NULL::boolean, at FROM taken, noted
 """
 )
-# By the places of rows, which each subquery finds by its index whatever the server believes of the table; the lease is
-# looked at again if another transaction has changed the row meanwhile
+# By the places of rows, which each subquery finds by its index whatever the server believes of the table. A row that
+# another transaction changes meanwhile is not found at its new place: see ``_of_all``
 _OF_LEASE: Final = """WHERE ctid = ANY(ARRAY(
     SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = held.seq)
     FROM unnest(%(seqs)s::bigint[]) AS held (seq))) AND lease = %(lease)s"""
@@ -169,16 +177,12 @@ gone AS (
     + _FIRST_CLAIMED.replace("EXISTS (SELECT FROM mine)", "EXISTS (SELECT FROM gone)")
     + """,
 noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (claimed.at IS NULL)::integer,
-        waiting = waiting - (claimed.at IS NOT NULL)::integer, size = ledger.size - coalesce(claimed.size, 0)
-    FROM gone LEFT JOIN claimed ON true WHERE id = %(row)s RETURNING ledger.ctid AS at, claimed.at AS item),
-leased AS (
-    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + 1,
-        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
-    FROM noted WHERE items.ctid = noted.item RETURNING payload, seq, attempts)
+    UPDATE {ledger} SET token = %(token)s, result = NULL, leased = leased - (taken.seq IS NULL)::integer,
+        waiting = waiting - (taken.seq IS NOT NULL)::integer, size = ledger.size - coalesce(octet_length(payload), 0)
+    FROM gone LEFT JOIN taken ON true WHERE id = %(row)s RETURNING ledger.ctid AS at)
 SELECT payload, seq, attempts, ARRAY[%(seq)s], ARRAY[%(held)s],
     EXISTS (SELECT FROM {sleepers} WHERE queue = %(queue)s), noted.at
-FROM noted LEFT JOIN leased ON true
+FROM noted LEFT JOIN taken ON true
 """
 )
 RELAY: Final = hurried(
@@ -188,25 +192,29 @@ RELAY: Final = hurried(
     + """,
 gone AS ("""
     + _OF_PAIRS
-    + """ AND NOT (SELECT is_followed FROM look) RETURNING seq, lease)"""
-    + _CLAIMED.replace("WHERE queue", "WHERE EXISTS (SELECT FROM gone) AND queue")
+    + " AND NOT (SELECT is_followed FROM look) AND "
+    + STANDS
+    + " RETURNING seq, lease)"
+    + _CLAIMED.replace("LIMIT %(n)s", "LIMIT (SELECT count(*) FROM gone)")
+    + _UPDATED
     + """,
 noted AS (
-    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - taken.n,
-        leased = leased + taken.n - settled.n, size = ledger.size - taken.size
-    FROM (SELECT count(*) AS n, coalesce(sum(size), 0)::bigint AS size FROM claimed) AS taken,
-        (SELECT count(*) AS n FROM gone) AS settled
-    WHERE id = %(row)s AND NOT is_fenced AND settled.n > 0 RETURNING ctid AS at),
-leased AS (
-    UPDATE {items} SET state = 1, lease = %(lease)s, attempts = attempts + (SELECT 1 FROM noted),
-        until = clock_timestamp() + %(ttl)s::float8 * interval '1 second'
-    WHERE ctid = ANY(ARRAY(SELECT at FROM claimed)) RETURNING payload, seq, attempts)
-SELECT payload, seq, attempts, NULL::bigint[], NULL::bigint[], is_awaited, NULL::tid FROM leased, look UNION ALL
+    UPDATE {ledger} SET token = %(token)s, result = NULL, waiting = waiting - total.n,
+        leased = leased + total.n - settled.n, size = ledger.size - total.size
+    FROM """
+    + _TOTAL
+    + """ AS total, (SELECT count(*) AS n FROM gone) AS settled
+    WHERE id = %(row)s AND settled.n > 0 RETURNING ctid AS at)
+SELECT payload, seq, attempts, NULL::bigint[], NULL::bigint[], is_awaited, NULL::tid FROM taken, look UNION ALL
 SELECT NULL, NULL, NULL, seqs, leases, is_awaited, (SELECT at FROM noted)
 FROM look, (SELECT array_agg(seq) AS seqs, array_agg(lease) AS leases FROM gone) AS all_of_them
 """
 )
 _ACK_SLOWLY: Final = _OF_PAIRS + " RETURNING seq, lease"
+_STILL_HELD: Final = """
+SELECT (SELECT seq FROM {items} WHERE queue = %(queue)s AND state = 1 AND seq = each.seq AND lease = each.lease), lease
+FROM unnest(%(seqs)s::bigint[], %(leases)s::bigint[]) AS each (seq, lease)
+"""
 STILL_THERE: Final = """
 SELECT seq FROM {items} WHERE queue = %(queue)s AND state IN (0, 1, 2, 3) AND seq = ANY(%(seqs)s::bigint[])
 """
@@ -258,7 +266,11 @@ _FORGET_HOLDERS: Final = """
 DELETE FROM {owners} WHERE holder = ANY(%(holders)s::bigint[])
 AND holder NOT IN (SELECT lease >> 20 FROM {items} WHERE queue = %(queue)s AND state = 1)
 """
-_EXTEND: Final = "UPDATE {items} SET until = clock_timestamp() + %(ttl)s::float8 * interval '1 second' " + _OF_LEASE
+_EXTEND: Final = (
+    "UPDATE {items} SET until = clock_timestamp() + %(ttl)s::float8 * interval '1 second' "
+    + _OF_LEASE
+    + " RETURNING seq"
+)
 _BURY: Final = (
     """
 UPDATE {items} SET state = 3, until = NULL, lease = NULL, expires_at = NULL, changed = clock_timestamp(),
@@ -395,8 +407,13 @@ def held(step: Step, place: Place, token: int) -> list[Any]:
 
 def bury(step: Step, place: Place, token: int, unreadable: dict[int, str]) -> None:
     """Make items of a lease dead letters, for these reasons."""
-    seqs, reasons = list(unreadable), list(map(_as_bytes, unreadable.values()))
-    buried = [seq for (seq,) in step.execute(_BURY, queue=place.id, lease=token, seqs=seqs, reasons=reasons).fetchall()]
+    reasons = {seq: _as_bytes(reason) for seq, reason in unreadable.items()}
+
+    def bury(seqs: list[int], _: Any) -> list[Any]:
+        why = [reasons[seq] for seq in seqs]
+        return step.execute(_BURY, queue=place.id, lease=token, seqs=seqs, reasons=why).fetchall()
+
+    buried = [seq for (seq,) in _of_all(step, place, [(seq, token) for seq in reasons], bury)]
     _positions.skip(step, place.id, buried)
     step.count(place.id, leased=-len(buried), dead=len(buried))
 
@@ -430,8 +447,11 @@ def ack(step: Step, place: Place, token: int, seqs: Collection[int]) -> list[int
 
 def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Remove items, given with the tokens of their leases, if those still hold them; return which."""
-    seqs, leases = [seq for seq, _ in pairs], [token for _, token in pairs]
-    settled: list[tuple[int, int]] = step.execute(_ACK_SLOWLY, queue=place.id, seqs=seqs, leases=leases).fetchall()
+
+    def ack(seqs: list[int], leases: list[int]) -> list[Any]:
+        return step.execute(_ACK_SLOWLY, queue=place.id, seqs=seqs, leases=leases).fetchall()
+
+    settled: list[tuple[int, int]] = _of_all(step, place, pairs, ack)
     if settled:
         _positions.skip(step, place.id, sorted(seq for seq, _ in settled))
         step.count(place.id, leased=-len(settled))
@@ -439,12 +459,39 @@ def ack_pairs(step: Step, place: Place, pairs: Sequence[tuple[int, int]]) -> lis
     return settled
 
 
+def _of_all(
+    step: Step, place: Place, pairs: Sequence[tuple[int, int]], change: Callable[[list[int], list[int]], list[Any]]
+) -> list[Any]:
+    """Return the rows of a change of leased items, given with the tokens of their leases; each begins with a number.
+
+    It is repeated for items that their leases still hold: another transaction, such as one that extends the lease, has
+    changed them since the statement began, which does not see where they are now.
+    """
+    rows: list[Any] = []
+    while pairs:
+        rows += change([seq for seq, _ in pairs], [token for _, token in pairs])
+        pairs = _left(step, place, pairs, rows)
+    return rows
+
+
+def _left(step: Step, place: Place, pairs: Sequence[tuple[int, int]], rows: Sequence[Any]) -> list[tuple[int, int]]:
+    """Return which of these items are in none of the rows, and are held by their leases."""
+    done = {row[0] for row in rows}
+    left = [pair for pair in pairs if pair[0] not in done]
+    if not left:
+        return []
+    seqs, leases = [seq for seq, _ in left], [token for _, token in left]
+    found = step.execute(_STILL_HELD, queue=place.id, seqs=seqs, leases=leases).fetchall()
+    return [(seq, token) for seq, token in found if seq is not None]
+
+
 def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Return, *, buries: bool) -> Nacked:
     """Give back those of these items that a lease holds; return what became of each.
 
     Those that have expired leave, or are dead letters if ``buries``; so do, with retention, all others.
     """
-    back = _given_back(step, place, _NACK, how, lease=token, seqs=sorted(seqs))
+    pairs = [(seq, token) for seq in sorted(seqs)]
+    back = _given_back(step, place, _NACK, how, pairs, lease=token, seqs=sorted(seqs))
     over = [seq for seq, _, _, is_over in back.rows if is_over]
     dead = [seq for seq, state, _, _ in back.rows if state == _DEAD]
     dead += _removal.expire_these(step, place, over, buries=buries)
@@ -461,7 +508,11 @@ def nack(step: Step, place: Place, token: int, seqs: Collection[int], how: Retur
 
 def extend(step: Step, place: Place, token: int, seqs: Collection[int], ttl: float | None) -> bool:
     """Give a lease another deadline; return whether it exists."""
-    is_there = step.changed(_EXTEND, queue=place.id, lease=token, seqs=sorted(seqs), ttl=ttl) > 0
+
+    def extend(seqs: list[int], _: Any) -> list[Any]:
+        return step.execute(_EXTEND, queue=place.id, lease=token, seqs=seqs, ttl=ttl).fetchall()
+
+    is_there = bool(_of_all(step, place, [(seq, token) for seq in sorted(seqs)], extend))
     step.has_changed = step.has_changed or is_there
     if is_there:
         tell(step, place)  # wakes sleepers that sleep until the old deadline
@@ -483,19 +534,26 @@ def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> Non
         _given_back(step, place, _GIVE_BACK, how, lease=token)
 
 
-def _given_back(step: Step, place: Place, statement: Any, how: Return, **values: Any) -> _GivenBack:
+def _given_back(
+    step: Step, place: Place, statement: Any, how: Return, pairs: Sequence[tuple[int, int]] = (), **values: Any
+) -> _GivenBack:
+    """Give back items; ``pairs``: those, with their lease, that are to be looked for again if they have moved."""
     locked = step.execute(_positions.LOCK_TAIL_IF_NEEDED, queue=place.id)
-    returned = step.execute(
-        statement,
-        queue=place.id,
-        delay=int(how.delay * 1e6),
-        reason=_as_bytes(how.reason, how.trace),
-        max_attempts=how.max_attempts,
-        undone=how.is_undone,
-        **values,
-    )
+    values |= {
+        "delay": int(how.delay * 1e6),
+        "reason": _as_bytes(how.reason, how.trace),
+        "max_attempts": how.max_attempts,
+        "undone": how.is_undone,
+    }
+    returned = step.execute(statement, queue=place.id, **values)
     readers = step.execute(_positions.LOCK, queue=place.id).fetchall()
     rows = returned.fetchall()
+    if pairs:
+
+        def give_back(seqs: list[int], _: Any) -> list[Any]:
+            return step.execute(statement, queue=place.id, **values | {"seqs": seqs}).fetchall()
+
+        rows += _of_all(step, place, _left(step, place, pairs, rows), give_back)
     (is_followed, is_kept), *_ = locked.fetchall() or [(False, False)]
     if not rows:
         return _GivenBack([])

@@ -159,9 +159,10 @@ class Leases:
         database = self._hold.database
         tokens: list[Token] = []
         leases: list[tuple[list[T], Leased]] = []
-        relayed = None
+        gone: set[tuple[int, int]] | None = None
         try:
             relayed = self._relayed(pairs, ttl, tokens)
+            gone = relayed.gone if len(relayed.gone) == len(pairs) else self._and_the_rest(pairs, relayed.gone)
             if relayed.entries:
                 if self._hold.is_closed:
                     self._give_up(database)
@@ -170,9 +171,8 @@ class Leases:
                 leases = [] if lease is None else _each_of(*lease)
         except BaseException:  # nothing is handed out
             self._hold.holder.doubtful += tokens
-            if relayed is None or len(pairs) == 1:  # of several, all are acknowledged
+            if gone is None or len(pairs) == 1:  # of several, all are acknowledged
                 raise
-        gone = relayed.gone or set(self._hold.run(_away.ack_pairs, pairs))
         following = iter(leases)
         return [
             (_ended(token, [seq]), next(following, None)) if (seq, token) in gone else (None, None)
@@ -184,7 +184,7 @@ class Leases:
         database, place = self._hold.database, self._hold.place
         seqs, leases = [seq for seq, _ in pairs], [token for _, token in pairs]
         statement = _away.RELAY
-        held: dict[str, Any] = {"seqs": seqs, "leases": leases, "n": len(pairs), "insists": False}
+        held: dict[str, Any] = {"seqs": seqs, "leases": leases, "insists": False}
         if len(pairs) == 1:
             statement = _away.RELAY_ONE
             held = {"seq": seqs[0], "held": leases[0]}
@@ -217,9 +217,12 @@ class Leases:
         if isinstance(rows, Settled):
             there = self._hold.view(_away.still_there, values["seqs"])
             return {pair for pair in pairs if pair[0] not in there}
-        if rows and not rows[0][2]:  # no reader has to be informed
-            return set(zip(rows[0][0] or (), rows[0][4] or (), strict=True))
-        return set(self._hold.run(_away.ack_pairs, pairs))
+        gone = set(zip(rows[0][0] or (), rows[0][4] or (), strict=True)) if rows else set()
+        return gone if len(gone) == len(pairs) else self._and_the_rest(pairs, gone)
+
+    def _and_the_rest(self, pairs: Sequence[tuple[int, int]], gone: set[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Remove what one statement has not: it had moved, readers have to be informed, or its lease is over."""
+        return gone.union(self._hold.run(_away.ack_pairs, [pair for pair in pairs if pair not in gone]))
 
     def ack(self, token: int, seqs: Collection[int] | None) -> list[int] | None:
         """Remove items of a lease for good, None for all; return their numbers, None if the lease is gone."""
@@ -237,10 +240,10 @@ class Leases:
         rows = database.once(self._hold.patience, statement, place.id, place.channel, values, awaited=3)
         if isinstance(rows, Settled):
             return _ended(token, sorted(set(asked).difference(self._hold.view(_away.still_there, asked))))
-        settled: list[int] | None = rows[0][0] if rows else None
-        if not settled and (not rows or rows[0][2]):  # readers have to be informed, or the lease is gone
-            settled = self._hold.run(_away.ack, token, asked)
-        return _ended(token, settled)
+        settled: list[int] = (rows[0][0] if rows else None) or []
+        if left := sorted(set(asked).difference(settled)):  # as in ``_and_the_rest``
+            settled += self._hold.run(_away.ack, token, left)
+        return _ended(token, sorted(settled))
 
 
 def _each_of(items: list[T], leased: Leased) -> list[tuple[list[T], Leased]]:

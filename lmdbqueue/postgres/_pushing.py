@@ -214,6 +214,9 @@ def append(
         newest = {key: payload for key, payload in zip(keys, payloads, strict=True) if key}
         payloads = [newest.get(key, payload) for key, payload in zip(keys, payloads, strict=True)]
     held = _held(step, place, keys, buries=buries)
+    while how.replace and held:  # an item that a lease has begun or ended with in between
+        replaced(step, place, keys)
+        held = _held(step, place, keys, buries=buries)
     fresh = []  # the payloads that are stored
     first_of: dict[bytes, int] = {}
     for index, key in enumerate(keys):

@@ -38,9 +38,7 @@ UPDATE {items} SET state = 3, until = NULL, expires_at = NULL, changed = clock_t
     reason = %(reason)s
 FROM over WHERE items.ctid = over.at RETURNING seq, over.was, octet_length(payload), false
 """
-_WITH_KEYS: Final = """WHERE ctid = ANY(ARRAY(
-    SELECT (SELECT ctid FROM {items} WHERE queue = %(queue)s AND key = wanted.key AND state <> 3)
-    FROM unnest(%(keys)s::bytea[]) AS wanted (key)))"""
+_WITH_KEYS: Final = "WHERE queue = %(queue)s AND key = ANY(%(keys)s::bytea[]) AND key IS NOT NULL AND state <> 3"
 _REPLACE: Final = (
     "DELETE FROM {items} " + _WITH_KEYS + " AND state + 0 <> 1 RETURNING seq, state, octet_length(payload)"
 )

@@ -140,6 +140,7 @@ VERBS = {
     "push many": lambda queue, _: queue.push(["a", "b"]),
     "push with headers": lambda queue, _: (queue.push("a", headers={"b": "c"}), queue.push(["a", "b"], expires=1000)),
     "push with a key": lambda queue, _: queue.push("a", unique="k"),
+    "push with a key that an item has": lambda queue, _: queue.push("a", unique="k", replace=True),
     "push with a delay": lambda queue, _: queue.push("a", delay=1000),
     "pop": lambda queue, _: [queue.pop() for _ in range(4)],
     "pop some": lambda queue, _: queue.pop(3),
