@@ -106,7 +106,8 @@ class HttpTarget(Target):
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            message = f"a URL must begin with http:// or https:// and have a host, not {url!r}"
+            shown = url.rpartition("@")[2]  # without a password
+            message = f"a URL must begin with http:// or https:// and have a host, not {shown!r}"
             raise ValueError(message)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if not _VALUE.fullmatch(path) or " " in path or "\t" in path:

@@ -5,6 +5,7 @@ role or the database; settings that a user makes on a connection in a block end 
 connection is used for.
 """
 
+import re
 from typing import Any, Final, LiteralString
 
 import psycopg
@@ -58,6 +59,7 @@ USUAL_PLANS: Final = _PLANNER.format("'on'", "true", "'auto'")
 USUAL_LIMITS: Final = "SELECT " + ", ".join(f"set_config('{name}', %s, true)" for name in USERS)
 # After statements of a user's own: what they set goes, and ours comes back
 _RESET: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; UNLISTEN *; RESET ALL"
+_QUOTED: Final = re.compile('".*"', re.DOTALL)
 _ATTRIBUTES: Final = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 
 
@@ -66,7 +68,10 @@ def shown(conninfo: str) -> str:
     try:
         known = conninfo_to_dict(conninfo)
     except psycopg.ProgrammingError as error:
-        message = f"this is not the address of a database, like 'postgresql://host/name': {str(error).strip()}"
+        told = str(error).strip()
+        if not told.startswith("invalid connection option"):
+            told = _QUOTED.sub("...", told)  # it may have a password
+        message = f"this is not the address of a database, like 'postgresql://host/name': {told}"
         raise ValueError(message) from None
     return make_conninfo("", **{key: known[key] for key in ("host", "port", "user", "dbname") if known.get(key)})
 

@@ -772,3 +772,9 @@ def test_a_sender_is_killed_fifty_times_in_20_000_items(server, tmp_path, record
 )
 def test_whatever_retry_after_contains_the_forwarder_continues(after, seconds):
     assert _http._seconds(after) == seconds
+
+
+def test_a_url_that_is_refused_is_told_without_its_password():
+    with pytest.raises(ValueError, match="must begin with") as caught:
+        HttpTarget("htp://me:secret@host/")
+    assert "secret" not in str(caught.value)

@@ -253,6 +253,10 @@ def test_names_are_quoted_whatever_is_in_them(postgres):
             PostgresQueue(postgres.url(), schema=bad)
     with pytest.raises(ValueError, match=r"not the address.*like 'postgresql:"):
         PostgresQueue("postgresql://host/?what=1")
+    for bad in ("postgresql//me:secret@host/app", "postgresql://me:secret word@host/app", "host=a password='secret"):
+        with pytest.raises(ValueError, match="not the address") as caught:
+            PostgresQueue(bad)
+        assert "secret" not in str(caught.value)
     with pytest.raises(ValueError, match="patience"):
         PostgresQueue(postgres.url(), patience=-1)
 
