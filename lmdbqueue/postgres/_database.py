@@ -39,6 +39,7 @@ from typing import Any, Final, LiteralString, TypeVar, TypeVarTuple
 import psycopg
 
 from lmdbqueue._base.errors import CommitUnknownError, ForkError, NestedCallError, QueueError, ServerError
+from lmdbqueue._host import fork
 from lmdbqueue._host.disk import translated
 from lmdbqueue._host.fork import at_fork
 from lmdbqueue._host.threads import holding
@@ -148,6 +149,8 @@ class Database:
 
     def view(self, patience: float, fn: Callable[[Step, *Ts], R], *args: *Ts) -> R:
         """Return ``fn(step, *args)``, which changes nothing; in the block of this thread, if it is in one."""
+        if os.getpid() != fork.pid:
+            fork.notice()
         if (block := blocks.current()) is not None:
             joined: R = block.call(self, fn, args)
             return joined
@@ -350,6 +353,8 @@ class Database:
 
         Raises ``NestedCallError`` in a transaction of this thread, which may hold what the call would wait for.
         """
+        if os.getpid() != fork.pid:
+            fork.notice()
         if self._amid and threading.get_ident() in self._amid:
             raise NestedCallError(self.path)
         return self._settled_until(patience) if self.access.unsettled else over_at(patience)

@@ -1,5 +1,6 @@
 """What only PostgreSQL has: sessions, schemas, plans, connections, statements of the user's own."""
 
+import ctypes
 import gc
 import hashlib
 import itertools
@@ -588,3 +589,20 @@ def test_an_interrupt_at_any_moment_of_a_call_is_raised_and_leaves_the_queue_who
         if moments.left > 0:
             record_property("interrupts", (number - first) // each)
             return
+
+
+def test_a_child_forked_by_code_in_c_has_connections_of_its_own(queue):
+    queue.push("first")
+    child = ctypes.PyDLL(None).fork()
+    if not child:
+        code = 1
+        try:
+            for number in range(100):
+                queue.push(number)
+            code = 0
+        finally:
+            os._exit(code)
+    for number in range(100):
+        queue.push(number)
+    assert status_of(child) == 0
+    assert sorted(queue.pop(300)[1:]) == sorted([*range(100), *range(100)])
