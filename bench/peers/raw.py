@@ -7,6 +7,7 @@ checksum, no limits, no waking, no flush; one transaction a call, as short as it
 import os
 import pickle
 import struct
+import threading
 import time
 from itertools import islice
 
@@ -17,6 +18,7 @@ from bench.peers.peer import Peer
 
 _NUMBER = struct.Struct(">Q")
 _POLL_SECONDS = 0.005
+_INTERVAL = 0.1  # seconds between two snapshots
 
 
 class Raw(Peer):
@@ -138,4 +140,50 @@ class RawWithOneFlush(Peer):
         self.raw.close()
 
 
-ADAPTERS = [Raw, RawWithOneFlush]
+class RawWithCheckpoints(Peer):
+    """The same, not synced, while a thread brings a snapshot to the disk ten times a second.
+
+    A reader keeps the pages of the last one. No queue on LMDB whose power cut takes the last moment exceeds this.
+    """
+
+    name = "raw, checkpoints"
+    package = "lmdb"
+    durable_by = None
+    relaxed_by = None
+    between_by = (
+        "sync=False, and a thread that syncs a snapshot each 0.1 s and keeps its pages; the bound of single calls"
+    )
+    is_variant = True
+    is_bound = True
+
+    def __init__(self, directory: str, *, durable: bool) -> None:
+        assert not durable
+        self.raw = Raw(directory, durable=False)
+        self._file = os.open(self.raw.env.path(), os.O_RDWR | os.O_CLOEXEC)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._cover)
+        self._thread.start()
+
+    def push(self, item: Item) -> None:
+        self.raw.push(item)
+
+    def pop(self) -> Item:
+        return self.raw.pop()
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        os.close(self._file)
+        self.raw.close()
+
+    def _cover(self) -> None:
+        kept = self.raw.env.begin()
+        while not self._ended.wait(_INTERVAL):
+            newer = self.raw.env.begin()
+            os.fdatasync(self._file)
+            kept.abort()
+            kept = newer
+        kept.abort()
+
+
+ADAPTERS = [Raw, RawWithOneFlush, RawWithCheckpoints]
