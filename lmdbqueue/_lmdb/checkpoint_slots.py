@@ -78,9 +78,12 @@ class Slots:
         self._lanes = [_Lane(path, folder)]
 
     def close(self) -> None:
-        """Free the descriptors; twice is harmless."""
-        while self._lanes:
-            self._lanes.pop().close()
+        """Free the descriptors; twice is harmless.
+
+        The lanes keep their numbers: a child that was forked amid ``raise_to`` goes on there.
+        """
+        for lane in self._lanes:
+            lane.close()
 
     def raise_to(self, checkpoint: Checkpoint, tell: Callable[[int, Checkpoint], object]) -> None:
         """Store this checkpoint, whose pages are on the disk, durably, unless a newer one is. Raises ``OSError``.
@@ -112,6 +115,7 @@ class _Lane:
     """One open file."""
 
     def __init__(self, path: str, folder: int | None) -> None:
+        self._life = fork.life
         self._path = path
         self._folder = folder
         self._fd = open_private(path, os.O_RDWR, folder=folder)
@@ -123,16 +127,27 @@ class _Lane:
             close(fd)
 
     def read(self) -> list[Checkpoint | None]:
-        return _read(self._fd)
+        try:
+            return _read(self._fd)
+        finally:
+            self._refuse_inherited()
+
+    def _refuse_inherited(self) -> None:
+        """Raise ``ForkError`` in a child that a signal handler has forked amid this, in place of what it has met."""
+        if self._life is not fork.life:
+            raise ForkError(os.path.dirname(self._path))
 
     def raise_to(self, checkpoint: Checkpoint, tell: Callable[[Checkpoint], object]) -> bool:
         """Like ``Slots.raise_to``; return False if another process is writing here, or was stopped while writing."""
+        self._refuse_inherited()  # for a lane that was not yet among those that the child has closed
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # here, since an interrupt may come as it returns
             tell(self._raise_to(checkpoint))
         except BlockingIOError:
             return False
         finally:
+            if self._life is not fork.life:  # without a call, as which an interrupt would leave it locked
+                raise ForkError(os.path.dirname(self._path))
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         return True
 

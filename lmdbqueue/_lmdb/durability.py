@@ -192,7 +192,10 @@ class Durable(Snapshot):
         with translated(self.path, "reading"), self._translated("reading"):
             while True:
                 number = self._newest_to_read()
-                body = meta_page.body_of(self._fd, number, self._room.page)
+                try:
+                    body = meta_page.body_of(self._fd, number, self._room.page)
+                finally:
+                    self._refuse_inherited()
                 if self._is_newest(number):
                     return number, body
 

@@ -142,9 +142,9 @@ class Environment(Live):
         otherwise it would consider itself one of several, and not record that the queue is open again. Closing never
         fails: what was left undone is verified at the next opening.
         """
-        if self._checkpoints is not None:
+        if (checkpoints := self._checkpoints) is not None:  # kept: a child that a handler forks now has none
             with suppress(QueueError, Superseded, Doubtful):
-                self._checkpoints.cover()
+                checkpoints.cover()
         with suppress(QueueError), self.directory.lock(patience=departures.patience()):
             is_whole = session.is_alone() and generation.settle()
             generation.close()

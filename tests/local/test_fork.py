@@ -840,6 +840,50 @@ def test_a_child_forked_amid_the_making_of_a_pin_ends_no_transaction_of_its_pare
     assert in_a_small_process(_fork_amid_the_making_of_a_pin, str(tmp_path)) == [1]
 
 
+def _fork_amid_a_checkpoint(place, verb, child_uses_it):
+    """Fork at moments of a checkpoint, which the child goes on with; return what it raised, and what check() found."""
+    parent, raised, found = os.getpid(), set(), []
+    for number in itertools.count(1, STEP):
+        queue = PersistentQueue("queue", place, durability="interval", interval=3600.0)
+        queue.push("before")
+        told, tell = os.pipe()
+
+        def fork(queue=queue):
+            if child := os.fork():
+                assert status_of(child) == 0
+            elif child_uses_it:
+                with contextlib.suppress(QueueError):
+                    queue.push("by the child")
+
+        faulthandler.dump_traceback_later(DEADLINE, exit=True)
+        try:
+            with Moments(number, fork) as moments:
+                getattr(queue, verb)()
+        except Exception as error:
+            if os.getpid() == parent:
+                raise
+            os.write(tell, type(error).__name__.encode())
+        finally:
+            if os.getpid() != parent:
+                os._exit(0)
+            os.close(tell)
+            with open(told, encoding="ascii") as file:
+                raised.add(file.read())
+        queue = PersistentQueue("queue", place, durability="interval", interval=3600.0)
+        found += queue.check()
+        if moments.left > 0:
+            return raised, found
+    raise AssertionError
+
+
+@pytest.mark.parametrize("child_uses_it", [False, True])
+@pytest.mark.parametrize(("verb", "raised"), [("sync", {"", "ForkError"}), ("close", {""})])
+def test_a_child_forked_amid_a_checkpoint_leaves_no_file_and_raises_fork_error_alone(
+    tmp_path, verb, raised, child_uses_it
+):
+    assert in_a_small_process(_fork_amid_a_checkpoint, str(tmp_path), verb, child_uses_it) == (raised, [])
+
+
 @pytest.mark.parametrize("comes_first", [None, len, list])
 def test_a_child_forked_amid_a_reading_of_its_thread_leaves_the_snapshot_to_its_parent(open_queue, comes_first):
     """Even if the handler has read before it forked."""
