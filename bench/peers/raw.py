@@ -150,9 +150,7 @@ class RawWithCheckpoints(Peer):
     package = "lmdb"
     durable_by = None
     relaxed_by = None
-    between_by = (
-        "sync=False, and a thread that syncs a snapshot each 0.1 s and keeps its pages; the bound of single calls"
-    )
+    between_by = "sync=False, and a thread that syncs a snapshot each 0.1 s and keeps its pages; the bound"
     is_variant = True
     is_bound = True
 
