@@ -14,7 +14,7 @@ from typing import Final
 import lmdb
 
 from lmdbqueue._base.errors import AccessError, CommitUnknownError, NestedCallError, PidError, QueueError, StorageError
-from lmdbqueue._host.disk import explain
+from lmdbqueue._host.disk import NO_ROOM, explain
 
 DAMAGE: Final = (
     lmdb.CorruptedError,
@@ -24,6 +24,7 @@ DAMAGE: Final = (
     lmdb.VersionMismatchError,
     SystemError,
 )
+_PAGE: Final = 4096  # bytes
 _BEGIN: Final = "mdb_txn_begin"  # the binding's name of the call, in its message
 _OF_THE_SYSTEM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -73,7 +74,27 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
     with suppress(OSError):  # a swap may have removed the name of the file
         if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
             return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
+    if os.strerror(errno.EIO) in reason and (refused := _refused_room(path)) is not None:
+        return explain(refused, path, operation)
     return StorageError(path, operation, reason)
+
+
+def _refused_room(path: str) -> OSError | None:
+    """Return why the file can get no further page, by a quota or limit, too; None if it can.
+
+    LMDB reports a write that was cut short for that as an I/O error. Pages beyond the allocated ones are written when
+    the free ones suffice for an item (``_lmdb.preallocation``), but no run of them is long enough.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, os.fstat(fd).st_size, _PAGE)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error if error.errno in NO_ROOM else None
+    return None
 
 
 def _unavailable(path: str, reason: str, operation: str) -> QueueError:

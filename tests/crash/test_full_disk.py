@@ -4,8 +4,10 @@ LMDBQUEUE_TREE says how many bytes the long form fills a disk with.
 """
 
 import os
+import random
 import resource
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -303,6 +305,35 @@ def test_a_worker_that_fails_again_and_again_on_a_full_disk_leaves_room_for_othe
             left = count - tried - 1 - 2 * _SINGLY
             assert queue.delete(count) == left
             assert queue.clear(all=True) is None
+            assert queue.check() == []
+
+    assert status_of(forked(use), 4 * DEADLINE) == 0
+    record_property(TOLD, 1)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4", "file size limit"])
+def test_where_free_pages_are_scattered_a_push_is_refused_as_on_any_full_disk(kind, tmp_path, needs, record_property):
+    """LMDB finds no run for a large item, writes behind what is allocated, and calls that an I/O error."""
+    if kind != "file size limit":
+        needs("root", "mount", "mkfs.ext4", "loop devices")
+
+    def use() -> None:
+        chance = random.Random(1)
+        with disk(kind, str(tmp_path), DISK) as place, _open(place, kind, 0) as queue:
+            kept: deque[bytes] = deque()
+            refused = 0
+            for number in range(3_000):
+                item = _item(number, chance.choice([300, 17_000, 60_000, 400_000]))
+                try:
+                    queue.push(item)
+                    kept.append(item)
+                except DiskFullError:
+                    refused += 1
+                if number % 200 == 0:
+                    for _ in range(min(chance.randrange(60), len(kept))):
+                        assert queue.pop() == kept.popleft()
+            assert refused > 100
+            assert list(queue) == list(kept)
             assert queue.check() == []
 
     assert status_of(forked(use), 4 * DEADLINE) == 0
