@@ -528,9 +528,9 @@ def give_up(step: Step, place: Place, holders: Sequence[int], how: Return) -> in
 
 
 def give_back_doubtful(step: Step, place: Place, doubtful: Sequence[int]) -> None:
-    """Give back the items of unknown leases, whose calls have failed."""
+    """Give back the items of leases that no consumer got, since their calls have failed."""
     for token in doubtful:
-        how = Return("nobody knew of its lease")
+        how = Return("", is_undone=True)
         _given_back(step, place, _GIVE_BACK, how, lease=token)
 
 

@@ -9,11 +9,12 @@ A worker acknowledges an item and leases the next by one statement (``relay_each
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from typing import Any, NoReturn, TypeVar
 
-from lmdbqueue._base.errors import ClosedError, GoneError
+from lmdbqueue._base.errors import ClosedError, GoneError, QueueError
 from lmdbqueue._base.values import Leased
 from lmdbqueue._verbs.engine import Relayed, Request, SortOut, fitting
 from lmdbqueue.postgres import _away, _items
@@ -74,7 +75,7 @@ class Leases:
                 found = self._without_surplus(token, found, max_bytes)
                 lease = self._lease_of(token, found, deadline, sort_out)
             except BaseException:  # the lease is not handed out
-                self._hold.holder.doubtful.append(token)
+                self._take_back([token])
                 raise
             if lease is not None:
                 return lease
@@ -130,6 +131,13 @@ class Leases:
             self._hold.run(partial(_away.nack, buries=self._hold.buries_expired), token, surplus, how)
         return found._replace(entries=found.entries[:fits], attempts=found.attempts[:fits])
 
+    def _take_back(self, tokens: Sequence[Token]) -> None:
+        """Give back what was leased by a call that fails, by an exception of ``loads``, or the next lease does."""
+        self._hold.holder.doubtful += tokens
+        with suppress(QueueError):
+            if blocks.current() is None and not self._hold.database.is_away:
+                self._give_back_doubtful()
+
     def _give_back_doubtful(self) -> None:
         """Give back the items of leases whose outcome this object never learned."""
         doubtful, self._hold.holder.doubtful = self._hold.holder.doubtful, []
@@ -170,8 +178,11 @@ class Leases:
                 lease = self._lease_of(tokens[-1], found, deadline, sort_out)
                 leases = [] if lease is None else _each_of(*lease)
         except BaseException:  # nothing is handed out
-            self._hold.holder.doubtful += tokens
-            if gone is None or len(pairs) == 1:  # of several, all are acknowledged
+            if gone is None:
+                self._hold.holder.doubtful += tokens
+                raise
+            self._take_back(tokens)
+            if len(pairs) == 1:  # of several, all are acknowledged
                 raise
         following = iter(leases)
         return [

@@ -54,6 +54,26 @@ def test_a_failure_is_logged_with_its_traceback_and_the_dead_letter_keeps_it(que
     assert letter.traceback.endswith("LookupError: no such thing\n")
 
 
+@pytest.mark.parametrize("items", [[b"bad"], [b"a", b"bad"]])
+def test_an_item_that_loads_ends_the_worker_at_is_held_by_nobody_and_was_not_tried(engine, items):
+    """On PostgreSQL it stayed leased until its time was over, or until the next lease, and counted as tried."""
+    broken = [True]
+
+    def loads(payload):
+        if broken and payload == b"bad":
+            raise SystemExit
+        return payload
+
+    queue = engine(dumps=bytes, loads=loads)
+    queue.push(items)
+    with pytest.raises(SystemExit):
+        queue.work(lambda _: None, stop=threading.Event())
+    assert (queue.stats().leased, queue.stats().waiting) == (0, 1)
+    broken.clear()
+    with queue.lease() as lease:
+        assert (lease.items, lease.attempts) == ([b"bad"], [1])
+
+
 @pytest.mark.parametrize(("retries", "tries"), [(9, 3), (2, 2), (None, 3)])
 def test_the_limit_of_the_queue_applies_to_workers_unless_theirs_is_lower(queue, retries, tries):
     queue.max_attempts = 3
