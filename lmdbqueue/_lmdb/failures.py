@@ -71,25 +71,26 @@ def failure(path: str, error: Exception, operation: str) -> QueueError:
     for number in _OF_THE_SYSTEM:
         if os.strerror(number) in reason:
             return explain(OSError(number, os.strerror(number)), path, operation)
-    with suppress(OSError):  # a swap may have removed the name of the file
-        if os.statvfs(path).f_bavail == 0:  # a full disk may look like a broken one
-            return explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path, operation)
-    if os.strerror(errno.EIO) in reason and (refused := _refused_room(path)) is not None:
+    if (refused := _refused_room(path, reason)) is not None:
         return explain(refused, path, operation)
     return StorageError(path, operation, reason)
 
 
-def _refused_room(path: str) -> OSError | None:
-    """Return why the file can get no further page, by a quota or limit, too; None if it can.
+def _refused_room(path: str, reason: str) -> OSError | None:
+    """Return why the file can get no further page, None if it can: a full disk may look like a broken one.
 
-    LMDB reports a write that was cut short for that as an I/O error. Pages beyond the allocated ones are written when
-    the free ones suffice for an item (``_lmdb.preallocation``), but no run of them is long enough.
+    LMDB calls it an I/O error if a write is cut short, be it by a quota or limit. Pages beyond the allocated ones are
+    written if the free ones suffice for an item (``_lmdb.preallocation``), but no run of them is long enough.
     """
+    with suppress(OSError):  # a swap may have removed the name of the file
+        if os.statvfs(path).f_bavail == 0:
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if os.strerror(errno.EIO) not in reason or not hasattr(os, "posix_fallocate"):
+        return None
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, os.fstat(fd).st_size, _PAGE)
+            os.posix_fallocate(fd, os.fstat(fd).st_size, _PAGE)
         finally:
             os.close(fd)
     except OSError as error:

@@ -318,7 +318,7 @@ def test_where_free_pages_are_scattered_a_push_is_refused_as_on_any_full_disk(ki
         needs("root", "mount", "mkfs.ext4", "loop devices")
 
     def use() -> None:
-        chance = random.Random(1)
+        chance = random.Random(1)  # noqa: S311
         with disk(kind, str(tmp_path), DISK) as place, _open(place, kind, 0) as queue:
             kept: deque[bytes] = deque()
             refused = 0
