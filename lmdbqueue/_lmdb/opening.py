@@ -147,7 +147,8 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
     map_size = wanted_map(path, size)
     name = os.fsencode(path)
     while True:
-        if fork.amid.life not in (None, fork.life):
+        life, env = fork.life, None
+        if fork.amid.life not in (None, life):
             raise ForkError(os.path.dirname(path))
         try:
             env = lmdb.open(
@@ -159,13 +160,15 @@ def open_environment(path: str, size: int = 0, **options: Any) -> tuple[lmdb.Env
                 lib_version=0,
                 **options,
             )
-        except (lmdb.MemoryError, lmdb.Error) as error:
-            if os.strerror(errno.ENOMEM) not in str(error) or map_size <= _LEAST_OF_LITTLE:
-                raise
-            map_size //= 2
-        else:
             close_when_executing(path)  # LMDB opens it without O_CLOEXEC
             return env, max(map_size, int(env.info()["map_size"]))
+        except BaseException as error:
+            if env is not None and life is fork.life:  # an interrupt; in a child it would end its parent's transactions
+                env.close()
+            is_of_little_memory = isinstance(error, lmdb.Error) and os.strerror(errno.ENOMEM) in str(error)
+            if env is not None or not is_of_little_memory or map_size <= _LEAST_OF_LITTLE:
+                raise
+            map_size //= 2
 
 
 def open_shared(path: str, **options: Any) -> tuple[lmdb.Environment, int]:

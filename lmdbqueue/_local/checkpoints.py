@@ -160,9 +160,8 @@ class Checkpoints:
             return False
         self._refuse_nested()
         with self._busy:
-            before = pin.transaction
             self._make()
-            return pin.transaction != before
+        return True  # the pin may have stood there already, and have been moved after what was refused had begun
 
     def resume(self) -> None:
         """Soon cover commits left uncovered by others, or by this process before the file was reopened."""

@@ -17,6 +17,7 @@ from lmdbqueue._base.format import BASE, Note, Trailer, pack
 from lmdbqueue._base.values import NOTHING, Entry, Leased, Moment, Nacked, Push, Pushed, ReaderStats, Stats, Taken
 from lmdbqueue._host.disk import translated
 from lmdbqueue._local.hold import LocalHold
+from lmdbqueue._local.transaction import blocks
 from lmdbqueue._model import (
     dead_letters,
     fifo,
@@ -144,7 +145,7 @@ class LocalEngine(LocalHold):
         """Return some entries behind that of ``key``."""
         return self.view(fifo.since, key, _BROWSE_BYTES)
 
-    def take(  # noqa: C901  (in one frame: every pop passes it)
+    def take(  # noqa: C901, PLR0912  (in one frame: every pop passes it)
         self, n: int, least: int, decode: Decode[T], max_bytes: int | None = None
     ) -> tuple[list[Entry], list[T]] | None:
         """Read the first items, decode them, and remove exactly those.
@@ -172,7 +173,13 @@ class LocalEngine(LocalHold):
             items = decode(entries)
             if len(items) < len(entries):
                 entries = entries[: len(items)]
-            removed = self.environment.update(self.ref, fifo.remove, [key for key, _ in entries])
+            try:
+                removed = self.environment.update(self.ref, fifo.remove, [key for key, _ in entries])
+            except DiskFullError:  # as in ``_in_steps``
+                n = len(entries) // 2
+                if n < max(1, least) or blocks.current() is not None:
+                    raise
+                continue
             if removed is not None:
                 if removed.following is not None:
                     self._next = [removed.following]
@@ -208,16 +215,49 @@ class LocalEngine(LocalHold):
 
     def delete(self, n: int) -> int:
         """Remove the first ``n`` items."""
-        return self.environment.update(self.ref, fifo.delete, n)
+        try:
+            return self.environment.update(self.ref, fifo.delete, n)
+        except DiskFullError as error:
+            return self._in_steps(n, error)
+
+    def _in_steps(self, n: int, refused: DiskFullError) -> int:
+        """Remove the first ``n`` items in several transactions, on a full disk, where one was refused.
+
+        LMDB lists the pages that a transaction frees in one value, for which it needs pages that lie side by side; on a
+        full disk there may be only single ones, which suffice for some 500. A kill between two steps leaves the rest.
+        """
+        if blocks.current() is not None:
+            raise refused
+        left = min(n, self.count())
+        step = left // 2
+        removed = 0
+        while left:
+            if not step:
+                raise refused
+            try:
+                gone = self.environment.update(self.ref, fifo.delete, min(step, left))
+            except DiskFullError:
+                step //= 2
+                continue
+            removed += gone
+            left = left - gone if gone else 0
+        return removed
 
     def clear(self) -> int:
         """Remove all waiting items, including those that have just come due."""
         self._restore_due()
-        return self.environment.update(self.ref, fifo.clear)
+        try:
+            return self.environment.update(self.ref, fifo.clear)
+        except DiskFullError as error:
+            return self._in_steps(self.count(), error)
 
     def clear_all(self) -> int:
         """Remove all items."""
-        return self.environment.update(self.ref, leases.clear)
+        try:
+            return self.environment.update(self.ref, leases.clear)
+        except DiskFullError as error:
+            waiting = self._in_steps(self.count(), error)
+            return waiting + self.environment.update(self.ref, leases.clear)
 
     def move(self, n: int, to: LocalEngine) -> int:
         """Move at most the first ``n`` items to the tail of another queue; return their number."""

@@ -311,6 +311,30 @@ def test_a_worker_that_fails_again_and_again_on_a_full_disk_leaves_room_for_othe
     record_property(TOLD, 1)
 
 
+def _fill(queue: PersistentQueue[bytes], items: int) -> None:
+    refused = 0
+    while refused < 20:
+        try:
+            queue.push([b"x" * 300] * items)
+        except DiskFullError:
+            refused += 1
+
+
+def _popped(queue: PersistentQueue[bytes], count: int) -> int:
+    popped = 0
+    while items := queue.pop(count):
+        popped += len(items)
+    return popped
+
+
+_LARGE_REMOVALS: dict[str, Callable[[PersistentQueue[bytes], int], int]] = {
+    "delete": lambda queue, count: queue.delete(count),
+    "clear": lambda queue, count: queue.clear() or count,
+    "clear all": lambda queue, count: queue.clear(all=True) or count,
+    "pop": _popped,
+}
+
+
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4", "file size limit"])
 def test_where_free_pages_are_scattered_a_push_is_refused_as_on_any_full_disk(kind, tmp_path, needs, record_property):
     """LMDB finds no run for a large item, writes behind what is allocated, and calls that an I/O error."""
@@ -334,6 +358,30 @@ def test_where_free_pages_are_scattered_a_push_is_refused_as_on_any_full_disk(ki
                         assert queue.pop() == kept.popleft()
             assert refused > 100
             assert list(queue) == list(kept)
+            assert queue.check() == []
+
+    assert status_of(forked(use), 4 * DEADLINE) == 0
+    record_property(TOLD, 1)
+
+
+@pytest.mark.parametrize("verb", list(_LARGE_REMOVALS))
+def test_where_free_pages_are_scattered_much_can_be_removed_at_once(verb, tmp_path, record_property):
+    """LMDB lists what a removal frees in one value, for which it finds no pages that lie side by side."""
+
+    def use() -> None:
+        chance = random.Random(2)  # noqa: S311
+        options = {"dumps": bytes, "loads": bytes, "durability": "interval"}
+        with disk("file size limit", str(tmp_path), DISK) as place, PersistentQueue("queue", place, **options) as queue:
+            for _ in range(2):
+                _fill(queue, 50)
+                for seq in range(queue.stats().tail):
+                    if chance.random() < 0.3:
+                        queue.delete_item(seq)
+            _fill(queue, 1)
+            count = queue.count()
+            assert count > 5_000
+            assert _LARGE_REMOVALS[verb](queue, count) == count
+            assert queue.count() == 0
             assert queue.check() == []
 
     assert status_of(forked(use), 4 * DEADLINE) == 0

@@ -17,8 +17,8 @@ from lmdbqueue import (
     LeaseExpiredError,
     PersistentQueue,
     StorageError,
-    _format,
 )
+from lmdbqueue._base import format as _format
 from lmdbqueue._base.format import key_of
 from lmdbqueue._host import departures
 from lmdbqueue._host import owners as _owners
