@@ -372,7 +372,9 @@ def test_where_free_pages_are_scattered_a_push_is_refused_as_on_any_full_disk(ki
     record_property(TOLD, 1)
 
 
-@pytest.mark.parametrize("verb", list(_LARGE_REMOVALS))
+@pytest.mark.parametrize(
+    "verb", ["delete", "pop", *(pytest.param(each, marks=pytest.mark.long) for each in ("clear", "clear all"))]
+)
 def test_where_free_pages_are_scattered_much_can_be_removed_at_once(verb, tmp_path, record_property):
     """LMDB lists what a removal frees in one value, for which it finds no pages that lie side by side."""
 

@@ -22,7 +22,7 @@ from lmdbqueue._base.values import Push
 from lmdbqueue._lmdb.generation import Generation
 from lmdbqueue._local.queue import local_engine_of
 
-SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "30"))
+SECONDS = float(os.environ.get("LMDBQUEUE_FUZZ_SECONDS", "20"))
 SIZES = [0, 1, 10, 40, 40, 40, 200, 900, 2000, 2040, 4000, 8200, 40_000]
 NAMES = ["inbox", "outbox", "log"]
 REASON = "given back"
