@@ -164,6 +164,8 @@ class Reading(Generic[T]):
     def delete(self, items: int = 1) -> int:
         """Remove the first items without decoding them; durable when this returns.
 
+        On a full disk many items may be removed in several steps; a process that is killed between two leaves the rest.
+
         Args:
             items: The number of items, at most. After ``peek_many`` pass the ``len()`` of its result; if there are
                 other consumers, use ``lease`` and ``ack`` instead.

@@ -244,6 +244,8 @@ class Writing(Reading[T]):
     def clear(self, all: bool = False) -> None:  # noqa: A002  (the name that says it)
         """Remove all waiting items; durable when this returns. Sequence numbers are never given again.
 
+        On a full disk it may take several steps, as ``delete`` may.
+
         Args:
             all: Remove leased, delayed and dead items, too. Leases are then expired.
         """

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from lmdbqueue._base.errors import CommitUnknownError, Full, OptionError, QueueError, ServerError
 from lmdbqueue._verbs.lease import Lease, ack_all, delivered, relay_all
-from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, Relayed, Take, Taken
+from lmdbqueue.aio._jobs import APART, ONE, Ack, AnyHead, Claim, Claimed, Job, Push, RelayTerms, Take, Taken
 
 _SHARED: Final = 1 << 24  # bytes of payloads that share a push
 _AT_ONCE: Final = 100  # pushes with options that share one: each is several statements, and other processes wait
@@ -39,7 +39,7 @@ class Grouping:
 
     def done(self, kind: object, jobs: list[Any]) -> Iterable[Result]:
         """Do jobs of one kind, together where possible."""
-        is_one = isinstance(kind, Relayed) or (isinstance(kind, Claimed) and kind.is_one)
+        is_one = isinstance(kind, RelayTerms) or (isinstance(kind, Claimed) and kind.is_one)
         if len(jobs) == 1 or self._engine.is_drained or not (is_one or kind in (Push.kind, APART, Ack.kind, ONE)):
             return self._each(jobs)
         jobs = [job for job in jobs if job.take_up()]
@@ -49,7 +49,7 @@ class Grouping:
             return self._shared(jobs, self._pushed)
         if kind == APART:
             return self._shared(jobs, self._pushed_apart)
-        if kind == Ack.kind or isinstance(kind, Relayed):
+        if kind == Ack.kind or isinstance(kind, RelayTerms):
             return self._together(jobs, self._acked)
         return self._taken(jobs) if kind == ONE else self._claimed(kind, jobs)
 
@@ -108,7 +108,7 @@ class Grouping:
     def _acked(self, jobs: list[Ack]) -> list[Result]:
         kind, leases = jobs[0].kind, [job.lease for job in jobs]
         try:
-            if isinstance(kind, Relayed):
+            if isinstance(kind, RelayTerms):
                 return self._relayed(jobs, relay_all(self._engine, leases, kind.ttl, self._head.sort_out))
             errors = ack_all(self._engine, [(job.lease, job.seqs) for job in jobs])
         except CommitUnknownError:

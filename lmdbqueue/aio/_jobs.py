@@ -228,7 +228,7 @@ class Claim(Job):
 
     def undo(self, head: AnyHead, result: Lease[Any]) -> bool:  # noqa: ARG002
         """Give them back."""
-        return give_back(result)
+        return undo_unclaimed(result)
 
 
 class Ack(Job):
@@ -247,7 +247,7 @@ class Ack(Job):
         self.lease.ack(self.seqs)
 
 
-class Relayed(NamedTuple):
+class RelayTerms(NamedTuple):
     """The terms of a relay."""
 
     ttl: float
@@ -256,11 +256,11 @@ class Relayed(NamedTuple):
 class Relay(Ack):
     """An ack of a whole lease, and the lease of another item if it can be had in the same step, which is the result."""
 
-    kind: Relayed
+    kind: RelayTerms
 
     def __init__(self, future: "Future[Any]", lease: Lease[Any], ttl: float) -> None:
         super().__init__(future, lease, None)
-        self.kind = Relayed(ttl)
+        self.kind = RelayTerms(ttl)
 
     def run(self, head: AnyHead) -> Lease[Any] | None:
         """Acknowledge and lease."""
@@ -275,10 +275,10 @@ class Relay(Ack):
 
     def undo(self, head: AnyHead, result: Lease[Any]) -> bool:  # noqa: ARG002
         """Give back what was leased; the ack stays."""
-        return give_back(result)
+        return undo_unclaimed(result)
 
 
-def give_back(lease: Lease[Any]) -> bool:
+def undo_unclaimed(lease: Lease[Any]) -> bool:
     """Undo a lease that nobody got; a queue that was closed has done so."""
     with suppress(ClosedError):
         undo(lease)
